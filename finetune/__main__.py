@@ -1,0 +1,36 @@
+"""`finetune` or `python -m finetune`: list the verbs, or run one of them."""
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+
+from finetune.cli import UsageError, run
+
+VERBS = ("prepare", "train", "sample")
+
+
+def dispatch(argv):
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: finetune VERB [...], the same as python -m finetune.VERB\n")
+        for verb in VERBS:
+            print(f"  {verb:10} {_first_line(verb)}")
+        print("\nfinetune VERB --help lists the flags of a verb.")
+        return 0
+    if argv[0] not in VERBS:
+        raise UsageError(f"{argv[0]}: no such verb; there are {', '.join(VERBS)}")
+    return importlib.import_module(f"finetune.{argv[0]}").main(argv[1:])
+
+
+def _first_line(verb):
+    """The first line of a verb's docstring, without importing it."""
+    source = Path(__file__).with_name(f"{verb}.py").read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(source)).splitlines()[0]
+
+
+def main():
+    run(dispatch)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""One command line for every verb: an optional recipe, then --key=value, both typed by a dataclass.
+
+    options, origins = parse(Recipe, ["recipes/small.yaml", "--max_iters=100"])
+
+Recipe values and flags go through the same converter, so a value means the same in both places. Every problem is collected and
+reported at once, each in one line that names the file or flag, the key and the nearest key.
+"""
+
+import dataclasses
+import difflib
+import os
+import sys
+import types
+import typing
+
+MAX_RECIPE_BYTES = 256 * 1024
+
+
+class UsageError(ValueError):
+    """A mistake in the user's recipe, data or arguments, told in one line a problem. Commands end with exit code 2."""
+
+
+def run(main):
+    """Run a verb's `main(argv)` and turn its outcome into the exit code of the process."""
+    first_rank = os.environ.get("RANK", "0") == "0"
+    debug = "--debug=true" in sys.argv
+    argv = [arg for arg in sys.argv[1:] if not arg.startswith("--debug=")]
+    try:
+        code = main(argv)
+    except UsageError as error:
+        if debug:
+            raise
+        if first_rank:
+            print(error, file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    except OSError as error:
+        if debug:
+            raise
+        print(f"{type(error).__name__}: {error} (--debug=true shows where)", file=sys.stderr)
+        code = 1
+    sys.stdout.flush()
+    sys.exit(code or 0)
+
+
+def key(default, help, **metadata):
+    """A field of an options dataclass: its default, one line of help and, as metadata, what else there is to know of it.
+
+    `derived=True` marks a key whose None means "worked out from the other keys".
+    """
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
+    return dataclasses.field(default=default, metadata={"help": help, **metadata})
+
+
+def parse(cls, argv, usage):
+    """`(options, origins)`: an instance of `cls`, and for each key that was given, where: 'recipes/x.yaml:3' or '--key'.
+
+    A dataclass field `sources` takes the positional arguments; without one the only positional argument is a recipe.
+    `cls.problems()`, if there is one, yields `(key, message)` for values that are of the right type but cannot be used.
+    Raises UsageError; prints help and exits 0 on --help.
+    """
+    if "--help" in argv or "-h" in argv:
+        print(help_text(cls, usage))
+        sys.exit(0)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    problems, given, sources = [], [], []
+    for arg in argv:
+        if arg.startswith("--"):
+            name, equals, text = arg[2:].partition("=")
+            if equals:
+                given.append((name, text, f"--{name}"))
+            else:
+                problems.append(f"{arg}: write {arg}=VALUE" + _nearest(name, fields, "--"))
+        elif arg.startswith("-") and len(arg) > 1:
+            problems.append(f"{arg}: flags are written --key=value")
+        elif "sources" in fields:
+            sources.append(arg)
+        elif sources:
+            problems.append(f"{arg}: only one recipe can be given, and {sources[0]} is one already; flags are written --key=value")
+        else:
+            sources.append(arg)
+            given = [*_read_recipe(arg, problems), *given]
+    values, origins = {}, {}
+    for name, text, origin in given:
+        if name not in fields or name == "sources":
+            place = f"unknown flag {origin}" if origin.startswith("--") else f"{origin}: unknown key '{name}'"
+            problems.append(f"{place}." + _nearest(name, fields, "--" if origin.startswith("--") else ""))
+            continue
+        try:
+            values[name] = convert(text, typing.get_type_hints(cls)[name])
+            origins[name] = origin
+        except ValueError as error:
+            problems.append(f"{origin}: {name}: {error}" if not origin.startswith("--") else f"{origin}: {error}")
+    if "sources" in fields:
+        values["sources"] = sources
+    options = cls(**values)
+    if not problems and hasattr(options, "problems"):
+        problems = [f"{origins[name]}: {message}" if name in origins else f"{name}: {message}" for name, message in options.problems()]
+    if problems:
+        raise UsageError("\n".join(problems))
+    return options, origins
+
+
+def convert(text, kind):
+    """The value of `text` for a field of type `kind`. `text` is None for a YAML null. Raises ValueError in plain words."""
+    choices = typing.get_args(kind)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        if text is None or text.lower() in ("", "none", "null", "~"):
+            return None
+        kind = next(choice for choice in choices if choice is not type(None))
+        return convert(text, kind)
+    if text is None:
+        raise ValueError(f"expected {_words(kind)}, got nothing")
+    if typing.get_origin(kind) is typing.Literal:
+        if text.lower() not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}, got {text!r}")
+        return text.lower()
+    if kind is bool:
+        if text.lower() in ("true", "yes", "on", "1"):
+            return True
+        if text.lower() in ("false", "no", "off", "0"):
+            return False
+    elif kind is int or kind is float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if kind is float and value - value == 0:  # neither nan nor infinite
+            return value
+        if kind is int and value - value == 0 and value == int(value):
+            return int(text) if text.lstrip("+-").isdigit() else int(value)
+    else:
+        return text
+    raise ValueError(f"expected {_words(kind)}, got {text!r}")
+
+
+def help_text(cls, usage):
+    """What --help prints, generated from the dataclass."""
+    hints = typing.get_type_hints(cls)
+    lines = [usage.strip(), ""]
+    for field in dataclasses.fields(cls):
+        if field.name == "sources":
+            continue
+        lines.append(f"  --{field.name}={_words(hints[field.name], short=True)}")
+        lines.append(f"      {field.metadata['help']} [{default_words(field)}]")
+    lines += ["  --debug=true", "      show the traceback of an error"]
+    return "\n".join(lines)
+
+
+def default_words(field):
+    """A field's default as help and the configuration reference show it."""
+    if field.default is None:
+        return "derived" if field.metadata.get("derived") else "none"
+    if isinstance(field.default, str):
+        return field.default if field.default.strip() else repr(field.default)
+    return str(field.default).lower()
+
+
+def _read_recipe(path, problems):
+    """[(key, text, 'path:line')] of a flat YAML file; what is wrong goes to `problems`.
+
+    Only the node graph is built, nothing is constructed, so tags cannot run anything and aliases cannot expand.
+    """
+    import yaml
+
+    if not path.endswith((".yaml", ".yml")):
+        problems.append(f"{path}: a recipe is a .yaml file; flags are written --key=value")
+        return []
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(MAX_RECIPE_BYTES + 1)
+    except OSError as error:
+        problems.append(f"{path}: cannot be read: {error.strerror}" + _nearest_recipe(path))
+        return []
+    if len(raw) > MAX_RECIPE_BYTES:
+        problems.append(f"{path}: over {MAX_RECIPE_BYTES // 1024} KB, which is no recipe")
+        return []
+    try:
+        root = yaml.compose(raw.decode("utf-8"), Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        problems.append(f"{path}: byte {error.start} is not UTF-8")
+        return []
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problems.append(f"{path}{f':{mark.line + 1}' if mark else ''}: not YAML: {getattr(error, 'problem', None) or error}")
+        return []
+    if root is None:
+        return []
+    if not isinstance(root, yaml.MappingNode):
+        problems.append(f"{path}: a recipe is lines of 'key: value'")
+        return []
+    given, seen = [], {}
+    for name_node, node in root.value:
+        place = f"{path}:{name_node.start_mark.line + 1}"
+        name = getattr(name_node, "value", None)
+        if not isinstance(name, str):
+            problems.append(f"{place}: a key must be a word")
+        elif name in seen:
+            problems.append(f"{place}: key '{name}' is given twice, first in line {seen[name]}")
+        elif not isinstance(node, yaml.ScalarNode) or not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
+            problems.append(f"{place}: {name}: expected a single plain value")
+        else:
+            null = node.style is None and node.tag == "tag:yaml.org,2002:null"
+            given.append((name, None if null else node.value, place))
+        seen.setdefault(name if isinstance(name, str) else id(name_node), name_node.start_mark.line + 1)
+    return given
+
+
+def _nearest(name, names, prefix):
+    close = difflib.get_close_matches(name, [n for n in names if n != "sources"], n=1)
+    return f" Did you mean '{prefix}{close[0]}'?" if close else " --help lists them all."
+
+
+def _nearest_recipe(path):
+    folder = os.path.dirname(path) or "."
+    there = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".yaml")] if os.path.isdir(folder) else []
+    close = difflib.get_close_matches(path, there, n=1) or there[:1]
+    return f". Did you mean {close[0]}?" if close else ""
+
+
+def _words(kind, short=False):
+    options = [choice for choice in typing.get_args(kind) if choice is not type(None)]
+    if typing.get_origin(kind) is typing.Literal:
+        return "|".join(options)
+    if options:
+        return _words(options[0], short)
+    long = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return {bool: "true|false", int: "INT", float: "FLOAT", str: "TEXT"}[kind] if short else long[kind]

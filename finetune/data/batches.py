@@ -1,0 +1,80 @@
+"""Blocks to batches. Which rows an iteration reads is a function of (seed, iteration), never of what was read before."""
+
+import numpy as np
+import torch
+
+from finetune.data import cache
+
+IGNORE = -100  # the target that cross entropy does not count
+
+
+class Blocks:
+    """One split as rows of T + 1 tokens, read without copying from the memory-mapped Arrow buffers.
+
+    `chunks` are uint16 arrays (rows, T + 1), together all rows in order; `tokens` is the number of tokens of the split, which says
+    how much of the last row is filling.
+    """
+
+    def __init__(self, chunks, tokens):
+        self.chunks = chunks
+        self.block_size = chunks[0].shape[1] - 1
+        self.starts = np.cumsum([0] + [len(chunk) for chunk in chunks])
+        self.num_rows = int(self.starts[-1])
+        self.num_tokens = tokens
+        self.filling = self.num_rows * self.block_size - (tokens - 1)  # targets of the last row that are not there
+
+    @classmethod
+    def from_arrow(cls, opened, tokens):
+        """The blocks of an Arrow cache (`cache.open_cache`) of a split of so many tokens."""
+        column = opened.data.column("input_ids")
+        return cls([chunk.flatten().to_numpy(zero_copy_only=True).reshape(len(chunk), -1) for chunk in column.chunks if len(chunk)], tokens)
+
+    @classmethod
+    def from_tokens(cls, ids, block_size):
+        """The same blocks straight from an array of ids, without a cache."""
+        rows = cache.num_rows(len(ids), block_size)
+        filled = np.zeros(rows * block_size + 1, dtype=np.uint16)
+        filled[: len(ids)] = ids
+        return cls([np.lib.stride_tricks.sliding_window_view(filled, block_size + 1)[::block_size]], len(ids))
+
+    def batch(self, rows):
+        """`(idx, targets)`, int64 (B, T) each; targets are the next tokens, -100 where there is none."""
+        out = np.empty((len(rows), self.block_size + 1), dtype=np.int64)
+        for i, row in enumerate(rows):
+            chunk = int(np.searchsorted(self.starts, row, side="right")) - 1
+            out[i] = self.chunks[chunk][row - self.starts[chunk]]
+        if self.filling:
+            for i, row in enumerate(rows):
+                if row == self.num_rows - 1:
+                    out[i, -self.filling :] = IGNORE
+        ids = torch.from_numpy(out)
+        idx, targets = ids[:, :-1], ids[:, 1:].contiguous()
+        return (idx.clamp(min=0) if self.filling else idx).contiguous(), targets
+
+    def num_targets(self, rows):
+        """How many tokens these rows predict."""
+        rows = np.asarray(rows)
+        return int(rows.size * self.block_size - (rows == self.num_rows - 1).sum() * self.filling)
+
+
+class Order:
+    """The rows of every iteration: each pass over the data is a permutation of its own, and passes follow each other without a gap."""
+
+    def __init__(self, num_rows, rows_per_iteration, seed):
+        self.num_rows, self.rows_per_iteration, self.seed = num_rows, rows_per_iteration, seed
+        self._permutations = {}
+
+    def rows(self, iteration):
+        """Row numbers of an iteration, (rows_per_iteration,)."""
+        first = iteration * self.rows_per_iteration
+        places = np.arange(first, first + self.rows_per_iteration)
+        return np.concatenate(
+            [self._permutation(p)[places[places // self.num_rows == p] % self.num_rows] for p in np.unique(places // self.num_rows)]
+        )
+
+    def _permutation(self, number):
+        if number not in self._permutations:
+            generator = np.random.Generator(np.random.PCG64([self.seed, number]))
+            kept = {n: order for n, order in self._permutations.items() if n >= number - 1}  # an iteration can straddle two passes
+            self._permutations = {**kept, number: generator.permutation(self.num_rows)}
+        return self._permutations[number]

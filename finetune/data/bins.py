@@ -1,0 +1,141 @@
+"""train.bin and val.bin: token ids as little-endian uint16, nanoGPT's format, with a meta.json that says what they are."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finetune.cli import UsageError
+from finetune.data import nanogpt_meta
+from finetune.data import tokenizer as tokenizers
+
+FORMAT = 1
+LLMC_MAGIC = 20240520
+CHUNK_BYTES = 1 << 22
+
+
+@dataclass
+class Dataset:
+    """A prepared directory. `meta` is its meta.json, or {} for bins that nanoGPT made; `tokenizer` is None when nobody knows it."""
+
+    directory: Path
+    meta: dict
+    tokenizer: object | None
+
+    def bin(self, split):
+        return self.directory / f"{split}.bin"
+
+    def num_tokens(self, split):
+        return self.bin(split).stat().st_size // 2
+
+    def num_bytes(self, split):
+        """Bytes of text in a split, which bits per byte need; None when unknown."""
+        return self.meta.get("splits", {}).get(split, {}).get("bytes")
+
+
+def is_prepared(directory):
+    return (Path(directory) / "train.bin").is_file() or (Path(directory) / "meta.json").is_file()
+
+
+def load(directory):
+    """The Dataset in a directory, its files checked as far as their sizes tell. Raises UsageError naming the file."""
+    directory = Path(directory)
+    for split in ("train", "val"):
+        check_size(directory / f"{split}.bin")
+    meta, tokenizer = {}, None
+    if (directory / "meta.json").is_file():
+        try:
+            with open(directory / "meta.json", encoding="utf-8") as file:
+                meta = json.load(file)
+            if meta.get("format") != FORMAT:
+                raise UsageError(f"{directory / 'meta.json'}: format {meta.get('format')!r} is not {FORMAT}; prepare the data again")
+            tokenizer = tokenizers.from_description(meta["tokenizer"], directory)
+        except UsageError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{directory / 'meta.json'}: not readable as a dataset's description ({error!r}); prepare the data again") from None
+    elif (directory / "meta.pkl").is_file():
+        try:
+            tokenizer = tokenizers.CharTokenizer(nanogpt_meta.read((directory / "meta.pkl").read_bytes()))
+        except ValueError as error:
+            raise UsageError(f"{directory / 'meta.pkl'}: {error}") from None
+    return Dataset(directory, meta, tokenizer)
+
+
+def check_size(path):
+    """The number of tokens in a bin. Raises UsageError for one that is missing, empty, cut, or evidently of another format."""
+    if not path.is_file():
+        raise UsageError(f"{path}: there is no such file; `python -m finetune.prepare` makes train.bin and val.bin")
+    size = path.stat().st_size
+    if size == 0:
+        raise UsageError(f"{path}: is empty; prepare the data again, with a larger val_fraction if this is val.bin")
+    if size % 2:
+        raise UsageError(f"{path}: {size:,} bytes are not a whole number of 16-bit tokens; it was probably cut short. Copy or prepare it again")
+    with open(path, "rb") as file:
+        head = np.frombuffer(file.read(8192), dtype="<u2")
+    if head.size >= 2 and int(head[0]) + (int(head[1]) << 16) == LLMC_MAGIC:
+        raise UsageError(f"{path}: is a bin of llm.c, which begins with a header; prepare the text with finetune.prepare")
+    if head.size >= 64 and (head[1::2] == 0).mean() > 0.9 and (head[::2] == 0).mean() < 0.9:
+        raise UsageError(f"{path}: looks like 32-bit token ids (every second 16-bit value is 0); bins hold 16-bit ids")
+    return size // 2
+
+
+@dataclass
+class Contents:
+    """What reading a whole bin tells."""
+
+    tokens: int
+    largest: int  # id
+    sha256: str
+
+
+def survey(dataset, split):
+    """The Contents of a bin. Raises UsageError when meta.json promises another sha256, so that a cut or edited bin never passes."""
+    path, digest, largest = dataset.bin(split), hashlib.sha256(), 0
+    tokens = check_size(path)
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            largest = max(largest, int(np.frombuffer(chunk, dtype="<u2").max()))
+    promised = dataset.meta.get("splits", {}).get(split, {}).get("sha256")
+    if promised and digest.hexdigest() != promised:
+        raise UsageError(f"{path}: is not the file that meta.json describes (its sha256 differs); prepare the data again")
+    return Contents(tokens, largest, digest.hexdigest())
+
+
+def check_ids(dataset, split, contents, vocab_size, model):
+    """Raise UsageError when a split has ids beyond the `vocab_size` of `model`, saying how many and where the first is."""
+    if contents.largest < vocab_size:
+        return
+    ids = np.memmap(dataset.bin(split), dtype="<u2", mode="r")
+    beyond = np.flatnonzero(ids >= vocab_size)
+    raise UsageError(
+        f"{dataset.bin(split)}: token {ids[beyond[0]]:,} at offset {beyond[0]:,} ({beyond.size:,} such), but {model} has {vocab_size:,} ids; "
+        "prepare the text with the model's tokenizer"
+    )
+
+
+class Writer:
+    """A bin being written, and what meta.json will say of it."""
+
+    def __init__(self, path):
+        self.file = open(path, "wb")
+        self.digest = hashlib.sha256()
+        self.tokens = self.characters = self.bytes = 0
+
+    def add(self, text, ids):
+        raw = np.ascontiguousarray(ids, dtype="<u2").tobytes()
+        self.file.write(raw)
+        self.digest.update(raw)
+        self.tokens += len(ids)
+        self.characters += len(text)
+        self.bytes += len(text.encode("utf-8", "surrogatepass"))
+
+    def close(self):
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        return {"tokens": self.tokens, "characters": self.characters, "bytes": self.bytes, "sha256": self.digest.hexdigest()}

@@ -1,0 +1,152 @@
+"""The files of a model: finding them, from a Hub id to a nanoGPT checkpoint, reading them without executing anything, writing them."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from finetune.cli import UsageError
+from finetune.gpt import convert
+
+HUB_TIMEOUT = 5  # seconds until a Hub that does not answer counts as out of reach
+MODEL_FILES = ["*.json", "*.safetensors", "merges.txt"]
+
+
+def find(source):
+    """The directory or ckpt.pt that `source` means: itself, the `best/` of a run's out_dir, or the local copy of a Hub model.
+
+    Raises UsageError when there is none, within seconds also when the network is down.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        for candidate in (path / "best", path):
+            if (candidate / "config.json").is_file():
+                return candidate
+        if (path / "ckpt.pt").is_file():
+            return path / "ckpt.pt"
+        raise UsageError(f"{source}: no model here; expected config.json, best/config.json or ckpt.pt")
+    if str(source).count("/") > 1 or str(source).startswith((".", "/", "~")) or str(source).endswith((".pt", ".safetensors")):
+        raise UsageError(f"{source}: no such file or directory")
+    return _from_hub(str(source))
+
+
+def load_config(source):
+    """The GPTConfig of anything `find` finds, without reading its weights where they lie in files of their own. Raises UsageError."""
+    path = find(source)
+    if path.is_file():
+        return load(source)[0]
+    try:
+        with open(path / "config.json", encoding="utf-8") as file:
+            return convert.config_from_hf(json.load(file))
+    except (ValueError, OSError, AttributeError) as error:  # json.JSONDecodeError is a ValueError
+        raise UsageError(f"{path / 'config.json'}: {error}") from None
+
+
+def load(source):
+    """`(config, weights)` of anything `find` finds; weights are ours, float32, on the CPU, without padding. Raises UsageError."""
+    path = find(source)
+    try:
+        if path.is_file():
+            return _load_nanogpt(path)
+        config = load_config(path)
+        weights = convert.from_hf(_read_tensors(path), config)
+    except UsageError:
+        raise
+    except (ValueError, KeyError, SafetensorError) as error:
+        raise UsageError(f"{path}: {error}") from None
+    return config, {name: tensor.float() for name, tensor in weights.items()}
+
+
+def save(directory, weights, config):
+    """Write `model.safetensors`, `config.json` and `generation_config.json` into an existing directory.
+
+    `weights` may still carry the padding of the vocabulary; the files do not.
+    """
+    directory = Path(directory)
+    save_file(convert.to_hf(weights, config), directory / "model.safetensors", metadata={"format": "pt"})
+    _write_json(directory / "config.json", convert.config_to_hf(config))
+    # max_length keeps pipeline() from running past the last position of a short context
+    generation = {"max_length": config.block_size, "bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    _write_json(directory / "generation_config.json", {name: value for name, value in generation.items() if value is not None})
+
+
+def _read_tensors(directory):
+    """All tensors of a Hugging Face directory: safetensors, sharded or whole, else pytorch_model.bin read as weights only."""
+    for name, read in (("model.safetensors", load_file), ("pytorch_model.bin", _read_pickle)):
+        index = directory / f"{name}.index.json"
+        if (directory / name).is_file():
+            return read(directory / name)
+        if index.is_file():
+            with open(index, encoding="utf-8") as file:
+                shards = sorted(set(json.load(file)["weight_map"].values()))
+            if any(Path(shard).name != shard for shard in shards):
+                raise ValueError(f"{index.name} names files outside its directory")
+            missing = [shard for shard in shards if not (directory / shard).is_file()]
+            if missing:
+                raise ValueError(f"{index.name} names {missing[0]}, which is not there")
+            return {name: tensor for shard in shards for name, tensor in read(directory / shard).items()}
+    raise ValueError("no model.safetensors and no pytorch_model.bin")
+
+
+def _load_nanogpt(path):
+    checkpoint = _read_pickle(path)
+    if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= checkpoint.keys():
+        raise ValueError("not a nanoGPT checkpoint: it has no 'model' and 'model_args'")
+    config, weights = convert.from_nanogpt(checkpoint)
+    return config, {name: tensor.float() for name, tensor in weights.items()}
+
+
+def _read_pickle(path):
+    """A torch file as plain tensors and values; anything in it that would run code is refused."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if "Weights only" not in str(error) else "it holds more than weights, which could run code"
+        raise ValueError(f"{path.name} cannot be read as weights only: {reason}") from None
+
+
+def _from_hub(repo):
+    """The local snapshot of a Hub model: from the cache when it is there, else downloaded."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    def complete(folder):
+        folder = Path(folder)
+        return (folder / "config.json").is_file() and any((folder / name).is_file() for name in WEIGHT_FILES)
+
+    try:
+        folder = snapshot_download(repo, local_files_only=True)
+        if complete(folder):
+            return Path(folder)
+    except HFValidationError:
+        raise UsageError(f"{repo}: no such directory, and not the name of a Hub model either") from None
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        names = [file.rfilename for file in HfApi().model_info(repo, timeout=HUB_TIMEOUT).siblings]
+        patterns = MODEL_FILES if any(name.endswith(".safetensors") for name in names) else [*MODEL_FILES, "pytorch_model*.bin"]
+        return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*/*"], etag_timeout=HUB_TIMEOUT))
+    except GatedRepoError:
+        raise UsageError(f"{repo}: the Hub asks for permission; log in with `hf auth login` and accept its terms") from None
+    except RepositoryNotFoundError:
+        raise UsageError(f"{repo}: no such directory, and no such model on the Hub (or it is private: `hf auth login`)") from None
+    except Exception as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(
+            f"{repo}: no such directory, not in the local cache, and the Hub cannot be reached ({type(error).__name__}). "
+            f"Run `hf download {repo}` while online, or give init_from the directory of a downloaded model"
+        ) from None
+
+
+WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"]
+
+
+def _write_json(path, value):
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")

@@ -1,0 +1,168 @@
+"""Everything a training run can be told, in one flat dataclass: its keys, defaults, help and rules.
+
+`resume` says what changing a key means when a run is resumed:
+identity  the run would be another one: refused, with the difference shown
+schedule  applied from the resumed iteration on, and logged
+free      has no influence on what is learned
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from finetune.cli import key
+
+
+@dataclass
+class Recipe:
+    init_from: str = key(
+        "gpt2",
+        "where the weights come from: gpt2|gpt2-medium|gpt2-large|gpt2-xl, any GPT-2-shaped Hub id, a Hugging Face directory, "
+        "a run's out_dir, a nanoGPT ckpt.pt, scratch, or resume (go on with out_dir)",
+        resume="free",
+    )
+    dataset: str = key("", "a prepared directory, the name of one under data/, a text file, or shakespeare|python_docs", resume="identity")
+    out_dir: str = key("out", "where the run is written", resume="free")
+    overwrite: bool = key(False, "start anew in an out_dir that already holds a run", resume="free")
+
+    tokenizer: str = key("auto", "for a text file as dataset: auto (that of init_from), gpt2, char, or a model directory", resume="identity")
+    val_fraction: float | None = key(None, "for a text file as dataset: the share kept for validation [0.1]", resume="identity", derived=True)
+    block_size: int | None = key(None, "tokens of context: at most that of the model [1024 from scratch]", resume="identity", derived=True)
+    n_layer: int | None = key(None, "layers, from scratch only (12)", resume="identity")
+    n_head: int | None = key(None, "attention heads, from scratch only (12)", resume="identity")
+    n_embd: int | None = key(None, "width, from scratch only (768)", resume="identity")
+    dropout: float = key(0.0, "dropout of embeddings, attention and residuals", resume="schedule")
+
+    batch_size: int = key(8, "blocks in one forward pass (the micro-batch)", resume="free")
+    gradient_accumulation_steps: int = key(8, "forward passes in one update, over all processes together", resume="free")
+    max_iters: int = key(5000, "end after this many updates", resume="schedule")
+    epochs: float | None = key(None, "end after this many passes over the data, if that comes before max_iters", resume="schedule")
+    seed: int = key(1337, "decides the order of the blocks, dropout and initial weights", resume="identity")
+
+    learning_rate: float = key(3e-5, "peak learning rate", resume="schedule")
+    decay_lr: bool = key(True, "cosine decay to min_lr; false keeps learning_rate after the warmup", resume="schedule")
+    warmup_iters: int | None = key(None, "updates of linear warmup [100, at most a tenth of the run]", resume="schedule", derived=True)
+    lr_decay_iters: int | None = key(None, "where the decay reaches min_lr [the end of the run]", resume="schedule", derived=True)
+    min_lr: float | None = key(None, "learning rate after the decay [a tenth of learning_rate]", resume="schedule", derived=True)
+    weight_decay: float = key(0.1, "AdamW's weight decay of the matrices and embeddings", resume="schedule")
+    beta1: float = key(0.9, "AdamW", resume="schedule")
+    beta2: float = key(0.95, "AdamW", resume="schedule")
+    grad_clip: float = key(1.0, "largest gradient norm; 0 switches clipping off", resume="schedule")
+
+    eval_interval: int | None = key(None, "updates between evaluations [a twentieth of the run, at most 250]", resume="free", derived=True)
+    eval_iters: int | None = key(None, "evaluate on this many fixed batches of batch_size blocks instead of the whole split", resume="free")
+    eval_only: bool = key(False, "evaluate once and write nothing", resume="free")
+    log_interval: int = key(10, "updates between log lines", resume="free")
+    save_interval: int | None = key(None, "updates between resumable checkpoints [eval_interval]", resume="free", derived=True)
+    always_save_checkpoint: bool = key(False, "keep the model of every evaluation as out_dir/iter_N, not only the best", resume="free")
+
+    num_samples: int = key(0, "samples to print when training is done", resume="free")
+    start: str = key("\n", "prompt of these samples", resume="free")
+    max_new_tokens: int = key(200, "length of these samples", resume="free")
+    temperature: float = key(0.8, "temperature of these samples", resume="free")
+    top_k: int = key(200, "draw these samples from the k likeliest tokens; 0 is all", resume="free")
+
+    wandb_log: bool = key(False, "log to Weights & Biases (offline when it cannot be reached)", resume="free")
+    wandb_project: str = key("finetune", "Weights & Biases project", resume="free")
+    wandb_run_name: str | None = key(None, "Weights & Biases run [the name of out_dir]", resume="free", derived=True)
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "where to compute", resume="free")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("auto", "arithmetic of the matrix products; weights stay float32", resume="free")
+    compile: Literal["auto", "true", "false"] = key("auto", "torch.compile; auto is on for CUDA", resume="free")
+    gradient_checkpointing: bool = key(False, "recompute activations in the backward pass: less memory, slower", resume="free")
+    cpu_threads: int = key(0, "threads of each process on CPU; 0 shares out all cores", resume="free")
+
+    def problems(self):
+        """(key, message) for each value that cannot be used, and each contradiction."""
+        for name, low, high in RANGES:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                bound = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+                yield name, f"must be {bound}, got {value}"
+        if not self.dataset:
+            yield "dataset", "nothing to train on; give --dataset=DIR, a text file, or --dataset=python_docs, which needs no download"
+        if not self.init_from:
+            yield "init_from", "must not be empty; gpt2 and scratch are the common choices"
+        if not self.out_dir:
+            yield "out_dir", "must not be empty"
+        if self.init_from not in ("scratch", "resume"):
+            for name in ("n_layer", "n_head", "n_embd"):
+                if getattr(self, name) is not None:
+                    yield name, f"init_from={self.init_from} brings its own {name}; it can be set with init_from=scratch only"
+        n_embd, n_head = self.n_embd or 768, self.n_head or 12
+        if n_head > 0 and n_embd % n_head:
+            yield "n_embd", f"{n_embd} cannot be divided among n_head={n_head} heads"
+        if self.min_lr is not None and self.min_lr > self.learning_rate:
+            yield "min_lr", f"{self.min_lr} is above learning_rate={self.learning_rate}"
+        if not self.decay_lr and (self.min_lr is not None or self.lr_decay_iters is not None):
+            yield "decay_lr", "false leaves nothing for min_lr and lr_decay_iters to do; remove them"
+        if self.overwrite and self.init_from == "resume":
+            yield "overwrite", "contradicts init_from=resume: one starts anew, the other goes on"
+
+
+POSITIVE = 5e-324  # the smallest float above zero
+RANGES = [
+    ("val_fraction", POSITIVE, 0.5), ("block_size", 1, math.inf), ("n_layer", 1, math.inf), ("n_head", 1, math.inf),
+    ("n_embd", 1, math.inf), ("dropout", 0, 0.99), ("batch_size", 1, math.inf), ("gradient_accumulation_steps", 1, math.inf),
+    ("max_iters", 0, math.inf), ("epochs", 0, math.inf), ("seed", 0, 2**63 - 1), ("learning_rate", 0, math.inf),
+    ("warmup_iters", 0, math.inf), ("lr_decay_iters", 1, math.inf), ("min_lr", 0, math.inf), ("weight_decay", 0, math.inf),
+    ("beta1", 0, 1 - 2**-53), ("beta2", 0, 1 - 2**-53), ("grad_clip", 0, math.inf), ("eval_interval", 1, math.inf),
+    ("eval_iters", 1, math.inf), ("log_interval", 1, math.inf), ("save_interval", 1, math.inf), ("num_samples", 0, math.inf),
+    ("max_new_tokens", 1, math.inf), ("temperature", 0, math.inf), ("top_k", 0, math.inf), ("cpu_threads", 0, math.inf),
+]  # fmt: skip
+
+
+@dataclass
+class Schedule:
+    """The lengths and rates that follow from a recipe and the size of the data."""
+
+    length: int  # updates of the whole run
+    warmup_iters: int
+    lr_decay_iters: int
+    min_lr: float
+    eval_interval: int
+    save_interval: int
+
+
+def schedule(recipe, num_rows):
+    """The Schedule of a run over `num_rows` blocks. Whatever depends on the length of the run follows its real length."""
+    rows_per_iteration = recipe.batch_size * recipe.gradient_accumulation_steps
+    length = recipe.max_iters
+    if recipe.epochs is not None:
+        length = min(length, math.ceil(recipe.epochs * num_rows / rows_per_iteration))
+    tenth = length // 10
+    warmup = recipe.warmup_iters if recipe.warmup_iters is not None else min(100, tenth)
+    if warmup >= length:  # a run that would never finish warming up
+        warmup = tenth
+    eval_interval = recipe.eval_interval or max(1, min(250, math.ceil(length / 20)))
+    return Schedule(
+        length=length,
+        warmup_iters=warmup,
+        lr_decay_iters=recipe.lr_decay_iters or max(length, 1),
+        min_lr=recipe.min_lr if recipe.min_lr is not None else recipe.learning_rate / 10,
+        eval_interval=eval_interval,
+        save_interval=recipe.save_interval or eval_interval,
+    )
+
+
+def dump(recipe, derived):
+    """The recipe as YAML that is itself a recipe: what was given or is the default stands as a value, and what was worked out
+    stays open with the figure of this run beside it, so that changing one key moves what follows from it."""
+    lines = []
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        if value is None:
+            note = f"  # {derived[field.name]} in this run" if derived.get(field.name) is not None else ""
+            lines.append(f"{field.name}: null{note}")
+        else:
+            lines.append(f"{field.name}: {_scalar(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _scalar(value):
+    import json
+
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=True)  # a JSON string is a YAML string
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,0 +1,24 @@
+"""Train or finetune a GPT-2 as a recipe says.
+
+accelerate launch -m finetune.train recipes/small.yaml --dataset=data/mine --out_dir=out-mine
+"""
+
+from finetune.cli import parse, run
+from finetune.recipe import Recipe
+
+USAGE = """usage: accelerate launch -m finetune.train [RECIPE.yaml] [--key=value ...]
+       python -m finetune.train [RECIPE.yaml] [--key=value ...]
+
+Trains a GPT-2 on prepared data. Values come from the recipe, then from the flags; the last mention wins.
+In brackets the default; "derived" values follow from the others and are shown when training starts."""
+
+
+def main(argv):
+    recipe, _ = parse(Recipe, argv, USAGE)
+    from finetune.training.loop import train
+
+    train(recipe)
+
+
+if __name__ == "__main__":
+    run(main)

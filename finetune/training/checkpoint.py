@@ -1,0 +1,237 @@
+"""What survives a crash. A directory is published whole or not at all.
+
+`publish` fills a temporary directory, syncs every file, writes a manifest of sizes and sha256 sums last, and renames. Only what has a
+manifest that checks is ever loaded. safetensors and JSON only; nothing here can run code.
+
+    out_dir/last/step-00000250/   model.safetensors, optimizer.safetensors, state.json, manifest.json: all that a run needs to go on
+    out_dir/best/                 the model with the lowest validation loss, a Hugging Face directory
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from finetune.cli import UsageError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+KEEP = 2  # resumable states: should the newest turn out damaged, there is one before it
+CHUNK_BYTES = 1 << 22
+
+
+def publish(target, fill):
+    """Make `target` the directory that `fill(directory)` writes. Until the rename the old one stays as it was; after it the new one
+    is safely on disk. Raises OSError, and then nothing has changed."""
+    target = Path(target)
+    work = target.parent / f".tmp-{target.name}-{os.getpid()}"
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+        fill(work)
+        files = sorted(path for path in work.rglob("*") if path.is_file())
+        manifest = {"format": FORMAT, "files": {str(path.relative_to(work)): _digest(path) for path in files}}
+        for path in files:
+            _sync(path)
+        (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        _sync(work / MANIFEST)
+        _sync(work)
+        if target.exists():
+            _exchange(work, target)
+        else:
+            os.rename(work, target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)  # after an exchange: what stood there before
+
+
+def damage(directory):
+    """What is wrong with a published directory, in words, or None when every file is as its manifest says."""
+    try:
+        with open(Path(directory) / MANIFEST, encoding="utf-8") as file:
+            manifest = json.load(file)
+        for name, wanted in manifest["files"].items():
+            path = Path(directory) / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != wanted["bytes"]:
+                return f"{name} has {path.stat().st_size:,} bytes instead of {wanted['bytes']:,}"
+            if _digest(path) != wanted:
+                return f"{name} is not what was written (its sha256 differs)"
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}, so it was never finished"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"its {MANIFEST} is not readable"
+    return None
+
+
+def save_state(out_dir, weights, optimizer, state):
+    """Publish a resumable state and then remove all but the newest KEEP. `state` is plain data with its `iteration`."""
+
+    def fill(directory):
+        save_file(weights, directory / "model.safetensors")
+        save_file(optimizer, directory / "optimizer.safetensors")
+        (directory / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+    folder = Path(out_dir) / "last"
+    folder.mkdir(exist_ok=True)
+    target = folder / f"step-{state['iteration']:08d}"
+    if target.exists() and damage(target) is None:
+        return  # the same run has been here before, and the same run writes the same state
+    publish(target, fill)
+    for old in states(out_dir)[KEEP:]:
+        _remove(old)
+
+
+def states(out_dir):
+    """The directories of all resumable states, newest first; whether they are whole is for `load_state` to find out."""
+    return sorted((path for path in (Path(out_dir) / "last").glob("step-*") if path.is_dir()), reverse=True)
+
+
+def load_state(out_dir, say=print):
+    """`(weights, optimizer, state)` of the newest state that is whole; what is skipped is said. Raises UsageError when there is none."""
+    found = states(out_dir)
+    problems = []
+    for directory in found:
+        problem = damage(directory)
+        if problem is None:
+            try:
+                with open(directory / "state.json", encoding="utf-8") as file:
+                    state = json.load(file)
+                loaded = load_file(directory / "model.safetensors"), load_file(directory / "optimizer.safetensors"), state
+                if problems:
+                    say(f"using {directory}")
+                return loaded
+            except (SafetensorError, ValueError) as error:
+                problem = str(error)
+        problems.append(f"{directory}: {problem}")
+        say(f"skipping {problems[-1]}")
+    if problems:
+        raise UsageError("\n".join(["no state to resume from is whole:", *problems]))
+    raise UsageError(f"{out_dir}: nothing to resume; it has no last/step-*. Start a run with another init_from")
+
+
+def optimizer_tensors(optimizer, names):
+    """The optimizer's state as {"exp_avg.NAME": tensor, "exp_avg_sq.NAME": tensor}; `names` maps parameters to names."""
+    tensors = {}
+    for parameter, state in optimizer.state.items():
+        for kind in ("exp_avg", "exp_avg_sq"):
+            tensors[f"{kind}.{names[parameter]}"] = state[kind].detach().cpu()
+    return tensors
+
+
+def restore_optimizer(optimizer, names, tensors, updates):
+    """The reverse of `optimizer_tensors`, after so many optimizer updates."""
+    for parameter, name in names.items():
+        if f"exp_avg.{name}" in tensors:
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(updates), device=parameter.device),
+                "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),
+                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
+            }
+
+
+@contextlib.contextmanager
+def lock(out_dir):
+    """Hold `out_dir` for one run. Raises UsageError naming the run that has it, or when the directory cannot be written.
+
+    lockf, because the kernel frees it however the process ends, and children do not inherit it.
+    """
+    out_dir = Path(out_dir)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        file = open(out_dir / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            file.seek(0)
+            raise UsageError(
+                f"out_dir {out_dir}: is in use by {file.read().strip() or 'another run'}; end that run or choose another out_dir"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}\n")
+        file.flush()
+        clean(out_dir)
+        yield
+
+
+def clean(out_dir):
+    """Remove what a crashed run left unfinished; put back a best/ that was being replaced where that takes two renames."""
+    for folder in (Path(out_dir), Path(out_dir) / "last"):
+        for path in folder.glob(".old-*"):
+            target = folder / path.name.removeprefix(".old-")
+            if not target.exists():
+                os.rename(path, target)
+        for path in [*folder.glob(".tmp-*"), *folder.glob(".old-*")]:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def remove_run(out_dir):
+    """Remove what an earlier run wrote into `out_dir`, and nothing else."""
+    for path in [Path(out_dir) / name for name in ("best", "last", "metrics.jsonl", "loss.png")] + sorted(Path(out_dir).glob("iter_*")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def free_bytes(out_dir):
+    return shutil.disk_usage(out_dir).free
+
+
+def _remove(directory):
+    """Delete a published directory so that no half of it can be taken for a whole one."""
+    trash = directory.parent / f".tmp-{directory.name}-old"
+    os.rename(directory, trash)
+    _sync(directory.parent)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def _exchange(work, target):
+    """Swap two directories in one step (Linux), else in two, between which the old one lies at .old-NAME for `clean` to put back."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if hasattr(libc, "renameat2"):
+            AT_FDCWD, RENAME_EXCHANGE = -100, 2
+            if libc.renameat2(AT_FDCWD, os.fsencode(work), AT_FDCWD, os.fsencode(target), RENAME_EXCHANGE) == 0:
+                return
+    old = target.parent / f".old-{target.name}"
+    shutil.rmtree(old, ignore_errors=True)
+    os.rename(target, old)
+    os.rename(work, target)
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _digest(path):
+    digest, size = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _sync(path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

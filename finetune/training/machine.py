@@ -1,0 +1,120 @@
+"""What a run computes on: device, processes, arithmetic, threads, and how fast that could be."""
+
+import ctypes
+import os
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+
+from finetune.cli import UsageError
+
+# dense bfloat16 TFLOP/s from the makers' data sheets, by the name CUDA gives the card
+PEAK_TFLOPS = {"H200": 989, "H100": 989, "GH200": 989, "B200": 2250, "A100": 312, "A10G": 70, "A10": 125, "L40S": 362, "L4": 121, "RTX 4090": 165, "RTX 3090": 71, "V100": 125, "T4": 65}  # fmt: skip
+
+
+@dataclass
+class Machine:
+    accelerator: object
+    dtype: torch.dtype  # of the matrix products
+    compile: bool
+
+    @property
+    def device(self):
+        return self.accelerator.device
+
+    def autocast(self):
+        """The context in which a forward pass runs."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def describe(self):
+        processes = self.accelerator.num_processes
+        where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        return f"{processes} process{'es' if processes > 1 else ''} on {self.device.type} ({where}), {str(self.dtype).removeprefix('torch.')}"
+
+
+def start(recipe):
+    """The Machine that a recipe and the launcher decide. Raises UsageError when they do not fit this computer."""
+    from accelerate import Accelerator
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    device = recipe.device if recipe.device != "auto" else next(name for name, there in available.items() if there)
+    if not available[device]:
+        raise UsageError(f"device: there is no {device} here; torch sees {', '.join(name for name, there in available.items() if there)}")
+    if device == "cpu":
+        keep_memory()
+        use_all_cores(recipe.cpu_threads)
+    # the loop does the accumulation; with this variable set accelerate would divide the loss once more
+    os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
+    # arithmetic is chosen by our own autocast, so that evaluation and sampling can choose theirs
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", gradient_accumulation_steps=1)
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        raise UsageError(
+            f"the launcher started {launched} processes, but they do not see each other; without GPUs use --device=cpu, and torchrun or ACCELERATE_USE_CPU=true"
+        )
+    if recipe.gradient_accumulation_steps % accelerator.num_processes:
+        raise UsageError(
+            f"gradient_accumulation_steps: {recipe.gradient_accumulation_steps} cannot be shared among {accelerator.num_processes} processes; "
+            f"{-(-recipe.gradient_accumulation_steps // accelerator.num_processes) * accelerator.num_processes} can"
+        )
+    return Machine(accelerator, _dtype(recipe.dtype, device), recipe.compile == "true" or (recipe.compile == "auto" and device == "cuda"))
+
+
+def keep_memory():
+    """Tell glibc to keep freed memory for the next step. By default it hands every large tensor back to the kernel, which
+    fills fresh pages with zeros again: a quarter of a training step on CPU."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "gnu_get_libc_version"):
+            libc.mallopt(-4, 0)  # M_MMAP_MAX: no separate mapping for large blocks
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never give the top of the heap back
+
+
+def use_all_cores(threads=0):
+    """Give each process of this computer its share of the cores, or `threads`. accelerate launch would leave it one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def peak_flops(device, dtype):
+    """`(FLOP/s, where the figure is from)`: the data sheet of a known GPU, else the rate of a matrix product measured now."""
+    if device.type == "cuda" and dtype != torch.float32:
+        name = torch.cuda.get_device_name(device)
+        for card, tflops in PEAK_TFLOPS.items():
+            if card in name:
+                return tflops * 1e12, f"{tflops} TFLOP/s, data sheet of {card}"
+    n = 1024 if device.type == "cpu" else 4096
+    a, b = torch.randn(n, n, device=device, dtype=dtype), torch.randn(n, n, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(6):
+        _synchronize(device)
+        began = time.perf_counter()
+        a @ b
+        _synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * n**3 / best, f"{2 * n**3 / best / 1e12:.2f} TFLOP/s, a {n} x {n} matrix product measured here"
+
+
+def _dtype(choice, device):
+    if choice != "auto":
+        return getattr(torch, choice)
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+    return torch.bfloat16 if device == "cpu" and _cpu_has_bfloat16() else torch.float32
+
+
+def _cpu_has_bfloat16():
+    """Whether matrix products in bfloat16 are faster than in float32: on processors with AVX512-BF16 or AMX."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as file:
+            flags = next((line for line in file if line.startswith("flags")), "")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _synchronize(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

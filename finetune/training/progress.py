@@ -1,0 +1,166 @@
+"""What a run tells: console lines, metrics.jsonl, trackers and the loss curve. metrics.jsonl is the truth the others follow."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+
+class Progress:
+    """The voice of a run. Only the main process has one that speaks; `write` is False on the others."""
+
+    def __init__(self, out_dir, write, total):
+        self.path = Path(out_dir) / "metrics.jsonl"
+        self.write = write
+        self.total = total
+        self.tracker = None
+        self.bar = None
+        self.file = None
+
+    def open(self, start, after=None):
+        """Begin with the update `start`. On a resumed run the events after update `after` are cut off: they will happen again."""
+        from tqdm import tqdm
+
+        if not self.write:
+            return
+        kept = read_metrics(self.path, up_to=after) if after is not None else []
+        partial = self.path.with_suffix(".part")
+        with open(partial, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(event) + "\n" for event in kept)
+        os.replace(partial, self.path)
+        self.file = open(self.path, "a", encoding="utf-8")
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=self.total, initial=start, unit="it", dynamic_ncols=True)
+
+    def say(self, line):
+        if self.write and self.bar:
+            self.bar.write(line)
+        elif self.write:
+            print(line, flush=True)
+
+    def record(self, event, **values):
+        """Append one event to metrics.jsonl, in one write."""
+        if self.file:
+            self.file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
+            self.file.flush()
+        if self.tracker and event in ("iter", "eval"):
+            step = values.get("iter", values.get("step"))
+            numbers = {f"{event}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
+            self.tracker(numbers, step)
+
+    def advance(self, iteration, loss):
+        if self.bar:
+            self.bar.update(iteration + 1 - self.bar.n)
+            self.bar.set_postfix_str(f"loss {loss:.4f}")
+
+    def close(self):
+        if self.bar:
+            self.bar.close()
+            self.bar = None
+        if self.file:
+            self.file.close()
+            self.file = None
+
+
+def iteration_line(iteration, loss, seconds, tokens, mfu, left):
+    """`iter 10: loss 2.9234, time 156.78ms, mfu 15.23%, 418,000 tok/s, 3m 12s left`."""
+    return (
+        f"iter {iteration}: loss {loss:.4f}, time {seconds * 1000:.2f}ms, mfu {mfu * 100:.2f}%, {tokens / seconds:,.0f} tok/s, {duration(left)} left"
+    )
+
+
+def duration(seconds):
+    """`3h 02m`, `3m 12s` or `12s`."""
+    seconds = int(seconds + 0.5)
+    if seconds >= 3600:
+        return f"{seconds // 3600}h {seconds % 3600 // 60:02d}m"
+    return f"{seconds // 60}m {seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
+
+
+def flops_per_token(config):
+    """Useful floating point operations of training on one token, forward and backward: 6 for each weight of a matrix product
+    (the tied head included, embedding look-ups not), and causal attention counted once: 6 L C (T + 1)."""
+    C, L = config.n_embd, config.n_layer
+    inner = config.n_inner or 4 * C
+    matrices = L * (4 * C * C + 2 * C * inner) + config.vocab_size * C
+    return 6 * matrices + 6 * L * C * (config.block_size + 1)
+
+
+def read_metrics(path, up_to=None):
+    """The events of a metrics.jsonl. A last line that a crash cut short is dropped, and with `up_to` all that belongs to later updates."""
+    events = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                try:
+                    events.append(json.loads(line))
+                except ValueError:
+                    continue
+    except FileNotFoundError:
+        return []
+    if up_to is None:
+        return events
+    # event "iter" n describes the update that leads to step n + 1
+    return [event for event in events if event.get("iter", -1) < up_to and event.get("step", 0) <= up_to and event["event"] != "end"]
+
+
+def start_wandb(accelerator, recipe, config):
+    """Begin logging to Weights & Biases through accelerate; return `log(numbers, step)`, or None. Never stops a run: without a
+    login or a network it logs offline, without the package not at all."""
+    from accelerate.utils import LoggerType
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    try:
+        mode = _wandb_mode()
+        accelerator.log_with = [LoggerType.WANDB]
+        options = {"name": recipe.wandb_run_name or Path(recipe.out_dir).name, "mode": mode, "dir": str(recipe.out_dir)}
+        accelerator.init_trackers(recipe.wandb_project, config=config, init_kwargs={"wandb": options})
+        if mode == "offline":
+            print(f"wandb: logging offline into {recipe.out_dir}/wandb; `wandb sync` uploads it later")
+        return lambda numbers, step: accelerator.log(numbers, step=step)
+    except Exception as error:  # whatever a tracker does, training goes on
+        accelerator.log_with = []
+        accelerator.trackers = []
+        print(f"wandb: not logging ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})")
+        return None
+
+
+def _wandb_mode():
+    """online when there is a login and the server answers, else offline; wandb itself would try for a minute and a half."""
+    import socket
+    from urllib.parse import urlsplit
+
+    import wandb
+
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode
+    if not wandb.api.api_key:
+        return "offline"
+    address = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    try:
+        socket.create_connection((address.hostname, address.port or (443 if address.scheme == "https" else 80)), timeout=5).close()
+    except OSError:
+        return "offline"
+    return "online"
+
+
+def plot(out_dir):
+    """Draw out_dir/loss.png from metrics.jsonl."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    events = read_metrics(Path(out_dir) / "metrics.jsonl")
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    updates = [event for event in events if event["event"] == "iter"]
+    evaluations = [event for event in events if event["event"] == "eval"]
+    axes.plot([e["iter"] for e in updates], [e["loss"] for e in updates], color="0.75", linewidth=1, label="each update")
+    axes.plot([e["step"] for e in evaluations], [e["train_loss"] for e in evaluations], marker="o", markersize=3, label="train")
+    axes.plot([e["step"] for e in evaluations], [e["val_loss"] for e in evaluations], marker="o", markersize=3, label="validation")
+    axes.set(xlabel="update", ylabel="loss (nats per token)", title=Path(out_dir).name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(Path(out_dir) / "loss.png", dpi=120)
+    pyplot.close(figure)
