@@ -66,13 +66,18 @@ def parse(cls, argv, usage):
         sys.exit(0)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     problems, given, sources = [], [], []
-    for arg in argv:
+    left = list(argv)
+    while left:
+        arg = left.pop(0)
         if arg.startswith("--"):
             name, equals, text = arg[2:].partition("=")
             if equals:
                 given.append((name, text, f"--{name}"))
+            elif name not in fields:
+                problems.append(f"unknown flag {arg}." + _nearest(name, fields, "--"))
             else:
-                problems.append(f"{arg}: write {arg}=VALUE" + _nearest(name, fields, "--"))
+                value = left.pop(0) if left and not left[0].startswith("-") else "VALUE"
+                problems.append(f"{arg}: flags are written --key=value; write {arg}={value}")
         elif arg.startswith("-") and len(arg) > 1:
             problems.append(f"{arg}: flags are written --key=value")
         elif "sources" in fields:

@@ -31,7 +31,7 @@ def read(data):
     chars = [itos[i] for i in range(len(itos))]
     if not all(isinstance(char, str) and len(char) == 1 for char in chars):
         raise ValueError("itos must hold single characters")
-    if stoi != {char: i for i, char in enumerate(chars)} or meta["vocab_size"] != len(chars):
+    if stoi != {char: i for i, char in enumerate(chars)} or not meta["vocab_size"] == len(stoi) == len(chars):
         raise ValueError("vocab_size, stoi and itos contradict each other")
     return chars
 

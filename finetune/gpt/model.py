@@ -99,7 +99,9 @@ class Transformer(nn.Module):
             elif ".ln_" in name or name.startswith("ln_f"):
                 parameter.fill_(1.0)
             else:
-                std = 0.02 / math.sqrt(2 * self.config.n_layer) if name.endswith("c_proj.weight") else 0.02
+                std = 0.02 if name.startswith("w") else 0.02 * math.sqrt(768 / self.config.n_embd)
+                if name.endswith("c_proj.weight"):
+                    std /= math.sqrt(2 * self.config.n_layer)
                 parameter.normal_(0.0, std, generator=generator)
         self.wte.weight[self.config.vocab_size :] = 0.0
         return self

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 
-def model_card(run):
+def model_card(run, facts):
     """README.md of a model directory, in the Hub's format."""
     from huggingface_hub import ModelCardData
 
@@ -24,7 +24,7 @@ A GPT-2 of {run.network.num_parameters() / 1e6:.2f}M parameters ({config.n_layer
 
 | | |
 |---|---|
-| validation loss | {run.best["val_loss"]:.4f} nats per token, after {run.best["step"]} updates |
+| validation loss | {facts["val_loss"]:.4f} nats per token, after {facts["step"]} updates |
 | tokens | {run.train.num_tokens:,} to train on, {run.val.num_tokens:,} to validate on, {tokenizer} |
 | one update | {rows} blocks of {run.train.block_size} tokens |
 | optimizer | AdamW, learning rate {recipe.learning_rate:g} to {run.schedule.min_lr:g}, weight decay {recipe.weight_decay:g}, betas {recipe.beta1:g} and {recipe.beta2:g} |

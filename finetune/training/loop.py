@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 import time
 from pathlib import Path
@@ -96,14 +97,15 @@ def _evaluate(run, progress):
     progress.record("eval", step=step, train_loss=train_loss, val_loss=val_loss)
     if recipe.eval_only:
         return
+    facts = {"step": step, "val_loss": val_loss, "train_loss": train_loss, "init_from": run.init_from}
     if val_loss < run.best.get("val_loss", math.inf):
         run.best = {"val_loss": val_loss, "step": step}
         if run.machine.accelerator.is_main_process:
-            checkpoint.publish(Path(recipe.out_dir) / "best", lambda directory: _write_model(run, directory))
+            checkpoint.publish(Path(recipe.out_dir) / "best", lambda directory: _write_model(run, directory, facts))
         progress.say(f"saving checkpoint to {recipe.out_dir}")
         progress.record("best", step=step, val_loss=val_loss)
     if recipe.always_save_checkpoint and run.machine.accelerator.is_main_process:
-        checkpoint.publish(Path(recipe.out_dir) / f"iter_{step:06d}", lambda directory: _write_model(run, directory))
+        checkpoint.publish(Path(recipe.out_dir) / f"iter_{step:06d}", lambda directory: _write_model(run, directory, facts))
 
 
 def _eval_rows(blocks, recipe, tokens=None):
@@ -116,13 +118,14 @@ def _eval_rows(blocks, recipe, tokens=None):
     return np.linspace(0, blocks.num_rows - 1, count).round().astype(np.int64)
 
 
-def _write_model(run, directory):
+def _write_model(run, directory, facts):
     """A complete Hugging Face directory: weights, configuration, tokenizer and card."""
     config = dataclasses.replace(run.network.config, dropout=0.0)
     weights.save(directory, run.network.state_dict(), config)
     if run.tokenizer:
         run.tokenizer.save(directory, config.block_size)
-    (directory / "README.md").write_text(model_card(run), encoding="utf-8")
+    (directory / "finetune.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (directory / "README.md").write_text(model_card(run, facts), encoding="utf-8")
 
 
 def _save_state(run):

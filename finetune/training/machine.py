@@ -12,13 +12,14 @@ from finetune.cli import UsageError
 
 # dense bfloat16 TFLOP/s from the makers' data sheets, by the name CUDA gives the card
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "GH200": 989, "B200": 2250, "A100": 312, "A10G": 70, "A10": 125, "L40S": 362, "L4": 121, "RTX 4090": 165, "RTX 3090": 71, "V100": 125, "T4": 65}  # fmt: skip
+CPU_BFLOAT16_WIDTH = 512  # in narrower networks converting the operands costs more than the faster product gains
 
 
 @dataclass
 class Machine:
     accelerator: object
-    dtype: torch.dtype  # of the matrix products
     compile: bool
+    dtype: torch.dtype = torch.float32  # of the matrix products; `best_dtype` chooses it once the model is known
 
     @property
     def device(self):
@@ -38,17 +39,14 @@ def start(recipe):
     """The Machine that a recipe and the launcher decide. Raises UsageError when they do not fit this computer."""
     from accelerate import Accelerator
 
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    device = recipe.device if recipe.device != "auto" else next(name for name, there in available.items() if there)
-    if not available[device]:
-        raise UsageError(f"device: there is no {device} here; torch sees {', '.join(name for name, there in available.items() if there)}")
-    if device == "cpu":
+    device = choose_device(recipe.device)
+    if device.type == "cpu":
         keep_memory()
         use_all_cores(recipe.cpu_threads)
     # the loop does the accumulation; with this variable set accelerate would divide the loss once more
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
     # arithmetic is chosen by our own autocast, so that evaluation and sampling can choose theirs
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", gradient_accumulation_steps=1)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", gradient_accumulation_steps=1)
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
         raise UsageError(
@@ -59,7 +57,28 @@ def start(recipe):
             f"gradient_accumulation_steps: {recipe.gradient_accumulation_steps} cannot be shared among {accelerator.num_processes} processes; "
             f"{-(-recipe.gradient_accumulation_steps // accelerator.num_processes) * accelerator.num_processes} can"
         )
-    return Machine(accelerator, _dtype(recipe.dtype, device), recipe.compile == "true" or (recipe.compile == "auto" and device == "cuda"))
+    return Machine(accelerator, recipe.compile == "true" or (recipe.compile == "auto" and device.type == "cuda"))
+
+
+def choose_device(choice="auto"):
+    """The device that a recipe's choice means here. Raises UsageError when there is no such device."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if choice == "auto":
+        choice = next(name for name, there in available.items() if there)
+    if not available[choice]:
+        raise UsageError(f"device: there is no {choice} here; torch sees {', '.join(name for name, there in available.items() if there)}")
+    return torch.device(choice)
+
+
+def best_dtype(choice, device, n_embd):
+    """The arithmetic that a recipe's choice means for a network of this width on this device."""
+    if choice != "auto":
+        return getattr(torch, choice)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if device.type == "cpu" and n_embd >= CPU_BFLOAT16_WIDTH and _cpu_has_bfloat16():
+        return torch.bfloat16
+    return torch.float32
 
 
 def keep_memory():
@@ -95,14 +114,6 @@ def peak_flops(device, dtype):
         _synchronize(device)
         best = min(best, time.perf_counter() - began)
     return 2 * n**3 / best, f"{2 * n**3 / best / 1e12:.2f} TFLOP/s, a {n} x {n} matrix product measured here"
-
-
-def _dtype(choice, device):
-    if choice != "auto":
-        return getattr(torch, choice)
-    if device == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
-    return torch.bfloat16 if device == "cpu" and _cpu_has_bfloat16() else torch.float32
 
 
 def _cpu_has_bfloat16():

@@ -13,6 +13,7 @@ from finetune.data.batches import Blocks, Order
 from finetune.data.prepare import find_tokenizer, open_dataset
 from finetune.gpt import GPT, GPTConfig, weights
 from finetune.training import checkpoint, optim
+from finetune.training import machine as machines
 
 
 @dataclass
@@ -81,6 +82,7 @@ def assemble(recipe, machine, say):
         _check_resumed(recipe, identity, saved[2], say)
     _check_disk(recipe, config)
 
+    machine.dtype = machines.best_dtype(recipe.dtype, machine.device, config.n_embd)
     network = _network(recipe, config, block_size, saved, say)
     network.gradient_checkpointing = recipe.gradient_checkpointing
     network.to(machine.device).train()

@@ -1,0 +1,109 @@
+"""Let a model write: samples from a run, or from any model that init_from takes.
+
+python -m finetune.sample --out_dir=out-mine --start="Once upon a time"
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from finetune.cli import UsageError, key, parse, run
+
+USAGE = """usage: python -m finetune.sample --out_dir=OUT [--key=value ...]
+
+Prints samples of the best model of a run."""
+
+
+@dataclass
+class Options:
+    out_dir: str | None = key(None, "the run whose best model speaks")
+    init_from: str | None = key(None, "another model instead: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt")
+    start: str = key("\n", "the prompt, or FILE:path to read it from a file")
+    num_samples: int = key(10, "how many samples")
+    max_new_tokens: int = key(500, "tokens in each sample")
+    temperature: float = key(0.8, "below 1.0 more predictable, above more random, 0 always the likeliest token")
+    top_k: int = key(200, "draw from the k likeliest tokens only; 0 is all")
+    seed: int = key(1337, "the same seed gives the same samples")
+    device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "where to compute")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("auto", "arithmetic of the matrix products")
+
+    def problems(self):
+        if (self.out_dir is None) == (self.init_from is None):
+            yield "out_dir", "give --out_dir=OUT of a run, or --init_from=MODEL, one of them"
+        for name, low in (("num_samples", 1), ("max_new_tokens", 1), ("temperature", 0), ("top_k", 0), ("seed", 0)):
+            if getattr(self, name) < low:
+                yield name, f"must be at least {low}, got {getattr(self, name)}"
+        if not self.start:
+            yield "start", "the prompt is empty; a model needs at least one token to go on from"
+
+
+def main(argv):
+    options, _ = parse(Options, argv, USAGE)
+    from pathlib import Path
+
+    if options.out_dir is not None and not Path(options.out_dir).is_dir():
+        runs = sorted({str(path.parent.parent) for path in Path(".").glob("*/best/config.json")})
+        known = f"; runs here: {', '.join(runs)}" if runs else ""
+        raise UsageError(f"out_dir {options.out_dir}: no such directory{known}")
+    prompt = _prompt(options.start)
+
+    import numpy as np
+    import torch
+
+    from finetune.data import tokenizer as tokenizers
+    from finetune.gpt import GPT, weights
+    from finetune.training import machine
+
+    source = weights.find(options.out_dir or options.init_from)
+    tokenizer = tokenizers.from_directory(source if source.is_dir() else source.parent)
+    device = machine.choose_device(options.device)
+    model = GPT.from_pretrained(source).to(device).eval()
+    tokenizer = tokenizer or _gpt2_for(model, source)
+    dtype = machine.best_dtype(options.dtype, device, model.config.n_embd)
+    print(f"{_name(source)}, {model.num_parameters() / 1e6:.2f}M parameters, {tokenizer.describe()['name']}")
+    idx = torch.from_numpy(tokenizer.encode(prompt).astype(np.int64)).to(device).expand(options.num_samples, -1)
+    generator = torch.Generator(device).manual_seed(options.seed)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        out = model.generate(idx, options.max_new_tokens, options.temperature, options.top_k, generator)
+    for ids in out.tolist():
+        print(f"---------------\n{tokenizer.decode(ids)}")
+    print("---------------")
+
+
+def _prompt(start):
+    if not start.startswith("FILE:"):
+        return start
+    path = start.removeprefix("FILE:")
+    try:
+        with open(path, encoding="utf-8") as file:
+            prompt = file.read()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: byte at offset {error.start:,} is not UTF-8") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    if not prompt:
+        raise UsageError(f"{path}: the prompt is empty; a model needs at least one token to go on from")
+    return prompt
+
+
+def _gpt2_for(model, source):
+    """GPT-2's own tokenizer for a model that came without one."""
+    from finetune.data import tokenizer as tokenizers
+
+    if model.config.vocab_size != 50257:
+        raise UsageError(f"{source}: has no tokenizer, and {model.config.vocab_size:,} ids are not GPT-2's")
+    return tokenizers.gpt2()
+
+
+def _name(source):
+    """Which weights speak: their place and, for a run, the update and validation loss they are from."""
+    import json
+
+    try:
+        facts = json.loads((source / "finetune.json").read_text(encoding="utf-8"))
+        return f"{source} (step {facts['step']}, val loss {facts['val_loss']:.4f})"
+    except (OSError, ValueError, KeyError):
+        return str(source)
+
+
+if __name__ == "__main__":
+    run(main)

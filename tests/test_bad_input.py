@@ -1,0 +1,145 @@
+"""Bad input: one line that names what is wrong and the way out, exit code 2, no traceback, nothing overwritten."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_bins
+
+SCRATCH = "--init_from=scratch --n_layer=1 --n_head=1 --n_embd=8 --block_size=8 --batch_size=1 --gradient_accumulation_steps=1 --max_iters=1 --out_dir=out".split()
+
+
+def bins_with(train=None, val=None, **files):
+    """A data directory with two sound splits of 40 tokens, some of them replaced by raw bytes."""
+    directory = write_bins(Path("data/d"), np.arange(40) % 5, np.arange(40) % 5)
+    for name, content in {"train.bin": train, "val.bin": val, **files}.items():
+        if content is not None:
+            (directory / name).write_bytes(content)
+    return directory
+
+
+def without(name):
+    (bins_with() / name).unlink()
+
+
+def text(content, name="t.txt"):
+    Path(name).write_bytes(content)
+
+
+def meta(**change):
+    tokenizer = {"kind": "char", "chars": "abcde", "sha256": "0"}
+    bins_with(**{"meta.json": json.dumps({"format": 1, "tokenizer": tokenizer} | change).encode()})
+
+
+def characters(tiny=False):
+    """Character data of five letters, as nanoGPT describes it."""
+    content = {"vocab_size": 5, "itos": dict(enumerate("abcde")), "stoi": {c: i for i, c in enumerate("abcde")}}
+    bins_with(**{"meta.pkl": pickle.dumps(content)})
+
+
+def model(**shape):
+    """A small GPT-2 directory without a tokenizer."""
+    from finetune import GPT, GPTConfig
+
+    GPT.from_scratch(GPTConfig(**{"block_size": 16, "vocab_size": 101, "n_layer": 1, "n_head": 1, "n_embd": 8} | shape)).save_pretrained("model")
+
+
+def run_exists():
+    bins_with()
+    Path("out/best").mkdir(parents=True)
+    Path("out/best/config.json").write_text("{}")
+
+
+class Payload:
+    def __reduce__(self):
+        return Path.mkdir, (Path("ran"),)
+
+
+CASES = {
+    # train: recipe and flags
+    "mistyped key": (None, "train", ["--dataset=d", "--learning_rat=1"], "Did you mean '--learning_rate'"),
+    "missing recipe": (None, "train", ["recipes/none.yaml"], "recipes/none.yaml: cannot be read"),
+    "recipe that is not yaml": (lambda: text(b"a: [", "r.yaml"), "train", ["r.yaml"], "r.yaml"),
+    "recipe that is not UTF-8": (lambda: text(b"a: \xff", "r.yaml"), "train", ["r.yaml"], "not UTF-8"),
+    "a directory as recipe": (lambda: Path("r.yaml").mkdir(), "train", ["r.yaml"], "cannot be read"),
+    "a text file as recipe": (lambda: text(b"x"), "train", ["t.txt"], "a recipe is a .yaml file"),
+    "two recipes": (lambda: (text(b"", "a.yaml"), text(b"", "b.yaml")), "train", ["a.yaml", "b.yaml", "--dataset=d"], "only one recipe"),
+    "flag with a space": (None, "train", ["--dataset=d", "--seed", "3"], "write --seed=3"),
+    "no dataset": (None, "train", SCRATCH, "python_docs, which needs no download"),
+    "unknown dataset": (None, "train", [*SCRATCH, "--dataset=nowhere"], "no such directory or text file"),
+    "block_size above the model's": (lambda: (bins_with(), model()), "train", ["--dataset=d", "--init_from=model", "--block_size=17", "--out_dir=out"], "16 positions"),
+    "no such device": (bins_with, "train", [*SCRATCH, "--dataset=d", "--device=cuda"], "there is no cuda here"),
+    # train: data
+    "missing train.bin": (lambda: without("train.bin"), "train", [*SCRATCH, "--dataset=data/d"], "train.bin: there is no such file"),
+    "missing val.bin": (lambda: without("val.bin"), "train", [*SCRATCH, "--dataset=data/d"], "val.bin: there is no such file"),
+    "empty train.bin": (lambda: bins_with(train=b""), "train", [*SCRATCH, "--dataset=d"], "train.bin: is empty"),
+    "empty val.bin": (lambda: bins_with(val=b""), "train", [*SCRATCH, "--dataset=d"], "val.bin: is empty"),
+    "odd bytes": (lambda: bins_with(train=b"abc"), "train", [*SCRATCH, "--dataset=d"], "3 bytes are not a whole number of 16-bit tokens"),
+    "ids beyond the vocabulary": (lambda: bins_with(train=np.array([1, 60000, 2] * 20, "<u2").tobytes()), "train", [*SCRATCH, "--dataset=d"], "token 60,000 at offset 1 (20 such)"),
+    "32-bit ids": (lambda: bins_with(train=np.arange(1, 99, dtype="<u4").tobytes()), "train", [*SCRATCH, "--dataset=d"], "looks like 32-bit"),
+    "llm.c header": (lambda: bins_with(train=np.array([20240520, 1] + [0] * 254, "<i4").tobytes()), "train", [*SCRATCH, "--dataset=d"], "llm.c"),
+    "val shorter than a block": (lambda: bins_with(val=b"\0\0" * 8), "train", [*SCRATCH, "--dataset=d"], "val.bin: 8 tokens, and a block of 8 needs 9"),
+    "train shorter than a block": (lambda: bins_with(train=b"\0\0" * 8), "train", [*SCRATCH, "--dataset=d"], "train.bin: 8 tokens"),
+    "meta.json that is no JSON": (lambda: bins_with(**{"meta.json": b"{"}), "train", [*SCRATCH, "--dataset=d"], "meta.json"),
+    "meta.json of another format": (lambda: meta(format=9), "train", [*SCRATCH, "--dataset=d"], "format 9 is not 1"),
+    "meta.json of another tokenizer": (meta, "train", [*SCRATCH, "--dataset=d"], "not the one these tokens were made with"),
+    "meta.json without a tokenizer": (lambda: bins_with(**{"meta.json": b'{"format": 1}'}), "train", [*SCRATCH, "--dataset=d"], "prepare the data again"),
+    "meta.pkl that runs code": (lambda: bins_with(**{"meta.pkl": pickle.dumps(Payload())}), "train", [*SCRATCH, "--dataset=d"], "can run code"),
+    "tokenizer that cannot apply": (characters, "train", [*SCRATCH, "--dataset=d", "--tokenizer=data"], "no tokenizer.json"),
+    "val_fraction that cannot apply": (characters, "train", [*SCRATCH, "--dataset=d", "--val_fraction=0.2"], "split already"),
+    "text that is not UTF-8": (lambda: text(b"ab\n\xe9" * 50), "train", [*SCRATCH, "--dataset=t.txt", "--tokenizer=char"], "byte 0xE9 at offset 3 (line 2)"),
+    # train: data against model
+    "characters for a BPE model": (lambda: (characters(), model(vocab_size=50257)), "train", ["--dataset=d", "--init_from=model", "--out_dir=out"], "5 characters, but model works with"),
+    "ids beyond the model's": (lambda: (bins_with(train=b"\xc8\0" * 40), model()), "train", ["--dataset=d", "--init_from=model", "--out_dir=out"], "token 200"),
+    # train: where from, where to
+    "unknown Hub id without network": (bins_with, "train", ["--dataset=d", "--init_from=nobody/nothing", "--out_dir=out"], "hf download nobody/nothing"),
+    "not the name of a Hub model": (bins_with, "train", ["--dataset=d", "--init_from=what is this", "--out_dir=out"], "not the name of a Hub model"),
+    "missing model path": (bins_with, "train", ["--dataset=d", "--init_from=./gone", "--out_dir=out"], "no such file or directory"),
+    "a directory that is no model": (bins_with, "train", ["--dataset=d", "--init_from=data", "--out_dir=out"], "no model here"),
+    "a model that is no GPT-2": (lambda: (bins_with(), model(), text(b'{"model_type": "llama"}', "model/config.json")), "train", ["--dataset=d", "--init_from=model", "--out_dir=out"], "'llama', not 'gpt2'"),
+    "damaged weights": (lambda: (bins_with(), model(), text(b"cut", "model/model.safetensors")), "train", ["--dataset=d", "--init_from=model", "--out_dir=out"], "model"),
+    "nothing to resume": (bins_with, "train", ["--dataset=d", "--init_from=resume", "--out_dir=out"], "nothing to resume"),
+    "out_dir below a file": (lambda: (bins_with(), text(b"", "f")), "train", [*SCRATCH, "--dataset=d", "--out_dir=f/out"], "out_dir f/out: cannot be written"),
+    "out_dir that is a file": (lambda: (bins_with(), text(b"", "f")), "train", [*SCRATCH, "--dataset=d", "--out_dir=f"], "out_dir f: cannot be written"),
+    "out_dir with a run in it": (run_exists, "train", [*SCRATCH, "--dataset=d"], "holds a run already"),
+    # prepare
+    "nothing to prepare": (None, "prepare", ["--out_dir=x"], "no text given"),
+    "missing text": (None, "prepare", ["gone.txt"], "gone.txt: no such file"),
+    "empty text": (lambda: text(b""), "prepare", ["t.txt"], "no text in it"),
+    "one character": (lambda: text(b"a"), "prepare", ["t.txt", "--tokenizer=char"], "too few"),
+    "latin-1": (lambda: text(b"caf\xe9"), "prepare", ["t.txt", "--tokenizer=char"], "byte 0xE9 at offset 3 (line 1)"),
+    "cut in a character": (lambda: text(b"caf\xc3"), "prepare", ["t.txt", "--tokenizer=char"], "byte 0xC3 at offset 3"),
+    "UTF-16": (lambda: text("text".encode("utf-16")), "prepare", ["t.txt", "--tokenizer=char"], "looks like UTF-16"),
+    "a directory as text": (lambda: Path("d").mkdir(), "prepare", ["d"], "is a directory"),
+    "too large a val_fraction": (lambda: text(b"abc"), "prepare", ["t.txt", "--val_fraction=0.9"], "at most 0.5"),
+    "no such tokenizer": (lambda: text(b"abcdef"), "prepare", ["t.txt", "--tokenizer=gpt7"], "none of gpt2, char and the directory"),
+    "unwritable data directory": (lambda: text(b"abcdef"), "prepare", ["t.txt", "--tokenizer=char", "--out_dir=t.txt/x"], "out_dir t.txt/x: cannot be written"),
+    # sample
+    "sample of nothing": (None, "sample", [], "give --out_dir=OUT"),
+    "sample of a missing run": (lambda: run_exists(), "sample", ["--out_dir=outt"], "runs here: out"),
+    "temperature below 0": (None, "sample", ["--out_dir=out", "--temperature=-1"], "must be at least 0"),
+    "empty prompt": (None, "sample", ["--out_dir=out", "--start="], "prompt is empty"),
+    "missing prompt file": (run_exists, "sample", ["--out_dir=out", "--start=FILE:gone"], "gone: cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input(case, command, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    prepare, verb, argv, told = CASES[case]
+    if prepare:
+        prepare()
+    before = {path: path.read_bytes() for path in Path(".").rglob("*") if path.is_file()}
+    code, _, error = command(verb, *argv)
+    assert code == 2
+    assert told in error, error
+    assert len(error.strip().splitlines()) == 1, error
+    after = {path: path.read_bytes() for path in Path(".").rglob("*") if path.is_file() and path.name != ".lock" and ".arrow" not in path.parts}
+    assert after == {path: content for path, content in before.items() if path in after or path.name != ".lock"}
+    assert not Path("ran").exists()
+
+
+def test_there_are_enough_cases():
+    assert len(CASES) >= 30

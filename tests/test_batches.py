@@ -1,0 +1,138 @@
+"""Blocks predict every token once a pass, from a cache that follows the content of its bin; iterations read a fixed order."""
+
+import multiprocessing
+import resource
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import write_bins
+
+from finetune.cli import UsageError
+from finetune.data import bins, cache
+from finetune.data.batches import Blocks, Order
+
+
+def blocks_of(directory, split="train", block_size=8):
+    dataset = bins.load(directory)
+    contents = bins.survey(dataset, split)
+    return Blocks.from_arrow(cache.open_cache(dataset, split, block_size, contents), contents.tokens)
+
+
+@pytest.mark.parametrize("tokens", [9, 10, 16, 17, 18, 100, 1000])
+def test_every_token_is_predicted_once_a_pass(tmp_path, monkeypatch, tokens):
+    monkeypatch.setattr(cache, "ROWS_BYTES", 100)  # many record batches
+    ids = np.random.default_rng(0).integers(0, 60000, tokens, dtype=np.uint16)
+    blocks = blocks_of(write_bins(tmp_path, ids, ids))
+    idx, targets = blocks.batch(range(blocks.num_rows))
+    counted = targets != -100
+    assert targets[counted].tolist() == ids[1:].tolist()
+    assert idx[counted].tolist() == ids[:-1].tolist()
+    assert int(counted.sum()) == blocks.num_targets(range(blocks.num_rows)) == tokens - 1
+    assert idx.min() >= 0 and idx.dtype == torch.int64
+    same = Blocks.from_tokens(ids, 8)
+    assert all(torch.equal(a, b) for a, b in zip(same.batch(range(same.num_rows)), (idx, targets)))
+
+
+def test_the_cache_is_a_dataset_of_fixed_size_rows(tmp_path):
+    ids = np.arange(100, dtype=np.uint16)
+    dataset = bins.load(write_bins(tmp_path, ids, ids))
+    opened = cache.open_cache(dataset, "train", 8, bins.survey(dataset, "train"))
+    assert isinstance(opened, datasets.Dataset)
+    assert opened[1]["input_ids"] == list(range(8, 17))
+    assert len(opened) == 13
+
+
+def test_the_cache_is_read_without_copying(tmp_path):
+    ids = np.arange(1000, dtype=np.uint16)
+    blocks = blocks_of(write_bins(tmp_path, ids, ids))
+    assert all(not chunk.flags.owndata and not chunk.flags.writeable for chunk in blocks.chunks)
+
+
+def test_an_edited_bin_never_meets_an_old_cache(tmp_path):
+    first = np.arange(100, dtype=np.uint16)
+    blocks_of(write_bins(tmp_path, first, first))
+    stat = (tmp_path / "train.bin").stat()
+    write_bins(tmp_path, first[::-1], first)
+    import os
+
+    os.utime(tmp_path / "train.bin", ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same size, same time
+    assert blocks_of(tmp_path).batch([0])[0][0].tolist() == first[::-1][:8].tolist()
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty"])
+def test_a_damaged_cache_is_built_again(tmp_path, damage, capsys):
+    ids = np.arange(1000, dtype=np.uint16)
+    blocks_of(write_bins(tmp_path, ids, ids))
+    (path,) = (tmp_path / ".arrow").glob("train*.arrow")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
+    assert blocks_of(tmp_path).num_rows == 125
+    assert path.read_bytes() == whole
+    assert "building it again" in capsys.readouterr().out
+
+
+def test_a_read_only_directory_uses_the_cache_of_datasets(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    ids = np.arange(100, dtype=np.uint16)
+    write_bins(tmp_path / "d", ids, ids)
+    (tmp_path / "d" / ".arrow").write_text("a file where the directory would be")
+    assert blocks_of(tmp_path / "d").num_rows == 13
+    assert list((tmp_path / "hf" / "finetune").glob("train*.arrow"))
+
+
+def _open_in_child(directory):
+    return blocks_of(directory).batch([3])[0].tolist()
+
+
+def test_processes_that_build_at_once_end_with_one_valid_cache(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 60000, 200_000, dtype=np.uint16)
+    write_bins(tmp_path, ids, ids)
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        results = pool.map(_open_in_child, [tmp_path] * 3)
+    assert results == [_open_in_child(tmp_path)] * 3
+    assert [path.suffix for path in (tmp_path / ".arrow").iterdir()] == [".arrow"]
+
+
+def test_building_takes_constant_memory(tmp_path):
+    ids = np.zeros(16 << 20, dtype=np.uint16)
+    dataset = bins.load(write_bins(tmp_path, ids, ids[:2000]))
+    contents = bins.survey(dataset, "train")
+    cache.open_cache(dataset, "val", 1024, bins.survey(dataset, "val"))  # libraries are loaded
+    del ids
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (tmp_path / "x").mkdir()
+    cache._build(dataset.bin("train"), tmp_path / "x" / "a.arrow", 1024)
+    assert contents.tokens == 16 << 20
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 50  # MB
+
+
+def test_a_split_shorter_than_a_block_is_named(tmp_path):
+    write_bins(tmp_path, range(100), range(8))
+    with pytest.raises(UsageError, match=r"val.bin: 8 tokens, and a block of 8 needs 9; lower block_size or raise val_fraction"):
+        blocks_of(tmp_path, "val")
+
+
+@pytest.mark.parametrize("num_rows, rows", [(10, 4), (7, 16), (1, 3), (64, 64)])
+def test_order_visits_every_row_once_a_pass_and_depends_on_the_iteration_only(num_rows, rows):
+    order = Order(num_rows, rows, seed=3)
+    iterations = [order.rows(i).tolist() for i in range(40)]
+    stream = [row for iteration in iterations for row in iteration]
+    passes = [stream[i : i + num_rows] for i in range(0, len(stream) - num_rows + 1, num_rows)]
+    assert all(sorted(one) == list(range(num_rows)) for one in passes)
+    assert num_rows < 5 or passes[0] != passes[1]
+    assert Order(num_rows, rows, seed=3).rows(25).tolist() == iterations[25]  # without the ones before
+    assert num_rows < 5 or Order(num_rows, rows, seed=4).rows(0).tolist() != iterations[0]
+
+
+def test_finding_a_late_iteration_costs_no_more_than_an_early_one():
+    import time
+
+    def seconds(iteration):
+        order = Order(1000, 64, seed=0)
+        began = time.perf_counter()
+        order.rows(iteration)
+        return time.perf_counter() - began
+
+    assert min(seconds(1_000_000) for _ in range(5)) < 10 * min(seconds(0) for _ in range(5)) + 1e-3

@@ -1,0 +1,167 @@
+"""The network computes what transformers' GPT2LMHeadModel computes, and their weights are the same."""
+
+import pytest
+import torch
+
+from finetune import GPT, GPTConfig
+from finetune.gpt import convert
+
+SHAPES = {
+    "small": {},
+    "odd": {"n_layer": 3, "n_head": 3, "n_embd": 48, "n_positions": 17, "vocab_size": 65, "n_inner": 100, "layer_norm_epsilon": 1e-6},
+    "exact gelu": {"activation_function": "gelu"},
+    "124M": {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257, "bos_token_id": 50256, "eos_token_id": 50256},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_gradients_and_weights_are_those_of_hugging_face(hf_model, shape):
+    theirs = hf_model(**SHAPES[shape])
+    ours = GPT.from_hf(theirs)
+    idx = torch.randint(0, theirs.config.vocab_size, (2, 17), generator=torch.Generator().manual_seed(0))
+
+    logits = theirs(idx).logits
+    bound = 1e-5 * max(1.0, logits.abs().max().item())
+    assert (ours.eval()(idx) - logits).abs().max().item() <= bound
+
+    loss, count = ours.train()(idx[:, :-1], idx[:, 1:].contiguous())
+    (loss / count).backward()
+    theirs(idx, labels=idx).loss.backward()
+    gradients = convert.to_hf({name: parameter.grad for name, parameter in ours.named_parameters()}, ours.config)
+    for name, parameter in theirs.named_parameters():
+        scale = parameter.grad.abs().max().item()
+        assert (gradients[name] - parameter.grad).abs().max().item() <= 1e-4 * scale, name
+
+    back, there = ours.to_hf().state_dict(), theirs.state_dict()
+    assert back.keys() == there.keys()
+    assert all(torch.equal(back[name], there[name]) for name in there)
+
+
+def test_greedy_text_is_that_of_hugging_face(hf_model):
+    theirs = hf_model()
+    ours = GPT.from_hf(theirs)
+    prompt = torch.randint(0, 100, (3, 5), generator=torch.Generator().manual_seed(0))
+    expected = theirs.generate(prompt, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert torch.equal(ours.generate(prompt, 20, temperature=0), expected)
+
+
+def test_five_updates_are_those_of_hugging_face(hf_model):
+    theirs = hf_model(seed=3).train()
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    ours = GPT.from_hf(theirs)
+    # not Adam: it blows the rounding of gradients that are zero by symmetry (the key biases) up to full steps
+    optimizers = [torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9) for model in (ours, theirs)]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        idx = torch.randint(0, 101, (2, 16), generator=generator)
+        loss, count = ours(idx[:, :-1], idx[:, 1:].contiguous())
+        (loss / count).backward()
+        theirs(idx, labels=idx).loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    expected = convert.from_hf(theirs.state_dict(), ours.config)
+    for name, tensor in convert.without_padding(ours.state_dict(), ours.config).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5)
+
+
+def test_loss_is_a_sum_over_counted_targets(hf_model):
+    theirs = hf_model()
+    ours = GPT.from_hf(theirs)
+    idx = torch.randint(0, 101, (2, 9), generator=torch.Generator().manual_seed(0))
+    targets = idx[:, 1:].clone()
+    targets[0, 3:] = -100
+    loss, count = ours(idx[:, :-1], targets)
+    logits = theirs(idx[:, :-1]).logits
+    expected = torch.nn.functional.cross_entropy(logits[targets != -100], targets[targets != -100], reduction="sum")
+    assert count.item() == 3 + 8
+    torch.testing.assert_close(loss, expected)
+
+
+def test_the_padding_of_the_vocabulary_touches_nothing():
+    model = GPT.from_scratch(GPTConfig(block_size=8, vocab_size=65, n_layer=1, n_head=1, n_embd=16))
+    idx = torch.randint(0, 65, (4, 8), generator=torch.Generator().manual_seed(0))
+    before = model(idx, idx)[0].item()
+    with torch.no_grad():
+        model.wte.weight[65:] = 1e3
+    assert model(idx).shape == (4, 8, 65)
+    assert model(idx, idx)[0].item() == before
+    model(idx, idx)[0].backward()
+    assert model.wte.weight.grad[65:].abs().max() == 0
+    assert model.num_parameters() == sum(p.numel() for p in model.to_hf().parameters())
+
+
+def test_cropping_keeps_the_first_positions(hf_model):
+    model = GPT.from_hf(hf_model())
+    idx = torch.randint(0, 101, (1, 8), generator=torch.Generator().manual_seed(0))
+    before = model(idx)
+    model.crop_block_size(8)
+    torch.testing.assert_close(model(idx), before)
+    with pytest.raises(ValueError, match="more than block_size=8"):
+        model(torch.zeros(1, 9, dtype=torch.long))
+    with pytest.raises(ValueError, match="8 positions"):
+        model.crop_block_size(9)
+
+
+def test_gradient_checkpointing_changes_no_gradient(hf_model):
+    idx = torch.randint(0, 101, (2, 16), generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for recompute in (False, True):
+        model = GPT.from_hf(hf_model()).train()
+        model.set_dropout(0.1)
+        model.gradient_checkpointing = recompute
+        torch.manual_seed(5)
+        model(idx, idx)[0].backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name in gradients[0]:
+        torch.testing.assert_close(gradients[0][name], gradients[1][name])
+
+
+def test_dropout_acts_in_training_only(hf_model):
+    model = GPT.from_hf(hf_model())
+    model.set_dropout(0.5)
+    idx = torch.zeros(1, 8, dtype=torch.long)
+    assert torch.equal(model.eval()(idx), model(idx))
+    model.train()
+    assert not torch.equal(model(idx), model(idx))
+
+
+def test_attention_is_one_fused_kernel(hf_model):
+    from torch.profiler import profile
+
+    model = GPT.from_hf(hf_model())
+    with profile() as seen, torch.no_grad():
+        model(torch.zeros(1, 16, dtype=torch.long))
+    names = {event.key for event in seen.key_averages()}
+    assert any("flash_attention" in name for name in names), names
+    assert "aten::softmax" not in names
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
+        ({"activation_function": "relu"}, "activation_function=relu"),
+        ({"add_cross_attention": True}, "add_cross_attention=True"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
+        ({"model_type": "llama"}, "llama"),
+        ({"n_head": 5}, "n_embd=32"),
+    ],
+)
+def test_configurations_that_cannot_be_represented_are_refused_by_name(hf_model, change, named):
+    with pytest.raises(ValueError, match=named):
+        convert.config_from_hf(hf_model().config.to_dict() | change)
+
+
+def test_a_network_without_padding_and_initialisation_is_gpt2s():
+    model = GPT.from_scratch(GPTConfig(block_size=64, vocab_size=500, n_layer=8, n_head=2, n_embd=64), seed=1)
+    for name, parameter in model.named_parameters():
+        if name.endswith("c_proj.weight"):
+            assert parameter.std().item() == pytest.approx(0.02 / 4, rel=0.1), name
+        elif name.endswith("weight") and "ln_" not in name and name != "wte.weight":
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.1), name
+    idx = torch.randint(0, 500, (4, 64), generator=torch.Generator().manual_seed(0))
+    loss, count = model(idx, idx.roll(-1, 1))
+    assert (loss / count).item() == pytest.approx(6.215, abs=0.1)  # ln 500

@@ -1,0 +1,213 @@
+"""Text becomes nanoGPT's bins, byte for byte, and nanoGPT's own files are read as data."""
+
+import hashlib
+import json
+import os
+import pickle
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune.cli import UsageError
+from finetune.data import bins, nanogpt_meta, sources
+from finetune.data import tokenizer as tokenizers
+from finetune.data.prepare import prepare
+
+SHAKESPEARE = os.environ.get("FINETUNE_SHAKESPEARE", "")
+
+
+def test_character_bins_are_nanogpts(corpus, tmp_path):
+    path = corpus(words=800)
+    dataset = prepare([path], tmp_path / "data", "char")
+    text = Path(path).read_text()
+    stoi = {char: i for i, char in enumerate(sorted(set(text)))}  # the guide's option 1
+    cut = int(len(text) * 0.9)
+    for split, part in (("train", text[:cut]), ("val", text[cut:])):
+        expected = np.array([stoi[char] for char in part], dtype=np.uint16).tobytes()
+        assert dataset.bin(split).read_bytes() == expected
+        assert dataset.meta["splits"][split]["sha256"] == hashlib.sha256(expected).hexdigest()
+        assert dataset.num_bytes(split) == len(part.encode())
+    meta = pickle.loads((tmp_path / "data" / "meta.pkl").read_bytes())
+    assert meta == {"vocab_size": len(stoi), "stoi": stoi, "itos": {i: char for char, i in stoi.items()}}
+
+
+def test_bpe_bins_are_nanogpts(corpus, bpe_directory, tmp_path):
+    from tokenizers import Tokenizer
+
+    path = corpus(words=2000)
+    text = Path(path).read_text()
+    directory = bpe_directory(text)
+    dataset = prepare([path], tmp_path / "data", str(directory))
+    reference = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    cut = int(len(text) * 0.9)
+    for split, part in (("train", text[:cut]), ("val", text[cut:])):
+        assert np.fromfile(dataset.bin(split), dtype="<u2").tolist() == reference.encode(part).ids
+    assert dataset.tokenizer.fingerprint == tokenizers.from_directory(directory).fingerprint
+
+
+@pytest.mark.skipif(not SHAKESPEARE, reason="FINETUNE_SHAKESPEARE does not name tiny Shakespeare, or tiktoken has no vocabulary")
+def test_tiny_shakespeare_has_the_bins_of_nanogpt(tmp_path):
+    dataset = prepare([SHAKESPEARE], tmp_path / "data", "gpt2")
+    assert {split: dataset.num_tokens(split) for split in ("train", "val")} == {"train": 301_966, "val": 36_059}
+    assert dataset.meta["splits"]["train"]["sha256"] == "502a2bdc8210d1ac5d5674867cb74467dd31db575d25cf6dbb08c8bdbea8680f"
+    assert dataset.meta["splits"]["val"]["sha256"] == "68a53422394c26a655ebe641f5c6f49888e8f4e45fe5d6f02abda63ba3ebd65b"
+
+
+HARD = "naïve café — 東京都。人工知能！ \u2028 tab\there  two  spaces\n\n\n  indented\r\nCRLF 'tis don't we've 123,456.78 \U0001f600\x85x\x0cy <|endoftext|> end   "
+
+
+@pytest.mark.parametrize("size", [7, 64, 999])
+def test_pieces_encode_to_the_ids_of_the_whole(corpus, bpe_directory, size):
+    text = (Path(corpus(words=400)).read_text() + HARD) * 3
+    tokenizer = tokenizers.from_directory(bpe_directory(text))
+    pieces = list(sources.pieces(iter([text[i : i + 50] for i in range(0, len(text), 50)]), size))
+    assert "".join(pieces) == text and len(pieces) > 3
+    assert np.concatenate([tokenizer.encode(piece) for piece in pieces]).tolist() == tokenizer.encode(text).tolist()
+
+
+def test_a_text_without_any_place_to_cut_stays_whole():
+    assert list(sources.pieces(iter(["a" * 100, "b" * 100]), 30)) == ["a" * 100 + "b" * 100]
+
+
+def test_byte_order_mark_and_line_ends_are_normalised(tmp_path):
+    plain = "first line\nsecond line\nthird\n" * 20
+    (tmp_path / "a.txt").write_bytes(plain.encode())
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf" + plain.replace("\n", "\r\n").encode())
+    (tmp_path / "c.txt").write_bytes(plain.replace("\n", "\r").encode())
+    written = {name: prepare([tmp_path / f"{name}.txt"], tmp_path / name, "char").bin("train").read_bytes() for name in "abc"}
+    assert written["a"] == written["b"] == written["c"]
+
+
+def test_several_files_are_joined_in_order(tmp_path):
+    (tmp_path / "a.txt").write_text("abc" * 10)
+    (tmp_path / "b.txt").write_text("cba" * 10)
+    dataset = prepare([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "data", "char", val_fraction=0.5)
+    assert dataset.tokenizer.decode(np.fromfile(dataset.bin("train"), dtype="<u2")) == "abc" * 10
+    assert dataset.tokenizer.decode(np.fromfile(dataset.bin("val"), dtype="<u2")) == "cba" * 10
+    assert [source["name"] for source in dataset.meta["sources"]] == ["a.txt", "b.txt"]
+
+
+def test_python_docs_need_no_download(tmp_path):
+    dataset = prepare(["python_docs"], tmp_path / "data", "char")
+    assert dataset.num_tokens("train") + dataset.num_tokens("val") > 400_000
+
+
+def test_shakespeare_without_network_says_where_to_put_the_file(monkeypatch):
+    monkeypatch.setattr(sources, "SHAKESPEARE_URL", "http://127.0.0.1:9/input.txt")
+    with pytest.raises(UsageError, match=r"Put the file http.* at data.shakespeare.input.txt"):
+        sources.find(["shakespeare"])
+
+
+def test_what_is_downloaded_is_checked(monkeypatch, tmp_path):
+    (tmp_path / "other.txt").write_text("not Shakespeare")
+    monkeypatch.setattr(sources, "SHAKESPEARE_URL", (tmp_path / "other.txt").as_uri())
+    with pytest.raises(UsageError, match="sha256 differs"):
+        sources.find(["shakespeare"])
+    assert not Path("data/shakespeare/input.txt").exists()
+
+
+def test_a_failed_preparation_leaves_what_was_there(corpus, tmp_path):
+    prepare([corpus()], tmp_path / "data", "char")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()}
+    (tmp_path / "bad.txt").write_bytes(b"good\nb\xe9d\n" * 100)
+    with pytest.raises(UsageError, match=r"bad.txt: byte 0xE9 at offset 6 \(line 2\) is not UTF-8"):
+        prepare([tmp_path / "bad.txt"], tmp_path / "data", "char")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()} == before
+
+
+def test_the_offset_of_a_bad_byte_is_right_in_a_large_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 10)
+    for lead in (b"", b"\xef\xbb\xbf"):
+        content = lead + "zeile ä\n".encode() * 7
+        (tmp_path / "x.txt").write_bytes(content + b"\xff")
+        with pytest.raises(UsageError, match=rf"0xFF at offset {len(content)} \(line 8\)"):
+            list(sources.find([tmp_path / "x.txt"])[0].texts())
+
+
+def nanogpt_pickle(chars, protocol):
+    return pickle.dumps({"vocab_size": len(chars), "itos": dict(enumerate(chars)), "stoi": {c: i for i, c in enumerate(chars)}}, protocol=protocol)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_meta_pkl_of_every_protocol_is_read(protocol):
+    chars = sorted("\n abcé漢\U0001f600")
+    assert nanogpt_meta.read(nanogpt_pickle(chars, protocol)) == chars
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_meta_pkl_that_would_run_code_is_refused_and_does_not(protocol):
+    for content in (Payload(), {"vocab_size": Payload()}, {"itos": {0: Payload()}, "stoi": {}, "vocab_size": 1}, [Payload()]):
+        with pytest.raises(ValueError, match="can run code"):
+            nanogpt_meta.read(pickle.dumps(content, protocol=protocol))
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b".",
+        b"}.",
+        b"}r\x00\x00\x00\x08.",
+        b"}",
+        b"\x80\x05",
+        b"(dp0\n.",
+        b"u.",
+        b"}(K\x01u.",
+        b"I01\n.",
+        b"\x80\x02}q\x00h\x05.",
+        b"(((((",
+        b"hello",
+    ],
+)
+def test_odd_pickles_are_refused_quickly(data):
+    began = time.perf_counter()
+    with pytest.raises(ValueError):
+        nanogpt_meta.read(data)
+    assert time.perf_counter() - began < 1
+
+
+def test_random_damage_to_a_meta_pkl_never_does_more_than_raise_value_error():
+    rng = np.random.default_rng(0)
+    whole = nanogpt_pickle(sorted("abcdefgh"), 4)
+    for _ in range(3000):
+        damaged = bytearray(whole)
+        for _ in range(rng.integers(1, 4)):
+            damaged[rng.integers(len(damaged))] = rng.integers(256)
+        try:
+            chars = nanogpt_meta.read(bytes(damaged))
+        except ValueError:
+            continue
+        assert len(set(chars)) == len(chars)
+
+
+@pytest.mark.parametrize("chars", ["abc", "\n z~é漢\U0001f600"])
+def test_our_meta_pkl_is_what_pickle_reads(chars):
+    meta = pickle.loads(nanogpt_meta.write(list(chars)))
+    assert meta == {"vocab_size": len(chars), "itos": dict(enumerate(chars)), "stoi": {c: i for i, c in enumerate(chars)}}
+
+
+def test_an_edited_bin_is_refused(corpus, tmp_path):
+    dataset = prepare([corpus()], tmp_path / "data", "char")
+    with open(dataset.bin("train"), "r+b") as file:
+        file.seek(10)
+        file.write(b"\x01\x00")
+    with pytest.raises(UsageError, match="train.bin: is not the file that meta.json describes"):
+        bins.survey(bins.load(tmp_path / "data"), "train")
+
+
+def test_meta_json_is_the_record_of_the_data(corpus, tmp_path):
+    path = corpus()
+    prepare([path], tmp_path / "data", "char", val_fraction=0.2)
+    meta = json.loads((tmp_path / "data" / "meta.json").read_text())
+    raw = Path(path).read_bytes()
+    assert meta["sources"] == [{"name": "corpus.txt", "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}]
+    assert meta["val_fraction"] == 0.2 and meta["vocab_size"] == len(set(raw.decode()))
+    assert meta["splits"]["train"]["characters"] == int(len(raw.decode()) * 0.8)
