@@ -92,14 +92,19 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator=None):
-        """GPT-2's initialisation: normal(0, 0.02), zero biases, and projections into the residual scaled by 1/sqrt(2 L)."""
+        """GPT-2's initialisation, meant for all widths: embeddings normal(0, 0.02), matrices normal(0, 0.02 sqrt(768 / C)), those that
+        project into the residual smaller by sqrt(2 L), biases zero.
+
+        GPT-2 and nanoGPT use 0.02 for every width. It is right at 768; a narrow network starts so close to zero with it that it loses
+        hundreds of updates (docs/log.md).
+        """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
             elif ".ln_" in name or name.startswith("ln_f"):
                 parameter.fill_(1.0)
             else:
-                std = 0.02 if name.startswith("w") else 0.02 * math.sqrt(768 / self.config.n_embd)
+                std = 0.02 if name in ("wte.weight", "wpe.weight") else 0.02 * math.sqrt(768 / self.config.n_embd)
                 if name.endswith("c_proj.weight"):
                     std /= math.sqrt(2 * self.config.n_layer)
                 parameter.normal_(0.0, std, generator=generator)

@@ -1,0 +1,54 @@
+"""The commands as a user types them, in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[1]
+TINY = "--n_layer=1 --n_head=1 --n_embd=16 --block_size=16 --batch_size=2 --max_iters=3 --log_interval=1".split()
+
+
+def shell(*command, **env):
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env={**os.environ, **env}, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_quickstart_recipe_through_accelerate_launch_then_sample():
+    code, out, error = shell(BIN / "accelerate", "launch", "-m", "finetune.train", ROOT / "recipes/quickstart.yaml", *TINY, "--max_new_tokens=20")
+    assert code == 0, error
+    assert f"({os.cpu_count()} threads)" in out or len(os.sched_getaffinity(0)) != os.cpu_count()
+    assert out.count("\nThe ") == 2
+    code, out, error = shell(
+        sys.executable, "-m", "finetune.sample", "--out_dir=out-quickstart", "--num_samples=2", "--max_new_tokens=30", "--start=Some"
+    )
+    assert code == 0, error
+    assert out.count("---------------\nSome") == 2
+    assert "(step " in out and "val loss" in out
+    assert (
+        out == shell(sys.executable, "-m", "finetune.sample", "--out_dir=out-quickstart", "--num_samples=2", "--max_new_tokens=30", "--start=Some")[1]
+    )
+
+
+def test_a_mistake_ends_with_exit_code_2_and_one_line():
+    code, out, error = shell(sys.executable, "-m", "finetune.train", "--dataset=nowhere", "--init_from=scratch")
+    assert (code, out) == (2, "")
+    assert error == "dataset nowhere: no such directory or text file; named texts: shakespeare, python_docs\n"
+
+
+def test_finetune_lists_and_runs_the_verbs():
+    code, out, _ = shell(BIN / "finetune")
+    assert code == 0 and all(f"  {verb} " in out for verb in ("prepare", "train", "sample"))
+    code, out, _ = shell(BIN / "finetune", "prepare", "python_docs", "--tokenizer=char", "--out_dir=d")
+    assert code == 0 and "train has " in out
+    code, _, error = shell(BIN / "finetune", "fly")
+    assert code == 2 and "no such verb" in error
+
+
+@pytest.mark.parametrize("verb", ["prepare", "train", "sample"])
+def test_every_verb_has_help_through_finetune(verb):
+    code, out, _ = shell(BIN / "finetune", verb, "--help")
+    assert code == 0 and "usage:" in out
