@@ -20,6 +20,14 @@ class UsageError(ValueError):
     """A mistake in the user's recipe, data or arguments, told in one line a problem. Commands end with exit code 2."""
 
 
+class Failure(Exception):
+    """An end that is not the user's mistake, told in plain words, with its exit code."""
+
+    def __init__(self, message, code):
+        super().__init__(message)
+        self.code = code
+
+
 def run(main):
     """Run a verb's `main(argv)` and turn its outcome into the exit code of the process."""
     first_rank = os.environ.get("RANK", "0") == "0"
@@ -27,12 +35,12 @@ def run(main):
     argv = [arg for arg in sys.argv[1:] if not arg.startswith("--debug=")]
     try:
         code = main(argv)
-    except UsageError as error:
+    except (UsageError, Failure) as error:
         if debug:
             raise
         if first_rank:
             print(error, file=sys.stderr)
-        code = 2
+        code = 2 if isinstance(error, UsageError) else error.code
     except KeyboardInterrupt:
         code = 130
     except OSError as error:
@@ -101,8 +109,12 @@ def parse(cls, argv, usage):
     if "sources" in fields:
         values["sources"] = sources
     options = cls(**values)
-    if not problems and hasattr(options, "problems"):
-        problems = [f"{origins[name]}: {message}" if name in origins else f"{name}: {message}" for name, message in options.problems()]
+    if hasattr(options, "problems"):
+        found = [(name, message) for name, message in options.problems() if name in origins or not problems]
+        problems += [
+            f"{origins.get(name, name)}: {message}" if origins.get(name, "--").startswith("--") else f"{origins[name]}: {name}: {message}"
+            for name, message in found
+        ]
     if problems:
         raise UsageError("\n".join(problems))
     return options, origins
@@ -186,6 +198,9 @@ def _read_recipe(path, problems):
         root = yaml.compose(raw.decode("utf-8"), Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
         problems.append(f"{path}: byte {error.start} is not UTF-8")
+        return []
+    except RecursionError:
+        problems.append(f"{path}: nested too deeply for a recipe")
         return []
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

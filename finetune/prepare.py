@@ -34,6 +34,10 @@ def main(argv):
 
     from finetune.data.prepare import prepare, summary
 
+    if options.tokenizer not in ("gpt2", "char") and not Path(options.tokenizer).is_dir():
+        from finetune.gpt import weights
+
+        options.tokenizer = weights.find(options.tokenizer)
     out_dir = options.out_dir or f"data/{Path(options.sources[0]).stem}"
     dataset = prepare(options.sources, out_dir, options.tokenizer, options.val_fraction)
     print(summary(dataset))

@@ -24,7 +24,7 @@ class Recipe:
     )
     dataset: str = key("", "a prepared directory, the name of one under data/, a text file, or shakespeare|python_docs", resume="identity")
     out_dir: str = key("out", "where the run is written", resume="free")
-    overwrite: bool = key(False, "start anew in an out_dir that already holds a run", resume="free")
+    overwrite: bool = key(False, "let a new run replace the one that out_dir holds", resume="free")
 
     tokenizer: str = key("auto", "for a text file as dataset: auto (that of init_from), gpt2, char, or a model directory", resume="identity")
     val_fraction: float | None = key(None, "for a text file as dataset: the share kept for validation [0.1]", resume="identity", derived=True)
@@ -54,8 +54,14 @@ class Recipe:
     eval_iters: int | None = key(None, "evaluate on this many fixed batches of batch_size blocks instead of the whole split", resume="free")
     eval_only: bool = key(False, "evaluate once and write nothing", resume="free")
     log_interval: int = key(10, "updates between log lines", resume="free")
+    patience: int | None = key(None, "end after this many evaluations without a new best", resume="free")
     save_interval: int | None = key(None, "updates between resumable checkpoints [eval_interval]", resume="free", derived=True)
     always_save_checkpoint: bool = key(False, "keep the model of every evaluation as out_dir/iter_N, not only the best", resume="free")
+
+    max_rollbacks: int = key(
+        3, "when training diverges, go back to the last state and halve the learning rate this often, then give up", resume="free"
+    )
+    deterministic: bool = key(False, "the same bits in every run on a GPU too, slower; on a CPU runs are anyway", resume="free")
 
     num_samples: int = key(0, "samples to print when training is done", resume="free")
     start: str = key("\n", "prompt of these samples", resume="free")
@@ -97,8 +103,6 @@ class Recipe:
             yield "min_lr", f"{self.min_lr} is above learning_rate={self.learning_rate}"
         if not self.decay_lr and (self.min_lr is not None or self.lr_decay_iters is not None):
             yield "decay_lr", "false leaves nothing for min_lr and lr_decay_iters to do; remove them"
-        if self.overwrite and self.init_from == "resume":
-            yield "overwrite", "contradicts init_from=resume: one starts anew, the other goes on"
 
 
 POSITIVE = 5e-324  # the smallest float above zero
@@ -108,7 +112,7 @@ RANGES = [
     ("max_iters", 0, math.inf), ("epochs", 0, math.inf), ("seed", 0, 2**63 - 1), ("learning_rate", 0, math.inf),
     ("warmup_iters", 0, math.inf), ("lr_decay_iters", 1, math.inf), ("min_lr", 0, math.inf), ("weight_decay", 0, math.inf),
     ("beta1", 0, 1 - 2**-53), ("beta2", 0, 1 - 2**-53), ("grad_clip", 0, math.inf), ("eval_interval", 1, math.inf),
-    ("eval_iters", 1, math.inf), ("log_interval", 1, math.inf), ("save_interval", 1, math.inf), ("num_samples", 0, math.inf),
+    ("eval_iters", 1, math.inf), ("patience", 1, math.inf), ("max_rollbacks", 0, math.inf), ("log_interval", 1, math.inf), ("save_interval", 1, math.inf), ("num_samples", 0, math.inf),
     ("max_new_tokens", 1, math.inf), ("temperature", 0, math.inf), ("top_k", 0, math.inf), ("cpu_threads", 0, math.inf),
 ]  # fmt: skip
 
@@ -133,7 +137,7 @@ def schedule(recipe, num_rows):
         length = min(length, math.ceil(recipe.epochs * num_rows / rows_per_iteration))
     tenth = length // 10
     warmup = recipe.warmup_iters if recipe.warmup_iters is not None else min(100, tenth)
-    if warmup >= length:  # a run that would never finish warming up
+    if warmup > length // 2:  # meant for a longer run
         warmup = tenth
     eval_interval = recipe.eval_interval or max(1, min(250, math.ceil(length / 20)))
     return Schedule(
@@ -161,8 +165,8 @@ def dump(recipe, derived):
 
 
 def _scalar(value):
-    import json
+    import yaml
 
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=True)  # a JSON string is a YAML string
+        return yaml.safe_dump(value, default_style='"', width=math.inf).strip()
     return str(value).lower() if isinstance(value, bool) else repr(value)

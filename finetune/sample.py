@@ -22,6 +22,7 @@ class Options:
     max_new_tokens: int = key(500, "tokens in each sample")
     temperature: float = key(0.8, "below 1.0 more predictable, above more random, 0 always the likeliest token")
     top_k: int = key(200, "draw from the k likeliest tokens only; 0 is all")
+    top_p: float = key(1.0, "draw from the likeliest tokens that together have this probability; 1 is all")
     seed: int = key(1337, "the same seed gives the same samples")
     device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "where to compute")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("auto", "arithmetic of the matrix products")
@@ -32,6 +33,10 @@ class Options:
         for name, low in (("num_samples", 1), ("max_new_tokens", 1), ("temperature", 0), ("top_k", 0), ("seed", 0)):
             if getattr(self, name) < low:
                 yield name, f"must be at least {low}, got {getattr(self, name)}"
+        if self.seed >= 2**63:
+            yield "seed", f"must be below 2**63, got {self.seed}"
+        if not 0 < self.top_p <= 1:
+            yield "top_p", f"must be above 0 and at most 1, got {self.top_p}"
         if not self.start:
             yield "start", "the prompt is empty; a model needs at least one token to go on from"
 
@@ -44,9 +49,9 @@ def main(argv):
         runs = sorted({str(path.parent.parent) for path in Path(".").glob("*/best/config.json")})
         known = f"; runs here: {', '.join(runs)}" if runs else ""
         raise UsageError(f"out_dir {options.out_dir}: no such directory{known}")
-    prompt = _prompt(options.start)
+    if options.start.startswith("FILE:") and not Path(options.start[5:]).is_file():
+        raise UsageError(f"{options.start[5:]}: cannot be read: there is no such file")
 
-    import numpy as np
     import torch
 
     from finetune.data import tokenizer as tokenizers
@@ -55,42 +60,27 @@ def main(argv):
 
     source = weights.find(options.out_dir or options.init_from)
     tokenizer = tokenizers.from_directory(source if source.is_dir() else source.parent)
+    tokenizer = tokenizer or _gpt2_for(weights.load_config(source), source)
+    prompt = tokenizers.prompt_ids(tokenizer, options.start)
     device = machine.choose_device(options.device)
     model = GPT.from_pretrained(source).to(device).eval()
-    tokenizer = tokenizer or _gpt2_for(model, source)
-    dtype = machine.best_dtype(options.dtype, device, model.config.n_embd)
+    dtype = machine.best_dtype(options.dtype, device)
     print(f"{_name(source)}, {model.num_parameters() / 1e6:.2f}M parameters, {tokenizer.describe()['name']}")
-    idx = torch.from_numpy(tokenizer.encode(prompt).astype(np.int64)).to(device).expand(options.num_samples, -1)
+    idx = torch.from_numpy(prompt).to(device).expand(options.num_samples, -1)
     generator = torch.Generator(device).manual_seed(options.seed)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        out = model.generate(idx, options.max_new_tokens, options.temperature, options.top_k, generator)
+        out = model.generate(idx, options.max_new_tokens, options.temperature, options.top_k, options.top_p, generator)
     for ids in out.tolist():
         print(f"---------------\n{tokenizer.decode(ids)}")
     print("---------------")
 
 
-def _prompt(start):
-    if not start.startswith("FILE:"):
-        return start
-    path = start.removeprefix("FILE:")
-    try:
-        with open(path, encoding="utf-8") as file:
-            prompt = file.read()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: byte at offset {error.start:,} is not UTF-8") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-    if not prompt:
-        raise UsageError(f"{path}: the prompt is empty; a model needs at least one token to go on from")
-    return prompt
-
-
-def _gpt2_for(model, source):
+def _gpt2_for(config, source):
     """GPT-2's own tokenizer for a model that came without one."""
     from finetune.data import tokenizer as tokenizers
 
-    if model.config.vocab_size != 50257:
-        raise UsageError(f"{source}: has no tokenizer, and {model.config.vocab_size:,} ids are not GPT-2's")
+    if config.vocab_size != 50257:
+        raise UsageError(f"{source}: has no tokenizer, and {config.vocab_size:,} ids are not GPT-2's")
     return tokenizers.gpt2()
 
 

@@ -61,7 +61,16 @@ def char(options, work):
     shutil.copytree(options.nanogpt, checkout, ignore=shutil.ignore_patterns(".git"))
     for name in ("train.bin", "val.bin", "meta.pkl"):
         shutil.copy(work / "data" / "char" / name, checkout / "data" / "shakespeare_char" / name)
-    theirs = ["train.py", "config/train_shakespeare_char.py", *flags, "--device=cpu", "--compile=False", "--eval_iters=20", "--lr_decay_iters=2000", f"--out_dir={work / 'nano'}"]
+    theirs = [
+        "train.py",
+        "config/train_shakespeare_char.py",
+        *flags,
+        "--device=cpu",
+        "--compile=False",
+        "--eval_iters=20",
+        "--lr_decay_iters=2000",
+        f"--out_dir={work / 'nano'}",
+    ]
     seconds["nanoGPT"] = timed([sys.executable, *theirs], checkout)
 
     rows = []
@@ -102,7 +111,14 @@ def write(result, directory):
     directory.mkdir(parents=True, exist_ok=True)
     base.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     columns = list(result["rows"][0])
-    lines = [f"# {result['title']}", "", f"{result['setting']}.", "", f"{hardware}; {today}; {', '.join(f'{k} {v}' for k, v in result['versions'].items())}.", ""]
+    lines = [
+        f"# {result['title']}",
+        "",
+        f"{result['setting']}.",
+        "",
+        f"{hardware}; {today}; {', '.join(f'{k} {v}' for k, v in result['versions'].items())}.",
+        "",
+    ]
     lines += [f"    {result['command']}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in result["rows"]]
     base.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")

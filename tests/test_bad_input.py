@@ -30,7 +30,7 @@ def text(content, name="t.txt"):
 
 def meta(**change):
     tokenizer = {"kind": "char", "chars": "abcde", "sha256": "0"}
-    bins_with(**{"meta.json": json.dumps({"format": 1, "tokenizer": tokenizer} | change).encode()})
+    bins_with(**{"meta.json": json.dumps({"format": 1, "tokenizer": tokenizer, "splits": {"train": {}, "val": {}}} | change).encode()})
 
 
 def characters(tiny=False):
@@ -114,7 +114,7 @@ CASES = {
     "UTF-16": (lambda: text("text".encode("utf-16")), "prepare", ["t.txt", "--tokenizer=char"], "looks like UTF-16"),
     "a directory as text": (lambda: Path("d").mkdir(), "prepare", ["d"], "is a directory"),
     "too large a val_fraction": (lambda: text(b"abc"), "prepare", ["t.txt", "--val_fraction=0.9"], "at most 0.5"),
-    "no such tokenizer": (lambda: text(b"abcdef"), "prepare", ["t.txt", "--tokenizer=gpt7"], "none of gpt2, char and the directory"),
+    "no such tokenizer": (lambda: text(b"abcdef"), "prepare", ["t.txt", "--tokenizer=gpt7"], "no such directory, not in the local cache"),
     "unwritable data directory": (lambda: text(b"abcdef"), "prepare", ["t.txt", "--tokenizer=char", "--out_dir=t.txt/x"], "out_dir t.txt/x: cannot be written"),
     # sample
     "sample of nothing": (None, "sample", [], "give --out_dir=OUT"),

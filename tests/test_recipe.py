@@ -86,7 +86,6 @@ def test_a_yaml_bomb_is_one_short_line():
     [
         ({"n_layer": 2, "init_from": "gpt2"}, "scratch only"),
         ({"decay_lr": False, "min_lr": 1e-6}, "nothing for min_lr"),
-        ({"overwrite": True, "init_from": "resume"}, "contradicts"),
         ({"dataset": ""}, "python_docs, which needs no download"),
     ],
 )

@@ -43,15 +43,20 @@ def is_prepared(directory):
 def load(directory):
     """The Dataset in a directory, its files checked as far as their sizes tell. Raises UsageError naming the file."""
     directory = Path(directory)
+    described = (directory / "meta.json").is_file()
     for split in ("train", "val"):
-        check_size(directory / f"{split}.bin")
+        check_size(directory / f"{split}.bin", guess=not described)
     meta, tokenizer = {}, None
-    if (directory / "meta.json").is_file():
+    if not described and (directory / "tokenizer.json").is_file():
+        raise UsageError(f"{directory}: has tokenizer.json but no meta.json, so its preparation was interrupted; prepare the data again")
+    if described:
         try:
             with open(directory / "meta.json", encoding="utf-8") as file:
                 meta = json.load(file)
             if meta.get("format") != FORMAT:
                 raise UsageError(f"{directory / 'meta.json'}: format {meta.get('format')!r} is not {FORMAT}; prepare the data again")
+            if not all(isinstance(meta["splits"][split], dict) for split in ("train", "val")):
+                raise ValueError("splits")
             tokenizer = tokenizers.from_description(meta["tokenizer"], directory)
         except UsageError:
             raise
@@ -65,8 +70,9 @@ def load(directory):
     return Dataset(directory, meta, tokenizer)
 
 
-def check_size(path):
-    """The number of tokens in a bin. Raises UsageError for one that is missing, empty, cut, or evidently of another format."""
+def check_size(path, guess=False):
+    """The number of tokens in a bin. Raises UsageError for one that is missing, empty or cut, and for one that by a look at its
+    first values is evidently of another format, if there is a need to `guess`."""
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file; `python -m finetune.prepare` makes train.bin and val.bin")
     size = path.stat().st_size
@@ -74,6 +80,8 @@ def check_size(path):
         raise UsageError(f"{path}: is empty; prepare the data again, with a larger val_fraction if this is val.bin")
     if size % 2:
         raise UsageError(f"{path}: {size:,} bytes are not a whole number of 16-bit tokens; it was probably cut short. Copy or prepare it again")
+    if not guess:
+        return size // 2
     with open(path, "rb") as file:
         head = np.frombuffer(file.read(8192), dtype="<u2")
     if head.size >= 2 and int(head[0]) + (int(head[1]) << 16) == LLMC_MAGIC:

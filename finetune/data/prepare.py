@@ -51,9 +51,11 @@ def prepare(names, out_dir, tokenizer="gpt2", val_fraction=0.1):
             (work / "meta.pkl").write_bytes(nanogpt_meta.write(tokenizer.chars))
         else:
             tokenizer.save(work)
-        for file in sorted(work.iterdir()):
-            if file.name in KEPT:
-                os.replace(file, out_dir / file.name)
+        for name in KEPT:
+            if (work / name).exists():
+                os.replace(work / name, out_dir / name)
+            else:  # left by an earlier preparation with another tokenizer
+                (out_dir / name).unlink(missing_ok=True)
         # last, because with it the directory is complete; bins beside an older meta.json are refused by their sha256
         (work / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(work / "meta.json", out_dir / "meta.json")
@@ -62,7 +64,16 @@ def prepare(names, out_dir, tokenizer="gpt2", val_fraction=0.1):
     return bins.load(out_dir)
 
 
-KEPT = ("train.bin", "val.bin", "meta.pkl", "tokenizer.json")
+KEPT = (
+    "train.bin",
+    "val.bin",
+    "meta.pkl",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 
 
 def find_tokenizer(choice):
@@ -88,7 +99,10 @@ def open_dataset(value, tokenizer, val_fraction):
     """
     for directory in (Path(value), Path("data") / value):
         if bins.is_prepared(directory):
-            return bins.load(directory)
+            found = bins.load(directory)
+            # a named text is there for every tokenizer, not only for the one it was prepared with first
+            if value not in sources.NAMED or not found.tokenizer or (tokenizer() == "char") == (found.tokenizer.kind == "char"):
+                return found
     if Path(value).is_dir() and not list(Path(value).glob("*.bin")):
         raise UsageError(f"{value}: no train.bin here; prepare it with `python -m finetune.prepare TEXT --out_dir={value}`")
     if Path(value).is_dir():
@@ -102,7 +116,7 @@ def open_dataset(value, tokenizer, val_fraction):
     kind = choice if choice == "char" else (choice := find_tokenizer(choice)).fingerprint
     mark = hashlib.sha256(json.dumps([made_from[0]["sha256"], kind, val_fraction, bins.FORMAT]).encode()).hexdigest()[:8]
     directory = Path("data") / f"{Path(value).stem}-{choice if choice == 'char' else choice.kind}-{mark}"
-    if bins.is_prepared(directory):
+    if (directory / "meta.json").is_file():
         return bins.load(directory)
     return prepare([value], directory, choice, val_fraction)
 
@@ -145,7 +159,7 @@ def _tokenize(texts, num_train, tokenizer, directory):
             yield text
 
     splits = {}
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) as pool:
         for name in ("train", "val"):
             part = first_part() if name == "train" else (text for part in (train, val) for text in part)
             writer = bins.Writer(directory / f"{name}.bin")
@@ -158,7 +172,7 @@ def _tokenize(texts, num_train, tokenizer, directory):
 def _encoded(texts, tokenizer, pool):
     """(text, ids) in order, a few pieces being encoded at once."""
     waiting = []
-    for piece in sources.pieces(texts, PIECE_CHARACTERS):
+    for piece in sources.pieces(texts, PIECE_CHARACTERS, anywhere=tokenizer.kind == "char"):
         waiting.append((piece, pool.submit(tokenizer.encode, piece)))
         if len(waiting) > 16:
             text, future = waiting.pop(0)

@@ -88,20 +88,21 @@ def find(names):
     return found
 
 
-def pieces(texts, size):
-    """The same text in pieces of about `size` characters, cut only where GPT-2's pre-tokenizer cuts whatever follows.
+def pieces(texts, size, anywhere=False):
+    """The same text in pieces of about `size` characters, cut only where GPT-2's pre-tokenizer cuts whatever follows, or `anywhere`.
 
     So encoding the pieces one by one gives the ids of the whole. A text without any such place stays in one piece.
     """
-    rest = ""
+    rest, searched = "", 0
     for text in texts:
         rest += text
         while len(rest) > size:
-            cut = _last_cut(rest, size) or _first_cut(rest, size)
+            cut = size if anywhere else _last_cut(rest, size) or _first_cut(rest, max(size, searched))
             if not cut:
+                searched = len(rest) - 2
                 break
             yield rest[:cut]
-            rest = rest[cut:]
+            rest, searched = rest[cut:], 0
     if rest:
         yield rest
 
@@ -118,8 +119,8 @@ def _last_cut(text, size):
     return cuts[-1] if cuts else None
 
 
-def _first_cut(text, size):
-    match = SAFE_CUT.search(text, size)
+def _first_cut(text, start):
+    match = SAFE_CUT.search(text, start)
     return match.start() if match and match.start() < len(text) - 2 else None  # what follows the end is not known yet
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 from functools import cached_property
 from pathlib import Path
 
@@ -21,54 +22,74 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class BPETokenizer:
-    """Byte-level BPE as GPT-2 has it. `vocabulary` maps the bytes of each ordinary token to its id, `special` names to ids."""
+    """Byte-level BPE as GPT-2 has it. `vocabulary` maps the bytes of each ordinary token to its id, `special` names to ids.
+
+    `files` are those of the model directory it came from, {name: content}; they are handed on as they are.
+    """
 
     kind = "bpe"
 
-    def __init__(self, vocabulary, special):
+    def __init__(self, vocabulary, special, files=None):
         import tiktoken
         from tiktoken_ext.openai_public import r50k_pat_str
 
-        self.vocabulary, self.special = vocabulary, special
+        self.vocabulary, self.special, self.files = vocabulary, special, files or {}
         self.vocab_size = max([*vocabulary.values(), *special.values()]) + 1
         self.eot = special.get(END_OF_TEXT)
+        self._known = {*vocabulary.values(), *special.values()}
         self._encoding = tiktoken.Encoding("gpt2-like", pat_str=r50k_pat_str, mergeable_ranks=vocabulary, special_tokens=special)
 
     def encode(self, text):
         """Ids of `text` as plain text: a literal <|endoftext|> in it is spelled out, never the special token."""
-        # lone surrogates cannot be UTF-8 and are replaced, as tiktoken does
-        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
+        try:
+            ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # lone surrogates, which no UTF-8 has
+            ids = self._encoding.encode_to_numpy(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), disallowed_special=())
+        return ids.astype(np.uint16)
 
     def decode(self, ids):
-        """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
-        return self._encoding.decode([int(i) for i in ids])
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, and ids that mean nothing are left out."""
+        return self._encoding.decode([int(i) for i in ids if int(i) in self._known])
 
     @cached_property
     def fingerprint(self):
-        tokens = sorted([(i, token) for token, i in self.vocabulary.items()] + [(i, name.encode()) for name, i in self.special.items()])
-        return _sha256(b"".join(b"%d %s\n" % (i, token.hex().encode()) for i, token in tokens))
+        """Of what text is turned into: the ordinary tokens and end-of-text. Other special tokens never appear in data."""
+        tokens = sorted((i, token.hex()) for token, i in self.vocabulary.items())
+        return _sha256(repr((tokens, self.eot)).encode())
 
     def describe(self):
-        gpt2 = self.vocab_size == 50257 and self.eot == 50256
+        gpt2 = len(self.vocabulary) == 50256 and self.eot == 50256
         return {"kind": "bpe", "name": "GPT-2 BPE" if gpt2 else f"BPE of {self.vocab_size:,} ids", "sha256": self.fingerprint}
 
     def save(self, directory, block_size=None):
+        directory = Path(directory)
+        for name, content in self.files.items():
+            (directory / name).write_bytes(content)
+        if not {"tokenizer.json", "vocab.json", "merges.txt"} <= self.files.keys():
+            self._spell_out(directory)
+        config = json.loads(self.files["tokenizer_config.json"]) if "tokenizer_config.json" in self.files else self._config()
+        _write_tokenizer_config(directory, config, block_size)
+
+    def _config(self):
+        names = {} if self.eot is None else dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+        return {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, **names}
+
+    def _spell_out(self, directory):
+        """Write those of tokenizer.json, vocab.json and merges.txt that did not come with the tokenizer."""
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
         letters = _bytes_to_unicode()
-        spell = lambda token: "".join(letters[byte] for byte in token)  # noqa: E731
-        vocab = {spell(token): i for token, i in self.vocabulary.items()}
-        merges = [(spell(left), spell(right)) for left, right in _merges(self.vocabulary)]
+        vocab = {"".join(letters[byte] for byte in token): i for token, i in self.vocabulary.items()}
+        merges = [tuple("".join(letters[byte] for byte in part) for part in parts) for parts in _merges(self.vocabulary)]
         tokenizer = Tokenizer(models.BPE({**vocab, **self.special}, merges))
         tokenizer.add_special_tokens([AddedToken(name, normalized=True) for name in sorted(self.special, key=self.special.get)])
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-        tokenizer.save(str(Path(directory) / "tokenizer.json"))
-        tokenizer.model.save(str(directory))  # vocab.json and merges.txt, for older tools
-        end = END_OF_TEXT if self.eot is not None else None
-        config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
-        _write_tokenizer_config(directory, config, block_size, bos_token=end, eos_token=end, unk_token=end)
+        if "tokenizer.json" not in self.files:
+            tokenizer.save(str(directory / "tokenizer.json"))
+        if not {"vocab.json", "merges.txt"} <= self.files.keys():  # older tools read these
+            tokenizer.model.save(str(directory))
 
 
 class CharTokenizer:
@@ -93,7 +114,7 @@ class CharTokenizer:
         unknown = self._points[ids] != points
         if unknown.any():
             examples = ", ".join(repr(chr(point)) for point in np.unique(points[unknown])[:5])
-            raise UsageError(f"characters outside this model's {self.vocab_size} characters: {examples}")
+            raise UsageError(f"start or text: {examples} not among the {self.vocab_size} characters of this vocabulary")
         return ids.astype(np.uint16)
 
     def decode(self, ids):
@@ -125,72 +146,89 @@ def gpt2():
     """GPT-2's own tokenizer from tiktoken, which downloads it once. Raises UsageError when it can neither be found nor reached."""
     import tiktoken
 
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(5)  # tiktoken sets no time limit of its own
     try:
+        if not _tiktoken_has_gpt2() and not any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+            socket.create_connection((TIKTOKEN_HOST, 443), timeout=5).close()  # tiktoken itself would wait without end
         encoding = tiktoken.get_encoding("gpt2")
     except Exception as error:
         raise UsageError(
             f"tokenizer gpt2: not in tiktoken's cache, and its server cannot be reached ({type(error).__name__}). Give "
             "--tokenizer=DIR with the directory of any downloaded GPT-2, set TIKTOKEN_CACHE_DIR, or use --tokenizer=char"
         ) from None
-    finally:
-        socket.setdefaulttimeout(patience)
-    vocabulary = dict(encoding._mergeable_ranks)
-    return BPETokenizer(vocabulary, dict(encoding._special_tokens))
+    return BPETokenizer(dict(encoding._mergeable_ranks), dict(encoding._special_tokens))
+
+
+TIKTOKEN_HOST = "openaipublic.blob.core.windows.net"
+
+
+def _tiktoken_has_gpt2():
+    """Whether tiktoken's cache holds both files of GPT-2's vocabulary, so that it will not ask the network."""
+    cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or os.path.join(tempfile.gettempdir(), "data-gym-cache")
+    urls = [f"https://{TIKTOKEN_HOST}/gpt-2/encodings/main/{name}" for name in ("vocab.bpe", "encoder.json")]
+    return all(os.path.isfile(os.path.join(cache, hashlib.sha1(url.encode()).hexdigest())) for url in urls)
+
+
+FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 
 
 def from_directory(directory):
     """The tokenizer of a model directory, or None when it has none. Raises UsageError when it is of a kind we do not have."""
     directory = Path(directory)
+    files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
     try:
-        if (directory / "tokenizer.json").is_file():
-            return _from_tokenizer_json(_read_json(directory / "tokenizer.json"))
-        if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
-            vocab = _read_json(directory / "vocab.json")
-            return _byte_level({token: i for token, i in vocab.items() if token != END_OF_TEXT}, _only_end_of_text(vocab))
-    except (ValueError, KeyError, TypeError) as error:
+        if "tokenizer.json" in files:
+            return _from_tokenizer_json(json.loads(files["tokenizer.json"]), files)
+        if {"vocab.json", "merges.txt"} <= files.keys():
+            vocab = {**json.loads(files["vocab.json"]), **json.loads(files.get("added_tokens.json", b"{}"))}
+            lines = files["merges.txt"].decode("utf-8").splitlines()
+            merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+            return _byte_level(vocab, merges, files)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{directory}: its tokenizer cannot be used: {error}") from None
     return None
 
 
 def from_description(description, directory):
-    """The tokenizer that a meta.json describes; BPE files lie beside it. None when it only says what it was."""
-    if description.get("kind") == "char":
-        tokenizer = CharTokenizer(description["chars"])
-    else:
-        tokenizer = from_directory(directory)
-    if tokenizer is not None and tokenizer.fingerprint != description.get("sha256"):
+    """The tokenizer that a meta.json describes; BPE files lie beside it. Raises UsageError when it is not there or another one."""
+    tokenizer = CharTokenizer(description["chars"]) if description["kind"] == "char" else from_directory(directory)
+    if tokenizer is None:
+        raise UsageError(f"{directory}: the tokenizer that meta.json speaks of, tokenizer.json, is not there; run prepare again")
+    if tokenizer.fingerprint != description.get("sha256"):
         raise UsageError(f"{directory}: the tokenizer here is not the one these tokens were made with; run prepare again")
     return tokenizer
 
 
-def _from_tokenizer_json(saved):
+def _from_tokenizer_json(saved, files):
     model = saved["model"]
     if model.get("type") == "WordLevel":
         return CharTokenizer(sorted(model["vocab"], key=model["vocab"].get))
-    steps = saved.get("pre_tokenizer") or {}
-    if model.get("type", "BPE") != "BPE" or steps.get("type") != "ByteLevel" or steps.get("add_prefix_space") or saved.get("normalizer"):
-        raise ValueError(
-            f"it is {model.get('type', 'of no kind')} with {steps.get('type', 'no')} pre-tokenizer; byte-level BPE like GPT-2's is needed"
-        )
-    special = {token["content"]: token["id"] for token in saved.get("added_tokens", [])}
-    return _byte_level({token: i for token, i in model["vocab"].items() if token not in special}, special)
+    if model.get("type", "BPE") != "BPE":
+        raise ValueError(f"its model is {model.get('type')}; byte-level BPE like GPT-2's is needed")
+    steps, normalizer = saved.get("pre_tokenizer") or {}, saved.get("normalizer")
+    if steps.get("type") != "ByteLevel" or steps.get("add_prefix_space") or not steps.get("use_regex", True):
+        raise ValueError(f"its pre_tokenizer is {json.dumps(steps)}; GPT-2's is ByteLevel without a prefix space, with its regex")
+    if normalizer:
+        raise ValueError(f"it has a normalizer ({normalizer.get('type')}), and GPT-2 has none")
+    vocab = {**model["vocab"], **{token["content"]: token["id"] for token in saved.get("added_tokens", [])}}
+    return _byte_level(vocab, [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]], files)
 
 
-def _byte_level(vocab, special):
+def _byte_level(vocab, merges, files):
+    """A BPETokenizer from a vocabulary in GPT-2's printable letters. What is neither a byte nor made by a merge is special."""
     numbers = {letter: byte for byte, letter in _bytes_to_unicode().items()}
-    vocabulary = {bytes(numbers[letter] for letter in token): i for token, i in vocab.items()}
-    missing = 256 - sum(bytes([byte]) in vocabulary for byte in range(256))
+    merged = ["".join(merge) for merge in merges]
+    ids = [vocab[token] for token in merged]
+    if ids != sorted(ids):
+        raise ValueError("its merges are not in the order of their ids")
+    missing = [letter for letter in numbers if letter not in vocab]
     if missing:
-        raise ValueError(f"{missing} of the 256 bytes have no token")
-    if max([*vocabulary.values(), *special.values()]) >= MAX_VOCABULARY:
+        raise ValueError(f"{len(missing)} of the 256 bytes have no token")
+    if max(vocab.values()) >= MAX_VOCABULARY:
         raise ValueError("its ids do not fit into 16 bits")
-    return BPETokenizer(vocabulary, special)
-
-
-def _only_end_of_text(vocab):
-    return {END_OF_TEXT: vocab[END_OF_TEXT]} if END_OF_TEXT in vocab else {}
+    ordinary = [*numbers, *merged]
+    vocabulary = {bytes(numbers[letter] for letter in token): vocab[token] for token in ordinary}
+    special = {token: i for token, i in vocab.items() if token not in set(ordinary)}
+    return BPETokenizer(vocabulary, special, files)
 
 
 def _merges(vocabulary):
@@ -212,17 +250,26 @@ def _bytes_to_unicode():
     return {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + n) for n, byte in enumerate(others)}}
 
 
-def _write_tokenizer_config(directory, config, block_size, **special):
+def _write_tokenizer_config(directory, config, block_size):
     config |= {"model_max_length": block_size} if block_size else {}
-    config |= {name: token for name, token in special.items() if token is not None}
     with open(os.path.join(directory, "tokenizer_config.json"), "w", encoding="utf-8") as file:
         json.dump(config, file, indent=2, ensure_ascii=False)
         file.write("\n")
 
 
-def _read_json(path):
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+def prompt_ids(tokenizer, start):
+    """The ids of a prompt, an int64 array: of the text itself, or of a file when it is FILE:path. Raises UsageError."""
+    if start.startswith("FILE:"):
+        path = start.removeprefix("FILE:")
+        try:
+            start = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path}: byte at offset {error.start:,} is not UTF-8") from None
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    if not start:
+        raise UsageError("start: the prompt is empty; a model needs at least one token to go on from")
+    return tokenizer.encode(start).astype(np.int64)
 
 
 def _sha256(data):

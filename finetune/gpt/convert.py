@@ -24,7 +24,7 @@ def from_hf(state, config):
     head = state.pop("lm_head.weight", None)
     if head is not None and "wte.weight" in state and not torch.equal(head, state["wte.weight"]):
         raise ValueError("lm_head.weight differs from wte.weight; GPT-2 ties them, and an untied head cannot be represented")
-    return _checked({name: tensor.t() if name.endswith(CONV1D) else tensor for name, tensor in state.items()}, config)
+    return _checked({name: tensor.t().contiguous() if name.endswith(CONV1D) else tensor for name, tensor in state.items()}, config)
 
 
 def to_hf(state, config):

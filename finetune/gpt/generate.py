@@ -5,10 +5,10 @@ from torch.nn import functional as F
 
 
 @torch.no_grad()
-def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, generator=None):
+def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None):
     """`idx` (B, T) continued by `max_new_tokens` ids, (B, T + max_new_tokens).
 
-    temperature 0 is greedy; `top_k` keeps the k likeliest ids. Only the last block_size tokens are seen: within the context each
+    temperature 0 is greedy; `top_k` keeps the k likeliest ids, `top_p` the likeliest that together have that probability. Only the last block_size tokens are seen: within the context each
     step costs one token thanks to the cache, past it the window slides and every step recomputes, because positions move.
     Raises ValueError for an empty prompt or a negative temperature.
     """
@@ -30,7 +30,7 @@ def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, generator=
         else:
             x = model.hidden(new, cache)
         logits = model.head(x[:, -1]).float()  # (B, V)
-        new = _choose(logits, temperature, top_k, generator)
+        new = _choose(logits, temperature, top_k, top_p, generator)
         out[:, position : position + 1] = new
     model.train(was_training)
     return out
@@ -63,7 +63,7 @@ class _Layer:
         return keys[:, :, :end], values[:, :, :end]
 
 
-def _choose(logits, temperature, top_k, generator):
+def _choose(logits, temperature, top_k, top_p, generator):
     """One id for each row of `logits` (B, V), as (B, 1)."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
@@ -71,4 +71,8 @@ def _choose(logits, temperature, top_k, generator):
     if top_k:
         threshold = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
+    if top_p is not None and top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        before = F.softmax(ordered, -1).cumsum(-1) - F.softmax(ordered, -1)  # probability of all that are likelier
+        logits = logits.masked_fill((before >= top_p).gather(-1, order.argsort(-1)), -torch.inf)
     return torch.multinomial(F.softmax(logits, -1), 1, generator=generator)

@@ -19,7 +19,7 @@ def find(source):
 
     Raises UsageError when there is none, within seconds also when the network is down.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_file():
         return path
     if path.is_dir():
@@ -42,7 +42,7 @@ def load_config(source):
     try:
         with open(path / "config.json", encoding="utf-8") as file:
             return convert.config_from_hf(json.load(file))
-    except (ValueError, OSError, AttributeError) as error:  # json.JSONDecodeError is a ValueError
+    except (ValueError, TypeError, ArithmeticError, AttributeError, OSError) as error:  # json.JSONDecodeError is a ValueError
         raise UsageError(f"{path / 'config.json'}: {error}") from None
 
 
@@ -56,7 +56,9 @@ def load(source):
         weights = convert.from_hf(_read_tensors(path), config)
     except UsageError:
         raise
-    except (ValueError, KeyError, SafetensorError) as error:
+    except KeyError as error:
+        raise UsageError(f"{path}: {error} is missing in it") from None
+    except (ValueError, TypeError, AttributeError, SafetensorError) as error:
         raise UsageError(f"{path}: {error}") from None
     return config, {name: tensor.float() for name, tensor in weights.items()}
 
@@ -67,7 +69,8 @@ def save(directory, weights, config):
     `weights` may still carry the padding of the vocabulary; the files do not.
     """
     directory = Path(directory)
-    save_file(convert.to_hf(weights, config), directory / "model.safetensors", metadata={"format": "pt"})
+    weights = {name: tensor.detach().cpu() for name, tensor in weights.items()}  # before the transposed copies, which a GPU may have no room for
+    write_tensors(directory / "model.safetensors", convert.to_hf(weights, config))
     _write_json(directory / "config.json", convert.config_to_hf(config))
     # max_length keeps pipeline() from running past the last position of a short context
     generation = {"max_length": config.block_size, "bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
@@ -110,22 +113,16 @@ def _read_pickle(path):
 
 
 def _from_hub(repo):
-    """The local snapshot of a Hub model: from the cache when it is there, else downloaded."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    def complete(folder):
-        folder = Path(folder)
-        return (folder / "config.json").is_file() and any((folder / name).is_file() for name in WEIGHT_FILES)
+    """The local snapshot of a Hub model: from the cache when all is there, else downloaded."""
+    from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
-        folder = snapshot_download(repo, local_files_only=True)
-        if complete(folder):
-            return Path(folder)
+        cached = try_to_load_from_cache(repo, "config.json")
     except HFValidationError:
         raise UsageError(f"{repo}: no such directory, and not the name of a Hub model either") from None
-    except LocalEntryNotFoundError:
-        pass
+    if isinstance(cached, str) and _is_complete(Path(cached).parent):
+        return Path(cached).parent
     try:
         names = [file.rfilename for file in HfApi().model_info(repo, timeout=HUB_TIMEOUT).siblings]
         patterns = MODEL_FILES if any(name.endswith(".safetensors") for name in names) else [*MODEL_FILES, "pytorch_model*.bin"]
@@ -134,16 +131,28 @@ def _from_hub(repo):
         raise UsageError(f"{repo}: the Hub asks for permission; log in with `hf auth login` and accept its terms") from None
     except RepositoryNotFoundError:
         raise UsageError(f"{repo}: no such directory, and no such model on the Hub (or it is private: `hf auth login`)") from None
-    except Exception as error:
-        if isinstance(error, UsageError):
-            raise
+    except Exception as error:  # every way in which a network fails has its own class
         raise UsageError(
             f"{repo}: no such directory, not in the local cache, and the Hub cannot be reached ({type(error).__name__}). "
-            f"Run `hf download {repo}` while online, or give init_from the directory of a downloaded model"
+            f"Run `hf download {repo}` while online, or give the directory of a downloaded model"
         ) from None
 
 
-WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"]
+def _is_complete(folder):
+    """Whether a directory has configuration, weights and tokenizer."""
+    there = {path.name for path in folder.iterdir()}
+    return "config.json" in there and bool(there & WEIGHT_FILES) and ("tokenizer.json" in there or {"vocab.json", "merges.txt"} <= there)
+
+
+WEIGHT_FILES = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"}
+
+
+def write_tensors(path, tensors):
+    """Write a safetensors file as transformers does. Raises OSError when the disk does not take it."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def _write_json(path, value):

@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -22,9 +23,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from finetune.cli import UsageError
+from finetune.gpt.weights import write_tensors
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -81,18 +83,24 @@ def save_state(out_dir, weights, optimizer, state):
     """Publish a resumable state and then remove all but the newest KEEP. `state` is plain data with its `iteration`."""
 
     def fill(directory):
-        save_file(weights, directory / "model.safetensors")
-        save_file(optimizer, directory / "optimizer.safetensors")
+        write_tensors(directory / "model.safetensors", weights)
+        write_tensors(directory / "optimizer.safetensors", optimizer)
         (directory / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
     folder = Path(out_dir) / "last"
-    folder.mkdir(exist_ok=True)
-    target = folder / f"step-{state['iteration']:08d}"
-    if target.exists() and damage(target) is None:
-        return  # the same run has been here before, and the same run writes the same state
+    if not folder.is_dir():
+        folder.mkdir()
+        _sync(folder.parent)
+    target = folder / _name(state["iteration"])
     publish(target, fill)
-    for old in states(out_dir)[KEEP:]:
-        _remove(old)
+    found = states(out_dir)
+    # newer ones are damaged, or of a future that was rolled back
+    for path in [path for path in found if path.name > target.name] + [path for path in found if path.name <= target.name][KEEP:]:
+        _remove(path)
+
+
+def _name(iteration):
+    return f"step-{iteration:08d}"
 
 
 def states(out_dir):
@@ -151,7 +159,9 @@ def lock(out_dir):
     """
     out_dir = Path(out_dir)
     try:
-        out_dir.mkdir(parents=True, exist_ok=True)
+        if not out_dir.is_dir():
+            out_dir.mkdir(parents=True)
+            _sync(out_dir.parent)
         file = open(out_dir / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
         raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
@@ -173,23 +183,36 @@ def lock(out_dir):
 
 
 def clean(out_dir):
-    """Remove what a crashed run left unfinished; put back a best/ that was being replaced where that takes two renames."""
+    """Remove what a crashed run left unfinished; put back a directory that was being replaced where that takes two renames.
+    Only names that `publish` gives are touched: the directory may hold other things of the user's."""
     for folder in (Path(out_dir), Path(out_dir) / "last"):
         for path in folder.glob(".old-*"):
             target = folder / path.name.removeprefix(".old-")
-            if not target.exists():
+            if OURS.fullmatch(target.name) and not target.exists():
                 os.rename(path, target)
-        for path in [*folder.glob(".tmp-*"), *folder.glob(".old-*")]:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in folder.glob(".*"):
+            if path.is_dir() and (UNFINISHED.fullmatch(path.name) or OURS.fullmatch(path.name.removeprefix(".old-"))):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+OURS = re.compile(r"best|iter_\d+|step-\d+")
+UNFINISHED = re.compile(r"\.tmp-(best|iter_\d+|step-\d+)-(\d+|old)")
 
 
 def remove_run(out_dir):
-    """Remove what an earlier run wrote into `out_dir`, and nothing else."""
-    for path in [Path(out_dir) / name for name in ("best", "last", "metrics.jsonl", "loss.png")] + sorted(Path(out_dir).glob("iter_*")):
-        if path.is_dir() and not path.is_symlink():
+    """Remove what an earlier run wrote into `out_dir`, and nothing else: directories with a manifest of ours, and the records."""
+    out_dir = Path(out_dir)
+    for path in [out_dir / "best", *sorted(out_dir.glob("iter_*")), *states(out_dir)]:
+        if (path / MANIFEST).is_file() and not path.is_symlink():
             shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    for name in ("metrics.jsonl", "loss.png"):
+        (out_dir / name).unlink(missing_ok=True)
+
+
+def used_bytes(out_dir):
+    """What the checkpoints in `out_dir` take on disk."""
+    folders = [Path(out_dir) / "best", Path(out_dir) / "last"]
+    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
 
 def free_bytes(out_dir):

@@ -1,6 +1,8 @@
 """What a run computes on: device, processes, arithmetic, threads, and how fast that could be."""
 
+import contextlib
 import ctypes
+import datetime
 import os
 import sys
 import time
@@ -12,14 +14,16 @@ from finetune.cli import UsageError
 
 # dense bfloat16 TFLOP/s from the makers' data sheets, by the name CUDA gives the card
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "GH200": 989, "B200": 2250, "A100": 312, "A10G": 70, "A10": 125, "L40S": 362, "L4": 121, "RTX 4090": 165, "RTX 3090": 71, "V100": 125, "T4": 65}  # fmt: skip
-CPU_BFLOAT16_WIDTH = 512  # in narrower networks converting the operands costs more than the faster product gains
+
+
+PATIENCE = datetime.timedelta(hours=2)  # the others wait while one process downloads weights or prepares a large text
 
 
 @dataclass
 class Machine:
     accelerator: object
+    dtype: torch.dtype  # of the matrix products
     compile: bool
-    dtype: torch.dtype = torch.float32  # of the matrix products; `best_dtype` chooses it once the model is known
 
     @property
     def device(self):
@@ -29,6 +33,18 @@ class Machine:
         """The context in which a forward pass runs."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
+    @contextlib.contextmanager
+    def exactly(self):
+        """The context in which losses are measured that people will quote: float32, on recent GPUs with TF32 products when training
+        is coarser than that anyway. bfloat16 would be off by some 1e-4 nats, and by more for GPT-2's logits of around -100."""
+        before = torch.get_float32_matmul_precision()
+        if self.device.type == "cuda" and self.dtype != torch.float32:
+            torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
     def describe(self):
         processes = self.accelerator.num_processes
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
@@ -37,16 +53,23 @@ class Machine:
 
 def start(recipe):
     """The Machine that a recipe and the launcher decide. Raises UsageError when they do not fit this computer."""
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedType
+    from accelerate.utils import InitProcessGroupKwargs
 
     device = choose_device(recipe.device)
     if device.type == "cpu":
         keep_memory()
         use_all_cores(recipe.cpu_threads)
+    if recipe.deterministic:
+        be_deterministic()
     # the loop does the accumulation; with this variable set accelerate would divide the loss once more
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
     # arithmetic is chosen by our own autocast, so that evaluation and sampling can choose theirs
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", gradient_accumulation_steps=1)
+    accelerator = Accelerator(
+        cpu=device.type == "cpu", mixed_precision="no", gradient_accumulation_steps=1, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
+    )
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise UsageError(f"the launcher is configured for {accelerator.distributed_type.value}; one process, MULTI_CPU and MULTI_GPU are known")
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
         raise UsageError(
@@ -57,28 +80,28 @@ def start(recipe):
             f"gradient_accumulation_steps: {recipe.gradient_accumulation_steps} cannot be shared among {accelerator.num_processes} processes; "
             f"{-(-recipe.gradient_accumulation_steps // accelerator.num_processes) * accelerator.num_processes} can"
         )
-    return Machine(accelerator, recipe.compile == "true" or (recipe.compile == "auto" and device.type == "cuda"))
+    return Machine(accelerator, best_dtype(recipe.dtype, device), recipe.compile == "true" or (recipe.compile == "auto" and device.type == "cuda"))
 
 
 def choose_device(choice="auto"):
     """The device that a recipe's choice means here. Raises UsageError when there is no such device."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if choice == "auto":
+    if choice == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        choice = "cpu"  # what `accelerate launch --cpu` says
+    elif choice == "auto":
         choice = next(name for name, there in available.items() if there)
     if not available[choice]:
         raise UsageError(f"device: there is no {choice} here; torch sees {', '.join(name for name, there in available.items() if there)}")
     return torch.device(choice)
 
 
-def best_dtype(choice, device, n_embd):
-    """The arithmetic that a recipe's choice means for a network of this width on this device."""
+def best_dtype(choice, device):
+    """The arithmetic of matrix products that a recipe's choice means on this device."""
     if choice != "auto":
         return getattr(torch, choice)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    if device.type == "cpu" and n_embd >= CPU_BFLOAT16_WIDTH and _cpu_has_bfloat16():
-        return torch.bfloat16
-    return torch.float32
+    return torch.bfloat16 if device.type == "cpu" and _cpu_has_bfloat16() else torch.float32
 
 
 def keep_memory():
@@ -95,6 +118,17 @@ def use_all_cores(threads=0):
     """Give each process of this computer its share of the cores, or `threads`. accelerate launch would leave it one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def be_deterministic():
+    """Only operations whose result is the same bits every time. Raises UsageError when the environment says otherwise."""
+    wanted = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if wanted not in (":4096:8", ":16:8"):
+        raise UsageError(f"deterministic: CUBLAS_WORKSPACE_CONFIG={wanted} in the environment contradicts it; unset it")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory it has not written
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def peak_flops(device, dtype):

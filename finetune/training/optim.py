@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from finetune.gpt import convert
+
 
 def adamw(model, recipe):
     """Fused AdamW: weight decay on matrices and embeddings, none on biases and layer norms."""
@@ -26,10 +28,9 @@ def learning_rate(iteration, recipe, schedule):
     return schedule.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (recipe.learning_rate - schedule.min_lr)
 
 
-def describe(model):
+def describe(config):
     """The two lines that nanoGPT prints about the groups."""
-    lines = []
-    for word, chosen in (("decayed", lambda p: p.dim() >= 2), ("non-decayed", lambda p: p.dim() < 2)):
-        parameters = [parameter for parameter in model.parameters() if chosen(parameter)]
-        lines.append(f"num {word} parameter tensors: {len(parameters)}, with {sum(p.numel() for p in parameters):,} parameters")
-    return "\n".join(lines)
+    groups = {"decayed": [], "non-decayed": []}
+    for shape in convert.shapes(config).values():
+        groups["decayed" if len(shape) >= 2 else "non-decayed"].append(math.prod(shape))
+    return "\n".join(f"num {name} parameter tensors: {len(sizes)}, with {sum(sizes):,} parameters" for name, sizes in groups.items())

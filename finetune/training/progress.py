@@ -10,28 +10,27 @@ from pathlib import Path
 class Progress:
     """The voice of a run. Only the main process has one that speaks; `write` is False on the others."""
 
-    def __init__(self, out_dir, write, total):
+    def __init__(self, out_dir, write):
         self.path = Path(out_dir) / "metrics.jsonl"
         self.write = write
-        self.total = total
         self.tracker = None
         self.bar = None
         self.file = None
 
-    def open(self, start, after=None):
-        """Begin with the update `start`. On a resumed run the events after update `after` are cut off: they will happen again."""
+    def open(self, iteration, length, resumed):
+        """Begin at `iteration` of `length`. The events of a resumed run that lie behind it are cut off: they will happen again."""
         from tqdm import tqdm
 
-        if not self.write:
-            return
-        kept = read_metrics(self.path, up_to=after) if after is not None else []
-        partial = self.path.with_suffix(".part")
+        kept = read_metrics(self.path, up_to=iteration) if resumed else []
+        partial = self.path.with_name(".tmp-metrics.jsonl")
         with open(partial, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(event) + "\n" for event in kept)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, self.path)
         self.file = open(self.path, "a", encoding="utf-8")
         if sys.stderr.isatty():
-            self.bar = tqdm(total=self.total, initial=start, unit="it", dynamic_ncols=True)
+            self.bar = tqdm(total=length, initial=iteration, unit="it", dynamic_ncols=True)
 
     def say(self, line):
         if self.write and self.bar:
@@ -47,7 +46,11 @@ class Progress:
         if self.tracker and event in ("iter", "eval"):
             step = values.get("iter", values.get("step"))
             numbers = {f"{event}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
-            self.tracker(numbers, step)
+            try:
+                self.tracker(numbers, step)
+            except Exception as error:  # whatever a tracker does, training goes on
+                self.say(f"warning: no longer logging to the tracker ({type(error).__name__})")
+                self.tracker = None
 
     def advance(self, iteration, loss):
         if self.bar:
@@ -94,9 +97,11 @@ def read_metrics(path, up_to=None):
         with open(path, encoding="utf-8") as file:
             for line in file:
                 try:
-                    events.append(json.loads(line))
+                    event = json.loads(line)
                 except ValueError:
                     continue
+                if isinstance(event, dict) and "event" in event:
+                    events.append(event)
     except FileNotFoundError:
         return []
     if up_to is None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -11,14 +12,14 @@ from finetune.data import bins, cache
 from finetune.data import tokenizer as tokenizers
 from finetune.data.batches import Blocks, Order
 from finetune.data.prepare import find_tokenizer, open_dataset
-from finetune.gpt import GPT, GPTConfig, weights
-from finetune.training import checkpoint, optim
-from finetune.training import machine as machines
+from finetune.data.tokenizer import prompt_ids
+from finetune.gpt import GPT, GPTConfig, convert, weights
+from finetune.training import checkpoint, guard, optim
 
 
 @dataclass
 class Run:
-    """A run at some iteration. What must survive a restart is in `iteration`, `best`, the weights and the optimizer."""
+    """A run at some iteration. What must survive a restart is in `state()`, the weights and the optimizer; all else follows."""
 
     recipe: recipes.Recipe
     schedule: recipes.Schedule
@@ -31,11 +32,20 @@ class Run:
     val: Blocks
     order: Order
     tokenizer: object | None
+    prompt: object | None  # ids of the samples' prompt, when samples are asked for
+    eval_rows: int | None  # how many rows an evaluation reads at most, where the recipe limits it
     identity: dict  # what makes the run this run and no other
     init_from: str  # where the first weights came from
     iteration: int = 0  # updates made
-    peak: tuple = (float("inf"), "")  # FLOP/s that mfu is measured against, and where the figure is from
     best: dict = dataclasses.field(default_factory=dict)  # {"val_loss", "step"} of best/, empty before the first evaluation
+    evaluations: list = dataclasses.field(default_factory=list)  # [{"step", "train_loss", "val_loss"}]
+    watch: guard.Watch = dataclasses.field(default_factory=guard.Watch)
+    lr_scale: float = 1.0  # halved by every rollback
+    rollbacks: int = 0
+    saved_at: int | None = None  # the iteration of the newest state in last/
+    signals: guard.Signals = dataclasses.field(default_factory=guard.Signals)
+    agreed_signals: list = dataclasses.field(default_factory=list)  # how many processes saw each of Signals.NAMES
+    peak: tuple = (float("inf"), "")  # FLOP/s that mfu is measured against, and where the figure is from
 
     @property
     def names(self):
@@ -46,7 +56,13 @@ class Run:
         return {
             "format": checkpoint.FORMAT,
             "iteration": self.iteration,
+            "updates": int(next(iter(self.optimizer.state.values()))["step"]) if self.optimizer.state else 0,  # fewer where float16 overflowed
             "best": self.best,
+            "evaluations": self.evaluations,
+            "recent_losses": self.watch.recent,
+            "eval_rows": self.eval_rows,
+            "lr_scale": self.lr_scale,
+            "rollbacks": self.rollbacks,
             "init_from": self.init_from,
             "identity": self.identity,
             "config": dataclasses.asdict(self.network.config),
@@ -63,6 +79,7 @@ def assemble(recipe, machine, say):
         _check_given(recipe, dataset)
         config, model_tokenizer = _plan_model(recipe, dataset, saved)
         tokenizer = _agreed_tokenizer(recipe, dataset, config, model_tokenizer)
+        prompt = prompt_ids(tokenizer, recipe.start) if recipe.num_samples and tokenizer else None
         block_size = recipe.block_size or config.block_size
         if block_size > config.block_size:
             raise UsageError(f"block_size: {block_size:,} is more than the {config.block_size:,} positions of {recipe.init_from}")
@@ -80,9 +97,9 @@ def assemble(recipe, machine, say):
     schedule = recipes.schedule(recipe, splits["train"].num_rows)
     if saved:
         _check_resumed(recipe, identity, saved[2], say)
-    _check_disk(recipe, config)
+    if machine.accelerator.is_main_process:
+        _check_disk(recipe, config)
 
-    machine.dtype = machines.best_dtype(recipe.dtype, machine.device, config.n_embd)
     network = _network(recipe, config, block_size, saved, say)
     network.gradient_checkpointing = recipe.gradient_checkpointing
     network.to(machine.device).train()
@@ -102,17 +119,38 @@ def assemble(recipe, machine, say):
         val=splits["val"],
         order=Order(splits["train"].num_rows, recipe.batch_size * recipe.gradient_accumulation_steps, recipe.seed),
         tokenizer=tokenizer,
+        prompt=prompt,
+        eval_rows=recipe.eval_iters and recipe.eval_iters * recipe.batch_size,
         identity=identity,
         init_from=recipe.init_from,
     )
     if saved:
-        _, moments, state = saved
-        moments = {name: _padded(name, tensor, config) for name, tensor in moments.items()}
-        checkpoint.restore_optimizer(optimizer, run.names, moments, state["iteration"])
-        run.iteration, run.best, run.init_from = state["iteration"], state["best"], state["init_from"]
-        if run.scaler and state["scaler"]:
-            run.scaler.load_state_dict(state["scaler"])
+        take_up(run, saved)
     return run
+
+
+def take_up(run, saved):
+    """Put a run where a saved state (`checkpoint.load_state`) is."""
+    weights_, moments, state = saved
+    config = run.network.config
+    run.network.load_state_dict(convert.with_padding(weights_, config))
+    padded = {name: _padded(name, tensor, config) for name, tensor in moments.items()}
+    run.optimizer.state.clear()
+    checkpoint.restore_optimizer(run.optimizer, run.names, padded, state["updates"])
+    run.saved_at = state["iteration"]
+    run.iteration, run.best, run.evaluations, run.init_from = state["iteration"], state["best"], state["evaluations"], state["init_from"]
+    run.watch = guard.Watch(state["recent_losses"])
+    run.lr_scale, run.rollbacks, run.eval_rows = state["lr_scale"], state["rollbacks"], state["eval_rows"]
+    if run.scaler and state["scaler"]:
+        run.scaler.load_state_dict(state["scaler"])
+
+
+def begin_again(run):
+    """Put a run back to its start, before the first state was saved. What has happened to it so far is kept."""
+    fresh = _network(run.recipe, dataclasses.replace(run.network.config), run.train.block_size, None, lambda line: None)
+    run.network.load_state_dict(fresh.state_dict())
+    run.optimizer.state.clear()
+    run.iteration, run.saved_at, run.evaluations, run.watch = 0, None, [], guard.Watch()
 
 
 def _tokenizer_choice(recipe):
@@ -125,7 +163,10 @@ def _tokenizer_choice(recipe):
 
 
 def _model_tokenizer(recipe):
-    path = weights.find(recipe.out_dir if recipe.init_from == "resume" else recipe.init_from)
+    if recipe.init_from == "resume":
+        best = Path(recipe.out_dir) / "best"
+        return tokenizers.from_directory(best) if best.is_dir() else None
+    path = weights.find(recipe.init_from)
     return tokenizers.from_directory(path) if path.is_dir() else None
 
 
@@ -135,7 +176,13 @@ def _check_given(recipe, dataset):
     if recipe.val_fraction is not None and recipe.val_fraction != made_with:
         known = f"val_fraction={made_with}" if made_with is not None else "bins that are split already"
         raise UsageError(f"val_fraction: {recipe.val_fraction} cannot apply, {dataset.directory} holds {known}; prepare the text again")
-    if recipe.tokenizer != "auto" and dataset.tokenizer:
+    if recipe.tokenizer != "auto" and dataset.tokenizer is None:
+        if recipe.tokenizer == "char":
+            raise UsageError(
+                f"tokenizer: char cannot apply, {dataset.directory} holds ids already and no characters for them (meta.json or meta.pkl)"
+            )
+        dataset.tokenizer = find_tokenizer(recipe.tokenizer)
+    elif recipe.tokenizer != "auto":
         same = (
             dataset.tokenizer.kind == "char"
             if recipe.tokenizer == "char"
@@ -175,10 +222,11 @@ def _agreed_tokenizer(recipe, dataset, config, model_tokenizer):
     if theirs is not None:
         fits = ours.fingerprint == theirs.fingerprint
     else:
-        fits = ours.vocab_size == config.vocab_size or (ours.kind == "bpe" and ours.vocab_size <= config.vocab_size)
+        fits = ours.vocab_size == config.vocab_size or (ours.vocab_size, config.vocab_size) == (50257, 50304)
     if not fits:
         name = theirs.describe()["name"] if theirs else f"a vocabulary of {config.vocab_size:,} ids"
-        advice = f"prepare the text with --tokenizer={recipe.init_from if theirs and theirs.vocab_size != 50257 else 'gpt2'}"
+        source = recipe.out_dir if recipe.init_from == "resume" else recipe.init_from
+        advice = f"prepare the text with --tokenizer={source if theirs else 'gpt2'}"
         if ours.kind == "char":
             advice += ", or train on characters with init_from=scratch"
         raise UsageError(f"{dataset.directory} holds ids of {ours.describe()['name']}, but {recipe.init_from} works with {name}; {advice}")
@@ -209,9 +257,9 @@ def _check_disk(recipe, config):
     with torch.device("meta"):
         parameters = GPT(config).num_parameters()
     needed = parameters * (12 * (checkpoint.KEEP + 1) + 4 * 2)  # states of weights and two moments, one more while saving; best/ twice
-    free = checkpoint.free_bytes(recipe.out_dir)
+    free = checkpoint.free_bytes(recipe.out_dir) + checkpoint.used_bytes(recipe.out_dir)
     if free < needed:
-        raise UsageError(f"out_dir {recipe.out_dir}: {free / 1e9:.1f} GB free, and the checkpoints of this run need {needed / 1e9:.1f} GB")
+        raise UsageError(f"out_dir {recipe.out_dir}: {free / 1e9:.1f} GB free for them, and the checkpoints of this run need {needed / 1e9:.1f} GB")
 
 
 def _network(recipe, config, block_size, saved, say):

@@ -4,16 +4,49 @@ Losses are summed over target tokens, counted over all processes, and divided on
 spread over processes does not change what is learned.
 """
 
+import math
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from finetune.training.guard import is_out_of_memory
+
+
+@dataclass
+class Outcome:
+    """What an update came to, the same on every process: mean loss in nats per token, the norm of the gradient before clipping, and
+    how many processes saw each of `Signals.NAMES`. Where loss or norm are not finite, nothing was updated."""
+
+    loss: float
+    grad_norm: float
+    signals: list
+
 
 def update(run, iteration, lr):
-    """Make one optimizer update; return `(loss, grad_norm)` as tensors: this process's share of the mean loss in nats a token
-    (the shares of all processes add up to it), and the norm of the whole gradient before clipping.
-    """
+    """Make one optimizer update and return its Outcome."""
+    loss = _backward(run, iteration)
+    if run.scaler:
+        run.scaler.unscale_(run.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.grad_clip or torch.inf)
+    # one exchange and one wait for the device; what is no number in one process is no number in the sum
+    accelerator = run.machine.accelerator
+    flags = torch.tensor(run.signals.flags(), device=loss.device)
+    loss, norm, *signals = accelerator.reduce(torch.cat([loss[None], norm[None] / accelerator.num_processes, flags])).tolist()
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    if run.scaler:  # skips by itself an update that overflowed float16
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+    elif math.isfinite(loss) and math.isfinite(norm):
+        run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return Outcome(loss, norm, signals)
+
+
+def _backward(run, iteration):
+    """Leave the gradient of an update in the parameters; return this process's share of its mean loss."""
     accelerator, recipe = run.machine.accelerator, run.recipe
     rows = run.order.rows(iteration)
     count = run.train.num_targets(rows)  # over all processes: every one of them knows all rows
@@ -31,18 +64,19 @@ def update(run, iteration, lr):
             loss = loss * (accelerator.num_processes / count)
             (run.scaler.scale(loss) if run.scaler else loss).backward()
         total += loss.detach()
-    if run.scaler:
-        run.scaler.unscale_(run.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), recipe.grad_clip or torch.inf)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
-    if run.scaler:
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-    else:
-        run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    return total / accelerator.num_processes, norm
+    return total / accelerator.num_processes
+
+
+def prime(run):
+    """Let data parallelism settle before the first update. DDP regroups gradients after its first backward passes, which changes the
+    order of summation from three processes on; two passes that leave nothing behind make fresh and resumed runs equal to the bit."""
+    if run.machine.accelerator.num_processes == 1:
+        return
+    idx, targets = to_device(run.train.batch([0]), run.machine.device)
+    for _ in range(2):
+        with run.machine.autocast():
+            (run.model(idx, targets)[0] * 0.0).backward()
+        run.optimizer.zero_grad(set_to_none=True)
 
 
 @torch.no_grad()
@@ -50,14 +84,22 @@ def evaluate(run, blocks, rows):
     """Mean nats per target token over these rows, the same for every batch size and number of processes. Draws no random number."""
     accelerator, model = run.machine.accelerator, run.network
     mine = np.asarray(rows)[accelerator.process_index :: accelerator.num_processes]
-    size = max(run.recipe.batch_size, min(256, (1 << 26) // (blocks.block_size * model.config.vocab_size)))  # logits up to 256 MB
+    widest = blocks.block_size * max(model.config.vocab_size, 16 * model.config.n_embd)
+    size = max(run.recipe.batch_size, min(256, (1 << 26) // widest))  # logits or activations up to 256 MB
     total = torch.zeros((), device=run.machine.device, dtype=torch.float64 if run.machine.device.type != "mps" else torch.float32)
     was_training = model.training
     model.eval()
-    for first in range(0, len(mine), size):
-        idx, targets = to_device(blocks.batch(mine[first : first + size]), run.machine.device)
-        with run.machine.autocast():
-            total += model(idx, targets)[0]
+    done = 0
+    while done < len(mine):
+        try:
+            idx, targets = to_device(blocks.batch(mine[done : done + size]), run.machine.device)
+            with run.machine.exactly():
+                total += model(idx, targets)[0]
+            done += size
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or size == 1:
+                raise
+            size //= 2
     model.train(was_training)
     return (accelerator.reduce(total) / blocks.num_targets(rows)).item()
 

@@ -1,0 +1,166 @@
+"""What watches a run: signals, memory that does not suffice, losses that are no numbers or run away, and the guide's warning signs."""
+
+import contextlib
+import ctypes
+import dataclasses
+import math
+import os
+import signal
+import statistics
+import sys
+
+import torch
+
+from finetune.cli import Failure
+
+STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130}  # exit codes
+WINDOW = 50  # losses a spike is measured against
+ENOUGH = 20  # losses before anything counts as a spike
+OVERFLOWS = 20  # of float16 in a row
+SPIKE_UPDATES = 3  # in a row: one strange batch is no divergence
+
+
+class Signals:
+    """SIGTERM and SIGINT ask for an end after the update under way, SIGUSR1 for a checkpoint. A second SIGINT ends at once.
+
+    A handler only notes the signal; the loop asks `flags()` once an update, so that all processes can agree.
+    """
+
+    NAMES = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __init__(self):
+        self.seen = dict.fromkeys(self.NAMES, False)
+
+    def flags(self):
+        """One number for each of NAMES, 1.0 where the signal came."""
+        return [float(self.seen[name]) for name in self.NAMES]
+
+    @contextlib.contextmanager
+    def caught(self):
+        """Handle the signals inside this block and give them back after it."""
+        before = {name: signal.signal(name, self._note) for name in self.NAMES}
+        try:
+            yield self
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+    def _note(self, number, frame):
+        if number == signal.SIGINT and self.seen[signal.SIGINT]:
+            raise KeyboardInterrupt
+        self.seen[signal.Signals(number)] = True
+
+
+def die_with_launcher():
+    """Ask the kernel (Linux) to send SIGTERM when the launcher dies: `accelerate launch` does not pass signals on, and without
+    this its trainer would live on as an orphan. Does nothing for a process that no launcher started."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if launched and sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it died just before
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def is_out_of_memory(error):
+    """Whether an exception says that the device or the computer has no memory left."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in ("out of memory", "can't allocate memory"))
+
+
+def use_less_memory(run):
+    """Make the next try of an update smaller and return what was done, in words. The update itself stays the same: its blocks,
+    their order and their number. Raises Failure when nothing is left to try."""
+    recipe = run.recipe
+    if recipe.batch_size > 1:
+        factor = next(n for n in range(2, recipe.batch_size + 1) if recipe.batch_size % n == 0)
+        smaller = recipe.batch_size // factor
+        run.recipe = dataclasses.replace(recipe, batch_size=smaller, gradient_accumulation_steps=recipe.gradient_accumulation_steps * factor)
+        done = f"batch_size {recipe.batch_size} -> {smaller}, gradient_accumulation_steps {recipe.gradient_accumulation_steps} -> {run.recipe.gradient_accumulation_steps}"
+    elif not run.network.gradient_checkpointing:
+        run.network.gradient_checkpointing = True
+        run.recipe = dataclasses.replace(recipe, gradient_checkpointing=True)
+        done = "gradient_checkpointing=true"
+    else:
+        raise Failure(_what_would_fit(run), 1)
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.machine.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return f"{done}; blocks per update, their order and the learning rate stay the same"
+
+
+def _what_would_fit(run):
+    config, T = run.network.config, run.train.block_size
+    lines = [f"out of memory with one block of {T:,} tokens and gradient_checkpointing=true; what is left to try, with the memory a run needs:"]
+    for size, (L, C) in {"gpt2-large": (36, 1280), "gpt2-medium": (24, 1024), "gpt2": (12, 768)}.items():
+        if config.n_layer > L:
+            lines.append(f"  --init_from={size}: {_gigabytes(L, C, config.vocab_size, T):.1f} GB")
+    if T > 128:
+        lines.append(
+            f"  --block_size={T // 2}: {_gigabytes(config.n_layer, config.n_embd, config.vocab_size, T // 2):.1f} GB instead of {_gigabytes(config.n_layer, config.n_embd, config.vocab_size, T):.1f} GB"
+        )
+    return "\n".join(lines)
+
+
+def _gigabytes(L, C, V, T):
+    """Weights, gradients and two moments in float32, checkpointed activations with one live layer, and the logits of one block."""
+    parameters = 12 * L * C * C + V * C
+    return (16 * parameters + T * (4 * C * L + 42 * C) + 10 * T * V) / 1e9
+
+
+class Watch:
+    """Notices losses that run away. `recent` is the losses it judges by; it travels with the run's state."""
+
+    def __init__(self, recent=()):
+        self.recent = list(recent)
+        self.high = self.overflows = 0
+
+    def judge(self, loss, grad_norm, scaled=False):
+        """What is wrong with an update's loss or gradient, in words, or None. With float16's loss scaling (`scaled`) an overflow
+        now and then is normal, and only many in a row are wrong."""
+        for name, value in (("loss", loss), ("grad_norm", grad_norm)):
+            if not math.isfinite(value):
+                self.overflows += 1
+                return f"{name} is {value}" if not scaled or self.overflows > OVERFLOWS else None
+        self.overflows = 0
+        if len(self.recent) >= ENOUGH:
+            median = statistics.median(self.recent)
+            spread = statistics.median(abs(value - median) for value in self.recent)
+            if loss > median + max(1.0, 9 * spread):
+                self.high += 1
+                if self.high >= SPIKE_UPDATES:
+                    return f"loss {loss:.4f} has been far above {median:.4f}, the median of {len(self.recent)} updates, {self.high} times in a row"
+                return None
+        self.high = 0
+        self.recent = [*self.recent[1 - WINDOW :], loss]
+        return None
+
+
+def warnings(evaluations, vocab_size, pretrained):
+    """The guide's warning signs in a run's evaluations ({"step", "train_loss", "val_loss"}, oldest first), as {name: line}."""
+    found = {}
+    first, last = evaluations[0], evaluations[-1]
+    best = min(evaluations, key=lambda e: e["val_loss"])
+    since = [e for e in evaluations if e["step"] > best["step"]]
+    uniform = math.log(vocab_size)
+    if first["step"] == 0 and first["val_loss"] > (0.9 if pretrained else 1.2) * uniform:
+        found["start"] = f"step 0: val loss {first['val_loss']:.2f}, and guessing among {vocab_size:,} ids would give {uniform:.2f}: " + (
+            "these are probably ids of another tokenizer than the model's" if pretrained else "the initial weights are far too large"
+        )
+    if first["step"] == 0 and pretrained and vocab_size > 10_000 and first["val_loss"] < 1.5:
+        found["known"] = f"step 0: val loss {first['val_loss']:.2f} is low for a text the model has not seen; it may have been trained on it"
+    if len(since) >= 3 and last["train_loss"] < best["train_loss"]:
+        found["overfitting"] = (
+            f"overfitting: val loss {best['val_loss']:.4f} at step {best['step']} -> {last['val_loss']:.4f}, train loss {best['train_loss']:.4f} -> "
+            f"{last['train_loss']:.4f}; best/ keeps step {best['step']}, more data or fewer epochs would help"
+        )
+    elif len(evaluations) >= 6 and evaluations[-6]["val_loss"] - best["val_loss"] < 1e-3 * best["val_loss"] and not since[3:]:
+        found["plateau"] = (
+            f"plateau: val loss {evaluations[-6]['val_loss']:.4f} at step {evaluations[-6]['step']}, best {best['val_loss']:.4f} since; more updates will bring little"
+        )
+    if last["val_loss"] - last["train_loss"] > 0.3 and first["val_loss"] - first["train_loss"] < 0.15:
+        found["gap"] = (
+            f"gap: val loss is {last['val_loss'] - last['train_loss']:.2f} above train loss, {first['val_loss'] - first['train_loss']:.2f} at the start; the text is being learned by heart"
+        )
+    return found

@@ -1,0 +1,139 @@
+"""Runs that are forked, so that a start costs milliseconds, and killed. A process of its own: python harness.py JOB.json
+
+torch is imported once and never used here, because a fork of a process that has computed with several threads hangs. The job is
+{"recipe": {...}, "world": N, "kills": K, "seed": S, "slowest": seconds}; the outcome is printed as JSON.
+"""
+
+import dataclasses
+import json
+import os
+import random
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+
+torch.set_num_threads(1)
+
+from finetune.cli import Failure
+from finetune.recipe import Recipe
+from finetune.training import checkpoint, loop, machine
+
+machine.peak_flops = lambda device, dtype: (1e12, "not measured")  # a matrix product would only cost time
+loop.plot = lambda out_dir: None
+
+
+def start(recipe, world=1, report=None, prepare=None):
+    """Fork `world` processes that train; return their pids. Saved steps are written to the descriptor `report` once acknowledged."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pids = []
+    for rank in range(world):
+        pid = os.fork()
+        if pid:
+            pids.append(pid)
+            continue
+        code = 1
+        try:
+            quiet = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(quiet, 1)
+            if world > 1:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+            if report is not None:
+                save = checkpoint.save_state
+
+                def saved(out_dir, weights, optimizer, state):
+                    save(out_dir, weights, optimizer, state)
+                    os.write(report, f"{state['iteration']}\n".encode())
+
+                checkpoint.save_state = saved
+            if prepare:
+                prepare(rank)
+            loop.train(recipe)
+            code = 0
+        except Failure as failure:
+            code = failure.code
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return pids
+
+
+def wait(pids, timeout=60):
+    """Exit codes, negative for a signal; a process that outlives `timeout` is killed and counts as "hung"."""
+    codes, deadline = {}, time.time() + timeout
+    while len(codes) < len(pids):
+        for pid in pids:
+            if pid not in codes and os.waitpid(pid, os.WNOHANG)[0]:
+                codes[pid] = "ended"
+        if time.time() > deadline:
+            for pid in pids:
+                if pid not in codes:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                    codes[pid] = "hung"
+        time.sleep(0.002)
+    return [codes[pid] for pid in pids]
+
+
+def run(recipe, world=1, **options):
+    """Train to the end; return the exit codes."""
+    codes = []
+    for pid in start(recipe, world, **options):
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    return codes
+
+
+def killed(recipe, world, kills, seed, slowest):
+    """SIGKILL all processes of a run at random times, `kills` times over, check after each, and let it finish at last."""
+    rng = random.Random(seed)
+    acknowledged, lost, inside_save, broken = 0, 0, 0, []
+    for number in range(kills + 1):
+        read, write = os.pipe()
+        resumed = any(checkpoint.damage(state) is None for state in checkpoint.states(recipe.out_dir))
+        this = dataclasses.replace(recipe, init_from="resume" if resumed else recipe.init_from, overwrite=not resumed)
+        pids = start(this, world, report=write)
+        os.close(write)
+        if number == kills:
+            codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+            os.close(read)
+            return {"codes": codes, "acknowledged": acknowledged, "lost": lost, "inside_save": inside_save, "broken": broken}
+        # wait until it has begun to save, then a random while
+        text = b""
+        ready, _, _ = select.select([read], [], [], 30)
+        if ready:
+            time.sleep(rng.uniform(0.0, slowest))
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            os.waitpid(pid, 0)
+        while chunk := os.read(read, 4096):
+            text += chunk
+        os.close(read)
+        acknowledged = max([acknowledged, *map(int, text.split())])
+        inside_save += any(name.startswith(".tmp") for name in os.listdir(f"{recipe.out_dir}/last"))
+        valid = []
+        for state in checkpoint.states(recipe.out_dir):
+            problem = checkpoint.damage(state)
+            valid.append(int(state.name.split("-")[1])) if problem is None else broken.append(f"{state}: {problem}")
+        lost += max(valid, default=0) < acknowledged
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], encoding="utf-8") as file:
+        job = json.load(file)
+    recipe = Recipe(**job["recipe"])
+    if "kills" in job:
+        outcome = killed(recipe, job["world"], job["kills"], job["seed"], job["slowest"])
+    else:
+        outcome = {"codes": run(recipe, job["world"])}
+    print(json.dumps(outcome))
