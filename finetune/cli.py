@@ -55,7 +55,8 @@ def run(main):
 def key(default, help, **metadata):
     """A field of an options dataclass: its default, one line of help and, as metadata, what else there is to know of it.
 
-    `derived=True` marks a key whose None means "worked out from the other keys".
+    `derived=True` marks a key whose None means "worked out from the other keys", `path=True` one that may name a place on disk:
+    in a recipe, which may be somebody else's, it cannot contain `..`.
     """
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
@@ -104,6 +105,8 @@ def parse(cls, argv, usage):
         try:
             values[name] = convert(text, typing.get_type_hints(cls)[name])
             origins[name] = origin
+            if fields[name].metadata.get("path") and not origin.startswith("--") and ".." in str(text).replace("\\", "/").split("/"):
+                problems.append(f"{origin}: {name}: a recipe must not reach above the working directory ({text}); give it as --{name}={text}")
         except ValueError as error:
             problems.append(f"{origin}: {name}: {error}" if not origin.startswith("--") else f"{origin}: {error}")
     if "sources" in fields:

@@ -9,6 +9,7 @@ free      has no influence on what is learned
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from finetune.cli import key
@@ -21,12 +22,15 @@ class Recipe:
         "where the weights come from: gpt2|gpt2-medium|gpt2-large|gpt2-xl, any GPT-2-shaped Hub id, a Hugging Face directory, "
         "a run's out_dir, a nanoGPT ckpt.pt, scratch, or resume (go on with out_dir)",
         resume="free",
+        path=True,
     )
-    dataset: str = key("", "a prepared directory, the name of one under data/, a text file, or shakespeare|python_docs", resume="identity")
-    out_dir: str = key("out", "where the run is written", resume="free")
+    dataset: str = key("", "a prepared directory, the name of one under data/, a text file, or shakespeare|python_docs", resume="identity", path=True)
+    out_dir: str = key("out", "where the run is written", resume="free", path=True)
     overwrite: bool = key(False, "let a new run replace the one that out_dir holds", resume="free")
 
-    tokenizer: str = key("auto", "for a text file as dataset: auto (that of init_from), gpt2, char, or a model directory", resume="identity")
+    tokenizer: str = key(
+        "auto", "for a text file as dataset: auto (that of init_from), gpt2, char, or a model directory", resume="identity", path=True
+    )
     val_fraction: float | None = key(None, "for a text file as dataset: the share kept for validation [0.1]", resume="identity", derived=True)
     block_size: int | None = key(None, "tokens of context: at most that of the model [1024 from scratch]", resume="identity", derived=True)
     n_layer: int | None = key(None, "layers, from scratch only (12)", resume="identity")
@@ -160,6 +164,8 @@ def dump(recipe, derived):
             note = f"  # {derived[field.name]} in this run" if derived.get(field.name) is not None else ""
             lines.append(f"{field.name}: null{note}")
         else:
+            if field.metadata.get("path") and ".." in Path(value).parts:  # a recipe cannot say it this way
+                value = str(Path(value).resolve())
             lines.append(f"{field.name}: {_scalar(value)}")
     return "\n".join(lines) + "\n"
 

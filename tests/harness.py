@@ -1,7 +1,8 @@
 """Runs that are forked, so that a start costs milliseconds, and killed. A process of its own: python harness.py JOB.json
 
 torch is imported once and never used here, because a fork of a process that has computed with several threads hangs. The job is
-{"recipe": {...}, "world": N, "kills": K, "seed": S, "slowest": seconds}; the outcome is printed as JSON.
+{"recipe": {...}, "world": N} with, to be killed at random, {"kills": K, "seed": S, "slowest": seconds}, or, to meet a bad number once,
+{"nan": {"rank": R, "iteration": I}}. The outcome is printed as JSON.
 """
 
 import dataclasses
@@ -21,12 +22,36 @@ import torch
 
 torch.set_num_threads(1)
 
+import accelerate  # noqa: F401  every fork would have to import these
+import datasets  # noqa: F401
+
 from finetune.cli import Failure
 from finetune.recipe import Recipe
 from finetune.training import checkpoint, loop, machine
 
 machine.peak_flops = lambda device, dtype: (1e12, "not measured")  # a matrix product would only cost time
 loop.plot = lambda out_dir: None
+
+
+def poison(rank, iteration):
+    """A function for `start`: on one rank one gradient of one update becomes NaN, before the processes exchange gradients."""
+
+    def prepare(this_rank):
+        from finetune.training import step
+
+        backward, done = step._backward, []
+
+        def poisoned(run, number):
+            if this_rank == rank and number == iteration and not done:
+                done.append(run.network.ln_f.bias.register_hook(lambda gradient: gradient * float("nan")))
+                loss = backward(run, number)
+                done[0].remove()
+                return loss
+            return backward(run, number)
+
+        step._backward = poisoned
+
+    return prepare
 
 
 def start(recipe, world=1, report=None, prepare=None):
@@ -66,23 +91,6 @@ def start(recipe, world=1, report=None, prepare=None):
         finally:
             os._exit(code)
     return pids
-
-
-def wait(pids, timeout=60):
-    """Exit codes, negative for a signal; a process that outlives `timeout` is killed and counts as "hung"."""
-    codes, deadline = {}, time.time() + timeout
-    while len(codes) < len(pids):
-        for pid in pids:
-            if pid not in codes and os.waitpid(pid, os.WNOHANG)[0]:
-                codes[pid] = "ended"
-        if time.time() > deadline:
-            for pid in pids:
-                if pid not in codes:
-                    os.kill(pid, signal.SIGKILL)
-                    os.waitpid(pid, 0)
-                    codes[pid] = "hung"
-        time.sleep(0.002)
-    return [codes[pid] for pid in pids]
 
 
 def run(recipe, world=1, **options):
@@ -135,5 +143,7 @@ if __name__ == "__main__":
     if "kills" in job:
         outcome = killed(recipe, job["world"], job["kills"], job["seed"], job["slowest"])
     else:
-        outcome = {"codes": run(recipe, job["world"])}
+        began = time.perf_counter()
+        outcome = {"codes": run(recipe, job["world"], prepare=poison(**job["nan"]) if "nan" in job else None)}
+        outcome["seconds"] = time.perf_counter() - began
     print(json.dumps(outcome))

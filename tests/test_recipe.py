@@ -66,10 +66,11 @@ def test_all_problems_are_told_at_once_with_place_and_nearest_key():
         "seed:", "dtype: float64", "compile: often", "batch_size: [1, 2]", "batch_size: {a: 1}", "batch_size: 12:30:00", "dataset: !!python/name:os.system",
         "dataset: !x y", "? [a]\n: b", "dropout: 1.5", "batch_size: 0", "beta2: 1", "epochs: -1", "n_layer: 3", "min_lr: 1", "- a", "a: b: c", "'unclosed",
         "dataset: &a x\nout_dir: *b", "n_embd: 100\ninit_from: scratch", "temperature: -1", "top_k: -1", "val_fraction: 0.9", "eval_interval: 0",
+        "dataset: ../x", "out_dir: a/../../b", "init_from: ..",
     ],
 )  # fmt: skip
 def test_each_bad_line_is_one_problem_that_names_its_file(line):
-    told = problems(("" if "dataset" in line or line.startswith(("-", "'")) else "dataset: x\n") + line + "\n")
+    told = problems(("" if line.startswith("dataset") or line.startswith(("-", "'")) else "dataset: x\n") + line + "\n")
     assert len(told) == 1 and told[0].startswith("r.yaml"), told
 
 
@@ -147,6 +148,13 @@ def test_a_dumped_recipe_is_the_same_recipe():
     Path("r.yaml").write_text(recipes.dump(recipe, {"min_lr": 1e-9}))
     assert parse(Recipe, ["r.yaml"], "")[0] == recipe
     assert "min_lr: null  # 1e-09 in this run" in Path("r.yaml").read_text()
+
+
+def test_a_path_above_the_working_directory_is_for_the_command_line():
+    recipe = read("", "--dataset=../x", "--out_dir=a/../../b")
+    assert (recipe.dataset, recipe.out_dir) == ("../x", "a/../../b")
+    again = read(recipes.dump(recipe, {}))  # the resolved recipe names the same places in full
+    assert Path(again.dataset) == Path("../x").resolve() and Path(again.out_dir) == Path("a/../../b").resolve()
 
 
 def test_every_key_says_what_changing_it_on_resume_means():

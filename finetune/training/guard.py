@@ -14,8 +14,8 @@ import torch
 from finetune.cli import Failure
 
 STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130}  # exit codes
-WINDOW = 50  # losses a spike is measured against
-ENOUGH = 20  # losses before anything counts as a spike
+WINDOW = 50  # losses that tell how much an update's loss varies
+ENOUGH = 20  # losses that tell where it usually is, and fewer tell nothing
 OVERFLOWS = 20  # of float16 in a row
 SPIKE_UPDATES = 3  # in a row: one strange batch is no divergence
 
@@ -125,12 +125,12 @@ class Watch:
                 return f"{name} is {value}" if not scaled or self.overflows > OVERFLOWS else None
         self.overflows = 0
         if len(self.recent) >= ENOUGH:
-            median = statistics.median(self.recent)
-            spread = statistics.median(abs(value - median) for value in self.recent)
-            if loss > median + max(1.0, 9 * spread):
+            usual = statistics.median(self.recent[-ENOUGH:])
+            noise = statistics.median(abs(one - other) for one, other in zip(self.recent, self.recent[1:]))  # blind to a trend
+            if loss > usual + max(0.1 * usual, 8 * noise):
                 self.high += 1
                 if self.high >= SPIKE_UPDATES:
-                    return f"loss {loss:.4f} has been far above {median:.4f}, the median of {len(self.recent)} updates, {self.high} times in a row"
+                    return f"loss {loss:.4f} is far above {usual:.4f}, the median of the last {ENOUGH} updates, {self.high} times in a row"
                 return None
         self.high = 0
         self.recent = [*self.recent[1 - WINDOW :], loss]
@@ -155,10 +155,10 @@ def warnings(evaluations, vocab_size, pretrained):
             f"overfitting: val loss {best['val_loss']:.4f} at step {best['step']} -> {last['val_loss']:.4f}, train loss {best['train_loss']:.4f} -> "
             f"{last['train_loss']:.4f}; best/ keeps step {best['step']}, more data or fewer epochs would help"
         )
-    elif len(evaluations) >= 6 and evaluations[-6]["val_loss"] - best["val_loss"] < 1e-3 * best["val_loss"] and not since[3:]:
-        found["plateau"] = (
-            f"plateau: val loss {evaluations[-6]['val_loss']:.4f} at step {evaluations[-6]['step']}, best {best['val_loss']:.4f} since; more updates will bring little"
-        )
+    elif len(evaluations) >= 6:
+        before, lately = (min(e["val_loss"] for e in part) for part in (evaluations[:-5], evaluations[-5:]))
+        if before * 0.999 < lately <= last["val_loss"] < before * 1.01:
+            found["plateau"] = f"plateau: best val loss {before:.4f} until step {evaluations[-6]['step']}, {lately:.4f} in the 5 evaluations since; more updates will bring little"
     if last["val_loss"] - last["train_loss"] > 0.3 and first["val_loss"] - first["train_loss"] < 0.15:
         found["gap"] = (
             f"gap: val loss is {last['val_loss'] - last['train_loss']:.2f} above train loss, {first['val_loss'] - first['train_loss']:.2f} at the start; the text is being learned by heart"

@@ -33,10 +33,13 @@ class Progress:
             self.bar = tqdm(total=length, initial=iteration, unit="it", dynamic_ncols=True)
 
     def say(self, line):
-        if self.write and self.bar:
-            self.bar.write(line)
-        elif self.write:
-            print(line, flush=True)
+        try:
+            if self.write and self.bar:
+                self.bar.write(line)
+            elif self.write:
+                print(line, flush=True)
+        except BrokenPipeError:  # whoever listened is gone; the run is not
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
     def record(self, event, **values):
         """Append one event to metrics.jsonl, in one write."""

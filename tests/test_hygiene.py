@@ -1,0 +1,78 @@
+"""The package cannot run what it reads, keeps no secrets, and its arrows point down."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "finetune"
+TREES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
+LAYERS = {"cli": 0, "recipe": 1, "gpt": 2, "data": 2, "training": 3}
+
+
+def calls(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_nothing_that_runs_what_it_reads(name):
+    for function, keywords in calls(TREES[name]):
+        assert function not in ("eval", "exec", "compile", "__import__", "os.system"), function
+        assert not function.endswith(("yaml.load", "yaml.unsafe_load", "yaml.full_load")), function
+        assert keywords.get("weights_only") != "False" and "trust_remote_code" not in keywords and "shell" not in keywords
+        assert function != "torch.load" or keywords.get("weights_only") == "True"
+    for node in ast.walk(TREES[name]):
+        imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+        assert not {"pickle", "dill", "marshal", "shelve", "joblib"} & set(imported), imported
+
+
+def ours(tree):
+    """Modules of ours that a tree imports, also inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "finetune":
+            yield from ([node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names])
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_imports_point_down(name):
+    place = Path(name).parts[0].removesuffix(".py")
+    if place in ("__init__", "__main__"):
+        return
+    for imported in ours(TREES[name]):
+        assert imported in LAYERS, f"{name} imports the verb {imported}"
+        if place in LAYERS and imported != place:
+            assert LAYERS[imported] < LAYERS[place], f"{name} imports {imported}"
+
+
+def test_the_network_stands_alone():
+    assert not list(ours(TREES["gpt/model.py"]))
+
+
+def test_tokens_appear_in_nothing_that_a_run_writes(tiny_run, monkeypatch):
+    canaries = {"HF_TOKEN": "hf_" + "c4naryHF" * 4, "WANDB_API_KEY": "c4naryWB" * 5}
+    for name, value in canaries.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tiny_run("out", "--wandb_log=true", "--max_iters=2")
+    files = [path for path in Path("out").rglob("*") if path.is_file()]
+    assert any("wandb" in str(path) for path in files)
+    for path in files:
+        content = path.read_bytes()
+        assert not any(value.encode() in content for value in canaries.values()), path
+
+
+def test_a_secret_cannot_be_given_as_a_key(command):
+    for name in ("hf_token", "wandb_api_key", "token"):
+        code, _, error = command("train", "--dataset=x", f"--{name}=s3cret")
+        assert code == 2 and "s3cret" not in error
+
+
+def test_recipe_and_metrics_are_plain_json_and_yaml(tiny_run):
+    import yaml
+
+    tiny_run("out", "--max_iters=1")
+    assert isinstance(yaml.safe_load(Path("out/recipe.yaml").read_text()), dict)
+    assert all(isinstance(json.loads(line), dict) for line in Path("out/metrics.jsonl").read_text().splitlines())

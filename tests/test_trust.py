@@ -1,0 +1,408 @@
+"""Nothing a user fears loses work or lies: kills, signals, full memory, bad numbers."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune.cli import Failure
+from finetune.recipe import Recipe
+from finetune.training import guard, loop, optim, step
+from finetune.training.progress import read_metrics
+
+HARNESS = Path(__file__).with_name("harness.py")
+
+
+@pytest.fixture
+def data(corpus, tmp_path):
+    from finetune.data.prepare import prepare
+
+    prepare([corpus(words=640)], tmp_path / "data" / "small", "char")
+    return str(tmp_path / "data" / "small")
+
+
+@pytest.fixture
+def tiny(data):
+    """A function that makes the recipe of a small run with dropout and accumulation, over several passes, saved at every step."""
+
+    def make(out_dir="out", **values):
+        return Recipe(
+            **{
+                "init_from": "scratch", "dataset": data, "out_dir": out_dir, "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 32, "batch_size": 2,
+                "gradient_accumulation_steps": 3, "dropout": 0.1, "max_iters": 20, "learning_rate": 1e-2, "log_interval": 1, "eval_interval": 7,
+                "save_interval": 1, "dtype": "float32", "device": "cpu", "cpu_threads": 1,
+            } | values  # fmt: skip
+        )  # fmt: skip
+
+    return make
+
+
+def harness(recipe, world=1, **job):
+    """The outcome of a job in a process that forks its runs."""
+    path = Path(f"job-{len(list(Path('.').glob('job-*')))}.json")
+    path.write_text(json.dumps({"recipe": dataclasses.asdict(recipe), "world": world, **job}))
+    done = subprocess.run([sys.executable, HARNESS, path], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def final(out_dir):
+    """The bytes of the newest state's weights and optimizer."""
+    newest = sorted(Path(out_dir, "last").glob("step-*"))[-1]
+    return [(newest / f"{name}.safetensors").read_bytes() for name in ("model", "optimizer")]
+
+
+def record(out_dir):
+    """What the run learned, as metrics.jsonl tells: updates and evaluations without their times."""
+    kept = ("event", "iter", "step", "loss", "lr", "grad_norm", "train_loss", "val_loss")
+    return [
+        {name: event[name] for name in kept if name in event}
+        for event in read_metrics(Path(out_dir) / "metrics.jsonl")
+        if event["event"] in ("iter", "eval")
+    ]
+
+
+def events(out_dir, kind):
+    return [event for event in read_metrics(Path(out_dir) / "metrics.jsonl") if event["event"] == kind]
+
+
+def same_run(one, other):
+    assert final(one) == final(other)
+    assert record(one) == record(other)
+
+
+def test_sixty_kills_lose_nothing_and_change_nothing(tiny):
+    recipe = tiny(max_iters=120, eval_interval=25)
+    assert harness(dataclasses.replace(recipe, out_dir="whole"))["codes"] == [0]
+    outcome = harness(recipe, kills=60, seed=1, slowest=0.04)
+    assert outcome["codes"] == [0] and outcome["lost"] == 0 and outcome["broken"] == []
+    assert outcome["inside_save"] >= 6, "the kills did not meet saves"
+    assert outcome["acknowledged"] >= 30, "the kills were over before the run got anywhere"
+    same_run("whole", "out")
+    assert [event["iter"] for event in events("out", "iter")] == list(range(120))
+    assert not list(Path("out").rglob(".tmp*"))
+
+
+def test_three_processes_killed_and_resumed_equal_three_that_were_not(tiny):
+    recipe = tiny(max_iters=16)
+    assert harness(dataclasses.replace(recipe, out_dir="whole"), world=3)["codes"] == [0, 0, 0]
+    outcome = harness(recipe, world=3, kills=4, seed=2, slowest=0.1)
+    assert outcome["codes"] == [0, 0, 0] and outcome["lost"] == 0 and outcome["broken"] == []
+    same_run("whole", "out")
+
+
+def test_another_number_of_processes_reads_the_same_rows_and_learns_the_same(tiny):
+    """3 processes, then 1, then 2 with another micro-batch, against one process all the way; without dropout, whose stream
+    belongs to the micro-batch."""
+    plain = {"dropout": 0.0, "lr_decay_iters": 12, "warmup_iters": 2, "batch_size": 2, "gradient_accumulation_steps": 6}
+    assert harness(tiny("whole", max_iters=12, **plain))["codes"] == [0]
+    assert harness(tiny(max_iters=4, **plain), world=3)["codes"] == [0, 0, 0]
+    assert harness(tiny(max_iters=8, init_from="resume", n_layer=None, n_head=None, n_embd=None, **plain))["codes"] == [0]
+    other = plain | {"batch_size": 3, "gradient_accumulation_steps": 4}
+    assert harness(tiny(max_iters=12, init_from="resume", **other), world=2)["codes"] == [0, 0]
+    whole, parts = ({event["iter"]: event for event in events(out, "iter")} for out in ("whole", "out"))
+    assert whole.keys() == parts.keys()
+    for number, event in whole.items():
+        assert parts[number]["loss"] == pytest.approx(event["loss"], abs=1e-5), number
+        assert parts[number]["lr"] == event["lr"]
+
+
+def command(recipe, *launcher):
+    flags = [f"--{name}={value}" for name, value in dataclasses.asdict(recipe).items() if value is not None and value != ""]
+    return [*(launcher or [sys.executable, "-m"]), "finetune.train", *flags]
+
+
+def launch(recipe, *launcher, **options):
+    return subprocess.Popen(command(recipe, *launcher), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def until(process, words):
+    for line in process.stdout:
+        if words in line:
+            return
+    raise AssertionError(process.stderr.read())
+
+
+def test_the_real_command_survives_kills(tiny):
+    recipe = tiny(max_iters=60)
+    loop.train(dataclasses.replace(recipe, out_dir="whole"))
+    for number in range(3):
+        with launch(dataclasses.replace(recipe, init_from="resume") if number else recipe) as process:
+            until(process, f"iter {12 * (number + 1)}:")
+            process.kill()
+    loop.train(dataclasses.replace(recipe, init_from="resume"))
+    same_run("whole", "out")
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_and_the_resumed_run_is_the_same(tiny, number, code):
+    recipe = tiny(max_iters=40, save_interval=1000, eval_interval=10)
+    loop.train(dataclasses.replace(recipe, out_dir="whole"))
+    with launch(recipe) as process:
+        until(process, "iter 12:")
+        process.send_signal(number)
+        assert process.wait(30) == code
+        error = process.stderr.read()
+    assert f"stopped by {number.name} after" in error and "--init_from=resume" in error and "Traceback" not in error
+    loop.train(dataclasses.replace(recipe, init_from="resume"))
+    same_run("whole", "out")
+
+
+def test_sigusr1_saves_and_goes_on(tiny):
+    recipe = tiny(max_iters=400, save_interval=10_000, eval_interval=10_000)
+    with launch(recipe) as process:
+        until(process, "iter 12:")
+        process.send_signal(signal.SIGUSR1)
+        deadline = time.time() + 20
+        while not list(Path("out/last").glob("step-*")) and time.time() < deadline:
+            time.sleep(0.01)
+        assert list(Path("out/last").glob("step-*")) and process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 143
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_a_trainer_does_not_outlive_its_launcher(tiny):
+    recipe = tiny(max_iters=100_000, save_interval=100_000, eval_interval=100_000)
+    launcher = [str(Path(sys.executable).parent / "accelerate"), "launch", "--num_processes=1", "-m"]
+    with launch(recipe, *launcher) as process:
+        until(process, "iter 5:")
+        trainer = int(Path("out/.lock").read_text().split()[1])
+        process.kill()
+    deadline = time.time() + 20
+    while Path(f"/proc/{trainer}").exists() and "Z" not in Path(f"/proc/{trainer}/stat").read_text().split()[2] and time.time() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{trainer}").exists() or "Z" in Path(f"/proc/{trainer}/stat").read_text().split()[2]
+    assert list(Path("out/last").glob("step-*"))  # and it saved before it went
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(tiny, monkeypatch, capsys):
+    from finetune.gpt.model import Transformer
+
+    plain = {"dropout": 0.0, "batch_size": 8, "gradient_accumulation_steps": 1, "max_iters": 10}
+    loop.train(tiny("whole", **plain))
+    forward, seen = Transformer.forward, []
+
+    def limited(self, idx, targets=None):
+        if self.training and idx.size(0) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        seen.append(idx.size(0))
+        return forward(self, idx, targets)
+
+    monkeypatch.setattr(Transformer, "forward", limited)
+    loop.train(tiny(**plain))
+    whole, out = (events(name, "iter") for name in ("whole", "out"))
+    assert len(whole) == len(out) == 10
+    for one, other in zip(whole, out):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5) and one["lr"] == other["lr"]
+    assert "out of memory at iter 0: batch_size 8 -> 4, gradient_accumulation_steps 1 -> 2" in capsys.readouterr().out
+    assert [event["batch_size"] for event in events("out", "out_of_memory")] == [4, 2]
+
+
+def test_one_block_that_does_not_fit_recomputes_activations_and_then_says_what_would_fit(tiny, monkeypatch):
+    from finetune.gpt.model import Transformer
+
+    forward = Transformer.forward
+
+    def limited(self, idx, targets=None):
+        if self.training and not self.gradient_checkpointing:
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
+        return forward(self, idx, targets)
+
+    monkeypatch.setattr(Transformer, "forward", limited)
+    run = loop.train(tiny(max_iters=2))
+    assert (run.recipe.batch_size, run.recipe.gradient_accumulation_steps, run.recipe.gradient_checkpointing) == (1, 6, True)
+
+    def never(self, idx, targets=None):
+        if self.training:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, idx, targets)
+
+    monkeypatch.setattr(Transformer, "forward", never)
+    with pytest.raises(Failure, match="out of memory with one block") as failure:
+        loop.train(tiny("other", max_iters=2))
+    assert failure.value.code == 1
+
+
+def test_an_error_that_is_not_about_memory_is_not_taken_for_one(tiny, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(loop, "update", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        loop.train(tiny())
+
+
+def faults(monkeypatch, nan_at=(), spike_at=(), forever=False):
+    """Make the gradient of these iterations NaN, and the learning rate of those a hundredfold, once each or always."""
+    backward, rate, done = step._backward, optim.learning_rate, set()
+
+    def poisoned(run, iteration):
+        loss = backward(run, iteration)
+        if iteration in nan_at and (forever or iteration not in done):
+            done.add(iteration)
+            run.network.h[0].mlp.c_fc.weight.grad[0, 0] = float("nan")
+        return loss
+
+    def spiked(iteration, recipe, schedule):
+        lr = rate(iteration, recipe, schedule)
+        if iteration in spike_at and ("lr", iteration) not in done:
+            done.add(("lr", iteration))
+            return 100 * lr
+        return lr
+
+    monkeypatch.setattr(step, "_backward", poisoned)
+    monkeypatch.setattr(optim, "learning_rate", spiked)
+
+
+def test_a_bad_number_and_a_spike_are_survived_and_told(tiny, monkeypatch):
+    settings = {"max_iters": 200, "dropout": 0.0, "eval_interval": 50, "save_interval": 10}
+    clean = loop.train(tiny("clean", **settings)).best["val_loss"]
+    faults(monkeypatch, nan_at=[33], spike_at=[90])
+    run = loop.train(tiny(**settings))
+    assert run.best["val_loss"] == pytest.approx(clean, rel=0.05)
+    assert run.iteration == 200 and run.rollbacks == 2 and run.lr_scale == 0.25
+    told = [event["problem"] for event in events("out", "rollback")]
+    assert told[0].startswith("iter 33: grad_norm is nan") and "far above" in told[1]
+    assert [event["step"] for event in events("out", "rollback")][0] == 30
+    assert all(np.isfinite(event["loss"]) for event in events("out", "iter"))
+
+
+def test_without_rollbacks_a_bad_number_ends_with_exit_code_3_and_the_last_good_state(tiny, monkeypatch):
+    faults(monkeypatch, nan_at=[7])
+    with pytest.raises(Failure, match=r"training diverged: iter 7: grad_norm is nan.*last good state is out/last/step-00000007") as failure:
+        loop.train(tiny(max_rollbacks=0))
+    assert failure.value.code == 3
+    for path in Path("out").rglob("*.safetensors"):
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values()), path
+    assert events("out", "diverged")[0]["step"] == 7
+
+
+def test_a_bad_number_that_always_comes_back_ends_after_max_rollbacks(tiny, monkeypatch):
+    faults(monkeypatch, nan_at=[3], forever=True)
+    with pytest.raises(Failure, match="after 2 rollbacks") as failure:
+        loop.train(tiny(max_rollbacks=2, save_interval=50))
+    assert failure.value.code == 3
+    assert [event["step"] for event in events("out", "rollback")] == [0, 0]  # no state yet: back to the start
+
+
+def test_a_bad_number_on_one_of_three_processes_stops_all_of_them(tiny):
+    outcome = harness(tiny(max_rollbacks=0), world=3, nan={"rank": 1, "iteration": 5})
+    assert outcome["codes"] == [3, 3, 3] and outcome["seconds"] < 30
+    assert events("out", "diverged")[0]["step"] == 5
+    assert Path("out/last/step-00000005").exists()
+
+
+def test_a_bad_number_on_one_of_three_processes_is_survived_by_all_of_them(tiny):
+    assert harness(tiny(), world=3, nan={"rank": 2, "iteration": 5})["codes"] == [0, 0, 0]
+    assert [event["step"] for event in events("out", "rollback")] == [5]
+
+
+def test_a_learning_rate_that_ruins_everything_never_writes_a_bad_number(tiny):
+    with pytest.raises(Failure) as failure:
+        loop.train(tiny(learning_rate=1e30, max_rollbacks=1, warmup_iters=0, grad_clip=0))
+    assert failure.value.code == 3
+    for path in Path("out").rglob("*.safetensors"):
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values()), path
+
+
+def test_a_save_that_fails_in_between_is_told_and_training_goes_on(tiny, monkeypatch, capsys):
+    from finetune.training import checkpoint
+
+    real, tries = checkpoint.save_state, []
+
+    def full(*args):
+        tries.append(1)
+        if len(tries) in (2, 3):
+            raise OSError(28, "No space left on device")
+        real(*args)
+
+    monkeypatch.setattr(checkpoint, "save_state", full)
+    loop.train(tiny(max_iters=6))
+    assert capsys.readouterr().out.count("could not be saved: No space left on device") == 2
+    assert [event["step"] for event in events("out", "save_failed")] == [2, 3]
+    monkeypatch.setattr(checkpoint, "save_state", lambda *args: full())
+    tries[:] = [1]
+    with pytest.raises(Failure, match="could not be saved") as failure:
+        loop.train(tiny("other", max_iters=2))
+    assert failure.value.code == 1
+
+
+def test_a_disk_that_is_too_small_is_told_before_training(tiny, monkeypatch):
+    from finetune.cli import UsageError
+    from finetune.training import checkpoint
+
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda out_dir: 10_000)
+    with pytest.raises(UsageError, match="GB free for them, and the checkpoints of this run need"):
+        loop.train(tiny())
+    assert not Path("out/best").exists()
+
+
+def test_evaluation_does_not_disturb_training(tiny):
+    for out_dir, interval in (("often", 1), ("seldom", 20)):
+        loop.train(tiny(out_dir, eval_interval=interval))
+    assert final("often") == final("seldom")
+
+
+def test_patience_ends_a_run_that_no_longer_gets_better(tiny, capsys):
+    run = loop.train(tiny(max_iters=2000, dropout=0.0, patience=3, eval_interval=20, learning_rate=3e-2, decay_lr=False))
+    assert run.iteration < 2000
+    assert len([e for e in run.evaluations if e["step"] > run.best["step"]]) == 3
+    assert "no better validation loss in 3 evaluations" in capsys.readouterr().out
+    assert Path(f"out/last/step-{run.iteration:08d}").exists()
+
+
+def evaluations(*losses, every=10):
+    return [{"step": every * i, "train_loss": train, "val_loss": val} for i, (train, val) in enumerate(losses)]
+
+
+@pytest.mark.parametrize(
+    "losses, vocab, pretrained, expected",
+    [
+        ([(10.9, 10.9)], 50257, True, {"start"}),
+        ([(4.2, 4.2)], 65, False, set()),
+        ([(9.0, 9.0)], 65, False, {"start"}),
+        ([(1.0, 1.0)], 50257, True, {"known"}),
+        ([(4.0, 4.0), (3.5, 3.6), (3.2, 3.7), (3.0, 3.9), (2.8, 4.1)], 50257, True, {"overfitting", "gap"}),
+        ([(4.0, 4.0), (3.5, 3.6), (3.2, 3.4), (3.0, 3.3)], 50257, True, set()),
+        ([(4.0, 4.0), (3.5, 3.6)] + [(3.4, 3.5)] * 6, 50257, True, {"plateau"}),
+        ([(4.2, 4.2), (3.0, 3.0), (2.5, 2.6), (2.2, 2.3), (2.0, 2.15), (1.9, 2.05), (1.8, 2.0)], 65, False, set()),
+    ],
+)
+def test_warning_signs(losses, vocab, pretrained, expected):
+    found = guard.warnings(evaluations(*losses), vocab, pretrained)
+    assert found.keys() == expected
+    assert all(any(character.isdigit() for character in line) for line in found.values())
+
+
+def test_the_watch_is_not_alarmed_by_an_ordinary_run():
+    rng = np.random.default_rng(0)
+    watch = guard.Watch()
+    for i in range(2000):
+        assert watch.judge(4 * 0.998**i + 1 + rng.normal(0, 0.15) + (0.9 if i % 97 == 0 else 0), 1.0) is None
+
+
+def test_float16_overflows_are_borne_for_a_while():
+    watch = guard.Watch()
+    assert all(watch.judge(1.0, float("inf"), scaled=True) is None for _ in range(guard.OVERFLOWS))
+    assert watch.judge(1.0, float("inf"), scaled=True) == "grad_norm is inf"
+
+
+def test_threads_of_a_process_do_not_decide_the_data_order_of_another(tiny):
+    """A machine's environment variable that makes accelerate divide losses has no effect."""
+    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "7"
+    loop.train(tiny("one", max_iters=3))
+    assert "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" not in os.environ
+    loop.train(tiny("two", max_iters=3))
+    assert final("one") == final("two")
