@@ -24,6 +24,7 @@ torch.set_num_threads(1)
 
 import accelerate  # noqa: F401  every fork would have to import these
 import datasets  # noqa: F401
+import torch._dynamo  # noqa: F401  the optimizer wants it
 
 from finetune.cli import Failure
 from finetune.recipe import Recipe

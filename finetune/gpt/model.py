@@ -43,14 +43,17 @@ class GPTConfig:
 
 
 class Transformer(nn.Module):
-    """The network with its tied head. Dropout is that of the config and acts in training mode only."""
+    """The network with its tied head. Dropout is that of the config and acts in training mode only.
+
+    A new one has no weights yet: `init_weights` makes some, `load_state_dict` brings some.
+    """
 
     def __init__(self, config):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
-        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.wte = Embedding(config.padded_vocab_size, config.n_embd)
+        self.wpe = Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
@@ -117,7 +120,8 @@ class Transformer(nn.Module):
         if block_size > self.config.block_size:
             raise ValueError(f"block_size={block_size} is more than the {self.config.block_size} positions of this model")
         self.config.block_size = block_size
-        self.wpe = nn.Embedding.from_pretrained(self.wpe.weight[:block_size].clone(), freeze=False)
+        self.wpe.num_embeddings = block_size
+        self.wpe.weight = nn.Parameter(self.wpe.weight[:block_size].clone())
 
     def set_dropout(self, dropout):
         """Use this probability for all dropout from now on."""
@@ -130,6 +134,16 @@ class Transformer(nn.Module):
         """Parameters as they are exported: the tied head once, no padding."""
         padding = (self.config.padded_vocab_size - self.config.vocab_size) * self.config.n_embd
         return sum(parameter.numel() for parameter in self.parameters()) - padding
+
+
+class Linear(nn.Linear):
+    def reset_parameters(self):
+        """Not initialised twice; besides, doing it on the meta device costs a second and a half of imports."""
+
+
+class Embedding(nn.Embedding):
+    def reset_parameters(self):
+        """As in Linear."""
 
 
 class Block(nn.Module):
@@ -149,8 +163,8 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.n_head = config.n_head
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
         self.attn_dropout = nn.Dropout(config.dropout)  # holds the probability; flash attention applies it
         self.resid_dropout = nn.Dropout(config.dropout)
 
@@ -177,9 +191,9 @@ class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         inner = config.n_inner or 4 * config.n_embd
-        self.c_fc = nn.Linear(config.n_embd, inner)
+        self.c_fc = Linear(config.n_embd, inner)
         self.act = nn.GELU(approximate="tanh" if config.activation_function == "gelu_new" else "none")
-        self.c_proj = nn.Linear(inner, config.n_embd)
+        self.c_proj = Linear(inner, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):

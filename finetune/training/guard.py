@@ -158,7 +158,9 @@ def warnings(evaluations, vocab_size, pretrained):
     elif len(evaluations) >= 6:
         before, lately = (min(e["val_loss"] for e in part) for part in (evaluations[:-5], evaluations[-5:]))
         if before * 0.999 < lately <= last["val_loss"] < before * 1.01:
-            found["plateau"] = f"plateau: best val loss {before:.4f} until step {evaluations[-6]['step']}, {lately:.4f} in the 5 evaluations since; more updates will bring little"
+            found["plateau"] = (
+                f"plateau: best val loss {before:.4f} until step {evaluations[-6]['step']}, {lately:.4f} in the 5 evaluations since; more updates will bring little"
+            )
     if last["val_loss"] - last["train_loss"] > 0.3 and first["val_loss"] - first["train_loss"] < 0.15:
         found["gap"] = (
             f"gap: val loss is {last['val_loss'] - last['train_loss']:.2f} above train loss, {first['val_loss'] - first['train_loss']:.2f} at the start; the text is being learned by heart"

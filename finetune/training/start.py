@@ -1,6 +1,7 @@
 """What a run starts from: data, model and optimizer, checked against each other before anything is trained."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -254,8 +255,7 @@ def _check_disk(recipe, config):
     """Raise UsageError when the checkpoints of this run will not fit."""
     if recipe.eval_only:
         return
-    with torch.device("meta"):
-        parameters = GPT(config).num_parameters()
+    parameters = sum(math.prod(shape) for shape in convert.shapes(config).values())
     needed = parameters * (12 * (checkpoint.KEEP + 1) + 4 * 2)  # states of weights and two moments, one more while saving; best/ twice
     free = checkpoint.free_bytes(recipe.out_dir) + checkpoint.used_bytes(recipe.out_dir)
     if free < needed:
