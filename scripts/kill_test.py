@@ -62,6 +62,8 @@ def main(argv):
 
 def measure(options):
     """Kill one contender again and again, each time from a fresh start."""
+    import torch._dynamo  # noqa: F401  every optimizer wants it, and a fork should not have to import it
+
     contender = {"finetune": Ours, "Trainer": Trainer, "nanoGPT": NanoGPT}[options.contender](options)
     rng, unusable, reasons = random.Random(options.seed), 0, {}
     for _ in range(options.kills):
@@ -193,7 +195,7 @@ class NanoGPT:
     def prepare(self, work):
         tokens(work)
         (work / "data" / "tiny").mkdir()
-        for name in ("train.bin", "val.bin"):
+        for name in ("train.bin", "val.bin", "meta.pkl"):
             os.rename(work / "data" / name, work / "data" / "tiny" / name)
         for name in ("train.py", "model.py", "configurator.py"):
             os.symlink(self.checkout / name, work / name)
@@ -216,10 +218,13 @@ class NanoGPT:
 
 
 def tokens(work):
-    """Random bins in work/data."""
+    """Random bins of 500 ids in work/data, with the meta.pkl that tells nanoGPT so."""
     import numpy as np
 
+    from finetune.data import nanogpt_meta
+
     (work / "data").mkdir()
+    (work / "data" / "meta.pkl").write_bytes(nanogpt_meta.write([chr(256 + i) for i in range(500)]))
     rng = np.random.default_rng(0)
     for split, size in (("train", 26_000), ("val", 2_000)):
         rng.integers(0, 500, size, dtype=np.uint16).tofile(work / "data" / f"{split}.bin")
