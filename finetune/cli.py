@@ -6,9 +6,11 @@ Recipe values and flags go through the same converter, so a value means the same
 reported at once, each in one line that names the file or flag, the key and the nearest key.
 """
 
+import ctypes
 import dataclasses
 import difflib
 import os
+import signal
 import sys
 import types
 import typing
@@ -21,11 +23,12 @@ class UsageError(ValueError):
 
 
 class Failure(Exception):
-    """An end that is not the user's mistake, told in plain words, with its exit code."""
+    """An end that is not the user's mistake, told in plain words, with its exit code. What only one process knows
+    (`alone`) is told by that process, everything else by the first."""
 
-    def __init__(self, message, code):
+    def __init__(self, message, code, alone=False):
         super().__init__(message)
-        self.code = code
+        self.code, self.alone = code, alone
 
 
 def run(main):
@@ -38,7 +41,7 @@ def run(main):
     except (UsageError, Failure) as error:
         if debug:
             raise
-        if first_rank:
+        if first_rank or getattr(error, "alone", False):
             print(error, file=sys.stderr)
         code = 2 if isinstance(error, UsageError) else error.code
     except KeyboardInterrupt:
@@ -50,6 +53,17 @@ def run(main):
         code = 1
     sys.stdout.flush()
     sys.exit(code or 0)
+
+
+def die_with_launcher():
+    """Ask the kernel (Linux) to send SIGTERM when the launcher dies: `accelerate launch` does not pass signals on, and without
+    this its trainer would live on as an orphan. Does nothing for a process that no launcher started."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if launched and sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it died just before
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def key(default, help, **metadata):

@@ -3,7 +3,7 @@
 accelerate launch -m finetune.train recipes/small.yaml --dataset=data/mine --out_dir=out-mine
 """
 
-from finetune.cli import parse, run
+from finetune.cli import die_with_launcher, parse, run
 from finetune.recipe import Recipe
 
 USAGE = """usage: accelerate launch -m finetune.train [RECIPE.yaml] [--key=value ...]
@@ -15,6 +15,7 @@ In brackets the default; "derived" values follow from the others and are shown w
 
 def main(argv):
     recipe, _ = parse(Recipe, argv, USAGE)
+    die_with_launcher()
     from finetune.training.loop import train
 
     train(recipe)

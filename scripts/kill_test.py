@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import random
+import re
 import runpy
 import signal
 import subprocess
@@ -82,6 +83,7 @@ def measure(options):
             if code:
                 unusable += 1
                 reason = (log.read_text().strip().splitlines() or ["?"])[-1][:100].replace(work, "")
+                reason = re.sub(r"\d+", "N", reason)
                 reasons[reason] = reasons.get(reason, 0) + 1
             os.chdir("/")
     return {
@@ -145,7 +147,10 @@ class Ours:
         return any(Path("out/last").glob("step-*"))
 
     def resume(self):
+        from finetune.training import checkpoint
+
         newest = max(int(path.name.split("-")[1]) for path in Path("out/last").glob("step-*"))
+        assert checkpoint.damage(f"out/last/step-{newest:08d}") is None
         run = self.loop.train(self.recipe(init_from="resume", max_iters=newest + 1, learning_rate=1e-3))
         assert run.iteration == newest + 1
 

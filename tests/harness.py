@@ -2,7 +2,7 @@
 
 torch is imported once and never used here, because a fork of a process that has computed with several threads hangs. The job is
 {"recipe": {...}, "world": N} with, to be killed at random, {"kills": K, "seed": S, "slowest": seconds}, or, to meet a bad number once,
-{"nan": {"rank": R, "iteration": I}}. The outcome is printed as JSON.
+{"nan": {"rank": R, "iteration": I}}, or a signal, {"signal": {"rank": R, "number": N, "iteration": I}}. The outcome is printed as JSON.
 """
 
 import dataclasses
@@ -51,6 +51,24 @@ def poison(rank, iteration):
             return backward(run, number)
 
         step._backward = poisoned
+
+    return prepare
+
+
+def signalled(rank, number, iteration):
+    """A function for `start`: one rank sends itself a signal in one update."""
+
+    def prepare(this_rank):
+        from finetune.training import step
+
+        backward = step._backward
+
+        def wrapped(run, this_iteration):
+            if (this_rank, this_iteration) == (rank, iteration):
+                os.kill(os.getpid(), number)
+            return backward(run, this_iteration)
+
+        step._backward = wrapped
 
     return prepare
 
@@ -145,6 +163,10 @@ if __name__ == "__main__":
         outcome = killed(recipe, job["world"], job["kills"], job["seed"], job["slowest"])
     else:
         began = time.perf_counter()
-        outcome = {"codes": run(recipe, job["world"], prepare=poison(**job["nan"]) if "nan" in job else None)}
+        outcome = {
+            "codes": run(
+                recipe, job["world"], prepare=poison(**job["nan"]) if "nan" in job else signalled(**job["signal"]) if "signal" in job else None
+            )
+        }
         outcome["seconds"] = time.perf_counter() - began
     print(json.dumps(outcome))

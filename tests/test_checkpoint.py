@@ -228,7 +228,6 @@ def recorded(out_dir, monkeypatch, steps, drop=()):
     log = []
     relative = lambda path: os.path.relpath(path, out_dir) if not isinstance(path, int) else path  # noqa: E731
     real = {name: getattr(os, name) for name in ("mkdir", "rename", "unlink", "rmdir")}
-    folder = {}
 
     def mkdir(path, *args, **kwargs):
         existed = os.path.exists(path)
@@ -274,7 +273,6 @@ def recorded(out_dir, monkeypatch, steps, drop=()):
         for step in steps:
             save(out_dir, step)
             log.append(("acknowledged", step))
-    assert not folder
     return log
 
 

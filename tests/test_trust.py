@@ -266,22 +266,139 @@ def faults(monkeypatch, nan_at=(), spike_at=(), forever=False):
     monkeypatch.setattr(optim, "learning_rate", spiked)
 
 
-def test_a_bad_number_and_a_spike_are_survived_and_told(tiny, monkeypatch):
-    settings = {"max_iters": 200, "dropout": 0.0, "eval_interval": 50, "save_interval": 10}
+@pytest.mark.parametrize("spike, save_interval", [(90, 10), (95, 10), (98, 10), (99, 10), (90, 1)])
+def test_a_bad_number_and_a_spike_are_survived_and_told(tiny, monkeypatch, spike, save_interval):
+    settings = {"max_iters": 200, "dropout": 0.0, "eval_interval": 50, "save_interval": save_interval}
     clean = loop.train(tiny("clean", **settings)).best["val_loss"]
-    faults(monkeypatch, nan_at=[33], spike_at=[90])
+    faults(monkeypatch, nan_at=[33], spike_at=[spike])
     run = loop.train(tiny(**settings))
     assert run.best["val_loss"] == pytest.approx(clean, rel=0.05)
-    assert run.iteration == 200 and run.rollbacks == 2 and run.lr_scale == 0.25
+    assert run.iteration == 200 and 2 <= run.rollbacks <= 3
     told = [event["problem"] for event in events("out", "rollback")]
     assert told[0].startswith("iter 33: grad_norm is nan") and "far above" in told[1]
-    assert [event["step"] for event in events("out", "rollback")][0] == 30
-    assert all(np.isfinite(event["loss"]) for event in events("out", "iter"))
+    assert events("out", "rollback")[0]["step"] == 33 // save_interval * save_interval
+    assert [event["iter"] for event in events("out", "iter")] == list(range(200))  # once each
+    assert [event["step"] for event in events("out", "eval")] == [0, 50, 100, 150, 200]
+
+
+def test_a_kill_does_not_make_a_run_forget_its_rollbacks(tiny, monkeypatch):
+    faults(monkeypatch, nan_at=[7], forever=True)
+    monkeypatch.setattr(guard.Watch, "judge", lambda self, *values, judge=guard.Watch.judge, **more: judge(self, *values, **more))
+    with pytest.raises(Failure):
+        loop.train(tiny(max_rollbacks=2))
+    run_again = tiny(max_rollbacks=2, init_from="resume")
+    with pytest.raises(Failure, match="after 2 rollbacks"):
+        loop.train(run_again)
+    assert len(events("out", "rollback")) == 2
+
+
+def test_rolling_back_never_makes_best_worse(tiny, monkeypatch):
+    settings = {"max_iters": 60, "dropout": 0.0, "eval_interval": 10, "save_interval": 30}
+    faults(monkeypatch, nan_at=[45])
+    run = loop.train(tiny(**settings))
+    best = [event["val_loss"] for event in events("out", "best")]
+    assert best == sorted(best, reverse=True) and run.best["val_loss"] == best[-1]
+    assert json.loads(Path("out/best/finetune.json").read_text())["val_loss"] == best[-1]
+
+
+def test_a_full_disk_under_the_metrics_loses_no_line(tiny, monkeypatch):
+    from finetune.training import progress
+
+    write, tries = os.write, []
+
+    def full(handle, data):
+        if data.startswith(b'{"event"'):
+            tries.append(1)
+            if len(tries) in (3, 4, 5):
+                raise OSError(28, "No space left on device")
+        return write(handle, data)
+
+    monkeypatch.setattr(progress.os, "write", full)
+    loop.train(tiny(max_iters=10))
+    assert [event["iter"] for event in events("out", "iter")] == list(range(10))
+
+
+def test_a_signal_in_the_last_update_changes_nothing(tiny, monkeypatch):
+    loop.train(tiny("whole"))
+    backward = step._backward
+
+    def signalled(run, iteration):
+        if iteration == 19:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return backward(run, iteration)
+
+    monkeypatch.setattr(step, "_backward", signalled)
+    loop.train(tiny())
+    same_run("whole", "out")
+
+
+def test_one_process_that_gets_a_signal_ends_all_with_a_state(tiny):
+    recipe = tiny(max_iters=12, save_interval=100, gradient_accumulation_steps=4)
+    assert harness(dataclasses.replace(recipe, out_dir="whole"), world=2)["codes"] == [0, 0]
+    outcome = harness(recipe, world=2, signal={"rank": 1, "number": 15, "iteration": 4})
+    assert outcome["codes"] == [143, 143]
+    assert harness(dataclasses.replace(recipe, init_from="resume"), world=2)["codes"] == [0, 0]
+    same_run("whole", "out")
+
+
+def test_one_process_that_dies_takes_the_others_along_and_the_run_goes_on(tiny):
+    recipe = tiny(max_iters=12)
+    assert harness(dataclasses.replace(recipe, out_dir="whole"), world=3)["codes"] == [0, 0, 0]
+    outcome = harness(recipe, world=3, signal={"rank": 1, "number": 9, "iteration": 6})
+    assert outcome["codes"][1] == -9 and 0 not in outcome["codes"] and outcome["seconds"] < 30
+    assert harness(dataclasses.replace(recipe, init_from="resume"), world=3)["codes"] == [0, 0, 0]
+    same_run("whole", "out")
+
+
+IDENTITY = {"seed": 1, "block_size": 16, "batch_size": 4, "n_layer": 2, "n_head": 1, "n_embd": 32}
+SCHEDULE = {
+    "learning_rate": 5e-3,
+    "min_lr": 1e-4,
+    "warmup_iters": 1,
+    "weight_decay": 0.0,
+    "grad_clip": 0.5,
+    "beta1": 0.8,
+    "beta2": 0.9,
+    "dropout": 0.0,
+    "decay_lr": False,
+}
+
+
+@pytest.mark.parametrize("name", IDENTITY)
+def test_what_makes_a_run_itself_cannot_change_on_resume(tiny, name):
+    from finetune.cli import UsageError
+
+    loop.train(tiny(max_iters=2))
+    with pytest.raises(UsageError, match=f"cannot be resumed as another run.*\n.*({name}|rows per iteration)"):
+        loop.train(tiny(init_from="resume", **{name: IDENTITY[name]}))
+
+
+def test_other_data_cannot_be_slipped_under_a_run(tiny, corpus):
+    from finetune.cli import UsageError
+    from finetune.data.prepare import prepare
+
+    loop.train(tiny(max_iters=2))
+    text = Path(corpus("other.txt", words=640)).read_text()
+    Path("other.txt").write_text(text[::-1])
+    prepare(["other.txt"], "data/other", "char")
+    with pytest.raises(UsageError, match="train.bin"):
+        loop.train(tiny(init_from="resume", dataset="data/other"))
+
+
+@pytest.mark.parametrize("name", SCHEDULE)
+def test_the_schedule_can_change_on_resume_and_is_said(tiny, capsys, name):
+    loop.train(tiny(max_iters=6, lr_decay_iters=12))
+    loop.train(tiny("same", max_iters=6, lr_decay_iters=12))
+    changed = {"lr_decay_iters": None if name == "decay_lr" else 12, name: SCHEDULE[name]}
+    loop.train(tiny(init_from="resume", max_iters=8, **changed))
+    assert f"resuming with {name} " in capsys.readouterr().out
+    loop.train(tiny("same", init_from="resume", max_iters=8, lr_decay_iters=12))
+    assert final("out") != final("same")  # it had its effect
 
 
 def test_without_rollbacks_a_bad_number_ends_with_exit_code_3_and_the_last_good_state(tiny, monkeypatch):
     faults(monkeypatch, nan_at=[7])
-    with pytest.raises(Failure, match=r"training diverged: iter 7: grad_norm is nan.*last good state is out/last/step-00000007") as failure:
+    with pytest.raises(Failure, match=r"training diverged: iter 7: grad_norm is nan.*last state is out/last/step-00000007") as failure:
         loop.train(tiny(max_rollbacks=0))
     assert failure.value.code == 3
     for path in Path("out").rglob("*.safetensors"):
@@ -295,6 +412,7 @@ def test_a_bad_number_that_always_comes_back_ends_after_max_rollbacks(tiny, monk
         loop.train(tiny(max_rollbacks=2, save_interval=50))
     assert failure.value.code == 3
     assert [event["step"] for event in events("out", "rollback")] == [0, 0]  # no state yet: back to the start
+    assert [path.name for path in Path("out/last").iterdir()] == ["step-00000000"]
 
 
 def test_a_bad_number_on_one_of_three_processes_stops_all_of_them(tiny):
@@ -399,9 +517,8 @@ def test_float16_overflows_are_borne_for_a_while():
     assert watch.judge(1.0, float("inf"), scaled=True) == "grad_norm is inf"
 
 
-def test_threads_of_a_process_do_not_decide_the_data_order_of_another(tiny):
-    """A machine's environment variable that makes accelerate divide losses has no effect."""
-    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "7"
+def test_the_variable_that_makes_accelerate_divide_losses_has_no_effect(tiny, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "7")
     loop.train(tiny("one", max_iters=3))
     assert "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" not in os.environ
     loop.train(tiny("two", max_iters=3))

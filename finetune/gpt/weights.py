@@ -84,10 +84,7 @@ def _read_tensors(directory):
         if (directory / name).is_file():
             return read(directory / name)
         if index.is_file():
-            with open(index, encoding="utf-8") as file:
-                shards = sorted(set(json.load(file)["weight_map"].values()))
-            if any(Path(shard).name != shard for shard in shards):
-                raise ValueError(f"{index.name} names files outside its directory")
+            shards = _shards(index)
             missing = [shard for shard in shards if not (directory / shard).is_file()]
             if missing:
                 raise ValueError(f"{index.name} names {missing[0]}, which is not there")
@@ -132,6 +129,8 @@ def _from_hub(repo):
     except RepositoryNotFoundError:
         raise UsageError(f"{repo}: no such directory, and no such model on the Hub (or it is private: `hf auth login`)") from None
     except Exception as error:  # every way in which a network fails has its own class
+        if isinstance(cached, str) and _has_weights(Path(cached).parent):
+            return Path(cached).parent
         raise UsageError(
             f"{repo}: no such directory, not in the local cache, and the Hub cannot be reached ({type(error).__name__}). "
             f"Run `hf download {repo}` while online, or give the directory of a downloaded model"
@@ -140,11 +139,29 @@ def _from_hub(repo):
 
 def _is_complete(folder):
     """Whether a directory has configuration, weights and tokenizer."""
-    there = {path.name for path in folder.iterdir()}
-    return "config.json" in there and bool(there & WEIGHT_FILES) and ("tokenizer.json" in there or {"vocab.json", "merges.txt"} <= there)
+    tokenizer = (folder / "tokenizer.json").exists() or ((folder / "vocab.json").exists() and (folder / "merges.txt").exists())
+    return tokenizer and _has_weights(folder)
 
 
-WEIGHT_FILES = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"}
+def _has_weights(folder):
+    """Whether all files of the weights are there, beside a configuration."""
+    if not (folder / "config.json").exists():
+        return False
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).exists():
+            return True
+        if (folder / f"{name}.index.json").exists():
+            return all((folder / shard).exists() for shard in _shards(folder / f"{name}.index.json"))
+    return False
+
+
+def _shards(index):
+    """The files that a model.safetensors.index.json names. Raises ValueError when one lies elsewhere."""
+    with open(index, encoding="utf-8") as file:
+        shards = sorted(set(json.load(file)["weight_map"].values()))
+    if any(Path(shard).name != shard for shard in shards):
+        raise ValueError(f"{index.name} names files outside its directory")
+    return shards
 
 
 def write_tensors(path, tensors):

@@ -8,7 +8,11 @@ def model_card(run, facts):
     from huggingface_hub import ModelCardData
 
     recipe, config = run.recipe, run.network.config
-    base = run.init_from if run.init_from != "scratch" and not Path(run.init_from).exists() else None
+    base = (
+        run.init_from
+        if run.init_from != "scratch" and not Path(run.init_from).expanduser().exists() and not run.init_from.startswith((".", "/", "~"))
+        else None
+    )
     data = ModelCardData(library_name="transformers", pipeline_tag="text-generation", base_model=base, tags=["gpt2", "finetune"])
     rows = recipe.batch_size * recipe.gradient_accumulation_steps
     tokenizer = run.tokenizer.describe()["name"] if run.tokenizer else "not recorded"
@@ -32,6 +36,6 @@ A GPT-2 of {run.network.num_parameters() / 1e6:.2f}M parameters ({config.n_layer
 ```python
 from transformers import pipeline
 
-print(pipeline("text-generation", "{name}")("Once upon a time")[0]["generated_text"])
+print(pipeline("text-generation", "{name}/best")("Once upon a time")[0]["generated_text"])
 ```
 """

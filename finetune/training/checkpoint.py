@@ -103,6 +103,20 @@ def _name(iteration):
     return f"step-{iteration:08d}"
 
 
+def published_best(out_dir):
+    """{"val_loss", "step"} of the model in best/, or {} when there is none or it is damaged."""
+    directory = Path(out_dir) / "best"
+    if not directory.is_dir() or damage(directory):
+        return {}
+    facts = json.loads((directory / "finetune.json").read_text(encoding="utf-8"))
+    return {"val_loss": facts["val_loss"], "step": facts["step"]}
+
+
+def forget(out_dir, iteration):
+    """Remove the state of an iteration that has turned out to be bad."""
+    _remove(Path(out_dir) / "last" / _name(iteration))
+
+
 def states(out_dir):
     """The directories of all resumable states, newest first; whether they are whole is for `load_state` to find out."""
     return sorted((path for path in (Path(out_dir) / "last").glob("step-*") if path.is_dir()), reverse=True)
@@ -140,15 +154,15 @@ def optimizer_tensors(optimizer, names):
     return tensors
 
 
-def restore_optimizer(optimizer, names, tensors, updates):
-    """The reverse of `optimizer_tensors`, after so many optimizer updates."""
+def fill_optimizer(optimizer, names, tensors=None, updates=0):
+    """Give an optimizer the state that `optimizer_tensors` took after so many updates, or that of none."""
     for parameter, name in names.items():
-        if f"exp_avg.{name}" in tensors:
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(updates), device=parameter.device),
-                "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),
-                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
-            }
+        zeros = [torch.zeros_like(parameter) for _ in range(2)]
+        if tensors:
+            for kind, moment in zip(("exp_avg", "exp_avg_sq"), zeros):
+                moment[: len(tensors[f"{kind}.{name}"])] = tensors[f"{kind}.{name}"]  # without the rows of a padded vocabulary
+        step = torch.tensor(float(updates), device=parameter.device)
+        optimizer.state[parameter] = {"step": step, "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
 
 
 @contextlib.contextmanager
@@ -204,7 +218,7 @@ def remove_run(out_dir):
     out_dir = Path(out_dir)
     for path in [out_dir / "best", *sorted(out_dir.glob("iter_*")), *states(out_dir)]:
         if (path / MANIFEST).is_file() and not path.is_symlink():
-            shutil.rmtree(path)
+            _remove(path)
     for name in ("metrics.jsonl", "loss.png"):
         (out_dir / name).unlink(missing_ok=True)
 

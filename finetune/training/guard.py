@@ -1,13 +1,10 @@
 """What watches a run: signals, memory that does not suffice, losses that are no numbers or run away, and the guide's warning signs."""
 
 import contextlib
-import ctypes
 import dataclasses
 import math
-import os
 import signal
 import statistics
-import sys
 
 import torch
 
@@ -35,6 +32,13 @@ class Signals:
         """One number for each of NAMES, 1.0 where the signal came."""
         return [float(self.seen[name]) for name in self.NAMES]
 
+    def taken(self, counts):
+        """The signals that any process saw, by the agreed `counts`. SIGUSR1 is done with then; the others end the run."""
+        names = [name for name, count in zip(self.NAMES, counts) if count]
+        if signal.SIGUSR1 in names:
+            self.seen[signal.SIGUSR1] = False
+        return names
+
     @contextlib.contextmanager
     def caught(self):
         """Handle the signals inside this block and give them back after it."""
@@ -49,17 +53,6 @@ class Signals:
         if number == signal.SIGINT and self.seen[signal.SIGINT]:
             raise KeyboardInterrupt
         self.seen[signal.Signals(number)] = True
-
-
-def die_with_launcher():
-    """Ask the kernel (Linux) to send SIGTERM when the launcher dies: `accelerate launch` does not pass signals on, and without
-    this its trainer would live on as an orphan. Does nothing for a process that no launcher started."""
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
-    if launched and sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it died just before
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def is_out_of_memory(error):
@@ -83,23 +76,24 @@ def use_less_memory(run):
         run.recipe = dataclasses.replace(recipe, gradient_checkpointing=True)
         done = "gradient_checkpointing=true"
     else:
-        raise Failure(_what_would_fit(run), 1)
+        raise Failure(what_would_fit(run.network.config, run.train.block_size), 1)
     run.optimizer.zero_grad(set_to_none=True)
+    if run.scaler:  # what it noted of the update that failed would be in the way of the next
+        run.scaler = torch.amp.GradScaler(run.machine.device.type, init_scale=run.scaler.get_scale())
     if run.machine.device.type == "cuda":
         torch.cuda.empty_cache()
     return f"{done}; blocks per update, their order and the learning rate stay the same"
 
 
-def _what_would_fit(run):
-    config, T = run.network.config, run.train.block_size
-    lines = [f"out of memory with one block of {T:,} tokens and gradient_checkpointing=true; what is left to try, with the memory a run needs:"]
+def what_would_fit(config, T):
+    """The end of the ladder, in words: smaller models and shorter blocks, and the memory each needs."""
+    lines = [
+        f"out of memory with one block of {T:,} tokens and gradient_checkpointing=true, which take {_gigabytes(config.n_layer, config.n_embd, config.vocab_size, T):.2f} GB"
+    ]
     for size, (L, C) in {"gpt2-large": (36, 1280), "gpt2-medium": (24, 1024), "gpt2": (12, 768)}.items():
         if config.n_layer > L:
-            lines.append(f"  --init_from={size}: {_gigabytes(L, C, config.vocab_size, T):.1f} GB")
-    if T > 128:
-        lines.append(
-            f"  --block_size={T // 2}: {_gigabytes(config.n_layer, config.n_embd, config.vocab_size, T // 2):.1f} GB instead of {_gigabytes(config.n_layer, config.n_embd, config.vocab_size, T):.1f} GB"
-        )
+            lines.append(f"  --init_from={size} needs {_gigabytes(L, C, config.vocab_size, T):.2f} GB")
+    lines.append(f"  --block_size={max(1, T // 2)} needs {_gigabytes(config.n_layer, config.n_embd, config.vocab_size, max(1, T // 2)):.2f} GB")
     return "\n".join(lines)
 
 
@@ -110,11 +104,14 @@ def _gigabytes(L, C, V, T):
 
 
 class Watch:
-    """Notices losses that run away. `recent` is the losses it judges by; it travels with the run's state."""
+    """Notices losses that run away. `recent` are the losses it judges by, `high` and `overflows` what it has seen in a row; all of
+    it travels with the run's state."""
 
-    def __init__(self, recent=()):
-        self.recent = list(recent)
-        self.high = self.overflows = 0
+    def __init__(self, recent=(), high=0, overflows=0):
+        self.recent, self.high, self.overflows = list(recent), high, overflows
+
+    def state(self):
+        return {"recent": self.recent, "high": self.high, "overflows": self.overflows}
 
     def judge(self, loss, grad_norm, scaled=False):
         """What is wrong with an update's loss or gradient, in words, or None. With float16's loss scaling (`scaled`) an overflow

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import datetime
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ def peak_flops(device, dtype):
     if device.type == "cuda" and dtype != torch.float32:
         name = torch.cuda.get_device_name(device)
         for card, tflops in PEAK_TFLOPS.items():
-            if card in name:
+            if re.search(rf"\b{card}\b", name):
                 return tflops * 1e12, f"{tflops} TFLOP/s, data sheet of {card}"
     n = 1024 if device.type == "cpu" else 4096
     a, b = torch.randn(n, n, device=device, dtype=dtype), torch.randn(n, n, device=device, dtype=dtype)

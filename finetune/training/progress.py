@@ -1,6 +1,7 @@
 """What a run tells: console lines, metrics.jsonl, trackers and the loss curve. metrics.jsonl is the truth the others follow."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -16,12 +17,21 @@ class Progress:
         self.tracker = None
         self.bar = None
         self.file = None
+        self.waiting = []  # lines that are not on disk yet
 
-    def open(self, iteration, length, resumed):
-        """Begin at `iteration` of `length`. The events of a resumed run that lie behind it are cut off: they will happen again."""
+    def open(self, length, run=None):
+        """Begin the record of a run of `length` updates, or go on with that of a resumed `run`."""
         from tqdm import tqdm
 
-        kept = read_metrics(self.path, up_to=iteration) if resumed else []
+        self.rewrite(run)
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=length, initial=run.iteration if run else 0, unit="it", dynamic_ncols=True)
+
+    def rewrite(self, run=None):
+        """Cut off what lies behind the place a run was put back to, because it will happen again; without a run, everything."""
+        kept = _until(read_metrics(self.path), run) if run else []
+        if self.file:
+            self.file.close()
         partial = self.path.with_name(".tmp-metrics.jsonl")
         with open(partial, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(event) + "\n" for event in kept)
@@ -29,8 +39,6 @@ class Progress:
             os.fsync(file.fileno())
         os.replace(partial, self.path)
         self.file = open(self.path, "a", encoding="utf-8")
-        if sys.stderr.isatty():
-            self.bar = tqdm(total=length, initial=iteration, unit="it", dynamic_ncols=True)
 
     def say(self, line):
         try:
@@ -42,10 +50,12 @@ class Progress:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
     def record(self, event, **values):
-        """Append one event to metrics.jsonl, in one write."""
+        """Append one event to metrics.jsonl, in one write. What a full disk does not take is kept and tried again with the next."""
         if self.file:
-            self.file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
-            self.file.flush()
+            # JSON has no word for numbers that are none
+            plain = {name: str(value) if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
+            self.waiting.append(json.dumps({"event": event, "time": round(time.time(), 3), **plain}, allow_nan=False) + "\n")
+            self._flush()
         if self.tracker and event in ("iter", "eval"):
             step = values.get("iter", values.get("step"))
             numbers = {f"{event}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
@@ -65,8 +75,17 @@ class Progress:
             self.bar.close()
             self.bar = None
         if self.file:
+            self._flush()
             self.file.close()
             self.file = None
+
+    def _flush(self):
+        try:
+            os.write(self.file.fileno(), "".join(self.waiting).encode())
+            self.waiting.clear()
+        except OSError as error:
+            if len(self.waiting) == 1:
+                self.say(f"warning: {self.path} cannot be written: {error.strerror}; its lines are kept until it can")
 
 
 def iteration_line(iteration, loss, seconds, tokens, mfu, left):
@@ -93,8 +112,8 @@ def flops_per_token(config):
     return 6 * matrices + 6 * L * C * (config.block_size + 1)
 
 
-def read_metrics(path, up_to=None):
-    """The events of a metrics.jsonl. A last line that a crash cut short is dropped, and with `up_to` all that belongs to later updates."""
+def read_metrics(path):
+    """The events of a metrics.jsonl. A last line that a crash cut short is dropped."""
     events = []
     try:
         with open(path, encoding="utf-8") as file:
@@ -106,11 +125,22 @@ def read_metrics(path, up_to=None):
                 if isinstance(event, dict) and "event" in event:
                     events.append(event)
     except FileNotFoundError:
-        return []
-    if up_to is None:
-        return events
-    # event "iter" n describes the update that leads to step n + 1
-    return [event for event in events if event.get("iter", -1) < up_to and event.get("step", 0) <= up_to and event["event"] != "end"]
+        pass
+    return events
+
+
+def _until(events, run):
+    """The events that are still true of a run at its iteration: updates before it, evaluations it knows of, and all that happened to it."""
+    evaluated = {evaluation["step"] for evaluation in run.evaluations}
+
+    def true(event):
+        if event["event"] == "iter":
+            return event["iter"] < run.iteration
+        if event["event"] in ("eval", "best"):
+            return event["step"] in evaluated
+        return event["event"] != "end"
+
+    return [event for event in events if true(event)]
 
 
 def start_wandb(accelerator, recipe, config):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from finetune import recipe as recipes
-from finetune.cli import UsageError
+from finetune.cli import Failure, UsageError
 from finetune.data import bins, cache
 from finetune.data import tokenizer as tokenizers
 from finetune.data.batches import Blocks, Order
@@ -44,8 +44,9 @@ class Run:
     lr_scale: float = 1.0  # halved by every rollback
     rollbacks: int = 0
     saved_at: int | None = None  # the iteration of the newest state in last/
+    save_due: bool = False  # a save that waits until the losses are as usual
+    returned_to: int | None = None  # where the last rollback led
     signals: guard.Signals = dataclasses.field(default_factory=guard.Signals)
-    agreed_signals: list = dataclasses.field(default_factory=list)  # how many processes saw each of Signals.NAMES
     peak: tuple = (float("inf"), "")  # FLOP/s that mfu is measured against, and where the figure is from
 
     @property
@@ -57,10 +58,9 @@ class Run:
         return {
             "format": checkpoint.FORMAT,
             "iteration": self.iteration,
-            "updates": int(next(iter(self.optimizer.state.values()))["step"]) if self.optimizer.state else 0,  # fewer where float16 overflowed
-            "best": self.best,
+            "updates": int(next(iter(self.optimizer.state.values()))["step"]),  # fewer where float16 overflowed
             "evaluations": self.evaluations,
-            "recent_losses": self.watch.recent,
+            "watch": self.watch.state(),
             "eval_rows": self.eval_rows,
             "lr_scale": self.lr_scale,
             "rollbacks": self.rollbacks,
@@ -99,7 +99,7 @@ def assemble(recipe, machine, say):
     if saved:
         _check_resumed(recipe, identity, saved[2], say)
     if machine.accelerator.is_main_process:
-        _check_disk(recipe, config)
+        _check_disk(recipe, schedule, config)
 
     network = _network(recipe, config, block_size, saved, say)
     network.gradient_checkpointing = recipe.gradient_checkpointing
@@ -125,33 +125,49 @@ def assemble(recipe, machine, say):
         identity=identity,
         init_from=recipe.init_from,
     )
+    try:
+        checkpoint.fill_optimizer(optimizer, run.names)
+    except (RuntimeError, MemoryError) as error:
+        if not guard.is_out_of_memory(error):
+            raise
+        raise Failure(guard.what_would_fit(config, block_size), 1, alone=True) from error
     if saved:
-        take_up(run, saved)
+        _resume(run, saved, say)
     return run
 
 
 def take_up(run, saved):
     """Put a run where a saved state (`checkpoint.load_state`) is."""
-    weights_, moments, state = saved
-    config = run.network.config
-    run.network.load_state_dict(convert.with_padding(weights_, config))
-    padded = {name: _padded(name, tensor, config) for name, tensor in moments.items()}
-    run.optimizer.state.clear()
-    checkpoint.restore_optimizer(run.optimizer, run.names, padded, state["updates"])
-    run.saved_at = state["iteration"]
-    run.iteration, run.best, run.evaluations, run.init_from = state["iteration"], state["best"], state["evaluations"], state["init_from"]
-    run.watch = guard.Watch(state["recent_losses"])
-    run.lr_scale, run.rollbacks, run.eval_rows = state["lr_scale"], state["rollbacks"], state["eval_rows"]
+    tensors, moments, state = saved
+    run.network.load_state_dict(convert.with_padding(tensors, run.network.config))
+    checkpoint.fill_optimizer(run.optimizer, run.names, moments, state["updates"])
+    run.iteration, run.evaluations, run.watch = state["iteration"], state["evaluations"], guard.Watch(**state["watch"])
+    run.saved_at, run.save_due = state["iteration"], False
     if run.scaler and state["scaler"]:
         run.scaler.load_state_dict(state["scaler"])
+
+
+def _resume(run, saved, say):
+    take_up(run, saved)
+    state = saved[2]
+    run.init_from, run.lr_scale, run.rollbacks = state["init_from"], state["lr_scale"], state["rollbacks"]
+    if run.recipe.eval_iters == state["recipe"]["eval_iters"]:
+        run.eval_rows = state["eval_rows"]  # batch_size may be another now
+    if run.recipe.learning_rate != state["recipe"]["learning_rate"]:
+        run.lr_scale = 1.0
+    if run.lr_scale != 1.0:
+        say(f"learning rates are times {run.lr_scale:g} after {run.rollbacks} rollbacks; another learning_rate would start afresh")
+    run.best = checkpoint.published_best(run.recipe.out_dir)
+    if not run.best:
+        say(f"{run.recipe.out_dir}/best: there is none, or it is damaged; the next evaluation writes it")
 
 
 def begin_again(run):
     """Put a run back to its start, before the first state was saved. What has happened to it so far is kept."""
     fresh = _network(run.recipe, dataclasses.replace(run.network.config), run.train.block_size, None, lambda line: None)
     run.network.load_state_dict(fresh.state_dict())
-    run.optimizer.state.clear()
-    run.iteration, run.saved_at, run.evaluations, run.watch = 0, None, [], guard.Watch()
+    checkpoint.fill_optimizer(run.optimizer, run.names)
+    run.iteration, run.saved_at, run.save_due, run.evaluations, run.watch = 0, None, False, [], guard.Watch()
 
 
 def _tokenizer_choice(recipe):
@@ -251,12 +267,13 @@ def _check_resumed(recipe, identity, state, say):
             say(f"resuming with {field.name} {old} -> {new} from iteration {state['iteration']}")
 
 
-def _check_disk(recipe, config):
+def _check_disk(recipe, schedule, config):
     """Raise UsageError when the checkpoints of this run will not fit."""
     if recipe.eval_only:
         return
     parameters = sum(math.prod(shape) for shape in convert.shapes(config).values())
-    needed = parameters * (12 * (checkpoint.KEEP + 1) + 4 * 2)  # states of weights and two moments, one more while saving; best/ twice
+    models = 2 + (schedule.length // schedule.eval_interval if recipe.always_save_checkpoint else 0)  # best/ is there twice while it is written
+    needed = parameters * (12 * (checkpoint.KEEP + 1) + 4 * models)  # states are weights and two moments, one more while saving
     free = checkpoint.free_bytes(recipe.out_dir) + checkpoint.used_bytes(recipe.out_dir)
     if free < needed:
         raise UsageError(f"out_dir {recipe.out_dir}: {free / 1e9:.1f} GB free for them, and the checkpoints of this run need {needed / 1e9:.1f} GB")
@@ -273,10 +290,3 @@ def _network(recipe, config, block_size, saved, say):
         return network
     say(f"initializing from {recipe.init_from}")
     return GPT.from_pretrained(recipe.init_from, block_size, recipe.dropout)
-
-
-def _padded(name, tensor, config):
-    """An optimizer tensor with the rows that the vocabulary's padding has in memory but not on disk."""
-    if not name.endswith(".wte.weight"):
-        return tensor
-    return torch.cat([tensor, tensor.new_zeros(config.padded_vocab_size - tensor.size(0), tensor.size(1))])

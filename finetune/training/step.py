@@ -67,16 +67,30 @@ def _backward(run, iteration):
     return total / accelerator.num_processes
 
 
-def prime(run):
+def settle(run):
     """Let data parallelism settle before the first update. DDP regroups gradients after its first backward passes, which changes the
     order of summation from three processes on; two passes that leave nothing behind make fresh and resumed runs equal to the bit."""
-    if run.machine.accelerator.num_processes == 1:
-        return
     idx, targets = to_device(run.train.batch([0]), run.machine.device)
     for _ in range(2):
         with run.machine.autocast():
             (run.model(idx, targets)[0] * 0.0).backward()
         run.optimizer.zero_grad(set_to_none=True)
+
+
+def fits(run):
+    """Whether every process has memory for a micro-batch. To be asked before the first update of several processes: later, one that
+    fails would leave the others waiting for its gradients."""
+    failed = 0.0
+    try:
+        idx, targets = to_device(run.train.batch([0] * run.recipe.batch_size), run.machine.device)
+        with run.machine.accelerator.no_sync(run.model), run.machine.autocast():
+            (run.model(idx, targets)[0] * 0.0).backward()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        failed = 1.0
+    run.optimizer.zero_grad(set_to_none=True)
+    return not run.machine.accelerator.reduce(torch.tensor(failed, device=run.machine.device)).item()
 
 
 @torch.no_grad()

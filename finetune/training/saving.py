@@ -1,0 +1,61 @@
+"""What a run writes while it goes on: models and resumable states. Called on every process, written by the main one."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+
+from finetune.cli import Failure
+from finetune.gpt import convert, weights
+from finetune.training import checkpoint
+from finetune.training.card import model_card
+
+
+def publish_model(run, progress, name, facts):
+    """Make out_dir/NAME a complete Hugging Face directory: weights, configuration, tokenizer and card. True when that worked."""
+
+    def fill(directory):
+        config = dataclasses.replace(run.network.config, dropout=0.0)
+        weights.save(directory, run.network.state_dict(), config)
+        if run.tokenizer:
+            run.tokenizer.save(directory, config.block_size)
+        (directory / "finetune.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (directory / "README.md").write_text(model_card(run, facts), encoding="utf-8")
+
+    return _on_main(run, progress, name, lambda: checkpoint.publish(Path(run.recipe.out_dir) / name, fill))
+
+
+def save_state(run, progress, must_succeed):
+    """Publish a resumable state. Returns what is wrong, in words, when the weights are no numbers, which are never written."""
+    if not all(torch.isfinite(parameter).all() for parameter in run.network.parameters()):
+        return f"step {run.iteration}: the weights are not finite"
+
+    def write():
+        config = run.network.config
+        tensors = convert.without_padding(run.network.state_dict(), config)
+        moments = checkpoint.optimizer_tensors(run.optimizer, run.names)
+        moments = {name: tensor[: config.vocab_size] if name.endswith(".wte.weight") else tensor for name, tensor in moments.items()}
+        tensors, moments = ({name: tensor.detach().cpu().contiguous() for name, tensor in group.items()} for group in (tensors, moments))
+        checkpoint.save_state(run.recipe.out_dir, tensors, moments, run.state())
+
+    if _on_main(run, progress, "last", write):
+        run.saved_at, run.save_due = run.iteration, False
+    elif must_succeed:
+        raise Failure(f"out_dir {run.recipe.out_dir}: the state after {run.iteration} updates could not be saved; the one before it is whole", 1)
+    return None
+
+
+def _on_main(run, progress, what, write):
+    """Let the main process write something; True when that worked. A disk that is full now need not be so at the next try, so
+    training goes on, and what was there before is still there."""
+    accelerator, problem = run.machine.accelerator, None
+    if accelerator.is_main_process:
+        try:
+            write()
+        except OSError as error:
+            problem = f"{what} at step {run.iteration} could not be saved: {error.strerror or error}; what was there before is untouched"
+            progress.say(f"warning: {problem}")
+            progress.record("save_failed", step=run.iteration, problem=problem)
+    failed = accelerator.reduce(torch.tensor(float(problem is not None), device=run.machine.device))
+    return not failed.item()
