@@ -117,7 +117,8 @@ def test_another_number_of_processes_reads_the_same_rows_and_learns_the_same(tin
 
 
 def command(recipe, *launcher):
-    flags = [f"--{name}={value}" for name, value in dataclasses.asdict(recipe).items() if value is not None and value != ""]
+    usual = dataclasses.asdict(Recipe())
+    flags = [f"--{name}={value}" for name, value in dataclasses.asdict(recipe).items() if value != usual[name]]
     return [*(launcher or [sys.executable, "-m"]), "finetune.train", *flags]
 
 
@@ -339,6 +340,31 @@ def test_one_process_that_gets_a_signal_ends_all_with_a_state(tiny):
     assert outcome["codes"] == [143, 143]
     assert harness(dataclasses.replace(recipe, init_from="resume"), world=2)["codes"] == [0, 0]
     same_run("whole", "out")
+
+
+def test_torchrun_and_forked_processes_are_the_same_run(tiny):
+    recipe = tiny(max_iters=4)
+    assert harness(dataclasses.replace(recipe, out_dir="forked"), world=3)["codes"] == [0, 0, 0]
+    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node=3", "-m"]
+    with launch(recipe, *torchrun, env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}) as process:
+        out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert "3 processes on cpu" in out and out.count("step 4: ") == 1
+    same_run("forked", "out")
+
+
+def test_deterministic_runs_and_refuses_an_environment_that_contradicts_it(tiny, monkeypatch):
+    from finetune.cli import UsageError
+
+    try:
+        for out_dir in ("one", "two"):
+            loop.train(tiny(out_dir, deterministic=True))
+        same_run("one", "two")
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:1")
+        with pytest.raises(UsageError, match="CUBLAS_WORKSPACE_CONFIG=:16:1"):
+            loop.train(tiny("three", deterministic=True))
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_one_process_that_dies_takes_the_others_along_and_the_run_goes_on(tiny):
