@@ -168,3 +168,49 @@ def test_initialisation_is_gpt2s_at_its_width_and_scaled_elsewhere(n_embd, std):
     idx = torch.randint(0, 500, (4, 64), generator=torch.Generator().manual_seed(0))
     loss, count = model(idx, idx.roll(-1, 1))
     assert (loss / count).item() == pytest.approx(6.215, abs=0.2)  # ln 500
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_the_loss_in_chunks_is_cross_entropy(monkeypatch, chunk, dtype, tolerance):
+    from finetune.gpt import model
+
+    monkeypatch.setattr(model, "CHUNK", chunk)
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(20, 16, generator=generator), torch.randn(128, 16, generator=generator)
+    targets = torch.randint(0, 101, (20,), generator=generator)
+    targets[3:6] = -100
+    results = []
+    for chunked in (True, False):
+        a, b = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        if chunked:
+            loss = model.LinearCrossEntropy.apply(a, b, targets, 101, dtype)
+        else:
+            loss = torch.nn.functional.cross_entropy(a @ b[:101].T, targets, reduction="sum")
+        (loss / 7).backward()
+        results.append((loss, a.grad, b.grad))
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * other.abs().max().item())
+    assert results[0][2][101:].abs().max() == 0
+
+
+def test_training_never_holds_all_logits(hf_model):
+    """No tensor of tokens times vocabulary is made when there are more tokens than a chunk has."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from finetune.gpt import model
+
+    class Largest(TorchDispatchMode):
+        rows = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.dim() == 2 and out.size(1) in (1000, 1024):
+                self.rows = max(self.rows, out.size(0))
+            return out
+
+    ours = GPT.from_hf(hf_model(vocab_size=1000, n_positions=64)).train()
+    idx = torch.zeros(2 * model.CHUNK // 64, 64, dtype=torch.long)
+    with Largest() as seen:
+        ours(idx, idx)[0].backward()
+    assert 0 < seen.rows <= model.CHUNK

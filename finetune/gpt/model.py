@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 IGNORE = -100  # a target that is not counted
+CHUNK = 1024  # tokens whose logits exist at a time: 100 MB in bfloat16 for GPT-2's vocabulary
+MANY_LOGITS = 1 << 32  # on a GPU, where chunks cost time: 8 GB of them in bfloat16
 
 
 @dataclass
@@ -68,9 +70,15 @@ class Transformer(nn.Module):
         x = self.hidden(idx)
         if targets is None:
             return self.head(x)
-        logits = self.head(x.flatten(0, 1))
-        loss = F.cross_entropy(logits.float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
-        return loss, (targets != IGNORE).sum()
+        return self._loss(x.flatten(0, 1), targets.flatten()), (targets != IGNORE).sum()
+
+    def _loss(self, x, targets):
+        """Summed cross entropy of hidden states (N, C); in chunks on a CPU, and elsewhere where the logits would take gigabytes."""
+        if x.device.type == "cpu" or x.size(0) * self.config.padded_vocab_size > MANY_LOGITS:
+            device = x.device.type
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+            return LinearCrossEntropy.apply(x, self.wte.weight, targets, self.config.vocab_size, dtype)
+        return F.cross_entropy(self.head(x).float(), targets, ignore_index=IGNORE, reduction="sum")
 
     def hidden(self, idx, cache=None):
         """What the last layer norm hands to the head, (B, T, C). A `cache` continues where it ends and is extended in place."""
@@ -134,6 +142,46 @@ class Transformer(nn.Module):
         """Parameters as they are exported: the tied head once, no padding."""
         padding = (self.config.padded_vocab_size - self.config.vocab_size) * self.config.n_embd
         return sum(parameter.numel() for parameter in self.parameters()) - padding
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Summed cross entropy in nats of `x @ weight.T` against `targets`, without ever holding all logits.
+
+    x (N, C), weight (P, C), targets (N,), of which IGNORE are not counted; only the first `vocab_size` of P logits exist. Products are
+    computed in `dtype`, sums and softmax in float32. A chunk's logits become its share of both gradients before the next chunk
+    begins, so the backward pass only scales what is there already.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, targets, vocab_size, dtype):
+        w = weight.to(dtype)
+        loss = x.new_zeros((), dtype=torch.float32)
+        train = any(ctx.needs_input_grad)
+        grad_x, grad_w = (torch.empty_like(x), None) if train else (None, None)
+        for first in range(0, x.size(0), CHUNK):
+            part, index = x[first : first + CHUNK].to(dtype), targets[first : first + CHUNK, None]
+            logits = part @ w.T  # (n, P)
+            scores = logits[:, :vocab_size].float()  # a view of them in float32, a copy in bfloat16
+            counted, index = index != IGNORE, index.clamp(min=0)
+            total = scores.logsumexp(-1, keepdim=True)
+            loss += ((total - scores.gather(-1, index)) * counted).sum()
+            if not train:
+                continue
+            scores.sub_(total).exp_()  # probabilities; their difference to the targets is the gradient
+            scores.scatter_add_(-1, index, scores.new_full(index.shape, -1.0)).mul_(counted)
+            if scores.data_ptr() != logits.data_ptr():
+                logits[:, :vocab_size] = scores
+            logits[:, vocab_size:] = 0.0
+            grad_x[first : first + CHUNK] = logits @ w
+            product = logits.T @ part
+            grad_w = product.to(weight.dtype) if grad_w is None else grad_w.add_(product)
+        ctx.save_for_backward(grad_x, grad_w)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad_x, grad_w = ctx.saved_tensors
+        return grad_x * grad, grad_w * grad, None, None, None
 
 
 class Linear(nn.Linear):
