@@ -181,6 +181,17 @@ def test_an_unknown_hub_model_without_network_is_answered_in_seconds(monkeypatch
     assert time.perf_counter() - began < 10
 
 
+def test_a_hub_that_accepts_and_never_answers_is_given_up_in_seconds(monkeypatch):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.perf_counter()
+        with pytest.raises(UsageError, match="cannot be reached"):
+            GPT.from_pretrained("nobody/nothing")
+        assert time.perf_counter() - began < 10
+
+
 @pytest.mark.parametrize("source", ["./missing", "/missing/dir", "a/b/c", "missing.pt"])
 def test_a_missing_path_is_not_taken_for_a_hub_model(source):
     with pytest.raises(UsageError, match="no such file or directory"):
