@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -33,6 +34,22 @@ def test_vocab_and_merges_mean_the_same_as_tokenizer_json(bpe_directory, tmp_pat
     tokenizer.save(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     assert tokenizers.from_directory(tmp_path).fingerprint == tokenizer.fingerprint
+
+
+def test_a_vocabulary_of_gpt2s_size_is_read_and_written_in_seconds(tmp_path):
+    """50,257 ids: the bytes, pairs of them, and end-of-text."""
+    letters = list(tokenizers._bytes_to_unicode().values())
+    merges = [(a, b) for a in letters for b in letters][:50000]
+    vocab = {token: i for i, token in enumerate([*letters, *map("".join, merges), "<|endoftext|>"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    began = time.perf_counter()
+    tokenizer = tokenizers.from_directory(tmp_path)
+    assert (tokenizer.vocab_size, tokenizer.eot) == (50257, 50256)
+    (tmp_path / "saved").mkdir()
+    tokenizer.save(tmp_path / "saved")
+    assert tokenizers.from_directory(tmp_path / "saved").fingerprint == tokenizer.fingerprint
+    assert time.perf_counter() - began < 20
 
 
 def test_a_saved_bpe_is_what_transformers_loads(bpe_directory, tmp_path):

@@ -225,9 +225,9 @@ def _byte_level(vocab, merges, files):
         raise ValueError(f"{len(missing)} of the 256 bytes have no token")
     if max(vocab.values()) >= MAX_VOCABULARY:
         raise ValueError("its ids do not fit into 16 bits")
-    ordinary = [*numbers, *merged]
+    ordinary = dict.fromkeys([*numbers, *merged])
     vocabulary = {bytes(numbers[letter] for letter in token): vocab[token] for token in ordinary}
-    special = {token: i for token, i in vocab.items() if token not in set(ordinary)}
+    special = {token: i for token, i in vocab.items() if token not in ordinary}
     return BPETokenizer(vocabulary, special, files)
 
 
