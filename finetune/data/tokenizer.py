@@ -63,10 +63,12 @@ class BPETokenizer:
 
     def save(self, directory, block_size=None):
         directory = Path(directory)
+        spelled = {"tokenizer.json", "vocab.json", "merges.txt"}
+        if not spelled <= self.files.keys():
+            self._spell_out(directory)  # takes seconds for GPT-2's vocabulary, so once is enough
+            self.files |= {name: (directory / name).read_bytes() for name in spelled - self.files.keys()}
         for name, content in self.files.items():
             (directory / name).write_bytes(content)
-        if not {"tokenizer.json", "vocab.json", "merges.txt"} <= self.files.keys():
-            self._spell_out(directory)
         config = json.loads(self.files["tokenizer_config.json"]) if "tokenizer_config.json" in self.files else self._config()
         _write_tokenizer_config(directory, config, block_size)
 
