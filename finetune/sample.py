@@ -52,11 +52,10 @@ def main(argv):
     if options.start.startswith("FILE:") and not Path(options.start[5:]).is_file():
         raise UsageError(f"{options.start[5:]}: cannot be read: there is no such file")
 
-    import torch
-
     from finetune.data import tokenizer as tokenizers
     from finetune.gpt import GPT, weights
     from finetune.training import machine
+    from finetune.training.progress import print_samples
 
     source = weights.find(options.out_dir or options.init_from)
     tokenizer = tokenizers.from_directory(source if source.is_dir() else source.parent)
@@ -66,13 +65,7 @@ def main(argv):
     model = GPT.from_pretrained(source).to(device).eval()
     dtype = machine.best_dtype(options.dtype, device)
     print(f"{_name(source)}, {model.num_parameters() / 1e6:.2f}M parameters, {tokenizer.describe()['name']}")
-    idx = torch.from_numpy(prompt).to(device).expand(options.num_samples, -1)
-    generator = torch.Generator(device).manual_seed(options.seed)
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        out = model.generate(idx, options.max_new_tokens, options.temperature, options.top_k, options.top_p, generator)
-    for ids in out.tolist():
-        print(f"---------------\n{tokenizer.decode(ids)}")
-    print("---------------")
+    print_samples(model, tokenizer, prompt, options, machine.autocast(device, dtype), options.top_p)
 
 
 def _gpt2_for(config, source):

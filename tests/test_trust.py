@@ -308,8 +308,10 @@ def test_a_full_disk_under_the_metrics_loses_no_line(tiny, monkeypatch):
     write, tries = os.write, []
 
     def full(handle, data):
-        if data.startswith(b'{"event"'):
+        if b'"event"' in data or tries and len(tries) < 3:
             tries.append(1)
+            if len(tries) == 2:
+                return write(handle, data[:7])  # the last bytes that fit
             if len(tries) in (3, 4, 5):
                 raise OSError(28, "No space left on device")
         return write(handle, data)

@@ -1,7 +1,7 @@
 """What survives a crash. A directory is published whole or not at all.
 
-`publish` fills a temporary directory, syncs every file, writes a manifest of sizes and sha256 sums last, and renames. Only what has a
-manifest that checks is ever loaded. safetensors and JSON only; nothing here can run code.
+`publish` fills a temporary directory, syncs every file, writes a manifest of sizes and sha256 sums last, and renames. A state whose
+manifest does not check is never loaded. safetensors and JSON only; nothing here can run code.
 
     out_dir/last/step-00000250/   model.safetensors, optimizer.safetensors, state.json, manifest.json: all that a run needs to go on
     out_dir/best/                 the model with the lowest validation loss, a Hugging Face directory

@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from finetune import recipe as recipes
 from finetune.cli import Failure, UsageError
+from finetune.gpt import GPT
 from finetune.training import checkpoint, guard, optim
 from finetune.training import machine as machines
-from finetune.training.progress import Progress, flops_per_token, iteration_line, plot, start_wandb
+from finetune.training.progress import Progress, flops_per_token, iteration_line, plot, print_samples, start_wandb
 from finetune.training.recover import roll_back, shrink, use_less_memory
 from finetune.training.saving import publish_model, save_state
 from finetune.training.start import assemble
@@ -246,22 +246,8 @@ def _finish(run, progress):
         return
     plot(recipe.out_dir)
     print(f"best val loss {run.best['val_loss']:.4f} at step {run.best['step']}, in {recipe.out_dir}/best")
-    if recipe.num_samples:
-        _print_samples(run)
-
-
-def _print_samples(run):
-    """Let the best model speak."""
-    from finetune.gpt import GPT
-
-    if run.prompt is None:
+    if run.prompt is not None:
+        best = GPT.from_pretrained(f"{recipe.out_dir}/best").to(run.machine.device)
+        print_samples(best, run.tokenizer, run.prompt, recipe, run.machine.autocast())
+    elif recipe.num_samples:
         print("no samples: these bins came without their tokenizer")
-        return
-    recipe, device = run.recipe, run.machine.device
-    model = GPT.from_pretrained(f"{recipe.out_dir}/best").to(device)
-    idx = torch.from_numpy(run.prompt).to(device).expand(recipe.num_samples, -1)
-    with run.machine.autocast():
-        out = model.generate(idx, recipe.max_new_tokens, recipe.temperature, recipe.top_k, generator=torch.Generator(device).manual_seed(recipe.seed))
-    for ids in out.tolist():
-        print(f"---------------\n{run.tokenizer.decode(ids)}")
-    print("---------------")

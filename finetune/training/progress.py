@@ -17,7 +17,8 @@ class Progress:
         self.tracker = None
         self.bar = None
         self.file = None
-        self.waiting = []  # lines that are not on disk yet
+        self.waiting = b""  # what the disk has not taken yet
+        self.warned = False
 
     def open(self, length, run=None):
         """Begin the record of a run of `length` updates, or go on with that of a resumed `run`."""
@@ -30,14 +31,14 @@ class Progress:
     def rewrite(self, run=None):
         """Cut off what lies behind the place a run was put back to, because it will happen again; without a run, everything."""
         kept = _until(read_metrics(self.path), run) if run else []
-        if self.file:
-            self.file.close()
         partial = self.path.with_name(".tmp-metrics.jsonl")
         with open(partial, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(event) + "\n" for event in kept)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, self.path)
+        if self.file:
+            self.file.close()
         self.file = open(self.path, "a", encoding="utf-8")
 
     def say(self, line):
@@ -54,7 +55,7 @@ class Progress:
         if self.file:
             # JSON has no word for numbers that are none
             plain = {name: str(value) if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
-            self.waiting.append(json.dumps({"event": event, "time": round(time.time(), 3), **plain}, allow_nan=False) + "\n")
+            self.waiting += json.dumps({"event": event, "time": round(time.time(), 3), **plain}, allow_nan=False).encode() + b"\n"
             self._flush()
         if self.tracker and event in ("iter", "eval"):
             step = values.get("iter", values.get("step"))
@@ -81,11 +82,26 @@ class Progress:
 
     def _flush(self):
         try:
-            os.write(self.file.fileno(), "".join(self.waiting).encode())
-            self.waiting.clear()
+            while self.waiting:
+                self.waiting = self.waiting[os.write(self.file.fileno(), self.waiting) :]  # a disk that fills up takes a part
         except OSError as error:
-            if len(self.waiting) == 1:
+            if not self.warned:
                 self.say(f"warning: {self.path} cannot be written: {error.strerror}; its lines are kept until it can")
+            self.warned = True
+
+
+def print_samples(model, tokenizer, prompt, options, context, top_p=None):
+    """Print `options.num_samples` continuations of the prompt (int64 ids), computed inside `context`, as their seed decides."""
+    import torch
+
+    device = model.wte.weight.device
+    idx = torch.from_numpy(prompt).to(device).expand(options.num_samples, -1)
+    generator = torch.Generator(device).manual_seed(options.seed)
+    with context:
+        out = model.generate(idx, options.max_new_tokens, options.temperature, options.top_k, top_p, generator)
+    for ids in out.tolist():
+        print(f"---------------\n{tokenizer.decode(ids)}")
+    print("---------------")
 
 
 def iteration_line(iteration, loss, seconds, tokens, mfu, left):

@@ -1,5 +1,7 @@
 """What a run does when it goes wrong: back to the last good state, or on with less memory."""
 
+import contextlib
+
 from finetune.cli import Failure
 from finetune.training import checkpoint, guard
 from finetune.training.saving import save_state
@@ -34,7 +36,8 @@ def roll_back(run, progress, problem):
     progress.say(f"rollback {run.rollbacks} of {recipe.max_rollbacks}: back to step {run.iteration}, learning rates times {run.lr_scale:g}")
     progress.record("rollback", step=run.iteration, reached=reached, lr_scale=run.lr_scale, problem=problem)
     if main:
-        progress.rewrite(run)
+        with contextlib.suppress(OSError):  # on a full disk the lines of the failed try stay, before the rollback that tells of it
+            progress.rewrite(run)
     save_state(run, progress, must_succeed=False)  # so that a kill does not make it forget how often it has gone back
 
 
