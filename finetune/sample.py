@@ -62,10 +62,12 @@ def main(argv):
     tokenizer = tokenizer or _gpt2_for(weights.load_config(source), source)
     prompt = tokenizers.prompt_ids(tokenizer, options.start)
     device = machine.choose_device(options.device)
-    model = GPT.from_pretrained(source).to(device).eval()
-    dtype = machine.best_dtype(options.dtype, device)
+    if device.type == "cpu":
+        machine.keep_memory()
+        machine.use_all_cores()
+    model = GPT.from_pretrained(source).to(device, machine.best_dtype(options.dtype, device)).eval()
     print(f"{_name(source)}, {model.num_parameters() / 1e6:.2f}M parameters, {tokenizer.describe()['name']}")
-    print_samples(model, tokenizer, prompt, options, machine.autocast(device, dtype), options.top_p)
+    print_samples(model, tokenizer, prompt, options, options.top_p)
 
 
 def _gpt2_for(config, source):

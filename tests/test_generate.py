@@ -21,6 +21,38 @@ def test_the_cache_changes_nothing_also_past_the_context(hf_model, prompt_length
     assert torch.equal(model.generate(idx, 40, temperature=0), uncached(model, idx, 40))
 
 
+@torch.no_grad()
+def test_steps_that_are_recorded_are_steps(hf_model):
+    """What a GPU replays as a CUDA graph, run without one."""
+    from finetune.gpt.generate import Cache, FixedStep
+
+    model = GPT.from_hf(hf_model()).eval()
+    idx = torch.randint(0, 101, (2, 5), generator=torch.Generator().manual_seed(0))
+    cache, uncached_idx = Cache(model.config, 2, 20, idx.device), idx
+    model.hidden(idx, cache)
+    step = FixedStep(model, cache)
+    for _ in range(10):
+        uncached_idx = uncached(model, uncached_idx, 1)
+        x = step(uncached_idx[:, -1:])
+        torch.testing.assert_close(x[:, -1], model.hidden(uncached_idx)[:, -1], rtol=1e-5, atol=1e-5)
+
+
+def test_samples_are_drawn_in_proportion_to_their_probability(hf_model):
+    """Frequencies of 20,000 draws against the probabilities of transformers' model, with top_k's renormalised."""
+    hf = hf_model()
+    n, idx = 20_000, torch.zeros(1, 3, dtype=torch.long)
+    for top_k in (None, 7):
+        logits = hf(idx).logits[0, -1].detach() / 0.7
+        if top_k:
+            logits[logits < logits.topk(top_k).values[-1]] = -torch.inf
+        p = logits.softmax(-1)
+        drawn = GPT.from_hf(hf).generate(idx.expand(n, -1), 1, temperature=0.7, top_k=top_k, generator=torch.Generator().manual_seed(0))[:, -1]
+        counts = torch.bincount(drawn, minlength=101)
+        chi_square = ((counts - n * p) ** 2 / (n * p))[p > 0].sum()
+        freedom = int((p > 0).sum()) - 1
+        assert chi_square < freedom + 4 * (2 * freedom) ** 0.5
+
+
 def test_the_same_seed_gives_the_same_text(hf_model):
     model = GPT.from_hf(hf_model())
     idx = torch.zeros(3, 4, dtype=torch.long)

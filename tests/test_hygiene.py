@@ -48,7 +48,8 @@ def test_imports_point_down(name):
 
 
 def test_the_network_stands_alone():
-    assert not list(ours(TREES["gpt/model.py"]))
+    assert set(ours(TREES["gpt/model.py"])) == {"gpt"}, "its own ops and nothing else"
+    assert not list(ours(TREES["gpt/ops.py"]))
 
 
 def test_tokens_appear_in_nothing_that_a_run_writes(tiny_run, monkeypatch):

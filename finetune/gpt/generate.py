@@ -3,14 +3,18 @@
 import torch
 from torch.nn import functional as F
 
+from finetune.gpt import ops
+
+WORTH_RECORDING = 16  # tokens to come; recording a CUDA graph costs a few steps
+
 
 @torch.no_grad()
-def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None):
+def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=1.0, generator=None):
     """`idx` (B, T) continued by `max_new_tokens` ids, (B, T + max_new_tokens).
 
-    temperature 0 is greedy; `top_k` keeps the k likeliest ids, `top_p` the likeliest that together have that probability. Only the last block_size tokens are seen: within the context each
-    step costs one token thanks to the cache, past it the window slides and every step recomputes, because positions move.
-    Raises ValueError for an empty prompt or a negative temperature.
+    temperature 0 is greedy; `top_k` keeps the k likeliest ids, `top_p` the likeliest that together have that probability. Only the
+    last block_size tokens are seen: within the context each step costs one token thanks to the cache, past it the window slides and
+    every step recomputes, because positions move. Raises ValueError for an empty prompt or a negative temperature.
     """
     if idx.size(1) == 0:
         raise ValueError("the prompt is empty; a model needs at least one token to go on from")
@@ -20,18 +24,25 @@ def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None
     was_training = model.training
     model.eval()
     B, T = idx.shape
-    out = torch.empty(B, T + max_new_tokens, dtype=idx.dtype, device=idx.device)
+    end = T + max_new_tokens
+    out = torch.empty(B, end, dtype=idx.dtype, device=idx.device)
     out[:, :T] = idx
-    cache = Cache(model.config, B, min(T + max_new_tokens, block_size), idx.device)
-    new = idx[:, -block_size:]
-    for position in range(T, T + max_new_tokens):
-        if cache.length + new.size(1) > block_size:
-            x = model.hidden(out[:, position - block_size : position])
-        else:
-            x = model.hidden(new, cache)
+    cache = Cache(model.config, B, min(end, block_size), idx.device)
+    x = model.hidden(idx[:, -block_size:], cache)  # (B, T, C)
+    step = None
+    for position in range(T, end):
         logits = model.head(x[:, -1]).float()  # (B, V)
         new = _choose(logits, temperature, top_k, top_p, generator)
         out[:, position : position + 1] = new
+        if position + 1 == end:
+            break
+        if cache.length == block_size:
+            x = model.hidden(out[:, position + 1 - block_size : position + 1])
+        elif idx.is_cuda and min(end, block_size) - T >= WORTH_RECORDING:
+            step = step or FixedStep(model, cache)
+            x = step(new)
+        else:
+            x = model.hidden(new, cache)
     model.train(was_training)
     return out
 
@@ -43,7 +54,12 @@ class Cache:
         self.shape = (batch_size, config.n_head, size, config.n_embd // config.n_head)  # (B, H, T, D)
         self.device = device
         self.length = 0
+        self.place = None  # where the next token goes as a tensor (1,), when steps are recorded
         self.layers = [None] * config.n_layer
+
+    def positions(self, T):
+        """Positions of the next T tokens, (T,)."""
+        return torch.arange(self.length, self.length + T, device=self.device) if self.place is None else self.place
 
     def layer(self, index):
         return _Layer(self, index)
@@ -53,26 +69,73 @@ class _Layer:
     def __init__(self, cache, index):
         self.cache, self.index = cache, index
 
-    def extend(self, k, v):
-        """Append keys and values (B, H, T, D) and return all there are."""
+    def attend(self, q, k, v):
+        """Append keys and values and let the queries look at all there are; each (B, H, T, D)."""
         cache, past, end = self.cache, self.cache.length, self.cache.length + k.size(2)
-        if cache.layers[self.index] is None:  # allocated with the first keys, which know the dtype that autocast chose
-            cache.layers[self.index] = k.new_empty(2, *cache.shape)
+        if cache.layers[self.index] is None:  # allocated with the first keys, which know the dtype of the computation
+            dtype = torch.float32 if k.device.type == "cpu" else k.dtype  # a CPU attends to one query three times as fast in float32
+            cache.layers[self.index] = k.new_zeros(2, *cache.shape, dtype=dtype)
         keys, values = cache.layers[self.index]
+        if cache.place is not None:
+            keys.index_copy_(2, cache.place, k.to(keys.dtype))
+            values.index_copy_(2, cache.place, v.to(values.dtype))
+            there = torch.arange(keys.size(2), device=k.device) <= cache.place
+            return ops.attention(q, keys, values, attn_mask=there.view(1, 1, 1, -1))
         keys[:, :, past:end], values[:, :, past:end] = k, v
-        return keys[:, :, :end], values[:, :, :end]
+        if past == 0:
+            return ops.attention(q, k, v, is_causal=True)
+        return ops.attention(q, keys[:, :, :end], values[:, :, :end])  # of one query, the newest, which may look at everything
+
+
+class FixedStep:
+    """A step of one token whose tensors stay where they are, so that a GPU can replay it as a CUDA graph: instead of some two hundred
+    launches a token there is one. Without a GPU it computes the same, step by step."""
+
+    def __init__(self, model, cache):
+        self.cache = cache
+        self.new = torch.zeros(cache.shape[0], 1, dtype=torch.long, device=cache.device)
+        cache.place = torch.tensor([cache.length], device=cache.device)
+        self.run = _recorded(lambda: model.hidden(self.new, cache), cache.device)
+
+    def __call__(self, new):
+        """Hidden states (B, 1, C) after the tokens `new` (B, 1)."""
+        self.new.copy_(new)
+        x = self.run()
+        self.cache.place += 1
+        self.cache.length += 1
+        return x
+
+
+def _recorded(step, device):
+    """A function that does what `step` does; on a GPU by replaying it."""
+    if device.type != "cuda":
+        return step
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):  # libraries set themselves up before anything is recorded; what this writes is written again
+        step()
+        step()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        x = step()
+
+    def replay():
+        graph.replay()
+        return x
+
+    return replay
 
 
 def _choose(logits, temperature, top_k, top_p, generator):
-    """One id for each row of `logits` (B, V), as (B, 1)."""
+    """One id for each row of `logits` (B, V), as (B, 1). Never makes a GPU wait for the host, as torch.multinomial does."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    logits = logits / temperature
-    if top_k:
-        threshold = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
-        logits = logits.masked_fill(logits < threshold, -torch.inf)
-    if top_p is not None and top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        before = F.softmax(ordered, -1).cumsum(-1) - F.softmax(ordered, -1)  # probability of all that are likelier
-        logits = logits.masked_fill((before >= top_p).gather(-1, order.argsort(-1)), -torch.inf)
-    return torch.multinomial(F.softmax(logits, -1), 1, generator=generator)
+    ids, V = None, logits.size(-1)
+    if (top_k and top_k < V) or top_p < 1:
+        logits, ids = logits.topk(min(top_k or V, V))  # likeliest first
+    p = F.softmax(logits / temperature, -1)
+    if top_p < 1:
+        p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0)  # those before it have that probability already
+    chosen = (p / torch.empty_like(p).exponential_(generator=generator)).argmax(-1, keepdim=True)  # a draw in proportion to p
+    return chosen if ids is None else ids.gather(-1, chosen)

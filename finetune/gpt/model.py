@@ -11,9 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-IGNORE = -100  # a target that is not counted
-CHUNK = 1024  # tokens whose logits exist at a time: 100 MB in bfloat16 for GPT-2's vocabulary
-MANY_LOGITS = 1 << 32  # on a GPU, where chunks cost time: 8 GB of them in bfloat16
+from finetune.gpt import ops
 
 
 @dataclass
@@ -70,31 +68,24 @@ class Transformer(nn.Module):
         x = self.hidden(idx)
         if targets is None:
             return self.head(x)
-        return self._loss(x.flatten(0, 1), targets.flatten()), (targets != IGNORE).sum()
-
-    def _loss(self, x, targets):
-        """Summed cross entropy of hidden states (N, C); in chunks on a CPU, and elsewhere where the logits would take gigabytes."""
-        if x.device.type == "cpu" or x.size(0) * self.config.padded_vocab_size > MANY_LOGITS:
-            device = x.device.type
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-            return LinearCrossEntropy.apply(x, self.wte.weight, targets, self.config.vocab_size, dtype)
-        return F.cross_entropy(self.head(x).float(), targets, ignore_index=IGNORE, reduction="sum")
+        x, targets = x.flatten(0, 1), targets.flatten()
+        return ops.linear_cross_entropy(x, self.wte.weight, targets, self.config.vocab_size), (targets != ops.IGNORE).sum()
 
     def hidden(self, idx, cache=None):
         """What the last layer norm hands to the head, (B, T, C). A `cache` continues where it ends and is extended in place."""
-        past = cache.length if cache else 0
         T = idx.size(1)
-        if past + T > self.config.block_size:
-            raise ValueError(f"{past + T} tokens are more than block_size={self.config.block_size}")
-        positions = torch.arange(past, past + T, device=idx.device)
+        length = T + (cache.length if cache else 0)
+        if length > self.config.block_size:
+            raise ValueError(f"{length} tokens are more than block_size={self.config.block_size}")
+        positions = cache.positions(T) if cache else torch.arange(T, device=idx.device)
         x = self.drop(self.wte(idx) + self.wpe(positions))
         for layer, block in enumerate(self.h):
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x, cache.layer(layer) if cache else None)
-        if cache:
-            cache.length += T
+        if cache and cache.place is None:
+            cache.length = length
         return self.ln_f(x)
 
     def head(self, x):
@@ -144,46 +135,6 @@ class Transformer(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters()) - padding
 
 
-class LinearCrossEntropy(torch.autograd.Function):
-    """Summed cross entropy in nats of `x @ weight.T` against `targets`, without ever holding all logits.
-
-    x (N, C), weight (P, C), targets (N,), of which IGNORE are not counted; only the first `vocab_size` of P logits exist. Products are
-    computed in `dtype`, sums and softmax in float32. A chunk's logits become its share of both gradients before the next chunk
-    begins, so the backward pass only scales what is there already.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, targets, vocab_size, dtype):
-        w = weight.to(dtype)
-        loss = x.new_zeros((), dtype=torch.float32)
-        train = any(ctx.needs_input_grad)
-        grad_x, grad_w = (torch.empty_like(x), None) if train else (None, None)
-        for first in range(0, x.size(0), CHUNK):
-            part, index = x[first : first + CHUNK].to(dtype), targets[first : first + CHUNK, None]
-            logits = part @ w.T  # (n, P)
-            scores = logits[:, :vocab_size].float()  # a view of them in float32, a copy in bfloat16
-            counted, index = index != IGNORE, index.clamp(min=0)
-            total = scores.logsumexp(-1, keepdim=True)
-            loss += ((total - scores.gather(-1, index)) * counted).sum()
-            if not train:
-                continue
-            scores.sub_(total).exp_()  # probabilities; their difference to the targets is the gradient
-            scores.scatter_add_(-1, index, scores.new_full(index.shape, -1.0)).mul_(counted)
-            if scores.data_ptr() != logits.data_ptr():
-                logits[:, :vocab_size] = scores
-            logits[:, vocab_size:] = 0.0
-            grad_x[first : first + CHUNK] = logits @ w
-            product = logits.T @ part
-            grad_w = product.to(weight.dtype) if grad_w is None else grad_w.add_(product)
-        ctx.save_for_backward(grad_x, grad_w)
-        return loss
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad_x, grad_w = ctx.saved_tensors
-        return grad_x * grad, grad_w * grad, None, None, None
-
-
 class Linear(nn.Linear):
     def reset_parameters(self):
         """Not initialised twice; besides, doing it on the meta device costs a second and a half of imports."""
@@ -219,20 +170,9 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x, cache=None):
         B, T, C = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        if cache:
-            k, v = cache.extend(k, v)
-        # after the first call on a cache the queries come one at a time, and the newest may look at everything
-        y = _attention(q, k, v, dropout_p=self.attn_dropout.p if self.training else 0.0, is_causal=T > 1)
+        dropout = self.attn_dropout.p if self.training else 0.0
+        y = cache.attend(q, k, v) if cache else ops.attention(q, k, v, dropout_p=dropout, is_causal=True)
         return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)))
-
-
-def _attention(q, k, v, **options):
-    """Flash attention; in float32 where the CPU's bfloat16 kernel is slow, which is its backward pass on short sequences
-    (2.6 times the time of float32 at 64 tokens, equal from 256 on)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.size(2) < 256:
-        with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **options)
-    return F.scaled_dot_product_attention(q, k, v, **options)
 
 
 class MLP(nn.Module):

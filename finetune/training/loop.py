@@ -247,7 +247,7 @@ def _finish(run, progress):
     plot(recipe.out_dir)
     print(f"best val loss {run.best['val_loss']:.4f} at step {run.best['step']}, in {recipe.out_dir}/best")
     if run.prompt is not None:
-        best = GPT.from_pretrained(f"{recipe.out_dir}/best").to(run.machine.device)
-        print_samples(best, run.tokenizer, run.prompt, recipe, run.machine.autocast())
+        best = GPT.from_pretrained(f"{recipe.out_dir}/best").to(run.machine.device, run.machine.dtype)
+        print_samples(best, run.tokenizer, run.prompt, recipe)
     elif recipe.num_samples:
         print("no samples: these bins came without their tokenizer")

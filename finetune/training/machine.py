@@ -32,7 +32,7 @@ class Machine:
 
     def autocast(self):
         """The context in which a forward pass runs."""
-        return autocast(self.device, self.dtype)
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     @contextlib.contextmanager
     def exactly(self):
@@ -103,11 +103,6 @@ def best_dtype(choice, device):
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and _cpu_has_bfloat16() else torch.float32
-
-
-def autocast(device, dtype):
-    """The context in which matrix products are computed in `dtype`."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def keep_memory():

@@ -90,15 +90,14 @@ class Progress:
             self.warned = True
 
 
-def print_samples(model, tokenizer, prompt, options, context, top_p=None):
-    """Print `options.num_samples` continuations of the prompt (int64 ids), computed inside `context`, as their seed decides."""
+def print_samples(model, tokenizer, prompt, options, top_p=1.0):
+    """Print `options.num_samples` continuations of the prompt (int64 ids), as their seed decides."""
     import torch
 
     device = model.wte.weight.device
     idx = torch.from_numpy(prompt).to(device).expand(options.num_samples, -1)
     generator = torch.Generator(device).manual_seed(options.seed)
-    with context:
-        out = model.generate(idx, options.max_new_tokens, options.temperature, options.top_k, top_p, generator)
+    out = model.generate(idx, options.max_new_tokens, options.temperature, options.top_k, top_p, generator)
     for ids in out.tolist():
         print(f"---------------\n{tokenizer.decode(ids)}")
     print("---------------")

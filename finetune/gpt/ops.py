@@ -1,0 +1,135 @@
+"""The two places of GPT-2 where a plain formula costs too much: attention and the loss.
+
+Shapes: B batch, H heads, T tokens, D head size; N tokens of a batch, C width, V vocabulary, P its padded size.
+"""
+
+import torch
+from torch.nn import functional as F
+
+IGNORE = -100  # a target that is not counted
+CHUNK = 1024  # tokens whose logits exist at a time: 100 MB in bfloat16 for GPT-2's vocabulary
+MANY_LOGITS = 1 << 32  # on a GPU, where chunks cost time: 8 GB of them in bfloat16
+ROWS = 64  # of a chunk's logits that become probabilities at a time: 13 MB in float32, which a cache holds
+QUERIES = 128  # of blockwise attention that are looked at together
+KEPT = 1 << 24  # probabilities of one attention that are kept for its backward pass at most: 19 MB in bfloat16
+
+
+def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False):
+    """Scaled dot product attention of q, k, v (B, H, T, D): flash attention, but where PyTorch's kernel is slow, which is in bfloat16
+    on a CPU: there causal attention goes by blocks of queries and takes half the time (docs/log.md)."""
+    if q.device.type == "cpu" and q.dtype == k.dtype == torch.bfloat16 and is_causal and not dropout_p:
+        return BlockwiseAttention.apply(q, k, v)
+    if q.dtype != k.dtype:  # keys and values of a cache, which is kept in float32
+        with torch.autocast(q.device.type, enabled=False):
+            return F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask, dropout_p, is_causal).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal)
+
+
+def linear_cross_entropy(x, weight, targets, vocab_size):
+    """Cross entropy in nats of `x @ weight.T` against `targets`, summed over those that are not IGNORE.
+
+    x (N, C), weight (P, C), of which the first `vocab_size` rows count, targets (N,). In chunks on a CPU, and elsewhere where all
+    logits at once would take gigabytes.
+    """
+    device = x.device.type
+    if device != "cpu" and x.size(0) * weight.size(0) <= MANY_LOGITS:
+        logits = F.linear(x, weight)[:, :vocab_size]
+        return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return LinearCrossEntropy.apply(x, weight, targets, vocab_size, dtype)
+
+
+class BlockwiseAttention(torch.autograd.Function):
+    """Causal attention in plain matrix products, each over a block of queries and the keys they may see.
+
+    Probabilities are kept for the backward pass while they are few, else computed again.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        q, k, v = (q * q.size(-1) ** -0.5).contiguous(), k.contiguous(), v.contiguous()
+        keep = any(ctx.needs_input_grad) and q.size(0) * q.size(1) * q.size(2) ** 2 <= KEPT
+        out, kept = _as_projected(q), []
+        for first in range(0, q.size(2), QUERIES):
+            p = _probabilities(q, k, first)
+            out[:, :, first : first + QUERIES] = p @ v[:, :, : p.size(-1)]
+            if keep:
+                kept.append(p)
+        ctx.save_for_backward(q, k, v, *kept)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, *kept = ctx.saved_tensors
+        grad, grad_q = grad.contiguous(), _as_projected(q)
+        grad_k, grad_v = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+        for first in range(0, q.size(2), QUERIES):
+            p = kept[first // QUERIES] if kept else _probabilities(q, k, first)
+            block, seen = slice(first, first + QUERIES), slice(p.size(-1))
+            grad_v[:, :, seen] += p.transpose(-1, -2) @ grad[:, :, block]
+            grad_p = grad[:, :, block] @ v[:, :, seen].transpose(-1, -2)
+            grad_scores = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
+            grad_q[:, :, block] = grad_scores @ k[:, :, seen]
+            grad_k[:, :, seen] += grad_scores.transpose(-1, -2) @ q[:, :, block]
+        return grad_q.mul_(q.size(-1) ** -0.5), grad_k.to(k.dtype), grad_v.to(v.dtype)
+
+
+def _probabilities(q, k, first):
+    """What the queries from `first` on, one block of them, look at: (B, H, QUERIES, keys). q is scaled already."""
+    q = q[:, :, first : first + QUERIES]
+    scores = q @ k[:, :, : first + q.size(2)].transpose(-1, -2)
+    scores[..., first:] += torch.full((q.size(2), q.size(2)), -torch.inf, dtype=q.dtype).triu(1)
+    return scores.softmax(-1)
+
+
+def _as_projected(like):
+    """An empty (B, H, T, D) laid out as the next projection reads it, (B, T, H, D)."""
+    B, H, T, D = like.shape
+    return like.new_empty(B, T, H, D).transpose(1, 2)
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """`linear_cross_entropy` without ever holding all logits.
+
+    Products are computed in `dtype`, sums and softmax in float32. A chunk's logits become its share of both gradients before the next
+    chunk begins, so the backward pass only scales what is there already.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, targets, vocab_size, dtype):
+        w = weight.to(dtype)
+        loss = x.new_zeros((), dtype=torch.float32)
+        train = any(ctx.needs_input_grad)
+        grad_x, grad_w = (torch.empty_like(x), None) if train else (None, None)
+        for first in range(0, x.size(0), CHUNK):
+            part = x[first : first + CHUNK].to(dtype)
+            logits = part @ w.T  # (n, P)
+            loss += _cross_entropy_(logits, targets[first : first + CHUNK], vocab_size)
+            if not train:
+                continue
+            grad_x[first : first + CHUNK] = logits @ w
+            product = logits.T @ part
+            grad_w = product.to(weight.dtype) if grad_w is None else grad_w.add_(product)
+        ctx.save_for_backward(grad_x, grad_w)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad_x, grad_w = ctx.saved_tensors
+        return grad_x * grad, grad_w * grad, None, None, None
+
+
+def _cross_entropy_(logits, targets, vocab_size):
+    """The summed cross entropy of logits (n, P), which are overwritten with its gradient."""
+    loss = logits.new_zeros((), dtype=torch.float32)
+    logits[:, vocab_size:] = -torch.inf
+    for first in range(0, logits.size(0), ROWS):
+        part, index = logits[first : first + ROWS], targets[first : first + ROWS, None]
+        counted, index = index != IGNORE, index.clamp(min=0)
+        scores = part.float()
+        picked, top = scores.gather(-1, index), scores.amax(-1, keepdim=True)
+        p = scores.softmax(-1)
+        # log-sum-exp by the likeliest id, whose probability cannot underflow; torch.logsumexp takes several times as long
+        loss += ((top - p.amax(-1, keepdim=True).log() - picked) * counted).sum()
+        part.copy_(p.mul_(counted).scatter_add_(-1, index, -counted.float()))  # the gradient: probabilities, less one at the target
+    return loss

@@ -1,0 +1,89 @@
+"""Attention and loss equal the plain formulas they replace."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from finetune import GPT
+from finetune.gpt import ops
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("T", [1, 63, 128, 129, 300])
+def test_blockwise_attention_is_attention(monkeypatch, T, kept):
+    """Against float64, with at most twice the rounding error of PyTorch's own kernel, value and gradients."""
+    monkeypatch.setattr(ops, "KEPT", 1 << 30 if kept else 0)
+    generator = torch.Generator().manual_seed(T)
+    exact = torch.randn(3, 2, 4, T, 16, generator=generator).bfloat16()
+    upstream = torch.randn(2, 4, T, 16, generator=generator).bfloat16()
+    results = {}
+    for name, attend, dtype in (
+        ("exact", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), torch.float64),
+        ("torch", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), torch.bfloat16),
+        ("ours", lambda q, k, v: ops.attention(q, k, v, is_causal=True), torch.bfloat16),
+    ):
+        leaf = exact.clone().to(dtype).requires_grad_()
+        y = attend(*leaf)
+        y.backward(upstream.to(dtype))
+        results[name] = (y.detach().double(), *leaf.grad.double())
+    for right, theirs, ours in zip(results["exact"], results["torch"], results["ours"]):
+        error, allowed = (ours - right).norm(), 2 * (theirs - right).norm()
+        assert error <= allowed + 1e-6 * right.norm()
+
+
+def test_training_on_a_cpu_in_bfloat16_uses_it_and_dropout_does_not(monkeypatch):
+    seen = []
+    monkeypatch.setattr(ops.BlockwiseAttention, "apply", lambda *args: seen.append(1) or args[2])
+    q = torch.randn(1, 2, 8, 4).bfloat16()
+    ops.attention(q, q, q, is_causal=True, dropout_p=0.1)
+    ops.attention(q.float(), q.float(), q.float(), is_causal=True)
+    assert not seen
+    ops.attention(q, q, q, is_causal=True)
+    assert seen
+
+
+def test_a_loss_of_hundreds_of_nats_is_still_exact():
+    x, weight, targets = torch.eye(1, 4) * 300, torch.eye(64, 4), torch.tensor([1])
+    assert ops.LinearCrossEntropy.apply(x, weight, targets, 64, torch.float32).item() == pytest.approx(300)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_the_loss_in_chunks_is_cross_entropy(monkeypatch, chunk, dtype, tolerance):
+    monkeypatch.setattr(ops, "CHUNK", chunk)
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(20, 16, generator=generator), torch.randn(128, 16, generator=generator)
+    targets = torch.randint(0, 101, (20,), generator=generator)
+    targets[3:6] = -100
+    results = []
+    for chunked in (True, False):
+        a, b = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        if chunked:
+            loss = ops.LinearCrossEntropy.apply(a, b, targets, 101, dtype)
+        else:
+            loss = torch.nn.functional.cross_entropy(a @ b[:101].T, targets, reduction="sum")
+        (loss / 7).backward()
+        results.append((loss, a.grad, b.grad))
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * other.abs().max().item())
+    assert results[0][2][101:].abs().max() == 0
+
+
+def test_training_never_holds_all_logits(hf_model):
+    """No tensor of tokens times vocabulary is made when there are more tokens than a chunk has."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        rows = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.dim() == 2 and out.size(1) in (1000, 1024):
+                self.rows = max(self.rows, out.size(0))
+            return out
+
+    ours = GPT.from_hf(hf_model(vocab_size=1000, n_positions=64)).train()
+    idx = torch.zeros(2 * ops.CHUNK // 64, 64, dtype=torch.long)
+    with Largest() as seen:
+        ours(idx, idx)[0].backward()
+    assert 0 < seen.rows <= ops.CHUNK
