@@ -70,7 +70,8 @@ def key(default, help, **metadata):
     """A field of an options dataclass: its default, one line of help and, as metadata, what else there is to know of it.
 
     `derived=True` marks a key whose None means "worked out from the other keys", `path=True` one that may name a place on disk:
-    in a recipe, which may be somebody else's, it cannot contain `..`.
+    in a recipe, which may be somebody else's, it cannot contain `..`; `auto=NAME` one whose value `auto` sets the key NAME instead,
+    which the next plain value takes back.
     """
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
@@ -116,9 +117,15 @@ def parse(cls, argv, usage):
             place = f"unknown flag {origin}" if origin.startswith("--") else f"{origin}: unknown key '{name}'"
             problems.append(f"{place}." + _nearest(name, fields, "--" if origin.startswith("--") else ""))
             continue
+        switch = fields[name].metadata.get("auto")
+        if switch and str(text).lower() == "auto":
+            values[switch], origins[switch] = True, origin
+            continue
         try:
             values[name] = convert(text, typing.get_type_hints(cls)[name])
             origins[name] = origin
+            if switch:
+                values[switch] = False
             if fields[name].metadata.get("path") and not origin.startswith("--") and ".." in str(text).replace("\\", "/").split("/"):
                 problems.append(f"{origin}: {name}: a recipe must not reach above the working directory ({text}); give it as --{name}={text}")
         except ValueError as error:

@@ -38,8 +38,11 @@ class Recipe:
     n_embd: int | None = key(None, "width, from scratch only (768)", resume="identity")
     dropout: float = key(0.0, "dropout of embeddings, attention and residuals", resume="schedule")
 
-    batch_size: int = key(8, "blocks in one forward pass (the micro-batch)", resume="free")
+    batch_size: int = key(8, "blocks in one forward pass (the micro-batch), or auto", resume="free", auto="auto_batch_size")
     gradient_accumulation_steps: int = key(8, "forward passes in one update, over all processes together", resume="free")
+    auto_batch_size: bool = key(
+        False, "--batch_size=auto: cut an update into the largest micro-batches that fit and pay instead; its blocks stay the same", resume="free"
+    )
     max_iters: int = key(5000, "end after this many updates", resume="schedule")
     epochs: float | None = key(None, "end after this many passes over the data, if that comes before max_iters", resume="schedule")
     seed: int = key(1337, "decides the order of the blocks, dropout and initial weights", resume="identity")

@@ -136,3 +136,12 @@ def test_finding_a_late_iteration_costs_no_more_than_an_early_one():
         return time.perf_counter() - began
 
     assert min(seconds(1_000_000) for _ in range(5)) < 10 * min(seconds(0) for _ in range(5)) + 1e-3
+
+
+def test_a_split_on_the_device_gives_the_same_batches(tmp_path):
+    for tokens in (65, 70, 72, 73):
+        blocks = Blocks.from_tokens(np.arange(1, tokens + 1, dtype=np.uint16), 8)
+        rows = [blocks.num_rows - 1, 0, 3, blocks.num_rows - 1]
+        expected = blocks.batch(rows)
+        blocks.keep_on("cpu")
+        assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(blocks.batch(rows), expected))

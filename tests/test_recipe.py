@@ -170,3 +170,14 @@ def test_help_answers_at_once(verb):
     assert time.perf_counter() - began < 1.0
     assert done.returncode == 0 and "usage:" in done.stdout
     assert "torch" not in done.stderr and "transformers" not in done.stderr
+
+
+def test_batch_size_auto_keeps_the_blocks_of_an_update(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("dataset: d\nbatch_size: 4\ngradient_accumulation_steps: 6\n")
+    auto, _ = parse(Recipe, [str(recipe), "--batch_size=auto"], "")
+    assert (auto.auto_batch_size, auto.batch_size, auto.gradient_accumulation_steps) == (True, 4, 6)
+    back, _ = parse(Recipe, [str(recipe), "--batch_size=auto", "--batch_size=2"], "")
+    assert (back.auto_batch_size, back.batch_size) == (False, 2)
+    recipe.write_text("dataset: d\nbatch_size: auto\n")
+    assert parse(Recipe, [str(recipe)], "")[0].auto_batch_size

@@ -22,30 +22,6 @@ from finetune.training.progress import read_metrics
 HARNESS = Path(__file__).with_name("harness.py")
 
 
-@pytest.fixture
-def data(corpus, tmp_path):
-    from finetune.data.prepare import prepare
-
-    prepare([corpus(words=640)], tmp_path / "data" / "small", "char")
-    return str(tmp_path / "data" / "small")
-
-
-@pytest.fixture
-def tiny(data):
-    """A function that makes the recipe of a small run with dropout and accumulation, over several passes, saved at every step."""
-
-    def make(out_dir="out", **values):
-        return Recipe(
-            **{
-                "init_from": "scratch", "dataset": data, "out_dir": out_dir, "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 32, "batch_size": 2,
-                "gradient_accumulation_steps": 3, "dropout": 0.1, "max_iters": 20, "learning_rate": 1e-2, "log_interval": 1, "eval_interval": 7,
-                "save_interval": 1, "dtype": "float32", "device": "cpu", "cpu_threads": 1,
-            } | values  # fmt: skip
-        )  # fmt: skip
-
-    return make
-
-
 def harness(recipe, world=1, **job):
     """The outcome of a job in a process that forks its runs."""
     path = Path(f"job-{len(list(Path('.').glob('job-*')))}.json")

@@ -22,6 +22,7 @@ class Blocks:
         self.num_rows = int(self.starts[-1])
         self.num_tokens = tokens
         self.filling = self.num_rows * self.block_size - (tokens - 1)  # targets of the last row that are not there
+        self.resident = None  # all tokens on a device
 
     @classmethod
     def from_arrow(cls, opened, tokens):
@@ -37,19 +38,30 @@ class Blocks:
         filled[: len(ids)] = ids
         return cls([np.lib.stride_tricks.sliding_window_view(filled, block_size + 1)[::block_size]], len(ids))
 
-    def batch(self, rows):
-        """`(idx, targets)`, int64 (B, T) each; targets are the next tokens, -100 where there is none."""
+    def keep_on(self, device):
+        """Copy the split to a device, 4 bytes a token, which from then on gathers its batches itself."""
+        ids = np.concatenate([chunk[:, :-1].reshape(-1) for chunk in self.chunks] + [self.chunks[-1][-1, -1:]])
+        self.resident = torch.from_numpy(ids.astype(np.int32)).to(device)
+
+    def batch(self, rows, device="cpu"):
+        """`(idx, targets)` on the device, int64 (B, T) each; targets are the next tokens, -100 where there is none. A GPU is given its
+        batch without anybody waiting for it."""
+        if self.resident is not None:
+            first = sent(torch.as_tensor(np.asarray(rows) * self.block_size), device)
+            places = first[:, None] + torch.arange(self.block_size + 1, device=device)
+            ids = self.resident[places].long()
+            return ids[:, :-1], ids[:, 1:].masked_fill(places[:, 1:] >= self.num_tokens, IGNORE)
         out = np.empty((len(rows), self.block_size + 1), dtype=np.int64)
         for i, row in enumerate(rows):
             chunk = int(np.searchsorted(self.starts, row, side="right")) - 1
             out[i] = self.chunks[chunk][row - self.starts[chunk]]
+        ids = torch.from_numpy(out)
+        targets = ids[:, 1:].clone()
         if self.filling:
             for i, row in enumerate(rows):
                 if row == self.num_rows - 1:
-                    out[i, -self.filling :] = IGNORE
-        ids = torch.from_numpy(out)
-        idx, targets = ids[:, :-1], ids[:, 1:].contiguous()
-        return (idx.clamp(min=0) if self.filling else idx).contiguous(), targets
+                    targets[i, -self.filling :] = IGNORE
+        return sent(ids[:, :-1].contiguous(), device), sent(targets, device)
 
     def num_targets(self, rows):
         """How many tokens these rows predict."""
@@ -78,3 +90,10 @@ class Order:
             kept = {n: order for n, order in self._permutations.items() if n >= number - 1}  # an iteration can straddle two passes
             self._permutations = {**kept, number: generator.permutation(self.num_rows)}
         return self._permutations[number]
+
+
+def sent(tensor, device):
+    """A copy on the device; on a GPU without waiting for it."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -52,6 +52,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self.cross_entropy = ops.cross_entropy  # a place for its compiled self
         self.wte = Embedding(config.padded_vocab_size, config.n_embd)
         self.wpe = Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
@@ -68,8 +69,10 @@ class Transformer(nn.Module):
         x = self.hidden(idx)
         if targets is None:
             return self.head(x)
-        x, targets = x.flatten(0, 1), targets.flatten()
-        return ops.linear_cross_entropy(x, self.wte.weight, targets, self.config.vocab_size), (targets != ops.IGNORE).sum()
+        x, targets, config = x.flatten(0, 1), targets.flatten(), self.config
+        chunked = x.device.type == "cpu" or x.size(0) * config.padded_vocab_size > ops.MANY_LOGITS
+        cross_entropy = ops.chunked_cross_entropy if chunked else self.cross_entropy
+        return cross_entropy(x, self.wte.weight, targets, config.vocab_size), (targets != ops.IGNORE).sum()
 
     def hidden(self, idx, cache=None):
         """What the last layer norm hands to the head, (B, T, C). A `cache` continues where it ends and is extended in place."""

@@ -25,16 +25,19 @@ def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False):
     return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal)
 
 
-def linear_cross_entropy(x, weight, targets, vocab_size):
+def cross_entropy(x, weight, targets, vocab_size):
     """Cross entropy in nats of `x @ weight.T` against `targets`, summed over those that are not IGNORE.
 
-    x (N, C), weight (P, C), of which the first `vocab_size` rows count, targets (N,). In chunks on a CPU, and elsewhere where all
-    logits at once would take gigabytes.
+    x (N, C), weight (P, C), of which the first `vocab_size` rows count, targets (N,). Made to be compiled: then logits stay in
+    bfloat16, and float32 is what the softmax computes in.
     """
+    logits = F.linear(x, weight)[:, :vocab_size]
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
+
+
+def chunked_cross_entropy(x, weight, targets, vocab_size):
+    """The same without ever holding all logits: on a CPU, where that is faster, and where they would take gigabytes."""
     device = x.device.type
-    if device != "cpu" and x.size(0) * weight.size(0) <= MANY_LOGITS:
-        logits = F.linear(x, weight)[:, :vocab_size]
-        return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     return LinearCrossEntropy.apply(x, weight, targets, vocab_size, dtype)
 
@@ -89,7 +92,7 @@ def _as_projected(like):
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """`linear_cross_entropy` without ever holding all logits.
+    """`chunked_cross_entropy` as a function with a gradient.
 
     Products are computed in `dtype`, sums and softmax in float32. A chunk's logits become its share of both gradients before the next
     chunk begins, so the backward pass only scales what is there already.

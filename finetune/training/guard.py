@@ -1,20 +1,19 @@
-"""What watches a run: signals, memory that does not suffice, losses that are no numbers or run away, and the guide's warning signs."""
+"""What watches a run: signals, losses that are no numbers or run away, and the guide's warning signs."""
 
 import contextlib
-import dataclasses
 import math
 import signal
 import statistics
-
-import torch
-
-from finetune.cli import Failure
 
 STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130}  # exit codes
 WINDOW = 50  # losses that tell how much an update's loss varies
 ENOUGH = 20  # losses that tell where it usually is, and fewer tell nothing
 OVERFLOWS = 20  # of float16 in a row
 SPIKE_UPDATES = 3  # in a row: one strange batch is no divergence
+
+
+class Diverged(Exception):
+    """Numbers that are none, or a loss that ran away, in words."""
 
 
 class Signals:
@@ -53,54 +52,6 @@ class Signals:
         if number == signal.SIGINT and self.seen[signal.SIGINT]:
             raise KeyboardInterrupt
         self.seen[signal.Signals(number)] = True
-
-
-def is_out_of_memory(error):
-    """Whether an exception says that the device or the computer has no memory left."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in ("out of memory", "can't allocate memory"))
-
-
-def use_less_memory(run):
-    """Make the next try of an update smaller and return what was done, in words. The update itself stays the same: its blocks,
-    their order and their number. Raises Failure when nothing is left to try."""
-    recipe = run.recipe
-    if recipe.batch_size > 1:
-        factor = next(n for n in range(2, recipe.batch_size + 1) if recipe.batch_size % n == 0)
-        smaller = recipe.batch_size // factor
-        run.recipe = dataclasses.replace(recipe, batch_size=smaller, gradient_accumulation_steps=recipe.gradient_accumulation_steps * factor)
-        done = f"batch_size {recipe.batch_size} -> {smaller}, gradient_accumulation_steps {recipe.gradient_accumulation_steps} -> {run.recipe.gradient_accumulation_steps}"
-    elif not run.network.gradient_checkpointing:
-        run.network.gradient_checkpointing = True
-        run.recipe = dataclasses.replace(recipe, gradient_checkpointing=True)
-        done = "gradient_checkpointing=true"
-    else:
-        raise Failure(what_would_fit(run.network.config, run.train.block_size), 1)
-    run.optimizer.zero_grad(set_to_none=True)
-    if run.scaler:  # what it noted of the update that failed would be in the way of the next
-        run.scaler = torch.amp.GradScaler(run.machine.device.type, init_scale=run.scaler.get_scale())
-    if run.machine.device.type == "cuda":
-        torch.cuda.empty_cache()
-    return f"{done}; blocks per update, their order and the learning rate stay the same"
-
-
-def what_would_fit(config, T):
-    """The end of the ladder, in words: smaller models and shorter blocks, and the memory each needs."""
-    lines = [
-        f"out of memory with one block of {T:,} tokens and gradient_checkpointing=true, which take {_gigabytes(config.n_layer, config.n_embd, config.vocab_size, T):.2f} GB"
-    ]
-    for size, (L, C) in {"gpt2-large": (36, 1280), "gpt2-medium": (24, 1024), "gpt2": (12, 768)}.items():
-        if config.n_layer > L:
-            lines.append(f"  --init_from={size} needs {_gigabytes(L, C, config.vocab_size, T):.2f} GB")
-    lines.append(f"  --block_size={max(1, T // 2)} needs {_gigabytes(config.n_layer, config.n_embd, config.vocab_size, max(1, T // 2)):.2f} GB")
-    return "\n".join(lines)
-
-
-def _gigabytes(L, C, V, T):
-    """Weights, gradients and two moments in float32, checkpointed activations with one live layer, and the logits of one block."""
-    parameters = 12 * L * C * C + V * C
-    return (16 * parameters + T * (4 * C * L + 42 * C) + 10 * T * V) / 1e9
 
 
 class Watch:

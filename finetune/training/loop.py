@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from finetune.cli import Failure, UsageError
 from finetune.gpt import GPT
 from finetune.training import checkpoint, guard, optim
 from finetune.training import machine as machines
+from finetune.training.memory import choose_batch_size, fits, shrink, use_less_memory
 from finetune.training.progress import Progress, flops_per_token, iteration_line, plot, print_samples, start_wandb
-from finetune.training.recover import roll_back, shrink, use_less_memory
+from finetune.training.recover import roll_back
 from finetune.training.saving import publish_model, save_state
 from finetune.training.start import assemble
-from finetune.training.step import evaluate, fits, settle, update
+from finetune.training.step import evaluate, settle, update
 
 TRAIN_PROBE = 16384  # tokens of the train split, spread evenly over it, that every evaluation measures
 
@@ -52,36 +54,44 @@ def train(recipe):
 
 def _loop(run, progress):
     schedule, clock, warned = run.schedule, Clock(run), set()
+    if run.recipe.auto_batch_size:
+        choose_batch_size(run, progress)
     if run.machine.accelerator.num_processes > 1:
         while not fits(run):
             use_less_memory(run, progress)
         settle(run)
-    signals = []
+    pending, signals = deque(), []  # updates that nobody has looked at yet: (step, lr, Outcome); signals that wait for an answer
     while True:
         step = run.iteration
         last = step >= schedule.length
-        stop = next((name for name in signals if name in guard.STOPPING), None)
-
-        evaluated = bool(run.evaluations) and run.evaluations[-1]["step"] == step
-        if (last or (step % schedule.eval_interval == 0 and not stop)) and not evaluated:
-            if problem := _evaluate(run, progress):
-                roll_back(run, progress, problem)
-                continue
-            _warn(run, progress, warned)
-            clock.restart()
-        ended = last or _out_of_patience(run)
+        evaluation_due = last or step % schedule.eval_interval == 0
         run.save_due = run.save_due or (step > 0 and step % schedule.save_interval == 0)
-        calm = run.watch.high == 0  # a state is not saved over a good one while it looks as if training were going wrong
-        if (ended or signals or (run.save_due and calm)) and step != run.saved_at:
-            if problem := save_state(run, progress, must_succeed=ended or stop is not None):
-                roll_back(run, progress, problem)
-                continue
+        try:
+            # nothing is measured, saved or ended while an update has not been looked at
+            while len(pending) > (0 if evaluation_due or run.save_due or signals else run.machine.late):
+                signals += _look(run, progress, clock, *pending.popleft())
+            stop = next((name for name in signals if name in guard.STOPPING), None)
+            evaluated = bool(run.evaluations) and run.evaluations[-1]["step"] == step
+            if evaluation_due and not evaluated and (last or not stop):
+                _evaluate(run, progress)
+                _warn(run, progress, warned)
+                clock.restart()
+            ended = last or _out_of_patience(run)
+            calm = run.watch.high == 0  # a state is not saved over a good one while it looks as if training were going wrong
+            if (ended or signals or (run.save_due and calm)) and step != run.saved_at:
+                save_state(run, progress, must_succeed=ended or stop is not None)
+                clock.restart()
+        except guard.Diverged as problem:
+            pending.clear()
+            roll_back(run, progress, str(problem))
             clock.restart()
+            continue
         if ended:
             return
         if stop:
             progress.record("stop", step=step, signal=stop.name)
             raise Failure(f"stopped by {stop.name} after {step} updates; --init_from=resume goes on from here", guard.STOPPING[stop])
+        signals = []
 
         lr = optim.learning_rate(step, run.recipe, schedule) * run.lr_scale
         try:
@@ -89,19 +99,22 @@ def _loop(run, progress):
         except (RuntimeError, MemoryError) as error:
             shrink(run, progress, error)
             continue
-        signals = run.signals.taken(outcome.signals)
-        if problem := run.watch.judge(outcome.loss, outcome.grad_norm, scaled=run.scaler is not None):
-            roll_back(run, progress, f"iter {step}: {problem}, learning rate {lr:.3g}")
-            clock.restart()
-            continue
+        pending.append((step, lr, outcome))
         run.iteration += 1
-        if step % run.recipe.log_interval == 0 or run.iteration == schedule.length:
-            seconds, tokens, mfu, left = clock.read()
-            progress.say(iteration_line(step, outcome.loss, seconds, tokens, mfu, left))
-            progress.record(
-                "iter", iter=step, loss=outcome.loss, lr=lr, grad_norm=outcome.grad_norm, seconds=seconds, tokens_per_second=tokens / seconds, mfu=mfu
-            )
-            progress.advance(step, outcome.loss)
+
+
+def _look(run, progress, clock, step, lr, outcome):
+    """Judge an update that was begun, and tell of it. Returns the signals that came meanwhile; raises Diverged."""
+    loss, grad_norm, counts = outcome.read()
+    if problem := run.watch.judge(loss, grad_norm, scaled=run.scaler is not None):
+        run.iteration = step
+        raise guard.Diverged(f"iter {step}: {problem}, learning rate {lr:.3g}")
+    if step % run.recipe.log_interval == 0 or step + 1 == run.schedule.length:
+        seconds, tokens, mfu, left = clock.read(step + 1)
+        progress.say(iteration_line(step, loss, seconds, tokens, mfu, left))
+        progress.record("iter", iter=step, loss=loss, lr=lr, grad_norm=grad_norm, seconds=seconds, tokens_per_second=tokens / seconds, mfu=mfu)
+        progress.advance(step, loss)
+    return run.signals.taken(counts)
 
 
 class Clock:
@@ -114,21 +127,22 @@ class Clock:
         self.flops = flops_per_token(run.network.config) * self.tokens
         self.restart()
 
-    def restart(self):
-        self.since, self.began = self.run.iteration, time.perf_counter()
+    def restart(self, done=None):
+        """Count from `done` updates on, by default from those the run has made."""
+        self.since, self.began = self.run.iteration if done is None else done, time.perf_counter()
 
-    def read(self):
-        """(seconds an update, tokens an update, mfu, seconds left)."""
+    def read(self, done):
+        """(seconds an update, tokens an update, mfu, seconds left) when `done` updates are made."""
         run = self.run
-        seconds = (time.perf_counter() - self.began) / max(1, run.iteration - self.since)
-        self.restart()
+        seconds = (time.perf_counter() - self.began) / max(1, done - self.since)
+        self.restart(done)
         mfu = self.flops / seconds / (run.peak[0] * run.machine.accelerator.num_processes)
-        return seconds, self.tokens, mfu, seconds * (run.schedule.length - run.iteration)
+        return seconds, self.tokens, mfu, seconds * (run.schedule.length - done)
 
 
 def _evaluate(run, progress):
-    """Measure both splits at this step; publish the model when it is the best so far, or when all are kept. Returns what is
-    wrong, in words, when a loss is no number."""
+    """Measure both splits at this step; publish the model when it is the best so far, or when all are kept. Raises Diverged when a
+    loss is no number."""
     recipe, step = run.recipe, run.iteration
     probe = max(1, TRAIN_PROBE // run.train.block_size)
     val_loss = evaluate(run, run.val, _eval_rows(run.val, run.eval_rows))
@@ -136,9 +150,9 @@ def _evaluate(run, progress):
     progress.say(f"step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
     progress.record("eval", step=step, train_loss=train_loss, val_loss=val_loss)
     if recipe.eval_only:
-        return None
+        return
     if not math.isfinite(val_loss + train_loss):
-        return f"step {step}: val loss is {val_loss}, train loss is {train_loss}"
+        raise guard.Diverged(f"step {step}: val loss is {val_loss}, train loss is {train_loss}")
     run.evaluations.append({"step": step, "train_loss": train_loss, "val_loss": val_loss})
     facts = {**run.evaluations[-1], "init_from": run.init_from}
     again = step == run.best.get("step")  # published before a crash that lost the state of this step
@@ -148,7 +162,6 @@ def _evaluate(run, progress):
         progress.record("best", step=step, val_loss=val_loss)
     if recipe.always_save_checkpoint:
         publish_model(run, progress, f"iter_{step:06d}", facts)
-    return None
 
 
 def _eval_rows(blocks, limit):

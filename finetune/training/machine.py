@@ -34,6 +34,15 @@ class Machine:
         """The context in which a forward pass runs."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
+    @property
+    def late(self):
+        """How many updates are begun before the first of them is asked for its numbers: a GPU should not wait for the host to look."""
+        return 1 if self.device.type == "cuda" else 0
+
+    def uncompiled(self):
+        """The context in which nothing is compiled: a single pass of some shape is not worth the wait."""
+        return torch.compiler.set_stance("force_eager") if self.compile else contextlib.nullcontext()
+
     @contextlib.contextmanager
     def exactly(self):
         """The context in which losses are measured that people will quote: float32, on recent GPUs with TF32 products when training
@@ -42,7 +51,8 @@ class Machine:
         if self.device.type == "cuda" and self.dtype != torch.float32:
             torch.set_float32_matmul_precision("high")
         try:
-            yield
+            with self.uncompiled():
+                yield
         finally:
             torch.set_float32_matmul_precision(before)
 

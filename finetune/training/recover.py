@@ -1,9 +1,10 @@
-"""What a run does when it goes wrong: back to the last good state, or on with less memory."""
+"""What a run does when it has gone wrong: back to the last good state."""
 
 import contextlib
 
 from finetune.cli import Failure
-from finetune.training import checkpoint, guard
+from finetune.training import checkpoint
+from finetune.training.guard import Diverged
 from finetune.training.saving import save_state
 from finetune.training.start import begin_again, take_up
 
@@ -38,27 +39,5 @@ def roll_back(run, progress, problem):
     if main:
         with contextlib.suppress(OSError):  # on a full disk the lines of the failed try stay, before the rollback that tells of it
             progress.rewrite(run)
-    save_state(run, progress, must_succeed=False)  # so that a kill does not make it forget how often it has gone back
-
-
-def shrink(run, progress, error):
-    """Answer an error in an update: less memory for the next try when memory was the trouble, else raise it again."""
-    if not guard.is_out_of_memory(error):
-        raise error
-    if run.machine.accelerator.num_processes > 1:  # the others wait for gradients that this one cannot bring any more
-        advice = "halve it, double gradient_accumulation_steps and, once a state was saved, go on with --init_from=resume: it is the same run"
-        raise Failure(f"out of memory at iter {run.iteration} with batch_size {run.recipe.batch_size}; {advice}", 1, alone=True) from error
-    use_less_memory(run, progress)
-
-
-def use_less_memory(run, progress):
-    """Make the micro-batch smaller, on every process alike, and say so."""
-    done = guard.use_less_memory(run)
-    progress.say(f"out of memory at iter {run.iteration}: {done}")
-    progress.record(
-        "out_of_memory",
-        step=run.iteration,
-        done=done,
-        batch_size=run.recipe.batch_size,
-        gradient_accumulation_steps=run.recipe.gradient_accumulation_steps,
-    )
+    with contextlib.suppress(Diverged):  # weights that came as no numbers; the next update finds it
+        save_state(run, progress, must_succeed=False)  # so that a kill does not make it forget how often it has gone back

@@ -10,6 +10,7 @@ from finetune.cli import Failure
 from finetune.gpt import convert, weights
 from finetune.training import checkpoint
 from finetune.training.card import model_card
+from finetune.training.guard import Diverged
 
 
 def publish_model(run, progress, name, facts):
@@ -27,9 +28,9 @@ def publish_model(run, progress, name, facts):
 
 
 def save_state(run, progress, must_succeed):
-    """Publish a resumable state. Returns what is wrong, in words, when the weights are no numbers, which are never written."""
-    if not all(torch.isfinite(parameter).all() for parameter in run.network.parameters()):
-        return f"step {run.iteration}: the weights are not finite"
+    """Publish a resumable state. Raises Diverged when the weights are no numbers, which are never written."""
+    if not torch.stack([torch.isfinite(parameter).all() for parameter in run.network.parameters()]).all():
+        raise Diverged(f"step {run.iteration}: the weights are not finite")
 
     def write():
         config = run.network.config
@@ -43,7 +44,6 @@ def save_state(run, progress, must_succeed):
         run.saved_at, run.save_due = run.iteration, False
     elif must_succeed:
         raise Failure(f"out_dir {run.recipe.out_dir}: the state after {run.iteration} updates could not be saved; the one before it is whole", 1)
-    return None
 
 
 def _on_main(run, progress, what, write):

@@ -15,7 +15,10 @@ from finetune.data.batches import Blocks, Order
 from finetune.data.prepare import find_tokenizer, open_dataset
 from finetune.data.tokenizer import prompt_ids
 from finetune.gpt import GPT, GPTConfig, convert, weights
-from finetune.training import checkpoint, guard, optim
+from finetune.training import checkpoint, guard, memory, optim
+
+RESIDENT = 500_000_000  # tokens of a split that a GPU keeps, 2 GB
+COMPILED_WHOLE = 12  # layers
 
 
 @dataclass
@@ -89,6 +92,8 @@ def assemble(recipe, machine, say):
             contents = bins.survey(dataset, split)
             bins.check_ids(dataset, split, contents, config.vocab_size, recipe.init_from if saved is None else recipe.out_dir)
             splits[split] = Blocks.from_arrow(cache.open_cache(dataset, split, block_size, contents), contents.tokens)
+            if machine.device.type == "cuda" and contents.tokens <= RESIDENT:
+                splits[split].keep_on(machine.device)
             identity[f"{split}.bin"] = contents.sha256
     identity |= {
         "block_size": block_size,
@@ -106,7 +111,7 @@ def assemble(recipe, machine, say):
     network.to(machine.device).train()
     optimizer = optim.adamw(network, recipe)
     if machine.compile:
-        network.compile()
+        _compile(network)
     model = machine.accelerator.prepare_model(network)
     run = Run(
         recipe=recipe,
@@ -128,12 +133,22 @@ def assemble(recipe, machine, say):
     try:
         checkpoint.fill_optimizer(optimizer, run.names)
     except (RuntimeError, MemoryError) as error:
-        if not guard.is_out_of_memory(error):
+        if not memory.is_out_of_memory(error):
             raise
-        raise Failure(guard.what_would_fit(config, block_size), 1, alone=True) from error
+        raise Failure(memory.what_would_fit(config, block_size), 1, alone=True) from error
     if saved:
         _resume(run, saved, say)
     return run
+
+
+def _compile(network):
+    """Compile in place, by block where the whole would take minutes. The loss is a region of its own either way."""
+    if network.config.n_layer <= COMPILED_WHOLE:
+        network.hidden = torch.compile(network.hidden, dynamic=False)
+    else:
+        for block in network.h:
+            block.compile(dynamic=False)
+    network.cross_entropy = torch.compile(network.cross_entropy, dynamic=False)
 
 
 def take_up(run, saved):

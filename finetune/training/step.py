@@ -4,45 +4,55 @@ Losses are summed over target tokens, counted over all processes, and divided on
 spread over processes does not change what is learned.
 """
 
-import math
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from finetune.training.guard import is_out_of_memory
+from finetune.data.batches import sent
+from finetune.training.memory import is_out_of_memory
 
 
-@dataclass
 class Outcome:
-    """What an update came to, the same on every process: mean loss in nats per token, the norm of the gradient before clipping, and
-    how many processes saw each of `Signals.NAMES`. Where loss or norm are not finite, nothing was updated."""
+    """What an update came to, the same on every process. Where loss or norm are not finite, nothing was updated."""
 
-    loss: float
-    grad_norm: float
-    signals: list
+    def __init__(self, numbers):
+        self.numbers, self.copied = numbers, None
+        if numbers.is_cuda:  # on its way to the host from here on, not from when somebody asks, which would be behind the next update
+            self.numbers = torch.empty(numbers.shape, pin_memory=True)
+            self.numbers.copy_(numbers, non_blocking=True)
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def read(self):
+        """`(loss, grad_norm, signals)`: mean nats per token, the norm of the gradient before clipping, and how many processes saw each
+        of `Signals.NAMES`. Waits for the device."""
+        if self.copied:
+            self.copied.synchronize()
+        loss, grad_norm, *signals = self.numbers.tolist()
+        return loss, grad_norm, signals
 
 
 def update(run, iteration, lr):
-    """Make one optimizer update and return its Outcome."""
+    """Make one optimizer update and return its Outcome. A GPU is only told what to do here, and never waited for."""
     loss = _backward(run, iteration)
     if run.scaler:
         run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.grad_clip or torch.inf)
-    # one exchange and one wait for the device; what is no number in one process is no number in the sum
     accelerator = run.machine.accelerator
-    flags = torch.tensor(run.signals.flags(), device=loss.device)
-    loss, norm, *signals = accelerator.reduce(torch.cat([loss[None], norm[None] / accelerator.num_processes, flags])).tolist()
+    flags = sent(torch.tensor(run.signals.flags()), loss.device)
+    # one exchange; what is no number in one process is no number in the sum
+    numbers = accelerator.reduce(torch.cat([loss[None], norm[None] / accelerator.num_processes, flags]))
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     if run.scaler:  # skips by itself an update that overflowed float16
         run.scaler.step(run.optimizer)
         run.scaler.update()
-    elif math.isfinite(loss) and math.isfinite(norm):
+    else:
+        run.optimizer.found_inf = 1.0 - numbers[:2].isfinite().all().float()  # where it is 1, the fused kernel changes nothing
         run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
-    return Outcome(loss, norm, signals)
+    return Outcome(numbers)
 
 
 def _backward(run, iteration):
@@ -54,7 +64,7 @@ def _backward(run, iteration):
     mine = range(accelerator.process_index, len(micro_batches), accelerator.num_processes)
     total = torch.zeros((), device=run.machine.device)
     for index in mine:
-        idx, targets = to_device(run.train.batch(micro_batches[index]), run.machine.device)
+        idx, targets = run.train.batch(micro_batches[index], run.machine.device)
         if recipe.dropout:
             torch.manual_seed(_dropout_seed(recipe.seed, iteration, index))
         with nullcontext() if index == mine[-1] else accelerator.no_sync(run.model):
@@ -70,27 +80,11 @@ def _backward(run, iteration):
 def settle(run):
     """Let data parallelism settle before the first update. DDP regroups gradients after its first backward passes, which changes the
     order of summation from three processes on; two passes that leave nothing behind make fresh and resumed runs equal to the bit."""
-    idx, targets = to_device(run.train.batch([0]), run.machine.device)
+    idx, targets = run.train.batch([0], run.machine.device)
     for _ in range(2):
         with run.machine.autocast():
             (run.model(idx, targets)[0] * 0.0).backward()
         run.optimizer.zero_grad(set_to_none=True)
-
-
-def fits(run):
-    """Whether every process has memory for a micro-batch. To be asked before the first update of several processes: later, one that
-    fails would leave the others waiting for its gradients."""
-    failed = 0.0
-    try:
-        idx, targets = to_device(run.train.batch([0] * run.recipe.batch_size), run.machine.device)
-        with run.machine.accelerator.no_sync(run.model), run.machine.autocast():
-            (run.model(idx, targets)[0] * 0.0).backward()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        failed = 1.0
-    run.optimizer.zero_grad(set_to_none=True)
-    return not run.machine.accelerator.reduce(torch.tensor(failed, device=run.machine.device)).item()
 
 
 @torch.no_grad()
@@ -106,7 +100,7 @@ def evaluate(run, blocks, rows):
     done = 0
     while done < len(mine):
         try:
-            idx, targets = to_device(blocks.batch(mine[done : done + size]), run.machine.device)
+            idx, targets = blocks.batch(mine[done : done + size], run.machine.device)
             with run.machine.exactly():
                 total += model(idx, targets)[0]
             done += size
@@ -116,13 +110,6 @@ def evaluate(run, blocks, rows):
             size //= 2
     model.train(was_training)
     return (accelerator.reduce(total) / blocks.num_targets(rows)).item()
-
-
-def to_device(tensors, device):
-    """Copies on the device; on a GPU without waiting for them."""
-    if device.type != "cuda":
-        return [tensor.to(device) for tensor in tensors]
-    return [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
 
 
 def _dropout_seed(seed, iteration, index):
