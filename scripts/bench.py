@@ -1,9 +1,17 @@
 """Benchmarks against the tools people would otherwise use, each in its own process, written to docs/benchmarks/.
 
-    python scripts/bench.py char --nanogpt=PATH [--text=input.txt]
+    python scripts/bench.py train   --nanogpt=PATH    tokens/s of updates, at matched and at default settings
+    python scripts/bench.py start                     time from the start of the process to the first update
+    python scripts/bench.py memory                    peak memory of training
+    python scripts/bench.py sample  --nanogpt=PATH    tokens/s of sampling
+    python scripts/bench.py load    --nanogpt=PATH    cost of a batch
+    python scripts/bench.py convert                   train.bin to an Arrow cache
+    python scripts/bench.py char    --nanogpt=PATH    character-level tiny Shakespeare from scratch: whole commands, wall time and loss
+    python scripts/bench.py gpu     [--nanogpt=PATH]  everything of a CUDA device, in nine minutes; needs neither `datasets` nor a network
 
-char  character-level tiny Shakespeare from scratch at nanoGPT's setting for a CPU: whole commands, wall time and validation loss.
-      nanoGPT's model is loaded by us and measured on the whole validation split, as ours is.
+Every tool gets the same weights, blocks, order, learning rate and weight decay. Losses must agree before a speed is printed. Tools take turns,
+the order rotates from round to round, and what counts is the ratio within a round. finetune runs twice a round: the ratio of
+these two says how far the machine is to be trusted.
 """
 
 import datetime
@@ -11,37 +19,261 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune.cli import key, parse, run
 
 ROOT = Path(__file__).parents[1]
+CONTENDERS = ROOT / "scripts" / "contenders.py"
+SIZES = {"124M": (12, 12, 768), "355M": (24, 16, 1024), "774M": (36, 20, 1280), "1558M": (48, 25, 1600), "tiny": (2, 2, 64)}
+WARM_UP = 2  # updates that are not timed: allocators, first optimizer state, compilation
 
 
 @dataclass
 class Options:
-    sources: list = key([], "what to measure: char")
+    sources: list = key([], "what to measure: train, start, memory, sample, load, convert, char or gpu")
     nanogpt: str = key("", "a checkout of nanoGPT to compare with")
+    rounds: int = key(5, "how often every tool has its turn")
+    size: str = key("124M", "the shape: 124M, 355M, 774M, 1558M, or tiny to try the script itself")
+    batch_size: int = key(1, "train: blocks of an update")
+    block_size: int = key(1024, "train, memory, load: tokens of a block")
+    steps: int = key(6, "train: updates, the first two of which are not timed")
+    tokens: int = key(200, "sample: new tokens of each sample")
     text: str = key("shakespeare", "the text for char: tiny Shakespeare, or a file")
     out: str = key(str(ROOT / "docs" / "benchmarks"), "directory for the results")
 
     def problems(self):
-        if self.sources != ["char"]:
-            yield "sources", "name one benchmark: char"
-        if not (Path(self.nanogpt) / "train.py").is_file():
+        if len(self.sources) != 1 or self.sources[0] not in LANES:
+            yield "sources", f"name one benchmark: {', '.join(LANES)}"
+        if self.size not in SIZES:
+            yield "size", f"{', '.join(SIZES)} are known"
+        if self.steps <= WARM_UP:
+            yield "steps", f"the first {WARM_UP} are not timed, so more than that"
+        if self.nanogpt and not (Path(self.nanogpt) / "train.py").is_file():
+            yield "nanogpt", f"{self.nanogpt} is no checkout of nanoGPT"
+        if not self.nanogpt and self.sources in (["char"], ["load"]):
             yield "nanogpt", "give --nanogpt=PATH, a checkout of nanoGPT"
+
+
+@dataclass
+class Contender:
+    """A tool with its settings, and what its rounds came to."""
+
+    name: str
+    job: dict
+    results: list = field(default_factory=list)
+
+    def turn(self, shared):
+        job = {**shared, **self.job, "began": time.time()}
+        path = Path(shared["work"], "job.json")
+        path.write_text(json.dumps(job))
+        done = subprocess.run(
+            [sys.executable, CONTENDERS, path], capture_output=True, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+        )
+        if done.returncode:
+            sys.exit(f"{self.name} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        self.results.append(json.loads(done.stdout.splitlines()[-1]))
+        return self.results[-1]
 
 
 def main(argv):
     options, _ = parse(Options, argv, __doc__)
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as work:
-        result = char(options, Path(work))
+        result = LANES[options.sources[0]](options, Path(work))
+    if load > 0.5 * os.cpu_count():
+        result["setting"] += f"; the machine was busy when it began (load {load:.1f}), so absolute figures are low"
     write(result, Path(options.out))
+
+
+def train(options, work):
+    """Updates of one shape, the same for all."""
+    shared = prepared(options, work, tokens=max(40, 2 * options.steps * options.batch_size) * options.block_size)
+    contenders = [
+        Contender("finetune", {"tool": "finetune", "options": {}}),
+        Contender("finetune, again", {"tool": "finetune", "options": {}}),
+        Contender("Trainer, bfloat16, dropout 0, fused", {"tool": "trainer", "options": {"dtype": "bfloat16", "dropout": 0.0}}),
+        Contender("Trainer, its defaults (float32, dropout 0.1)", {"tool": "trainer", "options": {}}),
+    ]
+    if options.nanogpt:
+        contenders.append(Contender("nanoGPT, its defaults on a CPU (float32)", {"tool": "nanogpt", "options": {"compile": False}}))
+    rotate(contenders, options.rounds, {**shared, "what": "train"})
+    gate(contenders, {"again": 1e-6, "dropout 0": 2e-2, "nanoGPT": 2e-2, "dropout 0.1": 0.3})
+    tokens = options.batch_size * options.block_size
+    speeds = [[tokens * (len(r["stamps"]) - 1 - WARM_UP) / (r["stamps"][-1] - r["stamps"][WARM_UP]) for r in c.results] for c in contenders]
+    rows = [
+        {
+            "tool": c.name,
+            "tokens/s": f"{statistics.median(speed):,.0f}",
+            "finetune is faster by": ratios(speeds[0], speed) if c is not contenders[0] else "",
+            "last loss": f"{c.results[0]['losses'][-1]:.4f}",
+        }
+        for c, speed in zip(contenders, speeds)
+    ]
+    name = f"train-{options.batch_size}x{options.block_size}"
+    title = f"Training {options.size}: {options.batch_size} x {options.block_size} tokens an update"
+    setting = f"{options.rounds} rounds, {options.steps} updates each, of which the last {options.steps - WARM_UP - 1} are timed; "
+    setting += "AdamW, weight decay 0.1, gradients clipped at 1; ratios are median (lowest to highest) of the rounds"
+    return report(options, name, title, setting, rows, contenders)
+
+
+def start(options, work):
+    """From the start of the process to the end of the first update, of 128 tokens, with everything on disk that can be."""
+    options.block_size, options.steps = 128, WARM_UP + 1
+    shared = prepared(options, work, tokens=400 * options.block_size)
+    contenders = [
+        Contender("finetune", {"tool": "finetune", "options": {}}),
+        Contender("finetune, again", {"tool": "finetune", "options": {}}),
+        Contender("Trainer, its defaults (float32, dropout 0.1)", {"tool": "trainer", "options": {}}),
+    ]
+    rotate(contenders, options.rounds, {**shared, "what": "train"})
+    gate(contenders, {"again": 1e-6, "dropout 0.1": 0.3})
+    seconds = [[r["stamps"][0] for r in c.results] for c in contenders]
+    rows = [
+        {"tool": c.name, "first update after": f"{statistics.median(s):.1f} s", "finetune's share of it": ratios(seconds[0], s)}
+        for c, s in zip(contenders, seconds)
+    ]
+    setting = (
+        f"{options.rounds} rounds, 1 x 128 tokens; finetune has evaluated 2 blocks and published its first model by then, Trainer has done neither"
+    )
+    return report(options, "start", f"From start to first update, {options.size}", setting, rows, contenders)
+
+
+def memory(options, work):
+    """Peak resident memory of the whole process, 4 blocks an update."""
+    options.batch_size = 4
+    shared = prepared(options, work, tokens=40 * options.block_size)
+    shared["shape"]["max_iters"] = 3
+    contenders = [
+        Contender("finetune", {"tool": "finetune", "options": {}}),
+        Contender("Trainer, bfloat16, dropout 0, fused", {"tool": "trainer", "options": {"dtype": "bfloat16", "dropout": 0.0}}),
+    ]
+    rotate(contenders, 1, {**shared, "what": "train"})
+    gate(contenders, {"dropout 0": 2e-2})
+    first = contenders[0].results[0]["peak_mb"]
+    rows = [
+        {"tool": c.name, "peak MB": f"{c.results[0]['peak_mb']:,.0f}", "finetune's share": f"{first / c.results[0]['peak_mb']:.2f}"}
+        for c in contenders
+    ]
+    title = f"Peak memory of training {options.size}: 4 x {options.block_size} tokens an update"
+    return report(
+        options, "memory", title, "the largest resident size of the process over three updates, evaluation and checkpoints included", rows, contenders
+    )
+
+
+def sample(options, work):
+    """The call, after one that does not count; and whole commands."""
+    shared = prepared(options, work, tokens=2**15)
+    calls = {"what": "sample", "batch": 8, "tokens": options.tokens, "calls": 1}
+    contenders = [
+        Contender("finetune", {"tool": "finetune", "dtype": "bfloat16"}),
+        Contender("finetune, again", {"tool": "finetune", "dtype": "bfloat16"}),
+        Contender("transformers generate, bfloat16", {"tool": "generate", "dtype": "bfloat16"}),
+    ]
+    texts = [
+        Contender(tool, {"tool": tool, "dtype": "float32"}).turn({**shared, **calls, "batch": 1, "tokens": 1})["greedy"]
+        for tool in ("finetune", "generate")
+    ]
+    if texts[0] != texts[1]:
+        sys.exit(f"greedy texts in float32 differ: {texts}")
+    rotate(contenders, options.rounds, {**shared, **calls})
+    speeds = [[8 * options.tokens / statistics.median(r["seconds"]) for r in c.results] for c in contenders]
+    rows = [
+        {
+            "what": f"8 x {options.tokens} tokens",
+            "tool": c.name,
+            "tokens/s": f"{statistics.median(s):,.0f}",
+            "finetune is faster by": ratios(speeds[0], s),
+        }
+        for c, s in zip(contenders, speeds)
+    ]
+    if options.nanogpt:
+        rows += whole_commands(options, work, shared)
+    title = f"Sampling from {options.size}"
+    setting = f"{options.rounds} rounds, temperature 0.8, top_k 200; ratios are median (lowest to highest) of the rounds; the call after one that does not count, "
+    setting += "or the whole command. nanoGPT writes one sample after the other, so one of its ten is timed and its tokens/s stand for all"
+    return report(options, "sample", title, setting, rows, contenders)
+
+
+def whole_commands(options, work, shared):
+    """`finetune.sample` and nanoGPT's sample.py as users run them, with a vocabulary of single characters that needs no download."""
+    import pickle
+
+    from finetune.data.tokenizer import CharTokenizer
+
+    chars = ["\n", *(chr(point) for point in range(0x100, 0x100 + 50256))]
+    CharTokenizer(chars).save(Path(shared["weights"]), 1024)
+    meta = {"vocab_size": len(chars), "stoi": {char: i for i, char in enumerate(chars)}, "itos": dict(enumerate(chars))}
+    Path(work, "data", "meta.pkl").write_bytes(pickle.dumps(meta))
+    Contender("", {"tool": "nanogpt", "what": "setup"}).turn(shared)
+    ours = [
+        sys.executable,
+        "-m",
+        "finetune.sample",
+        f"--init_from={shared['weights']}",
+        "--num_samples=10",
+        f"--max_new_tokens={options.tokens * 5 // 2}",
+    ]
+    theirs = [
+        sys.executable,
+        "sample.py",
+        f"--out_dir={work}/nanogpt",
+        "--device=cpu",
+        "--num_samples=1",
+        f"--max_new_tokens={options.tokens * 5 // 2}",
+    ]
+    speeds = {"finetune": [], "nanoGPT": []}
+    for turn in range(options.rounds):
+        for name in sorted(speeds, reverse=turn % 2 == 1):
+            command, where, samples = (ours, work, 10) if name == "finetune" else (theirs, options.nanogpt, 1)
+            speeds[name].append(samples * (options.tokens * 5 // 2) / timed(command, where))
+    what = f"the command, 10 x {options.tokens * 5 // 2} tokens"
+    return [
+        {"what": what, "tool": name, "tokens/s": f"{statistics.median(s):,.1f}", "finetune is faster by": ratios(speeds["finetune"], s)}
+        for name, s in speeds.items()
+    ]
+
+
+def load(options, work):
+    """Processor time of one batch of 8 blocks, in random order, from memory."""
+    options.batch_size = 8
+    shared = prepared(options, work, tokens=20 * 2**20)
+    contenders = [Contender("finetune", {"tool": "finetune"}), Contender("finetune, again", {"tool": "finetune"})]
+    contenders += [Contender("nanoGPT's get_batch", {"tool": "nanogpt"})]
+    contenders += [Contender("datasets, DataLoader and run_clm's three columns", {"tool": "trainer"})]
+    rotate(contenders, options.rounds, {**shared, "what": "load"})
+    costs = [[r["milliseconds"] for r in c.results] for c in contenders]
+    rows = [
+        {"tool": c.name, "ms a batch": f"{statistics.median(cost):.3f}", "finetune is cheaper by": ratios(cost, costs[0])}
+        for c, cost in zip(contenders, costs)
+    ]
+    setting = f"{options.rounds} rounds of 300 batches (100 of run_clm's), one thread, 20 million tokens; ratios are median (lowest to highest) of the rounds"
+    return report(options, "load", f"A batch of 8 x {options.block_size} tokens", setting, rows, contenders)
+
+
+def convert(options, work):
+    """train.bin of 1 GB to the Arrow cache of a first run."""
+    shared = prepared(options, work, tokens=500_000_000)
+    (contender,) = contenders = [Contender("finetune", {"tool": "finetune", "what": "convert"})]
+    for _ in range(options.rounds):
+        contender.turn(shared)
+        copy = Path(shared["work"], "data", "train.bin")
+        began = time.perf_counter()
+        shutil.copyfile(copy, copy.with_name("copy"))
+        contender.results[-1]["copy_mb_per_second"] = 1000 / (time.perf_counter() - began)
+    medians = {name: statistics.median(r[name] for r in contender.results) for name in contender.results[0]}
+    rows = [
+        {"what": "bin to Arrow", "MB/s": f"{medians['mb_per_second']:,.0f}", "memory on top": f"{medians['grown_mb']:.0f} MB"},
+        {"what": "copying the file, for comparison", "MB/s": f"{medians['copy_mb_per_second']:,.0f}", "memory on top": ""},
+    ]
+    setting = f"{options.rounds} rounds, medians; not synced to the disk, which nothing waits for: a cache that is lost is built again"
+    return report(options, "convert", "1 GB of tokens from bin to Arrow", setting, rows, contenders)
 
 
 def char(options, work):
@@ -61,39 +293,16 @@ def char(options, work):
     shutil.copytree(options.nanogpt, checkout, ignore=shutil.ignore_patterns(".git"))
     for name in ("train.bin", "val.bin", "meta.pkl"):
         shutil.copy(work / "data" / "char" / name, checkout / "data" / "shakespeare_char" / name)
-    theirs = [
-        "train.py",
-        "config/train_shakespeare_char.py",
-        *flags,
-        "--device=cpu",
-        "--compile=False",
-        "--eval_iters=20",
-        "--lr_decay_iters=2000",
-        f"--out_dir={work / 'nano'}",
-    ]
-    seconds["nanoGPT"] = timed([sys.executable, *theirs], checkout)
+    theirs = ["train.py", "config/train_shakespeare_char.py", *flags, "--device=cpu", "--compile=False", "--eval_iters=20", "--lr_decay_iters=2000"]
+    seconds["nanoGPT"] = timed([sys.executable, *theirs, f"--out_dir={work / 'nano'}"], checkout)
 
     rows = []
     for name, out in (("finetune", "ours"), ("nanoGPT", "nano")):
         loss = whole_split_loss(work / out, work)
         rows.append({"tool": name, "wall_seconds": round(seconds[name], 1), "val_loss": round(loss, 4)})
-    return {
-        "what": "char",
-        "title": "Character-level tiny Shakespeare, from scratch, on a CPU",
-        "setting": "4 layers, 4 heads, 128 wide, context 64, batch 12, 2,000 iterations, dropout 0, learning rate 1e-3; "
-        "wall time of the whole command, evaluations included; validation loss of the best checkpoint over the whole split (111,540 characters)",
-        "command": "python scripts/bench.py char --nanogpt=PATH",
-        "rows": rows,
-    }
-
-
-def timed(command, directory):
-    began = time.perf_counter()
-    done = subprocess.run(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    seconds = time.perf_counter() - began
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
-    return seconds
+    setting = "4 layers, 4 heads, 128 wide, context 64, batch 12, 2,000 iterations, dropout 0, learning rate 1e-3; wall time of the whole command, "
+    setting += "evaluations included; validation loss of the best checkpoint over the whole split (111,540 characters), by our evaluation for both"
+    return report(options, "char", "Character-level tiny Shakespeare, from scratch, on a CPU", setting, rows, [])
 
 
 def whole_split_loss(model, work):
@@ -103,13 +312,187 @@ def whole_split_loss(model, work):
     return float(done.stdout.split("val loss ")[1].split()[0])
 
 
+def gpu(options, work):
+    """The table of a CUDA device, shortest lanes last to be cut when time is up."""
+    import torch
+
+    rows, contenders, deadline = [], [], time.monotonic() + 8 * 60
+    rows += [{"what": name, "tool": "the device", "figure": figure} for name, figure in ceilings().items()]
+    plan = [
+        # (size, blocks, rival, options)
+        ("124M", 32, "finetune", {}),
+        ("124M", 32, "trainer", {"dtype": "bfloat16", "dropout": 0.0}),
+        ("124M", 32, "trainer", {"dtype": "bfloat16", "dropout": 0.0, "compile": True}),
+        ("124M", 32, "nanogpt", {}),
+        ("124M", 8, "finetune", {}),
+        ("355M", 16, "finetune", {}),
+        ("774M", 16, "finetune", {}),
+        ("1558M", 8, "finetune", {}),
+        ("1558M", 8, "nanogpt", {}),
+        ("1558M", 1, "finetune", {"gradient_checkpointing": True}),
+        ("124M", 32, "finetune", {"compile": "false"}),
+    ]
+    if not torch.cuda.is_available():  # a rehearsal: the same steps on a toy
+        plan = [("tiny", 2, tool, settings) for _, _, tool, settings in plan if "compile" not in settings]
+        options.block_size, options.steps, device = 64, 5, "cpu"
+    else:
+        options.steps, device = 22, "cuda"
+    losses = {}
+    for size, blocks, tool, settings in plan:
+        if tool == "nanogpt" and not options.nanogpt:
+            continue
+        if time.monotonic() > deadline:
+            rows.append({"what": f"training {size}, {blocks} x {options.block_size}", "tool": tool, "figure": "not measured: out of time"})
+            continue
+        options.size, options.batch_size = size, blocks
+        folder = work / size
+        folder.mkdir(exist_ok=True)
+        shared = {**prepared(options, folder, tokens=2 * options.steps * blocks * options.block_size, device=device), "what": "train", "saves": False}
+        contender = Contender(f"{tool} {settings or ''}".strip(), {"tool": tool, "options": settings})
+        if tool == "nanogpt":
+            Contender("", {"tool": "nanogpt", "what": "setup"}).turn(shared)
+        try:
+            result = contender.turn(shared)
+        except SystemExit as failure:
+            rows.append(
+                {"what": f"training {size}, {blocks} x {options.block_size}", "tool": contender.name, "figure": str(failure).splitlines()[-1][:200]}
+            )
+            continue
+        contenders.append(contender)
+        stamps = result["stamps"][4 if device == "cuda" else WARM_UP : -1]
+        speed = blocks * options.block_size * (len(stamps) - 1) / (stamps[-1] - stamps[0])
+        agreed = losses.setdefault((size, blocks), result["losses"])
+        off = max(abs(one - other) for one, other in zip(result["losses"], agreed))
+        figure = f"{speed:,.0f} tokens/s, peak {result['peak_mb'] / 1024:.1f} GiB, first update after {result['stamps'][0]:.0f} s"
+        figure = figure if off < 5e-2 else f"losses differ by {off:.3f}, so there is no speed to tell"
+        rows.append({"what": f"training {size}, {blocks} x {options.block_size}", "tool": contender.name, "figure": figure})
+        print(rows[-1], flush=True)
+    calls = {"what": "sample", "batch": 64, "tokens": 200, "calls": 2, "dtype": "bfloat16"} | ({} if device == "cuda" else {"batch": 2, "tokens": 20})
+    options.size = "124M" if device == "cuda" else "tiny"
+    shared = prepared(options, work / options.size, tokens=2**16, device=device)
+    for tool in ("finetune", "generate"):
+        contender = Contender(tool, {"tool": tool})
+        seconds = min(contender.turn({**shared, **calls})["seconds"])
+        contenders.append(contender)
+        figure = f"{calls['batch'] * calls['tokens'] / seconds:,.0f} tokens/s"
+        rows.append({"what": f"sampling {options.size}, {calls['batch']} x {calls['tokens']}", "tool": tool, "figure": figure})
+    setting = "bfloat16, AdamW, dropout 0; one run each, so ratios of neighbouring lines are what to read; first update: seconds from the start of the process, compilation included"
+    return report(options, "gpu", "Training and sampling on one GPU", setting, rows, contenders)
+
+
+def ceilings():
+    """What the device does at best: a matrix product and a copy."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16)
+    big = torch.empty(2**31, dtype=torch.uint8, device="cuda")
+    best = {}
+    for name, work, unit in (("product of 8192 x 8192 matrices", lambda: a @ b, 2 * 8192**3 / 1e12), ("copy", big.clone, 2 * 2**31 / 1e12)):
+        times = []
+        for _ in range(20):
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            work()
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+        best[name] = f"{unit / min(times):,.1f} {'TFLOP/s' if 'product' in name else 'TB/s'}"
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        q = torch.randn(8, 12, 1024, 64, device="cuda", dtype=torch.bfloat16)
+        torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
+        torch.cuda.synchronize()
+    best["attention kernel"] = ", ".join(
+        event.key[:60] for event in seen.key_averages() if event.key.lower().count("attention") or "flash" in event.key.lower()
+    )
+    del big
+    torch.cuda.empty_cache()
+    return best
+
+
+def prepared(options, work, tokens, device="cpu"):
+    """What all contenders share: random tokens with the frequencies of words, random weights, and the order of the blocks."""
+    import numpy as np
+    import torch
+
+    from finetune import GPT, GPTConfig
+    from finetune.data.batches import Order
+
+    data = work / "data"
+    data.mkdir(exist_ok=True)
+    rng, vocabulary = np.random.default_rng(0), np.arange(1, 50257)
+    words = rng.choice(vocabulary.astype(np.uint16), 2**20, p=(1 / vocabulary) / (1 / vocabulary).sum())
+    with open(data / "train.bin", "wb") as file:
+        for first in range(0, tokens + 1, len(words)):
+            file.write(words[: tokens + 1 - first].tobytes())
+    words[: 2 * options.block_size + 1].tofile(data / "val.bin")
+    weights = work / "weights"
+    n_layer, n_head, n_embd = SIZES[options.size]
+    if not weights.is_dir():
+        config = GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=max(options.block_size, 1024))
+        GPT.from_scratch(config, 0).save_pretrained(weights)
+    torch.manual_seed(0)
+    shape = {"batch_size": options.batch_size, "block_size": options.block_size, "gradient_accumulation_steps": 1, "max_iters": options.steps}
+    order = Order(-(-tokens // options.block_size), options.batch_size, 1337)
+    (work / "rows.json").write_text(json.dumps([int(row) for i in range(options.steps) for row in order.rows(i)]))
+    return {"work": str(work), "weights": str(weights), "nanogpt": options.nanogpt, "shape": shape, "device": device, "saves": True}
+
+
+def rotate(contenders, rounds, shared):
+    """Every contender's turn in every round, beginning with another one each time."""
+    if any(c.job["tool"] == "nanogpt" for c in contenders) and shared["what"] == "train":
+        Contender("", {"tool": "nanogpt", "what": "setup"}).turn(shared)
+    for turn in range(rounds):
+        for contender in contenders[turn % len(contenders) :] + contenders[: turn % len(contenders)]:
+            result = contender.turn(shared)
+            brief = {name: value for name, value in result.items() if not isinstance(value, list)}
+            print(f"round {turn + 1}: {contender.name} {brief}", file=sys.stderr, flush=True)
+
+
+def gate(contenders, tolerances):
+    """End here when losses do not agree with the first contender's."""
+    first = contenders[0].results[0]["losses"]
+    for contender in contenders[1:]:
+        tolerance = next(value for word, value in tolerances.items() if word in contender.name)
+        for result in contender.results:
+            off = max(abs(one - other) for one, other in zip(first, result["losses"], strict=True))
+            if off > tolerance:
+                sys.exit(f"losses of {contender.name} differ from ours by {off:.4f}, over {tolerance}: {result['losses']} and {first}")
+
+
+def ratios(above, below):
+    """`1.41x (1.38 to 1.45)`: the median of the ratios within each round, and their range."""
+    each = [one / other for one, other in zip(above, below)]
+    return f"{statistics.median(each):.2f}x ({min(each):.2f} to {max(each):.2f})"
+
+
+def timed(command, directory):
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-3000:]}")
+    return seconds
+
+
+def report(options, what, title, setting, rows, contenders):
+    nanogpt = " --nanogpt=PATH" if options.nanogpt else ""
+    defaults = Options()
+    given = "".join(
+        f" --{name}={getattr(options, name)}" for name in ("size", "rounds", "block_size") if getattr(options, name) != getattr(defaults, name)
+    )
+    results = {c.name: c.results for c in contenders}
+    command = f"python scripts/bench.py {options.sources[0]}{nanogpt}{given}"
+    return {"what": what, "title": title, "setting": setting, "command": command, "rows": rows, "results": results}
+
+
 def write(result, directory):
     """The result as JSON and as a Markdown table, named after what, where and when."""
     hardware, today = hardware_name(), datetime.date.today().isoformat()
     result |= {"hardware": hardware, "date": today, "versions": versions()}
     base = directory / f"{result['what']}_{hardware.split(',')[0].replace(' ', '-').lower()}_{today}"
     directory.mkdir(parents=True, exist_ok=True)
-    base.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    base.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     columns = list(result["rows"][0])
     lines = [
         f"# {result['title']}",
@@ -137,10 +520,18 @@ def hardware_name():
 
 
 def versions():
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "accelerate", "transformers", "datasets")}}
+    found = {"python": platform.python_version()}
+    for name in ("torch", "accelerate", "transformers", "datasets"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
+
+LANES = {"train": train, "start": start, "memory": memory, "sample": sample, "load": load, "convert": convert, "char": char, "gpu": gpu}
 
 if __name__ == "__main__":
     run(main)

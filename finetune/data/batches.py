@@ -1,5 +1,8 @@
 """Blocks to batches. Which rows an iteration reads is a function of (seed, iteration), never of what was read before."""
 
+import bisect
+import itertools
+
 import numpy as np
 import torch
 
@@ -18,8 +21,8 @@ class Blocks:
     def __init__(self, chunks, tokens):
         self.chunks = chunks
         self.block_size = chunks[0].shape[1] - 1
-        self.starts = np.cumsum([0] + [len(chunk) for chunk in chunks])
-        self.num_rows = int(self.starts[-1])
+        self.starts = [0, *itertools.accumulate(len(chunk) for chunk in chunks)]
+        self.num_rows = self.starts[-1]
         self.num_tokens = tokens
         self.filling = self.num_rows * self.block_size - (tokens - 1)  # targets of the last row that are not there
         self.resident = None  # all tokens on a device
@@ -51,17 +54,16 @@ class Blocks:
             places = first[:, None] + torch.arange(self.block_size + 1, device=device)
             ids = self.resident[places].long()
             return ids[:, :-1], ids[:, 1:].masked_fill(places[:, 1:] >= self.num_tokens, IGNORE)
-        out = np.empty((len(rows), self.block_size + 1), dtype=np.int64)
+        out = torch.empty(len(rows), self.block_size + 1, dtype=torch.int64)
+        rows_out = out.numpy()
         for i, row in enumerate(rows):
-            chunk = int(np.searchsorted(self.starts, row, side="right")) - 1
-            out[i] = self.chunks[chunk][row - self.starts[chunk]]
-        ids = torch.from_numpy(out)
-        targets = ids[:, 1:].clone()
-        if self.filling:
-            for i, row in enumerate(rows):
-                if row == self.num_rows - 1:
-                    targets[i, -self.filling :] = IGNORE
-        return sent(ids[:, :-1].contiguous(), device), sent(targets, device)
+            chunk = bisect.bisect_right(self.starts, row) - 1
+            rows_out[i] = self.chunks[chunk][row - self.starts[chunk]]
+        idx, targets = out[:, :-1], out[:, 1:]
+        if self.filling and (last := [i for i, row in enumerate(rows) if row == self.num_rows - 1]):
+            targets = targets.clone()
+            targets[last, -self.filling :] = IGNORE
+        return sent(idx, device), sent(targets, device)
 
     def num_targets(self, rows):
         """How many tokens these rows predict."""

@@ -1,0 +1,300 @@
+"""One measured process of scripts/bench.py: a tool does a job as its users would have it done, and one line of JSON tells how that went.
+
+    python scripts/contenders.py JOB.json
+
+A job names the tool, what it is to do and the shape; the directory `work` holds bins, weights in each tool's form, and `rows`, the
+blocks that every tool reads in the same order.
+"""
+
+import json
+import os
+import resource
+import runpy
+import sys
+import time
+from pathlib import Path
+
+
+def main(path):
+    job = json.loads(Path(path).read_text())
+    with open(os.devnull, "w") as quiet:
+        out, sys.stdout = sys.stdout, quiet
+        result = globals()[f"{job['tool']}_{job['what']}"](job)
+        sys.stdout = out
+    print(json.dumps(result))
+
+
+# training: losses of every update, when each was done (seconds since the process was started), and peak memory in MB
+
+
+def finetune_train(job):
+    from finetune import recipe
+    from finetune.cli import parse
+    from finetune.training import loop
+    from finetune.training.progress import read_metrics
+
+    _without_datasets()
+    if not job["saves"]:
+        loop.publish_model, loop.save_state, loop.plot = (lambda *args, **more: True), (lambda *args, **more: None), (lambda out_dir: None)
+    out_dir = Path(job["work"], "out")
+    flags = {"init_from": job["weights"], "dataset": f"{job['work']}/data", "out_dir": out_dir, "overwrite": True, **job["shape"]}
+    flags |= {
+        "learning_rate": 3e-5,
+        "decay_lr": False,
+        "warmup_iters": 0,
+        "eval_iters": 1,
+        "eval_interval": 10**9,
+        "log_interval": 1,
+        "device": job["device"],
+        **job["options"],
+    }
+    recipe, _ = parse(recipe.Recipe, [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in flags.items()], "")
+    loop.train(recipe)
+    updates = [event for event in read_metrics(out_dir / "metrics.jsonl") if event["event"] == "iter"]
+    return _training(job, [event["loss"] for event in updates], [event["time"] for event in updates])
+
+
+def trainer_train(job):
+    import numpy as np
+    import torch
+    from transformers import GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+
+    shape, options = job["shape"], job["options"]
+    dropout = options.get("dropout", 0.1)  # GPT-2's own configuration, which run_clm keeps
+    model = GPT2LMHeadModel.from_pretrained(job["weights"], resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)
+    ids, T = np.memmap(f"{job['work']}/data/train.bin", dtype=np.uint16, mode="r"), shape["block_size"]
+    rows = json.loads(Path(job["work"], "rows.json").read_text())
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(rows)
+
+        def __getitem__(self, i):
+            block = torch.from_numpy(ids[rows[i] * T : rows[i] * T + T].astype(np.int64))
+            labels = block.clone()
+            labels[0] = -100  # nothing predicts it, but Trainer would count it among the tokens it divides by
+            return {"input_ids": block, "attention_mask": torch.ones_like(block), "labels": labels}
+
+    losses, stamps = [], []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, *args, **more):
+            stamps.append(time.time())
+
+        def on_log(self, args, state, control, logs=None, **more):
+            if "loss" in logs:
+                losses.append(logs["loss"])
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *args, **more):
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    arguments = TrainingArguments(
+        f"{job['work']}/trainer", max_steps=shape["max_iters"], per_device_train_batch_size=shape["batch_size"],
+        gradient_accumulation_steps=shape["gradient_accumulation_steps"], learning_rate=3e-5, lr_scheduler_type="constant", weight_decay=0.1,
+        adam_beta2=0.95, max_grad_norm=1.0, logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
+        bf16=options.get("dtype") == "bfloat16", torch_compile=options.get("compile", False), use_cpu=job["device"] == "cpu",
+    )  # fmt: skip
+    InOrder(model, arguments, train_dataset=Rows(), callbacks=[Watch()]).train()
+    return _training(job, losses, stamps)
+
+
+def nanogpt_train(job):
+    """nanoGPT's own train.py, told by torch.randint which blocks to read."""
+    import builtins
+    import re
+
+    import torch
+
+    rows, shape, losses, stamps = json.loads(Path(job["work"], "rows.json").read_text()), job["shape"], [], []
+    starts = iter([row * shape["block_size"] for row in rows] * 2)
+    torch.randint = lambda high, size: torch.tensor([next(starts) for _ in range(size[0])])
+
+    def told(*words, say=builtins.print, **more):
+        if found := re.match(r"iter \d+: loss ([\d.]+)", str(words[0]) if words else ""):
+            losses.append(float(found[1]))
+            stamps.append(time.time())
+        say(*words, **more)
+
+    builtins.print = told
+    flags = {
+        "dataset": f"{job['work']}/data", "out_dir": f"{job['work']}/nanogpt", "init_from": "resume", "device": job["device"], "eval_interval": 10**9,
+        "eval_iters": 1, "log_interval": 1, "learning_rate": 3e-5, "decay_lr": False, "wandb_log": False, **shape, **job["options"],
+    }  # fmt: skip
+    _run_nanogpt(job, "train.py", flags)
+    return _training(job, losses, stamps)
+
+
+def nanogpt_setup(job):
+    """The weights as a checkpoint that nanoGPT resumes at its first update."""
+    import torch
+
+    sys.path.insert(0, job["nanogpt"])
+    from model import GPT, GPTConfig
+
+    from finetune import GPT as Ours
+
+    ours = Ours.from_pretrained(job["weights"])
+    c = ours.config
+    shape = {"n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd, "block_size": c.block_size, "bias": True, "vocab_size": c.vocab_size}
+    model = GPT(GPTConfig(**shape, dropout=0.0))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(ours.get_parameter(name.removeprefix("transformer."))[: parameter.size(0)])
+    optimizer = model.configure_optimizers(0.1, 3e-5, (0.9, 0.95), job["device"])
+    folder = Path(job["work"], "nanogpt")
+    folder.mkdir(exist_ok=True)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "model_args": shape, "iter_num": 1, "best_val_loss": 1e9}
+    torch.save({**state, "config": {"dataset": f"{job['work']}/data"}}, folder / "ckpt.pt")
+    return {}
+
+
+# sampling: seconds of each call, after one that does not count
+
+
+def finetune_sample(job):
+    import torch
+
+    from finetune import GPT
+    from finetune.training import machine
+
+    device = torch.device(job["device"])
+    if device.type == "cpu":
+        machine.keep_memory()
+        machine.use_all_cores()
+    model = GPT.from_pretrained(job["weights"]).to(device, getattr(torch, job["dtype"])).eval()
+    return _sampling(job, lambda idx, new, **how: model.generate(idx.to(device), new, **how))
+
+
+def generate_sample(job):
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    device = torch.device(job["device"])
+    model = GPT2LMHeadModel.from_pretrained(job["weights"], dtype=getattr(torch, job["dtype"])).to(device).eval()
+
+    def write(idx, new, temperature, top_k):
+        how = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else {"do_sample": False}
+        mask = torch.ones_like(idx).to(device)
+        return model.generate(idx.to(device), attention_mask=mask, max_new_tokens=new, min_new_tokens=new, pad_token_id=0, eos_token_id=None, **how)
+
+    return _sampling(job, write)
+
+
+def _sampling(job, write):
+    import torch
+
+    idx = torch.full((job["batch"], 16), 11)
+    greedy = write(idx[:1], 20, temperature=0, top_k=None).tolist() if job["dtype"] == "float32" else None
+    seconds = []
+    for _ in range(1 + job["calls"]):
+        began = time.perf_counter()
+        out = write(idx, job["tokens"], temperature=0.8, top_k=200)
+        out.cpu()
+        seconds.append(time.perf_counter() - began)
+    assert out.shape == (job["batch"], 16 + job["tokens"])
+    return {"seconds": seconds[1:], "greedy": greedy}
+
+
+# loading: milliseconds of one batch
+
+
+def finetune_load(job):
+    import numpy as np
+
+    from finetune.data import bins, cache
+    from finetune.data.batches import Blocks, Order
+
+    shape = job["shape"]
+    dataset = bins.load(Path(job["work"], "data"))
+    contents = bins.survey(dataset, "train")
+    blocks = Blocks.from_arrow(cache.open_cache(dataset, "train", shape["block_size"], contents), contents.tokens)
+    order = Order(blocks.num_rows, shape["batch_size"], 1337)
+    np.asarray(order.rows(0))
+    return _loading(lambda i: blocks.batch(order.rows(i)))
+
+
+def nanogpt_load(job):
+    """get_batch as nanoGPT's train.py has it."""
+    import numpy as np
+    import torch
+
+    text = Path(job["nanogpt"], "train.py").read_text()
+    source = text[text.index("def get_batch") : text.index("# init these up here")]
+    scope = {"np": np, "torch": torch, "os": os, "data_dir": f"{job['work']}/data", "device_type": "cpu", "device": "cpu"}
+    scope |= {name: job["shape"][name] for name in ("block_size", "batch_size")}
+    exec(source, scope)
+    return _loading(lambda i: scope["get_batch"]("train"))
+
+
+def trainer_load(job):
+    """What run_clm's Trainer collates: three int64 columns of a `datasets` cache."""
+    import numpy as np
+    from datasets import Dataset
+    from torch.utils.data import DataLoader
+    from transformers import default_data_collator
+
+    T = job["shape"]["block_size"]
+    ids = np.fromfile(f"{job['work']}/data/train.bin", dtype=np.uint16)
+    rows = ids[: len(ids) // T * T].reshape(-1, T)[:2000].astype(np.int64)
+    dataset = Dataset.from_dict({"input_ids": list(rows), "attention_mask": list(np.ones_like(rows)), "labels": list(rows)})
+    batches = iter(DataLoader(dataset, batch_size=job["shape"]["batch_size"], shuffle=True, collate_fn=default_data_collator))
+    return _loading(lambda i: next(batches), count=100)
+
+
+def _loading(batch, count=300):
+    import torch
+
+    torch.set_num_threads(1)
+    for i in range(20):
+        batch(i)
+    began = time.process_time()
+    for i in range(20, 20 + count):
+        batch(i)
+    return {"milliseconds": (time.process_time() - began) / count * 1000}
+
+
+def finetune_convert(job):
+    """train.bin to Arrow, in MB/s, and how much memory that took on top."""
+    from finetune.data import bins, cache
+
+    dataset = bins.load(Path(job["work"], "data"))
+    contents = bins.Contents(tokens=os.path.getsize(dataset.bin("train")) // 2, sha256="0" * 64, largest=0)
+    cache._folders(dataset)  # imports
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    cache._build(dataset.bin("train"), Path(job["work"], f"{contents.sha256}.arrow"), job["shape"]["block_size"])
+    seconds = time.perf_counter() - began
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return {"mb_per_second": contents.tokens * 2 / 1e6 / seconds, "grown_mb": grown}
+
+
+def _training(job, losses, stamps):
+    import torch
+
+    peak = torch.cuda.max_memory_allocated() / 2**20 if job["device"] == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"losses": losses, "stamps": [stamp - job["began"] for stamp in stamps], "peak_mb": peak}
+
+
+def _run_nanogpt(job, script, flags):
+    os.chdir(job["nanogpt"])
+    sys.path.insert(0, job["nanogpt"])
+    sys.argv = [script, *(f"--{name}={value}" for name, value in flags.items())]
+    runpy.run_path(script, run_name="__main__")
+
+
+def _without_datasets():
+    """Blocks straight from the bin where `datasets` is not installed."""
+    from importlib.util import find_spec
+
+    import numpy as np
+
+    from finetune.data import cache
+    from finetune.data.batches import Blocks
+
+    if not find_spec("datasets"):
+        cache.open_cache = lambda dataset, split, block_size, contents: (np.memmap(dataset.bin(split), dtype=np.uint16, mode="r"), block_size)
+        Blocks.from_arrow = classmethod(lambda cls, opened, tokens: cls.from_tokens(*opened))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
