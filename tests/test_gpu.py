@@ -1,0 +1,102 @@
+"""What only a CUDA device can show: nobody waits, the same is learned, graphs and compiled parts are the network, resuming is exact.
+
+pytest -m gpu tests/test_gpu.py
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune import GPT
+from finetune.training import loop, machine, start, step
+from finetune.training.progress import read_metrics
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture(autouse=True)
+def without_datasets(monkeypatch):
+    """Blocks straight from the bin where `datasets` is not installed."""
+    from importlib.util import find_spec
+
+    from finetune.data import cache
+    from finetune.data.batches import Blocks
+
+    if not find_spec("datasets"):
+        monkeypatch.setattr(cache, "open_cache", lambda dataset, split, T, contents: (np.fromfile(dataset.bin(split), dtype=np.uint16), T))
+        monkeypatch.setattr(Blocks, "from_arrow", classmethod(lambda cls, opened, tokens: cls.from_tokens(*opened)))
+
+
+def losses(out_dir):
+    return [event["loss"] for event in read_metrics(f"{out_dir}/metrics.jsonl") if event["event"] == "iter"]
+
+
+def test_an_update_never_waits_for_the_device(tiny):
+    Path("out").mkdir()
+    recipe = tiny(device="cuda", compile="false", dtype="bfloat16")
+    run = start.assemble(recipe, machine.start(recipe), print)
+    step.update(run, 0, 1e-3).read()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        outcome = step.update(run, 1, 1e-3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert outcome.read()[0] > 0
+
+
+@pytest.mark.parametrize(
+    "dtype, compile, tolerance", [("float32", "false", 2e-3), ("bfloat16", "false", 3e-2), ("bfloat16", "true", 3e-2), ("float16", "false", 3e-2)]
+)
+def test_a_gpu_learns_what_a_cpu_learns(tiny, dtype, compile, tolerance):
+    plain = {"dropout": 0.0, "learning_rate": 1e-3}
+    loop.train(tiny("cpu", **plain))
+    loop.train(tiny("gpu", **plain, device="cuda", dtype=dtype, compile=compile))
+    assert losses("gpu") == pytest.approx(losses("cpu"), abs=tolerance)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny):
+    settings = {"device": "cuda", "compile": "false", "dtype": "bfloat16", "deterministic": True}
+    loop.train(tiny("whole", **settings))
+    loop.train(tiny(**settings, max_iters=9, decay_lr=False))
+    loop.train(tiny("other", **settings, decay_lr=False))
+    loop.train(tiny(**settings, decay_lr=False, init_from="resume"))
+    one, other = (load_file(sorted(Path(name, "last").glob("step-*"))[-1] / "model.safetensors") for name in ("out", "other"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_replayed_step_is_a_step(hf_model):
+    """Greedy text of a CUDA graph against transformers' own on the CPU, past the context too."""
+    hf = hf_model()
+    idx = torch.randint(0, 100, (3, 5), generator=torch.Generator().manual_seed(0))
+    expected = hf.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=26, do_sample=False, eos_token_id=None, pad_token_id=0)
+    model = GPT.from_hf(hf).cuda()
+    assert torch.equal(model.generate(idx.cuda(), 26, temperature=0).cpu(), expected)
+    slid = GPT.from_hf(hf).generate(idx, 40, temperature=0)
+    assert torch.equal(model.generate(idx.cuda(), 40, temperature=0).cpu(), slid)
+
+
+def test_half_of_the_memory_is_enough_for_half_of_the_batch(tiny):
+    """batch_size=auto finds a micro-batch that fits, by trying."""
+    recipe = tiny(device="cuda", compile="false", auto_batch_size=True, batch_size=1, gradient_accumulation_steps=4096, max_iters=1, dropout=0.0)
+    torch.cuda.set_per_process_memory_fraction(0.02)
+    try:
+        run = loop.train(recipe)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert run.recipe.batch_size * run.recipe.gradient_accumulation_steps == 4096 and run.recipe.batch_size > 1
+
+
+def test_attention_is_a_fused_kernel():
+    from torch.profiler import ProfilerActivity, profile
+
+    q = torch.randn(2, 12, 256, 64, device="cuda", dtype=torch.bfloat16)
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        from finetune.gpt import ops
+
+        ops.attention(q, q, q, is_causal=True)
+        torch.cuda.synchronize()
+    names = [event.key.lower() for event in seen.key_averages()]
+    assert any("flash" in name or "cudnn" in name for name in names), names
