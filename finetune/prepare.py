@@ -9,21 +9,30 @@ from finetune.cli import key, parse, run
 
 USAGE = """usage: python -m finetune.prepare SOURCE... --out_dir=DIR [--key=value ...]
 
-Tokenizes UTF-8 text into train.bin and val.bin. SOURCE is a text file, shakespeare (downloaded) or python_docs (part of Python)."""
+Tokenizes text into train.bin and val.bin. SOURCE is a file (txt, md, jsonl, json, csv, parquet; also compressed), a directory of such files,
+a pattern, a data set of the Hub (owner/name or owner/name:config), shakespeare (downloaded) or python_docs (part of Python)."""
 
 
 @dataclass
 class Options:
-    sources: list = key([], "text files, or the names of texts")
+    sources: list = key([], "files, directories, patterns, data sets, or the names of texts")
     out_dir: str = key("", "directory to write; data/SOURCE when there is one source")
     tokenizer: str = key("gpt2", "gpt2 (byte-level BPE), char (one id a character, for training from scratch), or a model directory")
-    val_fraction: float = key(0.1, "share of the characters, at the end, kept for validation")
+    text_column: str | None = key(None, "the column of a table that holds the text [text, or the only one that holds any]", derived=True)
+    split: str = key("train", "the split of a Hub data set to read")
+    revision: str | None = key(None, "the revision of a Hub data set")
+    val_fraction: float = key(0.1, "share kept for validation: of the documents, or of a single text's characters, at its end")
+    val: str | None = key(None, "a source to validate on instead; several with commas between them")
+    seed: int = key(1337, "decides which documents are kept for validation")
+    num_proc: int = key(0, "threads that tokenize; 0 is one a core")
 
     def problems(self):
         if not self.sources:
-            yield "SOURCE", "no text given; name a UTF-8 text file, shakespeare, or python_docs, which needs no download"
+            yield "SOURCE", "no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs, which needs no download"
         if not 0 < self.val_fraction <= 0.5:
             yield "val_fraction", f"must be above 0 and at most 0.5, got {self.val_fraction}"
+        if self.num_proc < 0 or self.seed < 0:
+            yield "num_proc" if self.num_proc < 0 else "seed", "must be at least 0"
         if not self.out_dir and len(self.sources) > 1:
             yield "out_dir", "several sources need --out_dir=DIR"
 
@@ -39,7 +48,9 @@ def main(argv):
 
         options.tokenizer = weights.find(options.tokenizer)
     out_dir = options.out_dir or f"data/{Path(options.sources[0]).stem}"
-    dataset = prepare(options.sources, out_dir, options.tokenizer, options.val_fraction)
+    reading = {"text_column": options.text_column, "split": options.split, "revision": options.revision}
+    val = options.val.split(",") if options.val else ()
+    dataset = prepare(options.sources, out_dir, options.tokenizer, options.val_fraction, val, options.seed, options.num_proc, **reading)
     print(summary(dataset))
     print(f"wrote {out_dir}/train.bin, val.bin and meta.json ({dataset.meta['tokenizer']['name']})")
 

@@ -13,6 +13,7 @@ import pytest
 from finetune.cli import UsageError
 from finetune.data import bins, nanogpt_meta, sources
 from finetune.data import tokenizer as tokenizers
+from finetune.data.pieces import Piece, cut
 from finetune.data.prepare import prepare
 
 SHAKESPEARE = os.environ.get("FINETUNE_SHAKESPEARE", "")
@@ -62,13 +63,20 @@ HARD = "naïve café — 東京都。人工知能！ \u2028 tab\there  two  spac
 def test_pieces_encode_to_the_ids_of_the_whole(corpus, bpe_directory, size):
     text = (Path(corpus(words=400)).read_text() + HARD) * 3
     tokenizer = tokenizers.from_directory(bpe_directory(text))
-    pieces = list(sources.pieces(iter([text[i : i + 50] for i in range(0, len(text), 50)]), size))
-    assert "".join(pieces) == text and len(pieces) > 3
-    assert np.concatenate([tokenizer.encode(piece) for piece in pieces]).tolist() == tokenizer.encode(text).tolist()
+    stream = [Piece(text[i : i + 50], ends=i + 50 >= len(text)) for i in range(0, len(text), 50)]
+    pieces = list(cut(stream, size))
+    assert "".join(piece.text for piece in pieces) == text and len(pieces) > 3
+    assert [piece.ends for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert np.concatenate([tokenizer.encode(piece.text) for piece in pieces]).tolist() == tokenizer.encode(text).tolist()
 
 
 def test_a_text_without_any_place_to_cut_stays_whole():
-    assert list(sources.pieces(iter(["a" * 100, "b" * 100]), 30)) == ["a" * 100 + "b" * 100]
+    assert list(cut([Piece("a" * 100), Piece("b" * 100, ends=True)], 30)) == [Piece("a" * 100 + "b" * 100, ends=True)]
+
+
+def test_documents_are_not_run_together():
+    documents = [Piece("one", ends=True), Piece("tw"), Piece("o", ends=True), Piece("three", ends=True)]
+    assert list(cut(documents, 1000)) == [Piece("one", True), Piece("two", True), Piece("three", True)]
 
 
 def test_byte_order_mark_and_line_ends_are_normalised(tmp_path):
@@ -78,15 +86,6 @@ def test_byte_order_mark_and_line_ends_are_normalised(tmp_path):
     (tmp_path / "c.txt").write_bytes(plain.replace("\n", "\r").encode())
     written = {name: prepare([tmp_path / f"{name}.txt"], tmp_path / name, "char").bin("train").read_bytes() for name in "abc"}
     assert written["a"] == written["b"] == written["c"]
-
-
-def test_several_files_are_joined_in_order(tmp_path):
-    (tmp_path / "a.txt").write_text("abc" * 10)
-    (tmp_path / "b.txt").write_text("cba" * 10)
-    dataset = prepare([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "data", "char", val_fraction=0.5)
-    assert dataset.tokenizer.decode(np.fromfile(dataset.bin("train"), dtype="<u2")) == "abc" * 10
-    assert dataset.tokenizer.decode(np.fromfile(dataset.bin("val"), dtype="<u2")) == "cba" * 10
-    assert [source["name"] for source in dataset.meta["sources"]] == ["a.txt", "b.txt"]
 
 
 def test_python_docs_need_no_download(tmp_path):
@@ -123,7 +122,7 @@ def test_the_offset_of_a_bad_byte_is_right_in_a_large_file(tmp_path, monkeypatch
         content = lead + "zeile ä\n".encode() * 7
         (tmp_path / "x.txt").write_bytes(content + b"\xff")
         with pytest.raises(UsageError, match=rf"0xFF at offset {len(content)} \(line 8\)"):
-            list(sources.find([tmp_path / "x.txt"])[0].texts())
+            list(sources.find([tmp_path / "x.txt"])[0].pieces())
 
 
 def nanogpt_pickle(chars, protocol):

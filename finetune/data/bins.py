@@ -132,18 +132,22 @@ class Writer:
     def __init__(self, path):
         self.file = open(path, "wb")
         self.digest = hashlib.sha256()
-        self.tokens = self.characters = self.bytes = 0
+        self.tokens = self.characters = self.bytes = self.documents = 0
 
-    def add(self, text, ids):
+    def add(self, pieces, ids):
+        """Append the ids of some Pieces."""
         raw = np.ascontiguousarray(ids, dtype="<u2").tobytes()
         self.file.write(raw)
         self.digest.update(raw)
         self.tokens += len(ids)
-        self.characters += len(text)
-        self.bytes += len(text.encode("utf-8", "surrogatepass"))
+        for piece in pieces:
+            self.characters += len(piece.text)
+            self.bytes += len(piece.text.encode("utf-8", "surrogatepass"))
+            self.documents += piece.ends
 
     def close(self):
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
-        return {"tokens": self.tokens, "characters": self.characters, "bytes": self.bytes, "sha256": self.digest.hexdigest()}
+        facts = {name: getattr(self, name) for name in ("tokens", "characters", "bytes", "documents")}
+        return {**facts, "sha256": self.digest.hexdigest()}

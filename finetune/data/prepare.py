@@ -1,34 +1,45 @@
 """Text to a prepared directory: train.bin, val.bin, meta.json and the tokenizer's own file."""
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import tempfile
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import numpy as np
 
 from finetune.cli import UsageError
 from finetune.data import bins, nanogpt_meta, sources
 from finetune.data import tokenizer as tokenizers
+from finetune.data.pieces import cut
 
-PIECE_CHARACTERS = 1 << 18
+PIECE_CHARACTERS = 1 << 18  # of a task for a thread
+PIECE_DOCUMENTS = 1 << 12
 
 
-def prepare(names, out_dir, tokenizer="gpt2", val_fraction=0.1):
-    """Tokenize the texts, joined in the order given, into `out_dir`; return its Dataset.
+def prepare(names, out_dir, tokenizer="gpt2", val_fraction=0.1, val=(), seed=1337, num_proc=0, **reading):
+    """Tokenize texts into `out_dir` and return its Dataset.
 
-    The first (1 - val_fraction) of the characters are train.bin, the rest val.bin. `tokenizer` is "gpt2", "char", a model directory,
-    or a tokenizer. Two passes over the text, in constant memory; `out_dir` changes only when all is well. Raises UsageError.
+    A single running text is split by characters, the last `val_fraction` of them into val.bin, and gets no end-of-text. Documents
+    are followed by one end-of-text token each, and `val_fraction` of them, drawn by `seed`, go into val.bin whole; where that would
+    be less than one, their characters are split instead. With sources in `val`, these are val.bin. `tokenizer` is "gpt2", "char", a
+    model directory or a tokenizer; `reading` goes to `sources.find`; `num_proc` threads encode, 0 is one a core. Two passes over
+    the text, in constant memory; `out_dir` changes only when all is well. Raises UsageError.
     """
-    texts = sources.find(names)
-    described, characters, alphabet = _survey(texts, collect_alphabet=tokenizer == "char")
-    if characters == 0:
-        raise UsageError(f"{', '.join(source.name for source in texts)}: no text in it")
-    num_train = int(characters * (1 - val_fraction))
-    if num_train in (0, characters):
-        raise UsageError(f"{characters:,} characters are too few to keep val_fraction={val_fraction} of them for validation")
-    tokenizer = tokenizers.CharTokenizer(sorted(alphabet)) if tokenizer == "char" else find_tokenizer(tokenizer)
+    chosen = sources.find(names, **reading)
+    train, alphabet = _survey(chosen, collect_alphabet=tokenizer == "char")
+    held_out = sources.find(val, **reading) if val else []
+    val_facts, more = _survey(held_out, collect_alphabet=tokenizer == "char")
+    for texts, facts in ((chosen, train), (held_out, val_facts)) if val else ((chosen, train),):
+        if facts["characters"] == 0:
+            raise UsageError(f"{', '.join(source.name for source in texts)}: no text in it")
+    tokenizer = tokenizers.CharTokenizer(sorted(alphabet | more)) if tokenizer == "char" else find_tokenizer(tokenizer)
+    stream, by = _split(chosen, train, held_out, val_fraction, seed, anywhere=tokenizer.kind == "char")
+    eot = None if by == "text" else tokenizer.eot
 
     out_dir = Path(out_dir)
     try:
@@ -37,15 +48,18 @@ def prepare(names, out_dir, tokenizer="gpt2", val_fraction=0.1):
     except OSError as error:
         raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
     try:
-        stream = _progress((text for source in texts for text in source.texts()), characters)
-        splits = _tokenize(stream, num_train, tokenizer, work)
+        splits = _tokenize(_progress(stream, train["characters"] + val_facts["characters"]), tokenizer, eot, work, num_proc)
         meta = {
             "format": bins.FORMAT,
             "tokenizer": tokenizer.describe(),
             "vocab_size": tokenizer.vocab_size,
             "splits": splits,
-            "val_fraction": val_fraction,
-            "sources": described,
+            "split_by": by,
+            "val_fraction": None if val else val_fraction,
+            "seed": seed,
+            "end_of_text": eot,
+            "sources": train["sources"],
+            **({"val_sources": val_facts["sources"]} if val else {}),
         }
         if tokenizer.kind == "char":
             (work / "meta.pkl").write_bytes(nanogpt_meta.write(tokenizer.chars))
@@ -112,7 +126,7 @@ def open_dataset(value, tokenizer, val_fraction):
         known = f"prepared here: {', '.join(there)}; " if there else ""
         raise UsageError(f"dataset {value}: no such directory or text file; {known}named texts: {', '.join(sources.NAMED)}")
     choice = tokenizer()
-    made_from, _, _ = _survey(sources.find([value]), collect_alphabet=False)
+    made_from = _survey(sources.find([value]), collect_alphabet=False)[0]["sources"]
     kind = choice if choice == "char" else (choice := find_tokenizer(choice)).fingerprint
     mark = hashlib.sha256(json.dumps([made_from[0]["sha256"], kind, val_fraction, bins.FORMAT]).encode()).hexdigest()[:8]
     directory = Path("data") / f"{Path(value).stem}-{choice if choice == 'char' else choice.kind}-{mark}"
@@ -123,68 +137,130 @@ def open_dataset(value, tokenizer, val_fraction):
 
 def summary(dataset):
     """The figures of a prepared directory, as the guide prints them."""
-    splits = dataset.meta["splits"]
+    splits, by = dataset.meta["splits"], dataset.meta.get("split_by", "text")
     characters = sum(split["characters"] for split in splits.values())
     tokens = sum(split["tokens"] for split in splits.values())
     lines = [f"Dataset has {characters:,} characters, {tokens:,} tokens"]
-    lines += [f"{name} has {split['tokens']:,} tokens" for name, split in splits.items()]
+    for name, split in splits.items():
+        documents = f" in {split['documents']:,} documents" if by == "documents" else ""
+        lines.append(f"{name} has {split['tokens']:,} tokens{documents}")
+    if by == "characters":
+        lines.append("too few documents to keep some whole for validation: the last characters of them all are val")
     return "\n".join(lines)
 
 
 def _survey(texts, collect_alphabet):
-    """What the sources are (name, bytes, sha256), their characters in all, and the set of them when asked for."""
-    described, characters, alphabet = [], 0, set()
+    """`(facts, alphabet)`: sources as {name, bytes, sha256}, characters and documents in all; and their characters when asked for."""
+    facts, alphabet = {"sources": [], "characters": 0, "documents": 0}, set()
     for source in texts:
-        digest = hashlib.sha256()
-        for text in source.texts(digest):
-            characters += len(text)
+        digest, characters, documents, empty = hashlib.sha256(), 0, 0, True
+        for piece in source.pieces(digest):
+            characters += len(piece.text)
+            empty = empty and not piece.text
+            if piece.ends:
+                documents, empty = documents + (not empty), True
             if collect_alphabet:
-                alphabet.update(text)
-        described.append({"name": Path(source.name).name, "bytes": source.size(), "sha256": digest.hexdigest()})
-    return described, characters, alphabet
+                alphabet.update(piece.text)
+        described = {"name": Path(source.name).name if source.files else source.name, "bytes": source.size(), "sha256": digest.hexdigest()}
+        facts["sources"].append(described if source.is_one_text else {**described, "documents": documents})
+        facts["characters"] += characters
+        facts["documents"] += documents
+    return facts, alphabet
 
 
-def _tokenize(texts, num_train, tokenizer, directory):
-    """Write train.bin and val.bin of a stream of text; the split comes after `num_train` characters."""
-    train, val = [], texts
-
-    def first_part():
-        left = num_train
-        for text in texts:
-            if len(text) >= left:
-                train.append(text[left:])  # what belongs to val already
-                yield text[:left]
-                return
-            left -= len(text)
-            yield text
-
-    splits = {}
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) as pool:
-        for name in ("train", "val"):
-            part = first_part() if name == "train" else (text for part in (train, val) for text in part)
-            writer = bins.Writer(directory / f"{name}.bin")
-            for text, ids in _encoded(part, tokenizer, pool):
-                writer.add(text, ids)
-            splits[name] = writer.close()
-    return splits
+def _split(texts, facts, held_out, val_fraction, seed, anywhere):
+    """`(stream, by)`: (split, Piece) of all documents that are not empty, cut for tokenization; and what was split: "text",
+    "documents", "characters" of documents, or "sources"."""
+    pieces = _not_empty(piece for source in texts for piece in source.pieces())
+    one_text = len(texts) == 1 and texts[0].is_one_text
+    if held_out:
+        rest = _not_empty(piece for source in held_out for piece in source.pieces())
+        runs = [("train", pieces), ("val", rest)]
+        one_text = one_text and len(held_out) == 1 and held_out[0].is_one_text
+        return ((split, piece) for split, run in runs for piece in cut(run, PIECE_CHARACTERS, anywhere)), "text" if one_text else "sources"
+    kept = round(facts["documents"] * val_fraction)
+    if kept and not one_text:
+        chosen = set(np.random.default_rng(seed).choice(facts["documents"], kept, replace=False).tolist())
+        return _by_documents(cut(pieces, PIECE_CHARACTERS, anywhere), chosen), "documents"
+    num_train = int(facts["characters"] * (1 - val_fraction))
+    if num_train in (0, facts["characters"]):
+        raise UsageError(f"{facts['characters']:,} characters are too few to keep val_fraction={val_fraction} of them for validation")
+    runs = itertools.groupby(_by_characters(pieces, num_train), key=lambda item: item[0])
+    stream = ((split, piece) for split, run in runs for piece in cut((piece for _, piece in run), PIECE_CHARACTERS, anywhere))
+    return stream, "text" if one_text else "characters"
 
 
-def _encoded(texts, tokenizer, pool):
-    """(text, ids) in order, a few pieces being encoded at once."""
-    waiting = []
-    for piece in sources.pieces(texts, PIECE_CHARACTERS, anywhere=tokenizer.kind == "char"):
-        waiting.append((piece, pool.submit(tokenizer.encode, piece)))
-        if len(waiting) > 16:
-            text, future = waiting.pop(0)
-            yield text, future.result()
-    for text, future in waiting:
-        yield text, future.result()
+def _not_empty(pieces):
+    """The documents that have any text."""
+    begun = False
+    for piece in pieces:
+        if piece.text or begun:
+            begun = not piece.ends
+            yield piece
 
 
-def _progress(texts, characters):
+def _by_characters(pieces, num_train):
+    left = num_train
+    for piece in pieces:
+        if 0 < left < len(piece.text):
+            yield "train", piece._replace(text=piece.text[:left], ends=False)
+            piece, left = piece._replace(text=piece.text[left:]), 0
+        yield ("train" if left else "val"), piece
+        left = max(0, left - len(piece.text))
+
+
+def _by_documents(pieces, chosen):
+    number = 0
+    for piece in pieces:
+        yield ("val" if number in chosen else "train"), piece
+        number += piece.ends
+
+
+def _tokenize(stream, tokenizer, eot, directory, num_proc):
+    """Write train.bin and val.bin of a stream of (split, Piece); return what meta.json says of them."""
+    writers = {split: bins.Writer(directory / f"{split}.bin") for split in ("train", "val")}
+    threads = num_proc or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    waiting = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for split, group in _groups(stream):
+            waiting.append((split, group, pool.submit(_encoded, group, tokenizer, eot)))
+            if len(waiting) > 4 * threads:
+                _write(writers, *waiting.popleft())
+        while waiting:
+            _write(writers, *waiting.popleft())
+    return {split: writer.close() for split, writer in writers.items()}
+
+
+def _groups(stream):
+    """(split, [Piece, ...]) of some hundred thousand characters each: a task for a thread, be it a part of a document or many."""
+    groups, sizes = {"train": [], "val": []}, {"train": 0, "val": 0}
+    for split, piece in stream:
+        groups[split].append(piece)
+        sizes[split] += len(piece.text)
+        if sizes[split] >= PIECE_CHARACTERS or len(groups[split]) >= PIECE_DOCUMENTS:
+            yield split, groups[split]
+            groups[split], sizes[split] = [], 0
+    yield from ((split, group) for split, group in groups.items() if group)
+
+
+def _encoded(pieces, tokenizer, eot):
+    """The ids of some pieces, with one end-of-text after each document."""
+    ids, end = [], np.array([] if eot is None else [eot], dtype=np.uint16)
+    for piece in pieces:
+        ids.append(tokenizer.encode(piece.text))
+        if piece.ends:
+            ids.append(end)
+    return np.concatenate(ids)
+
+
+def _write(writers, split, pieces, future):
+    writers[split].add(pieces, future.result())
+
+
+def _progress(stream, characters):
     from tqdm import tqdm
 
     with tqdm(total=characters, unit="char", unit_scale=True, desc="tokenizing", disable=None, leave=False) as bar:
-        for text in texts:
-            yield text
-            bar.update(len(text))
+        for split, piece in stream:
+            yield split, piece
+            bar.update(len(piece.text))

@@ -1,127 +1,245 @@
-"""Where text comes from: files, and two named corpora. Everything is streamed; nothing here holds a whole file."""
+"""Where text comes from: files and directories of any common kind, data sets of the Hub, and two named texts. All of it is streamed."""
 
 import codecs
+import csv
+import glob
 import hashlib
 import io
 import re
-from dataclasses import dataclass
+import socket
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune.cli import UsageError
+from finetune.data.pieces import Piece
 
 CHUNK_BYTES = 1 << 22
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 NAMED = ("shakespeare", "python_docs")
+TEXTS = (".txt", ".md", ".text", ".markdown")
+TABLES = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
 
 
 @dataclass
 class Source:
-    """A text by name: a file, or bytes in memory."""
+    """What the user named: files in their order, bytes in memory, or a data set of the Hub."""
 
     name: str
-    path: Path | None = None
+    files: list = field(default_factory=list)
     content: bytes | None = None
+    hub: dict | None = None  # arguments of datasets.load_dataset
+    text_column: str | None = None
 
-    def open(self):
-        return open(self.path, "rb") if self.path else io.BytesIO(self.content)
+    @property
+    def is_one_text(self):
+        """Whether this is a single running text rather than a collection of documents."""
+        return self.content is not None or (len(self.files) == 1 and _kind(self.files[0]) == "text")
 
     def size(self):
-        """Length in bytes."""
-        return self.path.stat().st_size if self.path else len(self.content)
+        """Length in bytes; None where nobody knows it before reading."""
+        if self.content is not None:
+            return len(self.content)
+        return sum(path.stat().st_size for path in self.files) if self.files else None
 
-    def texts(self, digest=None):
-        """The text in pieces of some megabytes: UTF-8, without a leading byte order mark, every line end as \\n.
+    def pieces(self, digest=None):
+        """Its documents as Pieces, in pieces of some megabytes: every file of text is one, and so is every row of a table.
 
-        `digest`, a hashlib object, is fed the raw bytes. Raises UsageError with byte and line where the file is not UTF-8.
+        Line ends become \\n. `digest`, a hashlib object, is fed the bytes of the files (of the Hub: the texts). Raises UsageError with
+        file and place for what is not UTF-8 or not text.
         """
-        decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
-        done = 0
-        with self.open() as file:
-            while True:
-                chunk = file.read(CHUNK_BYTES)
-                if done == 0 and chunk[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                    raise UsageError(f"{self.name}: looks like UTF-16; convert it to UTF-8, for example with iconv -f UTF-16 -t UTF-8")
+        if self.content is not None:
+            yield from _text(self.name, lambda: io.BytesIO(self.content), digest)
+        elif self.hub:
+            for text in self._rows(self.name, "Hub", **self.hub):
                 if digest:
-                    digest.update(chunk)
-                try:
-                    text = decoder.decode(chunk, final=not chunk)
-                except UnicodeDecodeError as error:
-                    # error.object is what was left over from before, then this chunk
-                    at = done - (len(error.object) - len(chunk)) + error.start
-                    raise UsageError(
-                        f"{self.name}: byte 0x{error.object[error.start]:02X} at offset {at:,} ({self._line(at)}) is not UTF-8"
-                    ) from None
-                done += len(chunk)
-                if text:
-                    yield text
-                if not chunk:
-                    return
+                    digest.update(text.encode("utf-8", "surrogatepass"))
+                yield Piece(text, ends=True)
+        for path in self.files:
+            kind = _kind(path)
+            if kind == "text":
+                yield from _text(str(path), lambda path=path: _opened(path), digest)
+                continue
+            if digest:
+                _feed(path, digest)
+            options = {"path": kind, "data_files": glob.escape(str(path)), "split": "train"}
+            if kind == "csv":
+                options["sep"] = "\t" if _suffix(path) == ".tsv" else ","
+            for text in self._rows(str(path), kind, **options):
+                yield Piece(text, ends=True)
 
-    def _line(self, offset):
-        lines = 1
-        with self.open() as file:
-            while offset > 0:
-                chunk = file.read(min(offset, CHUNK_BYTES))
-                lines += chunk.count(b"\n")
-                offset -= len(chunk)
-        return f"line {lines:,}"
+    def _rows(self, place, kind, **options):
+        """The texts of a table, one a row."""
+        import datasets
+
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would print what is raised as well
+        column = None
+        try:
+            if kind == "csv":  # every cell as the text it is: pandas would read NA as nothing and 007 as a number
+                column = _text_column(_first_row(Path(place), options["sep"]), self.text_column, place)
+                options |= {"keep_default_na": False, "converters": {column: str}}
+            for number, row in enumerate(datasets.load_dataset(**options, streaming=True), 1):
+                column = column or _text_column(row, self.text_column, place)
+                text = row.get(column)
+                if not isinstance(text, str):
+                    found = "nothing" if text is None else f"a value of type {type(text).__name__}"
+                    raise UsageError(f"{place}: row {number:,}: column {column!r} holds {found}, not text")
+                yield text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+        except UsageError:
+            raise
+        except Exception as error:  # whatever the readers of datasets, pyarrow and pandas raise for a bad file
+            if isinstance(error, UnicodeDecodeError):
+                for _ in _text(place, lambda: _opened(Path(place)), None):
+                    pass  # says where
+            lines = str(error).strip().splitlines()
+            raise UsageError(f"{place}: cannot be read as {kind}: {lines[0] if lines else type(error).__name__}") from None
 
 
-def find(names):
-    """A Source for each name: a text file, `shakespeare` or `python_docs`. Raises UsageError."""
+def find(names, text_column=None, split="train", revision=None):
+    """A Source for each name: a file, a directory, a pattern with *, a data set of the Hub (owner/name, owner/name:config),
+    `shakespeare` or `python_docs`. `split` and `revision` are of the Hub. Raises UsageError."""
     if not names:
-        raise UsageError("no text given; name a UTF-8 text file, shakespeare, or python_docs, which needs no download")
+        raise UsageError("no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs, which needs no download")
     found = []
-    for name in names:
+    for name in map(str, names):
         path = Path(name)
         if path.is_file():
-            found.append(Source(str(name), path=path))
-        elif path.is_dir():
-            raise UsageError(f"{name}: is a directory; name its text files, for example {path / '*.txt'}")
+            if path.stat().st_size == 0:
+                raise UsageError(f"{name}: is empty, there is no text in it")
+            found.append(Source(name, [path], text_column=text_column))
+        elif path.is_dir() or glob.has_magic(name):
+            files = sorted(path.rglob("*")) if path.is_dir() else sorted(map(Path, glob.glob(name, recursive=True)))
+            files = [file for file in files if file.is_file() and file.stat().st_size and not _is_hidden(file, path)]
+            files = [file for file in files if _kind(file) != "text" or _is_text(file)]
+            if not files:
+                raise UsageError(f"{name}: no text there; {', '.join([*TEXTS, *TABLES])} are read, each also with {', '.join(COMPRESSED)}")
+            found.append(Source(name, files, text_column=text_column))
         elif name == "python_docs":
             found.append(Source(name, content=_python_docs()))
         elif name == "shakespeare":
-            found.append(Source(name, path=_shakespeare()))
+            found.append(Source(name, [_shakespeare()]))
+        elif (match := re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", name)) and _kind(path) == "text" and not _is_text(path):
+            _check_hub(name)
+            found.append(Source(name, hub={"path": match[1], "name": match[2], "split": split, "revision": revision}, text_column=text_column))
         else:
-            raise UsageError(f"{name}: no such file, and not one of the named texts {', '.join(NAMED)}")
+            raise UsageError(f"{name}: no such file or directory, and not one of the named texts {', '.join(NAMED)}")
     return found
 
 
-def pieces(texts, size, anywhere=False):
-    """The same text in pieces of about `size` characters, cut only where GPT-2's pre-tokenizer cuts whatever follows, or `anywhere`.
+def _kind(path):
+    """text, json, csv or parquet, by the file's name."""
+    return TABLES.get(_suffix(path), "text")
 
-    So encoding the pieces one by one gives the ids of the whole. A text without any such place stays in one piece.
-    """
-    rest, searched = "", 0
-    for text in texts:
-        rest += text
-        while len(rest) > size:
-            cut = size if anywhere else _last_cut(rest, size) or _first_cut(rest, max(size, searched))
-            if not cut:
-                searched = len(rest) - 2
+
+def _is_text(path):
+    return _suffix(path) in TEXTS
+
+
+def _suffix(path):
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _is_hidden(file, directory):
+    parts = file.relative_to(directory).parts if directory.is_dir() else [file.name]
+    return any(part.startswith(".") for part in parts)
+
+
+def _opened(path):
+    """The bytes of a file, uncompressed."""
+    import fsspec
+
+    return fsspec.open(str(path), "rb", compression="infer").open() if path.suffix.lower() in COMPRESSED else open(path, "rb")
+
+
+def _feed(path, digest):
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+
+
+def _text(name, opened, digest):
+    """A file of text as the Pieces of one document: UTF-8, without a leading byte order mark, every line end as \\n."""
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
+    done = 0
+    with opened() as file:
+        while True:
+            try:
+                chunk = file.read(CHUNK_BYTES)
+            except (OSError, EOFError) as error:
+                raise UsageError(f"{name}: cannot be read: {error}") from None
+            if done == 0 and chunk[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                raise UsageError(f"{name}: looks like UTF-16; convert it to UTF-8, for example with iconv -f UTF-16 -t UTF-8")
+            if digest:
+                digest.update(chunk)
+            try:
+                text = decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                # error.object is what was left over from before, then this chunk
+                error.start += done - (len(error.object) - len(chunk))
+                raise UsageError(f"{name}: {_bad_byte(opened, error)}") from None
+            done += len(chunk)
+            if text:
+                yield Piece(text)
+            if not chunk:
                 break
-            yield rest[:cut]
-            rest, searched = rest[cut:], 0
-    if rest:
-        yield rest
+    yield Piece("", ends=True)
 
 
-# a word before a single space and a word; a line end between words; a punctuation mark before a letter or digit
-SAFE_CUT = re.compile(r"(?<=\w)(?= \w)|(?<=\w\n)(?=\w)|(?<=[.,;:!?。，；：！？、])(?=[^\W_])")
-WINDOW = 4096
+def _bad_byte(opened, error):
+    """`byte 0xE9 at offset 6 (line 2) is not UTF-8`."""
+    lines, left = 1, error.start
+    with opened() as file:
+        while left > 0 and (chunk := file.read(min(left, CHUNK_BYTES))):
+            lines += chunk.count(b"\n")
+            left -= len(chunk)
+        byte = file.read(1)
+    return f"byte 0x{byte[0] if byte else 0:02X} at offset {error.start:,} (line {lines:,}) is not UTF-8"
 
 
-def _last_cut(text, size):
-    """The last safe place in the WINDOW characters before `size`."""
-    start = max(0, size - WINDOW)
-    cuts = [match.start() for match in SAFE_CUT.finditer(text, start, size + 2) if start < match.start() <= size]
-    return cuts[-1] if cuts else None
+def _first_row(path, separator):
+    """The first row of a csv file, numbers as numbers."""
+    csv.field_size_limit(1 << 30)  # 128 KB otherwise
+    with io.TextIOWrapper(_opened(path), encoding="utf-8-sig", newline="") as file:
+        row = next(csv.DictReader(file, delimiter=separator), {})
+    return {name: _number(value) for name, value in row.items()}
 
 
-def _first_cut(text, start):
-    match = SAFE_CUT.search(text, start)
-    return match.start() if match and match.start() < len(text) - 2 else None  # what follows the end is not known yet
+def _number(text):
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return text
+
+
+def _text_column(row, wanted, place):
+    """The column that holds the text. Raises UsageError naming those there are."""
+    if wanted:
+        if wanted not in row:
+            raise UsageError(f"{place}: has no column {wanted!r}; its columns are {', '.join(row)}")
+        return wanted
+    texts = [name for name, value in row.items() if isinstance(value, str)]
+    if "text" in row or len(texts) == 1:
+        return "text" if "text" in row else texts[0]
+    raise UsageError(f"{place}: which column is the text? Its columns are {', '.join(row)}; name one with --text_column=")
+
+
+def _check_hub(name):
+    """Raise UsageError in seconds where the Hub cannot be reached; datasets would try for minutes."""
+    from urllib.parse import urlsplit
+
+    from huggingface_hub import constants
+
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        socket.create_connection((address.hostname, address.port or (443 if address.scheme == "https" else 80)), timeout=5).close()
+    except OSError as error:
+        raise UsageError(f"{name}: no such file or directory, and the Hub cannot be asked for a data set of this name ({error})") from None
 
 
 def _python_docs():

@@ -1,0 +1,177 @@
+"""Any corpus comes in: files of every common kind give the same bins, documents stay whole, and bad input is told in one line."""
+
+import csv
+import gzip
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune.cli import UsageError
+from finetune.data import sources
+from finetune.data.prepare import prepare
+
+
+def texts(count=200, seed=0):
+    rng = random.Random(seed)
+    words = ["".join(rng.choice("abcdeéß漢😀,\n ") for _ in range(rng.randint(1, 9))) for _ in range(80)]
+    found = [f"{i}: " + " ".join(rng.choice(words) for _ in range(rng.randint(1, 60))) for i in range(count)]
+    found[3] = 'a literal <|endoftext|> and "quotes", commas,\nlines'
+    found[4], found[5] = "007", "NA"
+    return found
+
+
+def write(documents, kind, folder=Path(".")):
+    """The documents as a file or directory of this kind."""
+    path = folder / kind
+    if kind == "directory":
+        for i, text in enumerate(documents):
+            place = path / f"{i // 50}" / f"{i:04d}.{'md' if i % 2 else 'txt'}"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(text.encode())
+        (path / ".hidden.txt").write_text("not this")
+        (path / "picture.png").write_bytes(b"\x89PNG")
+        (path / "empty.txt").touch()
+        return path
+    path = folder / f"documents.{kind}"
+    rows = [{"number": i, "text": text} for i, text in enumerate(documents)]
+    if kind in ("jsonl", "jsonl.gz"):
+        lines = "".join(json.dumps(row, ensure_ascii=i % 2 == 0) + "\n" for i, row in enumerate(rows)).encode()
+        path.write_bytes(gzip.compress(lines) if kind.endswith("gz") else lines)
+    elif kind == "json":
+        path.write_text(json.dumps(rows))
+    elif kind in ("csv", "tsv"):
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["number", "text"], delimiter="\t" if kind == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    elif kind == "parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=37)
+    return path
+
+
+KINDS = ("directory", "jsonl", "jsonl.gz", "json", "csv", "tsv", "parquet")
+
+
+def test_the_same_documents_of_every_kind_give_the_same_bins(bpe_directory):
+    documents = texts()
+    tokenizer = str(bpe_directory("".join(documents)))
+    prepared = {kind: prepare([write(documents, kind)], f"data-{kind}", tokenizer) for kind in KINDS}
+    first = prepared["directory"]
+    for kind, dataset in prepared.items():
+        for split in ("train", "val"):
+            assert dataset.bin(split).read_bytes() == first.bin(split).read_bytes(), kind
+    ids = {split: np.fromfile(first.bin(split), dtype="<u2") for split in ("train", "val")}
+    eot = first.tokenizer.eot
+    assert sum((ids[split] == eot).sum() for split in ids) == 200 and (ids["val"] == eot).sum() == 20
+    found = [text for split in ids for text in first.tokenizer.decode(ids[split]).split("<|endoftext|>")]
+    assert first.tokenizer.encode("<|endoftext|>").tolist() != [eot]
+    # every document whole, in one of the splits, in order
+    for split in ids:
+        ends = np.flatnonzero(ids[split] == eot)
+        parts = [first.tokenizer.decode(part[:-1]) for part in np.split(ids[split], ends + 1)[:-1]]
+        assert parts == [text for text in documents if text in set(parts)]
+        assert first.meta["splits"][split]["documents"] == len(parts)
+    assert len(found) > 200  # the literal one was split as well: it is text
+
+
+def test_another_seed_holds_out_other_documents_and_val_names_them(bpe_directory):
+    documents = texts(50)
+    source, tokenizer = write(documents, "jsonl"), str(bpe_directory("".join(documents)))
+    one, same, other = (prepare([source], f"data{n}", tokenizer, seed=seed).bin("val").read_bytes() for n, seed in enumerate((1, 1, 2)))
+    assert one == same != other
+    Path("held_out.txt").write_text("this is val")
+    dataset = prepare([source], "with_val", tokenizer, val=["held_out.txt"])
+    assert dataset.tokenizer.decode(np.fromfile(dataset.bin("val"), dtype="<u2")) == "this is val<|endoftext|>"
+    assert dataset.meta["splits"]["train"]["documents"] == 50 and dataset.meta["val_sources"][0]["name"] == "held_out.txt"
+
+
+def test_few_documents_are_split_by_characters():
+    Path("a.txt").write_text("abc" * 10)
+    Path("b.txt").write_text("cba" * 10)
+    dataset = prepare(["a.txt", "b.txt"], "data", "char", val_fraction=0.2)
+    decoded = {split: dataset.tokenizer.decode(np.fromfile(dataset.bin(split), dtype="<u2")) for split in ("train", "val")}
+    assert decoded == {"train": "abc" * 10 + "cba" * 6, "val": "cba" * 4}
+    assert dataset.meta["split_by"] == "characters"
+    assert [source["name"] for source in dataset.meta["sources"]] == ["a.txt", "b.txt"]
+
+
+def test_several_sources_and_patterns(bpe_directory):
+    documents = texts(40)
+    write(documents[:20], "directory")
+    write(documents[20:], "jsonl")
+    tokenizer = str(bpe_directory("".join(documents)))
+    dataset = prepare(["directory/**/*", "documents.jsonl"], "data", tokenizer)
+    assert [(source["name"], source["documents"]) for source in dataset.meta["sources"]] == [("*", 20), ("documents.jsonl", 20)]
+
+
+def test_a_text_column_by_name():
+    Path("rows.csv").write_text("title,body\nfirst,one\nsecond,two\nthird,three\n")
+    dataset = prepare(["rows.csv"], "data", "char", val_fraction=0.4, text_column="body")
+    assert sorted(dataset.tokenizer.chars) == sorted(set("onetwothree"))
+
+
+def test_compressed_text_is_text():
+    text = "some text, again and again\n" * 50
+    Path("a.txt.gz").write_bytes(gzip.compress(text.encode()))
+    Path("b.txt").write_text(text)
+    assert prepare(["a.txt.gz"], "a", "char").bin("train").read_bytes() == prepare(["b.txt"], "b", "char").bin("train").read_bytes()
+
+
+def test_a_hub_data_set_is_asked_for_by_its_name(monkeypatch):
+    import datasets
+
+    asked = {}
+
+    def load_dataset(**options):
+        asked.update(options)
+        return iter([{"text": f"document {i}"} for i in range(30)])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(sources, "_check_hub", lambda name: None)
+    dataset = prepare(["someone/corpus:en"], "data", "char", split="validation", revision="main")
+    assert asked == {"path": "someone/corpus", "name": "en", "split": "validation", "revision": "main", "streaming": True}
+    assert dataset.meta["splits"]["train"]["documents"] == 27 and dataset.meta["sources"][0]["bytes"] is None
+
+
+BAD = {
+    "a missing column": ("a.jsonl", b'{"id": 1, "body": "x", "title": "y"}\n', {"text_column": "text"}, r"a.jsonl: has no column 'text'; its columns are id, body, title"),
+    "no telling which column": ("a.jsonl", b'{"id": 1, "body": "x", "title": "y"}\n', {}, r"a.jsonl: which column is the text\? .* id, body, title"),
+    "mixed types": ("a.jsonl", b'{"text": "x"}\n{"text": 3}\n', {}, r"a.jsonl: row 2: column 'text' holds a value of type int, not text"),
+    "no text in a row": ("a.jsonl", b'{"text": "x"}\n{"text": null}\n', {}, r"a.jsonl: row 2: column 'text' holds nothing, not text"),
+    "broken json": ("a.jsonl", b'{"text": "x"}\n{"text":\n', {}, r"a.jsonl: cannot be read as json: "),
+    "json that is not UTF-8": ("a.jsonl", b'{"text": "x"}\n{"text": "\xe9"}\n', {}, r"a.jsonl: byte 0xE9 at offset 24 \(line 2\) is not UTF-8"),
+    "text that is not UTF-8": ("a.txt", b"fine\nnot f\xffne\n", {}, r"a.txt: byte 0xFF at offset 10 \(line 2\) is not UTF-8"),
+    "csv that is not UTF-8": ("a.csv", b"text\nfine\nn\xe9\n", {}, r"a.csv: byte 0xE9 at offset 11 \(line 3\) is not UTF-8"),
+    "no parquet": ("a.parquet", b"text", {}, r"a.parquet: cannot be read as parquet: "),
+    "a broken gzip": ("a.txt.gz", b"\x1f\x8bnot gzip", {}, r"a.txt.gz: cannot be read"),
+    "an empty file": ("a.jsonl", b"", {}, r"a.jsonl: is empty"),
+    "one document of one character": ("a.txt", b"x", {}, r"1 characters are too few to keep val_fraction=0.1 of them"),
+    "no such file": ("b.txt", b"text", {}, r"a.txt: no such file or directory"),
+    "a directory without text": ("a/b.png", b"text", {}, r"a: no text there; .txt, .md, "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_told_in_one_line_and_nothing_is_written(name, command):
+    path, content, options, message = BAD[name]
+    Path(path).parent.mkdir(exist_ok=True)
+    Path(path).write_bytes(content)
+    source = {"no such file": "a.txt", "a directory without text": "a"}.get(name, path)
+    code, out, err = command("prepare", source, "--out_dir=data", "--tokenizer=char", *(f"--{key}={value}" for key, value in options.items()))
+    assert code == 2 and len(err.strip().splitlines()) == 1, err
+    with pytest.raises(UsageError, match=message):
+        prepare([source], "data", "char", **options)
+    assert not Path("data").exists()
+
+
+def test_a_name_that_is_neither_here_nor_reachable_is_given_up_quickly(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UsageError, match="someone/corpus: no such file or directory, and the Hub cannot be asked"):
+        sources.find(["someone/corpus"])
