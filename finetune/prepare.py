@@ -19,6 +19,9 @@ class Options:
     out_dir: str = key("", "directory to write; data/SOURCE when there is one source")
     tokenizer: str = key("gpt2", "gpt2 (byte-level BPE), char (one id a character, for training from scratch), or a model directory")
     text_column: str | None = key(None, "the column of a table that holds the text [text, or the only one that holds any]", derived=True)
+    prompt_column: str | None = key(None, "the column of what is asked [prompt]", derived=True)
+    completion_column: str | None = key(None, "the column of the answer, the only part that is learned [completion]", derived=True)
+    messages_column: str | None = key(None, "the column of conversations, lists of {role, content} [messages]", derived=True)
     split: str = key("train", "the split of a Hub data set to read")
     revision: str | None = key(None, "the revision of a Hub data set")
     val_fraction: float = key(0.1, "share kept for validation: of the documents, or of a single text's characters, at its end")
@@ -33,6 +36,10 @@ class Options:
             yield "val_fraction", f"must be above 0 and at most 0.5, got {self.val_fraction}"
         if self.num_proc < 0 or self.seed < 0:
             yield "num_proc" if self.num_proc < 0 else "seed", "must be at least 0"
+        if (self.prompt_column is None) != (self.completion_column is None):
+            yield "prompt_column", "--prompt_column and --completion_column go together"
+        if (self.text_column is not None) + (self.prompt_column is not None) + (self.messages_column is not None) > 1:
+            yield "text_column", "a table is read as text, as prompts and completions, or as messages: name the columns of one of them"
         if not self.out_dir and len(self.sources) > 1:
             yield "out_dir", "several sources need --out_dir=DIR"
 
@@ -48,7 +55,9 @@ def main(argv):
 
         options.tokenizer = weights.find(options.tokenizer)
     out_dir = options.out_dir or f"data/{Path(options.sources[0]).stem}"
-    reading = {"text_column": options.text_column, "split": options.split, "revision": options.revision}
+    named = {kind: getattr(options, f"{kind}_column") for kind in ("text", "messages", "prompt", "completion")}
+    columns = {kind: name for kind, name in named.items() if name is not None}
+    reading = {"columns": columns, "split": options.split, "revision": options.revision}
     val = options.val.split(",") if options.val else ()
     dataset = prepare(options.sources, out_dir, options.tokenizer, options.val_fraction, val, options.seed, options.num_proc, **reading)
     print(summary(dataset))

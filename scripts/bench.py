@@ -53,8 +53,8 @@ class Options:
             yield "sources", f"name one benchmark: {', '.join(LANES)}"
         if self.size not in SIZES:
             yield "size", f"{', '.join(SIZES)} are known"
-        if self.steps <= WARM_UP:
-            yield "steps", f"the first {WARM_UP} are not timed, so more than that"
+        if self.steps <= WARM_UP + 1:
+            yield "steps", f"the first {WARM_UP} are not timed, so at least {WARM_UP + 2}"
         if self.nanogpt and not (Path(self.nanogpt) / "train.py").is_file():
             yield "nanogpt", f"{self.nanogpt} is no checkout of nanoGPT"
         if not self.nanogpt and self.sources in (["char"], ["load"]):
@@ -67,15 +67,18 @@ class Contender:
 
     name: str
     job: dict
+    tolerance: float = 0.0  # nats that its losses may differ from the first contender's
     results: list = field(default_factory=list)
 
-    def turn(self, shared):
+    def turn(self, shared, timeout=None):
         job = {**shared, **self.job, "began": time.time()}
         path = Path(shared["work"], "job.json")
         path.write_text(json.dumps(job))
-        done = subprocess.run(
-            [sys.executable, CONTENDERS, path], capture_output=True, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-        )
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+        try:
+            done = subprocess.run([sys.executable, CONTENDERS, path], capture_output=True, text=True, env=environment, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            sys.exit(f"{self.name} took more than {timeout:.0f} s")
         if done.returncode:
             sys.exit(f"{self.name} ended with {done.returncode}:\n{done.stderr[-3000:]}")
         self.results.append(json.loads(done.stdout.splitlines()[-1]))
@@ -84,6 +87,7 @@ class Contender:
 
 def main(argv):
     options, _ = parse(Options, argv, __doc__)
+    options.given = [arg for arg in argv if not arg.startswith(("--nanogpt=", "--out=", "--text="))] + ["--nanogpt=PATH"] * bool(options.nanogpt)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as work:
         result = LANES[options.sources[0]](options, Path(work))
@@ -97,16 +101,16 @@ def train(options, work):
     shared = prepared(options, work, tokens=max(40, 2 * options.steps * options.batch_size) * options.block_size)
     contenders = [
         Contender("finetune", {"tool": "finetune", "options": {}}),
-        Contender("finetune, again", {"tool": "finetune", "options": {}}),
-        Contender("Trainer, bfloat16, dropout 0, fused", {"tool": "trainer", "options": {"dtype": "bfloat16", "dropout": 0.0}}),
-        Contender("Trainer, its defaults (float32, dropout 0.1)", {"tool": "trainer", "options": {}}),
+        Contender("finetune, again", {"tool": "finetune", "options": {}}, 1e-6),
+        Contender("Trainer, bfloat16, dropout 0, fused", {"tool": "trainer", "options": {"dtype": "bfloat16", "dropout": 0.0}}, 2e-2),
+        Contender("Trainer, its defaults (float32, dropout 0.1)", {"tool": "trainer", "options": {}}, 0.3),
     ]
     if options.nanogpt:
-        contenders.append(Contender("nanoGPT, its defaults on a CPU (float32)", {"tool": "nanogpt", "options": {"compile": False}}))
+        contenders.append(Contender("nanoGPT, its defaults on a CPU (float32)", {"tool": "nanogpt", "options": {"compile": False}}, 2e-2))
     rotate(contenders, options.rounds, {**shared, "what": "train"})
-    gate(contenders, {"again": 1e-6, "dropout 0": 2e-2, "nanoGPT": 2e-2, "dropout 0.1": 0.3})
+    gate(contenders)
     tokens = options.batch_size * options.block_size
-    speeds = [[tokens * (len(r["stamps"]) - 1 - WARM_UP) / (r["stamps"][-1] - r["stamps"][WARM_UP]) for r in c.results] for c in contenders]
+    speeds = [[tokens * (len(r["stamps"]) - WARM_UP) / (r["stamps"][-1] - r["stamps"][WARM_UP - 1]) for r in c.results] for c in contenders]
     rows = [
         {
             "tool": c.name,
@@ -118,22 +122,22 @@ def train(options, work):
     ]
     name = f"train-{options.batch_size}x{options.block_size}"
     title = f"Training {options.size}: {options.batch_size} x {options.block_size} tokens an update"
-    setting = f"{options.rounds} rounds, {options.steps} updates each, of which the last {options.steps - WARM_UP - 1} are timed; "
+    setting = f"{options.rounds} rounds, {options.steps} updates each, of which the last {options.steps - WARM_UP} are timed; "
     setting += "AdamW, weight decay 0.1, gradients clipped at 1; ratios are median (lowest to highest) of the rounds"
     return report(options, name, title, setting, rows, contenders)
 
 
 def start(options, work):
     """From the start of the process to the end of the first update, of 128 tokens, with everything on disk that can be."""
-    options.block_size, options.steps = 128, WARM_UP + 1
+    options.block_size, options.steps = 128, 2
     shared = prepared(options, work, tokens=400 * options.block_size)
     contenders = [
         Contender("finetune", {"tool": "finetune", "options": {}}),
-        Contender("finetune, again", {"tool": "finetune", "options": {}}),
-        Contender("Trainer, its defaults (float32, dropout 0.1)", {"tool": "trainer", "options": {}}),
+        Contender("finetune, again", {"tool": "finetune", "options": {}}, 1e-6),
+        Contender("Trainer, its defaults (float32, dropout 0.1)", {"tool": "trainer", "options": {}}, 0.3),
     ]
     rotate(contenders, options.rounds, {**shared, "what": "train"})
-    gate(contenders, {"again": 1e-6, "dropout 0.1": 0.3})
+    gate(contenders)
     seconds = [[r["stamps"][0] for r in c.results] for c in contenders]
     rows = [
         {"tool": c.name, "first update after": f"{statistics.median(s):.1f} s", "finetune's share of it": ratios(seconds[0], s)}
@@ -152,10 +156,10 @@ def memory(options, work):
     shared["shape"]["max_iters"] = 3
     contenders = [
         Contender("finetune", {"tool": "finetune", "options": {}}),
-        Contender("Trainer, bfloat16, dropout 0, fused", {"tool": "trainer", "options": {"dtype": "bfloat16", "dropout": 0.0}}),
+        Contender("Trainer, bfloat16, dropout 0, fused", {"tool": "trainer", "options": {"dtype": "bfloat16", "dropout": 0.0}}, 2e-2),
     ]
     rotate(contenders, 1, {**shared, "what": "train"})
-    gate(contenders, {"dropout 0": 2e-2})
+    gate(contenders)
     first = contenders[0].results[0]["peak_mb"]
     rows = [
         {"tool": c.name, "peak MB": f"{c.results[0]['peak_mb']:,.0f}", "finetune's share": f"{first / c.results[0]['peak_mb']:.2f}"}
@@ -197,7 +201,7 @@ def sample(options, work):
         rows += whole_commands(options, work, shared)
     title = f"Sampling from {options.size}"
     setting = f"{options.rounds} rounds, temperature 0.8, top_k 200; ratios are median (lowest to highest) of the rounds; the call after one that does not count, "
-    setting += "or the whole command. nanoGPT writes one sample after the other, so one of its ten is timed and its tokens/s stand for all"
+    setting += "or the whole command. nanoGPT writes one sample after the other, so its command is timed with one of the ten and with one token, and its start counted once"
     return report(options, "sample", title, setting, rows, contenders)
 
 
@@ -220,19 +224,18 @@ def whole_commands(options, work, shared):
         "--num_samples=10",
         f"--max_new_tokens={options.tokens * 5 // 2}",
     ]
-    theirs = [
-        sys.executable,
-        "sample.py",
-        f"--out_dir={work}/nanogpt",
-        "--device=cpu",
-        "--num_samples=1",
-        f"--max_new_tokens={options.tokens * 5 // 2}",
-    ]
+    theirs = [sys.executable, "sample.py", f"--out_dir={work}/nanogpt", "--device=cpu", "--num_samples=1"]
+    new = options.tokens * 5 // 2
     speeds = {"finetune": [], "nanoGPT": []}
     for turn in range(options.rounds):
         for name in sorted(speeds, reverse=turn % 2 == 1):
-            command, where, samples = (ours, work, 10) if name == "finetune" else (theirs, options.nanogpt, 1)
-            speeds[name].append(samples * (options.tokens * 5 // 2) / timed(command, where))
+            if name == "finetune":
+                seconds = timed(ours, work)
+            else:
+                start = timed([*theirs, "--max_new_tokens=1"], options.nanogpt)
+                seconds = start + 10 * (timed([*theirs, f"--max_new_tokens={new}"], options.nanogpt) - start)
+            speeds[name].append(10 * new / seconds)
+            print(f"round {turn + 1}: {name}, whole command {seconds:.1f} s", file=sys.stderr, flush=True)
     what = f"the command, 10 x {options.tokens * 5 // 2} tokens"
     return [
         {"what": what, "tool": name, "tokens/s": f"{statistics.median(s):,.1f}", "finetune is faster by": ratios(speeds["finetune"], s)}
@@ -316,68 +319,81 @@ def gpu(options, work):
     """The table of a CUDA device, shortest lanes last to be cut when time is up."""
     import torch
 
-    rows, contenders, deadline = [], [], time.monotonic() + 8 * 60
-    rows += [{"what": name, "tool": "the device", "figure": figure} for name, figure in ceilings().items()]
+    began, contenders, first = time.monotonic(), [], {}
+    rows = [{"what": what, "tool": "the device", "figure": figure} for what, figure in ceilings().items()]
+    cuda = torch.cuda.is_available()
+    device, options.steps = ("cuda", 42) if cuda else ("cpu", 22)
+    bf16 = {"dtype": "bfloat16", "dropout": 0.0}
     plan = [
-        # (size, blocks, rival, options)
         ("124M", 32, "finetune", {}),
-        ("124M", 32, "trainer", {"dtype": "bfloat16", "dropout": 0.0}),
-        ("124M", 32, "trainer", {"dtype": "bfloat16", "dropout": 0.0, "compile": True}),
+        ("124M", 32, "trainer", bf16),
+        ("124M", 32, "trainer", {**bf16, "compile": True}),
         ("124M", 32, "nanogpt", {}),
-        ("124M", 8, "finetune", {}),
+        ("1558M", 8, "finetune", {}),
         ("355M", 16, "finetune", {}),
         ("774M", 16, "finetune", {}),
-        ("1558M", 8, "finetune", {}),
         ("1558M", 8, "nanogpt", {}),
         ("1558M", 1, "finetune", {"gradient_checkpointing": True}),
+        ("124M", 8, "finetune", {}),
         ("124M", 32, "finetune", {"compile": "false"}),
     ]
-    if not torch.cuda.is_available():  # a rehearsal: the same steps on a toy
-        plan = [("tiny", 2, tool, settings) for _, _, tool, settings in plan if "compile" not in settings]
-        options.block_size, options.steps, device = 64, 5, "cpu"
-    else:
-        options.steps, device = 22, "cuda"
-    losses = {}
+    if not cuda:  # a rehearsal: the same steps on a toy
+        plan, options.block_size = [("tiny", 2, tool, settings) for _, _, tool, settings in plan if "compile" not in settings], 64
+    title = "Training and sampling on one GPU"
+    setting = f"bfloat16, AdamW, dropout 0; one run each of {options.steps} updates, timed from the 11th, so ratios of neighbouring lines are what to read; "
+    setting += "first line: seconds from the start of the process to the first update told of, compilation included; peak: allocated from the second update on"
+
+    def tell(what, tool, figure):
+        rows.append({"what": what, "tool": tool, "figure": figure})
+        print(rows[-1], file=sys.stderr, flush=True)
+        write(report(options, "gpu", title, setting, rows, contenders), Path(options.out), quiet=True)  # whatever happens next, this much is there
+
     for size, blocks, tool, settings in plan:
+        left = 8 * 60 - (time.monotonic() - began)
+        what, name = f"training {size}, {blocks} x {options.block_size}", f"{tool} {settings or ''}".strip()
         if tool == "nanogpt" and not options.nanogpt:
             continue
-        if time.monotonic() > deadline:
-            rows.append({"what": f"training {size}, {blocks} x {options.block_size}", "tool": tool, "figure": "not measured: out of time"})
+        if left < 30:
+            tell(what, name, "not measured: out of time")
             continue
         options.size, options.batch_size = size, blocks
         folder = work / size
         folder.mkdir(exist_ok=True)
-        shared = {**prepared(options, folder, tokens=2 * options.steps * blocks * options.block_size, device=device), "what": "train", "saves": False}
-        contender = Contender(f"{tool} {settings or ''}".strip(), {"tool": tool, "options": settings})
-        if tool == "nanogpt":
-            Contender("", {"tool": "nanogpt", "what": "setup"}).turn(shared)
+        contender = Contender(name, {"tool": tool, "options": settings})
         try:
-            result = contender.turn(shared)
+            shared = {
+                **prepared(options, folder, options.steps * blocks * options.block_size, device),
+                "what": "train",
+                "saves": False,
+                "log_interval": 10,
+            }
+            if tool == "nanogpt":
+                Contender("setup", {"tool": "nanogpt", "what": "setup"}).turn(shared, left)
+            result = contender.turn(shared, left)
+            off = difference(first.setdefault((size, blocks), result), result)
         except SystemExit as failure:
-            rows.append(
-                {"what": f"training {size}, {blocks} x {options.block_size}", "tool": contender.name, "figure": str(failure).splitlines()[-1][:200]}
-            )
+            tell(what, name, str(failure).strip().splitlines()[-1][:200])
             continue
         contenders.append(contender)
-        stamps = result["stamps"][4 if device == "cuda" else WARM_UP : -1]
-        speed = blocks * options.block_size * (len(stamps) - 1) / (stamps[-1] - stamps[0])
-        agreed = losses.setdefault((size, blocks), result["losses"])
-        off = max(abs(one - other) for one, other in zip(result["losses"], agreed))
-        figure = f"{speed:,.0f} tokens/s, peak {result['peak_mb'] / 1024:.1f} GiB, first update after {result['stamps'][0]:.0f} s"
-        figure = figure if off < 5e-2 else f"losses differ by {off:.3f}, so there is no speed to tell"
-        rows.append({"what": f"training {size}, {blocks} x {options.block_size}", "tool": contender.name, "figure": figure})
-        print(rows[-1], flush=True)
-    calls = {"what": "sample", "batch": 64, "tokens": 200, "calls": 2, "dtype": "bfloat16"} | ({} if device == "cuda" else {"batch": 2, "tokens": 20})
-    options.size = "124M" if device == "cuda" else "tiny"
-    shared = prepared(options, work / options.size, tokens=2**16, device=device)
+        stamps = dict(zip(result["iters"], result["stamps"]))
+        last = max(stamps)
+        speed = blocks * options.block_size * (last - 10) / (stamps[last] - stamps[10])
+        figure = f"{speed:,.0f} tokens/s, peak {result['peak_mb'] / 1024:.1f} GiB, first line after {result['stamps'][0]:.0f} s"
+        tell(what, name, figure if off < 5e-2 else f"losses differ by {off:.3f}, so there is no speed to tell")
+    options.size = plan[0][0]
+    shared = prepared(options, work / options.size, 2**16, device) | {"what": "sample", "calls": 2, "dtype": "bfloat16"}
+    shared |= {"batch": 64, "tokens": 200} if cuda else {"batch": 2, "tokens": 20}
     for tool in ("finetune", "generate"):
         contender = Contender(tool, {"tool": tool})
-        seconds = min(contender.turn({**shared, **calls})["seconds"])
+        what = f"sampling {options.size}, {shared['batch']} x {shared['tokens']}"
+        try:
+            seconds = min(contender.turn(shared, 120)["seconds"])
+        except SystemExit as failure:
+            tell(what, tool, str(failure).strip().splitlines()[-1][:200])
+            continue
         contenders.append(contender)
-        figure = f"{calls['batch'] * calls['tokens'] / seconds:,.0f} tokens/s"
-        rows.append({"what": f"sampling {options.size}, {calls['batch']} x {calls['tokens']}", "tool": tool, "figure": figure})
-    setting = "bfloat16, AdamW, dropout 0; one run each, so ratios of neighbouring lines are what to read; first update: seconds from the start of the process, compilation included"
-    return report(options, "gpu", "Training and sampling on one GPU", setting, rows, contenders)
+        tell(what, tool, f"{shared['batch'] * shared['tokens'] / seconds:,.0f} tokens/s")
+    return report(options, "gpu", title, setting, rows, contenders)
 
 
 def ceilings():
@@ -435,7 +451,15 @@ def prepared(options, work, tokens, device="cpu"):
     shape = {"batch_size": options.batch_size, "block_size": options.block_size, "gradient_accumulation_steps": 1, "max_iters": options.steps}
     order = Order(-(-tokens // options.block_size), options.batch_size, 1337)
     (work / "rows.json").write_text(json.dumps([int(row) for i in range(options.steps) for row in order.rows(i)]))
-    return {"work": str(work), "weights": str(weights), "nanogpt": options.nanogpt, "shape": shape, "device": device, "saves": True}
+    return {
+        "work": str(work),
+        "weights": str(weights),
+        "nanogpt": options.nanogpt,
+        "shape": shape,
+        "device": device,
+        "saves": True,
+        "log_interval": 1,
+    }
 
 
 def rotate(contenders, rounds, shared):
@@ -449,15 +473,19 @@ def rotate(contenders, rounds, shared):
             print(f"round {turn + 1}: {contender.name} {brief}", file=sys.stderr, flush=True)
 
 
-def gate(contenders, tolerances):
+def gate(contenders):
     """End here when losses do not agree with the first contender's."""
-    first = contenders[0].results[0]["losses"]
     for contender in contenders[1:]:
-        tolerance = next(value for word, value in tolerances.items() if word in contender.name)
         for result in contender.results:
-            off = max(abs(one - other) for one, other in zip(first, result["losses"], strict=True))
-            if off > tolerance:
-                sys.exit(f"losses of {contender.name} differ from ours by {off:.4f}, over {tolerance}: {result['losses']} and {first}")
+            off = difference(contenders[0].results[0], result)
+            if off > contender.tolerance:
+                sys.exit(f"losses of {contender.name} differ from ours by {off:.4f}, over {contender.tolerance}: {result}")
+
+
+def difference(one, other):
+    """The largest difference between the losses of two results, over the updates that both told of, which must be some."""
+    first, second = (dict(zip(result["iters"], result["losses"])) for result in (one, other))
+    return max(abs(first[step] - second[step]) for step in first.keys() & second.keys())
 
 
 def ratios(above, below):
@@ -476,17 +504,12 @@ def timed(command, directory):
 
 
 def report(options, what, title, setting, rows, contenders):
-    nanogpt = " --nanogpt=PATH" if options.nanogpt else ""
-    defaults = Options()
-    given = "".join(
-        f" --{name}={getattr(options, name)}" for name in ("size", "rounds", "block_size") if getattr(options, name) != getattr(defaults, name)
-    )
     results = {c.name: c.results for c in contenders}
-    command = f"python scripts/bench.py {options.sources[0]}{nanogpt}{given}"
+    command = " ".join(["python scripts/bench.py", *options.given])
     return {"what": what, "title": title, "setting": setting, "command": command, "rows": rows, "results": results}
 
 
-def write(result, directory):
+def write(result, directory, quiet=False):
     """The result as JSON and as a Markdown table, named after what, where and when."""
     hardware, today = hardware_name(), datetime.date.today().isoformat()
     result |= {"hardware": hardware, "date": today, "versions": versions()}
@@ -505,7 +528,8 @@ def write(result, directory):
     lines += [f"    {result['command']}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in result["rows"]]
     base.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    if not quiet:
+        print("\n".join(lines))
 
 
 def hardware_name():

@@ -24,7 +24,8 @@ def main(path):
     print(json.dumps(result))
 
 
-# training: losses of every update, when each was done (seconds since the process was started), and peak memory in MB
+# training: which updates were told of (the first is 0), their losses, when each was done (seconds since the process was started), and
+# peak memory in MB: on a GPU from the first update to the last, on a CPU of the whole process
 
 
 def finetune_train(job):
@@ -44,14 +45,22 @@ def finetune_train(job):
         "warmup_iters": 0,
         "eval_iters": 1,
         "eval_interval": 10**9,
-        "log_interval": 1,
+        "log_interval": job["log_interval"],
         "device": job["device"],
         **job["options"],
     }
     recipe, _ = parse(recipe.Recipe, [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in flags.items()], "")
+    peak, update = Peak(job), loop.update
+
+    def watched(*args):
+        outcome = update(*args)
+        peak.look()
+        return outcome
+
+    loop.update = watched
     loop.train(recipe)
     updates = [event for event in read_metrics(out_dir / "metrics.jsonl") if event["event"] == "iter"]
-    return _training(job, [event["loss"] for event in updates], [event["time"] for event in updates])
+    return _training(job, peak, [(event["iter"], event["loss"], event["time"]) for event in updates])
 
 
 def trainer_train(job):
@@ -75,11 +84,12 @@ def trainer_train(job):
             labels[0] = -100  # nothing predicts it, but Trainer would count it among the tokens it divides by
             return {"input_ids": block, "attention_mask": torch.ones_like(block), "labels": labels}
 
-    losses, stamps = [], []
+    losses, stamps, peak = [], [], Peak(job)
 
     class Watch(TrainerCallback):
         def on_step_end(self, *args, **more):
             stamps.append(time.time())
+            peak.look()
 
         def on_log(self, args, state, control, logs=None, **more):
             if "loss" in logs:
@@ -96,33 +106,35 @@ def trainer_train(job):
         bf16=options.get("dtype") == "bfloat16", torch_compile=options.get("compile", False), use_cpu=job["device"] == "cpu",
     )  # fmt: skip
     InOrder(model, arguments, train_dataset=Rows(), callbacks=[Watch()]).train()
-    return _training(job, losses, stamps)
+    return _training(job, peak, list(zip(range(len(losses)), losses, stamps)))
 
 
 def nanogpt_train(job):
-    """nanoGPT's own train.py, told by torch.randint which blocks to read."""
+    """nanoGPT's own train.py, told by torch.randint which blocks to read. Before its first update it evaluates one batch of each split."""
     import builtins
     import re
 
     import torch
 
-    rows, shape, losses, stamps = json.loads(Path(job["work"], "rows.json").read_text()), job["shape"], [], []
-    starts = iter([row * shape["block_size"] for row in rows] * 2)
+    rows, shape, updates, peak = json.loads(Path(job["work"], "rows.json").read_text()), job["shape"], [], Peak(job)
+    starts, B = [row * shape["block_size"] for row in rows], shape["batch_size"]
+    starts = iter(starts[:B] + [0] * (2 * B) + starts[B:] + [0] * B)  # it reads one batch ahead
     torch.randint = lambda high, size: torch.tensor([next(starts) for _ in range(size[0])])
 
     def told(*words, say=builtins.print, **more):
-        if found := re.match(r"iter \d+: loss ([\d.]+)", str(words[0]) if words else ""):
-            losses.append(float(found[1]))
-            stamps.append(time.time())
+        if found := re.match(r"iter (\d+): loss ([\d.]+)", str(words[0]) if words else ""):
+            updates.append((int(found[1]), float(found[2]), time.time()))
+            peak.look()
         say(*words, **more)
 
     builtins.print = told
     flags = {
         "dataset": f"{job['work']}/data", "out_dir": f"{job['work']}/nanogpt", "init_from": "resume", "device": job["device"], "eval_interval": 10**9,
-        "eval_iters": 1, "log_interval": 1, "learning_rate": 3e-5, "decay_lr": False, "wandb_log": False, **shape, **job["options"],
+        "eval_iters": 1, "log_interval": job["log_interval"], "learning_rate": 3e-5, "decay_lr": False, "wandb_log": False, **shape,
+        "max_iters": shape["max_iters"] - 1, **job["options"],
     }  # fmt: skip
     _run_nanogpt(job, "train.py", flags)
-    return _training(job, losses, stamps)
+    return _training(job, peak, updates)
 
 
 def nanogpt_setup(job):
@@ -144,7 +156,7 @@ def nanogpt_setup(job):
     optimizer = model.configure_optimizers(0.1, 3e-5, (0.9, 0.95), job["device"])
     folder = Path(job["work"], "nanogpt")
     folder.mkdir(exist_ok=True)
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "model_args": shape, "iter_num": 1, "best_val_loss": 1e9}
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "model_args": shape, "iter_num": 0, "best_val_loss": 1e9}
     torch.save({**state, "config": {"dataset": f"{job['work']}/data"}}, folder / "ckpt.pt")
     return {}
 
@@ -261,18 +273,41 @@ def finetune_convert(job):
     dataset = bins.load(Path(job["work"], "data"))
     contents = bins.Contents(tokens=os.path.getsize(dataset.bin("train")) // 2, sha256="0" * 64, largest=0)
     cache._folders(dataset)  # imports
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, began = Peak.resident(), time.perf_counter()
     cache._build(dataset.bin("train"), Path(job["work"], f"{contents.sha256}.arrow"), job["shape"]["block_size"])
     seconds = time.perf_counter() - began
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return {"mb_per_second": contents.tokens * 2 / 1e6 / seconds, "grown_mb": grown}
+    return {"mb_per_second": contents.tokens * 2 / 1e6 / seconds, "grown_mb": Peak.resident() - before}
 
 
-def _training(job, losses, stamps):
-    import torch
+class Peak:
+    """The most memory that training had at a time, in MB."""
 
-    peak = torch.cuda.max_memory_allocated() / 2**20 if job["device"] == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"losses": losses, "stamps": [stamp - job["began"] for stamp in stamps], "peak_mb": peak}
+    def __init__(self, job):
+        self.on_gpu, self.looked, self.mb = job["device"] == "cuda", False, 0.0
+
+    def look(self):
+        """To be called after each update: counts from the end of the first one, when whatever came before is forgotten."""
+        import torch
+
+        if self.on_gpu and not self.looked:
+            torch.cuda.reset_peak_memory_stats()
+        elif self.on_gpu:
+            self.mb = torch.cuda.max_memory_allocated() / 2**20
+        self.looked = True
+
+    @staticmethod
+    def resident():
+        """Peak resident size of this process. Not ru_maxrss, which begins with that of the process that started it."""
+        status = Path("/proc/self/status")
+        if status.exists():
+            return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _training(job, peak, updates):
+    iters, losses, stamps = zip(*updates)
+    stamps = [stamp - job["began"] for stamp in stamps]
+    return {"iters": iters, "losses": losses, "stamps": stamps, "peak_mb": peak.mb if peak.on_gpu else peak.resident()}
 
 
 def _run_nanogpt(job, script, flags):

@@ -78,15 +78,16 @@ def test_a_replayed_step_is_a_step(hf_model):
     assert torch.equal(model.generate(idx.cuda(), 40, temperature=0).cpu(), slid)
 
 
-def test_half_of_the_memory_is_enough_for_half_of_the_batch(tiny):
-    """batch_size=auto finds a micro-batch that fits, by trying."""
-    recipe = tiny(device="cuda", compile="false", auto_batch_size=True, batch_size=1, gradient_accumulation_steps=4096, max_iters=1, dropout=0.0)
-    torch.cuda.set_per_process_memory_fraction(0.02)
+def test_batch_size_auto_goes_down_until_it_fits(tiny):
+    """Half a gigabyte does not hold the largest micro-batch that pays, which would be 2,048 blocks of 32 tokens."""
+    shape = {"n_embd": 256, "batch_size": 1, "gradient_accumulation_steps": 4096, "max_iters": 1, "dropout": 0.0}
+    recipe = tiny(device="cuda", compile="false", auto_batch_size=True, **shape)
+    torch.cuda.set_per_process_memory_fraction(2**29 / torch.cuda.get_device_properties(0).total_memory)
     try:
         run = loop.train(recipe)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert run.recipe.batch_size * run.recipe.gradient_accumulation_steps == 4096 and run.recipe.batch_size > 1
+    assert run.recipe.batch_size * run.recipe.gradient_accumulation_steps == 4096 and 1 < run.recipe.batch_size < 2048
 
 
 def test_attention_is_a_fused_kernel():

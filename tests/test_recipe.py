@@ -181,3 +181,9 @@ def test_batch_size_auto_keeps_the_blocks_of_an_update(tmp_path):
     assert (back.auto_batch_size, back.batch_size) == (False, 2)
     recipe.write_text("dataset: d\nbatch_size: auto\n")
     assert parse(Recipe, [str(recipe)], "")[0].auto_batch_size
+
+
+def test_batch_size_auto_survives_the_written_recipe(tmp_path):
+    auto, _ = parse(Recipe, ["--dataset=d", "--batch_size=4", "--batch_size=auto"], "")
+    (tmp_path / "r.yaml").write_text(recipes.dump(auto, {}))
+    assert parse(Recipe, [str(tmp_path / "r.yaml")], "")[0] == auto

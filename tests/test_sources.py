@@ -112,7 +112,7 @@ def test_several_sources_and_patterns(bpe_directory):
 
 def test_a_text_column_by_name():
     Path("rows.csv").write_text("title,body\nfirst,one\nsecond,two\nthird,three\n")
-    dataset = prepare(["rows.csv"], "data", "char", val_fraction=0.4, text_column="body")
+    dataset = prepare(["rows.csv"], "data", "char", val_fraction=0.4, columns={"text": "body"})
     assert sorted(dataset.tokenizer.chars) == sorted(set("onetwothree"))
 
 
@@ -140,7 +140,7 @@ def test_a_hub_data_set_is_asked_for_by_its_name(monkeypatch):
 
 
 BAD = {
-    "a missing column": ("a.jsonl", b'{"id": 1, "body": "x", "title": "y"}\n', {"text_column": "text"}, r"a.jsonl: has no column 'text'; its columns are id, body, title"),
+    "a missing column": ("a.jsonl", b'{"id": 1, "body": "x", "title": "y"}\n', {"columns": {"text": "text"}}, r"a.jsonl: has no column 'text'; its columns are id, body, title"),
     "no telling which column": ("a.jsonl", b'{"id": 1, "body": "x", "title": "y"}\n', {}, r"a.jsonl: which column is the text\? .* id, body, title"),
     "mixed types": ("a.jsonl", b'{"text": "x"}\n{"text": 3}\n', {}, r"a.jsonl: row 2: column 'text' holds a value of type int, not text"),
     "no text in a row": ("a.jsonl", b'{"text": "x"}\n{"text": null}\n', {}, r"a.jsonl: row 2: column 'text' holds nothing, not text"),
@@ -163,7 +163,9 @@ def test_bad_input_is_told_in_one_line_and_nothing_is_written(name, command):
     Path(path).parent.mkdir(exist_ok=True)
     Path(path).write_bytes(content)
     source = {"no such file": "a.txt", "a directory without text": "a"}.get(name, path)
-    code, out, err = command("prepare", source, "--out_dir=data", "--tokenizer=char", *(f"--{key}={value}" for key, value in options.items()))
+    code, out, err = command(
+        "prepare", source, "--out_dir=data", "--tokenizer=char", *(f"--{kind}_column={name}" for kind, name in options.get("columns", {}).items())
+    )
     assert code == 2 and len(err.strip().splitlines()) == 1, err
     with pytest.raises(UsageError, match=message):
         prepare([source], "data", "char", **options)

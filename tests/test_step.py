@@ -116,6 +116,33 @@ def test_batch_size_auto_changes_how_an_update_is_cut_and_nothing_else(tiny):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
+class FakeGpu:
+    type = "cuda"
+
+
+def test_processes_that_see_different_memory_cut_alike(tiny, monkeypatch):
+    run = assembled(tiny(batch_size=8, gradient_accumulation_steps=6))
+    run.machine.accelerator.gather = lambda tensor: torch.tensor([tensor.item(), 12 * 32])
+    memory.choose_batch_size(run, SimpleNamespace(say=print, record=lambda *args, **values: None))
+    assert (run.recipe.batch_size, run.recipe.gradient_accumulation_steps) == (12, 4)
+
+
+def test_an_optimizer_that_is_not_fused_skips_bad_numbers_too(tiny, monkeypatch):
+    from finetune.training import optim
+
+    plain = optim.adamw
+    monkeypatch.setattr(optim, "adamw", lambda network, recipe: torch.optim.AdamW(plain(network, recipe).param_groups, fused=False))
+    run = assembled(tiny())
+    run.optimizer.defaults["fused"] = False
+    backward = step._backward
+    before = run.network.wte.weight.clone()
+    monkeypatch.setattr(step, "_backward", lambda run, iteration: backward(run, iteration) * float("nan" if iteration == 0 else 1))
+    step.update(run, 0, 1e-3)
+    assert torch.equal(before, run.network.wte.weight)
+    step.update(run, 1, 1e-3)
+    assert not torch.equal(before, run.network.wte.weight)
+
+
 @pytest.mark.parametrize(
     "device, processes, limit, chosen",
     [
@@ -131,15 +158,18 @@ def test_batch_size_auto_takes_the_largest_that_fits(monkeypatch, device, proces
     from finetune.recipe import Recipe
 
     monkeypatch.setattr(memory, "fits", lambda run, size: size <= limit)
-    machine = SimpleNamespace(device=SimpleNamespace(type=device), accelerator=SimpleNamespace(num_processes=processes))
+    accelerator = SimpleNamespace(num_processes=processes, gather=lambda tensor: tensor)
+    machine = SimpleNamespace(device=torch.device("cpu") if device == "cpu" else FakeGpu(), accelerator=accelerator)
     config = SimpleNamespace(n_embd=16, n_layer=1)
     run = SimpleNamespace(
+        iteration=0,
         recipe=Recipe(batch_size=4, gradient_accumulation_steps=6),
         machine=machine,
         train=SimpleNamespace(block_size=32),
         network=SimpleNamespace(config=config),
     )
-    memory.choose_batch_size(run, SimpleNamespace(say=print))
+    monkeypatch.setattr(memory.torch, "tensor", lambda values, device: torch.as_tensor(values))
+    memory.choose_batch_size(run, SimpleNamespace(say=print, record=lambda *args, **values: None))
     assert (run.recipe.batch_size, run.recipe.gradient_accumulation_steps) == chosen
 
 
@@ -155,9 +185,8 @@ def test_compiled_parts_are_the_network(hf_model, monkeypatch):
     expected, _ = plain(idx, idx)
     expected.backward()
     for whole in (True, False):
-        monkeypatch.setattr(start, "COMPILED_WHOLE", 12 if whole else 0)
         network = GPT.from_hf(hf_model()).train()
-        start._compile(network)
+        start._compile(network, whole)
         assert list(network.state_dict()) == list(plain.state_dict())
         loss, _ = network(idx, idx)
         loss.backward()

@@ -28,6 +28,11 @@ class Dataset:
     def bin(self, split):
         return self.directory / f"{split}.bin"
 
+    def mask(self, split):
+        """The file that says which tokens are targets, one byte each; None where all are."""
+        path = self.directory / f"{split}_mask.bin"
+        return path if path.is_file() else None
+
     def num_tokens(self, split):
         return self.bin(split).stat().st_size // 2
 
@@ -98,12 +103,15 @@ class Contents:
     tokens: int
     largest: int  # id
     sha256: str
+    mask_sha256: str | None = None
 
 
 def survey(dataset, split):
-    """The Contents of a bin. Raises UsageError when meta.json promises another sha256, so that a cut or edited bin never passes."""
+    """The Contents of a bin. Raises UsageError when meta.json promises another sha256, so that a cut or edited bin never passes, and
+    when a mask is not as long as its bin."""
     path, digest, largest = dataset.bin(split), hashlib.sha256(), 0
     tokens = check_size(path)
+    mask_sha256 = _survey_mask(dataset, split, tokens)
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
@@ -111,7 +119,25 @@ def survey(dataset, split):
     promised = dataset.meta.get("splits", {}).get(split, {}).get("sha256")
     if promised and digest.hexdigest() != promised:
         raise UsageError(f"{path}: is not the file that meta.json describes (its sha256 differs); prepare the data again")
-    return Contents(tokens, largest, digest.hexdigest())
+    return Contents(tokens, largest, digest.hexdigest(), mask_sha256)
+
+
+def _survey_mask(dataset, split, tokens):
+    """sha256 of the mask of a split, None without one."""
+    path, promised = dataset.mask(split), dataset.meta.get("splits", {}).get(split, {}).get("mask_sha256")
+    if path is None and promised:
+        raise UsageError(f"{dataset.directory / f'{split}_mask.bin'}: there is no such file, and meta.json speaks of one; prepare the data again")
+    if path is None:
+        return None
+    if path.stat().st_size != tokens:
+        raise UsageError(
+            f"{path}: {path.stat().st_size:,} bytes for the {tokens:,} tokens of {split}.bin; a mask has one a token. Prepare the data again"
+        )
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+    if promised and found != promised:
+        raise UsageError(f"{path}: is not the file that meta.json describes (its sha256 differs); prepare the data again")
+    return found
 
 
 def check_ids(dataset, split, contents, vocab_size, model):
@@ -127,27 +153,40 @@ def check_ids(dataset, split, contents, vocab_size, model):
 
 
 class Writer:
-    """A bin being written, and what meta.json will say of it."""
+    """A bin being written, its mask when there is one, and what meta.json will say of them."""
 
     def __init__(self, path):
-        self.file = open(path, "wb")
-        self.digest = hashlib.sha256()
-        self.tokens = self.characters = self.bytes = self.documents = 0
+        self.path, self.file, self.digest = path, open(path, "wb"), hashlib.sha256()
+        self.mask_path = path.with_name(f"{path.stem}_mask.bin")
+        self.mask_file, self.mask_digest = None, hashlib.sha256()
+        self.tokens = self.characters = self.bytes = self.documents = self.targets = 0
 
-    def add(self, pieces, ids):
-        """Append the ids of some Pieces."""
+    def add(self, pieces, ids, mask=None):
+        """Append the ids of some Pieces, and which of them are targets; None is all."""
+        if mask is not None and self.mask_file is None:
+            self.mask_file = open(self.mask_path, "wb")
+            self._write_mask(np.ones(self.tokens, dtype=np.uint8))
+        if self.mask_file:
+            self._write_mask(np.ones(len(ids), dtype=np.uint8) if mask is None else mask)
         raw = np.ascontiguousarray(ids, dtype="<u2").tobytes()
         self.file.write(raw)
         self.digest.update(raw)
         self.tokens += len(ids)
+        self.targets += len(ids) if mask is None else int(mask.sum())
         for piece in pieces:
             self.characters += len(piece.text)
             self.bytes += len(piece.text.encode("utf-8", "surrogatepass"))
             self.documents += piece.ends
 
     def close(self):
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        facts = {name: getattr(self, name) for name in ("tokens", "characters", "bytes", "documents")}
-        return {**facts, "sha256": self.digest.hexdigest()}
+        for file in (self.file, self.mask_file):
+            if file:
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+        facts = {name: getattr(self, name) for name in ("tokens", "characters", "bytes", "documents")} | {"sha256": self.digest.hexdigest()}
+        return facts | ({"targets": self.targets, "mask_sha256": self.mask_digest.hexdigest()} if self.mask_file else {})
+
+    def _write_mask(self, mask):
+        self.mask_file.write(mask.tobytes())
+        self.mask_digest.update(mask.tobytes())

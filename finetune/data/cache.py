@@ -5,6 +5,7 @@ predict every token of the split exactly once. Only the first token of a split, 
 A file is named by the sha256 of its bin: an edited bin never meets an old cache, and processes that build at once write the same file.
 """
 
+import contextlib
 import json
 import os
 import tempfile
@@ -29,14 +30,15 @@ def open_cache(dataset, split, block_size, contents):
             f"{dataset.bin(split)}: {tokens:,} tokens, and a block of {block_size:,} needs {block_size + 1:,}; "
             f"lower block_size{' or raise val_fraction' if split == 'val' else ''}"
         )
-    name = f"{split}-T{block_size}-v{FORMAT}-{contents.sha256[:32]}.arrow"
+    mark = contents.sha256[:32] + (f"-{contents.mask_sha256[:16]}" if contents.mask_sha256 else "")
+    name = f"{split}-T{block_size}-v{FORMAT}-{mark}.arrow"
     for folder in _folders(dataset):
         if (opened := _open(folder / name, tokens)) is not None:
             return opened
     for folder in _folders(dataset):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _build(dataset.bin(split), folder / name, block_size)
+            _build(dataset.bin(split), folder / name, block_size, dataset.mask(split))
         except OSError:  # a read-only directory; the next folder is the user's own
             continue
         if (opened := _open(folder / name, tokens)) is not None:
@@ -73,28 +75,33 @@ def num_rows(tokens, block_size):
     return -(-(tokens - 1) // block_size)
 
 
-def _build(bin_path, path, block_size):
-    """Write the cache of one bin to a temporary file beside `path`, then rename it into place. Constant memory."""
+def _build(bin_path, path, block_size, mask_path=None):
+    """Write the cache of one bin, and of its mask, to a temporary file beside `path`, then rename it into place. Constant memory."""
     import pyarrow as pa
     from datasets import Features, List, Value
     from tqdm import tqdm
 
     width, tokens = block_size + 1, bin_path.stat().st_size // 2
     rows, step = num_rows(tokens, block_size), max(1, ROWS_BYTES // (2 * (block_size + 1)))
-    features = Features({"input_ids": List(Value("uint16"), length=width)})
+    columns = {"input_ids": (bin_path, "uint16")} | ({"targets": (mask_path, "uint8")} if mask_path else {})
+    features = Features({name: List(Value(dtype), length=width) for name, (_, dtype) in columns.items()})
     schema = features.arrow_schema.with_metadata({"huggingface": json.dumps({"info": {"features": features.to_dict()}})})
     handle, work = tempfile.mkstemp(prefix=".tmp-", suffix=".arrow", dir=path.parent)
     try:
-        with open(bin_path, "rb") as file, os.fdopen(handle, "wb") as out, pa.ipc.new_stream(out, schema) as writer:
+        with contextlib.ExitStack() as open_files:
+            files = {name: (open_files.enter_context(open(source, "rb")), np.dtype(dtype)) for name, (source, dtype) in columns.items()}
+            writer = open_files.enter_context(pa.ipc.new_stream(open_files.enter_context(os.fdopen(handle, "wb")), schema))
             for first in tqdm(range(0, rows, step), desc=f"caching {bin_path.name}", disable=None, leave=False):
                 count = min(step, rows - first)
-                file.seek(2 * first * block_size)
-                run = np.zeros(count * block_size + 1, dtype="<u2")  # the last row of a split is filled up with zeros
-                run_bytes = file.readinto(memoryview(run).cast("B"))
-                assert run_bytes, "bin shrank while it was read"
-                blocks = np.lib.stride_tricks.sliding_window_view(run, width)[::block_size]
-                values = pa.array(np.ascontiguousarray(blocks).reshape(-1))
-                writer.write_batch(pa.record_batch([pa.FixedSizeListArray.from_arrays(values, width)], schema=schema))
+                arrays = []
+                for file, dtype in files.values():
+                    file.seek(dtype.itemsize * first * block_size)
+                    run = np.zeros(count * block_size + 1, dtype=dtype)  # the last row of a split is filled up with zeros
+                    run_bytes = file.readinto(memoryview(run).cast("B"))
+                    assert run_bytes, "bin shrank while it was read"
+                    blocks = np.lib.stride_tricks.sliding_window_view(run, width)[::block_size]
+                    arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(blocks).reshape(-1)), width))
+                writer.write_batch(pa.record_batch(arrays, schema=schema))
         os.chmod(work, 0o644)  # mkstemp made it private
         os.replace(work, path)
     finally:

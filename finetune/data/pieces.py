@@ -5,11 +5,13 @@ from typing import NamedTuple
 
 
 class Piece(NamedTuple):
-    """A part of a document. `ends` with the last one; `target` where a model is to learn it, which prompts are not."""
+    """A part of a document. `ends` with the last one; `target` where a model is to learn it, which prompts are not; `stops` where an
+    end-of-text follows although the document goes on, after an assistant's turn."""
 
     text: str
     ends: bool = False
     target: bool = True
+    stops: bool = False
 
 
 def cut(stream, size, anywhere=False):
@@ -30,8 +32,8 @@ def cut(stream, size, anywhere=False):
                 break
             yield Piece(rest[:place], False, target)
             rest, searched = rest[place:], 0
-        if piece.ends:
-            yield Piece(rest, True, target)
+        if piece.ends or piece.stops:
+            yield piece._replace(text=rest)
             rest, searched = "", 0
     if rest:
         yield Piece(rest, False, target)

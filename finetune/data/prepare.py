@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.cli import UsageError
-from finetune.data import bins, nanogpt_meta, sources
+from finetune.data import bins, chat, nanogpt_meta, sources
 from finetune.data import tokenizer as tokenizers
 from finetune.data.pieces import cut
 
@@ -64,6 +64,9 @@ def prepare(names, out_dir, tokenizer="gpt2", val_fraction=0.1, val=(), seed=133
         if tokenizer.kind == "char":
             (work / "meta.pkl").write_bytes(nanogpt_meta.write(tokenizer.chars))
         else:
+            if any("targets" in split for split in splits.values()):  # so that whoever loads the model later speaks as the data did
+                tokenizer.files["chat_template.jinja"] = chat.TEMPLATE.encode()
+                meta["chat_template"] = chat.TEMPLATE
             tokenizer.save(work)
         for name in KEPT:
             if (work / name).exists():
@@ -81,6 +84,8 @@ def prepare(names, out_dir, tokenizer="gpt2", val_fraction=0.1, val=(), seed=133
 KEPT = (
     "train.bin",
     "val.bin",
+    "train_mask.bin",
+    "val_mask.bin",
     "meta.pkl",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -143,7 +148,8 @@ def summary(dataset):
     lines = [f"Dataset has {characters:,} characters, {tokens:,} tokens"]
     for name, split in splits.items():
         documents = f" in {split['documents']:,} documents" if by == "documents" else ""
-        lines.append(f"{name} has {split['tokens']:,} tokens{documents}")
+        targets = f", {split['targets']:,} of them to be learned" if "targets" in split else ""
+        lines.append(f"{name} has {split['tokens']:,} tokens{documents}{targets}")
     if by == "characters":
         lines.append("too few documents to keep some whole for validation: the last characters of them all are val")
     return "\n".join(lines)
@@ -244,17 +250,20 @@ def _groups(stream):
 
 
 def _encoded(pieces, tokenizer, eot):
-    """The ids of some pieces, with one end-of-text after each document."""
+    """`(ids, mask)` of some pieces, with one end-of-text after each document and each turn of an assistant; mask is None where all
+    of them are targets."""
     ids, end = [], np.array([] if eot is None else [eot], dtype=np.uint16)
     for piece in pieces:
         ids.append(tokenizer.encode(piece.text))
-        if piece.ends:
-            ids.append(end)
-    return np.concatenate(ids)
+        if piece.ends or piece.stops:
+            ids[-1] = np.concatenate([ids[-1], end])
+    if all(piece.target for piece in pieces):
+        return np.concatenate(ids), None
+    return np.concatenate(ids), np.concatenate([np.full(len(part), piece.target, dtype=np.uint8) for piece, part in zip(pieces, ids)])
 
 
 def _write(writers, split, pieces, future):
-    writers[split].add(pieces, future.result())
+    writers[split].add(pieces, *future.result())
 
 
 def _progress(stream, characters):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune.cli import UsageError
+from finetune.data import chat
 from finetune.data.pieces import Piece
 
 CHUNK_BYTES = 1 << 22
@@ -30,7 +31,7 @@ class Source:
     files: list = field(default_factory=list)
     content: bytes | None = None
     hub: dict | None = None  # arguments of datasets.load_dataset
-    text_column: str | None = None
+    columns: dict = field(default_factory=dict)  # of tables, as in `find`
 
     @property
     def is_one_text(self):
@@ -52,10 +53,10 @@ class Source:
         if self.content is not None:
             yield from _text(self.name, lambda: io.BytesIO(self.content), digest)
         elif self.hub:
-            for text in self._rows(self.name, "Hub", **self.hub):
+            for piece in self._rows(self.name, "a data set", **self.hub):
                 if digest:
-                    digest.update(text.encode("utf-8", "surrogatepass"))
-                yield Piece(text, ends=True)
+                    digest.update(piece.text.encode("utf-8", "surrogatepass"))
+                yield piece
         for path in self.files:
             kind = _kind(path)
             if kind == "text":
@@ -66,28 +67,25 @@ class Source:
             options = {"path": kind, "data_files": glob.escape(str(path)), "split": "train"}
             if kind == "csv":
                 options["sep"] = "\t" if _suffix(path) == ".tsv" else ","
-            for text in self._rows(str(path), kind, **options):
-                yield Piece(text, ends=True)
+            yield from self._rows(str(path), kind, **options)
 
     def _rows(self, place, kind, **options):
-        """The texts of a table, one a row."""
+        """The documents of a table, one a row."""
         import datasets
 
         datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would print what is raised as well
-        column = None
+        columns, number = None, 0
         try:
             if kind == "csv":  # every cell as the text it is: pandas would read NA as nothing and 007 as a number
-                column = _text_column(_first_row(Path(place), options["sep"]), self.text_column, place)
-                options |= {"keep_default_na": False, "converters": {column: str}}
-            for number, row in enumerate(datasets.load_dataset(**options, streaming=True), 1):
-                column = column or _text_column(row, self.text_column, place)
-                text = row.get(column)
-                if not isinstance(text, str):
-                    found = "nothing" if text is None else f"a value of type {type(text).__name__}"
-                    raise UsageError(f"{place}: row {number:,}: column {column!r} holds {found}, not text")
-                yield text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+                columns = _columns(_first_row(Path(place), options["sep"]), self.columns, place)
+                options |= {"keep_default_na": False, "converters": dict.fromkeys(columns.values(), str)}
+            for number, row in enumerate(datasets.load_dataset(**options, streaming=True), 1):  # noqa: B007  told below
+                columns = columns or _columns(row, self.columns, place)
+                yield from _document(row, columns)
         except UsageError:
             raise
+        except NoText as error:
+            raise UsageError(f"{place}: row {number:,}: {error}") from None
         except Exception as error:  # whatever the readers of datasets, pyarrow and pandas raise for a bad file
             if isinstance(error, UnicodeDecodeError):
                 for _ in _text(place, lambda: _opened(Path(place)), None):
@@ -96,9 +94,31 @@ class Source:
             raise UsageError(f"{place}: cannot be read as {kind}: {lines[0] if lines else type(error).__name__}") from None
 
 
-def find(names, text_column=None, split="train", revision=None):
+class NoText(ValueError):
+    """A row that is no document, in words."""
+
+
+def _document(row, columns):
+    """The Pieces of a row: of its text, or of its conversation."""
+    if "text" not in columns:
+        try:
+            return chat.pieces(chat.messages_of(row, list(columns.values())))
+        except ValueError as error:
+            raise NoText(error) from None
+    text = row.get(columns["text"])
+    if not isinstance(text, str):
+        raise NoText(f"column {columns['text']!r} holds {'nothing' if text is None else f'a value of type {type(text).__name__}'}, not text")
+    return [Piece(text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text, ends=True)]
+
+
+def find(names, columns=None, split="train", revision=None):
     """A Source for each name: a file, a directory, a pattern with *, a data set of the Hub (owner/name, owner/name:config),
-    `shakespeare` or `python_docs`. `split` and `revision` are of the Hub. Raises UsageError."""
+    `shakespeare` or `python_docs`.
+
+    `columns` names those of tables: {"text": name}, {"messages": name} or {"prompt": name, "completion": name}; `split` and `revision`
+    are of the Hub. Raises UsageError.
+    """
+    columns = columns or {}
     if not names:
         raise UsageError("no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs, which needs no download")
     found = []
@@ -107,21 +127,21 @@ def find(names, text_column=None, split="train", revision=None):
         if path.is_file():
             if path.stat().st_size == 0:
                 raise UsageError(f"{name}: is empty, there is no text in it")
-            found.append(Source(name, [path], text_column=text_column))
+            found.append(Source(name, [path], columns=columns))
         elif path.is_dir() or glob.has_magic(name):
             files = sorted(path.rglob("*")) if path.is_dir() else sorted(map(Path, glob.glob(name, recursive=True)))
             files = [file for file in files if file.is_file() and file.stat().st_size and not _is_hidden(file, path)]
             files = [file for file in files if _kind(file) != "text" or _is_text(file)]
             if not files:
                 raise UsageError(f"{name}: no text there; {', '.join([*TEXTS, *TABLES])} are read, each also with {', '.join(COMPRESSED)}")
-            found.append(Source(name, files, text_column=text_column))
+            found.append(Source(name, files, columns=columns))
         elif name == "python_docs":
             found.append(Source(name, content=_python_docs()))
         elif name == "shakespeare":
             found.append(Source(name, [_shakespeare()]))
         elif (match := re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", name)) and _kind(path) == "text" and not _is_text(path):
             _check_hub(name)
-            found.append(Source(name, hub={"path": match[1], "name": match[2], "split": split, "revision": revision}, text_column=text_column))
+            found.append(Source(name, hub={"path": match[1], "name": match[2], "split": split, "revision": revision}, columns=columns))
         else:
             raise UsageError(f"{name}: no such file or directory, and not one of the named texts {', '.join(NAMED)}")
     return found
@@ -215,16 +235,23 @@ def _number(text):
         return text
 
 
-def _text_column(row, wanted, place):
-    """The column that holds the text. Raises UsageError naming those there are."""
+def _columns(row, wanted, place):
+    """What the columns are: {"text": name}, {"messages": name} or {"prompt": name, "completion": name}. Raises UsageError naming
+    those there are."""
+    there = ", ".join(row)
+    if missing := [name for name in wanted.values() if name not in row]:
+        raise UsageError(f"{place}: has no column {missing[0]!r}; its columns are {there}")
     if wanted:
-        if wanted not in row:
-            raise UsageError(f"{place}: has no column {wanted!r}; its columns are {', '.join(row)}")
         return wanted
+    for kinds in (("messages",), ("prompt", "completion"), ("text",)):
+        if all(kind in row for kind in kinds):
+            return {kind: kind for kind in kinds}
     texts = [name for name, value in row.items() if isinstance(value, str)]
-    if "text" in row or len(texts) == 1:
-        return "text" if "text" in row else texts[0]
-    raise UsageError(f"{place}: which column is the text? Its columns are {', '.join(row)}; name one with --text_column=")
+    if len(texts) == 1:
+        return {"text": texts[0]}
+    raise UsageError(
+        f"{place}: which column is the text? Its columns are {there}; name it with --text_column=, or --prompt_column= and --completion_column="
+    )
 
 
 def _check_hub(name):

@@ -81,6 +81,7 @@ class _Layer:
             values.index_copy_(2, cache.place, v.to(values.dtype))
             there = torch.arange(keys.size(2), device=k.device) <= cache.place
             return ops.attention(q, keys, values, attn_mask=there.view(1, 1, 1, -1))
+        assert past == 0 or k.size(2) == 1, "after the prompt, one token at a time"
         keys[:, :, past:end], values[:, :, past:end] = k, v
         if past == 0:
             return ops.attention(q, k, v, is_causal=True)
@@ -110,18 +111,20 @@ def _recorded(step, device):
     """A function that does what `step` does; on a GPU by replaying it."""
     if device.type != "cuda":
         return step
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):  # libraries set themselves up before anything is recorded; what this writes is written again
-        step()
-        step()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        x = step()
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries set themselves up before anything is recorded; what this writes is written again
+            step()
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            x = step()
 
     def replay():
-        graph.replay()
+        with torch.cuda.device(device):
+            graph.replay()
         return x
 
     return replay

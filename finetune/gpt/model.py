@@ -75,7 +75,8 @@ class Transformer(nn.Module):
         return cross_entropy(x, self.wte.weight, targets, config.vocab_size), (targets != ops.IGNORE).sum()
 
     def hidden(self, idx, cache=None):
-        """What the last layer norm hands to the head, (B, T, C). A `cache` continues where it ends and is extended in place."""
+        """What the last layer norm hands to the head, (B, T, C). An empty `cache` is filled in place, and a
+        filled one continued by one token."""
         T = idx.size(1)
         length = T + (cache.length if cache else 0)
         if length > self.config.block_size:

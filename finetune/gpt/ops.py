@@ -9,7 +9,7 @@ from torch.nn import functional as F
 IGNORE = -100  # a target that is not counted
 CHUNK = 1024  # tokens whose logits exist at a time: 100 MB in bfloat16 for GPT-2's vocabulary
 MANY_LOGITS = 1 << 32  # on a GPU, where chunks cost time: 8 GB of them in bfloat16
-ROWS = 64  # of a chunk's logits that become probabilities at a time: 13 MB in float32, which a cache holds
+ROWS = 64  # of a chunk's logits that become probabilities at a time on a CPU: 13 MB in float32, which its cache holds
 QUERIES = 128  # of blockwise attention that are looked at together
 KEPT = 1 << 24  # probabilities of one attention that are kept for its backward pass at most: 19 MB in bfloat16
 
@@ -126,8 +126,9 @@ def _cross_entropy_(logits, targets, vocab_size):
     """The summed cross entropy of logits (n, P), which are overwritten with its gradient."""
     loss = logits.new_zeros((), dtype=torch.float32)
     logits[:, vocab_size:] = -torch.inf
-    for first in range(0, logits.size(0), ROWS):
-        part, index = logits[first : first + ROWS], targets[first : first + ROWS, None]
+    rows = ROWS if logits.device.type == "cpu" else CHUNK
+    for first in range(0, logits.size(0), rows):
+        part, index = logits[first : first + rows], targets[first : first + rows, None]
         counted, index = index != IGNORE, index.clamp(min=0)
         scores = part.float()
         picked, top = scores.gather(-1, index), scores.amax(-1, keepdim=True)

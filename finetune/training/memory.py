@@ -4,7 +4,6 @@ An update stays the same whatever it is cut into: its blocks, their order, their
 """
 
 import dataclasses
-import os
 
 import torch
 
@@ -21,14 +20,17 @@ def is_out_of_memory(error):
 
 
 def fits(run, batch_size=None):
-    """Whether every process has memory for a micro-batch, by trying one. To be asked before the first update of several processes:
-    later, one that fails would leave the others waiting for its gradients."""
+    """Whether every process has memory for a micro-batch, by trying one, uncompiled, which takes more than compiled. To be asked before
+    the first update of several processes: later, one that fails would leave the others waiting for its gradients."""
     batch_size = batch_size or run.recipe.batch_size
     machine, failed = run.machine, 0.0
     try:
         idx, targets = run.train.batch([0] * batch_size, machine.device)
-        with machine.accelerator.no_sync(run.model), machine.uncompiled(), machine.autocast():
-            (run.model(idx, targets)[0] * 0.0).backward()
+        for _ in range(2):  # the second finds the gradients of the first in its way, as in an update
+            with machine.accelerator.no_sync(run.model), machine.uncompiled():
+                with machine.autocast():
+                    loss, _ = run.model(idx, targets)
+                (loss * 0.0).backward()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -43,12 +45,15 @@ def choose_batch_size(run, progress):
     """For batch_size=auto: the largest micro-batch that fits every process and still pays, at the same blocks an update."""
     recipe, processes = run.recipe, run.machine.accelerator.num_processes
     rows = recipe.batch_size * recipe.gradient_accumulation_steps
-    most = max(1, min(rows // processes, _most_tokens(run) // run.train.block_size))
+    # processes may see different memory, and must cut alike
+    most = int(run.machine.accelerator.gather(torch.tensor([_most_tokens(run)], device=run.machine.device)).min())
+    most = max(1, min(rows // processes, most // run.train.block_size))
     sizes = [size for size in range(most, 0, -1) if rows % (size * processes) == 0]
     # without an error to tell, a CPU is not tried to its limit
     size = next((size for size in sizes if size == 1 or run.machine.device.type == "cpu" or fits(run, size)), 1)
     run.recipe = dataclasses.replace(recipe, batch_size=size, gradient_accumulation_steps=rows // size)
     progress.say(f"batch_size=auto: {size}, gradient_accumulation_steps {rows // size}, {rows:,} blocks an update as before")
+    progress.record("batch_size", step=run.iteration, batch_size=size, gradient_accumulation_steps=rows // size)
 
 
 def shrink(run, progress, error):
@@ -107,7 +112,15 @@ def _gigabytes(L, C, V, T):
 def _most_tokens(run):
     """Tokens of the largest micro-batch that pays; on a CPU also of one whose activations take a quarter of what memory is free."""
     most, config = MOST_TOKENS[run.machine.device.type], run.network.config
-    if run.machine.device.type == "cpu" and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if run.machine.device.type == "cpu" and (free := _available_bytes()) is not None:
         most = min(most, free // 4 // (42 * config.n_embd * config.n_layer))
     return most
+
+
+def _available_bytes():
+    """What Linux says can be had without swapping; None elsewhere."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None

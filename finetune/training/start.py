@@ -17,7 +17,7 @@ from finetune.data.tokenizer import prompt_ids
 from finetune.gpt import GPT, GPTConfig, convert, weights
 from finetune.training import checkpoint, guard, memory, optim
 
-RESIDENT = 500_000_000  # tokens of a split that a GPU keeps, 2 GB
+RESIDENT = 0.02  # of a GPU's memory, which a split may take to be kept there
 COMPILED_WHOLE = 12  # layers
 
 
@@ -92,9 +92,13 @@ def assemble(recipe, machine, say):
             contents = bins.survey(dataset, split)
             bins.check_ids(dataset, split, contents, config.vocab_size, recipe.init_from if saved is None else recipe.out_dir)
             splits[split] = Blocks.from_arrow(cache.open_cache(dataset, split, block_size, contents), contents.tokens)
-            if machine.device.type == "cuda" and contents.tokens <= RESIDENT:
+            if machine.device.type == "cuda" and 4 * contents.tokens <= RESIDENT * torch.cuda.get_device_properties(machine.device).total_memory:
                 splits[split].keep_on(machine.device)
+            if splits[split].num_targets(range(splits[split].num_rows)) == 0:
+                raise UsageError(f"{dataset.mask(split)}: no token of {split}.bin is a target, so there is nothing to learn from it")
             identity[f"{split}.bin"] = contents.sha256
+            if contents.mask_sha256:
+                identity[f"{split}_mask.bin"] = contents.mask_sha256
     identity |= {
         "block_size": block_size,
         "seed": recipe.seed,
@@ -111,7 +115,7 @@ def assemble(recipe, machine, say):
     network.to(machine.device).train()
     optimizer = optim.adamw(network, recipe)
     if machine.compile:
-        _compile(network)
+        _compile(network, whole=network.config.n_layer <= COMPILED_WHOLE and machine.accelerator.num_processes == 1)
     model = machine.accelerator.prepare_model(network)
     run = Run(
         recipe=recipe,
@@ -141,9 +145,10 @@ def assemble(recipe, machine, say):
     return run
 
 
-def _compile(network):
-    """Compile in place, by block where the whole would take minutes. The loss is a region of its own either way."""
-    if network.config.n_layer <= COMPILED_WHOLE:
+def _compile(network, whole):
+    """Compile in place, as a whole or by block: deep networks would take minutes as a whole, and data parallelism cuts a whole into
+    pieces of its own, which in older versions of PyTorch excludes gradient checkpointing. The loss is a region of its own either way."""
+    if whole:
         network.hidden = torch.compile(network.hidden, dynamic=False)
     else:
         for block in network.h:
@@ -166,6 +171,9 @@ def _resume(run, saved, say):
     take_up(run, saved)
     state = saved[2]
     run.init_from, run.lr_scale, run.rollbacks = state["init_from"], state["lr_scale"], state["rollbacks"]
+    if run.recipe.auto_batch_size:  # as it was found then: with dropout another cut would be another run
+        sizes = {name: state["recipe"][name] for name in ("batch_size", "gradient_accumulation_steps")}
+        run.recipe = dataclasses.replace(run.recipe, auto_batch_size=False, **sizes)
     if run.recipe.eval_iters == state["recipe"]["eval_iters"]:
         run.eval_rows = state["eval_rows"]  # batch_size may be another now
     if run.recipe.learning_rate != state["recipe"]["learning_rate"]:

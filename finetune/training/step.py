@@ -45,14 +45,17 @@ def update(run, iteration, lr):
     numbers = accelerator.reduce(torch.cat([loss[None], norm[None] / accelerator.num_processes, flags]))
     for group in run.optimizer.param_groups:
         group["lr"] = lr
+    outcome, sound = Outcome(numbers), numbers[:2].isfinite().all()  # before the step, which cannot be made again if memory fails here
     if run.scaler:  # skips by itself an update that overflowed float16
         run.scaler.step(run.optimizer)
         run.scaler.update()
-    else:
-        run.optimizer.found_inf = 1.0 - numbers[:2].isfinite().all().float()  # where it is 1, the fused kernel changes nothing
+    elif run.optimizer.defaults["fused"]:
+        run.optimizer.found_inf = 1.0 - sound.float()  # where it is 1, the fused kernel changes nothing
+        run.optimizer.step()
+    elif sound:
         run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
-    return Outcome(numbers)
+    return outcome
 
 
 def _backward(run, iteration):
@@ -71,7 +74,7 @@ def _backward(run, iteration):
             with run.machine.autocast():
                 loss, _ = run.model(idx, targets)
             # data parallelism averages gradients over the processes, so each brings its share times their number
-            loss = loss * (accelerator.num_processes / count)
+            loss = loss * (accelerator.num_processes / max(1, count))
             (run.scaler.scale(loss) if run.scaler else loss).backward()
         total += loss.detach()
     return total / accelerator.num_processes
@@ -82,7 +85,7 @@ def settle(run):
     order of summation from three processes on; two passes that leave nothing behind make fresh and resumed runs equal to the bit."""
     idx, targets = run.train.batch([0], run.machine.device)
     for _ in range(2):
-        with run.machine.autocast():
+        with run.machine.uncompiled(), run.machine.autocast():
             (run.model(idx, targets)[0] * 0.0).backward()
         run.optimizer.zero_grad(set_to_none=True)
 
@@ -93,7 +96,8 @@ def evaluate(run, blocks, rows):
     accelerator, model = run.machine.accelerator, run.network
     mine = np.asarray(rows)[accelerator.process_index :: accelerator.num_processes]
     widest = blocks.block_size * max(model.config.vocab_size, 16 * model.config.n_embd)
-    size = max(run.recipe.batch_size, min(256, (1 << 26) // widest))  # logits or activations up to 256 MB
+    room = 1 << (29 if run.machine.device.type == "cuda" else 26)  # logits or activations of 2 GB or 256 MB
+    size = max(1, min(256, room // widest))
     total = torch.zeros((), device=run.machine.device, dtype=torch.float64 if run.machine.device.type != "mps" else torch.float32)
     was_training = model.training
     model.eval()

@@ -1,0 +1,44 @@
+"""Conversations as text: who speaks stands in a line of its own, and only what the assistant says is learned, with its end-of-text."""
+
+from finetune.data.pieces import Piece
+
+# the same as `pieces`, for transformers: exported as the tokenizer's chat_template
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].capitalize() + ':\\n' + message['content'] + "
+    "(eos_token if message['role'] == 'assistant' else '\\n\\n') }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif %}"
+)
+
+
+def messages_of(row, columns):
+    """The messages of a row of a table: its `messages`, or its prompt and completion as a user's and an assistant's.
+
+    `columns` are one or two names. Raises ValueError in plain words where a value is of another kind.
+    """
+    values = {name: row.get(name) for name in columns}
+    kind, wanted = (
+        (str, "text") if len(columns) == 2 and not any(isinstance(value, list) for value in values.values()) else (list, "a list of messages")
+    )
+    for name, value in values.items():
+        if not isinstance(value, kind) or value == []:
+            found = "nothing" if value is None or value == [] else f"a value of type {type(value).__name__}"
+            raise ValueError(f"column {name!r} holds {found}, not {wanted}")
+    if kind is str:
+        return [{"role": role, "content": value} for role, value in zip(("user", "assistant"), values.values())]
+    messages = [message for value in values.values() for message in value]
+    for message in messages:
+        if not isinstance(message, dict) or not all(isinstance(message.get(part), str) for part in ("role", "content")):
+            raise ValueError(f"a message needs role and content, both text, and here is {str(message)[:60]}")
+    if not any(message["role"] == "assistant" and message["content"] for message in messages):
+        raise ValueError("the assistant says nothing in it, so there is nothing to learn")
+    return messages
+
+
+def pieces(messages):
+    """A conversation as the Pieces of one document."""
+    for number, message in enumerate(messages, 1):
+        last = number == len(messages)
+        if message["role"] == "assistant":
+            yield Piece("Assistant:\n", target=False)
+            yield Piece(message["content"], ends=last, stops=not last)
+        else:
+            yield Piece(f"{message['role'].capitalize()}:\n{message['content']}\n\n", ends=last, target=False)
