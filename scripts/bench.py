@@ -3,7 +3,8 @@
     python scripts/bench.py train   --nanogpt=PATH    tokens/s of updates, at matched and at default settings
     python scripts/bench.py start                     time from the start of the process to the first update
     python scripts/bench.py memory                    peak memory of training
-    python scripts/bench.py sample  --nanogpt=PATH    tokens/s of sampling
+    python scripts/bench.py sample                    tokens/s of sampling
+    python scripts/bench.py command --nanogpt=PATH    the same of the whole command, as users run it
     python scripts/bench.py load    --nanogpt=PATH    cost of a batch
     python scripts/bench.py convert                   train.bin to an Arrow cache
     python scripts/bench.py char    --nanogpt=PATH    character-level tiny Shakespeare from scratch: whole commands, wall time and loss
@@ -37,7 +38,7 @@ WARM_UP = 2  # updates that are not timed: allocators, first optimizer state, co
 
 @dataclass
 class Options:
-    sources: list = key([], "what to measure: train, start, memory, sample, load, convert, char or gpu")
+    sources: list = key([], "what to measure: train, start, memory, sample, command, load, convert, char or gpu")
     nanogpt: str = key("", "a checkout of nanoGPT to compare with")
     rounds: int = key(5, "how often every tool has its turn")
     size: str = key("124M", "the shape: 124M, 355M, 774M, 1558M, or tiny to try the script itself")
@@ -57,7 +58,7 @@ class Options:
             yield "steps", f"the first {WARM_UP} are not timed, so at least {WARM_UP + 2}"
         if self.nanogpt and not (Path(self.nanogpt) / "train.py").is_file():
             yield "nanogpt", f"{self.nanogpt} is no checkout of nanoGPT"
-        if not self.nanogpt and self.sources in (["char"], ["load"]):
+        if not self.nanogpt and self.sources in (["char"], ["load"], ["command"]):
             yield "nanogpt", "give --nanogpt=PATH, a checkout of nanoGPT"
 
 
@@ -197,20 +198,20 @@ def sample(options, work):
         }
         for c, s in zip(contenders, speeds)
     ]
-    if options.nanogpt:
-        rows += whole_commands(options, work, shared)
-    title = f"Sampling from {options.size}"
-    setting = f"{options.rounds} rounds, temperature 0.8, top_k 200; ratios are median (lowest to highest) of the rounds; the call after one that does not count, "
-    setting += "or the whole command. nanoGPT writes one sample after the other, so its command is timed with one of the ten and with one token, and its start counted once"
-    return report(options, "sample", title, setting, rows, contenders)
+    setting = f"{options.rounds} rounds, temperature 0.8, top_k 200, the call after one that does not count; ratios are median (lowest to highest) of the rounds"
+    return report(options, "sample", f"Sampling from {options.size}", setting, rows, contenders)
 
 
-def whole_commands(options, work, shared):
+def command(options, work):
     """`finetune.sample` and nanoGPT's sample.py as users run them, with a vocabulary of single characters that needs no download."""
     import pickle
 
-    from finetune.data.tokenizer import CharTokenizer
+    import torch
 
+    from finetune.data.tokenizer import CharTokenizer
+    from finetune.training.machine import best_dtype
+
+    shared = prepared(options, work, tokens=2**15)
     chars = ["\n", *(chr(point) for point in range(0x100, 0x100 + 50256))]
     CharTokenizer(chars).save(Path(shared["weights"]), 1024)
     meta = {"vocab_size": len(chars), "stoi": {char: i for i, char in enumerate(chars)}, "itos": dict(enumerate(chars))}
@@ -236,11 +237,14 @@ def whole_commands(options, work, shared):
                 seconds = start + 10 * (timed([*theirs, f"--max_new_tokens={new}"], options.nanogpt) - start)
             speeds[name].append(10 * new / seconds)
             print(f"round {turn + 1}: {name}, whole command {seconds:.1f} s", file=sys.stderr, flush=True)
-    what = f"the command, 10 x {options.tokens * 5 // 2} tokens"
-    return [
-        {"what": what, "tool": name, "tokens/s": f"{statistics.median(s):,.1f}", "finetune is faster by": ratios(speeds["finetune"], s)}
+    rows = [
+        {"tool": name, "tokens/s": f"{statistics.median(s):,.1f}", "finetune is faster by": ratios(speeds["finetune"], s)}
         for name, s in speeds.items()
     ]
+    setting = f"{options.rounds} rounds, {'bfloat16' if best_dtype('auto', torch.device('cpu')) == torch.bfloat16 else 'float32'} here, float32 there, which are their "
+    setting += "defaults; temperature 0.8, top_k 200; from start to end. nanoGPT writes one sample after the other, so its command is timed with one of the ten and "
+    setting += "with one token, and its start counted once"
+    return report(options, "command", f"The command that prints 10 samples of {new} tokens from {options.size}", setting, rows, [])
 
 
 def load(options, work):
@@ -555,7 +559,17 @@ def versions():
     return found
 
 
-LANES = {"train": train, "start": start, "memory": memory, "sample": sample, "load": load, "convert": convert, "char": char, "gpu": gpu}
+LANES = {
+    "train": train,
+    "start": start,
+    "memory": memory,
+    "sample": sample,
+    "command": command,
+    "load": load,
+    "convert": convert,
+    "char": char,
+    "gpu": gpu,
+}
 
 if __name__ == "__main__":
     run(main)
