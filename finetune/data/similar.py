@@ -183,6 +183,8 @@ class Passages:
         fives = _runs(hashes, 5)
         windows = _fold([fives[5 * k : len(fives) - 5 * (4 - k)] for k in range(5)])
         there = np.flatnonzero(self.known[windows >> np.uint64(40)])
+        if not len(there):  # as a rule
+            return []
         near = np.searchsorted(self.windows, windows[there]).clip(max=len(self.windows) - 1)
         true = self.windows[near] == windows[there]
         passages, covered = [], set()
@@ -215,7 +217,8 @@ def _fold(columns):
     """One hash (uint64) of the values in the same place of all columns, order included."""
     total = np.zeros(columns[0].shape, np.uint64)
     for column in columns:
-        total = (total + column) * np.uint64(0x9E3779B97F4A7C15)  # the golden ratio, odd; array arithmetic wraps
+        total += column
+        total *= np.uint64(0x9E3779B97F4A7C15)  # the golden ratio, odd; array arithmetic wraps
     return total ^ (total >> np.uint64(32))
 
 
