@@ -116,6 +116,18 @@ CASES = {
     "too large a val_fraction": (lambda: text(b"abc"), "prepare", ["t.txt", "--val_fraction=0.9"], "at most 0.5"),
     "no such tokenizer": (lambda: text(b"abcdef"), "prepare", ["t.txt", "--tokenizer=gpt7"], "no such directory, not in the local cache"),
     "unwritable data directory": (lambda: text(b"abcdef"), "prepare", ["t.txt", "--tokenizer=char", "--out_dir=t.txt/x"], "out_dir t.txt/x: cannot be written"),
+    # doctor
+    "nothing to examine": (None, "doctor", [], "nothing to examine"),
+    "a missing text to examine": (None, "doctor", ["gone.txt"], "gone.txt: no such file"),
+    "a text to examine that is not UTF-8": (lambda: text(b"caf\xe9"), "doctor", ["t.txt", "--fix=dedup", "--out_dir=o"], "byte 0xE9 at offset 3 (line 1)"),
+    "a directory without bins to examine": (lambda: Path("d").mkdir(), "doctor", ["d"], "train.bin: there is no such file"),
+    "a directory and a text": (lambda: (bins_with(), text(b"a")), "doctor", ["data/d", "t.txt"], "examined by itself"),
+    "mistyped fix": (lambda: text(b"a"), "doctor", ["t.txt", "--fix=leak", "--out_dir=o"], "Did you mean 'leaks'?"),
+    "fix without out_dir": (lambda: text(b"a"), "doctor", ["t.txt", "--fix=leaks"], "needs --out_dir=DIR"),
+    "out_dir without fix": (lambda: text(b"a"), "doctor", ["t.txt", "--out_dir=o"], "no effect without --fix"),
+    "fix over a file": (lambda: (text(b"a"), text(b"", "clean.jsonl")), "doctor", ["t.txt", "--fix=dedup", "--out_dir=."], "clean.jsonl: is there already"),
+    "fix below a file": (lambda: text(b"a"), "doctor", ["t.txt", "--fix=dedup", "--out_dir=t.txt/x"], "out_dir t.txt/x: cannot be written"),
+    "tokenizer of data that has one": (characters, "doctor", ["data/d", "--tokenizer=gpt2"], "has no effect"),
     # sample
     "sample of nothing": (None, "sample", [], "give --out_dir=OUT"),
     "sample of a missing run": (lambda: run_exists(), "sample", ["--out_dir=outt"], "runs here: out"),

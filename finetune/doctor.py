@@ -1,0 +1,143 @@
+"""What is wrong with a text or a prepared directory, and the text without it.
+
+python -m finetune.doctor data/mine
+"""
+
+import contextlib
+import difflib
+import json
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.cli import UsageError, key, parse, run
+
+USAGE = """usage: python -m finetune.doctor DIR|SOURCE... [--fix=dedup,leaks,encoding --out_dir=DIR] [--key=value ...]
+
+Looks for duplicates, for what train and val share and for faults of encoding, and says which model the corpus is large enough for.
+DIR is what finetune.prepare wrote; SOURCE is a text file, shakespeare or python_docs. What is wrong does not change the exit code."""
+
+
+@dataclass
+class Options:
+    sources: list = key([], "a prepared directory, or text files, or the names of texts")
+    val: str = key("", "a text file that validates what is trained on the sources; a prepared directory has its own")
+    tokenizer: str = key("", "of text: gpt2 or a model directory, to count tokens with; gpt2 where it can be found. A prepared directory has its own")
+    fix: str = key("", "what to mend, some of dedup,leaks,encoding: writes cleaned documents to out_dir")
+    out_dir: str = key("", "directory for the cleaned documents, a new one or without such files")
+
+    def problems(self):
+        if not self.sources:
+            yield "SOURCE", "nothing to examine; name a prepared directory, a UTF-8 text file, or python_docs, which needs no download"
+        if self.fix:
+            from finetune.data.doctor import FIXES
+
+            for name in self.fixes():
+                if name not in FIXES:
+                    nearest = difflib.get_close_matches(name, FIXES, 1)
+                    yield "fix", f"{name!r} is none of {', '.join(FIXES)}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")
+            if not self.out_dir:
+                yield "out_dir", "--fix needs --out_dir=DIR, where the cleaned documents go"
+        elif self.out_dir:
+            yield "out_dir", "has no effect without --fix=dedup,leaks,encoding"
+
+    def fixes(self):
+        return self.fix.split(",") if self.fix else []
+
+
+def main(argv):
+    options, _ = parse(Options, argv, USAGE)
+    from finetune.data import doctor
+
+    splits, tokenizer = _open(options)
+    corpus = splits()
+    outputs = _outputs(options.out_dir, corpus) if options.fix else None
+    facts = doctor.examine(_watched(corpus), tokenizer)
+    facts["names"] = [*options.sources, *([f"--val={options.val}"] if options.val else [])]
+    print(doctor.report(facts))
+    if options.fix:
+        print("\n" + _write(doctor.clean(_watched(splits()), options.fixes()), outputs))
+
+
+def _open(options):
+    """(a function that gives the splits anew, the tokenizer for what nobody counted or None)"""
+    from finetune.data import bins, documents
+    from finetune.data.prepare import find_tokenizer
+
+    directories = [name for name in options.sources if Path(name).is_dir()]
+    if not directories:
+        try:
+            tokenizer = find_tokenizer(options.tokenizer or "gpt2")
+        except UsageError:
+            if options.tokenizer:
+                raise
+            tokenizer = None  # the size is then estimated from the bytes
+        sources = {"train": options.sources} | ({"val": [options.val]} if options.val else {})
+        return lambda: {split: documents.of_texts(names) for split, names in sources.items()}, tokenizer
+    if len(options.sources) > 1 or options.val:
+        raise UsageError(f"{directories[0]}: a prepared directory has its own train and val, and is examined by itself")
+    dataset = bins.load(directories[0])
+    if dataset.tokenizer and options.tokenizer:
+        raise UsageError(f"--tokenizer: has no effect, because {directories[0]} says which tokenizer it was made with")
+    tokenizer = dataset.tokenizer or find_tokenizer(options.tokenizer or "gpt2")  # nanoGPT's bins are GPT-2's unless a meta.pkl says otherwise
+    for split in ("train", "val"):
+        bins.check_ids(dataset, split, bins.survey(dataset, split), tokenizer.vocab_size, f"the tokenizer ({tokenizer.describe()['name']})")
+    return lambda: {split: documents.of_bin(dataset, split, tokenizer) for split in ("train", "val")}, tokenizer
+
+
+def _watched(splits):
+    from tqdm import tqdm
+
+    return {split: tqdm(documents, desc=split, unit=" documents", disable=None, leave=False) for split, documents in splits.items()}
+
+
+def _outputs(out_dir, splits):
+    """The files to write: one for the cleaned documents of each split, one for those left out. Raises UsageError where one is there."""
+    names = {split: f"{split}.jsonl" for split in splits} if "val" in splits else {"train": "clean.jsonl"}
+    outputs = {split: Path(out_dir) / name for split, name in {**names, "removed": "removed.jsonl"}.items()}
+    for path in outputs.values():
+        if path.exists():
+            raise UsageError(f"{path}: is there already; name another --out_dir")
+    return outputs
+
+
+def _write(documents, outputs):
+    """Write Cleaned documents, every file or none; return what was done, in words."""
+    from finetune.data.doctor import KINDS
+
+    written, changed = Counter(dict.fromkeys(outputs, 0)), Counter()
+    out_dir = outputs["removed"].parent
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".tmp-doctor-", dir=out_dir))
+    except OSError as error:
+        raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
+    try:
+        with contextlib.ExitStack() as stack:
+            # backslashreplace: half a surrogate pair, which UTF-8 has not, becomes an escape that JSON has
+            opened = {name: open(work / path.name, "w", encoding="utf-8", errors="backslashreplace") for name, path in outputs.items()}
+            files = {name: stack.enter_context(file) for name, file in opened.items()}
+            for document in documents:
+                name, row = document.split, {}
+                if document.removed:
+                    name, row = "removed", {"split": document.split, "document": document.number, **document.removed}
+                    changed[document.split, document.removed["kind"]] += 1
+                else:
+                    changed.update({(document.split, kind): lines for kind, lines in document.faults.items()})
+                files[name].write(json.dumps({**row, "text": document.text}, ensure_ascii=False) + "\n")
+                written[name] += 1
+        for name, path in outputs.items():
+            if written[name] or name != "removed":
+                (work / path.name).rename(path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    verbs = {kind: "mended" if mends == "encoding" else "removed" for kind, (_, mends) in KINDS.items()}
+    lines = [f"{verbs[kind]} {count:>8,} {KINDS[kind][0]} ({split})" for (split, kind), count in changed.items()] or ["nothing to mend"]
+    lines += [f"wrote   {written[name]:>8,} documents to {path}" for name, path in outputs.items() if written[name] or name != "removed"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,266 @@
+"""The doctor finds every planted fault, counts it exactly, mends it, and has nothing to say of a clean corpus."""
+
+import itertools
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from finetune.cli import UsageError
+from finetune.data import bins, doctor, documents, similar
+from finetune.data import tokenizer as tokenizers
+from finetune.data.documents import Piece
+
+CLEAN = dict.fromkeys(doctor.KINDS, 0)
+
+
+def texts(count, rng, words=100):
+    """Documents of random words in a few lines; no two have much in common."""
+    dictionary = ["".join(rng.choice("abcdefghijklmnoprstuvwz") for _ in range(rng.randint(2, 9))) for _ in range(3000)]
+    lines = lambda: "\n".join(" ".join(rng.choices(dictionary, k=words // 5)).capitalize() + "." for _ in range(5))  # noqa: E731
+    return [lines() for _ in range(count)]
+
+
+def changed(text, rng, words=3):
+    """The text with some words, next to each other, exchanged."""
+    found = text.split(" ")
+    at = rng.randrange(len(found) - words)
+    return " ".join([*found[:at], *(f"other{n}" for n in range(words)), *found[at + words :]])
+
+
+def planted():
+    """(corpus with faults, what the doctor must find, the corpus without them)"""
+    rng = random.Random(0)
+    sound = texts(270, rng)
+    train, val = sound[:240], sound[240:]
+    faulty = list(train)
+    for document, wrong in enumerate(["café", "naïve", "it’s", "“so”", "Zürich — here", "5 €", "déjà vu"]):
+        faulty[document] += f"\nThey said {wrong} and went away"
+        train[document] = faulty[document]
+        faulty[document] = faulty[document].encode().decode("cp1252", "replace").replace("\ufffd", "\x9d")
+    for document in (20, 21, 22):
+        first, rest = train[document].split("\n", 1)
+        faulty[document] = f"{first[:5]}\0{first[5:]}\n{rest}"
+    faulty[30] = faulty[30][:50] + "\ufeff" + faulty[30][50:]
+    faulty[31] = faulty[31].replace("\n", "\r\n")
+    faulty[32] = "\x1b[1m" + faulty[32]
+    train[32] = "[1m" + train[32]
+    exact = [train[n] for n in range(50, 60)]
+    near = [changed(train[n], rng) for n in range(60, 70)]
+    leaks = [*val[:3], changed(val[3], rng), changed(val[4], rng)]
+    faulty += [*exact, *near, *leaks, "", " \n"]
+    counts = {"empty": 2, "exact_duplicates": 10, "near_duplicates": 10, "leaks": 5, "mojibake": 7, "nul": 3, "bom": 1, "crlf": 4, "control": 1}
+    return {"train": faulty, "val": val}, CLEAN | counts, {"train": train, "val": val}
+
+
+def counts(splits, tokenizer=None):
+    facts = doctor.examine({split: iter(documents) for split, documents in splits.items()}, tokenizer)
+    assert json.loads(json.dumps(facts)) == facts
+    assert len(doctor.report(facts).splitlines()) <= 40
+    return {kind: finding["count"] for kind, finding in facts["findings"].items()}
+
+
+def test_planted_faults_are_counted_exactly():
+    corpus, expected, _ = planted()
+    assert counts(corpus) == expected
+
+
+def test_a_clean_corpus_raises_nothing():
+    _, _, clean = planted()
+    assert counts(clean) == CLEAN
+    assert "nothing wrong" in doctor.report(doctor.examine(clean))
+
+
+def test_cleaning_restores_the_corpus_from_before():
+    corpus, _, clean = planted()
+    kept = {"train": [], "val": []}
+    for document in doctor.clean(corpus, doctor.FIXES):
+        if not document.removed:
+            kept[document.split].append(document.text)
+    assert kept == clean
+
+
+@pytest.mark.parametrize("fix", [fixes for size in (1, 2, 3) for fixes in itertools.combinations(doctor.FIXES, size)], ids=",".join)
+def test_each_fix_mends_its_own_faults_and_no_others(fix):
+    corpus, expected, _ = planted()
+    kept = {"train": [], "val": []}
+    for document in doctor.clean(corpus, fix):
+        if not document.removed:
+            kept[document.split].append(document.text)
+    assert counts(kept) == {kind: 0 if doctor.KINDS[kind][1] in fix else count for kind, count in expected.items()}
+
+
+def jaccard(one, other):
+    one, other = ({tuple(words[i : i + 5]) for i in range(len(words) - 4)} for words in (one.lower().split(), other.lower().split()))
+    return len(one & other) / len(one | other)
+
+
+def test_near_duplicates_are_those_of_a_search_over_all_pairs():
+    rng = random.Random(1)
+    corpus = texts(40, rng)
+    corpus += [changed(text, rng, words) for text in corpus[:30] for words in (1, 4, 5, 6, 7, 8, 9, 12)]  # on both sides of 0.8
+    rng.shuffle(corpus)
+    kept, expected = [], 0
+    for text in corpus:
+        if any(jaccard(text, other) >= 0.8 for other in kept):
+            expected += 1
+        else:
+            kept.append(text)
+    assert 50 < expected < 200
+    assert counts({"train": corpus}) == CLEAN | {"near_duplicates": expected}
+
+
+def test_documents_of_a_template_are_not_duplicates():
+    rng = random.Random(2)
+    colours, things = ["red", "green", "blue", "black", "white"], ["shirt", "lamp", "table", "bottle", "chair", "bag", "clock", "bowl"]
+    products = {
+        f"This {colour} {thing} of {material} is item {rng.randrange(10**5)} in our shop"
+        for colour in colours for thing in things for material in ("wood", "steel", "wool", "glass", "stone")
+    }  # fmt: skip
+    answers = [f"What is the capital of {country}? It is {city}." for country, city in [("France", "Paris"), ("Italy", "Rome"), ("Spain", "Madrid")]]
+    sums = [f"{a} + {b} = {a + b}" for a in range(10) for b in range(10)]
+    assert len(products) == 200
+    assert counts({"train": sorted(products) + answers + sums + ["C", "C#", "C++", "東京都に行きました。", "東京都へ行きました。"]}) == CLEAN
+
+
+def test_other_languages_are_not_mojibake():
+    sound = [
+        "À bientôt, dit l’élève : « Ça va ? » — « CAFÉ » à 5 €, Â, NÃO, ÊTRE, où êtes-vous… œuvre",
+        "„Spaß“ und »Größe« kosten 3 € – Äpfel, Öl, Übermut, GROẞ, Straße… ‚so‘",
+        "¿Qué? ¡Sí! São Paulo, não, avó, ação, «à»",
+        "Ísland, Þór, Ærø, Škoda, Łódź, Dvořák, İstanbul, Ελλάδα, Россия «привет»",
+        "Smile \U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467 ❤️ 東京 ภาษาไทย العربية עברית 3×4 ±5° ½ ©",
+    ]
+    assert counts({"train": sound}) == CLEAN
+
+
+def test_a_passage_of_val_inside_a_longer_document_of_train():
+    rng = random.Random(3)
+    train, val = texts(20, rng, 400), texts(5, rng, 400)
+    for n, (size, at) in enumerate([(50, 0), (50, 133), (97, 17), (49, 100), (30, 7)]):  # words; the last two are too few
+        passage, words = val[n].split()[at : at + size], train[n].split()
+        train[n] = " ".join([*words[:111], *passage, *words[111:]])
+    facts = doctor.examine({"train": train, "val": val})
+    assert facts["findings"]["passages"]["count"] == 3
+    assert facts["findings"]["passages"]["words"] == 50 + 50 + 97
+    assert facts["findings"]["passages"]["examples"][0] == {
+        "split": "train", "document": 1, "like": "val 1", "text": doctor._excerpt(" ".join(val[0].split()[:12])),
+    }  # fmt: skip
+    assert sum(finding["count"] for finding in facts["findings"].values()) == 3
+
+
+def test_pieces_of_a_document_are_examined_as_the_whole():
+    rng = random.Random(4)
+    (train,), (val,) = texts(1, rng, 20_000), texts(1, rng, 5000)
+    words = train.split(" ")
+    train = " ".join([*words[:500], *val.split(" ")[1000:1200], *words[500:]])
+    starts = [n for n, char in enumerate(train) if char == " "][::60]  # so that the passage lies in four of them
+    cut = [Piece(train[a:b], last=b is None) for a, b in itertools.pairwise([0, *starts, None])]
+    whole, pieces = doctor.examine({"train": [train], "val": [val]}), doctor.examine({"train": cut, "val": [val]})
+    assert len(cut) > 100 and whole["findings"]["passages"]["words"] == 200
+    for facts in (whole, pieces):
+        assert facts["one_text"] and "one text" in doctor.report(facts)
+        assert {kind: finding["count"] for kind, finding in facts["findings"].items()} == CLEAN | {"passages": 1}
+    assert pieces["splits"] == whole["splits"] and pieces["findings"]["passages"]["words"] == 200
+
+
+def test_a_text_that_repeats_itself_is_searched_quickly():
+    facts = doctor.examine({"train": ["0 " * 100_000 + texts(1, random.Random(7))[0]], "val": ["0 " * 10_000]})
+    assert facts["findings"]["passages"]["words"] == 10_000
+
+
+@pytest.mark.parametrize("splits", [{"train": []}, {"train": [""], "val": []}, {"train": [], "val": [""]}, {"train": [" \ud800"], "val": ["\n"]}])
+def test_next_to_nothing_can_be_examined(splits):
+    for tokenizer in (None, tokenizers.CharTokenizer(" \n\ud800")):
+        empty = sum(not text.strip() for documents in splits.values() for text in documents)
+        assert counts(splits, tokenizer) == CLEAN | {"empty": empty}
+
+
+def test_lengths_and_sizes():
+    facts = doctor.examine({"train": [Piece("x" * n, tokens=n) for n in range(1, 2049)]})["splits"]["train"]
+    assert facts["lengths"] == {"unit": "tokens", "p50": 1024, "p90": 1844, "p99": 2028, "max": 2048}
+    assert facts["truncation"] == {"at": 1024, "documents": 0.5, "tokens": sum(range(1, 1025)) / sum(range(1, 2049))}
+    assert facts["tokens_per_byte"] == 1
+
+
+@pytest.mark.parametrize(
+    "tokens, recipe, few", [(99_999, "small", True), (999_999, "small", False), (10**6, "medium", False), (10**7, "large", False)]
+)
+def test_the_recipe_is_that_of_the_size(tokens, recipe, few):
+    facts = doctor.examine({"train": [Piece("text", tokens=tokens)]})
+    path = f"recipes/{recipe}.yaml"
+    assert (Path(__file__).parents[1] / path).is_file() and path in doctor.report(facts)
+    assert ("may overfit" in doctor.report(facts)) == few
+
+
+def prepared(splits, directory, tokenizer):
+    """A prepared directory in which end-of-text ends each document."""
+    directory.mkdir()
+    meta = {"format": bins.FORMAT, "tokenizer": tokenizer.describe(), "vocab_size": tokenizer.vocab_size, "splits": {}}
+    for split, corpus in splits.items():
+        writer = bins.Writer(directory / f"{split}.bin")
+        for text in corpus:
+            writer.add(text, [*tokenizer.encode(text), tokenizer.eot])
+        meta["splits"][split] = writer.close()
+    tokenizer.save(directory)
+    (directory / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize("piece_tokens", [100, 1 << 18])
+def test_a_prepared_directory_has_the_faults_of_its_source(piece_tokens, bpe_directory, tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "PIECE_TOKENS", piece_tokens)
+    corpus, expected, _ = planted()
+    tokenizer = tokenizers.from_directory(bpe_directory("\n".join(corpus["val"])))
+    prepared(corpus, tmp_path / "data", tokenizer)
+    dataset = bins.load(tmp_path / "data")
+    facts = doctor.examine({split: documents.of_bin(dataset, split, tokenizer) for split in ("val", "train")})
+    source = doctor.examine(corpus, tokenizer)
+    assert facts["splits"] == source["splits"]
+    assert {kind: finding["count"] for kind, finding in facts["findings"].items()} == expected
+    if piece_tokens > 100:  # the example of a leak is the document's first line or its last piece's
+        assert facts == source
+
+
+def test_fix_writes_the_clean_corpus_and_says_what_it_removed(command, bpe_directory, tmp_path):
+    corpus, _, clean = planted()
+    prepared(corpus, tmp_path / "d", tokenizers.from_directory(bpe_directory("\n".join(corpus["val"]))))
+    code, out, error = command("doctor", "d", "--fix=dedup,leaks,encoding", "--out_dir=clean")
+    assert code == 0, error
+    for split in ("train", "val"):
+        assert [json.loads(line)["text"] for line in Path(f"clean/{split}.jsonl").read_text().splitlines()] == clean[split]
+    removed = [json.loads(line) for line in Path("clean/removed.jsonl").read_text().splitlines()]
+    assert [row["document"] for row in removed] == list(range(241, 268))
+    assert removed[0] == {"split": "train", "document": 241, "kind": "exact_duplicates", "like": "train 51", "text": clean["train"][50]}
+    assert sorted(path.name for path in Path("clean").iterdir()) == ["removed.jsonl", "train.jsonl", "val.jsonl"]
+    assert "removed       10 documents that repeat an earlier one (train)" in out
+    assert "to mend it: python -m finetune.doctor d --fix=dedup,leaks,encoding" in out
+    code, _, error = command("doctor", "d", "--fix=dedup", "--out_dir=clean")
+    assert code == 2 and "clean/train.jsonl: is there already" in error
+
+
+def test_text_files_are_documents_and_val_can_be_another_file(command):
+    rng = random.Random(5)
+    train, val = texts(3, rng), texts(1, rng)
+    for name, text in zip(["a", "b", "c", "d", "v"], [*train, val[0], val[0]]):
+        Path(f"{name}.txt").write_text(text)
+    code, out, _ = command("doctor", "a.txt", "b.txt", "c.txt", "d.txt", "--val=v.txt", "--fix=leaks", "--out_dir=x")
+    assert code == 0 and "1 documents of train that val has" in out and "train 4 as val 1" in out
+    assert [json.loads(line)["text"] for line in Path("x/train.jsonl").read_text().splitlines()] == train
+    code, out, _ = command("doctor", "a.txt", "a.txt", "--fix=dedup", "--out_dir=y")
+    assert code == 0 and [path.name for path in sorted(Path("y").iterdir())] == ["clean.jsonl", "removed.jsonl"]
+
+
+def test_a_failed_fix_leaves_nothing(command, monkeypatch):
+    Path("a.txt").write_text("some text")
+    monkeypatch.setattr(doctor, "clean", lambda *_: iter(lambda: (_ for _ in ()).throw(UsageError("stopped")), None))
+    code, _, error = command("doctor", "a.txt", "--fix=dedup", "--out_dir=out")
+    assert code == 2 and "stopped" in error and not list(Path("out").iterdir())
+
+
+def test_more_documents_than_the_search_takes_are_said(monkeypatch):
+    monkeypatch.setattr(similar, "MAX_DOCUMENTS", 10)
+    assert doctor.examine({"train": texts(10, random.Random(6))})["limits"] == []
+    facts = doctor.examine({"train": texts(11, random.Random(6))})
+    assert facts["limits"] == ["near duplicates among the first 10 documents of train"]
+    assert facts["limits"][0] in doctor.report(facts)
