@@ -17,13 +17,14 @@ from finetune.cli import UsageError, key, parse, run
 USAGE = """usage: python -m finetune.doctor DIR|SOURCE... [--fix=dedup,leaks,encoding --out_dir=DIR] [--key=value ...]
 
 Looks for duplicates, for what train and val share and for faults of encoding, and says which model the corpus is large enough for.
-DIR is what finetune.prepare wrote; SOURCE is a text file, shakespeare or python_docs. What is wrong does not change the exit code."""
+DIR is what finetune.prepare wrote; SOURCE is whatever it reads. What is wrong does not change the exit code."""
 
 
 @dataclass
 class Options:
-    sources: list = key([], "a prepared directory, or text files, or the names of texts")
-    val: str = key("", "a text file that validates what is trained on the sources; a prepared directory has its own")
+    sources: list = key([], "a prepared directory, or whatever prepare reads")
+    val: str = key("", "what validates what is trained on the sources; a prepared directory has its own")
+    text_column: str = key("", "the column of a table that holds the text; text, or the only one that holds any")
     tokenizer: str = key("", "of text: gpt2 or a model directory, to count tokens with; gpt2 where it can be found. A prepared directory has its own")
     fix: str = key("", "what to mend, some of dedup,leaks,encoding: writes cleaned documents to out_dir")
     out_dir: str = key("", "directory for the cleaned documents, a new one or without such files")
@@ -64,9 +65,10 @@ def main(argv):
 def _open(options):
     """(a function that gives the splits anew, the tokenizer for what nobody counted or None)"""
     from finetune.data import bins, documents
+    from finetune.data import sources as found
     from finetune.data.prepare import find_tokenizer
 
-    directories = [name for name in options.sources if Path(name).is_dir()]
+    directories = [name for name in options.sources if bins.is_prepared(name)]
     if not directories:
         try:
             tokenizer = find_tokenizer(options.tokenizer or "gpt2")
@@ -74,9 +76,10 @@ def _open(options):
             if options.tokenizer:
                 raise
             tokenizer = None  # the size is then estimated from the bytes
-        sources = {"train": options.sources} | ({"val": [options.val]} if options.val else {})
-        return lambda: {split: documents.of_texts(names) for split, names in sources.items()}, tokenizer
-    if len(options.sources) > 1 or options.val:
+        columns = {"text": options.text_column} if options.text_column else None
+        sources = {"train": found.find(options.sources, columns)} | ({"val": found.find([options.val], columns)} if options.val else {})
+        return lambda: {split: documents.of_sources(texts) for split, texts in sources.items()}, tokenizer
+    if len(options.sources) > 1 or options.val or options.text_column:
         raise UsageError(f"{directories[0]}: a prepared directory has its own train and val, and is examined by itself")
     dataset = bins.load(directories[0])
     if dataset.tokenizer and options.tokenizer:

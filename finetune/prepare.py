@@ -4,8 +4,11 @@ python -m finetune.prepare my.txt --out_dir=data/mine
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from finetune.cli import key, parse, run
+
+EXAMINED = 100_000_000  # bytes of text that the doctor examines unasked, in some twenty seconds
 
 USAGE = """usage: python -m finetune.prepare SOURCE... --out_dir=DIR [--key=value ...]
 
@@ -28,6 +31,7 @@ class Options:
     val: str | None = key(None, "a source to validate on instead; several with commas between them")
     seed: int = key(1337, "decides which documents are kept for validation")
     num_proc: int = key(0, "threads that tokenize; 0 is one a core")
+    doctor: Literal["auto", "true", "false"] = key("auto", "examine the data at the end as finetune.doctor does; auto is for up to 100 MB of text")
 
     def problems(self):
         if not self.sources:
@@ -48,7 +52,8 @@ def main(argv):
     options, _ = parse(Options, argv, USAGE)
     from pathlib import Path
 
-    from finetune.data.prepare import prepare, summary
+    from finetune.data import doctor
+    from finetune.data.prepare import examine, prepare, summary
 
     if options.tokenizer not in ("gpt2", "char") and not Path(options.tokenizer).is_dir():
         from finetune.gpt import weights
@@ -62,6 +67,10 @@ def main(argv):
     dataset = prepare(options.sources, out_dir, options.tokenizer, options.val_fraction, val, options.seed, options.num_proc, **reading)
     print(summary(dataset))
     print(f"wrote {out_dir}/train.bin, val.bin and meta.json ({dataset.meta['tokenizer']['name']})")
+    if options.doctor == "true" or (options.doctor == "auto" and sum(dataset.num_bytes(split) for split in ("train", "val")) <= EXAMINED):
+        print(f"\n{doctor.report(examine(dataset))}")
+    elif options.doctor == "auto":
+        print(f"not examined, being large: python -m finetune.doctor {out_dir}")
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ CASES = {
     "nothing to examine": (None, "doctor", [], "nothing to examine"),
     "a missing text to examine": (None, "doctor", ["gone.txt"], "gone.txt: no such file"),
     "a text to examine that is not UTF-8": (lambda: text(b"caf\xe9"), "doctor", ["t.txt", "--fix=dedup", "--out_dir=o"], "byte 0xE9 at offset 3 (line 1)"),
-    "a directory without bins to examine": (lambda: Path("d").mkdir(), "doctor", ["d"], "train.bin: there is no such file"),
+    "a directory without bins to examine": (lambda: Path("d").mkdir(), "doctor", ["d"], "no text there"),
     "a directory and a text": (lambda: (bins_with(), text(b"a")), "doctor", ["data/d", "t.txt"], "examined by itself"),
     "mistyped fix": (lambda: text(b"a"), "doctor", ["t.txt", "--fix=leak", "--out_dir=o"], "Did you mean 'leaks'?"),
     "fix without out_dir": (lambda: text(b"a"), "doctor", ["t.txt", "--fix=leaks"], "needs --out_dir=DIR"),

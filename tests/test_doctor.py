@@ -10,7 +10,7 @@ import pytest
 from finetune.cli import UsageError
 from finetune.data import bins, doctor, documents, similar
 from finetune.data import tokenizer as tokenizers
-from finetune.data.documents import Piece
+from finetune.data.pieces import Piece
 
 CLEAN = dict.fromkeys(doctor.KINDS, 0)
 
@@ -156,7 +156,7 @@ def test_pieces_of_a_document_are_examined_as_the_whole():
     words = train.split(" ")
     train = " ".join([*words[:500], *val.split(" ")[1000:1200], *words[500:]])
     starts = [n for n, char in enumerate(train) if char == " "][::60]  # so that the passage lies in four of them
-    cut = [Piece(train[a:b], last=b is None) for a, b in itertools.pairwise([0, *starts, None])]
+    cut = [Piece(train[a:b], ends=b is None) for a, b in itertools.pairwise([0, *starts, None])]
     whole, pieces = doctor.examine({"train": [train], "val": [val]}), doctor.examine({"train": cut, "val": [val]})
     assert len(cut) > 100 and whole["findings"]["passages"]["words"] == 200
     for facts in (whole, pieces):
@@ -178,7 +178,7 @@ def test_next_to_nothing_can_be_examined(splits):
 
 
 def test_lengths_and_sizes():
-    facts = doctor.examine({"train": [Piece("x" * n, tokens=n) for n in range(1, 2049)]})["splits"]["train"]
+    facts = doctor.examine({"train": [Piece("x" * n, ends=True, tokens=n) for n in range(1, 2049)]})["splits"]["train"]
     assert facts["lengths"] == {"unit": "tokens", "p50": 1024, "p90": 1844, "p99": 2028, "max": 2048}
     assert facts["truncation"] == {"at": 1024, "documents": 0.5, "tokens": sum(range(1, 1025)) / sum(range(1, 2049))}
     assert facts["tokens_per_byte"] == 1
@@ -188,7 +188,7 @@ def test_lengths_and_sizes():
     "tokens, recipe, few", [(99_999, "small", True), (999_999, "small", False), (10**6, "medium", False), (10**7, "large", False)]
 )
 def test_the_recipe_is_that_of_the_size(tokens, recipe, few):
-    facts = doctor.examine({"train": [Piece("text", tokens=tokens)]})
+    facts = doctor.examine({"train": [Piece("text", ends=True, tokens=tokens)]})
     path = f"recipes/{recipe}.yaml"
     assert (Path(__file__).parents[1] / path).is_file() and path in doctor.report(facts)
     assert ("may overfit" in doctor.report(facts)) == few
@@ -201,7 +201,7 @@ def prepared(splits, directory, tokenizer):
     for split, corpus in splits.items():
         writer = bins.Writer(directory / f"{split}.bin")
         for text in corpus:
-            writer.add(text, [*tokenizer.encode(text), tokenizer.eot])
+            writer.add([Piece(text, ends=True)], [*tokenizer.encode(text), tokenizer.eot])
         meta["splits"][split] = writer.close()
     tokenizer.save(directory)
     (directory / "meta.json").write_text(json.dumps(meta))

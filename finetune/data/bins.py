@@ -187,6 +187,14 @@ class Writer:
         facts = {name: getattr(self, name) for name in ("tokens", "characters", "bytes", "documents")} | {"sha256": self.digest.hexdigest()}
         return facts | ({"targets": self.targets, "mask_sha256": self.mask_digest.hexdigest()} if self.mask_file else {})
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for file in (self.file, self.mask_file):
+            if file:
+                file.close()
+
     def _write_mask(self, mask):
         self.mask_file.write(mask.tobytes())
         self.mask_digest.update(mask.tobytes())

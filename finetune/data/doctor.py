@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from finetune.data import similar
-from finetune.data.documents import Piece
 from finetune.data.encoding import repair
+from finetune.data.pieces import Piece
 
 BLOCK_SIZE = 1024  # GPT-2's positions
 MIN_TOKENS = 100_000  # fewer may overfit, says the guide that the table is from
@@ -72,7 +72,7 @@ def _examine_split(facts, split, documents, tokenizer, judge, passages):
     """Add what is found in a split to `facts`; return its size."""
     lengths, sizes, document = array("Q"), Counter(), _Document()
     for piece in documents:
-        piece = piece if isinstance(piece, Piece) else Piece(piece)
+        piece = piece if isinstance(piece, Piece) else Piece(piece, ends=True)
         place = {"split": split, "document": len(lengths) + 1}
         text, faults = repair(piece.text)
         for kind, (count, line) in faults.items():
@@ -85,7 +85,7 @@ def _examine_split(facts, split, documents, tokenizer, judge, passages):
         tokens = len(tokenizer.encode(piece.text)) if tokenizer and piece.tokens is None else piece.tokens
         document.length += len(piece.text) if tokens is None else tokens
         sizes.update(characters=len(piece.text), bytes=len(_utf8(piece.text)), tokens=tokens or 0, uncounted=tokens is None)
-        if piece.last:
+        if piece.ends:
             verdict = judge.verdict(split, place["document"], document)
             if verdict:
                 _note(facts, verdict.pop("kind"), 1, place | verdict, text)
@@ -118,7 +118,7 @@ def clean(splits, fix):
             number, parts = 1, []
             for piece in splits[split]:
                 parts.append(piece.text if isinstance(piece, Piece) else piece)
-                if isinstance(piece, Piece) and not piece.last:
+                if isinstance(piece, Piece) and not piece.ends:
                     continue
                 document, mended, faults = _Document(), [], Counter()
                 for part in parts:

@@ -1,25 +1,17 @@
-"""The documents of text files and of bins."""
+"""The documents of sources and of bins, as Pieces."""
 
-from typing import NamedTuple
+import itertools
 
 import numpy as np
 
-from finetune.data import sources
+from finetune.data.pieces import Piece, cut
 
 PIECE_TOKENS = 1 << 18  # about a megabyte; a longer document comes in pieces
 
 
-class Piece(NamedTuple):
-    """A document, or a part of a long one: then `last` is False on all parts but the last. `tokens` is None when nobody counted."""
-
-    text: str
-    tokens: int | None = None
-    last: bool = True
-
-
-def of_texts(names):
-    """The documents of text files: each file is one. Raises UsageError."""
-    return ("".join(source.texts()) for source in sources.find(names))
+def of_sources(sources):
+    """The documents of some `sources.find`, in their order."""
+    return cut(itertools.chain.from_iterable(source.pieces() for source in sources), 4 * PIECE_TOKENS)
 
 
 def of_bin(dataset, split, tokenizer):
@@ -35,10 +27,10 @@ def of_bin(dataset, split, tokenizer):
             ids = np.concatenate([rest, np.frombuffer(chunk, "<u2")])
             *whole, rest = np.split(ids, np.flatnonzero(ids == tokenizer.eot) + 1) if tokenizer.eot is not None else [ids]
             for document in whole:
-                yield Piece(tokenizer.decode(document[:-1]), len(document) - 1)
+                yield Piece(tokenizer.decode(document[:-1]), ends=True, tokens=len(document) - 1)
             cuts = np.flatnonzero(space[rest]) if space[rest].any() else np.flatnonzero(character[rest])
             if len(rest) >= PIECE_TOKENS and len(cuts) and cuts[-1]:
-                yield Piece(tokenizer.decode(rest[: cuts[-1]]), int(cuts[-1]), last=False)
+                yield Piece(tokenizer.decode(rest[: cuts[-1]]), tokens=int(cuts[-1]))
                 rest = rest[cuts[-1] :]
     if len(rest):
-        yield Piece(tokenizer.decode(rest), len(rest))
+        yield Piece(tokenizer.decode(rest), ends=True, tokens=len(rest))

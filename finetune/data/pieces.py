@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 class Piece(NamedTuple):
     """A part of a document. `ends` with the last one; `target` where a model is to learn it, which prompts are not; `stops` where an
-    end-of-text follows although the document goes on, after an assistant's turn."""
+    end-of-text follows although the document goes on, after an assistant's turn; `tokens` are how many it is, where that is known."""
 
     text: str
     ends: bool = False
     target: bool = True
     stops: bool = False
+    tokens: int | None = None
 
 
 def cut(stream, size, anywhere=False):

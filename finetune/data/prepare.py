@@ -1,5 +1,6 @@
 """Text to a prepared directory: train.bin, val.bin, meta.json and the tokenizer's own file."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.cli import UsageError
-from finetune.data import bins, chat, nanogpt_meta, sources
+from finetune.data import bins, chat, doctor, documents, nanogpt_meta, sources
 from finetune.data import tokenizer as tokenizers
 from finetune.data.pieces import cut
 
@@ -140,6 +141,16 @@ def open_dataset(value, tokenizer, val_fraction):
     return prepare([value], directory, choice, val_fraction)
 
 
+def examine(dataset):
+    """What the doctor finds in a prepared directory; its meta.json says it too from then on."""
+    facts = doctor.examine({split: documents.of_bin(dataset, split, dataset.tokenizer) for split in ("train", "val")}, dataset.tokenizer)
+    dataset.meta["doctor"] = facts
+    partial = dataset.directory / ".tmp-meta.json"
+    partial.write_text(json.dumps(dataset.meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, dataset.directory / "meta.json")
+    return {**facts, "names": [str(dataset.directory)]}
+
+
 def summary(dataset):
     """The figures of a prepared directory, as the guide prints them."""
     splits, by = dataset.meta["splits"], dataset.meta.get("split_by", "text")
@@ -224,17 +235,17 @@ def _by_documents(pieces, chosen):
 
 def _tokenize(stream, tokenizer, eot, directory, num_proc):
     """Write train.bin and val.bin of a stream of (split, Piece); return what meta.json says of them."""
-    writers = {split: bins.Writer(directory / f"{split}.bin") for split in ("train", "val")}
     threads = num_proc or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     waiting = deque()
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as open_writers:
+        writers = {split: open_writers.enter_context(bins.Writer(directory / f"{split}.bin")) for split in ("train", "val")}
         for split, group in _groups(stream):
             waiting.append((split, group, pool.submit(_encoded, group, tokenizer, eot)))
             if len(waiting) > 4 * threads:
                 _write(writers, *waiting.popleft())
         while waiting:
             _write(writers, *waiting.popleft())
-    return {split: writer.close() for split, writer in writers.items()}
+        return {split: writer.close() for split, writer in writers.items()}
 
 
 def _groups(stream):
