@@ -17,6 +17,7 @@ these two says how far the machine is to be trusted.
 
 import datetime
 import json
+import math
 import os
 import platform
 import shutil
@@ -489,7 +490,8 @@ def gate(contenders):
 def difference(one, other):
     """The largest difference between the losses of two results, over the updates that both told of, which must be some."""
     first, second = (dict(zip(result["iters"], result["losses"])) for result in (one, other))
-    return max(abs(first[step] - second[step]) for step in first.keys() & second.keys())
+    each = [abs(first[step] - second[step]) for step in first.keys() & second.keys()]
+    return float("inf") if any(math.isnan(off) for off in each) else max(each)
 
 
 def ratios(above, below):

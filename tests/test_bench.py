@@ -1,0 +1,60 @@
+"""The benchmarks judge before they praise. The long variant (-m slow) runs lanes on a toy."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import bench
+
+    return bench
+
+
+def contender(bench, losses, tolerance=0.0):
+    return bench.Contender("tool", {}, tolerance, [{"iters": range(len(losses)), "losses": losses}])
+
+
+def test_no_speed_without_equal_losses(bench):
+    first = contender(bench, [3.0, 2.0, 1.0])
+    bench.gate([first, contender(bench, [3.01, 2.0, 1.0], 0.02)])
+    with pytest.raises(SystemExit, match=r"differ from ours by 0.5000, over 0.02"):
+        bench.gate([first, contender(bench, [3.0, 2.0, 1.5], 0.02)])
+    with pytest.raises(SystemExit):
+        bench.gate([first, contender(bench, [3.0, 2.0, float("nan")], 0.02)])
+
+
+def test_losses_are_compared_by_update(bench):
+    every, tenth = {"iters": range(21), "losses": range(21)}, {"iters": [0, 10, 20], "losses": [0, 10, 20.5]}
+    assert bench.difference(every, tenth) == 0.5
+
+
+def test_ratios_are_of_the_same_round(bench):
+    assert bench.ratios([10, 20, 60], [5, 20, 20]) == "2.00x (1.00 to 3.00)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lane", ["train", "start", "memory", "sample"])
+def test_lanes_run_on_a_toy(lane, tmp_path):
+    command = [
+        sys.executable,
+        SCRIPTS / "bench.py",
+        lane,
+        "--size=tiny",
+        "--rounds=1",
+        "--block_size=64",
+        "--steps=4",
+        "--tokens=10",
+        f"--out={tmp_path}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
+    assert result["rows"][0]["tool"] == "finetune" or result["rows"][0]["what"]
