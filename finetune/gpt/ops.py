@@ -118,8 +118,8 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        grad_x, grad_w = ctx.saved_tensors
-        return grad_x * grad, grad_w * grad, None, None, None
+        grad_x, grad_w = ctx.saved_tensors  # in place, because just now all activations are there; a second pass would be refused
+        return grad_x.mul_(grad), grad_w.mul_(grad), None, None, None
 
 
 def _cross_entropy_(logits, targets, vocab_size):
