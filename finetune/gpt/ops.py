@@ -10,6 +10,7 @@ IGNORE = -100  # a target that is not counted
 CHUNK = 1024  # tokens whose logits exist at a time: 100 MB in bfloat16 for GPT-2's vocabulary
 MANY_LOGITS = 1 << 32  # on a GPU, where chunks cost time: 8 GB of them in bfloat16
 ROWS = 64  # of a chunk's logits that become probabilities at a time on a CPU: 13 MB in float32, which its cache holds
+IDS = 16384  # rows of the weight's gradient that are computed at a time
 QUERIES = 128  # of blockwise attention that are looked at together
 KEPT = 1 << 24  # probabilities of one attention that are kept for its backward pass at most: 19 MB in bfloat16
 
@@ -103,7 +104,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         w = weight.to(dtype)
         loss = x.new_zeros((), dtype=torch.float32)
         train = any(ctx.needs_input_grad)
-        grad_x, grad_w = (torch.empty_like(x), None) if train else (None, None)
+        grad_x, grad_w = (torch.empty_like(x), torch.empty_like(weight)) if train else (None, None)
         for first in range(0, x.size(0), CHUNK):
             part = x[first : first + CHUNK].to(dtype)
             logits = part @ w.T  # (n, P)
@@ -111,8 +112,9 @@ class LinearCrossEntropy(torch.autograd.Function):
             if not train:
                 continue
             grad_x[first : first + CHUNK] = logits @ w
-            product = logits.T @ part
-            grad_w = product.to(weight.dtype) if grad_w is None else grad_w.add_(product)
+            for ids in range(0, len(weight), IDS):
+                product = logits[:, ids : ids + IDS].T @ part
+                (grad_w[ids : ids + IDS].add_ if first else grad_w[ids : ids + IDS].copy_)(product)
         ctx.save_for_backward(grad_x, grad_w)
         return loss
 
