@@ -56,7 +56,7 @@ def main(argv):
     corpus = splits()
     outputs = _outputs(options.out_dir, corpus) if options.fix else None
     facts = doctor.examine(_watched(corpus), tokenizer)
-    facts["names"] = [*options.sources, *([f"--val={options.val}"] if options.val else [])]
+    facts["names"] = [*options.sources, *(f"--{name}={getattr(options, name)}" for name in ("val", "text_column") if getattr(options, name))]
     print(doctor.report(facts))
     if options.fix:
         print("\n" + _write(doctor.clean(_watched(splits()), options.fixes()), outputs))

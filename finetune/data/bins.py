@@ -133,11 +133,13 @@ def _survey_mask(dataset, split, tokens):
         raise UsageError(
             f"{path}: {path.stat().st_size:,} bytes for the {tokens:,} tokens of {split}.bin; a mask has one a token. Prepare the data again"
         )
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
-    if promised and found != promised:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    if promised and digest.hexdigest() != promised:
         raise UsageError(f"{path}: is not the file that meta.json describes (its sha256 differs); prepare the data again")
-    return found
+    return digest.hexdigest()
 
 
 def check_ids(dataset, split, contents, vocab_size, model):
