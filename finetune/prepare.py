@@ -30,6 +30,8 @@ class Options:
     val_fraction: float = key(0.1, "share kept for validation: of the documents, or of a single text's characters, at its end")
     val: str | None = key(None, "a source to validate on instead; several with commas between them")
     seed: int = key(1337, "decides which documents are kept for validation")
+    overflow: Literal["split", "drop", "error"] = key("split", "documents of more than max_tokens: cut in training, left out, or refused")
+    max_tokens: int = key(1024, "the longest document that is no overflow, end-of-text included; give your block_size")
     num_proc: int = key(0, "threads that tokenize; 0 is one a core")
     doctor: Literal["auto", "true", "false"] = key("auto", "examine the data at the end as finetune.doctor does; auto is for up to 100 MB of text")
 
@@ -38,6 +40,8 @@ class Options:
             yield "SOURCE", "no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs, which needs no download"
         if not 0 < self.val_fraction <= 0.5:
             yield "val_fraction", f"must be above 0 and at most 0.5, got {self.val_fraction}"
+        if self.max_tokens < 2:
+            yield "max_tokens", f"must be at least 2, got {self.max_tokens}"
         if self.num_proc < 0 or self.seed < 0:
             yield "num_proc" if self.num_proc < 0 else "seed", "must be at least 0"
         if (self.prompt_column is None) != (self.completion_column is None):
@@ -64,7 +68,8 @@ def main(argv):
     columns = {kind: name for kind, name in named.items() if name is not None}
     reading = {"columns": columns, "split": options.split, "revision": options.revision}
     val = options.val.split(",") if options.val else ()
-    dataset = prepare(options.sources, out_dir, options.tokenizer, options.val_fraction, val, options.seed, options.num_proc, **reading)
+    lengths = {"max_tokens": options.max_tokens, "overflow": options.overflow}
+    dataset = prepare(options.sources, out_dir, options.tokenizer, options.val_fraction, val, options.seed, options.num_proc, **lengths, **reading)
     print(summary(dataset))
     print(f"wrote {out_dir}/train.bin, val.bin and meta.json ({dataset.meta['tokenizer']['name']})")
     if options.doctor == "true" or (options.doctor == "auto" and sum(dataset.num_bytes(split) for split in ("train", "val")) <= EXAMINED):

@@ -24,7 +24,18 @@ class Recipe:
         resume="free",
         path=True,
     )
-    dataset: str = key("", "a prepared directory, the name of one under data/, a text file, or shakespeare|python_docs", resume="identity", path=True)
+    dataset: str = key(
+        "",
+        "a prepared directory, the name of one under data/, a text file, or shakespeare|python_docs; several with commas between them",
+        resume="identity",
+        path=True,
+    )
+    dataset_weights: str | None = key(
+        None, "of several datasets: how often each is drawn, such as 0.7,0.3; without, every block once in a pass", resume="identity"
+    )
+    isolate_documents: Literal["auto", "true", "false"] = key(
+        "auto", "pack whole documents into blocks, and let none see another; auto is on for instruction data", resume="identity"
+    )
     out_dir: str = key("out", "where the run is written", resume="free", path=True)
     overwrite: bool = key(False, "let a new run replace the one that out_dir holds", resume="free")
 
@@ -95,6 +106,8 @@ class Recipe:
                 yield name, f"must be {bound}, got {value}"
         if not self.dataset:
             yield "dataset", "nothing to train on; give --dataset=DIR, a text file, or --dataset=python_docs, which needs no download"
+        if self.dataset_weights is not None:
+            yield from _problems_of_weights(self.dataset_weights, len(self.dataset.split(",")))
         if not self.init_from:
             yield "init_from", "must not be empty; gpt2 and scratch are the common choices"
         if not self.out_dir:
@@ -110,6 +123,23 @@ class Recipe:
             yield "min_lr", f"{self.min_lr} is above learning_rate={self.learning_rate}"
         if not self.decay_lr and (self.min_lr is not None or self.lr_decay_iters is not None):
             yield "decay_lr", "false leaves nothing for min_lr and lr_decay_iters to do; remove them"
+
+
+def weights(recipe):
+    """dataset_weights as numbers; None where there are none."""
+    return None if recipe.dataset_weights is None else [float(weight) for weight in recipe.dataset_weights.split(",")]
+
+
+def _problems_of_weights(text, datasets):
+    try:
+        numbers = [float(weight) for weight in text.split(",")]
+    except ValueError:
+        yield "dataset_weights", f"numbers with commas between them are wanted, got {text!r}"
+        return
+    if len(numbers) != datasets or datasets == 1:
+        yield "dataset_weights", f"{len(numbers)} for {datasets} dataset{'s' * (datasets > 1)}; give each of several its own"
+    elif not all(0 < number < math.inf and number >= sum(numbers) / 1000 for number in numbers):
+        yield "dataset_weights", f"each must be above 0 and at least a thousandth of them all, got {text}"
 
 
 POSITIVE = 5e-324  # the smallest float above zero
@@ -167,8 +197,8 @@ def dump(recipe, derived):
             note = f"  # {derived[field.name]} in this run" if derived.get(field.name) is not None else ""
             lines.append(f"{field.name}: null{note}")
         else:
-            if field.metadata.get("path") and ".." in Path(value).parts:  # a recipe cannot say it this way
-                value = str(Path(value).resolve())
+            if field.metadata.get("path"):  # a recipe cannot say it with ..
+                value = ",".join(str(Path(part).resolve()) if ".." in Path(part).parts else part for part in value.split(","))
             lines.append(f"{field.name}: {_scalar(value)}")
     return "\n".join(lines) + "\n"
 

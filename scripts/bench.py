@@ -3,6 +3,7 @@
     python scripts/bench.py train   --nanogpt=PATH    tokens/s of updates, at matched and at default settings
     python scripts/bench.py start                     time from the start of the process to the first update
     python scripts/bench.py memory                    peak memory of training
+    python scripts/bench.py packing                   tokens/s where documents are isolated
     python scripts/bench.py sample                    tokens/s of sampling
     python scripts/bench.py command --nanogpt=PATH    the same of the whole command, as users run it
     python scripts/bench.py load    --nanogpt=PATH    cost of a batch
@@ -39,7 +40,7 @@ WARM_UP = 2  # updates that are not timed: allocators, first optimizer state, co
 
 @dataclass
 class Options:
-    sources: list = key([], "what to measure: train, start, memory, sample, command, load, convert, char or gpu")
+    sources: list = key([], "what to measure: train, start, memory, packing, sample, command, load, convert, char or gpu")
     nanogpt: str = key("", "a checkout of nanoGPT to compare with")
     rounds: int = key(5, "how often every tool has its turn")
     size: str = key("124M", "the shape: 124M, 355M, 774M, 1558M, or tiny to try the script itself")
@@ -130,25 +131,40 @@ def train(options, work):
 
 
 def start(options, work):
-    """From the start of the process to the end of the first update, of 128 tokens, with everything on disk that can be."""
+    """From the start of the process to the end of the first update, of 128 tokens, with nothing on disk but a model and a text."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    from finetune.data import sources
+
     options.block_size, options.steps = 128, 2
     shared = prepared(options, work, tokens=400 * options.block_size)
+    text = "".join(piece.text for piece in sources.find(["python_docs"])[0].pieces())
+    (work / "text.txt").write_text(text, encoding="utf-8")
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator([text], vocab_size=8000, special_tokens=["<|endoftext|>"], show_progress=False)
+    tokenizer.save(str(Path(shared["weights"], "tokenizer.json")))
     contenders = [
-        Contender("finetune", {"tool": "finetune", "options": {}}),
-        Contender("finetune, again", {"tool": "finetune", "options": {}}, 1e-6),
-        Contender("Trainer, its defaults (float32, dropout 0.1)", {"tool": "trainer", "options": {}}, 0.3),
+        Contender("finetune", {"tool": "finetune"}),
+        Contender("finetune, again", {"tool": "finetune"}, 1e-6),
+        Contender("run_clm's steps: datasets, map, Trainer at its defaults", {"tool": "run_clm"}, 0.5),  # other blocks of the same text
     ]
-    rotate(contenders, options.rounds, {**shared, "what": "train"})
+    rotate(contenders, options.rounds, {**shared, "what": "start"})
     gate(contenders)
     seconds = [[r["stamps"][0] for r in c.results] for c in contenders]
     rows = [
-        {"tool": c.name, "first update after": f"{statistics.median(s):.1f} s", "finetune's share of it": ratios(seconds[0], s)}
+        {
+            "tool": c.name,
+            "first update after": f"{statistics.median(s):.1f} s",
+            "finetune's share of it": ratios(seconds[0], s),
+            "first loss": f"{c.results[0]['losses'][0]:.2f}",
+        }
         for c, s in zip(contenders, seconds)
     ]
     setting = (
-        f"{options.rounds} rounds, 1 x 128 tokens; finetune has evaluated 2 blocks and published its first model by then, Trainer has done neither"
+        f"{options.rounds} rounds; {len(text):,} characters to tokenize, 1 x 128 tokens an update; finetune has evaluated both splits and published its first "
+        "model by then, Trainer has done neither; both shuffle in their own way, so first losses agree to half a nat only"
     )
-    return report(options, "start", f"From start to first update, {options.size}", setting, rows, contenders)
+    return report(options, "start", f"From a text to the first update, {options.size}", setting, rows, contenders)
 
 
 def memory(options, work):
@@ -170,6 +186,54 @@ def memory(options, work):
     title = f"Peak memory of training {options.size}: 4 x {options.block_size} tokens an update"
     return report(
         options, "memory", title, "the largest resident size of the process over three updates, evaluation and checkpoints included", rows, contenders
+    )
+
+
+def packing(options, work):
+    """Updates of 4 blocks of isolated documents, against TRL's way: one long row, in which transformers tells them apart by positions."""
+    import numpy as np
+
+    from finetune.data import bins, cache
+    from finetune.data.batches import Blocks, Order
+
+    options.batch_size = 4
+    shared = prepared(options, work, tokens=200 * options.block_size) | {"saves": False}
+    rng = np.random.default_rng(1)
+    for split in ("train", "val"):
+        ids = np.fromfile(work / "data" / f"{split}.bin", dtype=np.uint16)
+        ids[ids == bins.GPT2_EOT] = 1
+        ends = np.cumsum(rng.geometric(1 / 250, len(ids)).clip(20, options.block_size))
+        ids[ends[ends < len(ids)] - 1] = bins.GPT2_EOT
+        ids.tofile(work / "data" / f"{split}.bin")
+    dataset = bins.load(work / "data")
+    contents = bins.survey(dataset, "train")
+    blocks = Blocks.from_arrow(cache.open_cache(dataset, "train", options.block_size, contents, isolated=True), contents.tokens)
+    np.savez(work / "packed.npz", **{name: np.concatenate(chunks) for name, chunks in blocks.columns.items()})
+    order = Order(blocks.num_rows, options.batch_size, 1337)
+    (work / "rows.json").write_text(json.dumps([int(row) for i in range(options.steps) for row in order.rows(i)]))
+    flattened = {"dtype": "bfloat16", "dropout": 0.0, "flattened": True}
+    contenders = [
+        Contender("finetune, isolate_documents", {"tool": "finetune", "options": {"isolate_documents": "true"}}),
+        Contender("finetune, again", {"tool": "finetune", "options": {"isolate_documents": "true"}}, 1e-6),
+        Contender("Trainer, one row of all documents (TRL's packing), bfloat16", {"tool": "trainer", "options": flattened}, 2e-2),
+    ]
+    rotate(contenders, options.rounds, {**shared, "what": "train"})
+    gate(contenders)
+    seconds = [[(r["stamps"][-1] - r["stamps"][WARM_UP - 1]) / (len(r["stamps"]) - WARM_UP) for r in c.results] for c in contenders]
+    rows = [
+        {
+            "tool": c.name,
+            "seconds an update": f"{statistics.median(s):.1f}",
+            "finetune's share of it": ratios(seconds[0], s) if c is not contenders[0] else "",
+            "last loss": f"{c.results[0]['losses'][-1]:.4f}",
+            "peak MB": f"{c.results[0]['peak_mb']:,.0f}",
+        }
+        for c, s in zip(contenders, seconds)
+    ]
+    setting = f"{options.rounds} rounds, {options.steps} updates each, of which the last {options.steps - WARM_UP} are timed; documents of 250 tokens on average, "
+    setting += f"packed into blocks that are {contents.tokens / (blocks.num_rows * (options.block_size + 1)):.1%} full, the same for both; dropout 0, fused AdamW"
+    return report(
+        options, "packing", f"Training {options.size} on isolated documents: 4 x {options.block_size} tokens an update", setting, rows, contenders
     )
 
 
@@ -565,6 +629,7 @@ LANES = {
     "train": train,
     "start": start,
     "memory": memory,
+    "packing": packing,
     "sample": sample,
     "command": command,
     "load": load,

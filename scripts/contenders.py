@@ -11,6 +11,7 @@ import os
 import resource
 import runpy
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -99,14 +100,75 @@ def trainer_train(job):
         def _get_train_sampler(self, *args, **more):
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
+    class Flattened(Rows):
+        """All blocks of an update in one row, told apart by their positions: TRL's padding-free packing."""
+
+        def __len__(self):
+            return shape["max_iters"]
+
+        def __getitem__(self, i):
+            mine = rows[i * shape["batch_size"] : (i + 1) * shape["batch_size"]]
+            packed = {name: torch.from_numpy(columns[name][mine].astype(np.int64)).flatten() for name in columns.files}
+            labels = packed["input_ids"].masked_fill(packed["targets"] == 0, -100)
+            return {"input_ids": packed["input_ids"], "position_ids": packed["position_ids"], "labels": labels}
+
+    flattened = options.get("flattened", False)
+    columns = np.load(Path(job["work"], "packed.npz")) if flattened else None
     arguments = TrainingArguments(
-        f"{job['work']}/trainer", max_steps=shape["max_iters"], per_device_train_batch_size=shape["batch_size"],
+        f"{job['work']}/trainer", max_steps=shape["max_iters"], per_device_train_batch_size=1 if flattened else shape["batch_size"],
         gradient_accumulation_steps=shape["gradient_accumulation_steps"], learning_rate=3e-5, lr_scheduler_type="constant", weight_decay=0.1,
         adam_beta2=0.95, max_grad_norm=1.0, logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
         bf16=options.get("dtype") == "bfloat16", torch_compile=options.get("compile", False), use_cpu=job["device"] == "cpu",
     )  # fmt: skip
-    InOrder(model, arguments, train_dataset=Rows(), callbacks=[Watch()]).train()
+    InOrder(model, arguments, train_dataset=Flattened() if flattened else Rows(), callbacks=[Watch()]).train()
     return _training(job, peak, list(zip(range(len(losses)), losses, stamps)))
+
+
+# from nothing but a text and a model on disk to the first update
+
+
+def finetune_start(job):
+    flags = {"dataset": f"{job['work']}/text.txt", "save_interval": 10**9}
+    Path(job["work"], "start").mkdir(exist_ok=True)
+    os.chdir(tempfile.mkdtemp(dir=Path(job["work"], "start")))  # nothing is prepared yet
+    return finetune_train({**job, "options": flags})
+
+
+def run_clm_start(job):
+    """What transformers' example script does on the way: its imports, `load_dataset`, tokenizing and grouping by `map`, Trainer."""
+    from itertools import chain
+
+    import datasets
+    import evaluate  # noqa: F401  the script imports it for its metric
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+
+    T = job["shape"]["block_size"]
+    with tempfile.TemporaryDirectory(dir=job["work"]) as cache:
+        raw = datasets.load_dataset("text", data_files={"train": f"{job['work']}/text.txt"}, keep_linebreaks=True, cache_dir=cache)
+        tokenizer = AutoTokenizer.from_pretrained(job["weights"])
+        model = AutoModelForCausalLM.from_pretrained(job["weights"])
+
+        def group(rows):
+            joined = {name: list(chain(*lists)) for name, lists in rows.items()}
+            length = len(joined["input_ids"]) // T * T
+            blocks = {name: [values[i : i + T] for i in range(0, length, T)] for name, values in joined.items()}
+            return blocks | {"labels": [list(block) for block in blocks["input_ids"]]}
+
+        tokenized = raw.map(lambda rows: tokenizer(rows["text"]), batched=True, remove_columns=["text"])
+        train, updates = tokenized.map(group, batched=True)["train"], []
+
+        class Watch(TrainerCallback):
+            def on_log(self, args, state, control, logs=None, **more):
+                if "loss" in logs:
+                    updates.append((len(updates), logs["loss"], time.time()))
+
+        arguments = TrainingArguments(
+            f"{job['work']}/run_clm", max_steps=job["shape"]["max_iters"], per_device_train_batch_size=1, learning_rate=3e-5, logging_steps=1,
+            save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
+        )  # fmt: skip
+        trainer = Trainer(model, arguments, train_dataset=train, processing_class=tokenizer, data_collator=default_data_collator, callbacks=[Watch()])
+        trainer.train()
+    return _training(job, Peak(job), updates)
 
 
 def nanogpt_train(job):
@@ -274,7 +336,7 @@ def finetune_convert(job):
     contents = bins.Contents(tokens=os.path.getsize(dataset.bin("train")) // 2, sha256="0" * 64, largest=0)
     cache._folders(dataset)  # imports
     before, began = Peak.resident(), time.perf_counter()
-    cache._build(dataset.bin("train"), Path(job["work"], f"{contents.sha256}.arrow"), job["shape"]["block_size"])
+    cache._build(dataset, "train", Path(job["work"], f"{contents.sha256}.arrow"), job["shape"]["block_size"])
     seconds = time.perf_counter() - began
     return {"mb_per_second": contents.tokens * 2 / 1e6 / seconds, "grown_mb": Peak.resident() - before}
 
@@ -327,7 +389,10 @@ def _without_datasets():
     from finetune.data.batches import Blocks
 
     if not find_spec("datasets"):
-        cache.open_cache = lambda dataset, split, block_size, contents: (np.memmap(dataset.bin(split), dtype=np.uint16, mode="r"), block_size)
+        cache.open_cache = lambda dataset, split, block_size, contents, isolated: (
+            np.memmap(dataset.bin(split), dtype=np.uint16, mode="r"),
+            block_size,
+        )
         Blocks.from_arrow = classmethod(lambda cls, opened, tokens: cls.from_tokens(*opened))
 
 

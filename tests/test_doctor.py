@@ -201,7 +201,7 @@ def prepared(splits, directory, tokenizer):
     for split, corpus in splits.items():
         writer = bins.Writer(directory / f"{split}.bin")
         for text in corpus:
-            writer.add([Piece(text, ends=True)], [*tokenizer.encode(text), tokenizer.eot])
+            writer.add([Piece(text, ends=True)], [[*tokenizer.encode(text), tokenizer.eot]])
         meta["splits"][split] = writer.close()
     tokenizer.save(directory)
     (directory / "meta.json").write_text(json.dumps(meta))

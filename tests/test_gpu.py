@@ -26,7 +26,7 @@ def without_datasets(monkeypatch):
     from finetune.data.batches import Blocks
 
     if not find_spec("datasets"):
-        monkeypatch.setattr(cache, "open_cache", lambda dataset, split, T, contents: (np.fromfile(dataset.bin(split), dtype=np.uint16), T))
+        monkeypatch.setattr(cache, "open_cache", lambda dataset, split, T, contents, isolated: (np.fromfile(dataset.bin(split), dtype=np.uint16), T))
         monkeypatch.setattr(Blocks, "from_arrow", classmethod(lambda cls, opened, tokens: cls.from_tokens(*opened)))
 
 

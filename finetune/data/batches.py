@@ -14,19 +14,26 @@ IGNORE = -100  # the target that cross entropy does not count
 class Blocks:
     """One split as rows of T + 1 tokens, read without copying from the memory-mapped Arrow buffers.
 
-    `chunks` are uint16 arrays (rows, T + 1), together all rows in order; `tokens` is the number of tokens of the split, which says
-    how much of the last row is filling. `masks`, of the same shapes, are 1 where a token is a target; None is everywhere.
+    `columns` are lists of arrays (rows, T + 1), each list together all rows in order: "input_ids" in uint16; "targets", 1 where a token
+    is one, without which all are; "position_ids", which begin again with each document, where documents are isolated. `tokens` is the
+    number of tokens of the split; in rows that were not packed it says how much of the last one is filling.
     """
 
-    def __init__(self, chunks, tokens, masks=None):
-        self.chunks, self.masks = chunks, masks
-        self.block_size = chunks[0].shape[1] - 1
-        self.starts = [0, *itertools.accumulate(len(chunk) for chunk in chunks)]
+    def __init__(self, columns, tokens):
+        self.columns = columns
+        ids, targets = columns["input_ids"], columns.get("targets")
+        self.block_size = ids[0].shape[1] - 1
+        self.starts = [0, *itertools.accumulate(len(chunk) for chunk in ids)]
         self.num_rows = self.starts[-1]
         self.num_tokens = tokens
-        self.filling = self.num_rows * self.block_size - (tokens - 1)  # targets of the last row that are not there
-        self.counts = None if masks is None else np.concatenate([mask[:, 1:].sum(1, dtype=np.int64) for mask in masks])  # targets of each row
-        self.resident = self.resident_mask = None  # all of the split on a device
+        # targets of the last row that are not there
+        self.filling = 0 if self.is_isolated else self.num_rows * self.block_size - (tokens - 1)
+        self.counts = None if targets is None else np.concatenate([chunk[:, 1:].sum(1, dtype=np.int64) for chunk in targets])  # of each row
+        self.resident = None  # all batches there can be, on a device
+
+    @property
+    def is_isolated(self):
+        return "position_ids" in self.columns
 
     @classmethod
     def from_arrow(cls, opened, tokens):
@@ -35,7 +42,7 @@ class Blocks:
         for name in opened.column_names:
             chunks = opened.data.column(name).chunks
             columns[name] = [chunk.flatten().to_numpy(zero_copy_only=True).reshape(len(chunk), -1) for chunk in chunks if len(chunk)]
-        return cls(columns["input_ids"], tokens, columns.get("targets"))
+        return cls(columns, tokens)
 
     @classmethod
     def from_tokens(cls, ids, block_size, mask=None):
@@ -46,41 +53,38 @@ class Blocks:
             filled[: len(values)] = values
             return [np.lib.stride_tricks.sliding_window_view(filled, block_size + 1)[::block_size]]
 
-        return cls(rows(np.asarray(ids, dtype=np.uint16)), len(ids), None if mask is None else rows(np.asarray(mask, dtype=np.uint8)))
+        columns = {"input_ids": rows(np.asarray(ids, dtype=np.uint16))}
+        return cls(columns | ({} if mask is None else {"targets": rows(np.asarray(mask, dtype=np.uint8))}), len(ids))
 
     def keep_on(self, device):
-        """Copy the split to a device, 4 bytes a token, which from then on gathers its batches itself."""
-
-        def all_of(chunks):
-            return np.concatenate([chunk[:, :-1].reshape(-1) for chunk in chunks] + [chunks[-1][-1, -1:]])
-
-        self.resident = torch.from_numpy(all_of(self.chunks).astype(np.int32)).to(device)
-        if self.masks is not None:
-            self.resident_mask = torch.from_numpy(all_of(self.masks)).to(device)
+        """Copy the split to a device, 8 bytes a token and 12 where documents are isolated, which from then on gathers its batches itself."""
+        parts = [self.batch(range(first, min(first + 1024, self.num_rows))) for first in range(0, self.num_rows, 1024)]
+        self.resident = [None if column[0] is None else torch.cat([part.int() for part in column]).to(device) for column in zip(*parts)]
 
     def batch(self, rows, device="cpu"):
-        """`(idx, targets)` on the device, int64 (B, T) each; targets are the next tokens, -100 where none is to be learned. A GPU is
-        given its batch without anybody waiting for it."""
+        """`(idx, targets, position_ids)` on the device, int64 (B, T) each. Targets are the next tokens, -100 where none is to be learned;
+        position_ids are None unless documents are isolated. A GPU is given its batch without anybody waiting for it."""
         if self.resident is not None:
-            first = sent(torch.as_tensor(np.asarray(rows) * self.block_size), device)
-            places = first[:, None] + torch.arange(self.block_size + 1, device=device)
-            ids, ignored = self.resident[places].long(), places[:, 1:] >= self.num_tokens
-            if self.resident_mask is not None:
-                ignored |= self.resident_mask[places[:, 1:]] == 0
-            return ids[:, :-1], ids[:, 1:].masked_fill(ignored, IGNORE)
-        out = torch.empty(len(rows), self.block_size + 1, dtype=torch.int64)
-        rows_out = out.numpy()
-        places = [(bisect.bisect_right(self.starts, row) - 1, row) for row in rows]
-        for i, (chunk, row) in enumerate(places):
-            rows_out[i] = self.chunks[chunk][row - self.starts[chunk]]
-        idx, targets = out[:, :-1], out[:, 1:]
-        if self.masks is not None:
-            learned = np.stack([self.masks[chunk][row - self.starts[chunk], 1:] for chunk, row in places])
-            targets = targets.masked_fill(torch.from_numpy(learned) == 0, IGNORE)
+            chosen = sent(torch.as_tensor(np.asarray(rows)), device)
+            return tuple(None if column is None else column[chosen].long() for column in self.resident)
+        ids = self._gathered("input_ids", rows)
+        idx, targets = ids[:, :-1], ids[:, 1:]
+        if "targets" in self.columns:
+            targets = targets.masked_fill(self._gathered("targets", rows)[:, 1:] == 0, IGNORE)
         if self.filling and (last := [i for i, row in enumerate(rows) if row == self.num_rows - 1]):
             targets = targets.clone()
             targets[last, -self.filling :] = IGNORE
-        return sent(idx, device), sent(targets, device)
+        position_ids = sent(self._gathered("position_ids", rows)[:, :-1], device) if self.is_isolated else None
+        return sent(idx, device), sent(targets, device), position_ids
+
+    def _gathered(self, name, rows):
+        """Some rows of a column, int64 (B, T + 1)."""
+        out = torch.empty(len(rows), self.block_size + 1, dtype=torch.int64)
+        rows_out, chunks = out.numpy(), self.columns[name]
+        for i, row in enumerate(rows):
+            chunk = bisect.bisect_right(self.starts, row) - 1
+            rows_out[i] = chunks[chunk][row - self.starts[chunk]]
+        return out
 
     def num_targets(self, rows):
         """How many tokens these rows predict."""
@@ -90,24 +94,93 @@ class Blocks:
         return int(rows.size * self.block_size - (rows == self.num_rows - 1).sum() * self.filling)
 
 
+class Mixture:
+    """The rows of several splits, one after the other, as if they were one `Blocks`."""
+
+    def __init__(self, parts):
+        self.parts = parts
+        self.block_size, self.is_isolated = parts[0].block_size, parts[0].is_isolated
+        self.starts = [0, *itertools.accumulate(part.num_rows for part in parts)]
+        self.num_rows, self.num_tokens = self.starts[-1], sum(part.num_tokens for part in parts)
+
+    def keep_on(self, device):
+        for part in self.parts:
+            part.keep_on(device)
+
+    def batch(self, rows, device="cpu"):
+        """As `Blocks.batch`."""
+        shares = self.shares(rows)
+        batches = zip(*(self.parts[number].batch(there, device) for number, _, there in shares))
+        order = sent(torch.from_numpy(np.argsort(np.concatenate([places for _, places, _ in shares]))), device)
+        return tuple(None if column[0] is None else torch.cat(column)[order] for column in batches)
+
+    def num_targets(self, rows):
+        return sum(self.parts[number].num_targets(there) for number, _, there in self.shares(rows))
+
+    def shares(self, rows):
+        """[(number of a part, which of `rows` are its own, their numbers there)] of the parts that have any."""
+        rows = np.asarray(rows)
+        owners = np.searchsorted(self.starts, rows, side="right") - 1
+        return [(number, places, rows[places] - self.starts[number]) for number in np.unique(owners) for places in [np.flatnonzero(owners == number)]]
+
+
 class Order:
     """The rows of every iteration: each pass over the data is a permutation of its own, and passes follow each other without a gap."""
 
     def __init__(self, num_rows, rows_per_iteration, seed):
-        self.num_rows, self.rows_per_iteration, self.seed = num_rows, rows_per_iteration, seed
-        self._permutations = {}
+        self.rows_per_iteration = rows_per_iteration
+        self.passes = Passes(num_rows, seed)
 
     def rows(self, iteration):
         """Row numbers of an iteration, (rows_per_iteration,)."""
         first = iteration * self.rows_per_iteration
-        places = np.arange(first, first + self.rows_per_iteration)
-        return np.concatenate(
-            [self._permutation(p)[places[places // self.num_rows == p] % self.num_rows] for p in np.unique(places // self.num_rows)]
-        )
+        return self.passes.rows(np.arange(first, first + self.rows_per_iteration))
+
+
+class WeightedOrder:
+    """The rows of every iteration of a Mixture whose parts are drawn in proportion to `weights`, each part pass by pass.
+
+    Of every CYCLE rows each part has its share exactly, in an order of their own.
+    """
+
+    CYCLE = 1000
+
+    def __init__(self, sizes, weights, rows_per_iteration, seed):
+        exact = np.asarray(weights) / sum(weights) * self.CYCLE
+        self.counts = np.maximum(1, exact.astype(np.int64))
+        self.counts[np.argmax(exact)] += self.CYCLE - self.counts.sum()
+        self.starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        self.passes = [Passes(size, seed, part) for part, size in enumerate(sizes)]
+        self.rows_per_iteration, self.seed = rows_per_iteration, seed
+
+    def rows(self, iteration):
+        """Row numbers of an iteration, (rows_per_iteration,)."""
+        first = iteration * self.rows_per_iteration
+        rows = []
+        for place in range(first, first + self.rows_per_iteration):
+            cycle, within = divmod(place, self.CYCLE)
+            parts = np.random.Generator(np.random.PCG64([self.seed, cycle])).permutation(np.repeat(np.arange(len(self.counts)), self.counts))
+            part = parts[within]
+            drawn = cycle * self.counts[part] + np.count_nonzero(parts[:within] == part)  # rows of this part so far
+            rows.append(self.starts[part] + self.passes[part].rows(np.array([drawn]))[0])
+        return np.array(rows)
+
+
+class Passes:
+    """Pass after pass over `num_rows` rows, each in an order of its own that the seeds and its number decide."""
+
+    def __init__(self, num_rows, *seeds):
+        self.num_rows, self.seeds = num_rows, seeds
+        self._permutations = {}
+
+    def rows(self, places):
+        """The rows at some ascending places, counted from the beginning of the first pass."""
+        passes = places // self.num_rows
+        return np.concatenate([self._permutation(number)[places[passes == number] % self.num_rows] for number in np.unique(passes)])
 
     def _permutation(self, number):
         if number not in self._permutations:
-            generator = np.random.Generator(np.random.PCG64([self.seed, number]))
+            generator = np.random.Generator(np.random.PCG64([*self.seeds, number]))
             kept = {n: order for n, order in self._permutations.items() if n >= number - 1}  # an iteration can straddle two passes
             self._permutations = {**kept, number: generator.permutation(self.num_rows)}
         return self._permutations[number]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from finetune.data import tokenizer as tokenizers
 
 FORMAT = 1
 LLMC_MAGIC = 20240520
+GPT2_EOT = 50256
 CHUNK_BYTES = 1 << 22
 
 
@@ -32,6 +34,31 @@ class Dataset:
         """The file that says which tokens are targets, one byte each; None where all are."""
         path = self.directory / f"{split}_mask.bin"
         return path if path.is_file() else None
+
+    def documents(self, split):
+        """The file that says where documents end, as uint64; None where every end-of-text ends one, or nothing does."""
+        path = self.directory / f"{split}_documents.bin"
+        return path if path.is_file() else None
+
+    @property
+    def eot(self):
+        """The id that ends documents, None where nothing does."""
+        if "end_of_text" in self.meta:
+            return self.meta["end_of_text"]
+        return self.tokenizer.eot if self.tokenizer else GPT2_EOT
+
+    def document_ends(self, split):
+        """Where the documents of a split end, behind their last token, int64. What follows the last end-of-text is a document too."""
+        tokens = self.num_tokens(split)
+        if path := self.documents(split):
+            ends = np.fromfile(path, dtype="<u8").astype(np.int64)
+        else:
+            ids = np.memmap(self.bin(split), dtype="<u2", mode="r")
+            parts = range(0, 0 if self.eot is None else tokens, CHUNK_BYTES)
+            ends = np.concatenate(
+                [np.zeros(0, np.int64), *(np.flatnonzero(ids[first : first + CHUNK_BYTES] == self.eot) + first + 1 for first in parts)]
+            )
+        return ends if len(ends) and ends[-1] == tokens else np.append(ends, tokens)
 
     def num_tokens(self, split):
         return self.bin(split).stat().st_size // 2
@@ -104,42 +131,40 @@ class Contents:
     largest: int  # id
     sha256: str
     mask_sha256: str | None = None
+    documents_sha256: str | None = None
 
 
 def survey(dataset, split):
-    """The Contents of a bin. Raises UsageError when meta.json promises another sha256, so that a cut or edited bin never passes, and
-    when a mask is not as long as its bin."""
-    path, digest, largest = dataset.bin(split), hashlib.sha256(), 0
-    tokens = check_size(path)
-    mask_sha256 = _survey_mask(dataset, split, tokens)
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-            largest = max(largest, int(np.frombuffer(chunk, dtype="<u2").max()))
-    promised = dataset.meta.get("splits", {}).get(split, {}).get("sha256")
-    if promised and digest.hexdigest() != promised:
-        raise UsageError(f"{path}: is not the file that meta.json describes (its sha256 differs); prepare the data again")
-    return Contents(tokens, largest, digest.hexdigest(), mask_sha256)
+    """The Contents of a bin. Raises UsageError when meta.json promises another sha256, of the bin or of what lies beside it, so that a
+    cut or edited file never passes, and when a mask is not as long as its bin."""
+    path, largest = dataset.bin(split), 0
+    tokens, promised = check_size(path), dataset.meta.get("splits", {}).get(split, {})
 
+    def digest(path, name, look=lambda chunk: None):
+        """sha256 of a file that meta.json speaks of as `name`, None where there is neither."""
+        if not path.is_file() and name not in promised:
+            return None
+        if not path.is_file():
+            raise UsageError(f"{path}: there is no such file, and meta.json speaks of one; prepare the data again")
+        found = hashlib.sha256()
+        with open(path, "rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                found.update(chunk)
+                look(chunk)
+        if promised.get(name, found.hexdigest()) != found.hexdigest():
+            raise UsageError(f"{path}: is not the file that meta.json describes (its sha256 differs); prepare the data again")
+        return found.hexdigest()
 
-def _survey_mask(dataset, split, tokens):
-    """sha256 of the mask of a split, None without one."""
-    path, promised = dataset.mask(split), dataset.meta.get("splits", {}).get(split, {}).get("mask_sha256")
-    if path is None and promised:
-        raise UsageError(f"{dataset.directory / f'{split}_mask.bin'}: there is no such file, and meta.json speaks of one; prepare the data again")
-    if path is None:
-        return None
-    if path.stat().st_size != tokens:
+    def look(chunk):
+        nonlocal largest
+        largest = max(largest, int(np.frombuffer(chunk, dtype="<u2").max()))
+
+    if (mask := dataset.mask(split)) and mask.stat().st_size != tokens:
         raise UsageError(
-            f"{path}: {path.stat().st_size:,} bytes for the {tokens:,} tokens of {split}.bin; a mask has one a token. Prepare the data again"
+            f"{mask}: {mask.stat().st_size:,} bytes for the {tokens:,} tokens of {split}.bin; a mask has one a token. Prepare the data again"
         )
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    if promised and digest.hexdigest() != promised:
-        raise UsageError(f"{path}: is not the file that meta.json describes (its sha256 differs); prepare the data again")
-    return digest.hexdigest()
+    beside = [digest(dataset.directory / f"{split}_{kind}.bin", f"{kind}_sha256") for kind in ("mask", "documents")]
+    return Contents(tokens, sha256=digest(path, "sha256", look), largest=largest, mask_sha256=beside[0], documents_sha256=beside[1])
 
 
 def check_ids(dataset, split, contents, vocab_size, model):
@@ -155,39 +180,50 @@ def check_ids(dataset, split, contents, vocab_size, model):
 
 
 class Writer:
-    """A bin being written, its mask when there is one, and what meta.json will say of them."""
+    """A bin being written, what lies beside it when that is needed, and what meta.json will say of them."""
 
     def __init__(self, path):
         self.path, self.file, self.digest = path, open(path, "wb"), hashlib.sha256()
-        self.mask_path = path.with_name(f"{path.stem}_mask.bin")
         self.mask_file, self.mask_digest = None, hashlib.sha256()
-        self.tokens = self.characters = self.bytes = self.documents = self.targets = 0
+        self.ends, self.stops = array("Q"), False  # of documents; whether an end-of-text stands within one
+        self.tokens = self.characters = self.bytes = self.targets = 0
 
-    def add(self, pieces, ids, mask=None):
-        """Append the ids of some Pieces, and which of them are targets; None is all."""
-        if mask is not None and self.mask_file is None:
-            self.mask_file = open(self.mask_path, "wb")
+    def add(self, pieces, ids):
+        """Append some Pieces and the ids of each."""
+        if self.mask_file is None and not all(piece.target for piece in pieces):
+            self.mask_file = open(self._beside("mask"), "wb")
             self._write_mask(np.ones(self.tokens, dtype=np.uint8))
-        if self.mask_file:
-            self._write_mask(np.ones(len(ids), dtype=np.uint8) if mask is None else mask)
-        raw = np.ascontiguousarray(ids, dtype="<u2").tobytes()
+        raw = np.ascontiguousarray(np.concatenate(ids), dtype="<u2").tobytes()
         self.file.write(raw)
         self.digest.update(raw)
-        self.tokens += len(ids)
-        self.targets += len(ids) if mask is None else int(mask.sum())
-        for piece in pieces:
+        for piece, part in zip(pieces, ids):
+            if self.mask_file:
+                self._write_mask(np.full(len(part), piece.target, dtype=np.uint8))
+            self.tokens += len(part)
+            self.targets += len(part) * piece.target
             self.characters += len(piece.text)
             self.bytes += len(piece.text.encode("utf-8", "surrogatepass"))
-            self.documents += piece.ends
+            self.stops |= piece.stops
+            if piece.ends:
+                self.ends.append(self.tokens)
 
     def close(self):
-        for file in (self.file, self.mask_file):
+        facts = {"tokens": self.tokens, "characters": self.characters, "bytes": self.bytes, "documents": len(self.ends)}
+        facts["sha256"] = self.digest.hexdigest()
+        if self.mask_file:
+            facts |= {"targets": self.targets, "mask_sha256": self.mask_digest.hexdigest()}
+        files = [self.file, self.mask_file]
+        if self.stops:
+            ends = np.frombuffer(self.ends, dtype=np.uint64).astype("<u8").tobytes()
+            facts["documents_sha256"] = hashlib.sha256(ends).hexdigest()
+            files.append(open(self._beside("documents"), "wb"))
+            files[-1].write(ends)
+        for file in files:
             if file:
                 file.flush()
                 os.fsync(file.fileno())
                 file.close()
-        facts = {name: getattr(self, name) for name in ("tokens", "characters", "bytes", "documents")} | {"sha256": self.digest.hexdigest()}
-        return facts | ({"targets": self.targets, "mask_sha256": self.mask_digest.hexdigest()} if self.mask_file else {})
+        return facts
 
     def __enter__(self):
         return self
@@ -196,6 +232,9 @@ class Writer:
         for file in (self.file, self.mask_file):
             if file:
                 file.close()
+
+    def _beside(self, kind):
+        return self.path.with_name(f"{self.path.stem}_{kind}.bin")
 
     def _write_mask(self, mask):
         self.mask_file.write(mask.tobytes())

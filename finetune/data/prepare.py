@@ -22,14 +22,16 @@ PIECE_CHARACTERS = 1 << 18  # of a task for a thread
 PIECE_DOCUMENTS = 1 << 12
 
 
-def prepare(names, out_dir, tokenizer="gpt2", val_fraction=0.1, val=(), seed=1337, num_proc=0, **reading):
+def prepare(names, out_dir, tokenizer="gpt2", val_fraction=0.1, val=(), seed=1337, num_proc=0, max_tokens=1024, overflow="split", **reading):
     """Tokenize texts into `out_dir` and return its Dataset.
 
     A single running text is split by characters, the last `val_fraction` of them into val.bin, and gets no end-of-text. Documents
     are followed by one end-of-text token each, and `val_fraction` of them, drawn by `seed`, go into val.bin whole; where that would
     be less than one, their characters are split instead. With sources in `val`, these are val.bin. `tokenizer` is "gpt2", "char", a
-    model directory or a tokenizer; `reading` goes to `sources.find`; `num_proc` threads encode, 0 is one a core. Two passes over
-    the text, in constant memory; `out_dir` changes only when all is well. Raises UsageError.
+    model directory or a tokenizer; `reading` goes to `sources.find`; `num_proc` threads encode, 0 is one a core. Documents of more
+    than `max_tokens` tokens, end-of-text included, are an `overflow`: "split" takes them as they are, and training cuts them,
+    "drop" leaves them out, "error" raises. Two passes over the text, in constant memory; `out_dir` changes only when all is well.
+    Raises UsageError.
     """
     chosen = sources.find(names, **reading)
     train, alphabet = _survey(chosen, collect_alphabet=tokenizer == "char")
@@ -40,6 +42,8 @@ def prepare(names, out_dir, tokenizer="gpt2", val_fraction=0.1, val=(), seed=133
             raise UsageError(f"{', '.join(source.name for source in texts)}: no text in it")
     tokenizer = tokenizers.CharTokenizer(sorted(alphabet | more)) if tokenizer == "char" else find_tokenizer(tokenizer)
     stream, by = _split(chosen, train, held_out, val_fraction, seed, anywhere=tokenizer.kind == "char")
+    if by == "text" and overflow != "split":
+        raise UsageError(f"overflow: {overflow} is for documents, and {chosen[0].name} is one running text")
     eot = None if by == "text" else tokenizer.eot
 
     out_dir = Path(out_dir)
@@ -49,7 +53,13 @@ def prepare(names, out_dir, tokenizer="gpt2", val_fraction=0.1, val=(), seed=133
     except OSError as error:
         raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
     try:
-        splits = _tokenize(_progress(stream, train["characters"] + val_facts["characters"]), tokenizer, eot, work, num_proc)
+        fitting = Overflow(overflow, max_tokens)
+        splits = _tokenize(_progress(stream, train["characters"] + val_facts["characters"]), tokenizer, eot, work, num_proc, fitting)
+        for split, facts in splits.items():
+            if not facts["tokens"]:
+                raise UsageError(
+                    f"{split}.bin would be empty: each of its documents has more than {max_tokens:,} tokens; --overflow=split keeps them"
+                )
         meta = {
             "format": bins.FORMAT,
             "tokenizer": tokenizer.describe(),
@@ -59,6 +69,7 @@ def prepare(names, out_dir, tokenizer="gpt2", val_fraction=0.1, val=(), seed=133
             "val_fraction": None if val else val_fraction,
             "seed": seed,
             "end_of_text": eot,
+            **({} if by == "text" else {"overflow": {"kept" if overflow == "split" else "dropped": fitting.count, "max_tokens": max_tokens}}),
             "sources": train["sources"],
             **({"val_sources": val_facts["sources"]} if val else {}),
         }
@@ -87,6 +98,8 @@ KEPT = (
     "val.bin",
     "train_mask.bin",
     "val_mask.bin",
+    "train_documents.bin",
+    "val_documents.bin",
     "meta.pkl",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -161,6 +174,11 @@ def summary(dataset):
         documents = f" in {split['documents']:,} documents" if by == "documents" else ""
         targets = f", {split['targets']:,} of them to be learned" if "targets" in split else ""
         lines.append(f"{name} has {split['tokens']:,} tokens{documents}{targets}")
+    overflow = dataset.meta.get("overflow", {})
+    learned = any("targets" in split for split in splits.values())
+    if count := overflow.get("dropped") or (learned and overflow.get("kept")):
+        what = "left out" if "dropped" in overflow else f"cut where a block of {overflow['max_tokens']:,} ends (--overflow=drop leaves them out)"
+        lines.append(f"{count:,} document{'s' * (count > 1)} of more than {overflow['max_tokens']:,} tokens: {what}")
     if by == "characters":
         lines.append("too few documents to keep some whole for validation: the last characters of them all are val")
     return "\n".join(lines)
@@ -233,7 +251,45 @@ def _by_documents(pieces, chosen):
         number += piece.ends
 
 
-def _tokenize(stream, tokenizer, eot, directory, num_proc):
+class Overflow:
+    """What becomes of documents with more than `max_tokens` tokens, and how many there were."""
+
+    def __init__(self, answer, max_tokens):
+        self.answer, self.max_tokens, self.count = answer, max_tokens, 0
+        self.lengths, self.begun = {}, {}  # of the document that has not ended yet, by split: tokens; (pieces, ids)
+
+    def kept(self, split, pieces, ids):
+        """`(pieces, ids)` of those documents that stay. One that has not ended waits here, unless all of them stay anyway."""
+        staying, waiting = ([], []), self.begun.pop(split, ([], []))
+        for piece, part in zip(pieces, ids):
+            self.lengths[split] = self.lengths.get(split, 0) + len(part)
+            target = staying if self.answer == "split" else waiting
+            target[0].append(piece)
+            target[1].append(part)
+            if not piece.ends:
+                continue
+            too_long = self.lengths.pop(split) > self.max_tokens
+            self.count += too_long
+            if too_long and self.answer == "error":
+                raise UsageError(
+                    f"a document has more than {self.max_tokens:,} tokens; --overflow=split keeps such, --overflow=drop leaves them out. It begins {waiting[0][0].text[:60]!r}"
+                )
+            if not too_long:
+                staying[0].extend(waiting[0])
+                staying[1].extend(waiting[1])
+            waiting = ([], [])
+        self.begun[split] = waiting
+        return staying
+
+    def rest(self):
+        """(split, pieces, ids) of what has no end, because val begins within it, and stays."""
+        for split, (pieces, ids) in self.begun.items():
+            if pieces and self.lengths[split] <= self.max_tokens:
+                yield split, pieces, ids
+            self.count += bool(pieces) and self.lengths[split] > self.max_tokens
+
+
+def _tokenize(stream, tokenizer, eot, directory, num_proc, overflow):
     """Write train.bin and val.bin of a stream of (split, Piece); return what meta.json says of them."""
     threads = num_proc or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     waiting = deque()
@@ -242,9 +298,11 @@ def _tokenize(stream, tokenizer, eot, directory, num_proc):
         for split, group in _groups(stream):
             waiting.append((split, group, pool.submit(_encoded, group, tokenizer, eot)))
             if len(waiting) > 4 * threads:
-                _write(writers, *waiting.popleft())
+                _write(writers, overflow, *waiting.popleft())
         while waiting:
-            _write(writers, *waiting.popleft())
+            _write(writers, overflow, *waiting.popleft())
+        for split, pieces, ids in overflow.rest():
+            writers[split].add(pieces, ids)
         return {split: writer.close() for split, writer in writers.items()}
 
 
@@ -261,20 +319,19 @@ def _groups(stream):
 
 
 def _encoded(pieces, tokenizer, eot):
-    """`(ids, mask)` of some pieces, with one end-of-text after each document and each turn of an assistant; mask is None where all
-    of them are targets."""
+    """The ids of each of some pieces, with one end-of-text after each document and each turn of an assistant."""
     ids, end = [], np.array([] if eot is None else [eot], dtype=np.uint16)
     for piece in pieces:
         ids.append(tokenizer.encode(piece.text))
         if piece.ends or piece.stops:
             ids[-1] = np.concatenate([ids[-1], end])
-    if all(piece.target for piece in pieces):
-        return np.concatenate(ids), None
-    return np.concatenate(ids), np.concatenate([np.full(len(part), piece.target, dtype=np.uint8) for piece, part in zip(pieces, ids)])
+    return ids
 
 
-def _write(writers, split, pieces, future):
-    writers[split].add(pieces, *future.result())
+def _write(writers, overflow, split, pieces, future):
+    pieces, ids = overflow.kept(split, pieces, future.result())
+    if pieces:
+        writers[split].add(pieces, ids)
 
 
 def _progress(stream, characters):

@@ -59,14 +59,15 @@ class Transformer(nn.Module):
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
 
-    def forward(self, idx, targets=None):
+    def forward(self, idx, targets=None, position_ids=None):
         """Logits (B, T, V) for token ids `idx` (B, T).
 
         With `targets` (B, T), where -100 marks positions that do not count: `(loss, count)`, the cross entropy in nats summed over
         the targets and how many they were. Sums, so that the caller divides once, whatever the batch was cut into.
+        With `position_ids` (B, T), which begin at 0 with each document, no token sees another document.
         Raises ValueError when T is above block_size.
         """
-        x = self.hidden(idx)
+        x = self.hidden(idx, position_ids=position_ids)
         if targets is None:
             return self.head(x)
         x, targets, config = x.flatten(0, 1), targets.flatten(), self.config
@@ -74,20 +75,22 @@ class Transformer(nn.Module):
         cross_entropy = ops.chunked_cross_entropy if chunked else self.cross_entropy
         return cross_entropy(x, self.wte.weight, targets, config.vocab_size), (targets != ops.IGNORE).sum()
 
-    def hidden(self, idx, cache=None):
+    def hidden(self, idx, cache=None, position_ids=None):
         """What the last layer norm hands to the head, (B, T, C). An empty `cache` is filled in place, and a
         filled one continued by one token."""
         T = idx.size(1)
         length = T + (cache.length if cache else 0)
         if length > self.config.block_size:
             raise ValueError(f"{length} tokens are more than block_size={self.config.block_size}")
-        positions = cache.positions(T) if cache else torch.arange(T, device=idx.device)
-        x = self.drop(self.wte(idx) + self.wpe(positions))
+        starts = None if position_ids is None else ops.document_starts(position_ids)
+        if position_ids is None:
+            position_ids = cache.positions(T) if cache else torch.arange(T, device=idx.device)
+        x = self.drop(self.wte(idx) + self.wpe(position_ids))
         for layer, block in enumerate(self.h):
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, None, starts, use_reentrant=False)
             else:
-                x = block(x, cache.layer(layer) if cache else None)
+                x = block(x, cache.layer(layer) if cache else None, starts)
         if cache and cache.place is None:
             cache.length = length
         return self.ln_f(x)
@@ -157,8 +160,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x, cache=None):
-        x = x + self.attn(self.ln_1(x), cache)
+    def forward(self, x, cache=None, starts=None):
+        x = x + self.attn(self.ln_1(x), cache, starts)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -166,16 +169,17 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.n_head = config.n_head
+        self.flex = False  # isolate documents by flex attention, where it works
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = Linear(config.n_embd, config.n_embd)
         self.attn_dropout = nn.Dropout(config.dropout)  # holds the probability; flash attention applies it
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, cache=None):
+    def forward(self, x, cache=None, starts=None):
         B, T, C = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
         dropout = self.attn_dropout.p if self.training else 0.0
-        y = cache.attend(q, k, v) if cache else ops.attention(q, k, v, dropout_p=dropout, is_causal=True)
+        y = cache.attend(q, k, v) if cache else ops.attention(q, k, v, dropout_p=dropout, is_causal=True, starts=starts, flex=self.flex)
         return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)))
 
 

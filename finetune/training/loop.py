@@ -145,10 +145,11 @@ def _evaluate(run, progress):
     loss is no number."""
     recipe, step = run.recipe, run.iteration
     probe = max(1, TRAIN_PROBE // run.train.block_size)
-    val_loss = evaluate(run, run.val, _eval_rows(run.val, run.eval_rows))
+    val_loss, by_dataset = _val_losses(run)
     train_loss = evaluate(run, run.train, _eval_rows(run.train, run.eval_rows or probe))
-    progress.say(f"step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
-    progress.record("eval", step=step, train_loss=train_loss, val_loss=val_loss)
+    each = ", ".join(f"{name} {loss:.4f}" for name, loss in by_dataset.items())
+    progress.say(f"step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}{f' ({each})' if each else ''}")
+    progress.record("eval", step=step, train_loss=train_loss, val_loss=val_loss, **({"val_losses": by_dataset} if by_dataset else {}))
     if recipe.eval_only:
         return
     if not math.isfinite(val_loss + train_loss):
@@ -162,6 +163,20 @@ def _evaluate(run, progress):
         progress.record("best", step=step, val_loss=val_loss)
     if recipe.always_save_checkpoint:
         publish_model(run, progress, f"iter_{step:06d}", facts)
+
+
+def _val_losses(run):
+    """Validation loss over all targets, and of each dataset where there are several."""
+    rows = _eval_rows(run.val, run.eval_rows)
+    if len(run.names_of_data) == 1:
+        return evaluate(run, run.val, rows), {}
+    total, count, losses = 0.0, 0, {}
+    for number, _, there in run.val.shares(rows):
+        part, name = run.val.parts[number], run.names_of_data[number]
+        loss, targets = evaluate(run, part, there), part.num_targets(there)
+        losses[name if run.names_of_data.count(name) == 1 else f"{name} {number + 1}"] = loss
+        total, count = total + loss * targets, count + targets
+    return total / count, losses
 
 
 def _eval_rows(blocks, limit):
@@ -215,6 +230,9 @@ def _introduce(run, progress):
         f"{schedule.length:,} updates of {rows * run.train.block_size:,} tokens are {passes:.1f} passes over {run.train.num_rows:,} blocks; "
         f"learning rate {recipe.learning_rate:g}, warmup {schedule.warmup_iters}, min_lr {schedule.min_lr:g}; evaluation every {schedule.eval_interval}"
     )
+    if run.train.is_isolated:
+        filled = run.train.num_tokens / (run.train.num_rows * (run.train.block_size + 1))
+        say(f"documents are isolated: {run.train.num_tokens:,} tokens packed into blocks that are {filled:.1%} full")
     say(f"mfu is against {run.peak[1]}")
 
 

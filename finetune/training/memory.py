@@ -25,11 +25,11 @@ def fits(run, batch_size=None):
     batch_size = batch_size or run.recipe.batch_size
     machine, failed = run.machine, 0.0
     try:
-        idx, targets = run.train.batch([0] * batch_size, machine.device)
+        batch = run.train.batch([0] * batch_size, machine.device)
         for _ in range(2):  # the second finds the gradients of the first in its way, as in an update
             with machine.accelerator.no_sync(run.model), machine.uncompiled():
                 with machine.autocast():
-                    loss, _ = run.model(idx, targets)
+                    loss, _ = run.model(*batch)
                 (loss * 0.0).backward()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

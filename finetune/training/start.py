@@ -11,11 +11,11 @@ from finetune import recipe as recipes
 from finetune.cli import Failure, UsageError
 from finetune.data import bins, cache
 from finetune.data import tokenizer as tokenizers
-from finetune.data.batches import Blocks, Order
+from finetune.data.batches import Blocks, Mixture, Order, WeightedOrder
 from finetune.data.prepare import find_tokenizer, open_dataset
 from finetune.data.tokenizer import prompt_ids
 from finetune.gpt import GPT, GPTConfig, convert, weights
-from finetune.training import checkpoint, guard, memory, optim
+from finetune.training import checkpoint, guard, isolation, memory, optim
 
 RESIDENT = 0.02  # of a GPU's memory, which a split may take to be kept there
 COMPILED_WHOLE = 12  # layers
@@ -32,9 +32,10 @@ class Run:
     model: torch.nn.Module  # the same as the launcher wraps it
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None  # float16 only
-    train: Blocks
-    val: Blocks
-    order: Order
+    train: Blocks | Mixture
+    val: Blocks | Mixture
+    order: Order | WeightedOrder
+    names_of_data: list  # of the datasets, whose splits are the parts of train and val where there are several
     tokenizer: object | None
     prompt: object | None  # ids of the samples' prompt, when samples are asked for
     eval_rows: int | None  # how many rows an evaluation reads at most, where the recipe limits it
@@ -79,28 +80,40 @@ def assemble(recipe, machine, say):
     """The Run that a recipe describes, at its first iteration or where it is resumed. Raises UsageError."""
     saved = checkpoint.load_state(recipe.out_dir, say) if recipe.init_from == "resume" else None
     with machine.accelerator.local_main_process_first():  # one process prepares and builds caches, the others find them
-        dataset = open_dataset(recipe.dataset, lambda: _tokenizer_choice(recipe), recipe.val_fraction or 0.1)
-        _check_given(recipe, dataset)
-        config, model_tokenizer = _plan_model(recipe, dataset, saved)
-        tokenizer = _agreed_tokenizer(recipe, dataset, config, model_tokenizer)
+        datasets = [open_dataset(name.strip(), lambda: _tokenizer_choice(recipe), recipe.val_fraction or 0.1) for name in recipe.dataset.split(",")]
+        for dataset in datasets:
+            _check_given(recipe, dataset)
+        _check_alike(datasets)
+        config, model_tokenizer = _plan_model(recipe, datasets[0], saved)
+        tokenizer = _agreed_tokenizer(recipe, datasets[0], config, model_tokenizer)
         prompt = prompt_ids(tokenizer, recipe.start) if recipe.num_samples and tokenizer else None
         block_size = recipe.block_size or config.block_size
         if block_size > config.block_size:
             raise UsageError(f"block_size: {block_size:,} is more than the {config.block_size:,} positions of {recipe.init_from}")
+        isolated = _isolated(recipe, datasets)
         splits, identity = {}, {}
         for split in ("train", "val"):
-            contents = bins.survey(dataset, split)
-            bins.check_ids(dataset, split, contents, config.vocab_size, recipe.init_from if saved is None else recipe.out_dir)
-            splits[split] = Blocks.from_arrow(cache.open_cache(dataset, split, block_size, contents), contents.tokens)
-            if machine.device.type == "cuda" and 4 * contents.tokens <= RESIDENT * torch.cuda.get_device_properties(machine.device).total_memory:
+            parts = []
+            for number, dataset in enumerate(datasets, 1):
+                contents = bins.survey(dataset, split)
+                bins.check_ids(dataset, split, contents, config.vocab_size, recipe.init_from if saved is None else recipe.out_dir)
+                parts.append(Blocks.from_arrow(cache.open_cache(dataset, split, block_size, contents, isolated), contents.tokens))
+                if parts[-1].num_targets(range(parts[-1].num_rows)) == 0:
+                    raise UsageError(f"{dataset.mask(split)}: no token of {split}.bin is a target, so there is nothing to learn from it")
+                of = f" of dataset {number}" if len(datasets) > 1 else ""
+                identity[f"{split}.bin{of}"] = contents.sha256
+                if contents.mask_sha256:
+                    identity[f"{split}_mask.bin{of}"] = contents.mask_sha256
+            splits[split] = parts[0] if len(parts) == 1 else Mixture(parts)
+            if (
+                machine.device.type == "cuda"
+                and 12 * splits[split].num_tokens <= RESIDENT * torch.cuda.get_device_properties(machine.device).total_memory
+            ):
                 splits[split].keep_on(machine.device)
-            if splits[split].num_targets(range(splits[split].num_rows)) == 0:
-                raise UsageError(f"{dataset.mask(split)}: no token of {split}.bin is a target, so there is nothing to learn from it")
-            identity[f"{split}.bin"] = contents.sha256
-            if contents.mask_sha256:
-                identity[f"{split}_mask.bin"] = contents.mask_sha256
     identity |= {
         "block_size": block_size,
+        "isolate_documents": isolated,
+        "dataset_weights": recipe.dataset_weights,
         "seed": recipe.seed,
         "rows per iteration (batch_size x gradient_accumulation_steps)": recipe.batch_size * recipe.gradient_accumulation_steps,
     }
@@ -113,9 +126,12 @@ def assemble(recipe, machine, say):
     network = _network(recipe, config, block_size, saved, say)
     network.gradient_checkpointing = recipe.gradient_checkpointing
     network.to(machine.device).train()
+    if isolated:
+        isolation.check(network, machine, block_size, recipe.dropout, say)
     optimizer = optim.adamw(network, recipe)
     if machine.compile:
-        _compile(network, whole=network.config.n_layer <= COMPILED_WHOLE and machine.accelerator.num_processes == 1)
+        # flex attention is compiled block by block, as it was checked
+        _compile(network, whole=network.config.n_layer <= COMPILED_WHOLE and machine.accelerator.num_processes == 1 and not isolated)
     model = machine.accelerator.prepare_model(network)
     run = Run(
         recipe=recipe,
@@ -127,7 +143,8 @@ def assemble(recipe, machine, say):
         scaler=torch.amp.GradScaler(machine.device.type) if machine.dtype == torch.float16 else None,
         train=splits["train"],
         val=splits["val"],
-        order=Order(splits["train"].num_rows, recipe.batch_size * recipe.gradient_accumulation_steps, recipe.seed),
+        order=_order(recipe, splits["train"]),
+        names_of_data=[dataset.directory.name for dataset in datasets],
         tokenizer=tokenizer,
         prompt=prompt,
         eval_rows=recipe.eval_iters and recipe.eval_iters * recipe.batch_size,
@@ -143,6 +160,38 @@ def assemble(recipe, machine, say):
     if saved:
         _resume(run, saved, say)
     return run
+
+
+def _order(recipe, train):
+    rows = recipe.batch_size * recipe.gradient_accumulation_steps
+    if weights := recipes.weights(recipe):
+        return WeightedOrder([part.num_rows for part in train.parts], weights, rows, recipe.seed)
+    return Order(train.num_rows, rows, recipe.seed)
+
+
+def _isolated(recipe, datasets):
+    """Whether documents are isolated. Raises UsageError where that is asked for and nothing says where they end."""
+    if recipe.isolate_documents == "auto":
+        return all(dataset.mask("train") for dataset in datasets)
+    if recipe.isolate_documents == "true":
+        for dataset in datasets:
+            if dataset.eot is None:
+                raise UsageError(f"isolate_documents: {dataset.directory} holds one running text and no documents")
+    return recipe.isolate_documents == "true"
+
+
+def _check_alike(datasets):
+    """Several datasets must hold ids of one tokenizer."""
+    first = datasets[0]
+    for other in datasets[1:]:
+        names = [dataset.tokenizer.describe()["name"] if dataset.tokenizer else "an unknown tokenizer" for dataset in (first, other)]
+        same = (
+            first.tokenizer.fingerprint == other.tokenizer.fingerprint if first.tokenizer and other.tokenizer else first.tokenizer is other.tokenizer
+        )
+        if not same:
+            raise UsageError(
+                f"dataset: {first.directory} holds ids of {names[0]}, and {other.directory} of {names[1]}; prepare them with the same --tokenizer"
+            )
 
 
 def _compile(network, whole):
@@ -277,7 +326,8 @@ def _check_resumed(recipe, identity, state, say):
     """Refuse to go on as another run; say what else has changed."""
     if state.get("format") != checkpoint.FORMAT:
         raise UsageError(f"{recipe.out_dir}: its state has format {state.get('format')!r}, not {checkpoint.FORMAT}")
-    before = {**state["identity"], **{name: state["config"][name] for name in ("n_layer", "n_head", "n_embd")}}
+    newer = {"isolate_documents": False, "dataset_weights": None}  # of runs from before there were these
+    before = {**newer, **state["identity"], **{name: state["config"][name] for name in ("n_layer", "n_head", "n_embd")}}
     now = {**identity, **{name: getattr(recipe, name) for name in ("n_layer", "n_head", "n_embd") if getattr(recipe, name) is not None}}
     changed = [f"  {name}: {before.get(name)} in the run, {value} now" for name, value in now.items() if before.get(name) != value]
     if changed:

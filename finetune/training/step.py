@@ -67,12 +67,12 @@ def _backward(run, iteration):
     mine = range(accelerator.process_index, len(micro_batches), accelerator.num_processes)
     total = torch.zeros((), device=run.machine.device)
     for index in mine:
-        idx, targets = run.train.batch(micro_batches[index], run.machine.device)
+        batch = run.train.batch(micro_batches[index], run.machine.device)
         if recipe.dropout:
             torch.manual_seed(_dropout_seed(recipe.seed, iteration, index))
         with nullcontext() if index == mine[-1] else accelerator.no_sync(run.model):
             with run.machine.autocast():
-                loss, _ = run.model(idx, targets)
+                loss, _ = run.model(*batch)
             # data parallelism averages gradients over the processes, so each brings its share times their number
             loss = loss * (accelerator.num_processes / max(1, count))
             (run.scaler.scale(loss) if run.scaler else loss).backward()
@@ -83,10 +83,10 @@ def _backward(run, iteration):
 def settle(run):
     """Let data parallelism settle before the first update. DDP regroups gradients after its first backward passes, which changes the
     order of summation from three processes on; two passes that leave nothing behind make fresh and resumed runs equal to the bit."""
-    idx, targets = run.train.batch([0], run.machine.device)
+    batch = run.train.batch([0], run.machine.device)
     for _ in range(2):
         with run.machine.uncompiled(), run.machine.autocast():
-            (run.model(idx, targets)[0] * 0.0).backward()
+            (run.model(*batch)[0] * 0.0).backward()
         run.optimizer.zero_grad(set_to_none=True)
 
 
@@ -104,9 +104,9 @@ def evaluate(run, blocks, rows):
     done = 0
     while done < len(mine):
         try:
-            idx, targets = blocks.batch(mine[done : done + size], run.machine.device)
+            batch = blocks.batch(mine[done : done + size], run.machine.device)
             with run.machine.exactly():
-                total += model(idx, targets)[0]
+                total += model(*batch)[0]
             done += size
         except RuntimeError as error:
             if not is_out_of_memory(error) or size == 1:

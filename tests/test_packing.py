@@ -1,0 +1,247 @@
+"""Documents packed into blocks: nothing lost, nothing seen that is not one's own."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_chat import examples, tokenizer, write  # noqa: F401  a fixture
+
+from finetune import GPT
+from finetune.cli import Failure
+from finetune.data import bins, cache, packing
+from finetune.data.batches import Blocks
+from finetune.data.prepare import prepare
+from finetune.gpt import ops
+from finetune.training import isolation
+from finetune.training.machine import Machine
+
+
+def isolated(dataset, split="train", block_size=32):
+    contents = bins.survey(dataset, split)
+    return Blocks.from_arrow(cache.open_cache(dataset, split, block_size, contents, isolated=True), contents.tokens)
+
+
+def conversations(count=40):
+    """Of one to four turns, so that an end-of-text does not always end a document."""
+    return [
+        {"messages": [{"role": role, "content": f"{role[0]} {i} {turn}"} for turn in range(1 + i % 4) for role in ("user", "assistant")]}
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("together", [7, packing.TOGETHER])
+def test_pieces_hold_every_token_once_and_fill_their_rows(monkeypatch, together):
+    monkeypatch.setattr(packing, "TOGETHER", together)
+    rng, room = np.random.default_rng(0), 33
+    lengths = np.concatenate([rng.integers(1, 12, 3000), rng.integers(1, 200, 100), [1, 2, 32, 33, 34, 65, 66]])
+    ends = np.cumsum(lengths)
+    first, length, row = packing.pack(ends, room)
+    predicted = sorted(np.concatenate([np.arange(a + 1, a + n) for a, n in zip(first, length)]).tolist())
+    begins = set((ends - lengths).tolist())
+    assert predicted == [token for token in range(ends[-1]) if token not in begins]
+    assert all(np.bincount(row, weights=length) <= room) and (np.diff(row) >= 0).all() and (np.diff(row) <= 1).all()
+    whole = {(a, n) for a, n in zip(first.tolist(), length.tolist())}
+    assert all((end - n, n) in whole for end, n in zip(ends.tolist(), lengths.tolist()) if 1 < n <= room)  # what fits is not cut
+    if together > 7:
+        assert row[-1] + 1 <= 1.01 * length.sum() / room + 1
+
+
+def test_blocks_of_documents_are_targets_without_first_tokens(tokenizer):  # noqa: F811
+    dataset = prepare([write(conversations())], "data", tokenizer)
+    ends = dataset.document_ends("train")
+    assert len(ends) == dataset.meta["splits"]["train"]["documents"] == 36
+    ids, mask = np.fromfile(dataset.bin("train"), "<u2"), np.fromfile(dataset.mask("train"), np.uint8)
+    assert (ids == dataset.tokenizer.eot).sum() > len(ends)  # turns end with it too
+    blocks = isolated(dataset, block_size=64)
+    idx, targets, position_ids = blocks.batch(range(blocks.num_rows))
+    found = sorted(row[begin:end].tolist() for row, places in zip(idx, position_ids) for begin, end in spans(places) if row[begin:end].any())
+    wanted = [part[: 64 * (len(part) // 64) or None].tolist() for part in np.split(ids, ends)[:-1] if len(part) < 64]
+    assert all(part[:-1] in found or part in found for part in wanted)
+    assert (targets != -100).sum() == mask.sum() == blocks.num_targets(range(blocks.num_rows))  # a prompt is first, and never learned
+    blocks.keep_on("cpu")
+    again = blocks.batch([3, 0, 3])
+    assert all(torch.equal(one, other[[3, 0, 3]]) and one.dtype == other.dtype for one, other in zip(again, (idx, targets, position_ids)))
+
+
+def spans(position_ids):
+    begins = [*torch.nonzero(position_ids == 0).flatten().tolist(), len(position_ids)]
+    return list(zip(begins, begins[1:]))
+
+
+def test_packed_losses_are_those_of_each_document_by_itself(tokenizer, hf_model):  # noqa: F811
+    dataset = prepare([write(conversations())], "data", tokenizer)
+    hf = hf_model(vocab_size=dataset.tokenizer.vocab_size, n_positions=64)
+    blocks = isolated(dataset, block_size=64)
+    ours, count = GPT.from_hf(hf)(*blocks.batch(range(blocks.num_rows)))
+    ids, mask = np.fromfile(dataset.bin("train"), "<u2").astype(np.int64), np.fromfile(dataset.mask("train"), np.uint8)
+    summed, begin = 0.0, 0
+    for end in dataset.document_ends("train"):
+        for first in range(begin, end - 1, 64):  # one that is too long in pieces
+            part = torch.from_numpy(ids[first : min(end, first + 65)])[None]
+            labels = part.masked_fill(torch.from_numpy(mask[first : first + part.size(1)])[None] == 0, -100)
+            logits = hf(part[:, :-1]).logits
+            summed += torch.nn.functional.cross_entropy(logits[0].float(), labels[0, 1:], ignore_index=-100, reduction="sum").item()
+        begin = end
+    assert count.item() == mask.sum()
+    assert ours.item() / count.item() == pytest.approx(summed / mask.sum(), abs=1e-5)
+
+
+def packed(rows=2, T=32, seed=0):
+    """Random ids (rows, T) and positions of documents of random lengths."""
+    rng = np.random.default_rng(seed)
+    positions = np.stack([np.concatenate([np.arange(n) for n in rng.integers(1, 12, T)])[:T] for _ in range(rows)])
+    return torch.from_numpy(rng.integers(0, 101, (rows, T))), torch.from_numpy(positions)
+
+
+def test_logits_are_those_of_transformers_for_packed_sequences(hf_model):
+    hf = hf_model()
+    idx, positions = packed(1)
+    theirs = hf(input_ids=idx, position_ids=positions, use_cache=False).logits
+    x = GPT.from_hf(hf)
+    torch.testing.assert_close(x.head(x.hidden(idx, position_ids=positions)), theirs, atol=1e-5, rtol=1e-5)
+    assert (theirs - hf(input_ids=idx).logits).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("way", ["blocks", "bfloat16", "mask", "recomputed", "probabilities computed again", "dropout"])
+def test_no_gradient_crosses_from_one_document_to_another(hf_model, monkeypatch, way):
+    model = GPT.from_hf(hf_model(n_positions=160)).train()
+    T, border = 150, 70  # query blocks are 128
+    monkeypatch.setattr(ops, "KEPT", 0 if way == "probabilities computed again" else ops.KEPT)
+    model.gradient_checkpointing = way == "recomputed"
+    if way == "dropout":
+        model.set_dropout(0.1)
+    if way == "mask":  # as on a GPU
+        blockwise = ops.BlockwiseAttention.apply
+        monkeypatch.setattr(ops.BlockwiseAttention, "apply", lambda *_: pytest.fail(f"{blockwise} is for CPUs"))
+        monkeypatch.setattr(ops, "attention", lambda q, k, v, starts, **more: torch.nn.functional.scaled_dot_product_attention(q, k, v, ops.within_documents(starts)))  # fmt: skip
+    idx, targets = torch.randint(101, (2, 1, T), generator=torch.Generator().manual_seed(0))
+    positions = torch.cat([torch.arange(border), torch.arange(T - border)])[None]
+    embedded = []
+    model.wte.register_forward_hook(lambda module, args, out: (out.retain_grad(), embedded.append(out))[1:] and None)
+    for begin, end in ((0, border), (border, T)):  # the loss of one document and the embeddings of the other
+        mine = torch.full_like(targets, -100)
+        mine[:, begin:end] = targets[:, begin:end]
+        with torch.autocast("cpu", torch.bfloat16, enabled=way == "bfloat16"):
+            model(idx, mine, positions)[0].backward()
+        gradient = embedded.pop().grad[0]
+        assert (gradient[begin:end].abs().sum(-1) > 0).all()
+        assert not gradient[:begin].any() and not gradient[end:].any()
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_flex_attention_looks_at_the_same():
+    _, positions = packed(rows=3, T=64)
+    starts = ops.document_starts(positions)
+    q, k, v = torch.randn(3, 3, 2, 64, 16, generator=torch.Generator().manual_seed(0))
+    by_flex = ops.flex_attention(q, k, v, starts)
+    by_mask = torch.nn.functional.scaled_dot_product_attention(q, k, v, ops.within_documents(starts))
+    torch.testing.assert_close(by_flex, by_mask, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ops.attention(q, k, v, is_causal=True, starts=starts), by_mask, atol=1e-5, rtol=1e-5)
+
+
+class OnCPU:
+    device = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("T", [1, 2, 32, 300])
+def test_a_run_checks_that_documents_are_kept_apart(hf_model, monkeypatch, dtype, T):
+    model, machine = GPT.from_hf(hf_model()), Machine(OnCPU(), dtype, compile=False)
+    isolation.check(model, machine, T, 0.0, print)
+    broken = ops.attention
+    monkeypatch.setattr(ops, "attention", lambda q, k, v, is_causal, starts: broken(q, k, v, is_causal=True))  # looks at everything before
+    if T > 2:
+        with pytest.raises(Failure, match="does not keep documents apart on this device"):
+            isolation.check(model, machine, T, 0.0, print)
+
+
+SHAPE = [
+    "--init_from=scratch", "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=32", "--batch_size=2", "--gradient_accumulation_steps=1",
+    "--learning_rate=1e-3", "--dtype=float32", "--device=cpu",
+]  # fmt: skip
+
+
+def test_instruction_data_is_isolated_unless_told_otherwise(tokenizer, command):  # noqa: F811
+    prepare([write(conversations())], "data", tokenizer)
+    flags = ["--dataset=data", *SHAPE, "--max_iters=2"]
+    code, out, err = command("train", *flags)
+    assert code == 0, err
+    assert "documents are isolated" in out
+    code, out, _ = command("train", *flags, "--out_dir=other", "--isolate_documents=false")
+    assert code == 0 and "isolated" not in out
+    code, _, err = command("train", *flags, "--out_dir=other", "--init_from=resume", "--max_iters=3")
+    assert code == 2 and "isolate_documents: False in the run, True now" in err
+
+
+def test_a_running_text_cannot_be_isolated(data, command):
+    code, _, err = command("train", f"--dataset={data}", *SHAPE, "--isolate_documents=true")
+    assert code == 2 and err.count("\n") == 1 and "holds one running text and no documents" in err
+
+
+def test_a_damaged_list_of_documents_is_refused(tokenizer, command):  # noqa: F811
+    dataset = prepare([write(conversations())], "data", tokenizer)
+    path = dataset.documents("train")
+    good = path.read_bytes()
+    path.write_bytes(good[:-8])
+    code, _, err = command("train", "--dataset=data", *SHAPE)
+    assert code == 2 and "train_documents.bin: is not the file that meta.json describes" in err
+    path.unlink()
+    code, _, err = command("train", "--dataset=data", *SHAPE)
+    assert code == 2 and "train_documents.bin: there is no such file" in err
+
+
+# too long examples
+
+
+def long_and_short():
+    long = {"prompt": "What is 1 plus 2? " * 8, "completion": "It is 3, as everybody knows. " * 8}
+    return [long if i % 10 == 3 else row for i, row in enumerate(examples(60))]
+
+
+def test_too_long_examples_are_counted_and_kept_or_left_out(tokenizer, command):  # noqa: F811
+    write(long_and_short())
+    flags = ["data.jsonl", f"--tokenizer={tokenizer}", "--max_tokens=100", "--doctor=false"]
+    code, out, _ = command("prepare", *flags, "--out_dir=kept")
+    assert code == 0 and "6 documents of more than 100 tokens: cut where a block of 100 ends" in out
+    code, out, _ = command("prepare", *flags, "--out_dir=dropped", "--overflow=drop")
+    assert code == 0 and "6 documents of more than 100 tokens: left out" in out
+    kept, dropped = bins.load("kept"), bins.load("dropped")
+    for split in ("train", "val"):
+        parts = [[part.tobytes() for part in np.split(np.fromfile(one.bin(split), "<u2"), one.document_ends(split))[:-1]] for one in (kept, dropped)]
+        assert parts[1] == [part for part in parts[0] if len(part) <= 200]  # two bytes a token
+        for name in ("tokens", "documents", "bytes", "targets"):
+            assert (dropped.meta["splits"][split][name] < kept.meta["splits"][split][name]) == (parts[0] != parts[1])
+        mask = np.fromfile(dropped.mask(split), np.uint8)
+        assert len(mask) == dropped.num_tokens(split) and mask.sum() == dropped.meta["splits"][split]["targets"]
+
+
+def test_too_long_examples_can_be_an_error(tokenizer, command):  # noqa: F811
+    write(long_and_short())
+    code, _, err = command("prepare", "data.jsonl", f"--tokenizer={tokenizer}", "--max_tokens=100", "--overflow=error", "--out_dir=new")
+    assert code == 2 and err.count("\n") == 1 and "a document has more than 100 tokens" in err
+    assert not list(Path("new").glob("*"))
+    code, _, err = command("prepare", "data.jsonl", f"--tokenizer={tokenizer}", "--max_tokens=3", "--overflow=drop", "--out_dir=new")
+    assert code == 2 and err.count("\n") == 1 and "each of its documents has more than 3 tokens" in err
+    assert not list(Path("new").glob("*"))
+
+
+def test_a_running_text_has_no_overflow(corpus, command):
+    code, _, err = command("prepare", corpus(), "--tokenizer=char", "--overflow=drop")
+    assert code == 2 and "is one running text" in err
+
+
+def test_a_long_document_across_tasks_is_dropped_whole(tokenizer, monkeypatch):  # noqa: F811
+    from finetune.data import prepare as module
+
+    monkeypatch.setattr(module, "PIECE_CHARACTERS", 50)
+    Path("docs.jsonl").write_text("".join(json.dumps({"text": "What is it? " * (40 if i == 7 else 2) + str(i)}) + "\n" for i in range(20)))
+    dataset = prepare(["docs.jsonl"], "data", tokenizer, max_tokens=60, overflow="drop")
+    texts = [
+        dataset.tokenizer.decode(part[:-1])
+        for split in ("train", "val")
+        for part in np.split(np.fromfile(dataset.bin(split), "<u2"), dataset.document_ends(split))[:-1]
+    ]
+    assert sorted(texts) == sorted("What is it? " * 2 + str(i) for i in range(20) if i != 7)
+    assert dataset.meta["overflow"] == {"dropped": 1, "max_tokens": 60}
