@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.cli import UsageError, key, parse, run
+from finetune.data.columns import chosen_columns, problems_of_columns
 
 USAGE = """usage: python -m finetune.doctor DIR|SOURCE... [--fix=dedup,leaks,encoding --out_dir=DIR] [--key=value ...]
 
@@ -23,8 +24,11 @@ DIR is what finetune.prepare wrote; SOURCE is whatever it reads. What is wrong d
 @dataclass
 class Options:
     sources: list = key([], "a prepared directory, or whatever prepare reads")
-    val: str = key("", "what validates what is trained on the sources; a prepared directory has its own")
-    text_column: str = key("", "the column of a table that holds the text; text, or the only one that holds any")
+    val: str = key("", "what validates what is trained on the sources, several with commas between them; a prepared directory has its own")
+    text_column: str | None = key(None, "the column of a table that holds the text [text, or the only one that holds any]", derived=True)
+    prompt_column: str | None = key(None, "the column of what is asked [prompt]", derived=True)
+    completion_column: str | None = key(None, "the column of the answer [completion]", derived=True)
+    messages_column: str | None = key(None, "the column of conversations, lists of {role, content} [messages]", derived=True)
     tokenizer: str = key("", "of text: gpt2 or a model directory, to count tokens with; gpt2 where it can be found. A prepared directory has its own")
     fix: str = key("", "what to mend, some of dedup,leaks,encoding: writes cleaned documents to out_dir")
     out_dir: str = key("", "directory for the cleaned documents, a new one or without such files")
@@ -43,6 +47,7 @@ class Options:
                 yield "out_dir", "--fix needs --out_dir=DIR, where the cleaned documents go"
         elif self.out_dir:
             yield "out_dir", "has no effect without --fix=dedup,leaks,encoding"
+        yield from problems_of_columns(self)
 
     def fixes(self):
         return self.fix.split(",") if self.fix else []
@@ -56,7 +61,8 @@ def main(argv):
     corpus = splits()
     outputs = _outputs(options.out_dir, corpus) if options.fix else None
     facts = doctor.examine(_watched(corpus), tokenizer)
-    facts["names"] = [*options.sources, *(f"--{name}={getattr(options, name)}" for name in ("val", "text_column") if getattr(options, name))]
+    reading = ("val", "text_column", "prompt_column", "completion_column", "messages_column")
+    facts["names"] = [*options.sources, *(f"--{name}={getattr(options, name)}" for name in reading if getattr(options, name))]
     print(doctor.report(facts))
     if options.fix:
         print("\n" + _write(doctor.clean(_watched(splits()), options.fixes()), outputs))
@@ -76,10 +82,10 @@ def _open(options):
             if options.tokenizer:
                 raise
             tokenizer = None  # the size is then estimated from the bytes
-        columns = {"text": options.text_column} if options.text_column else None
-        sources = {"train": found.find(options.sources, columns)} | ({"val": found.find([options.val], columns)} if options.val else {})
+        columns = chosen_columns(options)
+        sources = {"train": found.find(options.sources, columns)} | ({"val": found.find(options.val.split(","), columns)} if options.val else {})
         return lambda: {split: documents.of_sources(texts) for split, texts in sources.items()}, tokenizer
-    if len(options.sources) > 1 or options.val or options.text_column:
+    if len(options.sources) > 1 or options.val or chosen_columns(options):
         raise UsageError(f"{directories[0]}: a prepared directory has its own train and val, and is examined by itself")
     dataset = bins.load(directories[0])
     if dataset.tokenizer and options.tokenizer:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune.cli import key, parse, run
+from finetune.data.columns import chosen_columns, problems_of_columns
 
 EXAMINED = 100_000_000  # bytes of text that the doctor examines unasked, in some twenty seconds
 
@@ -44,10 +45,7 @@ class Options:
             yield "max_tokens", f"must be at least 2, got {self.max_tokens}"
         if self.num_proc < 0 or self.seed < 0:
             yield "num_proc" if self.num_proc < 0 else "seed", "must be at least 0"
-        if (self.prompt_column is None) != (self.completion_column is None):
-            yield "prompt_column", "--prompt_column and --completion_column go together"
-        if (self.text_column is not None) + (self.prompt_column is not None) + (self.messages_column is not None) > 1:
-            yield "text_column", "a table is read as text, as prompts and completions, or as messages: name the columns of one of them"
+        yield from problems_of_columns(self)
         if not self.out_dir and len(self.sources) > 1:
             yield "out_dir", "several sources need --out_dir=DIR"
 
@@ -64,9 +62,7 @@ def main(argv):
 
         options.tokenizer = weights.find(options.tokenizer)
     out_dir = options.out_dir or f"data/{Path(options.sources[0]).stem}"
-    named = {kind: getattr(options, f"{kind}_column") for kind in ("text", "messages", "prompt", "completion")}
-    columns = {kind: name for kind, name in named.items() if name is not None}
-    reading = {"columns": columns, "split": options.split, "revision": options.revision}
+    reading = {"columns": chosen_columns(options), "split": options.split, "revision": options.revision}
     val = options.val.split(",") if options.val else ()
     lengths = {"max_tokens": options.max_tokens, "overflow": options.overflow}
     dataset = prepare(options.sources, out_dir, options.tokenizer, options.val_fraction, val, options.seed, options.num_proc, **lengths, **reading)

@@ -7,6 +7,7 @@
     python scripts/bench.py sample                    tokens/s of sampling
     python scripts/bench.py command --nanogpt=PATH    the same of the whole command, as users run it
     python scripts/bench.py load    --nanogpt=PATH    cost of a batch
+    python scripts/bench.py prepare                   a gigabyte of text to train.bin and val.bin
     python scripts/bench.py convert                   train.bin to an Arrow cache
     python scripts/bench.py char    --nanogpt=PATH    character-level tiny Shakespeare from scratch: whole commands, wall time and loss
     python scripts/bench.py gpu     [--nanogpt=PATH]  everything of a CUDA device, in nine minutes; needs neither `datasets` nor a network
@@ -40,7 +41,7 @@ WARM_UP = 2  # updates that are not timed: allocators, first optimizer state, co
 
 @dataclass
 class Options:
-    sources: list = key([], "what to measure: train, start, memory, packing, sample, command, load, convert, char or gpu")
+    sources: list = key([], "what to measure: train, start, memory, packing, sample, command, load, prepare, convert, char or gpu")
     nanogpt: str = key("", "a checkout of nanoGPT to compare with")
     rounds: int = key(5, "how often every tool has its turn")
     size: str = key("124M", "the shape: 124M, 355M, 774M, 1558M, or tiny to try the script itself")
@@ -327,6 +328,44 @@ def load(options, work):
     ]
     setting = f"{options.rounds} rounds of 300 batches (100 of run_clm's), one thread, 20 million tokens; ratios are median (lowest to highest) of the rounds"
     return report(options, "load", f"A batch of 8 x {options.block_size} tokens", setting, rows, contenders)
+
+
+def prepare(options, work):
+    """A gigabyte of text, and a tenth of it in a single line, to bins; beside what encoding alone takes."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
+    words = ["".join(letters[rng.geometric(0.12, size).clip(max=26) - 1]) for size in rng.geometric(0.2, 50_000).clip(1, 14)]
+    chosen = rng.zipf(1.3, 4_000_000) % len(words)
+    ends = rng.choice(np.array([" ", " ", " ", " ", " ", " ", ", ", ". ", ".\n"]), len(chosen))
+    piece = "".join(words[word] + end for word, end in zip(chosen.tolist(), ends.tolist()))
+    size = 10**9 if options.size == "124M" else 10**7
+    rows, results = [], []
+    for name, bytes_, text in (("in lines", size, piece), ("in a single line", size // 10, piece.replace("\n", " "))):
+        path = work / "text.txt"
+        with open(path, "w", encoding="utf-8") as file:
+            for _ in range(bytes_ // len(text)):
+                file.write(text)
+            file.write(text[: bytes_ % len(text)])
+        contenders = [Contender(f"finetune, {name}", {"tool": "finetune"}), Contender(f"tiktoken alone, {name}", {"tool": "tiktoken"})]
+        rotate(contenders, options.rounds, {"work": str(work), "text": str(path), "what": "prepare"})
+        ours, theirs = contenders
+        if ours.results[0]["tokens"] < 0.9 * theirs.results[0]["tokens"]:
+            sys.exit(f"tokens are missing: {ours.results[0]} {theirs.results[0]}")
+        rows += [
+            {
+                "tool": c.name,
+                "MB/s": f"{statistics.median(r['mb_per_second'] for r in c.results):.1f}",
+                "finetune's speed over it": ratios([r["mb_per_second"] for r in ours.results], [r["mb_per_second"] for r in c.results]),
+                "peak MB": f"{max(r['peak_mb'] for r in c.results):,.0f}",
+            }
+            for c in contenders
+        ]
+        results += contenders
+    setting = f"{options.rounds} rounds; {size / 1e6:,.0f} MB and {size / 1e7:,.0f} MB of random words, GPT-2's BPE; finetune: the whole command, reading twice, checking, hashing and "
+    setting += "writing; tiktoken: encode_ordinary_batch only, pieces of a megabyte on all cores, which cut words, so that its ids differ a little"
+    return report(options, "prepare", "A text to train.bin and val.bin", setting, rows, results)
 
 
 def convert(options, work):
@@ -633,6 +672,7 @@ LANES = {
     "sample": sample,
     "command": command,
     "load": load,
+    "prepare": prepare,
     "convert": convert,
     "char": char,
     "gpu": gpu,

@@ -328,6 +328,33 @@ def _loading(batch, count=300):
     return {"milliseconds": (time.process_time() - began) / count * 1000}
 
 
+def finetune_prepare(job):
+    """A text to bins, the whole command from its imports on, in MB/s, and the peak of its memory."""
+    from finetune.data.prepare import prepare
+
+    dataset = prepare([job["text"]], Path(job["work"], "prepared"), "gpt2")
+    return _preparing(job, sum(dataset.num_tokens(split) for split in ("train", "val")))
+
+
+def tiktoken_prepare(job):
+    """Only the encoding of the same text, in batches of a megabyte a piece, on as many threads as there are cores."""
+    import tiktoken
+
+    encoding, cores, tokens, job["began"] = tiktoken.get_encoding("gpt2"), len(os.sched_getaffinity(0)), 0, None
+    seconds = 0.0
+    with open(job["text"], encoding="utf-8") as file:
+        while pieces := [piece for _ in range(16) if (piece := file.read(1 << 20))]:
+            began = time.perf_counter()
+            tokens += sum(map(len, encoding.encode_ordinary_batch(pieces, num_threads=cores)))
+            seconds += time.perf_counter() - began
+    return _preparing(job | {"began": time.time() - seconds}, tokens)
+
+
+def _preparing(job, tokens):
+    seconds = time.time() - job["began"]
+    return {"mb_per_second": os.path.getsize(job["text"]) / 1e6 / seconds, "peak_mb": Peak.resident(), "tokens": tokens}
+
+
 def finetune_convert(job):
     """train.bin to Arrow, in MB/s, and how much memory that took on top."""
     from finetune.data import bins, cache

@@ -264,3 +264,18 @@ def test_more_documents_than_the_search_takes_are_said(monkeypatch):
     facts = doctor.examine({"train": texts(11, random.Random(6))})
     assert facts["limits"] == ["near duplicates among the first 10 documents of train"]
     assert facts["limits"][0] in doctor.report(facts)
+
+
+def test_other_columns_and_several_sources_to_validate_on(command):
+    rows = [{"question": f"How much is {i} and {i}, if it is not too much to ask?", "answer": f"It is {i + i}, as always."} for i in range(12)]
+    for name, part in (("train", rows[:8] + rows[3:4]), ("one", rows[8:10]), ("two", [*rows[10:], rows[0]])):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    columns = ["--prompt_column=question", "--completion_column=answer"]
+    code, out, error = command("doctor", "train.jsonl", "--val=one.jsonl,two.jsonl", *columns)
+    assert code == 0, error
+    assert "1 documents that repeat an earlier one" in out and "1 documents of train that val has too" in out
+    assert all(flag in out for flag in ["--val=one.jsonl,two.jsonl", *columns])  # in the command that would mend it
+    code, _, error = command("doctor", "train.jsonl", columns[0])
+    assert code == 2 and "--prompt_column and --completion_column go together" in error
+    code, _, error = command("doctor", "train.jsonl", "--text_column=question", *columns)
+    assert code == 2 and "name the columns of one of them" in error

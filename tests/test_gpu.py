@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune import GPT
-from finetune.training import loop, machine, start, step
+from finetune.training import isolation, loop, machine, start, step
 from finetune.training.progress import read_metrics
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -76,6 +76,29 @@ def test_a_replayed_step_is_a_step(hf_model):
     assert torch.equal(model.generate(idx.cuda(), 26, temperature=0).cpu(), expected)
     slid = GPT.from_hf(hf).generate(idx, 40, temperature=0)
     assert torch.equal(model.generate(idx.cuda(), 40, temperature=0).cpu(), slid)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_documents_are_isolated(hf_model, compiled):
+    """Loss and gradients of packed documents as on a CPU; compiled, by flex attention."""
+    positions = torch.cat([torch.arange(n) for n in (40, 1, 55, 32)])[None].repeat(3, 1)
+    idx, targets = torch.randint(101, (2, 3, 128), generator=torch.Generator().manual_seed(0))
+    ours, expected = GPT.from_hf(hf_model(n_positions=128)).cuda(), GPT.from_hf(hf_model(n_positions=128))
+    said = []
+    isolation.check(ours, machine.Machine(OnGPU(), torch.float32, compile=compiled), 128, 0.0, said.append)
+    assert not said and all(block.attn.flex == compiled for block in ours.h)
+    if compiled:
+        start._compile(ours, whole=False)
+    loss = ours(idx.cuda(), targets.cuda(), positions.cuda())[0]
+    wanted = expected(idx, targets, positions)[0]
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-4)
+    loss.backward()
+    wanted.backward()
+    torch.testing.assert_close(ours.wte.weight.grad.cpu(), expected.wte.weight.grad, atol=1e-2, rtol=1e-2)
+
+
+class OnGPU:
+    device = torch.device("cuda")
 
 
 def test_batch_size_auto_goes_down_until_it_fits(tiny):
