@@ -137,7 +137,7 @@ def start(options, work):
 
     from finetune.data import sources
 
-    options.block_size, options.steps = 128, 2
+    options.block_size, options.steps = 128, 1
     shared = prepared(options, work, tokens=400 * options.block_size)
     text = "".join(piece.text for piece in sources.find(["python_docs"])[0].pieces())
     (work / "text.txt").write_text(text, encoding="utf-8")
