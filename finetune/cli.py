@@ -153,7 +153,7 @@ def convert(text, kind):
         kind = next(choice for choice in choices if choice is not type(None))
         return convert(text, kind)
     if text is None:
-        raise ValueError(f"expected {_words(kind)}, got nothing")
+        raise ValueError(f"expected {type_words(kind)}, got nothing")
     if typing.get_origin(kind) is typing.Literal:
         if text.lower() not in choices:
             raise ValueError(f"expected one of {', '.join(choices)}, got {text!r}")
@@ -174,7 +174,7 @@ def convert(text, kind):
             return int(text) if text.lstrip("+-").isdigit() else int(value)
     else:
         return text
-    raise ValueError(f"expected {_words(kind)}, got {text!r}")
+    raise ValueError(f"expected {type_words(kind)}, got {text!r}")
 
 
 def help_text(cls, usage):
@@ -184,7 +184,7 @@ def help_text(cls, usage):
     for field in dataclasses.fields(cls):
         if field.name == "sources":
             continue
-        lines.append(f"  --{field.name}={_words(hints[field.name], short=True)}")
+        lines.append(f"  --{field.name}={type_words(hints[field.name], short=True)}")
         lines.append(f"      {field.metadata['help']} [{default_words(field)}]")
     lines += ["  --debug=true", "      show the traceback of an error"]
     return "\n".join(lines)
@@ -264,11 +264,11 @@ def _nearest_recipe(path):
     return f". Did you mean {close[0]}?" if close else ""
 
 
-def _words(kind, short=False):
+def type_words(kind, short=False):
     options = [choice for choice in typing.get_args(kind) if choice is not type(None)]
     if typing.get_origin(kind) is typing.Literal:
         return "|".join(options)
     if options:
-        return _words(options[0], short)
+        return type_words(options[0], short)
     long = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     return {bool: "true|false", int: "INT", float: "FLOAT", str: "TEXT"}[kind] if short else long[kind]

@@ -48,3 +48,10 @@ def test_flags_named_in_prose_exist():
             continue
         for name in re.findall(r"--([a-z][a-z_]+)\b", text):
             assert name in known, f"{page.name}: --{name}"
+
+
+def test_the_reference_is_that_of_the_code(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import reference
+
+    assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), "run python scripts/reference.py"

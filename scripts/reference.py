@@ -1,0 +1,43 @@
+"""Write docs/configuration-reference.md: every flag of every verb, from the dataclasses that define them.
+
+python scripts/reference.py
+"""
+
+import dataclasses
+import importlib
+import typing
+from pathlib import Path
+
+from finetune.__main__ import VERBS
+from finetune.cli import default_words, type_words
+from finetune.recipe import Recipe
+
+PAGE = Path(__file__).parents[1] / "docs" / "configuration-reference.md"
+RESUME = {"identity": "refused", "schedule": "applied", "free": ""}
+
+
+def page():
+    """The page as text."""
+    parts = [
+        "# Every key and flag\n",
+        "Written by `python scripts/reference.py` from the code. A key of a recipe is a line `key: value`; as a flag it is `--key=value`.",
+        "The last column of train says what changing a key does to a run that is resumed: *refused*, as it would be another run; *applied*, from",
+        "there on; nothing, where the key has no influence on what is learned.",
+    ]
+    for verb in VERBS:
+        options = Recipe if verb == "train" else importlib.import_module(f"finetune.{verb}").Options
+        hints = typing.get_type_hints(options)
+        resume = verb == "train"
+        parts += [f"\n## {verb}\n", f"| key | value | default | what it is |{' resume |' if resume else ''}", "|---" * (4 + resume) + "|"]
+        for field in dataclasses.fields(options):
+            if field.name == "sources":
+                continue
+            cells = [f"`{field.name}`", type_words(hints[field.name], short=True), f"`{default_words(field)}`", field.metadata["help"]]
+            cells += [RESUME[field.metadata["resume"]]] if resume else []
+            parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE}")
