@@ -6,13 +6,13 @@ import glob
 import hashlib
 import io
 import re
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune.cli import UsageError
 from finetune.data import chat
 from finetune.data.pieces import Piece
+from finetune.network import reach
 
 CHUNK_BYTES = 1 << 22
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -256,15 +256,12 @@ def _columns(row, wanted, place):
 
 def _check_hub(name):
     """Raise UsageError in seconds where the Hub cannot be reached; datasets would try for minutes."""
-    from urllib.parse import urlsplit
-
     from huggingface_hub import constants
 
-    address = urlsplit(constants.ENDPOINT)
     try:
         if constants.HF_HUB_OFFLINE:
             raise OSError("HF_HUB_OFFLINE is set")
-        socket.create_connection((address.hostname, address.port or (443 if address.scheme == "https" else 80)), timeout=5).close()
+        reach(constants.ENDPOINT)
     except OSError as error:
         raise UsageError(f"{name}: no such file or directory, and the Hub cannot be asked for a data set of this name ({error})") from None
 

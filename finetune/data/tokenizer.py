@@ -8,7 +8,6 @@ the files that transformers loads with AutoTokenizer.
 import hashlib
 import json
 import os
-import socket
 import tempfile
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.cli import UsageError
+from finetune.network import reach
 
 MAX_VOCABULARY = 65536  # ids are stored as uint16
 END_OF_TEXT = "<|endoftext|>"
@@ -149,8 +149,8 @@ def gpt2():
     import tiktoken
 
     try:
-        if not _tiktoken_has_gpt2() and not any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-            socket.create_connection((TIKTOKEN_HOST, 443), timeout=5).close()  # tiktoken itself would wait without end
+        if not _tiktoken_has_gpt2():
+            reach(f"https://{TIKTOKEN_HOST}")  # tiktoken itself would wait without end
         encoding = tiktoken.get_encoding("gpt2")
     except Exception as error:
         raise UsageError(

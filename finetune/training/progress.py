@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from finetune.network import reach
+
 
 class Progress:
     """The voice of a run. Only the main process has one that speaks; `write` is False on the others."""
@@ -181,18 +183,14 @@ def start_wandb(accelerator, recipe, config):
 
 def _wandb_mode():
     """online when there is a login and the server answers, else offline; wandb itself would try for a minute and a half."""
-    import socket
-    from urllib.parse import urlsplit
-
     import wandb
 
     if mode := os.environ.get("WANDB_MODE"):
         return mode
     if not wandb.api.api_key:
         return "offline"
-    address = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     try:
-        socket.create_connection((address.hostname, address.port or (443 if address.scheme == "https" else 80)), timeout=5).close()
+        reach(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     except OSError:
         return "offline"
     return "online"
