@@ -71,7 +71,7 @@ def key(default, help, **metadata):
 
     `derived=True` marks a key whose None means "worked out from the other keys", `path=True` one that may name a place on disk:
     in a recipe, which may be somebody else's, it cannot contain `..`; `auto=NAME` one whose value `auto` sets the key NAME instead,
-    which the next plain value takes back.
+    which the next plain value takes back; `flag_only=True` one that a recipe, which may be somebody else's, cannot set.
     """
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
@@ -126,6 +126,8 @@ def parse(cls, argv, usage):
             origins[name] = origin
             if switch:
                 values[switch] = False
+            if fields[name].metadata.get("flag_only") and not origin.startswith("--") and values[name] != fields[name].default:
+                problems.append(f"{origin}: {name}: can only be given on the command line, as --{name}={text}")
             if fields[name].metadata.get("path") and not origin.startswith("--") and ".." in str(text).replace("\\", "/").split("/"):
                 problems.append(f"{origin}: {name}: a recipe must not reach above the working directory ({text}); give it as --{name}={text}")
         except ValueError as error:

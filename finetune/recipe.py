@@ -8,6 +8,7 @@ free      has no influence on what is learned
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -91,6 +92,11 @@ class Recipe:
     wandb_project: str = key("finetune", "Weights & Biases project", resume="free")
     wandb_run_name: str | None = key(None, "Weights & Biases run [the name of out_dir]", resume="free", derived=True)
 
+    push_to_hub: str | None = key(
+        None, "USER/NAME: a private Hub repository for the exported best model; nothing is pushed without --push=true", resume="free"
+    )
+    push: bool = key(False, "push to push_to_hub when training is done; on the command line only", resume="free", flag_only=True)
+
     device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "where to compute", resume="free")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("auto", "arithmetic of the matrix products; weights stay float32", resume="free")
     compile: Literal["auto", "true", "false"] = key("auto", "torch.compile; auto is on for CUDA", resume="free")
@@ -121,6 +127,12 @@ class Recipe:
             yield "n_embd", f"{n_embd} cannot be divided among n_head={n_head} heads"
         if self.min_lr is not None and self.min_lr > self.learning_rate:
             yield "min_lr", f"{self.min_lr} is above learning_rate={self.learning_rate}"
+        if self.push_to_hub is not None and (problem := repository_problem(self.push_to_hub)):
+            yield "push_to_hub", problem
+        if self.push and not self.push_to_hub:
+            yield "push", "there is nowhere to push to; give push_to_hub=USER/NAME too"
+        if self.push and self.eval_only:
+            yield "push", "eval_only=true leaves nothing to push"
         if not self.decay_lr and (self.min_lr is not None or self.lr_decay_iters is not None):
             yield "decay_lr", "false leaves nothing for min_lr and lr_decay_iters to do; remove them"
 
@@ -152,6 +164,17 @@ RANGES = [
     ("eval_iters", 1, math.inf), ("patience", 1, math.inf), ("max_rollbacks", 0, math.inf), ("log_interval", 1, math.inf), ("save_interval", 1, math.inf), ("num_samples", 0, math.inf),
     ("max_new_tokens", 1, math.inf), ("temperature", 0, math.inf), ("top_k", 0, math.inf), ("cpu_threads", 0, math.inf),
 ]  # fmt: skip
+
+
+def repository_problem(name):
+    """Why `name` cannot be that of a Hub repository, None when it can."""
+    if (
+        re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
+        and not re.search(r"--|\.\.|[.-](/|$)|\.git$", name)
+        and len(name) <= 96
+    ):
+        return None
+    return f"{name!r} is not the name of a repository; it is USER/NAME, of letters, digits and single - _ . between them"
 
 
 @dataclass

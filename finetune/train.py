@@ -18,7 +18,24 @@ def main(argv):
     die_with_launcher()
     from finetune.training.loop import train
 
-    train(recipe)
+    done = train(recipe)
+    if recipe.push_to_hub and not recipe.eval_only and done.machine.accelerator.is_main_process:
+        _push(recipe)
+
+
+def _push(recipe):
+    """Export the best model into the run and push it there, which is the same as doing it by hand."""
+    import shlex
+    from pathlib import Path
+
+    out_dir, to = Path(recipe.out_dir), Path(recipe.out_dir) / "export"
+    by_hand = f"python -m finetune.export {shlex.join([f'--out_dir={out_dir}', f'--to={to}', f'--push_to_hub={recipe.push_to_hub}'])}"
+    if not recipe.push:
+        print(f"nothing is pushed to {recipe.push_to_hub} without --push=true; by hand: {by_hand}")
+        return
+    from finetune.publishing import directory, hub
+
+    hub.push(directory.export(out_dir / "best", to, name=recipe.push_to_hub), recipe.push_to_hub, again=by_hand)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ FORMAT = 1
 LLMC_MAGIC = 20240520
 GPT2_EOT = 50256
 CHUNK_BYTES = 1 << 22
+SOURCES_KEPT = 20  # of a corpus of many files, which a run names
 
 
 @dataclass
@@ -66,6 +67,23 @@ class Dataset:
     def num_bytes(self, split):
         """Bytes of text in a split, which bits per byte need; None when unknown."""
         return self.meta.get("splits", {}).get(split, {}).get("bytes")
+
+    def facts(self):
+        """What a run keeps of its data: where it lies, what it was made from, how large it is. Plain values; what is unknown is left out."""
+        counted = ("tokens", "characters", "bytes", "documents", "targets")
+        splits = {split: {"tokens": self.num_tokens(split)} for split in ("train", "val")}
+        for split, described in self.meta.get("splits", {}).items():
+            splits[split] |= {name: described[name] for name in counted if name in described}
+        sources = [*self.meta.get("sources", []), *self.meta.get("val_sources", [])]
+        return {
+            "name": self.directory.resolve().name,
+            "directory": str(self.directory),
+            "tokenizer": self.tokenizer.describe()["name"] if self.tokenizer else None,
+            "splits": splits,
+            "split_by": self.meta.get("split_by"),
+            "sources": sources[:SOURCES_KEPT],
+            "num_sources": len(sources),
+        }
 
 
 def is_prepared(directory):

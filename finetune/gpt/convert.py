@@ -37,9 +37,11 @@ def from_nanogpt(checkpoint):
     """`(config, weights)` from the dictionary in a nanoGPT ckpt.pt.
 
     torch.compile's prefixes are stripped, a vocabulary padded to 50304 is cut back to GPT-2's 50257, and missing biases
-    (`bias=False`) become zeros, which compute the same. nanoGPT uses the exact GELU, so the configuration says so.
+    (`bias=False`) become zeros, which compute the same. nanoGPT uses the exact GELU, so the configuration says so, unless the
+    checkpoint is one of `to_nanogpt`, which remembers what the weights were trained with.
     """
-    args = checkpoint["model_args"]
+    args, kept = checkpoint["model_args"], checkpoint.get("config")
+    kept = kept if isinstance(kept, dict) else {}
     vocab_size = 50257 if args["vocab_size"] == 50304 else args["vocab_size"]
     end = 50256 if vocab_size == 50257 else None
     config = GPTConfig(
@@ -49,9 +51,9 @@ def from_nanogpt(checkpoint):
         n_head=args["n_head"],
         n_embd=args["n_embd"],
         dropout=args.get("dropout", 0.0),
-        activation_function="gelu",
-        bos_token_id=end,
-        eos_token_id=end,
+        activation_function=kept.get("activation_function", "gelu"),
+        bos_token_id=kept.get("bos_token_id", end),
+        eos_token_id=kept.get("eos_token_id", end),
     )
     state = {name.removeprefix("_orig_mod.").removeprefix("transformer."): t for name, t in checkpoint["model"].items()}
     state = {name: t for name, t in state.items() if name != "lm_head.weight" and not name.endswith(".attn.bias")}
@@ -60,6 +62,22 @@ def from_nanogpt(checkpoint):
         if name.endswith("bias") and name not in state:
             state[name] = torch.zeros(shape)
     return config, _checked(state, config)
+
+
+def to_nanogpt(state, config):
+    """The `model`, `model_args` and `config` of a nanoGPT ckpt.pt with these weights. Raises ValueError for what nanoGPT cannot be.
+
+    The vocabulary is not padded: a padding row of zeros would give its id a logit of 0, and GPT-2's logits lie far below that.
+    """
+    if config.n_inner not in (None, 4 * config.n_embd):
+        raise ValueError(f"n_inner={config.n_inner}: nanoGPT's is four times n_embd={config.n_embd}")
+    if config.layer_norm_epsilon != 1e-5:
+        raise ValueError(f"layer_norm_epsilon={config.layer_norm_epsilon:g}: nanoGPT's is 1e-05")
+    model = {f"transformer.{name}": tensor.contiguous() for name, tensor in without_padding(state, config).items()}
+    model["lm_head.weight"] = model["transformer.wte.weight"]  # one tensor, which is saved once
+    shape = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")}
+    kept = {name: getattr(config, name) for name in ("activation_function", "bos_token_id", "eos_token_id")}
+    return {"model": model, "model_args": {**shape, "bias": True, "dropout": 0.0}, "config": kept}
 
 
 def without_padding(state, config):
@@ -120,8 +138,9 @@ def config_from_hf(hf):
         raise ValueError(f"not a GPT-2 configuration: {error}") from None
 
 
-def config_to_hf(config):
-    """The dictionary of the config.json of `config`. Dropout is left at what was trained with, so it is 0 unless asked for."""
+def config_to_hf(config, dtype="float32"):
+    """The dictionary of the config.json of `config` beside weights of that dtype. Dropout is left at what was trained with, so it is 0
+    unless asked for."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -145,8 +164,8 @@ def config_to_hf(config):
         "use_cache": True,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_id,
-        "dtype": "float32",
-        "torch_dtype": "float32",
+        "dtype": dtype,
+        "torch_dtype": dtype,
     }
 
 

@@ -64,14 +64,15 @@ def load(source):
 
 
 def save(directory, weights, config):
-    """Write `model.safetensors`, `config.json` and `generation_config.json` into an existing directory.
+    """Write `model.safetensors`, `config.json` and `generation_config.json` into an existing directory, in the dtype of the weights.
 
-    `weights` may still carry the padding of the vocabulary; the files do not.
+    They may still carry the padding of the vocabulary; the files do not.
     """
     directory = Path(directory)
     weights = {name: tensor.detach().cpu() for name, tensor in weights.items()}  # before the transposed copies, which a GPU may have no room for
     write_tensors(directory / "model.safetensors", convert.to_hf(weights, config))
-    _write_json(directory / "config.json", convert.config_to_hf(config))
+    dtype = str(weights["wte.weight"].dtype).removeprefix("torch.")
+    _write_json(directory / "config.json", convert.config_to_hf(config, dtype))
     # max_length keeps pipeline() from running past the last position of a short context
     generation = {"max_length": config.block_size, "bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     _write_json(directory / "generation_config.json", {name: value for name, value in generation.items() if value is not None})

@@ -44,7 +44,7 @@ def publish(target, fill):
         work.mkdir(parents=True)
         fill(work)
         files = sorted(path for path in work.rglob("*") if path.is_file())
-        manifest = {"format": FORMAT, "files": {str(path.relative_to(work)): _digest(path) for path in files}}
+        manifest = {"format": FORMAT, "files": {str(path.relative_to(work)): digest(path) for path in files}}
         for path in files:
             _sync(path)
         (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -70,7 +70,7 @@ def damage(directory):
                 return f"{name} is missing"
             if path.stat().st_size != wanted["bytes"]:
                 return f"{name} has {path.stat().st_size:,} bytes instead of {wanted['bytes']:,}"
-            if _digest(path) != wanted:
+            if digest(path) != wanted:
                 return f"{name} is not what was written (its sha256 differs)"
     except FileNotFoundError:
         return f"it has no {MANIFEST}, so it was never finished"
@@ -216,7 +216,7 @@ UNFINISHED = re.compile(r"\.tmp-(best|iter_\d+|step-\d+)-(\d+|old)")
 def remove_run(out_dir):
     """Remove what an earlier run wrote into `out_dir`, and nothing else: directories with a manifest of ours, and the records."""
     out_dir = Path(out_dir)
-    for path in [out_dir / "best", *sorted(out_dir.glob("iter_*")), *states(out_dir)]:
+    for path in [out_dir / "best", out_dir / "export", *sorted(out_dir.glob("iter_*")), *states(out_dir)]:
         if (path / MANIFEST).is_file() and not path.is_symlink():
             _remove(path)
     for name in ("metrics.jsonl", "loss.png"):
@@ -257,13 +257,14 @@ def _exchange(work, target):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _digest(path):
-    digest, size = hashlib.sha256(), 0
+def digest(path):
+    """{"bytes", "sha256"} of a file."""
+    summed, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
+            summed.update(chunk)
             size += len(chunk)
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    return {"bytes": size, "sha256": summed.hexdigest()}
 
 
 def _sync(path):

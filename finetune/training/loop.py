@@ -15,6 +15,7 @@ from finetune.cli import Failure, UsageError
 from finetune.gpt import GPT
 from finetune.training import checkpoint, guard, optim
 from finetune.training import machine as machines
+from finetune.training.card import hub_id
 from finetune.training.memory import choose_batch_size, fits, shrink, use_less_memory
 from finetune.training.progress import Progress, flops_per_token, iteration_line, plot, print_samples, start_wandb
 from finetune.training.recover import roll_back
@@ -155,7 +156,7 @@ def _evaluate(run, progress):
     if not math.isfinite(val_loss + train_loss):
         raise guard.Diverged(f"step {step}: val loss is {val_loss}, train loss is {train_loss}")
     run.evaluations.append({"step": step, "train_loss": train_loss, "val_loss": val_loss})
-    facts = {**run.evaluations[-1], "init_from": run.init_from}
+    facts = {**run.evaluations[-1], "init_from": run.init_from, "base_model": hub_id(run.init_from)}
     again = step == run.best.get("step")  # published before a crash that lost the state of this step
     if (again or val_loss < run.best.get("val_loss", math.inf)) and publish_model(run, progress, "best", facts):
         run.best = {"val_loss": val_loss, "step": step}
@@ -247,7 +248,9 @@ def _begin(run, progress):
     partial = out_dir / ".tmp-recipe.yaml"
     config = run.network.config
     shape = {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd} if run.init_from == "scratch" else {}
-    partial.write_text(recipes.dump(dataclasses.replace(recipe, init_from=run.init_from, overwrite=False, **shape), derived), encoding="utf-8")
+    partial.write_text(
+        recipes.dump(dataclasses.replace(recipe, init_from=run.init_from, overwrite=False, push=False, **shape), derived), encoding="utf-8"
+    )
     os.replace(partial, out_dir / "recipe.yaml")
     progress.open(run.schedule.length, run if resumed else None)
     values = {**dataclasses.asdict(recipe), **{name: value for name, value in derived.items() if getattr(recipe, name, 0) is None}}
@@ -257,6 +260,7 @@ def _begin(run, progress):
         length=run.schedule.length,
         recipe=values,
         identity=run.identity,
+        data=run.data,
         machine=run.machine.describe(),
     )
     if recipe.wandb_log:
@@ -270,7 +274,7 @@ def _finish(run, progress):
     if not run.best:
         raise Failure(f"out_dir {recipe.out_dir}: best/ could not be saved; the last state is in {recipe.out_dir}/last", 1)
     progress.record("end", step=run.iteration, best=run.best)
-    progress.close()
+    progress.close_bar()
     for tracker in accelerator.trackers:  # not accelerator.end_training(), which would end the process group as well
         tracker.finish()
     if not accelerator.is_main_process:
@@ -279,6 +283,8 @@ def _finish(run, progress):
     print(f"best val loss {run.best['val_loss']:.4f} at step {run.best['step']}, in {recipe.out_dir}/best")
     if run.prompt is not None:
         best = GPT.from_pretrained(f"{recipe.out_dir}/best").to(run.machine.device, run.machine.dtype)
-        print_samples(best, run.tokenizer, run.prompt, recipe)
+        texts = print_samples(best, run.tokenizer, run.prompt, recipe)
+        settings = {name: getattr(recipe, name) for name in ("start", "temperature", "top_k", "seed")}
+        progress.record("samples", step=run.best["step"], texts=texts, **settings)
     elif recipe.num_samples:
         print("no samples: these bins came without their tokenizer")

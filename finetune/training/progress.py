@@ -73,10 +73,13 @@ class Progress:
             self.bar.update(iteration + 1 - self.bar.n)
             self.bar.set_postfix_str(f"loss {loss:.4f}")
 
-    def close(self):
+    def close_bar(self):
         if self.bar:
             self.bar.close()
             self.bar = None
+
+    def close(self):
+        self.close_bar()
         if self.file:
             self._flush()
             self.file.close()
@@ -93,16 +96,18 @@ class Progress:
 
 
 def print_samples(model, tokenizer, prompt, options, top_p=1.0):
-    """Print `options.num_samples` continuations of the prompt (int64 ids), as their seed decides."""
+    """Print `options.num_samples` continuations of the prompt (int64 ids), as their seed decides; return their texts."""
     import torch
 
     device = model.wte.weight.device
     idx = torch.from_numpy(prompt).to(device).expand(options.num_samples, -1)
     generator = torch.Generator(device).manual_seed(options.seed)
     out = model.generate(idx, options.max_new_tokens, options.temperature, options.top_k, top_p, generator)
-    for ids in out.tolist():
-        print(f"---------------\n{tokenizer.decode(ids)}")
+    texts = [tokenizer.decode(ids) for ids in out.tolist()]
+    for text in texts:
+        print(f"---------------\n{text}")
     print("---------------")
+    return texts
 
 
 def iteration_line(iteration, loss, seconds, tokens, mfu, left):
@@ -196,8 +201,8 @@ def _wandb_mode():
     return "online"
 
 
-def plot(out_dir):
-    """Draw out_dir/loss.png from metrics.jsonl."""
+def plot(out_dir, path=None, title=None):
+    """Draw the losses in out_dir/metrics.jsonl as a picture at `path`, by default out_dir/loss.png."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -210,8 +215,8 @@ def plot(out_dir):
     axes.plot([e["iter"] for e in updates], [e["loss"] for e in updates], color="0.75", linewidth=1, label="each update")
     axes.plot([e["step"] for e in evaluations], [e["train_loss"] for e in evaluations], marker="o", markersize=3, label="train")
     axes.plot([e["step"] for e in evaluations], [e["val_loss"] for e in evaluations], marker="o", markersize=3, label="validation")
-    axes.set(xlabel="update", ylabel="loss (nats per token)", title=Path(out_dir).name)
+    axes.set(xlabel="update", ylabel="loss (nats per token)", title=title or Path(out_dir).name)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(Path(out_dir) / "loss.png", dpi=120)
+    figure.savefig(path or Path(out_dir) / "loss.png", dpi=120)
     pyplot.close(figure)

@@ -11,10 +11,12 @@ from finetune.gpt import convert, weights
 from finetune.training import checkpoint
 from finetune.training.card import model_card
 from finetune.training.guard import Diverged
+from finetune.training.progress import read_metrics
 
 
 def publish_model(run, progress, name, facts):
     """Make out_dir/NAME a complete Hugging Face directory: weights, configuration, tokenizer and card. True when that worked."""
+    out_dir = Path(run.recipe.out_dir)
 
     def fill(directory):
         config = dataclasses.replace(run.network.config, dropout=0.0)
@@ -22,9 +24,10 @@ def publish_model(run, progress, name, facts):
         if run.tokenizer:
             run.tokenizer.save(directory, config.block_size)
         (directory / "finetune.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        (directory / "README.md").write_text(model_card(run, facts), encoding="utf-8")
+        title, events = out_dir.resolve().name, read_metrics(progress.path)
+        (directory / "README.md").write_text(model_card(title, f"{title}/{name}", config, facts, events, run.tokenizer), encoding="utf-8")
 
-    return _on_main(run, progress, name, lambda: checkpoint.publish(Path(run.recipe.out_dir) / name, fill))
+    return _on_main(run, progress, name, lambda: checkpoint.publish(out_dir / name, fill))
 
 
 def save_state(run, progress, must_succeed):

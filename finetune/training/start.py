@@ -40,6 +40,7 @@ class Run:
     prompt: object | None  # ids of the samples' prompt, when samples are asked for
     eval_rows: int | None  # how many rows an evaluation reads at most, where the recipe limits it
     identity: dict  # what makes the run this run and no other
+    data: dict  # the facts of its dataset
     init_from: str  # where the first weights came from
     iteration: int = 0  # updates made
     best: dict = dataclasses.field(default_factory=dict)  # {"val_loss", "step"} of best/, empty before the first evaluation
@@ -149,6 +150,7 @@ def assemble(recipe, machine, say):
         prompt=prompt,
         eval_rows=recipe.eval_iters and recipe.eval_iters * recipe.batch_size,
         identity=identity,
+        data=dataset.facts(),
         init_from=recipe.init_from,
     )
     try:

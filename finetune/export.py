@@ -1,0 +1,79 @@
+"""Give a model away: a verified Hugging Face directory, a nanoGPT checkpoint, a repository on the Hub.
+
+python -m finetune.export --out_dir=out-mine --to=mine
+"""
+
+import shlex
+from dataclasses import dataclass
+from typing import Literal
+
+from finetune.cli import UsageError, key, parse, run
+from finetune.recipe import repository_problem
+
+USAGE = """usage: python -m finetune.export --out_dir=OUT --to=DIR [--key=value ...]
+
+Writes the best model of a run to DIR, reads it back with the library it is meant for, compares, and only then puts it in place."""
+
+
+@dataclass
+class Options:
+    out_dir: str | None = key(None, "the run whose best model is exported")
+    init_from: str | None = key(None, "another model instead: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt")
+    to: str | None = key(None, "the directory to write: a new one, or an earlier export, which is replaced")
+    format: Literal["hf", "nanogpt"] = key("hf", "hf is what transformers loads, nanogpt a ckpt.pt for nanoGPT's sample.py")
+    dtype: Literal["float32", "bfloat16", "float16"] = key("float32", "of the weights in the files")
+    interpolate: str | None = key(
+        None, "mix the run's base back in: auto keeps the best mixture on validation, 0.7 takes 0.7 of the finetuned weights"
+    )
+    push_to_hub: str | None = key(None, "USER/NAME: push the export there. The token is that of `hf auth login` or HF_TOKEN")
+    private: bool = key(True, "make the repository a private one")
+
+    def problems(self):
+        if (self.out_dir is None) == (self.init_from is None):
+            yield "out_dir", "give --out_dir=OUT of a run, or --init_from=MODEL, one of them"
+        if not self.to:
+            yield "to", "give --to=DIR, the directory to write"
+        if self.interpolate is not None:
+            if self.out_dir is None:
+                yield "interpolate", "only the model of a run has a base that is known; give --out_dir=OUT"
+            if self.interpolate != "auto" and not _is_share(self.interpolate):
+                yield "interpolate", f"expected auto or a number from 0 to 1, got {self.interpolate!r}"
+        if self.push_to_hub is not None and (problem := repository_problem(self.push_to_hub)):
+            yield "push_to_hub", problem
+        if self.push_to_hub and self.format == "nanogpt":
+            yield "push_to_hub", "format=nanogpt is for nanoGPT; the Hub takes format=hf"
+        if not self.private and not self.push_to_hub:
+            yield "private", "has no effect without --push_to_hub=USER/NAME"
+
+
+def main(argv):
+    options, _ = parse(Options, argv, USAGE)
+    _check_run(options.out_dir)
+    from finetune.gpt import weights
+    from finetune.publishing import directory, hub
+
+    directory.destination(options.to)
+    source = weights.find(options.out_dir or options.init_from)
+    written = directory.export(source, options.to, options.format, options.dtype, options.interpolate, options.push_to_hub)
+    if options.push_to_hub:
+        hub.push(written, options.push_to_hub, options.private, again=f"python -m finetune.export {shlex.join(argv)}")
+
+
+def _check_run(out_dir):
+    from pathlib import Path
+
+    if out_dir is not None and not Path(out_dir).is_dir():
+        runs = sorted({str(path.parent.parent) for path in Path(".").glob("*/best/config.json")})
+        known = f"; runs here: {', '.join(runs)}" if runs else ""
+        raise UsageError(f"out_dir {out_dir}: no such directory{known}")
+
+
+def _is_share(text):
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,97 @@
+"""An export is read back before it is published, by the code that its users will read it with."""
+
+import dataclasses
+import importlib.metadata
+
+import torch
+
+from finetune.cli import Failure
+from finetune.gpt import GPT, weights
+
+TOLERANCE = 1e-4  # of the largest logit: float32 sums taken in another order stay well below, a wrong tensor far above
+PROMPTS = (
+    "Once upon a time, in a village by the sea,",
+    "ROMEO:\nO, she doth teach the torches to burn bright!\n\nJULIET:\n",
+    "def add(a, b):\n    return a + b  # 3.14159, 1,000,000\n",
+    "User:\nWhat is GPT-2?\n\nAssistant:\n",
+    "Na\u00efve caf\u00e9 \u2014 \u6771\u4eac, \u041f\u0440\u0438\u0432\u0435\u0442, \u0928\u092e\u0938\u094d\u0924\u0947, e\u0301, \U0001f642\U0001f469\u200d\U0001f469\u200d\U0001f467, \u2028, \ufb01",
+    " \t two  spaces,\r\n\n\n   three ends\n",
+)
+
+
+def versions():
+    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers", "safetensors")}
+
+
+@torch.no_grad()
+def hugging_face(directory, model, tokenizer):
+    """Load `directory` with transformers and compare ids of real prompts, and logits on them and on a full context, with those of our
+    model and tokenizer. Return what was compared; raise Failure, saying what differs, when they do not agree."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    theirs, loading = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True, output_loading_info=True)
+    unread = {kind: sorted(names) for kind, names in loading.items() if names and kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if unread:
+        raise Failure(f"{directory.name}: transformers does not read it as it was written: {unread}", 1)
+    their_tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    block_size, rows, ids_compared = model.config.block_size, [], 0
+    for prompt in _spoken(tokenizer):
+        ours = tokenizer.encode(prompt).tolist()
+        if their_tokenizer(prompt, verbose=False)["input_ids"] != ours:
+            raise Failure(f"{directory.name}: transformers' tokenizer gives other ids for {prompt!r}; nothing was exported", 1)
+        ids_compared += len(ours)
+        rows.append(torch.tensor(ours[:block_size]))
+    rows.append(every_position(model.config))
+    difference, largest = compare(model, lambda idx: theirs(idx).logits, [row for row in rows if len(row)])
+    if not difference <= TOLERANCE * max(1.0, largest):
+        raise Failure(f"{directory.name}: logits of transformers differ by {difference:.2g} from ours; nothing was exported", 1)
+    return {
+        "prompts": len(rows) - 1,
+        "ids_compared": ids_compared,
+        "logits_compared": sum(map(len, rows)) * model.config.vocab_size,
+        "max_difference": difference,
+        "largest_logit": largest,
+        "tolerance": TOLERANCE * max(1.0, largest),
+    }
+
+
+@torch.no_grad()
+def nanogpt(path, config, state):
+    """Read a ckpt.pt back and compare its tensors, bit by bit, with the weights it was written from. Return what was compared, and
+    how far logits move because nanoGPT computes the exact GELU. Raises Failure."""
+    read_config, read = weights.load(path)
+    different = [name for name in state if not torch.equal(read[name], state[name])]
+    if different or read_config.activation_function != config.activation_function:
+        raise Failure(f"{path.name}: {', '.join(different) or 'its configuration'} is not what was written; nothing was exported", 1)
+    ours = GPT.from_state(config, state).eval()
+    exact = GPT.from_state(dataclasses.replace(config, activation_function="gelu"), read).eval()
+    difference, largest = compare(ours, exact, [every_position(config)])
+    return {"tensors_compared": len(state), "max_difference_by_exact_gelu": difference, "largest_logit": largest}
+
+
+def every_position(config):
+    """Ids (T,) that fill the context and are spread over the vocabulary."""
+    return torch.arange(config.block_size) * 7919 % config.vocab_size
+
+
+def compare(model, other, rows):
+    """`(largest difference, largest absolute logit)` of two functions from idx (1, T) to logits (1, T, V), over rows of ids (T,)."""
+    difference = largest = 0.0
+    for row in rows:
+        logits = model(row[None])
+        largest = max(largest, logits.abs().max().item())
+        gap = (other(row[None]) - logits).abs().max().item()
+        difference = gap if gap != gap else max(difference, gap)  # what is no number stays
+        if difference != difference:
+            break
+    return difference, largest
+
+
+def _spoken(tokenizer):
+    """The prompts as far as the vocabulary has their characters, and for a character vocabulary all of it."""
+    if tokenizer.kind != "char":
+        return PROMPTS
+    known = set(tokenizer.chars)
+    return ["".join(tokenizer.chars), *filter(None, ("".join(char for char in prompt if char in known) for prompt in PROMPTS))]

@@ -1,0 +1,179 @@
+"""A Hub on 127.0.0.1, as much of it as the huggingface_hub client needs to make a repository, fill it and load from it.
+
+Written from what the client sends. Contents are kept in memory; `hub.commits`, `hub.puts` and `hub.requests` tell what happened, and
+`hub.before` is called with (method, path) before each request is answered, so that a test can hold it, or refuse it by returning a status.
+"""
+
+import base64
+import contextlib
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+TOKEN = "hf_" + "standin" * 4
+LFS = (".safetensors", ".png")
+
+
+class Hub(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.repositories = {}  # name: {"private", "files": {path: content}}
+        self.objects = {}  # of LFS: sha256: content
+        self.commits, self.puts, self.requests = [], [], []
+        self.before = lambda method, path: None
+
+    def handle_error(self, request, client_address):
+        """A client that hangs up is no news."""
+
+
+@contextlib.contextmanager
+def serving():
+    """A Hub that answers while the context lasts."""
+    with Hub() as hub:
+        thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        yield hub
+        hub.shutdown()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, status=200, value=None, body=None, **headers):
+        body = json.dumps(value).encode() if body is None else body
+        self.send_response(status)
+        for name, text in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), text)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def handle_any(self):
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            while size := int(self.rfile.readline(), 16):
+                self.body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        url = urlsplit(self.path)
+        path, hub = url.path.strip("/"), self.server
+        hub.requests.append((self.command, path))
+        if (status := hub.before(self.command, path)) is not None:
+            return self.answer(status, {"error": "as the test wants it"})
+        if path.startswith("lfs/"):  # signed addresses carry no token
+            return self.lfs_object(path.split("/")[1])
+        known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        if not known and "Authorization" in self.headers:
+            return self.answer(401, {"error": "Invalid username or password."})
+        if not known:
+            return self.answer(401, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+        if path == "api/repos/create":
+            return self.create(json.loads(self.body))
+        if path == "api/validate-yaml":
+            return self.answer(200, {"errors": [], "warnings": []})
+        parts = path.split("/")
+        if path.startswith("api/models/"):
+            return self.api("/".join(parts[2:4]), parts[4:], parse_qs(url.query))
+        if path.endswith(".git/info/lfs/objects/batch"):
+            return self.batch(json.loads(self.body))
+        if len(parts) > 4 and parts[2] == "resolve":
+            return self.resolve("/".join(parts[:2]), "/".join(parts[4:]))
+        return self.answer(404, {"error": "no such place"}, X_Error_Code="EntryNotFound")
+
+    do_GET = do_POST = do_PUT = do_HEAD = handle_any
+
+    def create(self, asked):
+        name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        private = asked.get("private", asked.get("visibility") == "private")
+        if name in self.server.repositories:
+            return self.answer(409, {"error": "You already created this model repo", "url": f"{self.server.url}/{name}"})
+        self.server.repositories[name] = {"private": private, "files": {".gitattributes": b"*.safetensors filter=lfs\n"}}
+        return self.answer(200, {"url": f"{self.server.url}/{name}", "id": name, "name": name})
+
+    def api(self, name, rest, query):
+        repository = self.server.repositories.get(name)
+        if repository is None:
+            return self.answer(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+        if not rest or rest[0] == "revision":
+            siblings = [self.described(path, content, "blobs" in query) for path, content in repository["files"].items()]
+            return self.answer(200, {"id": name, "modelId": name, "private": repository["private"], "sha": head(repository), "siblings": siblings})
+        if rest[0] == "tree":
+            entries = [
+                {"type": "file", "path": path, "size": len(content), "oid": git_sha1(content)} for path, content in repository["files"].items()
+            ]
+            return self.answer(200, entries)
+        if rest[0] == "preupload":
+            answers = []
+            for file in json.loads(self.body)["files"]:
+                lfs, there = file["path"].endswith(LFS), repository["files"].get(file["path"])
+                oid = None if there is None else hashlib.sha256(there).hexdigest() if lfs else git_sha1(there)
+                answers.append({"path": file["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False, "oid": oid})
+            return self.answer(200, {"files": answers})
+        if rest[0] == "commit":
+            return self.commit(name, repository, [json.loads(line) for line in self.body.splitlines()])
+        return self.answer(404, {"error": "no such place"}, X_Error_Code="EntryNotFound")
+
+    def described(self, path, content, with_hashes):
+        if not with_hashes:
+            return {"rfilename": path}
+        if path.endswith(LFS):
+            lfs = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 130}
+            return {"rfilename": path, "size": len(content), "blobId": "0" * 40, "lfs": lfs}
+        return {"rfilename": path, "size": len(content), "blobId": git_sha1(content)}
+
+    def batch(self, asked):
+        objects = []
+        for item in asked["objects"]:
+            address = f"{self.server.url}/lfs/{item['oid']}"
+            actions = {} if item["oid"] in self.server.objects else {"actions": {"upload": {"href": address}, "verify": {"href": address}}}
+            objects.append({"oid": item["oid"], "size": item["size"], **actions})
+        return self.answer(200, {"transfer": "basic", "objects": objects})
+
+    def lfs_object(self, oid):
+        if self.command == "PUT":
+            if hashlib.sha256(self.body).hexdigest() != oid:
+                return self.answer(400, {"error": "not that object"})
+            self.server.objects[oid] = self.body
+            self.server.puts.append(oid)
+        return self.answer(200 if oid in self.server.objects else 404, {})
+
+    def commit(self, name, repository, lines):
+        files = dict(repository["files"])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.server.objects[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+            elif line["key"] == "header" and value.get("parentCommit", head(repository)) != head(repository):
+                return self.answer(412, {"error": "the branch has moved on"})
+        repository["files"] = files
+        self.server.commits.append((name, [line["value"]["path"] for line in lines[1:]]))
+        return self.answer(200, {"commitUrl": f"{self.server.url}/{name}/commit/{head(repository)}", "commitOid": head(repository), "success": True})
+
+    def resolve(self, name, path):
+        repository = self.server.repositories.get(name)
+        if repository is None or path not in repository["files"]:
+            return self.answer(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound" if repository else "RepoNotFound")
+        content = repository["files"][path]
+        etag = hashlib.sha256(content).hexdigest() if path.endswith(LFS) else git_sha1(content)
+        return self.answer(200, body=content, X_Repo_Commit=head(repository), ETag=f'"{etag}"', Content_Type="application/octet-stream")
+
+
+def head(repository):
+    """The commit of a repository, which here is a hash of its contents."""
+    return hashlib.sha1(repr(sorted((path, git_sha1(content)) for path, content in repository["files"].items())).encode()).hexdigest()
+
+
+def git_sha1(content):
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -1,0 +1,197 @@
+"""What is pushed is what was exported: the real client, in processes of its own, against a Hub on 127.0.0.1."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from stand_in_hub import TOKEN, serving
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the client's own calls
+
+FLAGS = ("--out_dir=out", "--to=mine", "--push_to_hub=me/tiny")
+EXPORT = ("-m", "finetune.export", *FLAGS)
+AGAIN = f"again: python -m finetune.export {' '.join(FLAGS)}\n"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that this process talks to as well; it has no token yet."""
+    with serving() as hub:
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(Path("no-token").resolve()))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        yield hub
+
+
+@pytest.fixture
+def exported(hub, tiny_run, command):
+    """The export of a run, so that it is found done below and has only to be pushed."""
+    tiny_run("out", "--max_iters=4")
+    code, _, error = command("export", *FLAGS)
+    assert code == 4 and hub.requests == [], error  # no token, and the export is whole all the same
+    assert "there is no token" in error and Path("mine/verification.json").is_file()
+
+
+@pytest.fixture
+def push(command, monkeypatch):
+    """A function that pushes the export with some token."""
+
+    def call(*flags, token=TOKEN):
+        monkeypatch.setenv("HF_TOKEN", token)
+        return command("export", *FLAGS, *flags)
+
+    return call
+
+
+def environment(hub):
+    return {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(Path("hf-home").resolve()), "HF_HUB_DISABLE_XET": "1"}
+
+
+def python(hub, *argv):
+    """A process of its own, which knows of the Hub by its environment."""
+    done = subprocess.run([sys.executable, *argv], capture_output=True, text=True, env=environment(hub), timeout=100)
+    return done.returncode, done.stdout, done.stderr
+
+
+def held(hub, name="me/tiny"):
+    return {path: content for path, content in hub.repositories[name]["files"].items() if path != ".gitattributes"}
+
+
+def here():
+    return {path.name: path.read_bytes() for path in Path("mine").iterdir()}
+
+
+def test_a_push_is_one_commit_that_comes_back_as_it_was(hub, exported, push):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    code, out, error = python(hub, *EXPORT)
+    assert code == 0 and error == "", error
+    assert "hashes agree" in out and len(hub.commits) == 1 and len(hub.puts) == 2  # weights and picture
+    assert held(hub) == here() and hub.repositories["me/tiny"]["private"] is True
+    assert TOKEN.encode() not in b"".join(here().values())
+    code, out, error = push()
+    assert code == 0 and "holds this export already; nothing to push" in out, error
+    assert len(hub.commits) == 1 and len(hub.puts) == 2
+    code, out, error = python(hub, "-c", "import huggingface_hub; print(huggingface_hub.snapshot_download('me/tiny'))")
+    assert code == 0, error
+    pulled, ours = (AutoModelForCausalLM.from_pretrained(place).state_dict() for place in (out.strip(), "out/best"))
+    assert pulled.keys() == ours.keys() and all(torch.equal(pulled[name], ours[name]) for name in ours)
+    theirs = AutoTokenizer.from_pretrained(out.strip())
+    assert theirs("Abc")["input_ids"] == AutoTokenizer.from_pretrained("out/best")("Abc")["input_ids"]
+
+
+def test_a_push_that_fails_leaves_the_export_whole_and_says_how_to_go_on(hub, exported, push, monkeypatch):
+    before = here()
+
+    def failed(told, **how):
+        began = time.perf_counter()
+        code, _, error = push(**how)
+        assert code == 4 and told in error and error.endswith(AGAIN) and len(error.splitlines()) == 1, error
+        assert here() == before and hub.commits == [] and time.perf_counter() - began < 10
+        assert TOKEN not in error and "hf_wrong" not in error
+
+    failed("the Hub does not accept this token", token="hf_wrong")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr("finetune.publishing.hub.HUB_TIMEOUT", 1)
+        failed("the Hub cannot be reached")
+    failed("the Hub cannot be reached")  # nobody is listening there any more
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    hub.before = lambda method, path: 403 if "/commit/" in path else None  # the weights are up, the commit is not made
+    failed("this token may not write there")
+    assert len(hub.puts) == 2
+    hub.before = lambda method, path: None
+    code, out, error = push()
+    assert code == 0 and len(hub.commits) == 1 and len(hub.puts) == 2, error  # nothing was sent twice
+    assert held(hub) == before
+
+
+def test_a_hub_that_keeps_something_else_is_noticed(hub, exported, push):
+    class Forgetful(hub.RequestHandlerClass):
+        def described(self, path, content, with_hashes):
+            return super().described(path, content + b"?" if path == "config.json" else content, with_hashes)
+
+    hub.RequestHandlerClass = Forgetful
+    code, _, error = push()
+    assert code == 4 and "what the Hub holds now is not what was sent: config.json" in error
+
+
+def test_an_interrupted_push_changes_nothing_and_the_next_one_finishes_it(hub, exported, push):
+    begun, released = threading.Event(), threading.Event()
+
+    def hold(method, path):
+        if method == "PUT":
+            begun.set()
+            released.wait(30)
+
+    hub.before = hold
+    with subprocess.Popen([sys.executable, *EXPORT], stderr=subprocess.PIPE, text=True, env=environment(hub)) as pushing:
+        assert begun.wait(60)
+        pushing.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        released.set()
+        error = pushing.communicate(timeout=60)[1]
+    assert pushing.returncode == 4 and "me/tiny was not pushed: interrupted" in error and error.endswith(AGAIN)
+    assert hub.commits == [] and held(hub) == {}
+    hub.before = lambda method, path: None
+    code, _, error = push()
+    assert code == 0 and len(hub.commits) == 1 and held(hub) == here(), error
+
+
+def test_what_is_not_ours_or_is_public_is_not_pushed_to(hub, exported, push):
+    hub.repositories["me/tiny"] = {"private": True, "files": {"config.json": b"{}", "model.safetensors": b"theirs"}}
+    code, _, error = push()
+    assert code == 4 and "no export of ours put there" in error
+    hub.repositories["me/tiny"] = {"private": False, "files": {"README.md": b"hello"}}
+    code, _, error = push()
+    assert code == 4 and "is public already; --private=false" in error and hub.commits == []
+    code, out, error = push("--private=false")
+    assert code == 0 and "(public)" in out and held(hub) == here(), error
+
+
+def test_what_the_next_export_does_not_have_is_removed(hub, exported, push):
+    push()
+    hub.repositories["me/tiny"]["files"] |= {"merges.txt": b"old", "mine.gguf": b"the user's own"}
+    code, _, error = push()
+    assert code == 0 and len(hub.commits) == 2, error
+    assert held(hub) == {**here(), "mine.gguf": b"the user's own"}
+
+
+def test_train_pushes_only_when_it_is_told_to_on_the_command_line(hub, corpus, command, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    recipe = Path("r.yaml")
+    recipe.write_text(
+        f"dataset: {corpus()}\ninit_from: scratch\ntokenizer: char\nn_layer: 1\nn_head: 1\nn_embd: 16\nblock_size: 16\nbatch_size: 2\n"
+        "gradient_accumulation_steps: 1\nmax_iters: 2\ndtype: float32\npush_to_hub: me/trained\n"
+    )
+    by_hand = "python -m finetune.export --out_dir=out --to=out/export --push_to_hub=me/trained"
+    code, out, error = command("train", "r.yaml")
+    assert code == 0 and hub.requests == [] and not Path("out/export").exists(), error
+    assert out.endswith(f"nothing is pushed to me/trained without --push=true; by hand: {by_hand}\n")
+    hub.before = lambda method, path: 403
+    code, _, error = command("train", "r.yaml", "--push=true", "--overwrite=true")
+    assert code == 4 and error.endswith(f"The export in {Path('out/export').resolve()} is whole; again: {by_hand}\n") and hub.commits == []
+    hub.before = lambda method, path: None
+    code, out, error = command("export", *by_hand.split()[3:])
+    assert code == 0 and "is this export already" in out and len(hub.commits) == 1, error
+    code, out, error = command("train", "r.yaml", "--push=true", "--overwrite=true", "--seed=2")
+    assert code == 0 and len(hub.commits) == 2, error
+    assert held(hub, "me/trained")["model.safetensors"] == Path("out/best/model.safetensors").read_bytes()
+    assert "push: false" in Path("out/recipe.yaml").read_text()
+    recipe.write_text(recipe.read_text() + "push: true\n")
+    code, _, error = command("train", "r.yaml")
+    assert (code, error) == (2, "r.yaml:13: push: can only be given on the command line, as --push=true\n")
+    code, _, error = command("train", "--dataset=x", "--push=true")
+    assert code == 2 and "give push_to_hub=USER/NAME too" in error
+    code, _, error = command("train", "--dataset=x", "--push_to_hub=trained")
+    assert code == 2 and "it is USER/NAME" in error
