@@ -86,6 +86,26 @@ class Dataset:
         }
 
 
+def facts_of(datasets):
+    """The facts of one dataset, or of several as if they were one."""
+    each = [dataset.facts() for dataset in datasets]
+    if len(each) == 1:
+        return {**each[0], "directories": [each[0]["directory"]]}
+    splits = {}
+    for split in ("train", "val"):
+        counted = [facts["splits"][split] for facts in each]
+        splits[split] = {name: sum(one[name] for one in counted) for name in counted[0] if all(name in one for one in counted)}
+    return {
+        "name": ", ".join(facts["name"] for facts in each),
+        "directories": [facts["directory"] for facts in each],
+        "tokenizer": each[0]["tokenizer"],
+        "splits": splits,
+        "split_by": "sources",
+        "sources": [source for facts in each for source in facts["sources"]][:SOURCES_KEPT],
+        "num_sources": sum(facts["num_sources"] for facts in each),
+    }
+
+
 def is_prepared(directory):
     return (Path(directory) / "train.bin").is_file() or (Path(directory) / "meta.json").is_file()
 

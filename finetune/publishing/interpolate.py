@@ -10,7 +10,7 @@ import torch
 
 from finetune.cli import UsageError
 from finetune.data import bins, cache
-from finetune.data.batches import Blocks
+from finetune.data.batches import Blocks, Mixture
 from finetune.gpt import GPT, convert, weights
 from finetune.training.card import public
 
@@ -66,11 +66,15 @@ def _validation(config, network, events):
     started = [event for event in events if event["event"] in ("start", "resume") and "data" in event]
     if not started:
         raise UsageError("interpolate: metrics.jsonl of this run does not say which data it was validated on")
-    dataset = bins.load(started[-1]["data"]["directory"])
-    contents = bins.survey(dataset, "val")
-    if contents.sha256 != started[-1]["identity"]["val.bin"]:
-        raise UsageError(f"interpolate: {dataset.bin('val')} is not the file that this run was validated on (its sha256 differs)")
-    blocks = Blocks.from_arrow(cache.open_cache(dataset, "val", started[-1]["identity"]["block_size"], contents), contents.tokens)
+    identity, parts = started[-1]["identity"], []
+    for number, directory in enumerate(directories := started[-1]["data"]["directories"], 1):
+        dataset = bins.load(directory)
+        contents = bins.survey(dataset, "val")
+        if contents.sha256 != identity["val.bin" if len(directories) == 1 else f"val.bin of dataset {number}"]:
+            raise UsageError(f"interpolate: {dataset.bin('val')} is not the file that this run was validated on (its sha256 differs)")
+        opened = cache.open_cache(dataset, "val", identity["block_size"], contents, identity["isolate_documents"])
+        parts.append(Blocks.from_arrow(opened, contents.tokens))
+    blocks = parts[0] if len(parts) == 1 else Mixture(parts)
     computer = machine.start(Recipe(dtype="float32", compile="false"))
     network.to(computer.device)
     run = SimpleNamespace(machine=computer, network=network)  # what an evaluation needs of a Run

@@ -67,7 +67,8 @@ class Story:
     @property
     def dataset(self):
         """A name for the data."""
-        return public(self.recipe.get("dataset") or self.data.get("name") or "validation split")
+        given = self.recipe.get("dataset") or self.data.get("name") or "validation split"
+        return ", ".join(public(name.strip()) for name in given.split(","))
 
 
 def _metadata(title, run, config):

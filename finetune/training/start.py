@@ -150,7 +150,7 @@ def assemble(recipe, machine, say):
         prompt=prompt,
         eval_rows=recipe.eval_iters and recipe.eval_iters * recipe.batch_size,
         identity=identity,
-        data=dataset.facts(),
+        data=bins.facts_of(datasets),
         init_from=recipe.init_from,
     )
     try:
