@@ -41,14 +41,14 @@ def test_a_mistake_ends_with_exit_code_2_and_one_line():
 
 def test_finetune_lists_and_runs_the_verbs():
     code, out, _ = shell(BIN / "finetune")
-    assert code == 0 and all(f"  {verb} " in out for verb in ("prepare", "doctor", "train", "sample"))
+    assert code == 0 and all(f"  {verb} " in out for verb in ("prepare", "doctor", "train", "sample", "eval"))
     code, out, _ = shell(BIN / "finetune", "prepare", "python_docs", "--tokenizer=char", "--out_dir=d")
     assert code == 0 and "train has " in out
     code, _, error = shell(BIN / "finetune", "fly")
     assert code == 2 and "no such verb" in error
 
 
-@pytest.mark.parametrize("verb", ["prepare", "doctor", "train", "sample"])
+@pytest.mark.parametrize("verb", ["prepare", "doctor", "train", "sample", "eval"])
 def test_every_verb_has_help_through_finetune(verb):
     code, out, _ = shell(BIN / "finetune", verb, "--help")
     assert code == 0 and "usage:" in out
