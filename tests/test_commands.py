@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune.__main__ import VERBS
+
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[1]
 TINY = "--n_layer=1 --n_head=1 --n_embd=16 --block_size=16 --batch_size=2 --max_iters=3 --log_interval=1".split()
@@ -41,14 +43,14 @@ def test_a_mistake_ends_with_exit_code_2_and_one_line():
 
 def test_finetune_lists_and_runs_the_verbs():
     code, out, _ = shell(BIN / "finetune")
-    assert code == 0 and all(f"  {verb} " in out for verb in ("prepare", "doctor", "train", "sample", "export"))
+    assert code == 0 and all(f"  {verb} " in out for verb in VERBS)
     code, out, _ = shell(BIN / "finetune", "prepare", "python_docs", "--tokenizer=char", "--out_dir=d")
     assert code == 0 and "train has " in out
     code, _, error = shell(BIN / "finetune", "fly")
     assert code == 2 and "no such verb" in error
 
 
-@pytest.mark.parametrize("verb", ["prepare", "doctor", "train", "sample", "export"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_through_finetune(verb):
     code, out, _ = shell(BIN / "finetune", verb, "--help")
     assert code == 0 and "usage:" in out

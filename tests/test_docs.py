@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.__main__ import VERBS
 from finetune.cli import parse
 from finetune.recipe import Recipe
 
@@ -41,11 +42,8 @@ def test_relative_links_resolve(page):
 
 
 def test_flags_named_in_prose_exist():
-    known = {
-        name
-        for verb in ("prepare", "doctor", "sample", "export")
-        for name in importlib.import_module(f"finetune.{verb}").Options.__dataclass_fields__
-    }
+    verbs = [verb for verb in VERBS if verb != "train"]
+    known = {name for verb in verbs for name in importlib.import_module(f"finetune.{verb}").Options.__dataclass_fields__}
     known |= {*Recipe.__dataclass_fields__, "debug", "help", "key", "nproc_per_node", "multi_gpu", "outfile"}
     for page, text in TEXTS.items():
         if page.parent.name == "benchmarks":  # these name flags of the scripts that wrote them

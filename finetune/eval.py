@@ -1,0 +1,94 @@
+"""Measure a model: loss, perplexity, bits per byte and accuracy, beside a baseline, and what it answers and copies.
+
+python -m finetune.eval --out_dir=out-mine --baseline=auto
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from finetune.cli import UsageError, key, parse, run
+
+USAGE = """usage: python -m finetune.eval --out_dir=OUT [--key=value ...]
+
+Measures the best model of a run on the validation split of its data. The figures go to the screen and into OUT/metrics.jsonl."""
+
+
+@dataclass
+class Options:
+    out_dir: str | None = key(None, "the run whose best model is measured")
+    init_from: str | None = key(None, "another model instead: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt")
+    dataset: str | None = key(None, "a prepared directory, or a text [that of the run]", derived=True)
+    split: str = key("val", "val, train, or the name of another .bin of the dataset")
+    block_size: int | None = key(None, "tokens of context [all that the model has]", derived=True)
+    stride: int | None = key(None, "tokens from one block to the next; fewer give every token more context [block_size]", derived=True)
+    documents: bool = key(False, "every document from its own start instead of one block after the other")
+    batch_size: int | None = key(None, "blocks in one forward pass; changes nothing but the speed [what the device likes]", derived=True)
+    baseline: str | None = key(None, "a model measured on the same tokens; auto is what the run started from")
+    general: str | None = key(None, "a text or a prepared directory unlike the data: what was forgotten of it since the baseline")
+    metrics: str = key("", "of the answers to instruction data, some of bleu,chrf,rouge,exact_match, or the path of an evaluate metric")
+    completions: int = key(0, "answer this many prompts, spread evenly over the split; 0 is all")
+    samples: int = key(0, "write this many samples, and tell what of them is copied from the training data")
+    start: str = key("\n", "prompt of these samples")
+    max_new_tokens: int = key(256, "length of a completion or sample that does not end by itself")
+    temperature: float | None = key(None, "0 is always the likeliest token [0 for completions, 0.8 for samples]", derived=True)
+    top_k: int = key(200, "draw from the k likeliest tokens only; 0 is all")
+    top_p: float = key(1.0, "draw from the likeliest tokens that together have this probability; 1 is all")
+    seed: int = key(1337, "of what is drawn: samples, and units for the interval of the difference")
+    device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "where to compute")
+    dtype: Literal["float32", "bfloat16", "float16"] = key("float32", "arithmetic of the matrix products; float32 is what training evaluates in")
+
+    def problems(self):
+        if (self.out_dir is None) == (self.init_from is None):
+            yield "out_dir", "give --out_dir=OUT of a run, or --init_from=MODEL, one of them"
+        elif self.init_from is not None and self.dataset is None:
+            yield "dataset", "give --dataset=DIR; only a run knows its own"
+        if not self.split or "/" in self.split or self.split.endswith("_mask"):
+            yield "split", f"{self.split!r} is no name of a split, such as val or train"
+        for name, low in LEAST.items():
+            if getattr(self, name) is not None and getattr(self, name) < low:
+                yield name, f"must be at least {low}, got {getattr(self, name)}"
+        if self.seed >= 2**63:
+            yield "seed", f"must be below 2**63, got {self.seed}"
+        if not 0 < self.top_p <= 1:
+            yield "top_p", f"must be above 0 and at most 1, got {self.top_p}"
+        if self.general is not None and self.baseline is None:
+            yield "general", "what was forgotten is told against a baseline; give --baseline=auto or --baseline=MODEL too"
+        if self.completions and not self.metrics:
+            yield "completions", "has no effect without --metrics=bleu,chrf,rouge,exact_match"
+        if self.start != Options.start and not self.samples:
+            yield "start", "has no effect without --samples=N"
+        for name in ("max_new_tokens", "temperature", "top_k", "top_p"):
+            if getattr(self, name) != getattr(Options, name) and not self.metrics and not self.samples:
+                yield name, "has no effect without --metrics or --samples, for which text is generated"
+        if self.samples > 1 and self.temperature == 0:
+            yield "samples", f"temperature=0 would write the same sample {self.samples} times; give --samples=1 or another temperature"
+        if self.metrics:
+            from finetune.evaluation import metrics
+
+            yield from (("metrics", problem) for name in self.metrics.split(",") if (problem := metrics.problem(name)))
+
+
+LEAST = {"block_size": 1, "stride": 1, "batch_size": 1, "completions": 0, "samples": 0, "max_new_tokens": 1, "temperature": 0, "top_k": 0, "seed": 0}
+
+
+def main(argv):
+    options, _ = parse(Options, argv, USAGE)
+    from pathlib import Path
+
+    if options.out_dir is not None and not Path(options.out_dir).is_dir():
+        runs = sorted({str(path.parent.parent) for path in Path(".").glob("*/best/config.json")})
+        known = f"; runs here: {', '.join(runs)}" if runs else ""
+        raise UsageError(f"out_dir {options.out_dir}: no such directory{known}")
+
+    from finetune.evaluation import report
+    from finetune.evaluation.evaluation import evaluate
+
+    event, main_process = evaluate(options)
+    if main_process:
+        print(report.table(event))
+        if options.out_dir is not None:
+            report.record(options.out_dir, event)
+
+
+if __name__ == "__main__":
+    run(main)
