@@ -21,7 +21,9 @@ class Options:
     split: str = key("val", "val, train, or the name of another .bin of the dataset")
     block_size: int | None = key(None, "tokens of context [all that the model has]", derived=True)
     stride: int | None = key(None, "tokens from one block to the next; fewer give every token more context [block_size]", derived=True)
-    documents: bool = key(False, "every document from its own start instead of one block after the other")
+    documents: bool | None = key(
+        None, "every document from its own start instead of one block after the other [as the run was trained; of instruction data]", derived=True
+    )
     batch_size: int | None = key(None, "blocks in one forward pass; changes nothing but the speed [what the device likes]", derived=True)
     baseline: str | None = key(None, "a model measured on the same tokens; auto is what the run started from")
     general: str | None = key(None, "a text or a prepared directory unlike the data: what was forgotten of it since the baseline")
@@ -42,7 +44,7 @@ class Options:
             yield "out_dir", "give --out_dir=OUT of a run, or --init_from=MODEL, one of them"
         elif self.init_from is not None and self.dataset is None:
             yield "dataset", "give --dataset=DIR; only a run knows its own"
-        if not self.split or "/" in self.split or self.split.endswith("_mask"):
+        if not self.split or "/" in self.split or self.split.endswith(("_mask", "_documents")):
             yield "split", f"{self.split!r} is no name of a split, such as val or train"
         for name, low in LEAST.items():
             if getattr(self, name) is not None and getattr(self, name) < low:

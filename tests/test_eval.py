@@ -15,7 +15,8 @@ from conftest import spread, write_bins
 from torch.nn import functional as F
 
 from finetune import GPT, GPTConfig
-from finetune.data import bins
+from finetune.data import bins, cache
+from finetune.data.batches import Blocks
 from finetune.data.prepare import prepare
 from finetune.evaluation import compare, losses
 from finetune.evaluation import completions as answering
@@ -183,6 +184,24 @@ def test_the_loss_is_the_validation_loss_of_training(tiny_run, evaluated):
     assert events[-1] == "evaluation" and "end" in events  # what was there is still there
 
 
+def test_conversations_of_several_turns_are_documents_and_equal_packed_blocks(bpe_directory, published, evaluated):
+    """By documents, as training measures them in blocks that are packed."""
+    rows = [
+        {"messages": [{"role": role, "content": f"hello {i} {turn}"} for turn in range(1 + i % 3) for role in ("user", "assistant")]}
+        for i in range(40)
+    ]
+    dataset = prepare([write(rows, "turns.jsonl")], "turns", str(bpe_directory("User:\nAssistant:\nhello 1 2 3", "bpe-turns", 280)))
+    hf = published("out", dataset)
+    event = evaluated("--dataset=turns", f"--block_size={T}")
+    assert event["documents"] == dataset.meta["splits"]["val"]["documents"] == 4
+    contents = bins.survey(dataset, "val")
+    blocks = Blocks.from_arrow(cache.open_cache(dataset, "val", T, contents, isolated=True), contents.tokens)
+    nats, count = GPT.from_hf(hf)(*blocks.batch(range(blocks.num_rows)))
+    assert event["targets"] == count.item() and event["loss"] == pytest.approx(nats.item() / count.item(), abs=1e-5)
+    stream = evaluated("--dataset=turns", f"--block_size={T}", "--documents=false")
+    assert stream["targets"] == event["targets"] and abs(stream["loss"] - event["loss"]) > 1e-3
+
+
 def test_masked_tokens_do_not_count(answers, published, evaluated):
     hf = published("out", answers)
     ids, mask = np.fromfile("answers/val.bin", dtype="<u2"), np.fromfile("answers/val_mask.bin", dtype=np.uint8) == 1
@@ -190,7 +209,8 @@ def test_masked_tokens_do_not_count(answers, published, evaluated):
     spans = list(zip([0, *ends[:-1]], ends))
     nats, _ = theirs(hf, [block for span in spans for block in blocks_of(*span)], ids)
     counted = torch.from_numpy(np.concatenate([mask[first + 1 : end] for first, end in spans]))
-    event = evaluated("--dataset=answers", "--documents=true")
+    event = evaluated("--dataset=answers")  # by documents, as such data are trained on
+    assert event["documents"] == len(ends)
     assert event["targets"] == counted.sum() == mask.sum()
     assert event["loss"] == pytest.approx(nats[counted].mean().item(), abs=1e-5)
     text = answers.tokenizer.decode(ids[mask & (ids != answers.tokenizer.eot)])
@@ -312,7 +332,8 @@ def test_completions_are_those_of_transformers(answers, published, machine):
         hf.transformer.wte.weight.mul_(0.1)  # or it would repeat one token for ever
     ids, mask = np.fromfile("answers/val.bin", dtype="<u2"), np.fromfile("answers/val_mask.bin", dtype=np.uint8)
     text = losses.Text(ids, mask)
-    found = answering.examples(text, losses.documents(text, answers.tokenizer.eot))
+    ends = answers.document_ends("val")
+    found = answering.examples(text, np.stack([np.append(0, ends[:-1]), ends], 1))
     assert len(found) == 6 == answers.meta["splits"]["val"]["documents"]
     asked = {f"User:\n{row['prompt']}\n\nAssistant:\n": row["completion"] + "<|endoftext|>" for row in read("answers.jsonl")}
     assert all(asked[answers.tokenizer.decode(prompt)] == answers.tokenizer.decode(reference) for prompt, reference in found)
@@ -419,13 +440,6 @@ def other_tokenizer(bpe_directory):
         tokenizer.save(f"model-{name}", 16)
 
 
-def turns(bpe_directory):
-    messages = [{"role": role, "content": "hello"} for role in ("user", "assistant", "user", "assistant")]
-    prepare([write([{"messages": messages}] * 20, "turns.jsonl")], "turns", str(bpe_directory("hello", "bpe-turns", 262)))
-    scratch_model(vocab_size=262)
-    bins.load("turns").tokenizer.save("model", 16)
-
-
 def unfinished_run(_):
     Path("out-mine/best").mkdir(parents=True)
     Path("out-mine/best/config.json").write_text("{}")
@@ -452,8 +466,7 @@ CASES = {
     "a context the model lacks": (lambda _: bare(), [*BARE, "--block_size=17"], "17 is more than the 16 positions of model"),
     "a stride beyond the block": (lambda _: bare(), [*BARE, "--stride=17"], "would be left out"),
     "a stride of nothing": (None, [*BARE, "--stride=0"], "must be at least 1"),
-    "documents of a single text": (lambda _: bare(), [*BARE, "--documents=true"], "has no end-of-text"),
-    "documents of several turns": (turns, [*MODEL, "--dataset=turns", "--documents=true"], "conversations of several turns"),
+    "documents of a single text": (lambda _: bare(), [*BARE, "--documents=true"], "is one running text"),
     "general without a baseline": (None, [*BARE, "--general=g.txt"], "give --baseline=auto"),
     "a missing general text": (lambda b: other_tokenizer(b), ["--init_from=model-one", "--dataset=one", "--baseline=model-one", "--general=gone.txt"], "gone.txt: no such file"),
     "a start for no samples": (None, [*BARE, "--start=Once"], "no effect without --samples"),

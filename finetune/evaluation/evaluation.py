@@ -27,16 +27,17 @@ def evaluate(options):
         general = inputs.open_general(options.general, subject) if options.general else None
     block_size, stride = _lengths(options, subject, baseline)
     eot = _end_of_text(dataset, subject)
-    if options.documents or options.metrics:
-        spans = _documents(dataset, options, text, eot)
+    documents = inputs.by_documents(dataset, options.split, options.out_dir) if options.documents is None else options.documents
+    if documents or options.metrics:
+        spans = _documents(dataset, options, documents)
     asked = _examples(dataset, options, text, spans, subject) if options.metrics else None
     loaded = _loaded(options) if options.metrics and main else {}
     prompt = _sample_prompt(options, dataset, subject) if options.samples else None
-    windows = losses.windows(spans if options.documents else losses.whole(text), block_size, stride, by_span=options.documents)
+    windows = losses.windows(spans if documents else losses.whole(text), block_size, stride, by_span=documents)
 
     subjects = [subject, baseline] if baseline else [subject]
     models = [one.load(machine) for one in subjects]
-    unit = "documents" if options.documents else "blocks"
+    unit = "documents" if documents else "blocks"
     if main:
         print(f"{subject.title}, {models[0].num_parameters() / 1e6:.2f}M parameters, {machine.describe()}")
         strided = f", {stride:,} apart" if stride != block_size else ""
@@ -95,19 +96,12 @@ def _end_of_text(dataset, subject):
     return tokenizer.eot if tokenizer else subject.config.eos_token_id
 
 
-def _documents(dataset, options, text, eot):
-    """The documents of a split. Raises UsageError where the bins do not say where one begins."""
-    path, flag = dataset.bin(options.split), "documents" if options.documents else "metrics"
-    ends = 0 if eot is None else int((text.ids == eot).sum())
-    if not ends:
-        raise UsageError(f"{flag}: {path} has no end-of-text, so it is a single text and no documents")
-    said = dataset.meta.get("splits", {}).get(options.split, {}).get("documents", ends)
-    if ends > said:
-        raise UsageError(
-            f"{flag}: {path} has {ends:,} end-of-texts in {said:,} documents, so these are conversations of several turns, "
-            "and bins do not keep where one begins"
-        )
-    return losses.documents(text, eot)
+def _documents(dataset, options, documents):
+    """The documents of a split, (D, 2): first token and end. Raises UsageError where nothing says where one ends."""
+    ends = dataset.document_ends(options.split)
+    if len(ends) < 2:
+        raise UsageError(f"{'documents' if documents else 'metrics'}: {dataset.bin(options.split)} is one running text and no documents")
+    return np.stack([np.append(0, ends[:-1]), ends], 1)
 
 
 def _examples(dataset, options, text, spans, subject):

@@ -71,15 +71,24 @@ def open_split(name, split, subject, out_dir):
     recipe = _recipe_of(out_dir) if out_dir else None
     if name is None and recipe is None:
         raise UsageError(f"dataset: {out_dir} has no recipe.yaml that says what it was trained on; give --dataset=DIR")
+    if name is None and "," in recipe.dataset:
+        raise UsageError(f"dataset: {out_dir} was trained on several; give one of them: --dataset={recipe.dataset.replace(',', ', --dataset=')}")
     own = recipe is not None and name in (None, recipe.dataset)
     tokenizer = subject.tokenizer or "gpt2"
     # a text is prepared with the characters of the model, not its own; that of the run is found again as the run prepared it
     choice = "char" if own and subject.tokenizer and subject.tokenizer.kind == "char" else tokenizer
     dataset = open_dataset(name or recipe.dataset, lambda: choice, own and recipe.val_fraction or 0.1)
-    there = sorted(path.stem for path in dataset.directory.glob("*.bin") if not path.stem.endswith("_mask"))
+    there = sorted(path.stem for path in dataset.directory.glob("*.bin") if not path.stem.endswith(("_mask", "_documents")))
     if split not in there:
         raise UsageError(f"split: {dataset.directory} has no {split}.bin; its splits are {', '.join(there)}")
     return dataset, _text_of(dataset, split, subject)
+
+
+def by_documents(dataset, split, out_dir):
+    """Whether a run looked at documents by themselves; for other models, whether such runs do that with these data."""
+    recipe = _recipe_of(out_dir) if out_dir else None
+    choice = recipe.isolate_documents if recipe else "auto"
+    return dataset.mask(split) is not None if choice == "auto" else choice == "true"
 
 
 def open_general(name, subject):

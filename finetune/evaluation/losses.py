@@ -69,14 +69,6 @@ def whole(text):
     return np.array([[0, len(text.ids)]])
 
 
-def documents(text, end_of_text):
-    """The documents of a text, each with its end-of-text, (D, 2): first token and end."""
-    ends = np.flatnonzero(np.asarray(text.ids) == end_of_text) + 1
-    if not len(ends) or ends[-1] < len(text.ids):
-        ends = np.append(ends, len(text.ids))
-    return np.stack([np.append(0, ends[:-1]), ends], 1)
-
-
 def windows(spans, block_size, stride=None, by_span=False):
     """Windows over spans (S, 2) that predict every token but the first of a span once, in blocks of `block_size` tokens.
 

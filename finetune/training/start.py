@@ -177,7 +177,7 @@ def _isolated(recipe, datasets):
         return all(dataset.mask("train") for dataset in datasets)
     if recipe.isolate_documents == "true":
         for dataset in datasets:
-            if dataset.eot is None:
+            if len(dataset.document_ends("train")) < 2:
                 raise UsageError(f"isolate_documents: {dataset.directory} holds one running text and no documents")
     return recipe.isolate_documents == "true"
 
