@@ -16,8 +16,9 @@ from finetune.gpt import GPT
 from finetune.training import checkpoint, guard, optim
 from finetune.training import machine as machines
 from finetune.training.memory import choose_batch_size, fits, shrink, use_less_memory
-from finetune.training.progress import Progress, flops_per_token, iteration_line, plot, print_samples, start_wandb
+from finetune.training.progress import Progress, flops_per_token, iteration_line, plot, start_wandb
 from finetune.training.recover import roll_back
+from finetune.training.samples import print_samples
 from finetune.training.saving import publish_model, save_state
 from finetune.training.start import assemble
 from finetune.training.step import evaluate, settle, update
@@ -261,6 +262,7 @@ def _finish(run, progress):
     print(f"best val loss {run.best['val_loss']:.4f} at step {run.best['step']}, in {recipe.out_dir}/best")
     if run.prompt is not None:
         best = GPT.from_pretrained(f"{recipe.out_dir}/best").to(run.machine.device, run.machine.dtype)
-        print_samples(best, run.tokenizer, run.prompt, recipe)
+        asked = {name: getattr(recipe, name) for name in ("num_samples", "max_new_tokens", "temperature", "top_k", "seed")}
+        print_samples(best, run.tokenizer, run.prompt, **asked)
     elif recipe.num_samples:
         print("no samples: these bins came without their tokenizer")
