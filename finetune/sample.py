@@ -4,6 +4,7 @@ python -m finetune.sample --out_dir=out-mine --start="Once upon a time"
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from finetune.cli import UsageError, key, parse, run
@@ -17,12 +18,21 @@ Prints samples of the best model of a run."""
 class Options:
     out_dir: str | None = key(None, "the run whose best model speaks")
     init_from: str | None = key(None, "another model instead: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt")
-    start: str = key("\n", "the prompt, or FILE:path to read it from a file")
-    num_samples: int = key(10, "how many samples")
-    max_new_tokens: int = key(500, "tokens in each sample")
+    start: str = key("\n", "the prompt, or FILE:path to read it from a file; <|endoftext|> is the token")
+    prompts: str = key("", "a file of prompts instead: a line each, or .jsonl with prompt or messages")
+    chat: bool = key(False, "talk with a model that was trained on conversations, a line of standard input a turn")
+    num_samples: int = key(10, "how many samples of each prompt")
+    max_new_tokens: int = key(500, "tokens in each sample at most")
     temperature: float = key(0.8, "below 1.0 more predictable, above more random, 0 always the likeliest token")
     top_k: int = key(200, "draw from the k likeliest tokens only; 0 is all")
     top_p: float = key(1.0, "draw from the likeliest tokens that together have this probability; 1 is all")
+    min_p: float = key(0.0, "draw from tokens of at least this share of the likeliest one's probability; 0 is all")
+    repetition_penalty: float = key(1.0, "above 1 tokens that have been there become less likely; 1 is off")
+    stop: str = key("", "a text at which a sample ends")
+    ignore_eos: bool = key(False, "write on after end-of-text, which otherwise ends a sample")
+    max_copy: int = key(0, "never repeat more than this many tokens in a row from the training data; 0 is off")
+    dataset: str = key("", "for max_copy: the prepared directory of the training data [that of the run]")
+    out: str = key("", "write the samples to this file instead, .jsonl: one object a sample, with its ids and settings")
     seed: int = key(1337, "the same seed gives the same samples")
     device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "where to compute")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("auto", "arithmetic of the matrix products")
@@ -30,44 +40,177 @@ class Options:
     def problems(self):
         if (self.out_dir is None) == (self.init_from is None):
             yield "out_dir", "give --out_dir=OUT of a run, or --init_from=MODEL, one of them"
-        for name, low in (("num_samples", 1), ("max_new_tokens", 1), ("temperature", 0), ("top_k", 0), ("seed", 0)):
+        for name, low in (("num_samples", 1), ("max_new_tokens", 1), ("temperature", 0), ("top_k", 0), ("max_copy", 0), ("seed", 0)):
             if getattr(self, name) < low:
                 yield name, f"must be at least {low}, got {getattr(self, name)}"
         if self.seed >= 2**63:
             yield "seed", f"must be below 2**63, got {self.seed}"
         if not 0 < self.top_p <= 1:
             yield "top_p", f"must be above 0 and at most 1, got {self.top_p}"
+        if not 0 <= self.min_p <= 1:
+            yield "min_p", f"must be at least 0 and at most 1, got {self.min_p}"
+        if self.repetition_penalty <= 0:
+            yield "repetition_penalty", f"must be above 0, got {self.repetition_penalty}"
         if not self.start:
             yield "start", "the prompt is empty; a model needs at least one token to go on from"
+        if self.dataset and not self.max_copy:
+            yield "dataset", "has no effect without --max_copy=N"
+        if self.max_copy > 0 and self.out_dir is None and not self.dataset:
+            yield "max_copy", "which data was --init_from trained on? Give --dataset=DIR"
 
 
 def main(argv):
-    options, _ = parse(Options, argv, USAGE)
-    from pathlib import Path
+    options, given = parse(Options, argv, USAGE)
+    if problems := [*_contradictions(options, given), *_wrong_paths(options)]:
+        raise UsageError("\n".join(problems))
 
-    if options.out_dir is not None and not Path(options.out_dir).is_dir():
-        runs = sorted({str(path.parent.parent) for path in Path(".").glob("*/best/config.json")})
-        known = f"; runs here: {', '.join(runs)}" if runs else ""
-        raise UsageError(f"out_dir {options.out_dir}: no such directory{known}")
-    if options.start.startswith("FILE:") and not Path(options.start[5:]).is_file():
-        raise UsageError(f"{options.start[5:]}: cannot be read: there is no such file")
-
+    from finetune.data import chat, prompts
     from finetune.data import tokenizer as tokenizers
     from finetune.gpt import GPT, weights
-    from finetune.training import machine
-    from finetune.training.progress import print_samples
+    from finetune.training import machine, samples
 
     source = weights.find(options.out_dir or options.init_from)
-    tokenizer = tokenizers.from_directory(source if source.is_dir() else source.parent)
-    tokenizer = tokenizer or _gpt2_for(weights.load_config(source), source)
-    prompt = tokenizers.prompt_ids(tokenizer, options.start)
+    directory = source if source.is_dir() else source.parent
+    tokenizer = tokenizers.from_directory(directory) or _gpt2_for(weights.load_config(source), source)
+    template = chat.template_of(directory)
+    if options.chat and template is None:
+        raise UsageError(f"{source}: has no chat template; --chat=true is for models that were trained on conversations")
+    if options.prompts:
+        starts = [tokenizers.encode_prompt(tokenizer, text, place) for place, text in prompts.read(options.prompts, template)]
+    else:
+        starts = [] if options.chat else [tokenizers.prompt_ids(tokenizer, options.start)]
+    settings = {name: getattr(options, name) for name in SETTINGS}
+    settings["followers"] = _followers(options, tokenizer) if options.max_copy else None
     device = machine.choose_device(options.device)
     if device.type == "cpu":
         machine.keep_memory()
         machine.use_all_cores()
     model = GPT.from_pretrained(source).to(device, machine.best_dtype(options.dtype, device)).eval()
-    print(f"{_name(source)}, {model.num_parameters() / 1e6:.2f}M parameters, {tokenizer.describe()['name']}")
-    print_samples(model, tokenizer, prompt, options, options.top_p)
+    print(f"{_name(source)}, {model.num_parameters() / 1e6:.2f}M parameters, {tokenizer.describe()['name']}", flush=True)
+    if options.chat:
+        _chat(model, tokenizer, template, options.seed, settings)
+    elif options.out:
+        _write(model, tokenizer, starts, options, settings, _name(source))
+    else:
+        for start in starts:
+            samples.print_samples(model, tokenizer, start, num_samples=options.num_samples, seed=options.seed, **settings)
+
+
+SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "ignore_eos")
+
+
+def _contradictions(options, given):
+    """Flags that others leave nothing to do."""
+    pairs = [("prompts", "start")] if options.prompts else []
+    pairs += [("chat", name) for name in ("start", "prompts", "num_samples", "out")] if options.chat else []
+    return [f"--{name}: cannot go with --{other}, which decides that" for other, name in pairs if name in given]
+
+
+def _wrong_paths(options):
+    """What is there and should not be, and the other way round."""
+    if options.out_dir is not None and not Path(options.out_dir).is_dir():
+        yield f"out_dir {options.out_dir}: no such directory{_runs_here()}"
+    for path in (options.start[5:] if options.start.startswith("FILE:") else "", options.prompts):
+        if path and not Path(path).is_file():
+            yield f"{path}: cannot be read: there is no such file"
+    if options.out and Path(options.out).exists():
+        yield f"out {options.out}: is there already; name another file"
+    if options.out and not Path(options.out).parent.is_dir():
+        yield f"out {options.out}: cannot be written: there is no directory {Path(options.out).parent}"
+
+
+def _write(model, tokenizer, starts, options, settings, name):
+    """Write the samples of all prompts to options.out."""
+    import json
+
+    from tqdm import tqdm
+
+    from finetune.training.samples import draw
+
+    plain = {"model": name, "seed": options.seed, **{name: getattr(options, name) for name in (*SETTINGS, "max_copy")}}
+    with open(options.out, "x", encoding="utf-8") as file:
+        for start in tqdm(starts, unit=" prompts", disable=None, leave=False):
+            for number, sample in enumerate(draw(model, tokenizer, start, options.num_samples, seed=options.seed, **settings)):
+                row = {"prompt": tokenizer.decode(start), "text": sample.text, "sample": number, "finish_reason": sample.finish_reason}
+                file.write(json.dumps({**row, "tokens": sample.ids, **plain}, ensure_ascii=False) + "\n")
+            file.flush()
+    print(f"wrote {len(starts) * options.num_samples:,} samples to {options.out}")
+
+
+def _chat(model, tokenizer, template, seed, settings):
+    """Answer the lines of standard input until it ends. The oldest turns are left out of what no longer fits into the context."""
+    import sys
+
+    import torch
+
+    from finetune.data import chat
+    from finetune.data.tokenizer import encode_prompt
+    from finetune.training.samples import draw, write_fresh
+
+    generator = torch.Generator(model.wte.weight.device).manual_seed(seed)
+    room = model.config.block_size - min(settings["max_new_tokens"], model.config.block_size // 2)
+    messages, talking = [], sys.stdin.isatty()
+    while True:
+        try:
+            line = input("> " if talking else "")
+        except EOFError:
+            break
+        except UnicodeDecodeError as error:
+            raise UsageError(f"standard input: what follows turn {len(messages) // 2} is not UTF-8 ({error.reason})") from None
+        if not line.strip():
+            continue
+        messages.append({"role": "user", "content": line})
+        try:
+            start = encode_prompt(tokenizer, chat.render(template, messages), "this turn")
+            while len(start) > room and len(messages) > 1:
+                del messages[:2]
+                start = encode_prompt(tokenizer, chat.render(template, messages), "this turn")
+        except UsageError as error:
+            messages.pop()
+            print(error, flush=True)
+            continue
+        [sample] = draw(model, tokenizer, start, seed=generator, show=write_fresh if sys.stdout.isatty() else None, **settings)
+        write_fresh(sample)
+        print("\n" if talking else "", flush=True)
+        messages.append({"role": "assistant", "content": sample.text})
+
+
+def _followers(options, tokenizer):
+    """What max_copy asks at each step: which ids follow in the training data."""
+    from finetune.data import bins
+    from finetune.data.copied import Followers
+
+    if options.dataset:
+        named = [path for path in (Path(options.dataset), Path("data") / options.dataset) if bins.is_prepared(path)]
+        if not named:
+            raise UsageError(f"dataset {options.dataset}: no train.bin there; `python -m finetune.prepare` makes one")
+        dataset = bins.load(named[0])
+    else:
+        dataset = _data_of(options.out_dir)
+    if dataset.tokenizer and dataset.tokenizer.fingerprint != tokenizer.fingerprint:
+        ours, theirs = tokenizer.describe()["name"], dataset.tokenizer.describe()["name"]
+        raise UsageError(f"{dataset.directory} holds ids of {theirs}, but the model works with {ours}; it was trained on something else")
+    return Followers(dataset, options.max_copy)
+
+
+def _data_of(out_dir):
+    """The Dataset that a run was trained on, recognized by its sha256."""
+    from finetune.data import bins
+    from finetune.recipe import Recipe
+    from finetune.training.progress import read_metrics
+
+    recipe, told = Path(out_dir) / "recipe.yaml", f"max_copy: the data that {out_dir} was trained on"
+    identities = [event["identity"] for event in read_metrics(Path(out_dir) / "metrics.jsonl") if "identity" in event]
+    if not recipe.is_file() or not identities:
+        raise UsageError(f"{told} is not known (no recipe.yaml and metrics.jsonl there); give --dataset=DIR")
+    value = parse(Recipe, [str(recipe)], "")[0].dataset
+    candidates = [Path(value), Path("data") / value, *sorted(Path("data").glob(f"{Path(value).stem}-*"))]  # a text is prepared into such a one
+    for directory in candidates:
+        if bins.is_prepared(directory):
+            dataset = bins.load(directory)
+            if bins.survey(dataset, "train").sha256 == identities[-1]["train.bin"]:
+                return dataset
+    raise UsageError(f"{told}, {value}, is not here any more, or another text by now; give --dataset=DIR")
 
 
 def _gpt2_for(config, source):
@@ -88,6 +231,11 @@ def _name(source):
         return f"{source} (step {facts['step']}, val loss {facts['val_loss']:.4f})"
     except (OSError, ValueError, KeyError):
         return str(source)
+
+
+def _runs_here():
+    runs = sorted({str(path.parent.parent) for path in Path(".").glob("*/best/config.json")})
+    return f"; runs here: {', '.join(runs)}" if runs else ""
 
 
 if __name__ == "__main__":

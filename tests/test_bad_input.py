@@ -46,6 +46,14 @@ def model(**shape):
     GPT.from_scratch(GPTConfig(**{"block_size": 16, "vocab_size": 101, "n_layer": 1, "n_head": 1, "n_embd": 8} | shape)).save_pretrained("model")
 
 
+def speaker(chars="abcde"):
+    """The same with a tokenizer of five letters."""
+    from finetune.data.tokenizer import CharTokenizer
+
+    model(vocab_size=5)
+    CharTokenizer(chars).save("model", 16)
+
+
 def run_exists():
     bins_with()
     Path("out/best").mkdir(parents=True)
@@ -134,6 +142,26 @@ CASES = {
     "temperature below 0": (None, "sample", ["--out_dir=out", "--temperature=-1"], "must be at least 0"),
     "empty prompt": (None, "sample", ["--out_dir=out", "--start="], "prompt is empty"),
     "missing prompt file": (run_exists, "sample", ["--out_dir=out", "--start=FILE:gone"], "gone: cannot be read"),
+    "missing file of prompts": (run_exists, "sample", ["--out_dir=out", "--prompts=gone.txt"], "gone.txt: cannot be read"),
+    "prompts and a prompt": (lambda: (run_exists(), text(b"a")), "sample", ["--out_dir=out", "--prompts=t.txt", "--start=a"], "--start: cannot go with --prompts"),
+    "empty file of prompts": (lambda: (speaker(), text(b"\n \n")), "sample", ["--init_from=model", "--prompts=t.txt"], "t.txt: no prompt in it"),
+    "prompts that are no JSON": (lambda: (speaker(), text(b'{"prompt": "a"}\n{', "t.jsonl")), "sample", ["--init_from=model", "--prompts=t.jsonl"], "t.jsonl:2: no JSON"),
+    "prompts without a prompt": (lambda: (speaker(), text(b'{"text": "a"}', "t.jsonl")), "sample", ["--init_from=model", "--prompts=t.jsonl"], "t.jsonl:1: expected an object with a prompt"),
+    "messages without a template": (lambda: (speaker(), text(b'{"messages": [{"role": "user", "content": "a"}]}', "t.jsonl")), "sample", ["--init_from=model", "--prompts=t.jsonl"], "t.jsonl:1: messages need a chat template"),
+    "prompt outside the vocabulary": (speaker, "sample", ["--init_from=model", "--start=ab\u00e9"], "'\u00e9' not among the 5 characters"),
+    "prompts outside the vocabulary": (lambda: (speaker(), text(b"a\nx")), "sample", ["--init_from=model", "--prompts=t.txt"], "t.txt:2: "),
+    "a conversation without a template": (speaker, "sample", ["--init_from=model", "--chat=true"], "has no chat template"),
+    "a conversation with a prompt": (speaker, "sample", ["--init_from=model", "--chat=true", "--start=a"], "--start: cannot go with --chat"),
+    "samples over a file": (lambda: (speaker(), text(b"a")), "sample", ["--init_from=model", "--out=t.txt"], "t.txt: is there already"),
+    "samples below nothing": (speaker, "sample", ["--init_from=model", "--out=gone/t.jsonl"], "there is no directory gone"),
+    "sample of a directory that is no model": (bins_with, "sample", ["--out_dir=data"], "data: no model here"),
+    "sample of ids without a tokenizer": (model, "sample", ["--init_from=model"], "101 ids are not GPT-2's"),
+    "min_p above 1": (speaker, "sample", ["--init_from=model", "--min_p=2"], "min_p: must be at least 0 and at most 1"),
+    "repetition_penalty of 0": (speaker, "sample", ["--init_from=model", "--repetition_penalty=0"], "must be above 0"),
+    "max_copy of unknown data": (speaker, "sample", ["--init_from=model", "--max_copy=3"], "Give --dataset=DIR"),
+    "max_copy of data that is gone": (speaker, "sample", ["--init_from=model", "--start=a", "--max_copy=3", "--dataset=gone"], "dataset gone: no train.bin there"),
+    "max_copy of other data": (lambda: (speaker("abcdx"), characters()), "sample", ["--init_from=model", "--start=a", "--max_copy=3", "--dataset=d"], "it was trained on something else"),
+    "data without max_copy": (speaker, "sample", ["--init_from=model", "--dataset=d"], "no effect without --max_copy"),
 }  # fmt: skip
 
 

@@ -61,6 +61,104 @@ def test_the_same_seed_gives_the_same_text(hf_model):
     assert not torch.equal(one[0], one[1])  # samples of a batch differ
 
 
+def logits_of_each_step(model, idx, new):
+    seen = []
+    out = model.generate(idx, new, temperature=0, process=lambda ids, logits: seen.append(logits.clone()) or logits)
+    return out, torch.stack(seen, 1)  # (B, new, V)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompt_length", [1, 20, 32, 45])
+def test_logits_of_every_step_are_those_of_recomputation_and_of_transformers(hf_model, prompt_length):
+    hf = hf_model()
+    model = GPT.from_hf(hf).eval()
+    idx = torch.randint(0, 101, (2, prompt_length), generator=torch.Generator().manual_seed(0))
+    out, logits = logits_of_each_step(model, idx, 40)  # past the context of 32 in any case
+    for step in range(40):
+        window = out[:, : prompt_length + step][:, -32:]
+        torch.testing.assert_close(logits[:, step], model(window)[:, -1], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(logits[:, step], hf(window).logits[:, -1], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3, 0.8])
+def test_greedy_is_that_of_transformers(hf_model, penalty):
+    hf = hf_model()
+    idx = torch.randint(0, 100, (3, 4), generator=torch.Generator().manual_seed(0))
+    how = {"do_sample": False, "repetition_penalty": penalty, "pad_token_id": 0, "eos_token_id": None, "attention_mask": torch.ones_like(idx)}
+    theirs = hf.generate(idx, max_new_tokens=28, **how)
+    assert torch.equal(GPT.from_hf(hf).generate(idx, 28, temperature=0, repetition_penalty=penalty), theirs)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"top_p": 0.7}, {"min_p": 0.5}, {"repetition_penalty": 2.0}, {"top_k": 20, "top_p": 0.8, "min_p": 0.6, "repetition_penalty": 1.5}],
+    ids=lambda settings: " ".join(settings),
+)
+@torch.no_grad()
+def test_what_is_drawn_is_what_the_processors_of_transformers_leave(hf_model, settings):
+    """Frequencies of 20,000 draws, and nothing outside of what they leave."""
+    from transformers import (
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    hf, n = hf_model(), 20_000
+    idx = torch.tensor([[5, 17, 17, 80]])
+    kinds = {"repetition_penalty": RepetitionPenaltyLogitsProcessor, "temperature": TemperatureLogitsWarper, "top_k": TopKLogitsWarper,
+             "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}  # fmt: skip
+    settings = {"temperature": 1.5, **settings}
+    processors = LogitsProcessorList([kind(settings[name]) for name, kind in kinds.items() if name in settings])
+    p = processors(idx, hf(idx).logits[:, -1])[0].softmax(-1)
+    drawn = GPT.from_hf(hf).generate(idx.expand(n, -1), 1, generator=torch.Generator().manual_seed(0), **settings)[:, -1]
+    counts = torch.bincount(drawn, minlength=101)
+    assert not counts[p == 0].any() and (p == 0).any() == (settings.keys() != {"temperature", "repetition_penalty"})
+    freedom = int((p > 0).sum()) - 1
+    assert freedom > 5
+    assert ((counts - n * p) ** 2 / (n * p))[p > 0].sum() < freedom + 4 * (2 * freedom) ** 0.5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("top_k", [1, 40, 200, None])
+def test_rounding_to_16_bits_does_not_choose(top_k):
+    """Logits around -100, where bfloat16 knows multiples of 0.5 only, as GPT-2's are."""
+    from finetune import GPTConfig
+    from finetune.gpt.generate import _exact_head
+
+    model = GPT.from_scratch(GPTConfig(vocab_size=500, n_layer=1, n_head=1, n_embd=64, block_size=8))
+    model.wte.weight[:, 0] = -10.0
+    model.bfloat16()
+    x = torch.randn(20, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x[:, 0] = 10.0
+    exact = x.double() @ model.wte.weight[:500].double().T
+    logits, ids = _exact_head(model, top_k, whole=False)(x)
+    ids = torch.arange(500).expand(20, -1) if ids is None else ids
+    rough = model.head(x)
+    assert ((rough == rough.amax(-1, keepdim=True)).sum(-1) > 1).all(), "ties, so that there is something to decide"
+    torch.testing.assert_close(logits.double()[:, :64], exact.gather(-1, ids)[:, :64], rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits.double(), exact.gather(-1, ids), rtol=0, atol=0.26)
+    assert torch.equal(ids.gather(-1, logits.argmax(-1, keepdim=True)), exact.argmax(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("every", [1, 7, 50])
+def test_who_watches_sees_every_id_once_and_can_end_it(hf_model, every):
+    model, idx = GPT.from_hf(hf_model()), torch.zeros(2, 3, dtype=torch.long)
+    whole = model.generate(idx, 40, generator=torch.Generator().manual_seed(1))
+    for enough in (25, 1000):
+        seen = []
+
+        def watch(new, seen=seen, enough=enough):
+            seen.append(new.clone())
+            return sum(part.size(1) for part in seen) >= enough
+
+        out = model.generate(idx, 40, generator=torch.Generator().manual_seed(1), watch=watch, watch_every=every)
+        assert torch.equal(out, whole[:, : out.size(1)]) and torch.equal(torch.cat(seen, 1), out[:, 3:])
+        assert out.size(1) - 3 == (40 if enough > 40 else min(40, -(-25 // every) * every))
+
+
 def test_top_k_and_top_p_and_the_vocabulary_bound_what_is_drawn(hf_model):
     model = GPT.from_hf(hf_model()).eval()
     idx = torch.zeros(500, 3, dtype=torch.long)
@@ -80,5 +178,6 @@ def test_generation_keeps_the_mode_of_the_model_and_refuses_nonsense(hf_model):
     assert model.training
     with pytest.raises(ValueError, match="empty"):
         model.generate(torch.zeros(1, 0, dtype=torch.long), 2)
-    with pytest.raises(ValueError, match="temperature"):
-        model.generate(torch.zeros(1, 1, dtype=torch.long), 2, temperature=-1)
+    for name, value in {"temperature": -1, "top_p": 0, "min_p": 1.1, "repetition_penalty": 0}.items():
+        with pytest.raises(ValueError, match=name):
+            model.generate(torch.zeros(1, 1, dtype=torch.long), 2, **{name: value})

@@ -1,6 +1,11 @@
 """Conversations as text: who speaks stands in a line of its own, and only what the assistant says is learned, with its end-of-text."""
 
+import json
+from pathlib import Path
+
+from finetune.cli import UsageError
 from finetune.data.pieces import Piece
+from finetune.data.tokenizer import END_OF_TEXT
 
 # the same as `pieces`, for transformers: exported as the tokenizer's chat_template
 TEMPLATE = (
@@ -42,3 +47,32 @@ def pieces(messages):
             yield Piece(message["content"], ends=last, stops=not last)
         else:
             yield Piece(f"{message['role'].capitalize()}:\n{message['content']}\n\n", ends=last, target=False)
+
+
+def template_of(directory):
+    """The chat template of a model directory, or None. Where there are several by name, the one named default."""
+    directory = Path(directory)
+    if (directory / "chat_template.jinja").is_file():
+        return (directory / "chat_template.jinja").read_text(encoding="utf-8")
+    try:
+        found = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+        return {each["name"]: each["template"] for each in found}.get("default") if isinstance(found, list) else found
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def render(template, messages):
+    """What a model is to go on from when these messages were said, as transformers' apply_chat_template has it. Raises UsageError."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment  # the template came with a model, which may be anybody's
+
+    def refuse(reason):
+        raise TemplateError(reason)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = refuse
+    try:
+        rendered = environment.from_string(template)
+        return rendered.render(messages=messages, add_generation_prompt=True, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+        raise UsageError(f"the model's chat template cannot be used on these messages: {error}") from None

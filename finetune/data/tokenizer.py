@@ -1,8 +1,9 @@
 """Text to token ids and back: GPT-2's byte-level BPE through tiktoken, or one id a character.
 
-Both kinds have `encode(text) -> uint16 array`, `decode(ids) -> str`, `vocab_size`, `eot` (the id that ends a document, or None),
-`fingerprint` (equal vocabularies have equal fingerprints), `describe()` for meta.json and `save(directory, block_size)`, which writes
-the files that transformers loads with AutoTokenizer.
+Both kinds have `encode(text) -> uint16 array`, `decode(ids) -> str`, `decode_bytes(ids)`, which may end within a character, `vocab_size`,
+`eot` (the id that ends a document, or None), `beginnings(id)`, the ids of shorter texts that the text of `id` begins with, `fingerprint`
+(equal vocabularies have equal fingerprints), `describe()` for meta.json and `save(directory, block_size)`, which writes the files that
+transformers loads with AutoTokenizer.
 """
 
 import hashlib
@@ -39,17 +40,26 @@ class BPETokenizer:
         self._known = {*vocabulary.values(), *special.values()}
         self._encoding = tiktoken.Encoding("gpt2-like", pat_str=r50k_pat_str, mergeable_ranks=vocabulary, special_tokens=special)
 
-    def encode(self, text):
-        """Ids of `text` as plain text: a literal <|endoftext|> in it is spelled out, never the special token."""
+    def encode(self, text, special=False):
+        """Ids of `text` as plain text: a literal <|endoftext|> in it is spelled out, and only with `special` the token of that name."""
+        allowed = set(self.special) if special else set()
         try:
-            ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+            ids = self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
         except UnicodeEncodeError:  # lone surrogates, which no UTF-8 has
-            ids = self._encoding.encode_to_numpy(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), disallowed_special=())
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            ids = self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
         return ids.astype(np.uint16)
 
     def decode(self, ids):
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD, and ids that mean nothing are left out."""
-        return self._encoding.decode([int(i) for i in ids if int(i) in self._known])
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids):
+        return self._encoding.decode_bytes([int(i) for i in ids if int(i) in self._known])
+
+    def beginnings(self, token):
+        text = self.decode_bytes([token])
+        return [self.vocabulary[text[:end]] for end in range(1, len(text)) if text[:end] in self.vocabulary]
 
     @cached_property
     def fingerprint(self):
@@ -108,19 +118,25 @@ class CharTokenizer:
         self._points = np.array([ord(char) for char in self.chars], dtype=np.uint32)
         self._order = np.argsort(self._points)  # a vocabulary from elsewhere need not be sorted
 
-    def encode(self, text):
-        """Ids of `text`. Raises UsageError naming characters outside the vocabulary."""
+    def encode(self, text, special=False):
+        """Ids of `text`; there are no `special` ones. Raises UsageError naming characters outside the vocabulary."""
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         found = np.searchsorted(self._points, points, sorter=self._order).clip(max=self.vocab_size - 1)
         ids = self._order[found]
         unknown = self._points[ids] != points
         if unknown.any():
             examples = ", ".join(repr(chr(point)) for point in np.unique(points[unknown])[:5])
-            raise UsageError(f"start or text: {examples} not among the {self.vocab_size} characters of this vocabulary")
+            raise UsageError(f"{examples} not among the {self.vocab_size} characters of this vocabulary")
         return ids.astype(np.uint16)
 
     def decode(self, ids):
         return "".join(self.chars[int(i)] for i in ids)
+
+    def decode_bytes(self, ids):
+        return self.decode(ids).encode("utf-8", "surrogatepass")
+
+    def beginnings(self, token):
+        return []
 
     @cached_property
     def fingerprint(self):
@@ -271,7 +287,16 @@ def prompt_ids(tokenizer, start):
             raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
     if not start:
         raise UsageError("start: the prompt is empty; a model needs at least one token to go on from")
-    return tokenizer.encode(start).astype(np.int64)
+    return encode_prompt(tokenizer, start, "start")
+
+
+def encode_prompt(tokenizer, text, place):
+    """The ids of a prompt, an int64 array; <|endoftext|> in it is the token, so that a prompt can begin a document. Raises UsageError
+    naming the `place` the prompt is from."""
+    try:
+        return tokenizer.encode(text, special=True).astype(np.int64)
+    except UsageError as error:
+        raise UsageError(f"{place}: {error}") from None
 
 
 def _sha256(data):

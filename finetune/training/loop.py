@@ -17,8 +17,9 @@ from finetune.training import checkpoint, guard, optim
 from finetune.training import machine as machines
 from finetune.training.card import hub_id
 from finetune.training.memory import choose_batch_size, fits, shrink, use_less_memory
-from finetune.training.progress import Progress, flops_per_token, iteration_line, plot, print_samples, start_wandb
+from finetune.training.progress import Progress, flops_per_token, iteration_line, plot, start_wandb
 from finetune.training.recover import roll_back
+from finetune.training.samples import print_samples
 from finetune.training.saving import publish_model, save_state
 from finetune.training.start import assemble
 from finetune.training.step import evaluate, settle, update
@@ -283,8 +284,9 @@ def _finish(run, progress):
     print(f"best val loss {run.best['val_loss']:.4f} at step {run.best['step']}, in {recipe.out_dir}/best")
     if run.prompt is not None:
         best = GPT.from_pretrained(f"{recipe.out_dir}/best").to(run.machine.device, run.machine.dtype)
-        texts = print_samples(best, run.tokenizer, run.prompt, recipe)
-        settings = {name: getattr(recipe, name) for name in ("start", "temperature", "top_k", "seed")}
-        progress.record("samples", step=run.best["step"], texts=texts, **settings)
+        asked = {name: getattr(recipe, name) for name in ("num_samples", "max_new_tokens", "temperature", "top_k", "seed")}
+        samples = print_samples(best, run.tokenizer, run.prompt, **asked)
+        begun = run.tokenizer.decode(run.prompt)
+        progress.record("samples", step=run.best["step"], start=recipe.start, texts=[begun + sample.text for sample in samples], **asked)
     elif recipe.num_samples:
         print("no samples: these bins came without their tokenizer")

@@ -95,21 +95,6 @@ class Progress:
             self.warned = True
 
 
-def print_samples(model, tokenizer, prompt, options, top_p=1.0):
-    """Print `options.num_samples` continuations of the prompt (int64 ids), as their seed decides; return their texts."""
-    import torch
-
-    device = model.wte.weight.device
-    idx = torch.from_numpy(prompt).to(device).expand(options.num_samples, -1)
-    generator = torch.Generator(device).manual_seed(options.seed)
-    out = model.generate(idx, options.max_new_tokens, options.temperature, options.top_k, top_p, generator)
-    texts = [tokenizer.decode(ids) for ids in out.tolist()]
-    for text in texts:
-        print(f"---------------\n{text}")
-    print("---------------")
-    return texts
-
-
 def iteration_line(iteration, loss, seconds, tokens, mfu, left):
     """`iter 10: loss 2.9234, time 156.78ms, mfu 15.23%, 418,000 tok/s, 3m 12s left`."""
     return (
