@@ -14,6 +14,7 @@ import signal
 import sys
 import types
 import typing
+from pathlib import Path
 
 MAX_RECIPE_BYTES = 256 * 1024
 
@@ -76,6 +77,14 @@ def key(default, help, **metadata):
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
     return dataclasses.field(default=default, metadata={"help": help, **metadata})
+
+
+def run_problem(out_dir):
+    """What is wrong with naming this directory as a run, with the runs there are; None when nothing is, or none is named."""
+    if out_dir is None or Path(out_dir).is_dir():
+        return None
+    runs = sorted({str(path.parent.parent) for path in Path(".").glob("*/best/config.json")})
+    return f"out_dir {out_dir}: no such directory" + (f"; runs here: {', '.join(runs)}" if runs else "")
 
 
 def parse(cls, argv, usage):

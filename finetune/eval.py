@@ -6,7 +6,7 @@ python -m finetune.eval --out_dir=out-mine --baseline=auto
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune.cli import UsageError, key, parse, run
+from finetune.cli import UsageError, key, parse, run, run_problem
 
 USAGE = """usage: python -m finetune.eval --out_dir=OUT [--key=value ...]
 
@@ -75,13 +75,8 @@ LEAST = {"block_size": 1, "stride": 1, "batch_size": 1, "completions": 0, "sampl
 
 def main(argv):
     options, _ = parse(Options, argv, USAGE)
-    from pathlib import Path
-
-    if options.out_dir is not None and not Path(options.out_dir).is_dir():
-        runs = sorted({str(path.parent.parent) for path in Path(".").glob("*/best/config.json")})
-        known = f"; runs here: {', '.join(runs)}" if runs else ""
-        raise UsageError(f"out_dir {options.out_dir}: no such directory{known}")
-
+    if problem := run_problem(options.out_dir):
+        raise UsageError(problem)
     from finetune.evaluation import report
     from finetune.evaluation.evaluation import evaluate
 

@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune.cli import UsageError, key, parse, run
+from finetune.cli import UsageError, key, parse, run, run_problem
 from finetune.recipe import repository_problem
 
 USAGE = """usage: python -m finetune.export --out_dir=OUT --to=DIR [--key=value ...]
@@ -48,7 +48,8 @@ class Options:
 
 def main(argv):
     options, _ = parse(Options, argv, USAGE)
-    _check_run(options.out_dir)
+    if problem := run_problem(options.out_dir):
+        raise UsageError(problem)
     from finetune.gpt import weights
     from finetune.publishing import directory, hub
 
@@ -57,15 +58,6 @@ def main(argv):
     written = directory.export(source, options.to, options.format, options.dtype, options.interpolate, options.push_to_hub)
     if options.push_to_hub:
         hub.push(written, options.push_to_hub, options.private, again=f"python -m finetune.export {shlex.join(argv)}")
-
-
-def _check_run(out_dir):
-    from pathlib import Path
-
-    if out_dir is not None and not Path(out_dir).is_dir():
-        runs = sorted({str(path.parent.parent) for path in Path(".").glob("*/best/config.json")})
-        known = f"; runs here: {', '.join(runs)}" if runs else ""
-        raise UsageError(f"out_dir {out_dir}: no such directory{known}")
 
 
 def _is_share(text):

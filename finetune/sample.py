@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from finetune.cli import UsageError, key, parse, run
+from finetune.cli import UsageError, key, parse, run, run_problem
 
 USAGE = """usage: python -m finetune.sample --out_dir=OUT [--key=value ...]
 
@@ -108,8 +108,8 @@ def _contradictions(options, given):
 
 def _wrong_paths(options):
     """What is there and should not be, and the other way round."""
-    if options.out_dir is not None and not Path(options.out_dir).is_dir():
-        yield f"out_dir {options.out_dir}: no such directory{_runs_here()}"
+    if problem := run_problem(options.out_dir):
+        yield problem
     for path in (options.start[5:] if options.start.startswith("FILE:") else "", options.prompts):
         if path and not Path(path).is_file():
             yield f"{path}: cannot be read: there is no such file"
@@ -204,6 +204,8 @@ def _data_of(out_dir):
     if not recipe.is_file() or not identities:
         raise UsageError(f"{told} is not known (no recipe.yaml and metrics.jsonl there); give --dataset=DIR")
     value = parse(Recipe, [str(recipe)], "")[0].dataset
+    if "," in value:
+        raise UsageError(f"{told} are several: {value}; give one of them, --dataset=DIR")
     candidates = [Path(value), Path("data") / value, *sorted(Path("data").glob(f"{Path(value).stem}-*"))]  # a text is prepared into such a one
     for directory in candidates:
         if bins.is_prepared(directory):
@@ -231,11 +233,6 @@ def _name(source):
         return f"{source} (step {facts['step']}, val loss {facts['val_loss']:.4f})"
     except (OSError, ValueError, KeyError):
         return str(source)
-
-
-def _runs_here():
-    runs = sorted({str(path.parent.parent) for path in Path(".").glob("*/best/config.json")})
-    return f"; runs here: {', '.join(runs)}" if runs else ""
 
 
 if __name__ == "__main__":
