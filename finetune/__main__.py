@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune.cli import UsageError, run
 
-VERBS = ("prepare", "doctor", "train", "sample")
+VERBS = ("prepare", "doctor", "train", "sample", "diagnose", "report", "compare")
 
 
 def dispatch(argv):

@@ -48,7 +48,7 @@ def test_finetune_lists_and_runs_the_verbs():
     assert code == 2 and "no such verb" in error
 
 
-@pytest.mark.parametrize("verb", ["prepare", "doctor", "train", "sample"])
+@pytest.mark.parametrize("verb", ["prepare", "doctor", "train", "sample", "diagnose", "report", "compare"])
 def test_every_verb_has_help_through_finetune(verb):
     code, out, _ = shell(BIN / "finetune", verb, "--help")
     assert code == 0 and "usage:" in out

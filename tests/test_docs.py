@@ -41,7 +41,11 @@ def test_relative_links_resolve(page):
 
 
 def test_flags_named_in_prose_exist():
-    known = {name for verb in ("prepare", "doctor", "sample") for name in importlib.import_module(f"finetune.{verb}").Options.__dataclass_fields__}
+    known = {
+        name
+        for verb in ("prepare", "doctor", "sample", "diagnose", "report", "compare")
+        for name in importlib.import_module(f"finetune.{verb}").Options.__dataclass_fields__
+    }
     known |= {*Recipe.__dataclass_fields__, "debug", "help", "key", "nproc_per_node", "multi_gpu"}
     for page, text in TEXTS.items():
         if page.parent.name == "benchmarks":  # these name flags of the scripts that wrote them
