@@ -10,6 +10,7 @@ import ctypes
 import dataclasses
 import difflib
 import os
+import re
 import signal
 import sys
 import types
@@ -17,6 +18,7 @@ import typing
 from pathlib import Path
 
 MAX_RECIPE_BYTES = 256 * 1024
+COMMENT = re.compile(r"""\s*[\w"']+\s*:\s*(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^"'#\s].*?|)\s+#\s*(.*)""")  # on a line 'key: value'
 
 
 class UsageError(ValueError):
@@ -153,6 +155,22 @@ def parse(cls, argv, usage):
     if problems:
         raise UsageError("\n".join(problems))
     return options, origins
+
+
+def reasons(origins):
+    """{key: {"origin", "why"}} for the `origins` of `parse`: where each was given, and what the comment on that line of a recipe says."""
+    lines = {}
+    for origin in origins.values():
+        path, _, _ = origin.rpartition(":")
+        if path and path not in lines:
+            with open(path, encoding="utf-8") as file:
+                lines[path] = file.read().splitlines()
+    found = {}
+    for name, origin in origins.items():
+        path, _, number = origin.rpartition(":")
+        comment = COMMENT.match(lines[path][int(number) - 1]) if path else None
+        found[name] = {"origin": origin, "why": comment[1].strip() if comment else ""}
+    return found
 
 
 def convert(text, kind):

@@ -3,7 +3,7 @@
 accelerate launch -m finetune.train recipes/small.yaml --dataset=data/mine --out_dir=out-mine
 """
 
-from finetune.cli import die_with_launcher, parse, run
+from finetune.cli import die_with_launcher, parse, reasons, run
 from finetune.recipe import Recipe
 
 USAGE = """usage: accelerate launch -m finetune.train [RECIPE.yaml] [--key=value ...]
@@ -14,11 +14,13 @@ In brackets the default; "derived" values follow from the others and are shown w
 
 
 def main(argv):
-    recipe, _ = parse(Recipe, argv, USAGE)
+    recipe, origins = parse(Recipe, argv, USAGE)
     die_with_launcher()
+    from finetune.reporting.ending import told
     from finetune.training.loop import train
 
-    done = train(recipe)
+    with told(recipe):
+        done = train(recipe, reasons(origins))
     if recipe.push_to_hub and not recipe.eval_only and done.machine.accelerator.is_main_process:
         _push(recipe)
 

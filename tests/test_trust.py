@@ -169,11 +169,11 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(tiny, mon
     loop.train(tiny("whole", **plain))
     forward, seen = Transformer.forward, []
 
-    def limited(self, idx, targets=None):
+    def limited(self, idx, targets=None, position_ids=None):
         if self.training and idx.size(0) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         seen.append(idx.size(0))
-        return forward(self, idx, targets)
+        return forward(self, idx, targets, position_ids)
 
     monkeypatch.setattr(Transformer, "forward", limited)
     loop.train(tiny(**plain))
@@ -190,21 +190,21 @@ def test_one_block_that_does_not_fit_recomputes_activations_and_then_says_what_w
 
     forward = Transformer.forward
 
-    def limited(self, idx, targets=None):
+    def limited(self, idx, targets=None, position_ids=None):
         if self.training and not self.gradient_checkpointing:
             raise RuntimeError(
                 "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
             )
-        return forward(self, idx, targets)
+        return forward(self, idx, targets, position_ids)
 
     monkeypatch.setattr(Transformer, "forward", limited)
     run = loop.train(tiny(max_iters=2))
     assert (run.recipe.batch_size, run.recipe.gradient_accumulation_steps, run.recipe.gradient_checkpointing) == (1, 6, True)
 
-    def never(self, idx, targets=None):
+    def never(self, idx, targets=None, position_ids=None):
         if self.training:
             raise torch.OutOfMemoryError("out of memory")
-        return forward(self, idx, targets)
+        return forward(self, idx, targets, position_ids)
 
     monkeypatch.setattr(Transformer, "forward", never)
     with pytest.raises(Failure, match="out of memory with one block") as failure:

@@ -219,7 +219,7 @@ def remove_run(out_dir):
     for path in [out_dir / "best", out_dir / "export", *sorted(out_dir.glob("iter_*")), *states(out_dir)]:
         if (path / MANIFEST).is_file() and not path.is_symlink():
             _remove(path)
-    for name in ("metrics.jsonl", "loss.png"):
+    for name in ("metrics.jsonl", "loss.png", "report.html"):
         (out_dir / name).unlink(missing_ok=True)
 
 

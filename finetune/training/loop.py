@@ -27,8 +27,8 @@ from finetune.training.step import evaluate, settle, update
 TRAIN_PROBE = 16384  # tokens of the train split, spread evenly over it, that every evaluation measures
 
 
-def train(recipe):
-    """Train as the recipe says; return the finished Run.
+def train(recipe, reasons=None):
+    """Train as the recipe says; return the finished Run. `reasons`, of `cli.reasons`, say in the record where its values are from.
 
     Raises UsageError before anything is written when it cannot be done, and Failure when it ends otherwise than by being done.
     """
@@ -44,10 +44,18 @@ def train(recipe):
             if recipe.eval_only:
                 _evaluate(run, progress)
             else:
-                _begin(run, progress)
+                _begin(run, progress, reasons)
                 with run.signals.caught():
                     _loop(run, progress)
                 _finish(run, progress)
+        except KeyboardInterrupt:
+            progress.record("stop", step=run.iteration, signal="SIGINT")
+            raise
+        except Exception as error:  # so that whoever looks later can tell it from a kill
+            code = getattr(error, "code", 1)
+            if code not in guard.STOPPING.values():
+                progress.record("failed", step=run.iteration, problem=str(error) or type(error).__name__, code=code)
+            raise
         finally:
             progress.close()
         machine.accelerator.wait_for_everyone()
@@ -113,9 +121,12 @@ def _look(run, progress, clock, step, lr, outcome):
         raise guard.Diverged(f"iter {step}: {problem}, learning rate {lr:.3g}")
     if step % run.recipe.log_interval == 0 or step + 1 == run.schedule.length:
         seconds, tokens, mfu, left = clock.read(step + 1)
-        progress.say(iteration_line(step, loss, seconds, tokens, mfu, left))
-        progress.record("iter", iter=step, loss=loss, lr=lr, grad_norm=grad_norm, seconds=seconds, tokens_per_second=tokens / seconds, mfu=mfu)
-        progress.advance(step, loss)
+        memory, _ = run.machine.memory()
+        progress.pace(iteration_line(step, loss, seconds, tokens, mfu, left), tokens / seconds, mfu, left, memory)
+        progress.record(
+            "iter", iter=step, loss=loss, lr=lr, grad_norm=grad_norm, seconds=seconds, tokens_per_second=tokens / seconds, mfu=mfu, memory=memory
+        )
+    progress.advance(step, loss)
     return run.signals.taken(counts)
 
 
@@ -146,6 +157,7 @@ def _evaluate(run, progress):
     """Measure both splits at this step; publish the model when it is the best so far, or when all are kept. Raises Diverged when a
     loss is no number."""
     recipe, step = run.recipe, run.iteration
+    progress.doing("evaluating")
     probe = max(1, TRAIN_PROBE // run.train.block_size)
     val_loss, by_dataset = _val_losses(run)
     train_loss = evaluate(run, run.train, _eval_rows(run.train, run.eval_rows or probe))
@@ -238,7 +250,7 @@ def _introduce(run, progress):
     say(f"mfu is against {run.peak[1]}")
 
 
-def _begin(run, progress):
+def _begin(run, progress, reasons=None):
     """Clear the place, write the resolved recipe, open the records and the trackers."""
     recipe, out_dir, resumed = run.recipe, Path(run.recipe.out_dir), run.recipe.init_from == "resume"
     if not run.machine.accelerator.is_main_process:
@@ -263,6 +275,8 @@ def _begin(run, progress):
         identity=run.identity,
         data=run.data,
         machine=run.machine.describe(),
+        memory=run.machine.memory()[1],
+        reasons=reasons,
     )
     if recipe.wandb_log:
         progress.tracker = start_wandb(run.machine.accelerator, recipe, values)

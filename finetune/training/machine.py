@@ -5,6 +5,7 @@ import ctypes
 import datetime
 import os
 import re
+import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -55,6 +56,13 @@ class Machine:
                 yield
         finally:
             torch.set_float32_matmul_precision(before)
+
+    def memory(self):
+        """`(most used so far by this process, all there is)` in bytes, of the GPU or of the computer."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device), torch.cuda.get_device_properties(self.device).total_memory
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return used, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def describe(self):
         processes = self.accelerator.num_processes

@@ -18,6 +18,8 @@ class Progress:
         self.write = write
         self.tracker = None
         self.bar = None
+        self.best = ""  # the best evaluation so far, and how fast it goes, for the bar
+        self.speed = ""
         self.file = None
         self.waiting = b""  # what the disk has not taken yet
         self.warned = False
@@ -27,8 +29,11 @@ class Progress:
         from tqdm import tqdm
 
         self.rewrite(run)
-        if sys.stderr.isatty():
-            self.bar = tqdm(total=length, initial=run.iteration if run else 0, unit="it", dynamic_ncols=True)
+        if run and run.best:
+            self.best = _best_words(run.best)
+        if self.write and sys.stderr.isatty():
+            layout = "{desc}iter {n:,}/{total:,} {bar:10}{postfix}"
+            self.bar = tqdm(total=length, initial=run.iteration if run else 0, dynamic_ncols=True, bar_format=layout)
 
     def rewrite(self, run=None):
         """Cut off what lies behind the place a run was put back to, because it will happen again; without a run, everything."""
@@ -54,6 +59,8 @@ class Progress:
 
     def record(self, event, **values):
         """Append one event to metrics.jsonl, in one write. What a full disk does not take is kept and tried again with the next."""
+        if event == "best":
+            self.best = _best_words(values)
         if self.file:
             # JSON has no word for numbers that are none
             plain = {name: str(value) if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
@@ -68,10 +75,25 @@ class Progress:
                 self.say(f"warning: no longer logging to the tracker ({type(error).__name__})")
                 self.tracker = None
 
+    def pace(self, line, tokens_per_second, mfu, left, memory):
+        """Say the `line` of an iteration; on a terminal the bar says the same instead."""
+        self.speed = f", {tokens_per_second:,.0f} tok/s, mfu {mfu * 100:.1f}%, {memory / 1e9:.1f} GB, {duration(left)} left"
+        if not (self.bar and sys.stdout.isatty()):
+            self.say(line)
+
     def advance(self, iteration, loss):
+        """Move the bar behind an iteration, back as well."""
         if self.bar:
+            self.bar.set_description_str("", refresh=False)
+            self.bar.set_postfix_str(f"loss {loss:.4f}{self.best}{self.speed}", refresh=False)
+            if iteration < self.bar.n:  # a run that was put back
+                self.bar.reset(self.bar.total)
             self.bar.update(iteration + 1 - self.bar.n)
-            self.bar.set_postfix_str(f"loss {loss:.4f}")
+
+    def doing(self, what):
+        """Let the bar say what takes its time, until it moves again."""
+        if self.bar:
+            self.bar.set_description_str(f"{what}, ")
 
     def close_bar(self):
         if self.bar:
@@ -100,6 +122,10 @@ def iteration_line(iteration, loss, seconds, tokens, mfu, left):
     return (
         f"iter {iteration}: loss {loss:.4f}, time {seconds * 1000:.2f}ms, mfu {mfu * 100:.2f}%, {tokens / seconds:,.0f} tok/s, {duration(left)} left"
     )
+
+
+def _best_words(best):
+    return f", best val loss {best['val_loss']:.4f} at {best['step']:,}"
 
 
 def duration(seconds):

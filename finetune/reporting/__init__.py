@@ -1,0 +1,1 @@
+"""What a run left, judged and shown: diagnosis, report and comparison. Reads files only; torch is not needed."""
