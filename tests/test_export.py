@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from finetune import GPT
@@ -377,3 +378,29 @@ def test_what_nanogpt_cannot_be_is_refused(model_directory, bpe_directory, comma
     for name, told in (("bpe", "knows GPT-2's BPE and characters"), ("wide", "n_inner=48")):
         code, _, error = command("export", f"--init_from={name}", "--to=nano", "--format=nanogpt")
         assert code == 2 and told in error and not Path("nano").exists()
+
+
+def test_the_card_tells_what_eval_measured(tiny_run, command):
+    tiny_run("out", "--max_iters=4")
+    code, _, error = command("eval", "--out_dir=out", "--samples=2", "--max_new_tokens=20")
+    assert code == 0, error
+    event = [event for event in map(json.loads, Path("out/metrics.jsonl").read_text().splitlines()) if event["event"] == "evaluation"][-1]
+    code, _, error = command("export", "--out_dir=out", "--to=mine")
+    assert code == 0, error
+    card = Path("mine/README.md").read_text()
+    assert f"| loss | {event['loss']:.4f} |" in card and f"| bits per byte | {event['bits_per_byte']:.4f} |" in card
+    assert f"| 8-grams of its samples that stand in the training data | {event['memorisation']['copied']:.1%} |" in card
+    results = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]
+    assert {"bits_per_byte", "loss"} <= {metric["type"] for result in results for metric in result["metrics"]}
+
+
+def test_a_mixture_is_chosen_on_all_the_datasets_of_a_run(runs, tmp_path, command):
+    shape = {"n_layer": None, "n_head": None, "n_embd": None, "block_size": None, "max_iters": 10, "eval_interval": 10}
+    datasets = f"{runs / 'data' / 'base'},{runs / 'data' / 'tuned'}"
+    loop.train(Recipe(**{**SMALL, **shape, "init_from": str(runs / "base"), "dataset": datasets, "out_dir": "both"}))
+    code, out, error = command("export", "--out_dir=both", "--to=mixed", "--interpolate=auto")
+    assert code == 0, error
+    best = json.loads(Path("both/best/finetune.json").read_text())["val_loss"]
+    losses = dict(json.loads(Path("mixed/finetune.json").read_text())["interpolation"]["losses"])
+    assert losses[1.0] == pytest.approx(best, abs=1e-5)
+    assert "on base, tuned" in Path("mixed/README.md").read_text()

@@ -72,7 +72,7 @@ def _validation(config, network, events):
         contents = bins.survey(dataset, "val")
         if contents.sha256 != identity["val.bin" if len(directories) == 1 else f"val.bin of dataset {number}"]:
             raise UsageError(f"interpolate: {dataset.bin('val')} is not the file that this run was validated on (its sha256 differs)")
-        opened = cache.open_cache(dataset, "val", identity["block_size"], contents, identity["isolate_documents"])
+        opened = cache.open_cache(dataset, "val", identity["block_size"], contents, identity.get("isolate_documents", False))
         parts.append(Blocks.from_arrow(opened, contents.tokens))
     blocks = parts[0] if len(parts) == 1 else Mixture(parts)
     computer = machine.start(Recipe(dtype="float32", compile="false"))
