@@ -156,7 +156,7 @@ def _problems_of_weights(text, datasets):
 
 POSITIVE = 5e-324  # the smallest float above zero
 RANGES = [
-    ("val_fraction", POSITIVE, 0.5), ("block_size", 1, math.inf), ("n_layer", 1, math.inf), ("n_head", 1, math.inf),
+    ("val_fraction", POSITIVE, 0.5), ("block_size", 1, 65535), ("n_layer", 1, math.inf), ("n_head", 1, math.inf),
     ("n_embd", 1, math.inf), ("dropout", 0, 0.99), ("batch_size", 1, math.inf), ("gradient_accumulation_steps", 1, math.inf),
     ("max_iters", 0, math.inf), ("epochs", 0, math.inf), ("seed", 0, 2**63 - 1), ("learning_rate", 0, math.inf),
     ("warmup_iters", 0, math.inf), ("lr_decay_iters", 1, math.inf), ("min_lr", 0, math.inf), ("weight_decay", 0, math.inf),

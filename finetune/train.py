@@ -3,7 +3,7 @@
 accelerate launch -m finetune.train recipes/small.yaml --dataset=data/mine --out_dir=out-mine
 """
 
-from finetune.cli import die_with_launcher, parse, reasons, run
+from finetune.cli import Failure, UsageError, die_with_launcher, parse, reasons, run
 from finetune.recipe import Recipe
 
 USAGE = """usage: accelerate launch -m finetune.train [RECIPE.yaml] [--key=value ...]
@@ -37,7 +37,11 @@ def _push(recipe):
         return
     from finetune.publishing import directory, hub
 
-    hub.push(directory.export(out_dir / "best", to, name=recipe.push_to_hub), recipe.push_to_hub, again=by_hand)
+    try:
+        exported = directory.export(out_dir / "best", to, name=recipe.push_to_hub)
+    except (UsageError, Failure) as error:  # all is done but this
+        raise Failure(f"{recipe.push_to_hub} was not pushed: {error}. The model is in {out_dir}/best; again: {by_hand}", 4) from error
+    hub.push(exported, recipe.push_to_hub, again=by_hand)
 
 
 if __name__ == "__main__":

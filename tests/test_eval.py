@@ -491,3 +491,11 @@ def test_a_missing_library_names_its_extra(command, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, _, error = command("eval", *BARE, "--metrics=rouge")
     assert code == 2 and error == "--metrics: rouge needs rouge-score, which is not installed: pip install 'finetune[metrics]'\n"
+
+
+def test_one_document_to_validate_on_is_a_document(bpe_directory, published, evaluated):
+    rows = [{"prompt": f"What is {i}?", "completion": f"one plus {i}"} for i in range(10)]
+    dataset = prepare([write(rows, "few.jsonl")], "few", str(bpe_directory("User:\nAssistant:\nWhat is one plus 1 2?", "bpe-few", 280)))
+    published("out", dataset)
+    event = evaluated("--dataset=few", "--baseline=out")
+    assert event["documents"] == 1 and event["difference"]["low"] is None

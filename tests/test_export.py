@@ -404,3 +404,19 @@ def test_a_mixture_is_chosen_on_all_the_datasets_of_a_run(runs, tmp_path, comman
     losses = dict(json.loads(Path("mixed/finetune.json").read_text())["interpolation"]["losses"])
     assert losses[1.0] == pytest.approx(best, abs=1e-5)
     assert "on base, tuned" in Path("mixed/README.md").read_text()
+
+
+def test_a_difference_without_an_interval_is_told_without_one(runs):
+    events = [{**event, "step": 0} for event in read_metrics(runs / "tuned" / "metrics.jsonl") if event["event"] in ("start", "best")][:2]
+    measured = {"event": "evaluation", "split": "val", "dataset": "d", "loss": 2.0, "difference": {"mean": -0.5, "low": None, "high": None}}
+    config = GPT.from_pretrained(runs / "tuned" / "best").config
+    card = model_card("mine", "mine", config, {"step": 0, "val_loss": 2.0}, [*events, measured], None)
+    assert "| difference | -0.5000 |" in card
+
+
+def test_what_others_put_beside_an_export_is_not_removed(runs, command):
+    assert command("export", f"--out_dir={runs / 'tuned'}", "--to=mine")[0] == 0
+    Path("mine/notes.txt").write_text("to be kept")
+    code, _, error = command("export", f"--out_dir={runs / 'base'}", "--to=mine")
+    assert code == 2 and error.count("\n") == 1 and "holds notes.txt besides an earlier export" in error
+    assert Path("mine/notes.txt").read_text() == "to be kept"

@@ -112,3 +112,18 @@ def test_datasets_of_two_tokenizers_are_refused(two, command):
 def test_weights_that_cannot_be_used_are_named(two, command, weights, message):
     code, _, err = command("train", f"--dataset={two}", "--init_from=scratch", *SHAPE, f"--dataset_weights={weights}")
     assert code == 2 and err.count("\n") == 1 and "dataset_weights" in err and message in err
+
+
+def test_small_weights_get_their_share_too():
+    order = WeightedOrder([5, 5, 5], [1.0, 2.0, 2997.0], rows_per_iteration=1000, seed=0)
+    assert np.bincount(np.array(order.rows(7)) // 5).tolist() == [1, 1, 998]
+    thirds = WeightedOrder([5, 5, 5], [1.0, 1.0, 1.0], rows_per_iteration=1000, seed=0)
+    assert sorted(np.bincount(np.array(thirds.rows(0)) // 5).tolist()) == [333, 333, 334]
+
+
+def test_datasets_of_the_same_name_are_told_apart(corpus, command):
+    for place in ("a", "b"):
+        prepare([corpus(words=1000)], f"{place}/mine", "char")
+    code, out, error = command("train", "--dataset=a/mine,b/mine", "--init_from=scratch", *SHAPE, "--max_iters=2", "--dataset_weights=1,3")
+    assert code == 0, error
+    assert "(mine 1 " in out and ", mine 2 " in out and "mine: 75.0% of the blocks" in out

@@ -9,7 +9,7 @@ import torch
 from test_chat import examples, tokenizer, write  # noqa: F401  a fixture
 
 from finetune import GPT
-from finetune.cli import Failure
+from finetune.cli import Failure, UsageError
 from finetune.data import bins, cache, packing
 from finetune.data.batches import Blocks
 from finetune.data.prepare import prepare
@@ -245,3 +245,73 @@ def test_a_long_document_across_tasks_is_dropped_whole(tokenizer, monkeypatch): 
     ]
     assert sorted(texts) == sorted("What is it? " * 2 + str(i) for i in range(20) if i != 7)
     assert dataset.meta["overflow"] == {"dropped": 1, "max_tokens": 60}
+
+
+def test_conversations_that_nobody_says_the_ends_of_are_refused(tokenizer):  # noqa: F811
+    """As they were prepared before there was a file for it."""
+    prepare([write(conversations())], "data", tokenizer)
+    meta = json.loads(Path("data/meta.json").read_text())
+    for split in ("train", "val"):
+        Path(f"data/{split}_documents.bin").unlink()
+        del meta["splits"][split]["documents_sha256"]
+    Path("data/meta.json").write_text(json.dumps(meta))
+    with pytest.raises(UsageError, match="end-of-texts in 36 documents, and nothing says where one begins; prepare the data again"):
+        bins.load("data").document_ends("train")
+
+
+def test_a_list_of_documents_that_nobody_promised_is_not_read(tokenizer):  # noqa: F811
+    dataset = prepare([write(examples())], "data", tokenizer)
+    ends = dataset.document_ends("train")
+    Path("data/train_documents.bin").write_bytes(np.array([3, 1], dtype="<u8").tobytes())
+    assert bins.load("data").document_ends("train").tolist() == ends.tolist() and len(ends) == 54
+    assert bins.survey(bins.load("data"), "train").documents_sha256 is None
+
+
+def test_documents_of_characters_have_ends_without_an_end_of_text(command):
+    write(examples())
+    dataset = prepare(["data.jsonl"], "data", "char")
+    assert dataset.tokenizer.eot is None
+    texts = [dataset.tokenizer.decode(part) for part in np.split(np.fromfile(dataset.bin("val"), "<u2"), dataset.document_ends("val"))[:-1]]
+    assert len(texts) == 6 and all(text.startswith("User:\n") for text in texts)
+    code, out, error = command("train", "--dataset=data", *SHAPE, "--max_iters=2")
+    assert code == 0 and "documents are isolated" in out, error
+
+
+def test_pieces_without_a_target_are_left_out(tokenizer):  # noqa: F811
+    """The first block of a prompt that is longer than a block teaches nothing, and would be an evaluation of nothing."""
+    long = {"prompt": "What is 1 plus 2? " * 30, "completion": "It is 3."}
+    dataset = prepare([write([long] * 12)], "data", tokenizer)
+    blocks = isolated(dataset)
+    mask = np.fromfile(dataset.mask("train"), np.uint8)
+    assert (blocks.counts > 0).all() and blocks.counts.sum() == mask.sum()
+    assert blocks.num_rows * 33 < len(mask) / 2
+
+
+def test_rows_without_targets_are_not_evaluated(tokenizer, command):  # noqa: F811
+    long = {"prompt": "What is 1 plus 2? " * 30, "completion": "It is 3."}
+    prepare([write([long] * 12)], "data", tokenizer)
+    code, out, error = command("train", "--dataset=data", *SHAPE, "--isolate_documents=false", "--max_iters=2", "--eval_iters=1")
+    assert code == 0 and "nan" not in out, error
+
+
+def test_a_document_that_the_split_cuts_overflows_too(tokenizer, command):  # noqa: F811
+    """Fewer documents than leave one for validation: the last of their characters validate."""
+    write([{"text": "What is it? " * 60}, {"text": "As everybody knows. " * 60}])
+    flags = ["data.jsonl", f"--tokenizer={tokenizer}", "--max_tokens=300", "--doctor=false"]
+    code, _, error = command("prepare", *flags, "--overflow=error", "--out_dir=new")
+    assert code == 2 and "a document has more than 300 tokens" in error
+    assert not list(Path("new").glob("*"))
+
+
+def test_blocks_are_the_same_whoever_builds_them(tokenizer, monkeypatch):  # noqa: F811
+    import multiprocessing
+
+    prepare([write(conversations())], "data", tokenizer)
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        one, other = pool.map(_rows_in_child, [str(Path("data").resolve())] * 2)
+    assert one == other == _rows_in_child("data")
+    assert len(list(Path("data/.arrow").iterdir())) == 1
+
+
+def _rows_in_child(directory):
+    return [column.sum().item() for column in isolated(bins.load(directory)).batch(range(5))]

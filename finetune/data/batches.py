@@ -86,6 +86,10 @@ class Blocks:
             rows_out[i] = chunks[chunk][row - self.starts[chunk]]
         return out
 
+    def rows_with_targets(self):
+        """The numbers of the rows that predict any token."""
+        return np.arange(self.num_rows) if self.counts is None else np.flatnonzero(self.counts)
+
     def num_targets(self, rows):
         """How many tokens these rows predict."""
         rows = np.asarray(rows)
@@ -114,7 +118,12 @@ class Mixture:
         order = sent(torch.from_numpy(np.argsort(np.concatenate([places for _, places, _ in shares]))), device)
         return tuple(None if column[0] is None else torch.cat(column)[order] for column in batches)
 
+    def rows_with_targets(self):
+        """As `Blocks.rows_with_targets`."""
+        return np.concatenate([part.rows_with_targets() + first for part, first in zip(self.parts, self.starts)])
+
     def num_targets(self, rows):
+        """As `Blocks.num_targets`."""
         return sum(self.parts[number].num_targets(there) for number, _, there in self.shares(rows))
 
     def shares(self, rows):
@@ -148,7 +157,9 @@ class WeightedOrder:
     def __init__(self, sizes, weights, rows_per_iteration, seed):
         exact = np.asarray(weights) / sum(weights) * self.CYCLE
         self.counts = np.maximum(1, exact.astype(np.int64))
-        self.counts[np.argmax(exact)] += self.CYCLE - self.counts.sum()
+        lost = np.argsort(self.counts - exact, kind="stable")  # by rounding down, most first
+        self.counts[lost[: max(0, self.CYCLE - self.counts.sum())]] += 1
+        self.counts[np.argmax(self.counts)] += self.CYCLE - self.counts.sum()
         self.starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         self.passes = [Passes(size, seed, part) for part, size in enumerate(sizes)]
         self.rows_per_iteration, self.seed = rows_per_iteration, seed
@@ -156,14 +167,20 @@ class WeightedOrder:
     def rows(self, iteration):
         """Row numbers of an iteration, (rows_per_iteration,)."""
         first = iteration * self.rows_per_iteration
-        rows = []
-        for place in range(first, first + self.rows_per_iteration):
-            cycle, within = divmod(place, self.CYCLE)
-            parts = np.random.Generator(np.random.PCG64([self.seed, cycle])).permutation(np.repeat(np.arange(len(self.counts)), self.counts))
-            part = parts[within]
-            drawn = cycle * self.counts[part] + np.count_nonzero(parts[:within] == part)  # rows of this part so far
-            rows.append(self.starts[part] + self.passes[part].rows(np.array([drawn]))[0])
-        return np.array(rows)
+        end = first + self.rows_per_iteration
+        cycles = range(first // self.CYCLE, -(-end // self.CYCLE))
+        parts = np.concatenate([self._parts(cycle) for cycle in cycles])[first - cycles[0] * self.CYCLE :][: end - first]
+        begun = np.concatenate([self._parts(cycles[0])[: first % self.CYCLE]])
+        rows = np.empty(len(parts), dtype=np.int64)
+        for part in np.unique(parts):
+            mine = parts == part
+            drawn = cycles[0] * self.counts[part] + np.count_nonzero(begun == part)  # rows of this part so far
+            rows[mine] = self.starts[part] + self.passes[part].rows(drawn + np.arange(mine.sum()))
+        return rows
+
+    def _parts(self, cycle):
+        """Which part each row of a cycle is from, (CYCLE,)."""
+        return np.random.Generator(np.random.PCG64([self.seed, cycle])).permutation(np.repeat(np.arange(len(self.counts)), self.counts))
 
 
 class Passes:

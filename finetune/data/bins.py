@@ -37,9 +37,9 @@ class Dataset:
         return path if path.is_file() else None
 
     def documents(self, split):
-        """The file that says where documents end, as uint64; None where every end-of-text ends one, or nothing does."""
-        path = self.directory / f"{split}_documents.bin"
-        return path if path.is_file() else None
+        """The file that says where documents end, as uint64; None where meta.json promises none: then every end-of-text ends one."""
+        promised = "documents_sha256" in self.meta.get("splits", {}).get(split, {})
+        return self.directory / f"{split}_documents.bin" if promised else None
 
     @property
     def eot(self):
@@ -49,7 +49,8 @@ class Dataset:
         return self.tokenizer.eot if self.tokenizer else GPT2_EOT
 
     def document_ends(self, split):
-        """Where the documents of a split end, behind their last token, int64. What follows the last end-of-text is a document too."""
+        """Where the documents of a split end, behind their last token, int64. What follows the last end-of-text is a document too. Raises
+        UsageError where meta.json speaks of fewer than there are end-of-texts, which stand after turns then."""
         tokens = self.num_tokens(split)
         if path := self.documents(split):
             ends = np.fromfile(path, dtype="<u8").astype(np.int64)
@@ -59,7 +60,19 @@ class Dataset:
             ends = np.concatenate(
                 [np.zeros(0, np.int64), *(np.flatnonzero(ids[first : first + CHUNK_BYTES] == self.eot) + first + 1 for first in parts)]
             )
+            said = self.meta.get("splits", {}).get(split, {}).get("documents", len(ends))
+            if len(ends) > said:
+                raise UsageError(
+                    f"{self.bin(split)}: {len(ends):,} end-of-texts in {said:,} documents, and nothing says where one begins; prepare the data again"
+                )
         return ends if len(ends) and ends[-1] == tokens else np.append(ends, tokens)
+
+    def is_running_text(self, split):
+        """Whether nothing says where one document ends and the next begins."""
+        if self.documents(split):
+            return False
+        ends = self.document_ends(split)
+        return len(ends) == 1 and (self.eot is None or np.memmap(self.bin(split), dtype="<u2", mode="r")[-1] != self.eot)
 
     def num_tokens(self, split):
         return self.bin(split).stat().st_size // 2
@@ -84,6 +97,11 @@ class Dataset:
             "sources": sources[:SOURCES_KEPT],
             "num_sources": len(sources),
         }
+
+
+def named(file, number, datasets):
+    """How the identity of a run calls a file of its dataset `number`, counted from 1, of so many."""
+    return file if datasets == 1 else f"{file} of dataset {number}"
 
 
 def facts_of(datasets):
@@ -201,8 +219,9 @@ def survey(dataset, split):
         raise UsageError(
             f"{mask}: {mask.stat().st_size:,} bytes for the {tokens:,} tokens of {split}.bin; a mask has one a token. Prepare the data again"
         )
-    beside = [digest(dataset.directory / f"{split}_{kind}.bin", f"{kind}_sha256") for kind in ("mask", "documents")]
-    return Contents(tokens, sha256=digest(path, "sha256", look), largest=largest, mask_sha256=beside[0], documents_sha256=beside[1])
+    mask_sha256 = digest(dataset.directory / f"{split}_mask.bin", "mask_sha256")
+    documents_sha256 = digest(dataset.documents(split), "documents_sha256") if dataset.documents(split) else None
+    return Contents(tokens, sha256=digest(path, "sha256", look), largest=largest, mask_sha256=mask_sha256, documents_sha256=documents_sha256)
 
 
 def check_ids(dataset, split, contents, vocab_size, model):
@@ -220,8 +239,8 @@ def check_ids(dataset, split, contents, vocab_size, model):
 class Writer:
     """A bin being written, what lies beside it when that is needed, and what meta.json will say of them."""
 
-    def __init__(self, path):
-        self.path, self.file, self.digest = path, open(path, "wb"), hashlib.sha256()
+    def __init__(self, path, eot=None):
+        self.path, self.eot, self.file, self.digest = path, eot, open(path, "wb"), hashlib.sha256()
         self.mask_file, self.mask_digest = None, hashlib.sha256()
         self.ends, self.stops = array("Q"), False  # of documents; whether an end-of-text stands within one
         self.tokens = self.characters = self.bytes = self.targets = 0
@@ -251,7 +270,7 @@ class Writer:
         if self.mask_file:
             facts |= {"targets": self.targets, "mask_sha256": self.mask_digest.hexdigest()}
         files = [self.file, self.mask_file]
-        if self.stops:
+        if self.stops or (self.eot is None and len(self.ends) > 1):  # no end-of-text says where they end
             ends = np.frombuffer(self.ends, dtype=np.uint64).astype("<u8").tobytes()
             facts["documents_sha256"] = hashlib.sha256(ends).hexdigest()
             files.append(open(self._beside("documents"), "wb"))

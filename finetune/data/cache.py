@@ -36,7 +36,8 @@ def open_cache(dataset, split, block_size, contents, isolated=False):
     mark = "-".join(
         digest[:length] for digest, length in ((contents.sha256, 32), (contents.mask_sha256, 16), (contents.documents_sha256, 16)) if digest
     )
-    name = f"{split}-T{block_size}-v{FORMAT}{'-isolated' if isolated else ''}-{mark}.arrow"
+    kind = f"-isolated{'' if contents.documents_sha256 else dataset.eot}" if isolated else ""  # what ends documents cuts them
+    name = f"{split}-T{block_size}-v{FORMAT}{kind}-{mark}.arrow"
     for folder in _folders(dataset):
         if (opened := _open(folder / name)) is not None:
             return opened
@@ -109,7 +110,7 @@ def _build_packed(dataset, split, path, block_size):
     """Write the cache of the documents of a bin, isolated from each other."""
     ids = np.memmap(dataset.bin(split), dtype="<u2", mode="r")
     learned = np.memmap(dataset.mask(split), dtype=np.uint8, mode="r") if dataset.mask(split) else None
-    first, length, row = packing.pack(dataset.document_ends(split), block_size + 1)
+    first, length, row = packing.pack(dataset.document_ends(split), block_size + 1, learned)
     if not len(row):
         raise UsageError(f"{dataset.bin(split)}: no document of two tokens or more, so there is nothing to predict")
     begins = np.searchsorted(row, np.arange(row[-1] + 2))  # the first piece of each row, and an end

@@ -9,12 +9,16 @@ import numpy as np
 TOGETHER = 1 << 16  # pieces that are packed with each other; what is packed lies near each other in the bin
 
 
-def pack(ends, room):
+def pack(ends, room, learned=None):
     """`(first, length, row)` of all pieces, int64 arrays in the order of rows and of the bin within a row.
 
     `ends` are where documents end in a bin (behind their last token), `room` is T + 1. Best fit decreasing among each TOGETHER pieces.
+    Pieces without a target, where `learned` says what is one, are left out: nobody else sees them.
     """
     first, length = _pieces(ends, room)
+    if learned is not None:
+        some = np.array([learned[a + 1 : a + n].any() for a, n in zip(first.tolist(), length.tolist())], dtype=bool)
+        first, length = first[some], length[some]
     row, rows = np.empty(len(first), dtype=np.int64), 0
     for begin in range(0, len(first), TOGETHER):
         chosen = _best_fit(length[begin : begin + TOGETHER].tolist(), room)

@@ -238,7 +238,7 @@ def _by_characters(pieces, num_train):
     left = num_train
     for piece in pieces:
         if 0 < left < len(piece.text):
-            yield "train", piece._replace(text=piece.text[:left], ends=False)
+            yield "train", piece._replace(text=piece.text[:left], ends=False, stops=False)
             piece, left = piece._replace(text=piece.text[left:]), 0
         yield ("train" if left else "val"), piece
         left = max(0, left - len(piece.text))
@@ -263,30 +263,36 @@ class Overflow:
         staying, waiting = ([], []), self.begun.pop(split, ([], []))
         for piece, part in zip(pieces, ids):
             self.lengths[split] = self.lengths.get(split, 0) + len(part)
-            target = staying if self.answer == "split" else waiting
-            target[0].append(piece)
-            target[1].append(part)
-            if not piece.ends:
-                continue
-            too_long = self.lengths.pop(split) > self.max_tokens
-            self.count += too_long
-            if too_long and self.answer == "error":
-                raise UsageError(
-                    f"a document has more than {self.max_tokens:,} tokens; --overflow=split keeps such, --overflow=drop leaves them out. It begins {waiting[0][0].text[:60]!r}"
-                )
-            if not too_long:
+            pieces_there, ids_there = staying if self.answer == "split" else waiting
+            pieces_there.append(piece)
+            ids_there.append(part)
+            if self._is_too_long(split, waiting):
+                waiting = ([], [])
+            if piece.ends:
+                self.count += self.lengths.pop(split) > self.max_tokens
                 staying[0].extend(waiting[0])
                 staying[1].extend(waiting[1])
-            waiting = ([], [])
+                waiting = ([], [])
         self.begun[split] = waiting
         return staying
 
     def rest(self):
         """(split, pieces, ids) of what has no end, because val begins within it, and stays."""
         for split, (pieces, ids) in self.begun.items():
-            if pieces and self.lengths[split] <= self.max_tokens:
+            self.count += self.lengths.get(split, 0) > self.max_tokens
+            if pieces:
                 yield split, pieces, ids
-            self.count += bool(pieces) and self.lengths[split] > self.max_tokens
+
+    def _is_too_long(self, split, waiting):
+        """Whether the document that has begun need not wait any longer, being too long. Raises UsageError where that is an error."""
+        if self.answer == "split" or self.lengths[split] <= self.max_tokens:
+            return False
+        if self.answer == "error":
+            raise UsageError(
+                f"a document has more than {self.max_tokens:,} tokens; --overflow=split keeps such, --overflow=drop leaves them out. "
+                f"It begins {waiting[0][0].text[:60]!r}"
+            )
+        return True
 
 
 def _tokenize(stream, tokenizer, eot, directory, num_proc, overflow):
@@ -294,7 +300,7 @@ def _tokenize(stream, tokenizer, eot, directory, num_proc, overflow):
     threads = num_proc or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     waiting = deque()
     with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as open_writers:
-        writers = {split: open_writers.enter_context(bins.Writer(directory / f"{split}.bin")) for split in ("train", "val")}
+        writers = {split: open_writers.enter_context(bins.Writer(directory / f"{split}.bin", eot)) for split in ("train", "val")}
         for split, group in _groups(stream):
             waiting.append((split, group, pool.submit(_encoded, group, tokenizer, eot)))
             if len(waiting) > 4 * threads:

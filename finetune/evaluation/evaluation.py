@@ -99,7 +99,7 @@ def _end_of_text(dataset, subject):
 def _documents(dataset, options, documents):
     """The documents of a split, (D, 2): first token and end. Raises UsageError where nothing says where one ends."""
     ends = dataset.document_ends(options.split)
-    if len(ends) < 2:
+    if dataset.is_running_text(options.split):
         raise UsageError(f"{'documents' if documents else 'metrics'}: {dataset.bin(options.split)} is one running text and no documents")
     return np.stack([np.append(0, ends[:-1]), ends], 1)
 

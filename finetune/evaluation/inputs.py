@@ -14,6 +14,7 @@ from finetune.evaluation.losses import Text
 from finetune.gpt import GPT, weights
 from finetune.gpt.model import GPTConfig
 from finetune.recipe import Recipe
+from finetune.training.progress import read_metrics
 
 
 @dataclass
@@ -85,10 +86,9 @@ def open_split(name, split, subject, out_dir):
 
 
 def by_documents(dataset, split, out_dir):
-    """Whether a run looked at documents by themselves; for other models, whether such runs do that with these data."""
-    recipe = _recipe_of(out_dir) if out_dir else None
-    choice = recipe.isolate_documents if recipe else "auto"
-    return dataset.mask(split) is not None if choice == "auto" else choice == "true"
+    """Whether a run looked at documents by themselves; of a model without a run, whether one would with these data."""
+    told = [event["identity"] for event in read_metrics(Path(out_dir) / "metrics.jsonl") if "identity" in event] if out_dir else []
+    return told[-1].get("isolate_documents", False) if told else dataset.mask(split) is not None
 
 
 def open_general(name, subject):

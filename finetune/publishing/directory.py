@@ -89,6 +89,9 @@ def destination(to):
         raise UsageError(f"to {to}: is a file; name a directory to be made")
     if path.is_dir() and any(path.iterdir()) and not _verified(path):
         raise UsageError(f"to {to}: is there already and was not written by an export, so it is not overwritten; choose another directory")
+    others = sorted({one.name for one in path.iterdir()} - {*checkpoint.published(path), checkpoint.MANIFEST}) if path.is_dir() else []
+    if others and _verified(path):
+        raise UsageError(f"to {to}: holds {', '.join(others[:5])} besides an earlier export, which replacing it would remove; move that away first")
     there = next(parent for parent in path.parents if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UsageError(f"to {to}: cannot be written: {there} is {'not writable' if there.is_dir() else 'a file'}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from finetune.cli import Failure
 from finetune.gpt.weights import HUB_TIMEOUT
 from finetune.publishing.directory import VERIFICATION
-from finetune.training.checkpoint import CHUNK_BYTES, digest
+from finetune.training.checkpoint import CHUNK_BYTES, MANIFEST, digest, published
 
 CAME_WITH_AN_EXPORT = {  # removed from the repository when the next export has no such file
     "chat_template.jinja", "added_tokens.json", "special_tokens_map.json", "vocab.json", "merges.txt", "loss.png",
@@ -55,7 +55,7 @@ def _push(directory, repository, private, say):
     if VERIFICATION not in names and any(name.endswith((".safetensors", ".bin", "config.json")) for name in names):
         raise Refused("it holds a model that no export of ours put there; choose another name")
     visibility = "private" if there.private else "public"
-    files = sorted(path for path in directory.iterdir() if path.is_file())
+    files = sorted(directory / name for name in [*published(directory), MANIFEST])  # and nothing else that lies there by now
     stale = sorted((CAME_WITH_AN_EXPORT & names) - {path.name for path in files})
     if not stale and not _different(files, there):
         say(f"{repository} ({visibility}) holds this export already; nothing to push")

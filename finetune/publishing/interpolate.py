@@ -70,7 +70,7 @@ def _validation(config, network, events):
     for number, directory in enumerate(directories := started[-1]["data"]["directories"], 1):
         dataset = bins.load(directory)
         contents = bins.survey(dataset, "val")
-        if contents.sha256 != identity["val.bin" if len(directories) == 1 else f"val.bin of dataset {number}"]:
+        if contents.sha256 != identity[bins.named("val.bin", number, len(directories))]:
             raise UsageError(f"interpolate: {dataset.bin('val')} is not the file that this run was validated on (its sha256 differs)")
         opened = cache.open_cache(dataset, "val", identity["block_size"], contents, identity.get("isolate_documents", False))
         parts.append(Blocks.from_arrow(opened, contents.tokens))

@@ -248,7 +248,8 @@ def _disappointing(run):
     first, best = _first_and_best(run)
     measured = run.newest("evaluation") or {}
     difference = (measured.get("difference") or {}).get("mean")
-    if difference is not None and difference >= 0:
+    with_its_base = (measured.get("baseline") or {}).get("name") == run.recipe.get("init_from") and measured.get("split") == "val"
+    if difference is not None and difference >= 0 and with_its_base:
         evidence = [f"on {measured.get('split')}, {measured['loss']:.4f} nats a token, {difference:+.4f} against {measured['baseline']['name']}"]
         return Finding("disappointing", evidence + _dirty(run), "look at the data first", _doctor(run))
     general = measured.get("general") or {}

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from finetune.cli import UsageError
+from finetune.data import bins
 from finetune.training.progress import read_metrics
 
 MANIFEST = "manifest.json"
@@ -180,8 +181,8 @@ def load(out_dir, verify=False):
     if names := found.recipe.get("dataset"):
         identity, names = found.started.get("identity", {}), names.split(",")
         for number, name in enumerate(names, 1):
-            of = f" of dataset {number}" if len(names) > 1 else ""
-            found.data.append(_find_data(name.strip(), identity.get(f"train.bin{of}"), identity.get(f"val.bin{of}")))
+            wanted = [identity.get(bins.named(f"{split}.bin", number, len(names))) for split in ("train", "val")]
+            found.data.append(_find_data(name.strip(), *wanted))
     return found
 
 

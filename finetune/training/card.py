@@ -62,13 +62,13 @@ class Story:
     @property
     def init_from(self):
         """Where the first weights came from: a Hub id, the last part of a path, `scratch`, or None."""
-        return self.facts.get("base_model") or (public(self.facts["init_from"]) if "init_from" in self.facts else None)
+        return self.facts.get("base_model") or (_plain(Path(self.facts["init_from"]).name) if "init_from" in self.facts else None)
 
     @property
     def dataset(self):
         """A name for the data."""
         given = self.recipe.get("dataset") or self.data.get("name") or "validation split"
-        return ", ".join(public(name.strip()) for name in given.split(","))
+        return ", ".join(_plain(Path(name.strip()).name) for name in given.split(","))  # of this computer, whatever it looks like
 
 
 def _metadata(title, run, config):
@@ -202,7 +202,9 @@ def _evaluation(event):
     if (baseline := event.get("baseline")) and _is_number(baseline.get("loss")):
         lines.append(f"| loss of {public(baseline['name'])} | {_figure(baseline['loss'])} |")
     if difference := event.get("difference"):
-        lines.append(f"| difference, 95% interval | {difference['mean']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f}) |")
+        known = _is_number(difference.get("low")) and _is_number(difference.get("high"))  # one block has no interval
+        interval = f" ({difference['low']:+.4f} to {difference['high']:+.4f})" if known else ""
+        lines.append(f"| difference{', 95% interval' if known else ''} | {difference['mean']:+.4f}{interval} |")
     for group in ("metrics", "general"):
         for name, value in (event.get(group) or {}).items():
             if _is_number(value):

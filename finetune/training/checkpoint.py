@@ -59,6 +59,15 @@ def publish(target, fill):
         shutil.rmtree(work, ignore_errors=True)  # after an exchange: what stood there before
 
 
+def published(directory):
+    """The names of the files that a directory was published with; those of none when it was not."""
+    try:
+        with open(Path(directory) / MANIFEST, encoding="utf-8") as file:
+            return sorted(json.load(file)["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def damage(directory):
     """What is wrong with a published directory, in words, or None when every file is as its manifest says."""
     try:

@@ -6,7 +6,8 @@ from torch.nn import functional as F
 from finetune.cli import Failure
 from finetune.gpt import ops
 
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 5e-3}  # of outputs and gradients around 1
+# of outputs and gradients around 1 to 3, whose sums over a document are rounded; a document that sees another is off by some 0.5
+TOLERANCE = {torch.float32: 4e-3, torch.bfloat16: 0.12, torch.float16: 2e-2}
 
 
 def check(network, machine, block_size, dropout, say):
@@ -47,4 +48,4 @@ def _problem(config, machine, T, attention):
     found = [together, *torch.autograd.grad((together * weights).sum(), (q, k, v))]
     wanted = [apart, *torch.autograd.grad((apart * weights).sum(), (q, k, v))]
     off = max((one.float() - other.float()).abs().max().item() for one, other in zip(found, wanted))
-    return None if off <= TOLERANCE[machine.dtype] * 4 else f"off by {off:.2g}"
+    return None if off <= TOLERANCE[machine.dtype] else f"off by {off:.2g}"

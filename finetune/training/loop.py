@@ -194,9 +194,10 @@ def _val_losses(run):
 
 
 def _eval_rows(blocks, limit):
-    """The rows an evaluation reads, the same every time: all, or `limit` of them spread evenly over the split."""
-    count = min(blocks.num_rows, limit or blocks.num_rows)
-    return np.linspace(0, blocks.num_rows - 1, count).round().astype(np.int64)
+    """The rows an evaluation reads, the same every time: all that have a target, or `limit` of these spread evenly over the split."""
+    rows = blocks.rows_with_targets()
+    count = min(len(rows), limit or len(rows))
+    return rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
 
 
 def _warn(run, progress, warned):
@@ -244,6 +245,10 @@ def _introduce(run, progress):
         f"{schedule.length:,} updates of {rows * run.train.block_size:,} tokens are {passes:.1f} passes over {run.train.num_rows:,} blocks; "
         f"learning rate {recipe.learning_rate:g}, warmup {schedule.warmup_iters}, min_lr {schedule.min_lr:g}; evaluation every {schedule.eval_interval}"
     )
+    if weights := recipes.weights(recipe):
+        for name, part, weight in zip(run.names_of_data, run.train.parts, weights):
+            share = schedule.length * rows * weight / sum(weights)
+            say(f"{name}: {weight / sum(weights):.1%} of the blocks, {share / part.num_rows:.1f} passes over its {part.num_rows:,}")
     if run.train.is_isolated:
         filled = run.train.num_tokens / (run.train.num_rows * (run.train.block_size + 1))
         say(f"documents are isolated: {run.train.num_tokens:,} tokens packed into blocks that are {filled:.1%} full")

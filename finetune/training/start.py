@@ -101,10 +101,11 @@ def assemble(recipe, machine, say):
                 parts.append(Blocks.from_arrow(cache.open_cache(dataset, split, block_size, contents, isolated), contents.tokens))
                 if parts[-1].num_targets(range(parts[-1].num_rows)) == 0:
                     raise UsageError(f"{dataset.mask(split)}: no token of {split}.bin is a target, so there is nothing to learn from it")
-                of = f" of dataset {number}" if len(datasets) > 1 else ""
-                identity[f"{split}.bin{of}"] = contents.sha256
+                identity[bins.named(f"{split}.bin", number, len(datasets))] = contents.sha256
                 if contents.mask_sha256:
-                    identity[f"{split}_mask.bin{of}"] = contents.mask_sha256
+                    identity[bins.named(f"{split}_mask.bin", number, len(datasets))] = contents.mask_sha256
+                if isolated:
+                    identity[bins.named(f"{split} documents end by", number, len(datasets))] = contents.documents_sha256 or f"token {dataset.eot}"
             splits[split] = parts[0] if len(parts) == 1 else Mixture(parts)
             if (
                 machine.device.type == "cuda"
@@ -145,7 +146,7 @@ def assemble(recipe, machine, say):
         train=splits["train"],
         val=splits["val"],
         order=_order(recipe, splits["train"]),
-        names_of_data=[dataset.directory.name for dataset in datasets],
+        names_of_data=[dataset.directory.resolve().name for dataset in datasets],
         tokenizer=tokenizer,
         prompt=prompt,
         eval_rows=recipe.eval_iters and recipe.eval_iters * recipe.batch_size,
@@ -177,7 +178,7 @@ def _isolated(recipe, datasets):
         return all(dataset.mask("train") for dataset in datasets)
     if recipe.isolate_documents == "true":
         for dataset in datasets:
-            if len(dataset.document_ends("train")) < 2:
+            if dataset.is_running_text("train"):
                 raise UsageError(f"isolate_documents: {dataset.directory} holds one running text and no documents")
     return recipe.isolate_documents == "true"
 
