@@ -164,7 +164,7 @@ def test_the_command_says_nothing_of_a_healthy_run_and_all_of_a_broken_one(comma
     synthesised([(4.0, 4.0), (3.3, 3.5), (2.6, 3.6), (1.8, 3.8), (1.0, 4.3), (0.6, 4.9)], out_dir="other")
     code, out, error = command("diagnose", "--out_dir=other")
     assert (code, error) == (0, "")
-    assert out.startswith("overfitting: the text is learned by heart (issue 5 of the guide)\n")
+    assert out.startswith("overfitting: the text is learned by heart\n")
     assert "val loss 3.5000 at step 50 -> 4.9000" in out and "--max_iters=50" in out
     code, _, error = command("diagnose", "--out_dir=nowhere")
     assert (code, error) == (2, "out_dir nowhere: no such directory; runs here: other, out\n")

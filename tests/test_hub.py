@@ -135,7 +135,9 @@ def test_an_interrupted_push_changes_nothing_and_the_next_one_finishes_it(hub, e
             released.wait(30)
 
     hub.before = hold
-    with subprocess.Popen([sys.executable, *EXPORT], stderr=subprocess.PIPE, text=True, env=environment(hub)) as pushing:
+    # where the tests run in the background, Ctrl-C is ignored, and children inherit that
+    listening = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen([sys.executable, *EXPORT], stderr=subprocess.PIPE, text=True, env=environment(hub), **listening) as pushing:
         assert begun.wait(60)
         pushing.send_signal(signal.SIGINT)
         time.sleep(0.2)

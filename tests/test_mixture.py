@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from finetune import GPT
 from finetune.data.batches import Blocks, Mixture, WeightedOrder
 from finetune.data.prepare import prepare
 
@@ -112,6 +113,16 @@ def test_datasets_of_two_tokenizers_are_refused(two, command):
 def test_weights_that_cannot_be_used_are_named(two, command, weights, message):
     code, _, err = command("train", f"--dataset={two}", "--init_from=scratch", *SHAPE, f"--dataset_weights={weights}")
     assert code == 2 and err.count("\n") == 1 and "dataset_weights" in err and message in err
+
+
+def test_texts_can_share_an_alphabet(corpus, command):
+    Path("one.txt").write_text(Path(corpus()).read_text() + "xyz")
+    Path("two.txt").write_text(Path(corpus()).read_text())
+    one = prepare(["one.txt"], "data/one", "char")
+    code, _, error = command("prepare", "two.txt", "--out_dir=data/two", "--tokenizer=data/one", "--doctor=false")
+    assert code == 0, error
+    code, out, error = command("train", "--dataset=data/one,data/two", "--init_from=scratch", *SHAPE, "--max_iters=1")
+    assert code == 0 and GPT.from_pretrained("out").config.vocab_size == one.tokenizer.vocab_size, error
 
 
 def test_small_weights_get_their_share_too():

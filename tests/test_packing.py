@@ -268,12 +268,14 @@ def test_a_list_of_documents_that_nobody_promised_is_not_read(tokenizer):  # noq
 
 
 def test_documents_of_characters_have_ends_without_an_end_of_text(command):
-    write(examples())
-    dataset = prepare(["data.jsonl"], "data", "char")
+    with pytest.raises(UsageError, match="nobody could learn where an answer ends"):
+        prepare([write(examples())], "data", "char")
+    assert not list(Path("data").glob("*"))
+    dataset = prepare([write([{"text": f"User:\n{row['prompt']}"} for row in examples()])], "data", "char")
     assert dataset.tokenizer.eot is None
     texts = [dataset.tokenizer.decode(part) for part in np.split(np.fromfile(dataset.bin("val"), "<u2"), dataset.document_ends("val"))[:-1]]
     assert len(texts) == 6 and all(text.startswith("User:\n") for text in texts)
-    code, out, error = command("train", "--dataset=data", *SHAPE, "--max_iters=2")
+    code, out, error = command("train", "--dataset=data", *SHAPE, "--max_iters=2", "--isolate_documents=true")
     assert code == 0 and "documents are isolated" in out, error
 
 

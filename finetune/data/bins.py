@@ -94,6 +94,7 @@ class Dataset:
             "tokenizer": self.tokenizer.describe()["name"] if self.tokenizer else None,
             "splits": splits,
             "split_by": self.meta.get("split_by"),
+            "val_fraction": self.meta.get("val_fraction"),
             "sources": sources[:SOURCES_KEPT],
             "num_sources": len(sources),
         }

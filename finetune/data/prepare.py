@@ -55,6 +55,11 @@ def prepare(names, out_dir, tokenizer="gpt2", val_fraction=0.1, val=(), seed=133
     try:
         fitting = Overflow(overflow, max_tokens)
         splits = _tokenize(_progress(stream, train["characters"] + val_facts["characters"]), tokenizer, eot, work, num_proc, fitting)
+        if tokenizer.eot is None and any("targets" in facts for facts in splits.values()):
+            raise UsageError(
+                f"tokenizer: {tokenizer.describe()['name']} have no end-of-text, so nobody could learn where an answer ends; "
+                "instruction data needs gpt2 or the tokenizer of a model directory"
+            )
         for split, facts in splits.items():
             if not facts["tokens"]:
                 raise UsageError(
@@ -110,11 +115,13 @@ KEPT = (
 
 
 def find_tokenizer(choice):
-    """The tokenizer behind "gpt2", a model directory or a run's out_dir; a tokenizer is returned as it is. Raises UsageError."""
+    """The tokenizer behind "gpt2", a model directory, a run's out_dir or prepared data; a tokenizer is returned as it is. Raises UsageError."""
     if not isinstance(choice, (str, Path)):
         return choice
     if choice == "gpt2":
         return tokenizers.gpt2()
+    if bins.is_prepared(choice) and (found := bins.load(choice).tokenizer):
+        return found
     directories = [Path(choice) / "best", Path(choice)]
     if not Path(choice).is_dir():
         raise UsageError(f"tokenizer {choice}: is none of gpt2, char and the directory of a model")

@@ -56,7 +56,9 @@ def find_baseline(name, subject):
         if name is None:
             raise UsageError(f"baseline: {subject.source} does not say what it started from (finetune.json); give --baseline=MODEL")
         if name == "scratch":
-            raise UsageError(f"baseline: {subject.name} started from scratch, so there is nothing to compare with; give --baseline=MODEL")
+            raise UsageError(
+                f"baseline: {subject.name} started from scratch, so there is nothing to compare with; leave --baseline out, or name a model"
+            )
     baseline = find_subject(name)
     ours, theirs = subject.tokenizer, baseline.tokenizer
     different = ours.fingerprint != theirs.fingerprint if ours and theirs else subject.config.vocab_size != baseline.config.vocab_size

@@ -61,8 +61,8 @@ def screen(findings):
     """The findings as text, with all their evidence."""
     lines = []
     for finding in findings:
-        title, issue = ISSUES[finding.label]
-        lines.append(f"{finding.label}: {title}" + (f" (issue {issue} of the guide)" if issue else ""))
+        title = ISSUES[finding.label][0]
+        lines.append(f"{finding.label}: {title}")
         lines += [f"  {line}" for line in finding.evidence]
         lines.append(f"  -> {finding.advice}")
         lines += [f"     {finding.command}"] if finding.command else []

@@ -262,7 +262,8 @@ def _begin(run, progress, reasons=None):
         return
     if recipe.overwrite and not resumed:
         checkpoint.remove_run(out_dir)
-    derived = {**dataclasses.asdict(run.schedule), "block_size": run.train.block_size, "wandb_run_name": out_dir.name, "val_fraction": 0.1}
+    derived = {**dataclasses.asdict(run.schedule), "block_size": run.train.block_size, "wandb_run_name": out_dir.name}
+    derived["val_fraction"] = run.data.get("val_fraction")
     partial = out_dir / ".tmp-recipe.yaml"
     config = run.network.config
     shape = {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd} if run.init_from == "scratch" else {}
@@ -272,6 +273,7 @@ def _begin(run, progress, reasons=None):
     os.replace(partial, out_dir / "recipe.yaml")
     progress.open(run.schedule.length, run if resumed else None)
     values = {**dataclasses.asdict(recipe), **{name: value for name, value in derived.items() if getattr(recipe, name, 0) is None}}
+    values["warmup_iters"] = run.schedule.warmup_iters  # fewer than asked for, where the run is too short for those
     progress.record(
         "resume" if resumed else "start",
         step=run.iteration,

@@ -16,7 +16,11 @@ def problem(name):
     if name in METRICS:
         library = METRICS[name]
         missing = library and importlib.util.find_spec(library) is None
-        return f"{name} needs {library.replace('_', '-')}, which is not installed: pip install 'finetune[metrics]'" if missing else None
+        return (
+            f"{name} needs {library.replace('_', '-')}, which is not installed: pip install -e '.[metrics]' where finetune was cloned to"
+            if missing
+            else None
+        )
     if Path(name).suffix == ".py":
         return None if Path(name).is_file() else f"{name}: there is no such file"
     nearest = difflib.get_close_matches(name, METRICS, 1)
