@@ -490,7 +490,10 @@ def test_bad_input(case, command, bpe_directory, monkeypatch):
 def test_a_missing_library_names_its_extra(command, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, _, error = command("eval", *BARE, "--metrics=rouge")
-    assert code == 2 and error == "--metrics: rouge needs rouge-score, which is not installed: pip install -e '.[metrics]' where finetune was cloned to\n"
+    assert (
+        code == 2
+        and error == "--metrics: rouge needs rouge-score, which is not installed: pip install -e '.[metrics]' where finetune was cloned to\n"
+    )
 
 
 def test_one_document_to_validate_on_is_a_document(bpe_directory, published, evaluated):
