@@ -10,7 +10,7 @@ from finetune.gpt import convert
 from finetune.gpt.model import SHAPES
 from finetune.planning import advice
 
-UPDATES_OF_A_PASS = 32  # at least, as far as updates need not be too small for that
+UPDATES_OF_A_PASS = 256  # as far as updates need be neither too small nor too large for that
 UPDATES_FROM_SCRATCH = 5000  # which nanoGPT gives its small networks
 CEILING = 5000  # the guide's max_iters
 TOKENS_PER_PARAMETER = 20  # that training from scratch makes the most of (Hoffmann et al. 2022, arXiv 2203.15556)
@@ -76,7 +76,7 @@ def _chosen(plan, learning_rate):
     if learning_rate:
         chosen["learning_rate"] = learning_rate, "the best of the rates that were tried"
     elif plan.pretrained:
-        rate = high if tokens < 1_000_000 else low
+        rate = high if tokens < 1_000_000 else float(f"{math.sqrt(low * high):.2g}")
         chosen["learning_rate"] = rate, f"{low:g} to {high:g} is usual for {tokens:,} tokens"
     else:
         chosen["learning_rate"] = float(f"{low * 3:.2g}"), f"usual for a network {plan.config.n_embd} wide from scratch"

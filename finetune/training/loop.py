@@ -25,6 +25,7 @@ from finetune.training.start import assemble
 from finetune.training.step import evaluate, settle, update
 
 TRAIN_PROBE = 16384  # tokens of the train split, spread evenly over it, that every evaluation measures
+SLOW_FROM_SCRATCH = 1e-4  # a peak learning rate below which a network from scratch hardly moves
 
 
 def train(recipe, reasons=None):
@@ -252,6 +253,10 @@ def _introduce(run, progress):
     if run.train.is_isolated:
         filled = run.train.num_tokens / (run.train.num_rows * (run.train.block_size + 1))
         say(f"documents are isolated: {run.train.num_tokens:,} tokens packed into blocks that are {filled:.1%} full")
+    if run.init_from == "scratch" and recipe.learning_rate < SLOW_FROM_SCRATCH:
+        say(f"learning_rate {recipe.learning_rate:g} is one for pretrained weights; from scratch 3e-4 to 1e-3 are usual, see python -m finetune.plan")
+    if run.iteration >= schedule.length:
+        say(f"this run is done: it has made its {schedule.length:,} updates; a larger max_iters, or epochs, goes on")
     say(f"mfu is against {run.peak[1]}")
 
 
