@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune.cli import UsageError, run
 
-VERBS = ("prepare", "doctor", "train", "sample", "eval", "export", "diagnose", "report", "compare")
+VERBS = ("prepare", "doctor", "plan", "train", "sample", "eval", "export", "diagnose", "report", "compare")
 
 
 def dispatch(argv):

@@ -222,11 +222,11 @@ def dump(recipe, derived):
         else:
             if field.metadata.get("path"):  # a recipe cannot say it with ..
                 value = ",".join(str(Path(part).resolve()) if ".." in Path(part).parts else part for part in value.split(","))
-            lines.append(f"{field.name}: {_scalar(value)}")
+            lines.append(f"{field.name}: {scalar(value)}")
     return "\n".join(lines) + "\n"
 
 
-def _scalar(value):
+def scalar(value):
     import yaml
 
     if isinstance(value, str):

@@ -3,6 +3,7 @@
     python scripts/bench.py train   --nanogpt=PATH    tokens/s of updates, at matched and at default settings
     python scripts/bench.py start                     time from the start of the process to the first update
     python scripts/bench.py memory                    peak memory of training
+    python scripts/bench.py plan                      what finetune.plan says of time and memory, and what they then are
     python scripts/bench.py packing                   tokens/s where documents are isolated
     python scripts/bench.py sample                    tokens/s of sampling
     python scripts/bench.py command --nanogpt=PATH    the same of the whole command, as users run it
@@ -41,7 +42,7 @@ WARM_UP = 2  # updates that are not timed: allocators, first optimizer state, co
 
 @dataclass
 class Options:
-    sources: list = key([], "what to measure: train, start, memory, packing, sample, command, load, prepare, convert, char or gpu")
+    sources: list = key([], "what to measure: train, start, memory, plan, packing, sample, command, load, prepare, convert, char or gpu")
     nanogpt: str = key("", "a checkout of nanoGPT to compare with")
     rounds: int = key(5, "how often every tool has its turn")
     size: str = key("124M", "the shape: 124M, 355M, 774M, 1558M, or tiny to try the script itself")
@@ -188,6 +189,43 @@ def memory(options, work):
     return report(
         options, "memory", title, "the largest resident size of the process over three updates, evaluation and checkpoints included", rows, contenders
     )
+
+
+def plan(options, work):
+    """A plan and then the run, each in a process of its own: a small network from scratch, and five updates of the larger shape."""
+    from finetune.data.prepare import prepare
+
+    prepare(["python_docs"], work / "data" / "tiny", "char")
+    options.steps = 5
+    shared = prepared(options, work, tokens=40 * options.block_size)
+    recipe = ROOT / "recipes" / "quickstart.yaml"
+    few = {
+        "dataset": work / "data",
+        "init_from": shared["weights"],
+        "block_size": options.block_size,
+        "batch_size": options.batch_size,
+        "max_iters": 5,
+    }
+    few |= {"gradient_accumulation_steps": 1, "eval_interval": 5, "eval_iters": 1}
+    cases = {
+        "4 layers 128 wide, 200 updates of 16 x 128": [str(recipe), f"--dataset={work / 'data' / 'tiny'}", "--tokenizer=auto", "--max_iters=200"],
+        f"{options.size}, 5 updates of {options.batch_size} x {options.block_size}": [f"--{name}={value}" for name, value in few.items()],
+    }
+    rows, contenders = [], []
+    for name, argv in cases.items():
+        job = {"tool": "finetune", "argv": [*argv, f"--out_dir={work / 'out'}", "--overwrite=true"]}
+        told, run = Contender(f"plan of {name}", {**job, "what": "plan"}), Contender(f"run of {name}", {**job, "what": "run"})
+        rotate([told, run], options.rounds, {"work": str(work), "what": ""})
+        contenders += [told, run]
+        for what, unit in (("seconds", "s"), ("peak_gb", "GB")):
+            said, found = (statistics.median(result[what] for result in c.results) for c in (told, run))
+            label = "wall time" if unit == "s" else "peak memory"
+            rows.append(
+                {"run": name, "what": label, "plan": f"{said:.3g} {unit}", "measured": f"{found:.3g} {unit}", "off by": f"{said / found - 1:+.0%}"}
+            )
+    setting = f"{options.rounds} rounds, medians; the whole command from the start of its process, evaluations, checkpoints and samples included; "
+    setting += "peak: the largest resident size"
+    return report(options, "plan", "What finetune.plan says, and what it comes to", setting, rows, contenders)
 
 
 def packing(options, work):
@@ -681,6 +719,7 @@ LANES = {
     "train": train,
     "start": start,
     "memory": memory,
+    "plan": plan,
     "packing": packing,
     "sample": sample,
     "command": command,

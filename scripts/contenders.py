@@ -124,6 +124,30 @@ def trainer_train(job):
     return _training(job, peak, list(zip(range(len(losses)), losses, stamps)))
 
 
+# what a plan says, and the whole command
+
+
+def finetune_plan(job):
+    from finetune.cli import parse
+    from finetune.plan import Options
+    from finetune.planning import outlook, timing
+
+    options, origins = parse(Options, job["argv"], "")
+    plan = timing.timed(outlook.plan(options.recipe(), origins), time.perf_counter() - (time.time() - job["began"]))
+    parts = plan.seconds()
+    return {"seconds": sum(parts.values()), "peak_gb": plan.takes() / 1e9, "parts": parts, "timing": vars(plan.timing)}
+
+
+def finetune_run(job):
+    from finetune.cli import parse
+    from finetune.recipe import Recipe
+    from finetune.training import loop
+
+    recipe, _ = parse(Recipe, job["argv"], "")
+    loop.train(recipe)
+    return {"seconds": time.time() - job["began"], "peak_gb": Peak.resident() * 2**20 / 1e9}
+
+
 # from nothing but a text and a model on disk to the first update
 
 

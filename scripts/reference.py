@@ -28,9 +28,11 @@ def page():
         options = Recipe if verb == "train" else importlib.import_module(f"finetune.{verb}").Options
         hints = typing.get_type_hints(options)
         resume = verb == "train"
-        parts += [f"\n## {verb}\n", f"| key | value | default | what it is |{' resume |' if resume else ''}", "|---" * (4 + resume) + "|"]
+        inherited = set(Recipe.__dataclass_fields__) if options is not Recipe and issubclass(options, Recipe) else set()
+        parts += [f"\n## {verb}\n", *(["The keys of [train](#train), and:\n"] if inherited else [])]
+        parts += [f"| key | value | default | what it is |{' resume |' if resume else ''}", "|---" * (4 + resume) + "|"]
         for field in dataclasses.fields(options):
-            if field.name == "sources":
+            if field.name == "sources" or field.name in inherited:
                 continue
             cells = [f"`{field.name}`", type_words(hints[field.name], short=True), f"`{default_words(field)}`", field.metadata["help"]]
             cells += [RESUME[field.metadata["resume"]]] if resume else []

@@ -163,7 +163,7 @@ def test_every_key_says_what_changing_it_on_resume_means():
         assert field.metadata["help"], field.name
 
 
-@pytest.mark.parametrize("verb", ["prepare", "train", "sample", "export", "__main__"])
+@pytest.mark.parametrize("verb", ["prepare", "plan", "train", "sample", "export", "__main__"])
 def test_help_answers_at_once(verb):
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-X", "importtime", "-m", f"finetune.{verb}", "--help"], capture_output=True, text=True, env=os.environ)

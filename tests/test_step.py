@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from finetune import GPTConfig
 from finetune.cli import Failure
 from finetune.training import loop, memory, start, step
 from finetune.training import machine as machines
@@ -159,8 +160,8 @@ def test_batch_size_auto_takes_the_largest_that_fits(monkeypatch, device, proces
 
     monkeypatch.setattr(memory, "fits", lambda run, size: size <= limit)
     accelerator = SimpleNamespace(num_processes=processes, gather=lambda tensor: tensor)
-    machine = SimpleNamespace(device=torch.device("cpu") if device == "cpu" else FakeGpu(), accelerator=accelerator)
-    config = SimpleNamespace(n_embd=16, n_layer=1)
+    machine = SimpleNamespace(device=torch.device("cpu") if device == "cpu" else FakeGpu(), accelerator=accelerator, dtype=torch.bfloat16)
+    config = GPTConfig(n_embd=16, n_head=1, n_layer=1)
     run = SimpleNamespace(
         iteration=0,
         recipe=Recipe(batch_size=4, gradient_accumulation_steps=6),

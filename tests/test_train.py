@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from finetune import GPT
+from finetune.training.loop import Clock, train
 from finetune.training.progress import read_metrics
 
 
@@ -266,6 +267,29 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tiny_run):
         assert whole == parts, name
     whole, parts = ([(e["iter"], e["loss"], e["lr"]) for e in events(out, "iter")] for out in ("whole", "parts"))
     assert whole == parts
+
+
+def test_time_left_counts_the_evaluations_that_are_left(tiny):
+    """By listing the steps at which the loop evaluates: at multiples of eval_interval and at the end."""
+    for length, interval in ((20, 7), (21, 7), (5, 100)):
+        run = train(tiny(f"out{length}", max_iters=length, eval_interval=interval, save_interval=100))
+        assert [e["step"] for e in events(run.recipe.out_dir, "eval")] == sorted({*range(0, length + 1, interval), length})
+        clock = Clock(run)
+        clock.evaluation = 1000.0
+        for done in range(1, length + 1):
+            clock.restart(done - 1)
+            left = clock.read(done)[3]
+            assert left // 1000 == sum(e["step"] >= done for e in events(run.recipe.out_dir, "eval"))
+_when_it_is_resumed(tiny_run, command):
+    tiny_run("out", "--max_iters=2")
+    code, out, _ = command("train", "out/recipe.yaml", "--init_from=resume")
+    assert code == 0 and "this run is done: it has made its 2 updates; a larger max_iters" in out
+
+
+@pytest.mark.parametrize(("rate", "noticed"), [(3e-5, True), (3e-4, False)])
+def test_a_rate_for_pretrained_weights_is_noticed_from_scratch(tiny, capsys, rate, noticed):
+    train(tiny(max_iters=1, learning_rate=rate))
+    assert (f"learning_rate {rate:g} is one for pretrained weights" in capsys.readouterr().out) == noticed
 
 
 def test_resuming_as_another_run_is_refused_with_the_difference(tiny_run, command, corpus):

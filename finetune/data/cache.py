@@ -28,11 +28,8 @@ def open_cache(dataset, split, block_size, contents, isolated=False):
     Raises UsageError when the split has fewer than block_size + 1 tokens and is not isolated.
     """
     tokens = contents.tokens
-    if tokens < block_size + 1 and not isolated:
-        raise UsageError(
-            f"{dataset.bin(split)}: {tokens:,} tokens, and a block of {block_size:,} needs {block_size + 1:,}; "
-            f"lower block_size{' or raise val_fraction' if split == 'val' else ''}"
-        )
+    if not isolated:
+        check_length(dataset, split, block_size, tokens)
     mark = "-".join(
         digest[:length] for digest, length in ((contents.sha256, 32), (contents.mask_sha256, 16), (contents.documents_sha256, 16)) if digest
     )
@@ -51,6 +48,15 @@ def open_cache(dataset, split, block_size, contents, isolated=False):
         if (opened := _open(folder / name)) is not None:
             return opened
     raise UsageError(f"{dataset.bin(split)}: its Arrow cache can be written neither beside it nor under {_folders(dataset)[-1]}")
+
+
+def check_length(dataset, split, block_size, tokens):
+    """Raise UsageError when a split has not the tokens of a single block."""
+    if tokens < block_size + 1:
+        raise UsageError(
+            f"{dataset.bin(split)}: {tokens:,} tokens, and a block of {block_size:,} needs {block_size + 1:,}; "
+            f"lower block_size{' or raise val_fraction' if split == 'val' else ''}"
+        )
 
 
 def _folders(dataset):

@@ -5,6 +5,7 @@ a layer are stored (in, out), ours (out, in); everything else is equal, so both 
 """
 
 import dataclasses
+import math
 
 import torch
 
@@ -102,6 +103,11 @@ def shapes(config):
     }  # fmt: skip
     layers = {f"h.{i}.{name}": shape for i in range(config.n_layer) for name, shape in block.items()}
     return {"wte.weight": (config.vocab_size, C), "wpe.weight": (config.block_size, C), **layers, "ln_f.weight": (C,), "ln_f.bias": (C,)}
+
+
+def num_parameters(config):
+    """Weights of a configuration, the tied head once, without padding."""
+    return sum(math.prod(shape) for shape in shapes(config).values())
 
 
 def config_from_hf(hf):

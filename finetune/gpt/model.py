@@ -42,6 +42,9 @@ class GPTConfig:
         return math.ceil(self.vocab_size / 64) * 64
 
 
+SHAPES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)}  # L, H, C
+
+
 class Transformer(nn.Module):
     """The network with its tied head. Dropout is that of the config and acts in training mode only.
 

@@ -29,9 +29,16 @@ def find(source):
         if (path / "ckpt.pt").is_file():
             return path / "ckpt.pt"
         raise UsageError(f"{source}: no model here; expected config.json, best/config.json or ckpt.pt")
-    if str(source).count("/") > 1 or str(source).startswith((".", "/", "~")) or str(source).endswith((".pt", ".safetensors")):
+    if not is_hub_id(source):
         raise UsageError(f"{source}: no such file or directory")
     return _from_hub(str(source))
+
+
+def is_hub_id(source):
+    """Whether `source` can only mean a model of the Hub."""
+    if Path(source).expanduser().exists():
+        return False
+    return str(source).count("/") <= 1 and not str(source).startswith((".", "/", "~")) and not str(source).endswith((".pt", ".safetensors"))
 
 
 def load_config(source):
@@ -39,11 +46,29 @@ def load_config(source):
     path = find(source)
     if path.is_file():
         return load(source)[0]
+    return _read_config(path / "config.json")
+
+
+def load_hub_config(repo):
+    """The GPTConfig of a Hub model, from its config.json alone, or from the local cache. Raises UsageError."""
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
     try:
-        with open(path / "config.json", encoding="utf-8") as file:
-            return convert.config_from_hf(json.load(file))
-    except (ValueError, TypeError, ArithmeticError, AttributeError, OSError) as error:  # json.JSONDecodeError is a ValueError
-        raise UsageError(f"{path / 'config.json'}: {error}") from None
+        path = try_to_load_from_cache(repo, "config.json")
+        if not isinstance(path, str):
+            HfApi().model_info(repo, timeout=HUB_TIMEOUT)  # a download would try for half a minute to reach what cannot be reached
+            path = hf_hub_download(repo, "config.json", etag_timeout=HUB_TIMEOUT)
+        return _read_config(Path(path))
+    except HFValidationError:
+        raise UsageError(f"{repo}: no such directory, and not the name of a Hub model either") from None
+    except UsageError:
+        raise
+    except Exception as error:  # every way in which a network fails has its own class
+        raise UsageError(
+            f"{repo}: no such directory, not in the local cache, and its config.json cannot be had from the Hub ({type(error).__name__}). "
+            f"Run `hf download {repo}` while online, or give the directory of a downloaded model"
+        ) from None
 
 
 def load(source):
@@ -60,7 +85,8 @@ def load(source):
         raise UsageError(f"{path}: {error} is missing in it") from None
     except (ValueError, TypeError, AttributeError, SafetensorError) as error:
         raise UsageError(f"{path}: {error}") from None
-    return config, {name: tensor.float() for name, tensor in weights.items()}
+    # copies, because one tensor of a safetensors file that is only mapped would keep all that was read of it in memory
+    return config, {name: tensor.to(torch.float32, copy=not name.endswith(convert.CONV1D)) for name, tensor in weights.items()}
 
 
 def save(directory, weights, config):
@@ -76,6 +102,14 @@ def save(directory, weights, config):
     # max_length keeps pipeline() from running past the last position of a short context
     generation = {"max_length": config.block_size, "bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     _write_json(directory / "generation_config.json", {name: value for name, value in generation.items() if value is not None})
+
+
+def _read_config(path):
+    try:
+        with open(path, encoding="utf-8") as file:
+            return convert.config_from_hf(json.load(file))
+    except (ValueError, TypeError, ArithmeticError, AttributeError, OSError) as error:  # json.JSONDecodeError is a ValueError
+        raise UsageError(f"{path}: {error}") from None
 
 
 def _read_tensors(directory):

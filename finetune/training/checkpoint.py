@@ -176,13 +176,15 @@ def fill_optimizer(optimizer, names, tensors=None, updates=0):
 
 @contextlib.contextmanager
 def lock(out_dir):
-    """Hold `out_dir` for one run. Raises UsageError naming the run that has it, or when the directory cannot be written.
+    """Hold `out_dir` for one run. Raises UsageError naming the run that has it, or when the directory cannot be written. Where a run is
+    refused that would have been the first in it, nothing is left of it.
 
     lockf, because the kernel frees it however the process ends, and children do not inherit it.
     """
     out_dir = Path(out_dir)
+    is_new = not out_dir.is_dir()
     try:
-        if not out_dir.is_dir():
+        if is_new:
             out_dir.mkdir(parents=True)
             _sync(out_dir.parent)
         file = open(out_dir / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
@@ -202,7 +204,13 @@ def lock(out_dir):
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}\n")
         file.flush()
         clean(out_dir)
-        yield
+        try:
+            yield
+        except UsageError:
+            if is_new and os.listdir(out_dir) == [".lock"]:
+                os.unlink(out_dir / ".lock")
+                os.rmdir(out_dir)
+            raise
 
 
 def clean(out_dir):

@@ -1,7 +1,6 @@
 """What a run starts from: data, model and optimizer, checked against each other before anything is trained."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,17 +80,12 @@ def assemble(recipe, machine, say):
     """The Run that a recipe describes, at its first iteration or where it is resumed. Raises UsageError."""
     saved = checkpoint.load_state(recipe.out_dir, say) if recipe.init_from == "resume" else None
     with machine.accelerator.local_main_process_first():  # one process prepares and builds caches, the others find them
-        datasets = [open_dataset(name.strip(), lambda: _tokenizer_choice(recipe), recipe.val_fraction or 0.1) for name in recipe.dataset.split(",")]
-        for dataset in datasets:
-            _check_given(recipe, dataset)
-        _check_alike(datasets)
+        datasets = open_datasets(recipe, lambda: _tokenizer_choice(recipe))
         config, model_tokenizer = _plan_model(recipe, datasets[0], saved)
-        tokenizer = _agreed_tokenizer(recipe, datasets[0], config, model_tokenizer)
+        tokenizer = agreed_tokenizer(recipe, datasets[0], config, model_tokenizer)
         prompt = prompt_ids(tokenizer, recipe.start) if recipe.num_samples and tokenizer else None
-        block_size = recipe.block_size or config.block_size
-        if block_size > config.block_size:
-            raise UsageError(f"block_size: {block_size:,} is more than the {config.block_size:,} positions of {recipe.init_from}")
-        isolated = _isolated(recipe, datasets)
+        block_size = block_size_of(recipe, config)
+        isolated = is_isolated(recipe, datasets)
         splits, identity = {}, {}
         for split in ("train", "val"):
             parts = []
@@ -126,15 +120,7 @@ def assemble(recipe, machine, say):
         _check_disk(recipe, schedule, config)
 
     network = _network(recipe, config, block_size, saved, say)
-    network.gradient_checkpointing = recipe.gradient_checkpointing
-    network.to(machine.device).train()
-    if isolated:
-        isolation.check(network, machine, block_size, recipe.dropout, say)
-    optimizer = optim.adamw(network, recipe)
-    if machine.compile:
-        # flex attention is compiled block by block, as it was checked
-        _compile(network, whole=network.config.n_layer <= COMPILED_WHOLE and machine.accelerator.num_processes == 1 and not isolated)
-    model = machine.accelerator.prepare_model(network)
+    model, optimizer = ready(network, recipe, machine, block_size, isolated, say)
     run = Run(
         recipe=recipe,
         schedule=schedule,
@@ -165,6 +151,36 @@ def assemble(recipe, machine, say):
     return run
 
 
+def ready(network, recipe, machine, block_size, isolated, say):
+    """`(model, optimizer)`: a network on the device, checked, compiled and wrapped as the recipe and the machine have it."""
+    network.gradient_checkpointing = recipe.gradient_checkpointing
+    network.to(machine.device).train()
+    if isolated:
+        isolation.check(network, machine, block_size, recipe.dropout, say)
+    optimizer = optim.adamw(network, recipe)
+    if machine.compile:
+        # flex attention is compiled block by block, as it was checked
+        _compile(network, whole=network.config.n_layer <= COMPILED_WHOLE and machine.accelerator.num_processes == 1 and not isolated)
+    return machine.accelerator.prepare_model(network), optimizer
+
+
+def open_datasets(recipe, tokenizer):
+    """The Datasets of a recipe, which go together; `tokenizer` gives the choice for a text that is prepared now. Raises UsageError."""
+    datasets = [open_dataset(name.strip(), tokenizer, recipe.val_fraction or 0.1) for name in recipe.dataset.split(",")]
+    for dataset in datasets:
+        _check_given(recipe, dataset)
+    _check_alike(datasets)
+    return datasets
+
+
+def block_size_of(recipe, config):
+    """Tokens of context in a run. Raises UsageError when the model has fewer positions."""
+    block_size = recipe.block_size or config.block_size
+    if block_size > config.block_size:
+        raise UsageError(f"block_size: {block_size:,} is more than the {config.block_size:,} positions of {recipe.init_from}")
+    return block_size
+
+
 def _order(recipe, train):
     rows = recipe.batch_size * recipe.gradient_accumulation_steps
     if weights := recipes.weights(recipe):
@@ -172,7 +188,7 @@ def _order(recipe, train):
     return Order(train.num_rows, rows, recipe.seed)
 
 
-def _isolated(recipe, datasets):
+def is_isolated(recipe, datasets):
     """Whether documents are isolated. Raises UsageError where that is asked for and nothing says where they end."""
     if recipe.isolate_documents == "auto":
         return all(dataset.mask("train") for dataset in datasets)
@@ -293,9 +309,13 @@ def _plan_model(recipe, dataset, saved):
         return GPTConfig(**saved[2]["config"]), _model_tokenizer(recipe)
     if recipe.init_from != "scratch":
         return weights.load_config(recipe.init_from), _model_tokenizer(recipe)
-    tokenizer = dataset.tokenizer
+    return config_from_scratch(recipe, dataset.tokenizer), dataset.tokenizer
+
+
+def config_from_scratch(recipe, tokenizer):
+    """The shape of a model that is trained from scratch on ids of a tokenizer; None is GPT-2's."""
     end = tokenizer.eot if tokenizer else 50256
-    config = GPTConfig(
+    return GPTConfig(
         block_size=recipe.block_size or 1024,
         vocab_size=tokenizer.vocab_size if tokenizer else 50257,
         n_layer=recipe.n_layer or 12,
@@ -304,10 +324,9 @@ def _plan_model(recipe, dataset, saved):
         bos_token_id=end,
         eos_token_id=end,
     )
-    return config, tokenizer
 
 
-def _agreed_tokenizer(recipe, dataset, config, model_tokenizer):
+def agreed_tokenizer(recipe, dataset, config, model_tokenizer):
     """The tokenizer that data and model share. Raises UsageError naming both when they do not."""
     ours, theirs = dataset.tokenizer, model_tokenizer
     if ours is None:
@@ -348,12 +367,18 @@ def _check_disk(recipe, schedule, config):
     """Raise UsageError when the checkpoints of this run will not fit."""
     if recipe.eval_only:
         return
-    parameters = sum(math.prod(shape) for shape in convert.shapes(config).values())
-    models = 2 + (schedule.length // schedule.eval_interval if recipe.always_save_checkpoint else 0)  # best/ is there twice while it is written
-    needed = parameters * (12 * (checkpoint.KEEP + 1) + 4 * models)  # states are weights and two moments, one more while saving
+    needed = sum(checkpoint_bytes(recipe, schedule, config).values())
     free = checkpoint.free_bytes(recipe.out_dir) + checkpoint.used_bytes(recipe.out_dir)
     if free < needed:
         raise UsageError(f"out_dir {recipe.out_dir}: {free / 1e9:.1f} GB free for them, and the checkpoints of this run need {needed / 1e9:.1f} GB")
+
+
+def checkpoint_bytes(recipe, schedule, config):
+    """{what: bytes} that the checkpoints of a run take at most, with the one more of each that there is while it is written."""
+    parameters = convert.num_parameters(config)
+    states = checkpoint.KEEP + 1  # weights and two moments each
+    models = 2 + (schedule.length // schedule.eval_interval if recipe.always_save_checkpoint else 0)
+    return {"last/": 12 * states * parameters, "best/": 4 * models * parameters}
 
 
 def _network(recipe, config, block_size, saved, say):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from finetune.data.batches import sent
-from finetune.training.memory import is_out_of_memory
+from finetune.training.memory import is_out_of_memory, rows_of_evaluation
 
 
 class Outcome:
@@ -95,9 +95,7 @@ def evaluate(run, blocks, rows):
     """Mean nats per target token over these rows, the same for every batch size and number of processes. Draws no random number."""
     accelerator, model = run.machine.accelerator, run.network
     mine = np.asarray(rows)[accelerator.process_index :: accelerator.num_processes]
-    widest = blocks.block_size * max(model.config.vocab_size, 16 * model.config.n_embd)
-    room = 1 << (29 if run.machine.device.type == "cuda" else 26)  # logits or activations of 2 GB or 256 MB
-    size = max(1, min(256, room // widest))
+    size = rows_of_evaluation(model.config, blocks.block_size, run.machine.device.type)
     total = torch.zeros((), device=run.machine.device, dtype=torch.float64 if run.machine.device.type != "mps" else torch.float32)
     was_training = model.training
     model.eval()

@@ -1,0 +1,288 @@
+"""A recipe, its data and this machine, put together into a Plan: every count that training will print, and some that it will not."""
+
+import dataclasses
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from finetune import recipe as recipes
+from finetune.cli import UsageError
+from finetune.data import bins, cache, packing
+from finetune.data import tokenizer as tokenizers
+from finetune.gpt import GPTConfig, convert, weights
+from finetune.gpt.model import SHAPES
+from finetune.training import checkpoint, loop, machine, memory, start
+
+CHARACTERS = 100  # of a vocabulary that nobody has seen yet
+
+
+@dataclass
+class Data:
+    """How much there is to read: tokens and blocks of each split."""
+
+    name: str
+    tokens: dict
+    rows: dict
+    tokenizer: str
+    isolated: bool
+    document: int | None = None  # tokens of a document on average, where documents are isolated
+
+
+@dataclass
+class Plan:
+    """What a run is going to be. Sizes are in bytes, times in seconds."""
+
+    recipe: recipes.Recipe
+    origins: dict  # of the keys that were given: 'recipes/x.yaml:3' or '--key'
+    processes: int
+    config: GPTConfig
+    data: Data
+    schedule: recipes.Schedule
+    done: int  # updates that a resumed run has made already
+    device: str
+    dtype: str
+    compile: bool
+    available: int | None  # memory that the device has to give
+    disk: dict  # what checkpoints take
+    disk_free: int
+    program: int  # memory of the process without a model
+    timing: object | None = None  # timing.Timing
+    untimed: str = "quick=true"  # why there is none
+
+    @property
+    def block_size(self):
+        return self.config.block_size
+
+    @property
+    def rows(self):
+        """Blocks of an update."""
+        return self.recipe.batch_size * self.recipe.gradient_accumulation_steps
+
+    @property
+    def tokens(self):
+        """Tokens of an update."""
+        return self.rows * self.block_size
+
+    @property
+    def passes(self):
+        return self.schedule.length * self.rows / self.data.rows["train"]
+
+    @property
+    def pretrained(self):
+        return self.recipe.init_from != "scratch"
+
+    @property
+    def remaining(self):
+        return max(0, self.schedule.length - self.done)
+
+    @property
+    def evaluations(self):
+        """How often both splits will be measured."""
+        return _multiples(self.done - (self.done == 0), self.schedule.length, self.schedule.eval_interval)
+
+    @property
+    def saves(self):
+        """How often a state will be saved."""
+        return _multiples(self.done, self.schedule.length, self.schedule.save_interval)
+
+    @property
+    def rows_of_evaluation(self):
+        """Blocks that an evaluation reads, of train and of val."""
+        limit = self.recipe.eval_iters and self.recipe.eval_iters * self.recipe.batch_size
+        train = limit or max(1, loop.TRAIN_PROBE // self.block_size)
+        return min(train, self.data.rows["train"]), min(limit or self.data.rows["val"], self.data.rows["val"])
+
+    def needs(self, evaluated=None, **changes):
+        """The memory.Needs of a process; of the plan with another batch_size or gradient_checkpointing, if given."""
+        recipe = dataclasses.replace(self.recipe, **changes)
+        return memory.needs(
+            self.config,
+            recipe.batch_size,
+            self.block_size,
+            self.device,
+            self.dtype,
+            self.compile,
+            recipe.gradient_checkpointing,
+            recipe.dropout,
+            accumulates=self.rows > recipe.batch_size * self.processes,
+            processes=self.processes,
+            program=self.program,
+            evaluated=evaluated or max(self.rows_of_evaluation),
+        )
+
+    def takes(self, **changes):
+        """Memory that a device must have, for all the processes on it."""
+        if self.device == "cpu":
+            return self.needs(**changes).peak * self.processes
+        return self.needs(evaluated=1, **changes).peak  # where a GPU has no room, evaluations take less by themselves
+
+    @property
+    def fits(self):
+        """Whether memory suffices."""
+        return self.available is None or self.takes() <= self.available
+
+    @property
+    def disk_needed(self):
+        return sum(self.disk.values())
+
+    @property
+    def exchanged(self):
+        """Bytes that each process sends in an update: a ring all-reduce of float32 gradients."""
+        return 2 * (self.processes - 1) * 4 * convert.num_parameters(self.config) // self.processes
+
+    def seconds(self):
+        """{what: seconds} of the run from the start of its process to its end. Only of a plan that was timed."""
+        timing, recipe = self.timing, self.recipe
+        share = 1 if self.device == "cpu" else self.processes  # on a CPU they share its cores
+        micro_batches = recipe.gradient_accumulation_steps / share
+        update = timing.update + (micro_batches - 1) * timing.micro_batch
+        models = self.evaluations + (self.evaluations if recipe.always_save_checkpoint else 0)
+        parameters = convert.num_parameters(self.config)
+        return {
+            "start": timing.start + timing.warm_up,
+            "updates": self.remaining * update,
+            "evaluations": self.evaluations * sum(self.rows_of_evaluation) * timing.row / share,
+            "checkpoints": (12 * self.saves + 4 * models) * parameters * timing.byte,
+            "samples": self._sampling() if recipe.num_samples else 0.0,
+        }
+
+    def _sampling(self):
+        new, within = self.recipe.max_new_tokens, min(self.recipe.max_new_tokens, self.block_size)
+        # past the context every token costs a pass over all of it
+        return within * self.timing.token + (new - within) * self.recipe.num_samples * self.timing.row
+
+    def largest_batch(self, **changes):
+        """The largest batch_size that fits and pays at the same blocks an update; None when not even 1 fits."""
+        most = max(1, memory.MOST_TOKENS[self.device] // self.block_size)
+        sizes = [size for size in range(min(most, self.rows), 0, -1) if self.rows % (size * self.processes) == 0]
+        return next((size for size in sizes if self.available is None or self.takes(batch_size=size, **changes) <= self.available), None)
+
+
+def plan(recipe, origins, tokens=None, processes=1):
+    """The Plan of a recipe for its dataset, or for so many `tokens` of a text that is not there yet. Raises UsageError."""
+    device = machine.choose_device(recipe.device)
+    saved = _saved(recipe) if recipe.init_from == "resume" else {}
+    if tokens is None:
+        datasets = start.open_datasets(recipe, lambda: _tokenizer_choice(recipe))
+        config, tokenizer = _model(recipe, datasets[0].tokenizer, saved)
+        tokenizer = start.agreed_tokenizer(recipe, datasets[0], config, tokenizer)
+        block_size = start.block_size_of(recipe, config)
+        data = _measured(recipe, datasets, config, block_size, tokenizer)
+    else:
+        config, _ = _model(recipe, None, saved)
+        block_size = start.block_size_of(recipe, config)
+        data = _imagined(recipe, tokens, block_size)
+    config = dataclasses.replace(config, block_size=block_size, dropout=recipe.dropout)
+    schedule = recipes.schedule(recipe, data.rows["train"])
+    dtype = str(machine.best_dtype(recipe.dtype, device)).removeprefix("torch.")
+    made = Plan(
+        recipe=recipe,
+        origins=origins,
+        processes=processes,
+        config=config,
+        data=data,
+        schedule=schedule,
+        done=saved.get("iteration", 0),
+        device=device.type,
+        dtype=dtype,
+        compile=recipe.compile == "true" or (recipe.compile == "auto" and device.type == "cuda"),
+        available=memory.available_bytes(device.type),
+        disk=start.checkpoint_bytes(recipe, schedule, config),
+        disk_free=_free(recipe.out_dir),
+        program=memory.PROGRAM if device.type == "cpu" else 0,
+    )
+    if recipe.auto_batch_size:
+        size = made.largest_batch() or 1
+        made = dataclasses.replace(made, recipe=dataclasses.replace(recipe, batch_size=size, gradient_accumulation_steps=made.rows // size))
+    return made
+
+
+def _measured(recipe, datasets, config, block_size, tokenizer):
+    """The Data of prepared directories, checked as training checks them."""
+    isolated, tokens, rows, documents = start.is_isolated(recipe, datasets), {}, {}, []
+    for split in ("train", "val"):
+        tokens[split] = rows[split] = 0
+        for dataset in datasets:
+            contents = bins.survey(dataset, split)
+            bins.check_ids(dataset, split, contents, config.vocab_size, recipe.init_from)
+            tokens[split] += contents.tokens
+            if isolated:
+                ends = dataset.document_ends(split)
+                packed = packing.pack(ends, block_size + 1)[2]
+                rows[split] += int(packed[-1]) + 1 if len(packed) else 0
+                documents.append(contents.tokens / len(ends))
+            else:
+                cache.check_length(dataset, split, block_size, contents.tokens)
+                rows[split] += cache.num_rows(contents.tokens, block_size)
+    name = ", ".join(str(dataset.directory) for dataset in datasets)
+    described = tokenizer.describe()["name"] if tokenizer else "an unknown tokenizer"
+    return Data(name, tokens, rows, described, isolated, max(2, round(sum(documents) / len(documents))) if isolated else None)
+
+
+def _imagined(recipe, tokens, block_size):
+    """The Data of a text that is not there yet."""
+    val = max(1, round(tokens * (recipe.val_fraction or 0.1)))
+    counts = {"train": tokens - val, "val": val}
+    for split, count in counts.items():
+        if count < block_size + 1:
+            raise UsageError(f"--tokens: {count:,} of {tokens:,} tokens would be {split}, and a block of {block_size:,} needs {block_size + 1:,}")
+    rows = {split: cache.num_rows(count, block_size) for split, count in counts.items()}
+    kind = f"{CHARACTERS} different characters" if recipe.tokenizer == "char" else "gpt2" if recipe.tokenizer == "auto" else recipe.tokenizer
+    return Data("a text that is not there yet", counts, rows, kind, recipe.isolate_documents == "true")
+
+
+def _model(recipe, tokenizer, saved):
+    """`(config, tokenizer)` of the model, without its weights: shapes of the four sizes are known, of another Hub model config.json is."""
+    if saved:
+        return GPTConfig(**saved["config"]), None
+    if recipe.init_from == "scratch":
+        config = start.config_from_scratch(recipe, tokenizer)
+        return dataclasses.replace(config, vocab_size=CHARACTERS) if not tokenizer and recipe.tokenizer == "char" else config, tokenizer
+    if recipe.init_from in SHAPES and not Path(recipe.init_from).exists():
+        L, H, C = SHAPES[recipe.init_from]
+        return GPTConfig(n_layer=L, n_head=H, n_embd=C, bos_token_id=50256, eos_token_id=50256), None
+    if weights.is_hub_id(recipe.init_from):
+        return weights.load_hub_config(recipe.init_from), None
+    path = weights.find(recipe.init_from)
+    return weights.load_config(recipe.init_from), tokenizers.from_directory(path) if path.is_dir() else None
+
+
+def _tokenizer_choice(recipe):
+    if recipe.tokenizer != "auto":
+        return recipe.tokenizer
+    path = Path(recipe.init_from).expanduser()
+    return str(weights.find(recipe.init_from)) if path.is_dir() and tokenizers.from_directory(weights.find(recipe.init_from)) else "gpt2"
+
+
+def _saved(recipe):
+    """What state.json of the newest state says, without its tensors."""
+    for directory in checkpoint.states(recipe.out_dir):
+        try:
+            return json.loads((directory / "state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+    raise UsageError(f"{recipe.out_dir}: nothing to resume; it has no last/step-*. Start a run with another init_from")
+
+
+def _free(out_dir):
+    """Free bytes where out_dir is or will be, with those of checkpoints that will be replaced."""
+    place = Path(out_dir).resolve()
+    used = checkpoint.used_bytes(place)
+    while not place.is_dir():
+        place = place.parent
+    return shutil.disk_usage(place).free + used
+
+
+def _multiples(after, last, interval):
+    """How many steps above `after` up to `last` are multiples of `interval` or `last` itself."""
+    return max(0, last // interval - math.floor(after / interval) + (last % interval != 0 and last > after))
+
+
+def device_name(plan):
+    if plan.device == "cuda":
+        return torch.cuda.get_device_name()
+    return {"cpu": "CPU", "mps": "Apple GPU"}[plan.device]

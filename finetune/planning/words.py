@@ -1,0 +1,199 @@
+"""A Plan in words: one line a fact, with the names the recipe has for it."""
+
+import dataclasses
+
+from finetune import recipe as recipes
+from finetune.gpt import convert
+from finetune.planning import advice
+from finetune.planning.outlook import device_name
+from finetune.training.progress import duration
+
+LINK = 100e9 / 8  # bytes a second of a link of 100 Gbit/s
+
+
+def report(plan):
+    """The plan, and below it what stands out."""
+    lines = [*_run(plan), *_memory(plan), *_disk(plan), *_time(plan), *_exchange(plan)]
+    text = "\n".join(f"{name:<15}{line}".rstrip() for name, line in lines)
+    if found := advice.advice(plan):
+        text += "\n\nwhat stands out:\n" + "\n".join(f"- {line}" for line in found)
+    return text
+
+
+def shortage(plan):
+    """What does not suffice, in capitals, with the way out; empty when everything does."""
+    lines = []
+    if not plan.fits:
+        takes = gigabytes(plan.takes())
+        lines.append(f"NOT ENOUGH MEMORY: IT TAKES {takes}, AND {gigabytes(plan.available)} ARE FREE on {device_name(plan)}. {_way_out(plan)}")
+    if plan.disk_needed > plan.disk_free:
+        lines.append(
+            f"NOT ENOUGH DISK SPACE: CHECKPOINTS TAKE {gigabytes(plan.disk_needed)}, AND {gigabytes(plan.disk_free)} ARE FREE for {plan.recipe.out_dir}. "
+            "Free some, or choose another out_dir."
+        )
+    return "\n".join(lines)
+
+
+def explanation(plan):
+    """Every key of the recipe: its value, where that is from, and why."""
+    rows = []
+    for field in dataclasses.fields(recipes.Recipe):
+        value, origin, why = resolved(plan, field)
+        rows.append((field.name, value, origin, why))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join("  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths)), row[3]]) for row in rows)
+
+
+def resolved(plan, field):
+    """`(value, origin, why)` of a key in words; what was worked out from other keys is 'derived'."""
+    name, value = field.name, getattr(plan.recipe, field.name)
+    origin = plan.origins.get(name, "default")
+    why = WHY[name](plan) if name in WHY else None
+    if name in DERIVED and value in (None, "auto"):
+        return _value(DERIVED[name](plan)), "derived", why or field.metadata["help"]
+    if name == "warmup_iters" and value != plan.schedule.warmup_iters:
+        return _value(plan.schedule.warmup_iters), "derived", f"{why}; the {value:,} of {origin} are for a longer run"
+    if plan.recipe.auto_batch_size and name in ("batch_size", "gradient_accumulation_steps"):
+        return _value(value), "derived", "batch_size=auto: the largest micro-batch that fits and pays, at the same blocks an update"
+    return _value(value), origin, why or field.metadata["help"]
+
+
+DERIVED = {
+    "block_size": lambda plan: plan.block_size,
+    "n_layer": lambda plan: plan.config.n_layer,
+    "n_head": lambda plan: plan.config.n_head,
+    "n_embd": lambda plan: plan.config.n_embd,
+    "isolate_documents": lambda plan: str(plan.data.isolated).lower(),
+    "warmup_iters": lambda plan: plan.schedule.warmup_iters,
+    "lr_decay_iters": lambda plan: plan.schedule.lr_decay_iters,
+    "min_lr": lambda plan: plan.schedule.min_lr,
+    "eval_interval": lambda plan: plan.schedule.eval_interval,
+    "save_interval": lambda plan: plan.schedule.save_interval,
+    "tokenizer": lambda plan: plan.data.tokenizer,
+    "val_fraction": lambda plan: 0.1,
+    "device": lambda plan: plan.device,
+    "dtype": lambda plan: plan.dtype,
+    "compile": lambda plan: str(plan.compile).lower(),
+    "wandb_run_name": lambda plan: plan.recipe.out_dir.rstrip("/").split("/")[-1],
+}
+
+WHY = {
+    "init_from": lambda plan: f"{parameters(plan):,} parameters; the guide takes {advice.size_for(plan.data.tokens['train'])[0]} for this much text",
+    "dataset": lambda plan: f"{plan.data.tokens['train']:,} tokens to train on, {plan.data.tokens['val']:,} to validate on",
+    "tokenizer": lambda plan: "the ids that data and model share",
+    "block_size": lambda plan: "the positions of the model" if plan.recipe.block_size is None else "less context than the model has saves memory and time",
+    "n_layer": lambda plan: "the model's own" if plan.pretrained else "from scratch",
+    "n_head": lambda plan: "the model's own" if plan.pretrained else "from scratch",
+    "n_embd": lambda plan: "the model's own" if plan.pretrained else "from scratch",
+    "batch_size": lambda plan: f"{plan.recipe.batch_size} x {plan.block_size:,} tokens go through the model at a time; memory decides how many can",
+    "gradient_accumulation_steps": lambda plan: f"{plan.recipe.batch_size} x {plan.recipe.gradient_accumulation_steps} x {plan.block_size:,} = {plan.tokens:,} tokens an update",
+    "max_iters": lambda plan: "ends the run" if plan.schedule.length == plan.recipe.max_iters else f"a ceiling; epochs ends the run at {plan.schedule.length:,}",
+    "epochs": lambda plan: f"the run is {passes(plan)} passes over the data; {advice.sensible_passes(plan)} are the most that pay",
+    "learning_rate": lambda plan: "{:.2g} to {:.2g} is usual for ".format(*advice.rates_for(plan)) + (f"pretrained weights and {plan.data.tokens['train']:,} tokens" if plan.pretrained else f"{plan.config.n_embd} wide from scratch"),
+    "warmup_iters": lambda plan: f"a tenth of {plan.schedule.length:,} updates, at most 100" if plan.recipe.warmup_iters != plan.schedule.warmup_iters else "as given",
+    "lr_decay_iters": lambda plan: "the decay ends where the run ends" if plan.recipe.lr_decay_iters is None else "as given",
+    "min_lr": lambda plan: "a tenth of learning_rate" if plan.recipe.min_lr is None else "as given",
+    "eval_interval": lambda plan: f"{plan.evaluations:,} evaluations of {sum(plan.rows_of_evaluation):,} blocks",
+    "save_interval": lambda plan: "as often as evaluations" if plan.recipe.save_interval is None else "as given",
+    "val_fraction": lambda plan: "of a text that is prepared; data that are prepared have theirs",
+    "device": lambda plan: device_name(plan),
+    "dtype": lambda plan: "the fastest arithmetic of matrix products that this device has; weights stay float32" if plan.recipe.dtype == "auto" else "as given",
+    "compile": lambda plan: "pays on CUDA only" if plan.recipe.compile == "auto" else "as given",
+    "isolate_documents": lambda plan: "on for instruction data" if plan.recipe.isolate_documents == "auto" else "as given",
+}  # fmt: skip
+
+
+def parameters(plan):
+    return convert.num_parameters(plan.config)
+
+
+def gigabytes(size):
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+
+
+def passes(plan):
+    return f"{plan.passes:,.0f}" if plan.passes >= 100 else f"{plan.passes:.1f}"
+
+
+def _run(plan):
+    recipe, config, schedule, rows = plan.recipe, plan.config, plan.schedule, plan.data.rows
+    count = parameters(plan)
+    yield "model", f"{recipe.init_from}: {count:,} parameters; {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide"
+    tokens = plan.data.tokens
+    yield "data", f"{plan.data.name}: {tokens['train']:,} tokens to train on, {tokens['val']:,} to validate on ({plan.data.tokenizer})"
+    isolated = ", of isolated documents" if plan.data.isolated else ""
+    yield "", f"{rows['train']:,} and {rows['val']:,} blocks of {plan.block_size:,}{isolated}"
+    auto = " (batch_size=auto)" if recipe.auto_batch_size else ""
+    yield (
+        "update",
+        f"{recipe.batch_size} x {recipe.gradient_accumulation_steps} x {plan.block_size:,} = {plan.tokens:,} tokens{auto}; {rows['train'] / plan.rows:,.1f} updates are a pass",
+    )
+    by_epochs = f"; epochs={recipe.epochs:g} ends it before max_iters={recipe.max_iters:,}" if schedule.length < recipe.max_iters else ""
+    yield "length", f"{schedule.length:,} updates, {passes(plan)} passes over the data{by_epochs}"
+    if plan.done:
+        yield "", f"{plan.done:,} of them are made, {plan.remaining:,} are left"
+    decay = f"cosine to {schedule.min_lr:g} at {schedule.lr_decay_iters:,}" if recipe.decay_lr else "then constant"
+    yield "learning rate", f"{recipe.learning_rate:g} after {schedule.warmup_iters:,} updates of warmup, {decay}"
+    train, val = plan.rows_of_evaluation
+    yield "evaluation", f"every {schedule.eval_interval:,} updates, {plan.evaluations:,} times: {val:,} blocks of val, {train:,} of train"
+
+
+def _memory(plan):
+    needs, processes = plan.needs(), plan.processes
+    each = f" for each of {processes} processes" if processes > 1 else ""
+    free = f"; {gigabytes(plan.available)} are free on {device_name(plan)}" if plan.available is not None else ""
+    yield "memory", f"{gigabytes(needs.peak)} at the most{each}, {plan.dtype}{free}"
+    instead = {"evaluation": " (when there are no gradients and no activations)", "saving": " (when there are no gradients and no activations)"}
+    for what, size in needs.parts.items():
+        if size >= 1e6:
+            yield "", f"{gigabytes(size):>9} {what}{instead.get(what, '')}"
+    if plan.timing and plan.timing.peak:
+        yield "", f"{gigabytes(plan.timing.peak):>9} were taken by the micro-steps that were timed"
+
+
+def _disk(plan):
+    parts = ", ".join(f"{gigabytes(size)} {what}" for what, size in plan.disk.items())
+    yield "disk", f"{gigabytes(plan.disk_needed)} for checkpoints ({parts}); {gigabytes(plan.disk_free)} are free for {plan.recipe.out_dir}"
+
+
+def _time(plan):
+    if not plan.timing:
+        yield "time", f"not measured: {plan.untimed}"
+        return
+    timing, seconds = plan.timing, plan.seconds()
+    speed = plan.tokens * plan.remaining / seconds["updates"] if plan.remaining else 0
+    yield "time", f"{duration(sum(seconds.values()))}, from three timed micro-steps with random weights"
+    counts = {"updates": f" of {plan.tokens:,} tokens, {speed:,.0f} tokens/s" if plan.remaining else "", "evaluations": f", {plan.evaluations:,}"}
+    counts["checkpoints"] = f", {plan.saves:,} states and at most {plan.evaluations:,} models"
+    for what, spent in seconds.items():
+        if spent:
+            yield "", f"{duration(spent):>9} {what}{counts.get(what, '')}"
+    if timing.rows < plan.recipe.batch_size:
+        yield "", f"(timed with {timing.rows} of the {plan.recipe.batch_size} blocks of a micro-batch)"
+    if plan.processes > 1:
+        yield "", f"(with {plan.processes} devices like this one; the exchange of gradients is not in it)"
+
+
+def _exchange(plan):
+    if plan.processes > 1:
+        sent = plan.exchanged
+        yield "communication", f"each of {plan.processes} processes sends {gigabytes(sent)} an update (ring all-reduce of float32 gradients)"
+        yield "", f"{sent / LINK * 1000:,.0f} ms over links of 100 Gbit/s, hidden in part behind the last backward pass"
+
+
+def _way_out(plan):
+    size = plan.largest_batch()
+    if size and size < plan.recipe.batch_size:
+        return f"The same updates fit with --batch_size={size} --gradient_accumulation_steps={plan.rows // size}."
+    size = plan.largest_batch(gradient_checkpointing=True)
+    if size:
+        return f"The same updates fit with --gradient_checkpointing=true --batch_size={size} --gradient_accumulation_steps={plan.rows // size}."
+    return "Take a smaller model, a smaller block_size or another device."
+
+
+def _value(value):
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else repr(value) if isinstance(value, str) and (not value or value != value.strip()) else str(value)
