@@ -44,7 +44,9 @@ def test_relative_links_resolve(page):
 def test_flags_named_in_prose_exist():
     verbs = [verb for verb in VERBS if verb != "train"]
     known = {name for verb in verbs for name in importlib.import_module(f"finetune.{verb}").Options.__dataclass_fields__}
-    known |= {*Recipe.__dataclass_fields__, "debug", "help", "key", "nproc_per_node", "multi_gpu", "outfile"}
+    known |= {*Recipe.__dataclass_fields__, "debug", "help", "key", "nproc_per_node", "outfile"}
+    known |= set("config_file num_processes num_machines machine_rank main_process_ip main_process_port gpu_ids cpu multi_gpu".split())  # accelerate
+    known |= set("nodes ntasks gpus cpus time signal requeue kill".split())  # SLURM
     for page, text in TEXTS.items():
         if page.parent.name == "benchmarks":  # these name flags of the scripts that wrote them
             continue

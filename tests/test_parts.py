@@ -48,6 +48,7 @@ CASES = {
     "few documents": lambda: {"names": [text("a.txt"), text("b.txt", 1)], "val_fraction": 0.3},
     "conversations": lambda: {"names": [conversations()]},
     "documents, then conversations": lambda: {"names": [documents(), conversations()]},
+    "conversations, then documents": lambda: {"names": [conversations(), documents()]},
     "another source for validation": lambda: {"names": [documents()], "val": [conversations()]},
     "a text validated on a text": lambda: {"names": [text("a.txt")], "val": [text("b.txt", 1)]},
     "long documents dropped": lambda: {"names": [documents()], "overflow": "drop", "max_tokens": 60},
@@ -63,7 +64,8 @@ def content(directory):
 
 @pytest.fixture
 def small_pieces(monkeypatch, bpe_directory):
-    """Pieces and chunks so small that a few kilobytes are many; and a tokenizer for them."""
+    """Pieces and chunks so small that a few kilobytes are many; and a tokenizer for them. Disks are not waited for."""
+    monkeypatch.setattr(bins.os, "fsync", lambda file: None)
     monkeypatch.setattr(preparing, "PIECE_CHARACTERS", 300)
     monkeypatch.setattr(preparing, "PIECE_DOCUMENTS", 4)
     monkeypatch.setattr(bins, "CHUNK_BYTES", 256)
@@ -74,7 +76,7 @@ def small_pieces(monkeypatch, bpe_directory):
 def test_joined_parts_are_what_one_machine_writes(case, small_pieces):
     choices = {"tokenizer": small_pieces, **CASES[case]()}
     prepare(out_dir="whole", **choices)
-    for count in (1, 2, 3, 7):
+    for count in (1, 2, 7):
         tokens = []
         for number in random.Random(count).sample(range(1, count + 1), count):
             part, _ = parts.write((number, count), out_dir=f"machine-{number}", **choices)
