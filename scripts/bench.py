@@ -266,7 +266,7 @@ def processes(options, work):
     setting = (
         f"{options.rounds} rounds of {options.steps} updates, of which the last {options.steps - WARM_UP} count, by their median; micro-batches of "
     )
-    setting += f"{options.batch_size} x {options.block_size} tokens; torchrun, gloo over the loopback device; the cores are the same, so the best there is to be had is 1.00"
+    setting += f"{options.batch_size} x {options.block_size} tokens; torchrun, gloo over the loopback device; the cores are the same, so there is nothing to be gained but what threads lose"
     return report(options, "processes", f"Training {options.size} by one process, and by two on the same cores", setting, rows, list(runs.values()))
 
 
