@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from finetune import GPT
-from finetune.training.loop import train
+from finetune.training.loop import Clock, train
 from finetune.training.progress import read_metrics
 
 
@@ -267,6 +267,19 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tiny_run):
         assert whole == parts, name
     whole, parts = ([(e["iter"], e["loss"], e["lr"]) for e in events(out, "iter")] for out in ("whole", "parts"))
     assert whole == parts
+
+
+def test_time_left_counts_the_evaluations_that_are_left(tiny):
+    """By listing the steps at which the loop evaluates: at multiples of eval_interval and at the end."""
+    for length, interval in ((20, 7), (21, 7), (5, 100)):
+        run = train(tiny(f"out{length}", max_iters=length, eval_interval=interval, save_interval=100))
+        assert [e["step"] for e in events(run.recipe.out_dir, "eval")] == sorted({*range(0, length + 1, interval), length})
+        clock = Clock(run)
+        clock.evaluation = 1000.0
+        for done in range(1, length + 1):
+            clock.restart(done - 1)
+            left = clock.read(done)[3]
+            assert left // 1000 == sum(e["step"] >= done for e in events(run.recipe.out_dir, "eval"))
 
 
 def test_a_run_that_is_done_says_so_when_it_is_resumed(tiny_run, command):

@@ -84,7 +84,8 @@ def _loop(run, progress):
             stop = next((name for name in signals if name in guard.STOPPING), None)
             evaluated = bool(run.evaluations) and run.evaluations[-1]["step"] == step
             if evaluation_due and not evaluated and (last or not stop):
-                _evaluate(run, progress)
+                with clock.evaluating():
+                    _evaluate(run, progress)
                 _warn(run, progress, warned)
                 clock.restart()
             ended = last or _out_of_patience(run)
@@ -132,18 +133,25 @@ def _look(run, progress, clock, step, lr, outcome):
 
 
 class Clock:
-    """Time of an update, averaged since the clock was last read or restarted."""
+    """Time of an update, averaged since the clock was last read or restarted, and of the last evaluation."""
 
     def __init__(self, run):
         recipe = run.recipe
         self.run = run
         self.tokens = run.train.block_size * recipe.batch_size * recipe.gradient_accumulation_steps
         self.flops = flops_per_token(run.network.config) * self.tokens
+        self.evaluation = 0.0
         self.restart()
 
     def restart(self, done=None):
         """Count from `done` updates on, by default from those the run has made."""
         self.since, self.began = self.run.iteration if done is None else done, time.perf_counter()
+
+    @contextlib.contextmanager
+    def evaluating(self):
+        began = time.perf_counter()
+        yield
+        self.evaluation = time.perf_counter() - began
 
     def read(self, done):
         """(seconds an update, tokens an update, mfu, seconds left) when `done` updates are made."""
@@ -151,7 +159,9 @@ class Clock:
         seconds = (time.perf_counter() - self.began) / max(1, done - self.since)
         self.restart(done)
         mfu = self.flops / seconds / (run.peak[0] * run.machine.accelerator.num_processes)
-        return seconds, self.tokens, mfu, seconds * (run.schedule.length - done)
+        length, interval = run.schedule.length, run.schedule.eval_interval
+        evaluations = -(-length // interval) - (done - 1) // interval  # at every multiple, from this step on, and at the end
+        return seconds, self.tokens, mfu, seconds * (length - done) + self.evaluation * evaluations
 
 
 def _evaluate(run, progress):
