@@ -222,7 +222,7 @@ def test_nanogpts_own_bins_train(command, corpus):
     directory = write_bins(Path("data/nano"), ids[: int(len(ids) * 0.9)], ids[int(len(ids) * 0.9) :])
     content = {"vocab_size": len(chars), "itos": dict(enumerate(chars)), "stoi": {char: i for i, char in enumerate(chars)}}
     (directory / "meta.pkl").write_bytes(pickle.dumps(content))
-    flags = "--init_from=scratch --dataset=nano --n_layer=1 --n_head=1 --n_embd=16 --block_size=16 --batch_size=4 --gradient_accumulation_steps=1 --max_iters=5 --num_samples=1"
+    flags = "--init_from=scratch --dataset=nano --n_layer=1 --n_head=1 --n_embd=16 --block_size=16 --batch_size=4 --gradient_accumulation_steps=1 --max_iters=5 --eval_iters=1 --num_samples=1"
     code, out, error = command("train", *flags.split())
     assert code == 0, error
     assert GPT.from_pretrained("out").config.vocab_size == len(chars)
