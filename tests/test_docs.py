@@ -1,5 +1,6 @@
 """What README and docs show is true: commands parse, links resolve, figures and quotations are those of the code and the recipes."""
 
+import ast
 import importlib
 import re
 import shlex
@@ -37,6 +38,30 @@ def test_commands_are_understood(verb, rest, monkeypatch):
 
 def test_there_are_commands():
     assert len(list(commands())) >= 5
+
+
+# lines of other people's commands, which no test can run as they are: they install, ask, want a GPU, or serve until they are stopped
+OTHERS = (
+    "python3 -m venv", "pip install", "hf auth login", "accelerate config", "pytest", "ruff", "transformers serve", "curl localhost:8000", "vllm serve",
+    "python llama.cpp/convert_hf_to_gguf.py", "llama-cli",
+)  # fmt: skip
+
+
+def test_every_block_is_checked():
+    seen = set()
+    for page, text in TEXTS.items():
+        for language, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```$", text, re.S | re.M):
+            assert language in ("", "sh", "python", "yaml"), f"{page.name}: {language}"
+            if language == "python":
+                ast.parse(block)
+            elif language == "yaml":
+                assert yaml.safe_load(block).keys() <= Recipe.__dataclass_fields__.keys(), page.name
+            for line in block.replace("\\\n", " ").splitlines() if language == "sh" else ():
+                other = next((other for other in OTHERS if line.startswith(other)), None)
+                python = re.match(r'python -c "(.*)"', line)
+                assert COMMAND.search(line) or other or (python and ast.parse(python[1])), f"{page.name}: {line}"
+                seen.add(other)
+    assert seen >= set(OTHERS), set(OTHERS) - seen
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
