@@ -81,12 +81,19 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, {"errors": [], "warnings": []})
         parts = path.split("/")
         if path.startswith("api/models/"):
-            return self.api("/".join(parts[2:4]), parts[4:], parse_qs(url.query))
+            name, rest = self.named(parts[2:])
+            return self.api(name, rest, parse_qs(url.query))
         if path.endswith(".git/info/lfs/objects/batch"):
             return self.batch(json.loads(self.body))
-        if len(parts) > 4 and parts[2] == "resolve":
-            return self.resolve("/".join(parts[:2]), "/".join(parts[4:]))
+        name, rest = self.named(parts)
+        if len(rest) > 2 and rest[0] == "resolve":
+            return self.resolve(name, "/".join(rest[2:]))
         return self.answer(404, {"error": "no such place"}, X_Error_Code="EntryNotFound")
+
+    def named(self, parts):
+        """A repository and the rest of an address. Some old ones, like gpt2, have no owner in their name."""
+        length = 1 if parts[0] in self.server.repositories else 2
+        return "/".join(parts[:length]), parts[length:]
 
     do_GET = do_POST = do_PUT = do_HEAD = handle_any
 

@@ -1,20 +1,24 @@
-"""What README and docs show is true: commands parse, links resolve."""
+"""What README and docs show is true: commands parse, links resolve, figures and quotations are those of the code and the recipes."""
 
+import ast
 import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
+import finetune
 from finetune.__main__ import VERBS
 from finetune.cli import parse
 from finetune.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "recipes/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
-COMMAND = re.compile(r"(?:python -m|accelerate launch -m|torchrun \S+ -m) finetune\.(\w+)([^`\n]*)")
+RECIPES = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "recipes").glob("*.yaml"))}
+COMMAND = re.compile(r"(?:python -m|accelerate launch (?:--\S+ )*-m|torchrun \S+ -m) finetune\.(\w+)([^`\n]*)")
 
 
 def commands():
@@ -28,6 +32,7 @@ def commands():
 def test_commands_are_understood(verb, rest, monkeypatch):
     monkeypatch.chdir(ROOT)
     options = Recipe if verb == "train" else importlib.import_module(f"finetune.{verb}").Options
+    rest = rest.replace("out-mine/recipe.yaml", "recipes/small.yaml")  # which a run would leave
     parse(options, shlex.split(rest, comments=True), "")
 
 
@@ -35,10 +40,44 @@ def test_there_are_commands():
     assert len(list(commands())) >= 5
 
 
+# lines of other people's commands, which no test can run as they are: they install, ask, want a GPU, or serve until they are stopped
+OTHERS = (
+    "python3 -m venv", "pip install", "hf auth login", "accelerate config", "pytest", "ruff", "transformers serve", "curl localhost:8000", "vllm serve",
+    "python llama.cpp/convert_hf_to_gguf.py", "llama-cli",
+)  # fmt: skip
+
+
+def test_every_block_is_checked():
+    seen = set()
+    for page, text in TEXTS.items():
+        for language, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```$", text, re.S | re.M):
+            assert language in ("", "sh", "python", "yaml"), f"{page.name}: {language}"
+            if language == "python":
+                ast.parse(block)
+            elif language == "yaml":
+                assert yaml.safe_load(block).keys() <= Recipe.__dataclass_fields__.keys(), page.name
+            for line in block.replace("\\\n", " ").splitlines() if language == "sh" else ():
+                other = next((other for other in OTHERS if line.startswith(other)), None)
+                python = re.match(r'python -c "(.*)"', line)
+                assert COMMAND.search(line) or other or (python and ast.parse(python[1])), f"{page.name}: {line}"
+                seen.add(other)
+    assert seen >= set(OTHERS), set(OTHERS) - seen
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_relative_links_resolve(page):
-    for target in re.findall(r"\]\(([^)#]+)", TEXTS[page]):
-        assert target.startswith("http") or (page.parent / target).exists(), target
+    for target in re.findall(r"\]\(([^)]+)", TEXTS[page]):
+        if not target.startswith("http"):
+            path, _, anchor = target.partition("#")
+            there = page.parent / path if path else page
+            assert there.exists(), target
+            assert not anchor or anchor in anchors(there.read_text(encoding="utf-8")), target
+
+
+def anchors(text):
+    """The names under which GitHub finds the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_flags_named_in_prose_exist():
@@ -52,6 +91,90 @@ def test_flags_named_in_prose_exist():
             continue
         for name in re.findall(r"--([a-z][a-z_]+)\b", text):
             assert name in known, f"{page.name}: --{name}"
+
+
+def quoted(text):
+    """The `key: value` pairs that a text about recipes quotes, as (recipe named last before it, key, value)."""
+    name = None
+    for named, pair in re.findall(r"(\w+\.yaml)|`(\w+: [^`]+)`", text):
+        name = named or name
+        for key, value in yaml.safe_load(pair).items() if pair else ():
+            yield name, key, value
+
+
+def test_recipes_are_explained_as_they_are():
+    text = TEXTS[ROOT / "recipes/README.md"]
+    told = {name: {} for name in RECIPES}
+    for name, key, value in quoted(text.partition("## One recipe")[2].partition("## A recipe of your own")[0]):
+        assert RECIPES[name][key] == value, f"{name}: {key}: {value}"
+        told[name][key] = value
+    assert told["small.yaml"] == RECIPES["small.yaml"]
+    defaults = {name: field.default for name, field in Recipe.__dataclass_fields__.items()}
+    ordinary = {**defaults, **RECIPES["small.yaml"]}
+    for name, values in RECIPES.items():
+        own = {key for key, value in values.items() if ordinary[key] != value} - {"dataset", "out_dir"}
+        assert own <= told[name].keys(), f"{name}: {own - told[name].keys()} is not explained"
+        assert f"[{name}]({name})" in text
+
+
+def table(page, heading):
+    """The rows of the table whose headings begin with `heading`, as lists of cells."""
+    lines = iter(TEXTS[page].splitlines())
+    assert any(line.startswith(f"| {heading} |") for line in lines), f"{page.name}: {heading}"
+    next(lines)
+    for line in lines:
+        if not line.startswith("|"):
+            return
+        yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+QUICKSTART = ROOT / "docs/quickstart.md"
+
+
+def test_what_the_sizes_take_is_what_plan_computes(monkeypatch):
+    from finetune.gpt.convert import num_parameters
+    from finetune.planning import outlook
+
+    monkeypatch.chdir(ROOT)
+    rows = list(table(QUICKSTART, "recipe"))
+    assert len(rows) == 4
+    for name, count, fixed, peak, disk, *_ in rows:
+        options, _ = parse(Recipe, [f"recipes/{name}", "--dataset=x", "--device=cpu", "--dtype=bfloat16"], "")
+        plan = outlook.plan(options, {}, tokens=1_000_000)
+        parameters = num_parameters(plan.config)
+        assert (count, fixed) == (f"{parameters:,}", f"{16 * parameters / 1e9:.1f} GB")
+        assert peak == f"{plan.takes() / 1e9:.1f} GB" and disk == f"{plan.disk_needed / 1e9:.1f} GB"
+
+
+def test_rules_of_thumb_are_those_that_plan_applies():
+    from finetune.data import doctor
+    from finetune.planning import advice
+
+    rates = [
+        [float(rate) for rate in re.findall("`(.*?)`", cells[1])]
+        for cells in table(QUICKSTART, "tokens to train on | learning rate, a rule of thumb")
+    ]
+    assert rates == [[low, high] for _, low, high in advice.RATES]
+    models = list(table(QUICKSTART, "tokens to train on | model"))
+    assert [cells[1].split("`")[1] for cells in models] == list(advice.MODELS)
+    assert all(recipe in cells[2] for cells, (_, _, recipe) in zip(models, doctor.SIZES))
+    assert [cells[0] for cells in models] == ["fewer than a million", "one to ten million", "more than ten million"]
+    assert [limit for limit, _, _ in doctor.SIZES][:2] == [1_000_000, 10_000_000]
+    assert "8,192 to 65,536 is usual" in TEXTS[QUICKSTART] and advice.TOKENS_OF_UPDATE == (8192, 65536)
+
+
+def test_the_quickstart_names_what_is_there():
+    from finetune.reporting.diagnosis import ISSUES
+
+    assert {cells[1].strip("`") for cells in table(QUICKSTART, "you see")} == set(ISSUES)
+    for cells in table(QUICKSTART, "you have"):
+        values = RECIPES[cells[1].strip("`")]
+        model, rate = re.findall(r"`([^`]+)`", cells[2])
+        assert values["init_from"] == model and float(values["learning_rate"]) == float(rate)
+
+
+def test_the_changelog_knows_this_version():
+    assert f"## {finetune.__version__}" in TEXTS[ROOT / "docs/CHANGELOG.md"]
 
 
 def test_the_reference_is_that_of_the_code(monkeypatch):

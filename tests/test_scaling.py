@@ -16,8 +16,9 @@ from finetune.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-SHELL = re.findall(r"```(?:ba)?sh\n(.*?)```", TEXT, re.S)
-(MANIFESTS,) = (list(yaml.safe_load_all(block)) for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.S))
+BLOCKS = re.findall(r"```\w*\n(.*?)```", TEXT, re.S)
+SHELL = re.findall(r"```sh\n(.*?)```", TEXT, re.S) + [block for block in BLOCKS if block.startswith("#!/bin/bash")]
+(MANIFESTS,) = (list(yaml.safe_load_all(block)) for block in BLOCKS if block.startswith("apiVersion"))
 
 
 @pytest.fixture

@@ -110,6 +110,14 @@ def test_several_sources_and_patterns(bpe_directory):
     assert [(source["name"], source["documents"]) for source in dataset.meta["sources"]] == [("*", 20), ("documents.jsonl", 20)]
 
 
+def test_a_pattern_with_an_ending_says_itself_what_is_text():
+    write(texts(6), "directory")
+    for name in ("one.py", "two.py", "three.rs", ".hidden.py"):
+        Path("directory", name).write_text(f"# {name}\n" * 20)
+    dataset = prepare(["directory/**/*.py"], "data", "char", val_fraction=0.4)
+    assert [(source["name"], source["documents"]) for source in dataset.meta["sources"]] == [("*.py", 2)]
+
+
 def test_a_text_column_by_name():
     Path("rows.csv").write_text("title,body\nfirst,one\nsecond,two\nthird,three\n")
     dataset = prepare(["rows.csv"], "data", "char", val_fraction=0.4, columns={"text": "body"})

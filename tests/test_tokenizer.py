@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from stand_in_hub import TOKEN, serving
 
 from finetune.cli import UsageError
 from finetune.data import tokenizer as tokenizers
@@ -107,6 +108,8 @@ def test_gpt2_without_cache_and_network_says_what_to_do(monkeypatch, tmp_path):
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "empty"))
     monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
 
     def unreachable(url):
         raise OSError("no network")
@@ -114,6 +117,27 @@ def test_gpt2_without_cache_and_network_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(tiktoken.load, "read_file", unreachable)
     with pytest.raises(UsageError, match="--tokenizer=DIR"):
         tokenizers.gpt2()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the client's own calls
+def test_gpt2_comes_from_the_hub_where_tiktoken_has_nothing(monkeypatch, tmp_path, bpe_directory):
+    directory = bpe_directory("some text and some more of it")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+
+    def unreachable(url):
+        raise OSError("no network")
+
+    monkeypatch.setattr(tokenizers, "reach", unreachable)
+    with serving() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+        hub.repositories["gpt2"] = {"private": False, "files": {path.name: path.read_bytes() for path in directory.iterdir()}}
+        assert tokenizers.gpt2().fingerprint == tokenizers.from_directory(directory).fingerprint
+    assert tokenizers.gpt2().fingerprint == tokenizers.from_directory(directory).fingerprint  # there is no Hub any more
 
 
 @pytest.mark.skipif(not os.environ.get("TIKTOKEN_CACHE_DIR"), reason="TIKTOKEN_CACHE_DIR does not name a cache with GPT-2's vocabulary")

@@ -222,7 +222,7 @@ def test_nanogpts_own_bins_train(command, corpus):
     directory = write_bins(Path("data/nano"), ids[: int(len(ids) * 0.9)], ids[int(len(ids) * 0.9) :])
     content = {"vocab_size": len(chars), "itos": dict(enumerate(chars)), "stoi": {char: i for i, char in enumerate(chars)}}
     (directory / "meta.pkl").write_bytes(pickle.dumps(content))
-    flags = "--init_from=scratch --dataset=nano --n_layer=1 --n_head=1 --n_embd=16 --block_size=16 --batch_size=4 --gradient_accumulation_steps=1 --max_iters=5 --num_samples=1"
+    flags = "--init_from=scratch --dataset=nano --n_layer=1 --n_head=1 --n_embd=16 --block_size=16 --batch_size=4 --gradient_accumulation_steps=1 --max_iters=5 --eval_iters=1 --num_samples=1"
     code, out, error = command("train", *flags.split())
     assert code == 0, error
     assert GPT.from_pretrained("out").config.vocab_size == len(chars)
@@ -280,7 +280,9 @@ def test_time_left_counts_the_evaluations_that_are_left(tiny):
             clock.restart(done - 1)
             left = clock.read(done)[3]
             assert left // 1000 == sum(e["step"] >= done for e in events(run.recipe.out_dir, "eval"))
-_when_it_is_resumed(tiny_run, command):
+
+
+def test_a_run_that_is_done_says_so_when_it_is_resumed(tiny_run, command):
     tiny_run("out", "--max_iters=2")
     code, out, _ = command("train", "out/recipe.yaml", "--init_from=resume")
     assert code == 0 and "this run is done: it has made its 2 updates; a larger max_iters" in out

@@ -131,7 +131,8 @@ def find(names, columns=None, split="train", revision=None):
         elif path.is_dir() or glob.has_magic(name):
             files = sorted(path.rglob("*")) if path.is_dir() else sorted(map(Path, glob.glob(name, recursive=True)))
             files = [file for file in files if file.is_file() and file.stat().st_size and not _is_hidden(file, path)]
-            files = [file for file in files if _kind(file) != "text" or _is_text(file)]
+            if path.is_dir() or glob.has_magic(path.suffix) or not path.suffix:  # src/**/*.py says itself what is text
+                files = [file for file in files if _kind(file) != "text" or _is_text(file)]
             if not files:
                 raise UsageError(f"{name}: no text there; {', '.join([*TEXTS, *TABLES])} are read, each also with {', '.join(COMPRESSED)}")
             found.append(Source(name, files, columns=columns))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.cli import UsageError
-from finetune.network import reach
+from finetune.network import SECONDS, reach
 
 MAX_VOCABULARY = 65536  # ids are stored as uint16
 END_OF_TEXT = "<|endoftext|>"
@@ -161,19 +161,39 @@ class CharTokenizer:
 
 
 def gpt2():
-    """GPT-2's own tokenizer from tiktoken, which downloads it once. Raises UsageError when it can neither be found nor reached."""
+    """GPT-2's own tokenizer, from tiktoken or from the model gpt2 of the Hub: downloaded once, and from then on in the cache of either.
+
+    Raises UsageError, within seconds, when it can neither be found nor reached.
+    """
+    failures = []
+    for find in (_gpt2_of_tiktoken, _gpt2_of_the_hub):
+        try:
+            return find()
+        except Exception as error:  # every way in which a network fails has its own class
+            failures.append(type(error).__name__)
+    raise UsageError(
+        f"tokenizer gpt2: not in tiktoken's cache or that of the Hub, and neither server can be reached ({', '.join(failures)}). Give "
+        "--tokenizer=DIR with the directory of any downloaded GPT-2, set TIKTOKEN_CACHE_DIR, or use --tokenizer=char"
+    )
+
+
+def _gpt2_of_tiktoken():
     import tiktoken
 
-    try:
-        if not _tiktoken_has_gpt2():
-            reach(f"https://{TIKTOKEN_HOST}")  # tiktoken itself would wait without end
-        encoding = tiktoken.get_encoding("gpt2")
-    except Exception as error:
-        raise UsageError(
-            f"tokenizer gpt2: not in tiktoken's cache, and its server cannot be reached ({type(error).__name__}). Give "
-            "--tokenizer=DIR with the directory of any downloaded GPT-2, set TIKTOKEN_CACHE_DIR, or use --tokenizer=char"
-        ) from None
+    if not _tiktoken_has_gpt2():
+        reach(f"https://{TIKTOKEN_HOST}")  # tiktoken itself would wait without end
+    encoding = tiktoken.get_encoding("gpt2")
     return BPETokenizer(dict(encoding._mergeable_ranks), dict(encoding._special_tokens))
+
+
+def _gpt2_of_the_hub():
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+
+    path = try_to_load_from_cache("gpt2", "tokenizer.json")
+    if not isinstance(path, str):
+        HfApi().model_info("gpt2", timeout=SECONDS)  # a download would try for half a minute to reach what cannot be reached
+        path = hf_hub_download("gpt2", "tokenizer.json", etag_timeout=SECONDS)
+    return from_directory(Path(path).parent)
 
 
 TIKTOKEN_HOST = "openaipublic.blob.core.windows.net"
