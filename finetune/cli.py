@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import time
 import types
 import typing
 from pathlib import Path
@@ -46,6 +47,8 @@ def run(main):
             raise
         if first_rank or getattr(error, "alone", False):
             print(error, file=sys.stderr)
+        else:
+            time.sleep(1)  # with the first process that ends a launcher ends all of them, and rank 0 is to speak before that
         code = 2 if isinstance(error, UsageError) else error.code
     except KeyboardInterrupt:
         code = 130
@@ -263,6 +266,11 @@ def _read_recipe(path, problems):
         return []
     if not isinstance(root, yaml.MappingNode):
         problems.append(f"{path}: a recipe is lines of 'key: value'")
+        return []
+    if "distributed_type" in [name.value for name, _ in root.value]:
+        problems.append(
+            f"{path}: configures accelerate launch and is no recipe; accelerate launch --config_file={path} -m finetune.train RECIPE.yaml"
+        )
         return []
     given, seen = [], {}
     for name_node, node in root.value:

@@ -4,6 +4,7 @@
     python scripts/bench.py start                     time from the start of the process to the first update
     python scripts/bench.py memory                    peak memory of training
     python scripts/bench.py plan                      what finetune.plan says of time and memory, and what they then are
+    python scripts/bench.py processes                 tokens/s of two processes that share the cores of one
     python scripts/bench.py packing                   tokens/s where documents are isolated
     python scripts/bench.py sample                    tokens/s of sampling
     python scripts/bench.py command --nanogpt=PATH    the same of the whole command, as users run it
@@ -42,7 +43,7 @@ WARM_UP = 2  # updates that are not timed: allocators, first optimizer state, co
 
 @dataclass
 class Options:
-    sources: list = key([], "what to measure: train, start, memory, plan, packing, sample, command, load, prepare, convert, char or gpu")
+    sources: list = key([], "what to measure: train, start, memory, plan, processes, packing, sample, command, load, prepare, convert, char or gpu")
     nanogpt: str = key("", "a checkout of nanoGPT to compare with")
     rounds: int = key(5, "how often every tool has its turn")
     size: str = key("124M", "the shape: 124M, 355M, 774M, 1558M, or tiny to try the script itself")
@@ -226,6 +227,47 @@ def plan(options, work):
     setting = f"{options.rounds} rounds, medians; the whole command from the start of its process, evaluations, checkpoints and samples included; "
     setting += "peak: the largest resident size"
     return report(options, "plan", "What finetune.plan says, and what it comes to", setting, rows, contenders)
+
+
+def processes(options, work):
+    """Updates by one process on all cores and by two with half of them each, which also exchange gradients; at 1 and at 4 micro-batches
+    a process between two exchanges."""
+    shared = prepared(options, work, tokens=10 * options.steps * options.batch_size * options.block_size)
+    runs = {
+        (share, count): Contender(f"{count} process{'es' * (count > 1)}, {2 * share} micro-batches an update", {}, 1e-3)
+        for share in (1, 4)
+        for count in (1, 2)
+    }
+    for turn in range(options.rounds):
+        for share, count in list(runs)[:: 1 if turn % 2 == 0 else -1]:
+            out_dir = work / f"out-{turn}-{share}-{count}"
+            flags = {
+                **shared["shape"],
+                "gradient_accumulation_steps": 2 * share,
+                "out_dir": out_dir,
+                "dataset": work / "data",
+                "init_from": shared["weights"],
+            }
+            flags |= {"eval_interval": options.steps, "eval_iters": 1, "log_interval": 1, "device": "cpu"}
+            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", "-m", "finetune.train"]
+            timed([*launcher, *(f"--{name}={value}" for name, value in flags.items())], work)
+            told = [event for event in map(json.loads, (out_dir / "metrics.jsonl").read_text().splitlines()) if event["event"] == "iter"]
+            seconds = [event["seconds"] for event in told[WARM_UP:]]
+            runs[share, count].results.append({"iters": [e["iter"] for e in told], "losses": [e["loss"] for e in told], "seconds": seconds})
+            shutil.rmtree(out_dir)
+    rows = []
+    for share in (1, 4):
+        gate([runs[share, 1], runs[share, 2]])
+        each = {count: [statistics.median(result["seconds"]) for result in runs[share, count].results] for count in (1, 2)}
+        for count in (1, 2):
+            tokens = 2 * share * options.batch_size * options.block_size
+            speed = statistics.median(tokens / seconds for seconds in each[count])
+            rows.append({"tool": runs[share, count].name, "tokens/s": f"{speed:,.0f}", "speed over one process": ratios(each[1], each[count])})
+    setting = (
+        f"{options.rounds} rounds of {options.steps} updates, of which the last {options.steps - WARM_UP} count, by their median; micro-batches of "
+    )
+    setting += f"{options.batch_size} x {options.block_size} tokens; torchrun, gloo over the loopback device; the cores are the same, so there is nothing to be gained but what threads lose"
+    return report(options, "processes", f"Training {options.size} by one process, and by two on the same cores", setting, rows, list(runs.values()))
 
 
 def packing(options, work):
@@ -720,6 +762,7 @@ LANES = {
     "start": start,
     "memory": memory,
     "plan": plan,
+    "processes": processes,
     "packing": packing,
     "sample": sample,
     "command": command,

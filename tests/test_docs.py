@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "recipes/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 RECIPES = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "recipes").glob("*.yaml"))}
-COMMAND = re.compile(r"(?:python -m|accelerate launch -m|torchrun \S+ -m) finetune\.(\w+)([^`\n]*)")
+COMMAND = re.compile(r"(?:python -m|accelerate launch (?:--\S+ )*-m|torchrun \S+ -m) finetune\.(\w+)([^`\n]*)")
 
 
 def commands():
@@ -83,7 +83,9 @@ def anchors(text):
 def test_flags_named_in_prose_exist():
     verbs = [verb for verb in VERBS if verb != "train"]
     known = {name for verb in verbs for name in importlib.import_module(f"finetune.{verb}").Options.__dataclass_fields__}
-    known |= {*Recipe.__dataclass_fields__, "debug", "help", "key", "nproc_per_node", "multi_gpu", "outfile"}
+    known |= {*Recipe.__dataclass_fields__, "debug", "help", "key", "nproc_per_node", "outfile"}
+    known |= set("config_file num_processes num_machines machine_rank main_process_ip main_process_port gpu_ids cpu multi_gpu".split())  # accelerate
+    known |= set("nodes ntasks gpus cpus time signal requeue kill".split())  # SLURM
     for page, text in TEXTS.items():
         if page.parent.name == "benchmarks":  # these name flags of the scripts that wrote them
             continue

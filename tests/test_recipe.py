@@ -13,7 +13,7 @@ from finetune import recipe as recipes
 from finetune.cli import UsageError, parse
 from finetune.recipe import Recipe, schedule
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+RECIPES = sorted(path for path in (Path(__file__).parents[1] / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")
 
 
 def read(text, *flags):

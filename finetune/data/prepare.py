@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,26 @@ def prepare(names, out_dir, tokenizer="gpt2", val_fraction=0.1, val=(), seed=133
     "drop" leaves them out, "error" raises. Two passes over the text, in constant memory; `out_dir` changes only when all is well.
     Raises UsageError.
     """
+    plan = planned(names, tokenizer, val_fraction, val, seed, max_tokens, overflow, **reading)
+    with workplace(out_dir) as work:
+        tokenize(plan, work, num_proc)
+        publish(work, out_dir, plan.meta, plan.tokenizer)
+    return bins.load(out_dir)
+
+
+@dataclass
+class Plan:
+    """What a first pass over the text says of the second, which tokenizes."""
+
+    stream: object  # of (split, Piece)
+    characters: int  # in it
+    tokenizer: object
+    overflow: object  # Overflow
+    meta: dict  # of meta.json; what is known only after the second pass is empty
+
+
+def planned(names, tokenizer, val_fraction, val, seed, max_tokens, overflow, **reading):
+    """The Plan of a preparation. Raises UsageError."""
     chosen = sources.find(names, **reading)
     train, alphabet = _survey(chosen, collect_alphabet=tokenizer == "char")
     held_out = sources.find(val, **reading) if val else []
@@ -44,58 +65,58 @@ def prepare(names, out_dir, tokenizer="gpt2", val_fraction=0.1, val=(), seed=133
     stream, by = _split(chosen, train, held_out, val_fraction, seed, anywhere=tokenizer.kind == "char")
     if by == "text" and overflow != "split":
         raise UsageError(f"overflow: {overflow} is for documents, and {chosen[0].name} is one running text")
-    eot = None if by == "text" else tokenizer.eot
+    meta = {
+        "format": bins.FORMAT,
+        "tokenizer": tokenizer.describe(),
+        "vocab_size": tokenizer.vocab_size,
+        "splits": {},
+        "split_by": by,
+        "val_fraction": None if val else val_fraction,
+        "seed": seed,
+        "end_of_text": None if by == "text" else tokenizer.eot,
+        **({} if by == "text" else {"overflow": {"kept" if overflow == "split" else "dropped": 0, "max_tokens": max_tokens}}),
+        "sources": train["sources"],
+        **({"val_sources": val_facts["sources"]} if val else {}),
+    }
+    return Plan(stream, train["characters"] + val_facts["characters"], tokenizer, Overflow(overflow, max_tokens), meta)
 
-    out_dir = Path(out_dir)
+
+@contextlib.contextmanager
+def workplace(out_dir):
+    """A directory in `out_dir` that is gone afterwards. Raises UsageError where none can be made."""
     try:
-        out_dir.mkdir(parents=True, exist_ok=True)
+        Path(out_dir).mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".tmp-prepare-", dir=out_dir))
     except OSError as error:
         raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
     try:
-        fitting = Overflow(overflow, max_tokens)
-        splits = _tokenize(_progress(stream, train["characters"] + val_facts["characters"]), tokenizer, eot, work, num_proc, fitting)
-        if tokenizer.eot is None and any("targets" in facts for facts in splits.values()):
-            raise UsageError(
-                f"tokenizer: {tokenizer.describe()['name']} have no end-of-text, so nobody could learn where an answer ends; "
-                "instruction data needs gpt2 or the tokenizer of a model directory"
-            )
-        for split, facts in splits.items():
-            if not facts["tokens"]:
-                raise UsageError(
-                    f"{split}.bin would be empty: each of its documents has more than {max_tokens:,} tokens; --overflow=split keeps them"
-                )
-        meta = {
-            "format": bins.FORMAT,
-            "tokenizer": tokenizer.describe(),
-            "vocab_size": tokenizer.vocab_size,
-            "splits": splits,
-            "split_by": by,
-            "val_fraction": None if val else val_fraction,
-            "seed": seed,
-            "end_of_text": eot,
-            **({} if by == "text" else {"overflow": {"kept" if overflow == "split" else "dropped": fitting.count, "max_tokens": max_tokens}}),
-            "sources": train["sources"],
-            **({"val_sources": val_facts["sources"]} if val else {}),
-        }
-        if tokenizer.kind == "char":
-            (work / "meta.pkl").write_bytes(nanogpt_meta.write(tokenizer.chars))
-        else:
-            if any("targets" in split for split in splits.values()):  # so that whoever loads the model later speaks as the data did
-                tokenizer.files["chat_template.jinja"] = chat.TEMPLATE.encode()
-                meta["chat_template"] = chat.TEMPLATE
-            tokenizer.save(work)
-        for name in KEPT:
-            if (work / name).exists():
-                os.replace(work / name, out_dir / name)
-            else:  # left by an earlier preparation with another tokenizer
-                (out_dir / name).unlink(missing_ok=True)
-        # last, because with it the directory is complete; bins beside an older meta.json are refused by their sha256
-        (work / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(work / "meta.json", out_dir / "meta.json")
+        yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return bins.load(out_dir)
+
+
+def publish(work, out_dir, meta, tokenizer):
+    """Make the bins in `work` and what belongs to them the prepared directory `out_dir`. Raises UsageError before it changes anything."""
+    out_dir, splits = Path(out_dir), meta["splits"]
+    for split, facts in splits.items():
+        if not facts["tokens"]:
+            most = meta["overflow"]["max_tokens"]
+            raise UsageError(f"{split}.bin would be empty: each of its documents has more than {most:,} tokens; --overflow=split keeps them")
+    if tokenizer.kind == "char":
+        (work / "meta.pkl").write_bytes(nanogpt_meta.write(tokenizer.chars))
+    else:
+        if any("targets" in split for split in splits.values()):  # so that whoever loads the model later speaks as the data did
+            tokenizer.files["chat_template.jinja"] = chat.TEMPLATE.encode()
+            meta["chat_template"] = chat.TEMPLATE
+        tokenizer.save(work)
+    for name in KEPT:
+        if (work / name).exists():
+            os.replace(work / name, out_dir / name)
+        else:  # left by an earlier preparation with another tokenizer
+            (out_dir / name).unlink(missing_ok=True)
+    # last, because with it the directory is complete; bins beside an older meta.json are refused by their sha256
+    (work / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(work / "meta.json", out_dir / "meta.json")
 
 
 KEPT = (
@@ -302,21 +323,28 @@ class Overflow:
         return True
 
 
-def _tokenize(stream, tokenizer, eot, directory, num_proc, overflow):
-    """Write train.bin and val.bin of a stream of (split, Piece); return what meta.json says of them."""
+def tokenize(plan, directory, num_proc, whole=True):
+    """Write train.bin and val.bin of a Plan, and what they came to into its meta. `whole` is of `bins.Writer.close`. Raises UsageError."""
     threads = num_proc or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-    waiting = deque()
+    waiting, eot, overflow = deque(), plan.meta["end_of_text"], plan.overflow
     with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as open_writers:
         writers = {split: open_writers.enter_context(bins.Writer(directory / f"{split}.bin", eot)) for split in ("train", "val")}
-        for split, group in _groups(stream):
-            waiting.append((split, group, pool.submit(_encoded, group, tokenizer, eot)))
+        for split, group in _groups(_progress(plan.stream, plan.characters)):
+            waiting.append((split, group, pool.submit(_encoded, group, plan.tokenizer, eot)))
             if len(waiting) > 4 * threads:
                 _write(writers, overflow, *waiting.popleft())
         while waiting:
             _write(writers, overflow, *waiting.popleft())
         for split, pieces, ids in overflow.rest():
             writers[split].add(pieces, ids)
-        return {split: writer.close() for split, writer in writers.items()}
+        plan.meta["splits"] = {split: writer.close(whole) for split, writer in writers.items()}
+    if "overflow" in plan.meta:
+        plan.meta["overflow"]["kept" if overflow.answer == "split" else "dropped"] = overflow.count
+    if plan.tokenizer.eot is None and any("mask_sha256" in facts for facts in plan.meta["splits"].values()):
+        raise UsageError(
+            f"tokenizer: {plan.tokenizer.describe()['name']} have no end-of-text, so nobody could learn where an answer ends; "
+            "instruction data needs gpt2 or the tokenizer of a model directory"
+        )
 
 
 def _groups(stream):

@@ -16,7 +16,7 @@ from finetune.gpt import GPT
 from finetune.training import checkpoint, guard, optim
 from finetune.training import machine as machines
 from finetune.training.card import hub_id
-from finetune.training.memory import choose_batch_size, fits, shrink, use_less_memory
+from finetune.training.memory import choose_batch_size, fits, shares, shrink, use_less_memory
 from finetune.training.progress import Progress, flops_per_token, iteration_line, plot, start_wandb
 from finetune.training.recover import roll_back
 from finetune.training.samples import print_samples
@@ -256,6 +256,8 @@ def _introduce(run, progress):
         f"{schedule.length:,} updates of {rows * run.train.block_size:,} tokens are {passes:.1f} passes over {run.train.num_rows:,} blocks; "
         f"learning rate {recipe.learning_rate:g}, warmup {schedule.warmup_iters}, min_lr {schedule.min_lr:g}; evaluation every {schedule.eval_interval}"
     )
+    if not recipe.auto_batch_size:
+        say(shares(recipe, run.machine.accelerator.num_processes))
     if weights := recipes.weights(recipe):
         for name, part, weight in zip(run.names_of_data, run.train.parts, weights):
             share = schedule.length * rows * weight / sum(weights)

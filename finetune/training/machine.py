@@ -89,17 +89,43 @@ def start(recipe):
     )
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise UsageError(f"the launcher is configured for {accelerator.distributed_type.value}; one process, MULTI_CPU and MULTI_GPU are known")
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != accelerator.num_processes:
-        raise UsageError(
-            f"the launcher started {launched} processes, but they do not see each other; without GPUs use --device=cpu, and torchrun or ACCELERATE_USE_CPU=true"
-        )
-    if recipe.gradient_accumulation_steps % accelerator.num_processes:
-        raise UsageError(
-            f"gradient_accumulation_steps: {recipe.gradient_accumulation_steps} cannot be shared among {accelerator.num_processes} processes; "
-            f"{-(-recipe.gradient_accumulation_steps // accelerator.num_processes) * accelerator.num_processes} can"
-        )
+    _check_company(accelerator.num_processes)
+    check_shares(recipe, accelerator.num_processes)
     return Machine(accelerator, best_dtype(recipe.dtype, device), recipe.compile == "true" or (recipe.compile == "auto" and device.type == "cuda"))
+
+
+def _check_company(processes):
+    """Raise UsageError where more processes were started together than know of each other: each would take itself for the first and
+    write the same files."""
+    started = {name: int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")}
+    name = max(started, key=started.get)
+    if started[name] > processes:
+        apart = "" if name == "WORLD_SIZE" else f"; for runs that have nothing to do with each other unset {name}"
+        raise UsageError(
+            f"{started[name]} processes were started ({name}) that do not all see each other; start them with torchrun, "
+            f"or with accelerate launch and a file of recipes/accelerate{apart}"
+        )
+    # accelerate launch --cpu --num_processes=2 prepares for two and starts one
+    if processes == 1 and "MASTER_ADDR" in os.environ and os.environ.get("ACCELERATE_USE_CPU") == "True" and "WORLD_SIZE" not in os.environ:
+        raise UsageError("accelerate launch starts a single process with --cpu; several: --config_file=recipes/accelerate/cpu.yaml --num_processes=N")
+
+
+def check_shares(recipe, processes):
+    """Raise UsageError where the blocks of an update cannot be shared out evenly, saying what can."""
+    steps, rows = recipe.gradient_accumulation_steps, recipe.batch_size * recipe.gradient_accumulation_steps
+    if recipe.eval_only or steps % processes == 0 or (recipe.auto_batch_size and rows % processes == 0):
+        return
+    if rows % processes == 0:
+        size = next(size for size in range(recipe.batch_size, 0, -1) if rows % (size * processes) == 0)
+        advice = f"--batch_size={size} --gradient_accumulation_steps={rows // size} can, and the {rows:,} blocks of an update stay the same"
+    else:
+        fewer = next(number for number in range(processes - 1, 0, -1) if steps % number == 0)
+        more = -(-steps // processes) * processes
+        advice = (
+            f"{fewer} process{'es' * (fewer > 1)} can share these, and --gradient_accumulation_steps={more} can be shared by {processes}, "
+            f"with {recipe.batch_size * more:,} blocks an update instead of {rows:,}"
+        )
+    raise UsageError(f"gradient_accumulation_steps: {steps} cannot be shared among {processes} processes; {advice}")
 
 
 def choose_device(choice="auto"):

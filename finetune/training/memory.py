@@ -48,6 +48,12 @@ def fits(run, batch_size=None):
     return not machine.accelerator.reduce(torch.tensor(failed, device=machine.device)).item()
 
 
+def shares(recipe, processes):
+    """How the blocks of an update are shared out, in words."""
+    rows, steps = recipe.batch_size * recipe.gradient_accumulation_steps, recipe.gradient_accumulation_steps // processes
+    return f"{rows:,} blocks an update: {processes} process{'es' * (processes > 1)} x {steps} accumulation step{'s' * (steps > 1)} x batch_size {recipe.batch_size}"
+
+
 def choose_batch_size(run, progress):
     """For batch_size=auto: the largest micro-batch that fits every process and still pays, at the same blocks an update."""
     recipe, processes = run.recipe, run.machine.accelerator.num_processes
@@ -60,6 +66,7 @@ def choose_batch_size(run, progress):
     size = next((size for size in sizes if size == 1 or run.machine.device.type == "cpu" or fits(run, size)), 1)
     run.recipe = dataclasses.replace(recipe, batch_size=size, gradient_accumulation_steps=rows // size)
     progress.say(f"batch_size=auto: {size}, gradient_accumulation_steps {rows // size}, {rows:,} blocks an update as before")
+    progress.say(shares(run.recipe, processes))
     progress.record("batch_size", step=run.iteration, batch_size=size, gradient_accumulation_steps=rows // size)
 
 

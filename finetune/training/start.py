@@ -239,7 +239,8 @@ def _resume(run, saved, say):
     take_up(run, saved)
     state = saved[2]
     run.init_from, run.lr_scale, run.rollbacks = state["init_from"], state["lr_scale"], state["rollbacks"]
-    if run.recipe.auto_batch_size:  # as it was found then: with dropout another cut would be another run
+    shared = state["recipe"]["gradient_accumulation_steps"] % run.machine.accelerator.num_processes == 0
+    if run.recipe.auto_batch_size and shared:  # as it was found then: with dropout another cut would be another run
         sizes = {name: state["recipe"][name] for name in ("batch_size", "gradient_accumulation_steps")}
         run.recipe = dataclasses.replace(run.recipe, auto_batch_size=False, **sizes)
     if run.recipe.eval_iters == state["recipe"]["eval_iters"]:
