@@ -15,7 +15,7 @@ from finetune.data.batches import Blocks, Mixture, Order, WeightedOrder
 from finetune.data.prepare import find_tokenizer, open_dataset
 from finetune.data.tokenizer import prompt_ids
 from finetune.gpt import GPT, GPTConfig, convert, weights
-from finetune.training import checkpoint, guard, isolation, memory, optim
+from finetune.training import checkpoint, guard, isolation, memory, optim, sharding
 
 RESIDENT = 0.02  # of a GPU's memory, which a split may take to be kept there
 COMPILED_WHOLE = 12  # layers
@@ -29,7 +29,7 @@ class Run:
     schedule: recipes.Schedule
     machine: object
     network: GPT  # the model itself
-    model: torch.nn.Module  # the same as the launcher wraps it
+    model: torch.nn.Module  # the same as data parallelism wraps it
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None  # float16 only
     train: Blocks | Mixture
@@ -80,6 +80,8 @@ class Run:
 def assemble(recipe, machine, say):
     """The Run that a recipe describes, at its first iteration or where it is resumed. Raises UsageError."""
     saved = checkpoint.load_state(recipe.out_dir, say) if recipe.init_from == "resume" else None
+    if machine.sharding and recipe.auto_batch_size and not saved:
+        raise UsageError("batch_size: auto cannot try what fits when weights are sharded, because a process that fails leaves the others waiting")
     with machine.accelerator.local_main_process_first():  # one process prepares and builds caches, the others find them
         datasets = [open_dataset(name.strip(), lambda: _tokenizer_choice(recipe), recipe.val_fraction or 0.1) for name in recipe.dataset.split(",")]
         for dataset in datasets:
@@ -126,15 +128,20 @@ def assemble(recipe, machine, say):
         _check_disk(recipe, schedule, config)
 
     network = _network(recipe, config, block_size, saved, say)
-    network.gradient_checkpointing = recipe.gradient_checkpointing
-    network.to(machine.device).train()
+    network.gradient_checkpointing = recipe.gradient_checkpointing or (machine.sharding is not None and machine.sharding.activation_checkpointing)
+    network.train()
+    if not machine.sharding:  # which moves it itself, piece by piece
+        network.to(machine.device)
     if isolated:
         isolation.check(network, machine, block_size, recipe.dropout, say)
-    optimizer = optim.adamw(network, recipe)
     if machine.compile:
         # flex attention is compiled block by block, as it was checked
-        _compile(network, whole=network.config.n_layer <= COMPILED_WHOLE and machine.accelerator.num_processes == 1 and not isolated)
-    model = machine.accelerator.prepare_model(network)
+        _compile(
+            network,
+            whole=network.config.n_layer <= COMPILED_WHOLE and machine.accelerator.num_processes == 1 and not isolated and not machine.sharding,
+        )
+    model = sharding.shard(network, machine.sharding, machine.device) if machine.sharding else machine.accelerator.prepare_model(network)
+    optimizer = optim.adamw(network, recipe)
     run = Run(
         recipe=recipe,
         schedule=schedule,
@@ -211,7 +218,7 @@ def _compile(network, whole):
 def take_up(run, saved):
     """Put a run where a saved state (`checkpoint.load_state`) is."""
     tensors, moments, state = saved
-    run.network.load_state_dict(convert.with_padding(tensors, run.network.config))
+    sharding.load(run.network, convert.with_padding(tensors, run.network.config))
     checkpoint.fill_optimizer(run.optimizer, run.names, moments, state["updates"])
     run.iteration, run.evaluations, run.watch = state["iteration"], state["evaluations"], guard.Watch(**state["watch"])
     run.saved_at, run.save_due = state["iteration"], False
@@ -240,7 +247,7 @@ def _resume(run, saved, say):
 def begin_again(run):
     """Put a run back to its start, before the first state was saved. What has happened to it so far is kept."""
     fresh = _network(run.recipe, dataclasses.replace(run.network.config), run.train.block_size, None, lambda line: None)
-    run.network.load_state_dict(fresh.state_dict())
+    sharding.load(run.network, fresh.state_dict())
     checkpoint.fill_optimizer(run.optimizer, run.names)
     run.iteration, run.saved_at, run.save_due, run.evaluations, run.watch = 0, None, False, [], guard.Watch()
 
