@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from finetune.gpt import GPT, GPTConfig
 from finetune.training import loop, sharding
 from finetune.training.progress import read_metrics
 
@@ -170,25 +171,40 @@ for reshard in (True, False):
     run = start.assemble(recipe, computer, lambda line: None)
     with Exchanges() as exchanges:
         step._backward(run, 0)
+    step.evaluate(run, run.val, [0])
     weights = list(run.network.parameters())
     moments = [state[kind] for state in run.optimizer.state.values() for kind in ("exp_avg", "exp_avg_sq")]
     tensors = {"weights": weights, "gradients": [weight.grad for weight in weights], "moments": moments}
     held = {name: sum(local(tensor).numel() for tensor in group) / sum(weight.numel() for weight in weights) for name, group in tensors.items()}
     found[str(reshard)] = held, [sum(kind in name for name in exchanges.seen) for kind in ("allgather", "reduce_scatter")]
     computer.sharding.reshard_after_forward = True
+assert run.network.gradient_checkpointing
+
+backward, before = step._backward, [local(weight.detach()).clone() for weight in weights]
+
+def poisoned(run, iteration):
+    loss = backward(run, iteration)
+    if os.environ["RANK"] == "1":
+        local(weights[0].grad).mul_(float("nan"))
+    return loss
+
+step._backward = poisoned
+assert not step.update(run, 0, 1e-3).numbers[1].isfinite()
+assert all(local(weight.detach()).equal(old) for weight, old in zip(weights, before))
 with open(f"found-{os.environ['RANK']}.json", "w") as file:
     json.dump(found, file)
 """
 
 
 def test_a_process_holds_its_shard_and_no_more(tiny):
-    """Behind accelerate launch. Each of 2 processes holds half of weights, gradients and moments. For an update it fetches weights as it was
-    told: those of 3 blocks twice for each of 3 micro-batches and the rest, which is wanted again at once, once for each; or all once."""
+    """Behind accelerate launch. Each of 2 processes holds half of weights, gradients and moments, also after an evaluation. For an update
+    it fetches weights as it was told: those of 3 blocks twice for each of 3 micro-batches and the rest, which is wanted again at once, once
+    for each; or all once. A number that is none in the shard of one changes nothing in that of any."""
     recipe = tiny(".", n_layer=3, gradient_accumulation_steps=6)
     Path("script.py").write_text(SCRIPT)
     launch = [Path(sys.executable).parent / "accelerate", "launch", "--use_fsdp", "--fsdp_version=2", "--num_processes=2", "--num_machines=1"]
-    policy = ["--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP", "--fsdp_transformer_layer_cls_to_wrap=Block", "--main_process_port=0"]
-    usual = ["--mixed_precision=no", "--dynamo_backend=no", "script.py", json.dumps(dataclasses.asdict(recipe))]
+    policy = ["--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP", "--fsdp_transformer_layer_cls_to_wrap=Block", "--fsdp_activation_checkpointing=true"]
+    usual = ["--main_process_port=0", "--mixed_precision=no", "--dynamo_backend=no", "script.py", json.dumps(dataclasses.asdict(recipe))]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *policy, *usual], capture_output=True, text=True, timeout=100, env=environment)
     assert done.returncode == 0, done.stderr
@@ -234,6 +250,18 @@ def test_what_the_launcher_asks_for(monkeypatch):
     monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "Block")
     monkeypatch.setenv("FSDP_BACKWARD_PREFETCH", "BACKWARD_PRE")
     assert sharding.from_launcher() == sharding.Sharding(reshard_after_forward=False, cpu_offload=True, activation_checkpointing=True)
+
+
+def test_what_torch_is_told(monkeypatch):
+    told = []
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.device_mesh.init_device_mesh", lambda kind, shape: (kind, shape))
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda module, **options: told.append(options | {"module": module}) or module)
+    network = GPT(GPTConfig(n_layer=2, n_head=1, n_embd=4, vocab_size=8, block_size=4))
+    assert sharding.shard(network, sharding.Sharding(False, True), torch.device("cuda")) is network
+    assert [options["module"] for options in told] == [*network.h, network]
+    assert all(options["mesh"] == ("cuda", (2,)) and options["offload_policy"].pin_memory for options in told)
+    assert [options.get("reshard_after_forward") for options in told] == [False, False, None]
 
 
 def test_one_process_without_a_launcher_shards_nothing(tiny, monkeypatch):

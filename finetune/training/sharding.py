@@ -13,7 +13,7 @@ import torch
 from finetune.cli import UsageError
 
 REFUSED = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM", "PARALLELISM_CONFIG": "tensor, context or hybrid parallelism"}
-ADVICE = "distributed_type: FSDP with fsdp_version: 2 shards weights, gradients and optimizer (and with fsdp_reshard_after_forward: false what ZeRO-2 does)"
+INSTEAD = "distributed_type: FSDP with fsdp_version: 2 shards weights, gradients and optimizer, as ZeRO-3 does; with fsdp_reshard_after_forward: false as ZeRO-2"
 
 
 @dataclass
@@ -29,7 +29,7 @@ def from_launcher():
     """The Sharding that the launcher's environment asks for, or None. Raises UsageError for options that would have no effect here."""
     for name, words in REFUSED.items():
         if _is_true(f"ACCELERATE_USE_{name}"):
-            raise UsageError(f"the launcher is configured for {words}, which is not supported; {ADVICE}")
+            raise UsageError(f"the launcher is configured for {words}, which is not supported; {INSTEAD}")
     if not _is_true("ACCELERATE_USE_FSDP"):
         return None
     version, strategy = os.environ.get("FSDP_VERSION", "1"), os.environ.get("FSDP_SHARDING_STRATEGY", "FULL_SHARD")
