@@ -2,7 +2,8 @@
 
 torch is imported once and never used here, because a fork of a process that has computed with several threads hangs. The job is
 {"recipe": {...}, "world": N} with, to be killed at random, {"kills": K, "seed": S, "slowest": seconds}, or, to meet a bad number once,
-{"nan": {"rank": R, "iteration": I}}, or a signal, {"signal": {"rank": R, "number": N, "iteration": I}}. The outcome is printed as JSON.
+{"nan": {"rank": R, "iteration": I}}, or a signal, {"signal": {"rank": R, "number": N, "iteration": I}}. Its "environment" is what the
+launcher would have set. Of a list of jobs one runs after the other. The outcome, or a list of them, is printed as JSON.
 """
 
 import dataclasses
@@ -25,17 +26,19 @@ torch.set_num_threads(1)
 import accelerate  # noqa: F401  every fork would have to import these
 import datasets  # noqa: F401
 import torch._dynamo  # noqa: F401  the optimizer wants it
+import torch.distributed.fsdp  # noqa: F401
 
 from finetune.cli import Failure
 from finetune.recipe import Recipe
-from finetune.training import checkpoint, loop, machine
+from finetune.training import checkpoint, loop, machine, sharding
 
 machine.peak_flops = lambda device, dtype: (1e12, "not measured")  # a matrix product would only cost time
 loop.plot = lambda out_dir: None
 
 
 def poison(rank, iteration):
-    """A function for `start`: on one rank one gradient of one update becomes NaN, before the processes exchange gradients."""
+    """A function for `start`: on one rank one gradient of one update becomes NaN, before the processes exchange gradients, or after it
+    in its shard."""
 
     def prepare(this_rank):
         from finetune.training import step
@@ -43,6 +46,10 @@ def poison(rank, iteration):
         backward, done = step._backward, []
 
         def poisoned(run, number):
+            if this_rank == rank and number == iteration and not done and sharding.is_sharded(run.network):
+                loss = backward(run, number)
+                done.append(sharding.local(run.network.wte.weight.grad).mul_(float("nan")))
+                return loss
             if this_rank == rank and number == iteration and not done:
                 done.append(run.network.ln_f.bias.register_hook(lambda gradient: gradient * float("nan")))
                 loss = backward(run, number)
@@ -155,18 +162,21 @@ def killed(recipe, world, kills, seed, slowest):
         lost += max(valid, default=0) < acknowledged
 
 
-if __name__ == "__main__":
-    with open(sys.argv[1], encoding="utf-8") as file:
-        job = json.load(file)
+def outcome(job):
     recipe = Recipe(**job["recipe"])
+    os.environ |= job.get("environment", {})
     if "kills" in job:
-        outcome = killed(recipe, job["world"], job["kills"], job["seed"], job["slowest"])
+        found = killed(recipe, job["world"], job["kills"], job["seed"], job["slowest"])
     else:
         began = time.perf_counter()
-        outcome = {
-            "codes": run(
-                recipe, job["world"], prepare=poison(**job["nan"]) if "nan" in job else signalled(**job["signal"]) if "signal" in job else None
-            )
-        }
-        outcome["seconds"] = time.perf_counter() - began
-    print(json.dumps(outcome))
+        prepare = poison(**job["nan"]) if "nan" in job else signalled(**job["signal"]) if "signal" in job else None
+        found = {"codes": run(recipe, job["world"], prepare=prepare), "seconds": time.perf_counter() - began}
+    for name in job.get("environment", {}):
+        del os.environ[name]
+    return found
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], encoding="utf-8") as file:
+        asked = json.load(file)
+    print(json.dumps([outcome(job) for job in asked] if isinstance(asked, list) else outcome(asked)))

@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 
 from finetune.cli import UsageError
 from finetune.gpt.weights import write_tensors
+from finetune.training import sharding
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -155,11 +156,11 @@ def load_state(out_dir, say=print):
 
 
 def optimizer_tensors(optimizer, names):
-    """The optimizer's state as {"exp_avg.NAME": tensor, "exp_avg_sq.NAME": tensor}; `names` maps parameters to names."""
+    """The optimizer's state as {"exp_avg.NAME": tensor, "exp_avg_sq.NAME": tensor}, as it lies there; `names` maps parameters to names."""
     tensors = {}
     for parameter, state in optimizer.state.items():
         for kind in ("exp_avg", "exp_avg_sq"):
-            tensors[f"{kind}.{names[parameter]}"] = state[kind].detach().cpu()
+            tensors[f"{kind}.{names[parameter]}"] = state[kind]
     return tensors
 
 
@@ -169,7 +170,7 @@ def fill_optimizer(optimizer, names, tensors=None, updates=0):
         zeros = [torch.zeros_like(parameter) for _ in range(2)]
         if tensors:
             for kind, moment in zip(("exp_avg", "exp_avg_sq"), zeros):
-                moment[: len(tensors[f"{kind}.{name}"])] = tensors[f"{kind}.{name}"]  # without the rows of a padded vocabulary
+                sharding.fill(moment, tensors[f"{kind}.{name}"])  # without the rows of a padded vocabulary
         step = torch.tensor(float(updates), device=parameter.device)
         optimizer.state[parameter] = {"step": step, "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
 

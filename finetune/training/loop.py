@@ -67,7 +67,7 @@ def _loop(run, progress):
     schedule, clock, warned = run.schedule, Clock(run), set()
     if run.recipe.auto_batch_size:
         choose_batch_size(run, progress)
-    if run.machine.accelerator.num_processes > 1:
+    if run.machine.accelerator.num_processes > 1 and not run.machine.sharding:  # then no process can try alone, and nothing settles
         while not fits(run):
             use_less_memory(run, progress)
         settle(run)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from finetune.cli import UsageError
+from finetune.training import sharding as shards
 
 # dense bfloat16 TFLOP/s from the makers' data sheets, by the name CUDA gives the card
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "GH200": 989, "B200": 2250, "A100": 312, "A10G": 70, "A10": 125, "L40S": 362, "L4": 121, "RTX 4090": 165, "RTX 3090": 71, "V100": 125, "T4": 65}  # fmt: skip
@@ -26,6 +27,7 @@ class Machine:
     accelerator: object
     dtype: torch.dtype  # of the matrix products
     compile: bool
+    sharding: shards.Sharding | None = None  # None is data parallelism where there are several processes
 
     @property
     def device(self):
@@ -67,7 +69,10 @@ class Machine:
     def describe(self):
         processes = self.accelerator.num_processes
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
-        return f"{processes} process{'es' if processes > 1 else ''} on {self.device.type} ({where}), {str(self.dtype).removeprefix('torch.')}"
+        sharded = f", sharded by FSDP2{' and offloaded to the CPU' if self.sharding.cpu_offload else ''}" if self.sharding else ""
+        return (
+            f"{processes} process{'es' if processes > 1 else ''} on {self.device.type} ({where}), {str(self.dtype).removeprefix('torch.')}{sharded}"
+        )
 
 
 def start(recipe):
@@ -75,6 +80,7 @@ def start(recipe):
     from accelerate import Accelerator, DistributedType
     from accelerate.utils import InitProcessGroupKwargs
 
+    sharding = shards.from_launcher()
     device = choose_device(recipe.device)
     if device.type == "cpu":
         keep_memory()
@@ -87,11 +93,20 @@ def start(recipe):
     accelerator = Accelerator(
         cpu=device.type == "cpu", mixed_precision="no", gradient_accumulation_steps=1, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
     )
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise UsageError(f"the launcher is configured for {accelerator.distributed_type.value}; one process, MULTI_CPU and MULTI_GPU are known")
+    known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
+    if accelerator.distributed_type not in known:
+        raise UsageError(f"the launcher is configured for {accelerator.distributed_type.value}; known are {', '.join(kind.value for kind in known)}")
     _check_company(accelerator.num_processes)
     check_shares(recipe, accelerator.num_processes)
-    return Machine(accelerator, best_dtype(recipe.dtype, device), recipe.compile == "true" or (recipe.compile == "auto" and device.type == "cuda"))
+    dtype = best_dtype(recipe.dtype, device)
+    if sharding and sharding.cpu_offload and dtype == torch.float16:
+        raise UsageError("fsdp_offload_params: does not go with dtype=float16, whose loss scaling is the GPU's; use bfloat16 or float32")
+    if sharding and accelerator.distributed_type == DistributedType.NO:  # nobody to share with
+        if sharding.cpu_offload:
+            raise UsageError("fsdp_offload_params: true cannot apply to a process that no launcher started; use accelerate launch")
+        sharding = None
+    compiled = recipe.compile == "true" or (recipe.compile == "auto" and device.type == "cuda")
+    return Machine(accelerator, dtype, compiled, sharding)
 
 
 def _check_company(processes):

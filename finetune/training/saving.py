@@ -8,7 +8,7 @@ import torch
 
 from finetune.cli import Failure
 from finetune.gpt import convert, weights
-from finetune.training import checkpoint
+from finetune.training import checkpoint, sharding
 from finetune.training.card import model_card
 from finetune.training.guard import Diverged
 from finetune.training.progress import read_metrics
@@ -17,10 +17,11 @@ from finetune.training.progress import read_metrics
 def publish_model(run, progress, name, facts):
     """Make out_dir/NAME a complete Hugging Face directory: weights, configuration, tokenizer and card. True when that worked."""
     out_dir = Path(run.recipe.out_dir)
+    tensors = sharding.gathered(run.network.state_dict(), keep=run.machine.accelerator.is_main_process)
 
     def fill(directory):
         config = dataclasses.replace(run.network.config, dropout=0.0)
-        weights.save(directory, run.network.state_dict(), config)
+        weights.save(directory, tensors, config)
         if run.tokenizer:
             run.tokenizer.save(directory, config.block_size)
         (directory / "finetune.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -32,16 +33,17 @@ def publish_model(run, progress, name, facts):
 
 def save_state(run, progress, must_succeed):
     """Publish a resumable state. Raises Diverged when the weights are no numbers, which are never written."""
-    if not torch.stack([torch.isfinite(parameter).all() for parameter in run.network.parameters()]).all():
+    accelerator, config = run.machine.accelerator, run.network.config
+    finite = torch.stack([sharding.local(parameter.detach()).isfinite().all() for parameter in run.network.parameters()]).all()
+    if accelerator.reduce(finite.to(run.machine.device, torch.float32)) < accelerator.num_processes:
         raise Diverged(f"step {run.iteration}: the weights are not finite")
+    everything = run.network.state_dict(), checkpoint.optimizer_tensors(run.optimizer, run.names)
+    tensors, moments = (sharding.gathered(group, keep=accelerator.is_main_process) for group in everything)
 
     def write():
-        config = run.network.config
-        tensors = convert.without_padding(run.network.state_dict(), config)
-        moments = checkpoint.optimizer_tensors(run.optimizer, run.names)
-        moments = {name: tensor[: config.vocab_size] if name.endswith(".wte.weight") else tensor for name, tensor in moments.items()}
-        tensors, moments = ({name: tensor.detach().cpu().contiguous() for name, tensor in group.items()} for group in (tensors, moments))
-        checkpoint.save_state(run.recipe.out_dir, tensors, moments, run.state())
+        padded = {name: tensor[: config.vocab_size] if name.endswith(".wte.weight") else tensor for name, tensor in moments.items()}
+        group = {name: tensor.contiguous() for name, tensor in convert.without_padding(tensors, config).items()}
+        checkpoint.save_state(run.recipe.out_dir, group, {name: tensor.contiguous() for name, tensor in padded.items()}, run.state())
 
     if _on_main(run, progress, "last", write):
         run.saved_at, run.save_due = run.iteration, False

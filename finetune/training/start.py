@@ -14,7 +14,7 @@ from finetune.data.batches import Blocks, Mixture, Order, WeightedOrder
 from finetune.data.prepare import find_tokenizer, open_dataset
 from finetune.data.tokenizer import prompt_ids
 from finetune.gpt import GPT, GPTConfig, convert, weights
-from finetune.training import checkpoint, guard, isolation, memory, optim
+from finetune.training import checkpoint, guard, isolation, memory, optim, sharding
 
 RESIDENT = 0.02  # of a GPU's memory, which a split may take to be kept there
 COMPILED_WHOLE = 12  # layers
@@ -28,7 +28,7 @@ class Run:
     schedule: recipes.Schedule
     machine: object
     network: GPT  # the model itself
-    model: torch.nn.Module  # the same as the launcher wraps it
+    model: torch.nn.Module  # the same as data parallelism wraps it
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None  # float16 only
     train: Blocks | Mixture
@@ -79,6 +79,8 @@ class Run:
 def assemble(recipe, machine, say):
     """The Run that a recipe describes, at its first iteration or where it is resumed. Raises UsageError."""
     saved = checkpoint.load_state(recipe.out_dir, say) if recipe.init_from == "resume" else None
+    if machine.sharding and recipe.auto_batch_size and not saved:
+        raise UsageError("batch_size: auto cannot try what fits when weights are sharded, because a process that fails leaves the others waiting")
     with machine.accelerator.local_main_process_first():  # one process prepares and builds caches, the others find them
         datasets = open_datasets(recipe, lambda: _tokenizer_choice(recipe))
         config, model_tokenizer = _plan_model(recipe, datasets[0], saved)
@@ -153,15 +155,19 @@ def assemble(recipe, machine, say):
 
 def ready(network, recipe, machine, block_size, isolated, say):
     """`(model, optimizer)`: a network on the device, checked, compiled and wrapped as the recipe and the machine have it."""
-    network.gradient_checkpointing = recipe.gradient_checkpointing
-    network.to(machine.device).train()
+    sharded = machine.sharding
+    network.gradient_checkpointing = recipe.gradient_checkpointing or bool(sharded and sharded.activation_checkpointing)
+    network.train()
+    if not sharded:  # which moves it itself, piece by piece
+        network.to(machine.device)
     if isolated:
         isolation.check(network, machine, block_size, recipe.dropout, say)
-    optimizer = optim.adamw(network, recipe)
     if machine.compile:
         # flex attention is compiled block by block, as it was checked
-        _compile(network, whole=network.config.n_layer <= COMPILED_WHOLE and machine.accelerator.num_processes == 1 and not isolated)
-    return machine.accelerator.prepare_model(network), optimizer
+        alone = machine.accelerator.num_processes == 1 and not sharded
+        _compile(network, whole=network.config.n_layer <= COMPILED_WHOLE and alone and not isolated)
+    model = sharding.shard(network, sharded, machine.device) if sharded else machine.accelerator.prepare_model(network)
+    return model, optim.adamw(network, recipe)
 
 
 def open_datasets(recipe, tokenizer):
@@ -227,7 +233,7 @@ def _compile(network, whole):
 def take_up(run, saved):
     """Put a run where a saved state (`checkpoint.load_state`) is."""
     tensors, moments, state = saved
-    run.network.load_state_dict(convert.with_padding(tensors, run.network.config))
+    sharding.load(run.network, convert.with_padding(tensors, run.network.config))
     checkpoint.fill_optimizer(run.optimizer, run.names, moments, state["updates"])
     run.iteration, run.evaluations, run.watch = state["iteration"], state["evaluations"], guard.Watch(**state["watch"])
     run.saved_at, run.save_due = state["iteration"], False
@@ -257,7 +263,7 @@ def _resume(run, saved, say):
 def begin_again(run):
     """Put a run back to its start, before the first state was saved. What has happened to it so far is kept."""
     fresh = _network(run.recipe, dataclasses.replace(run.network.config), run.train.block_size, None, lambda line: None)
-    run.network.load_state_dict(fresh.state_dict())
+    sharding.load(run.network, fresh.state_dict())
     checkpoint.fill_optimizer(run.optimizer, run.names)
     run.iteration, run.saved_at, run.save_due, run.evaluations, run.watch = 0, None, False, [], guard.Watch()
 

@@ -4,12 +4,13 @@ Losses are summed over target tokens, counted over all processes, and divided on
 spread over processes does not change what is learned.
 """
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 
 from finetune.data.batches import sent
+from finetune.training import sharding
 from finetune.training.memory import is_out_of_memory, rows_of_evaluation
 
 
@@ -38,7 +39,7 @@ def update(run, iteration, lr):
     loss = _backward(run, iteration)
     if run.scaler:
         run.scaler.unscale_(run.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.grad_clip or torch.inf)
+    norm = sharding.whole(torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.grad_clip or torch.inf)).to(loss.device)
     accelerator = run.machine.accelerator
     flags = sent(torch.tensor(run.signals.flags()), loss.device)
     # one exchange; what is no number in one process is no number in the sum
@@ -50,7 +51,8 @@ def update(run, iteration, lr):
         run.scaler.step(run.optimizer)
         run.scaler.update()
     elif run.optimizer.defaults["fused"]:
-        run.optimizer.found_inf = 1.0 - sound.float()  # where it is 1, the fused kernel changes nothing
+        weights = run.optimizer.param_groups[0]["params"]
+        run.optimizer.found_inf = (1.0 - sound.float()).to(weights[0].device)  # where it is 1, the fused kernel changes nothing
         run.optimizer.step()
     elif sound:
         run.optimizer.step()
@@ -70,7 +72,7 @@ def _backward(run, iteration):
         batch = run.train.batch(micro_batches[index], run.machine.device)
         if recipe.dropout:
             torch.manual_seed(_dropout_seed(recipe.seed, iteration, index))
-        with nullcontext() if index == mine[-1] else accelerator.no_sync(run.model):
+        with _more_to_come(run) if index != mine[-1] else nullcontext():
             with run.machine.autocast():
                 loss, _ = run.model(*batch)
             # data parallelism averages gradients over the processes, so each brings its share times their number
@@ -78,6 +80,21 @@ def _backward(run, iteration):
             (run.scaler.scale(loss) if run.scaler else loss).backward()
         total += loss.detach()
     return total / accelerator.num_processes
+
+
+@contextmanager
+def _more_to_come(run):
+    """The context of a backward pass that is not the last of its update: data parallelism need not exchange gradients yet. Shards are
+    exchanged each time, since whole gradients are what they are to save, but weights that stay whole after the forward pass stay."""
+    if not sharding.is_sharded(run.network):
+        with run.machine.accelerator.no_sync(run.model):
+            yield
+        return
+    run.model.set_reshard_after_backward(run.machine.sharding.reshard_after_forward)
+    try:
+        yield
+    finally:
+        run.model.set_reshard_after_backward(True)
 
 
 def settle(run):
@@ -94,22 +111,27 @@ def settle(run):
 def evaluate(run, blocks, rows):
     """Mean nats per target token over these rows, the same for every batch size and number of processes. Draws no random number."""
     accelerator, model = run.machine.accelerator, run.network
-    mine = np.asarray(rows)[accelerator.process_index :: accelerator.num_processes]
+    rows, exchanged = np.asarray(rows), sharding.is_sharded(model)
+    mine = rows[accelerator.process_index :: accelerator.num_processes]
+    end = -(-len(rows) // accelerator.num_processes) if exchanged else len(mine)  # as many passes as the process with most rows makes
     size = rows_of_evaluation(model.config, blocks.block_size, run.machine.device.type)
     total = torch.zeros((), device=run.machine.device, dtype=torch.float64 if run.machine.device.type != "mps" else torch.float32)
     was_training = model.training
     model.eval()
     done = 0
-    while done < len(mine):
+    while done < end:
+        part = mine[done : done + size]
         try:
-            batch = blocks.batch(mine[done : done + size], run.machine.device)
+            batch = blocks.batch(part if len(part) else rows[:1], run.machine.device)
             with run.machine.exactly():
-                total += model(*batch)[0]
+                loss = model(*batch)[0]
+            total += loss if len(part) else 0.0
             done += size
         except RuntimeError as error:
-            if not is_out_of_memory(error) or size == 1:
+            if not is_out_of_memory(error) or size == 1 or exchanged:  # the others would wait for this process
                 raise
             size //= 2
+    sharding.settle(model)
     model.train(was_training)
     return (accelerator.reduce(total) / blocks.num_targets(rows)).item()
 
