@@ -88,13 +88,13 @@ WAYS = {
 
 def test_five_updates_in_shards_are_those_of_one_process(tiny):
     """Clipped, with dropout and accumulation, over 2 processes in all ways, and over 3, which cannot divide rows and tensors evenly: one
-    of them holds nothing of the smallest, and has no row to evaluate."""
+    of them holds nothing of the smallest, and has no row to evaluate. These 3 are asked for ZeRO-2."""
     shape = {"n_layer": 2, "n_embd": 10, "gradient_accumulation_steps": 6, "grad_clip": 0.1, "eval_iters": 1}
     recipe = tiny("whole", max_iters=5, eval_interval=2, always_save_checkpoint=True, **shape)
     loop.train(recipe)
     assert min(event["grad_norm"] for event in events("whole", "iter")) > 2 * recipe.grad_clip
     jobs = [job(dataclasses.replace(recipe, out_dir=name), environment=FSDP | more) for name, more in WAYS.items()]
-    finish(*jobs, job(dataclasses.replace(recipe, out_dir="three"), world=3))
+    finish(*jobs, job(dataclasses.replace(recipe, out_dir="three"), world=3, environment={"ACCELERATE_USE_DEEPSPEED": "true"}))
     for out_dir in (*WAYS, "three"):
         assert is_sharded(out_dir) and len(events(out_dir, "eval")) == 4
         same(out_dir, "whole", 1e-5)
@@ -228,7 +228,9 @@ REFUSED = {
     "fsdp_activation_checkpointing_offload": {"FSDP_ACTIVATION_CHECKPOINTING": "true", "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "true"},
     "the launcher's FSDP options": {"FSDP_RESHARD_AFTER_FORWARD": "perhaps"},
     "cannot apply to a process that no launcher started": {"FSDP_OFFLOAD_PARAMS": "true"},
-    "DeepSpeed, which is not supported": {"ACCELERATE_USE_DEEPSPEED": "true"},
+    "zero_stage: 1 is not supported": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"},
+    "ds.json is not read": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"},
+    "offloading to nvme": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "nvme"},
     "Megatron-LM, which is not supported": {"ACCELERATE_USE_MEGATRON_LM": "true"},
     "parallelism, which is not supported": {"ACCELERATE_USE_PARALLELISM_CONFIG": "true"},
 }
@@ -254,6 +256,20 @@ def test_what_the_launcher_asks_for(monkeypatch):
     monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "Block")
     monkeypatch.setenv("FSDP_BACKWARD_PREFETCH", "BACKWARD_PRE")
     assert sharding.from_launcher() == sharding.Sharding(reshard_after_forward=False, cpu_offload=True, activation_checkpointing=True)
+
+
+def test_a_deepspeed_configuration_is_answered_by_the_same_shards(monkeypatch):
+    """What accelerate makes of recipes/accelerate/deepspeed_zero2.yaml, and of other stages and devices."""
+    asked = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none"}
+    for more, wanted in (
+        ({}, sharding.Sharding(False, False, zero=2)),
+        ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, sharding.Sharding(True, True, zero=3)),
+    ):
+        for name, value in (asked | more).items():
+            monkeypatch.setenv(name, value)
+        found = sharding.from_launcher()
+        assert found == wanted and f"ZeRO-{wanted.zero} does" in found.describe()
+        assert os.environ["ACCELERATE_USE_DEEPSPEED"] == "false"  # Accelerator would look for the package
 
 
 def test_what_torch_is_told(monkeypatch):

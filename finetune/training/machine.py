@@ -69,7 +69,7 @@ class Machine:
     def describe(self):
         processes = self.accelerator.num_processes
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
-        sharded = f", sharded by FSDP2{' and offloaded to the CPU' if self.sharding.cpu_offload else ''}" if self.sharding else ""
+        sharded = f", {self.sharding.describe()}" if self.sharding else ""
         return (
             f"{processes} process{'es' if processes > 1 else ''} on {self.device.type} ({where}), {str(self.dtype).removeprefix('torch.')}{sharded}"
         )
