@@ -180,10 +180,16 @@ def convert(text, kind):
     """The value of `text` for a field of type `kind`. `text` is None for a YAML null. Raises ValueError in plain words."""
     choices = typing.get_args(kind)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        if text is None or text.lower() in ("", "none", "null", "~"):
+        if type(None) in choices and (text is None or text.lower() in ("", "none", "null", "~")):
             return None
-        kind = next(choice for choice in choices if choice is not type(None))
-        return convert(text, kind)
+        first, *others = (choice for choice in choices if choice is not type(None))
+        for words in others:  # of a value that may also be one of some words
+            if text is not None and text.lower() in typing.get_args(words):
+                return text.lower()
+        try:
+            return convert(text, first)
+        except ValueError as error:
+            raise ValueError(str(error).replace(type_words(first), type_words(kind))) from None
     if text is None:
         raise ValueError(f"expected {type_words(kind)}, got nothing")
     if typing.get_origin(kind) is typing.Literal:
@@ -306,6 +312,6 @@ def type_words(kind, short=False):
     if typing.get_origin(kind) is typing.Literal:
         return "|".join(options)
     if options:
-        return type_words(options[0], short)
+        return ("|" if short else " or ").join(type_words(option, short) for option in options)
     long = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     return {bool: "true|false", int: "INT", float: "FLOAT", str: "TEXT"}[kind] if short else long[kind]

@@ -5,6 +5,7 @@ python -m finetune.export --out_dir=out-mine --to=mine
 
 import shlex
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 from finetune.cli import UsageError, key, parse, run, run_problem
@@ -20,7 +21,9 @@ class Options:
     out_dir: str | None = key(None, "the run whose best model is exported")
     init_from: str | None = key(None, "another model instead: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt")
     to: str | None = key(None, "the directory to write: a new one, or an earlier export, which is replaced")
-    format: Literal["hf", "nanogpt"] = key("hf", "hf is what transformers loads, nanogpt a ckpt.pt for nanoGPT's sample.py")
+    format: Literal["hf", "nanogpt", "peft"] = key(
+        "hf", "hf is what transformers loads, nanogpt a ckpt.pt for nanoGPT's sample.py, peft the adapters of a LoRA run alone"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = key("float32", "of the weights in the files")
     interpolate: str | None = key(
         None, "mix the run's base back in: auto keeps the best mixture on validation, 0.7 takes 0.7 of the finetuned weights"
@@ -38,6 +41,13 @@ class Options:
                 yield "interpolate", "only the model of a run has a base that is known; give --out_dir=OUT"
             if self.interpolate != "auto" and not _is_share(self.interpolate):
                 yield "interpolate", f"expected auto or a number from 0 to 1, got {self.interpolate!r}"
+        if self.format == "peft":
+            if self.interpolate is not None:
+                yield "interpolate", "mixes whole weights, and format=peft has none; leave one of them out"
+            if self.dtype != "float32":
+                yield "dtype", "format=peft writes adapters as they were trained, in float32"
+            if find_spec("peft") is None:
+                yield "format", "peft needs the package peft, which reads the export back: pip install -e '.[lora]' where finetune was cloned to"
         if self.push_to_hub is not None and (problem := repository_problem(self.push_to_hub)):
             yield "push_to_hub", problem
         if self.push_to_hub and self.format == "nanogpt":

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -49,6 +50,11 @@ class Recipe:
     n_head: int | None = key(None, "attention heads, from scratch only (12)", resume="identity")
     n_embd: int | None = key(None, "width, from scratch only (768)", resume="identity")
     dropout: float = key(0.0, "dropout of embeddings, attention and residuals", resume="schedule")
+    lora_rank: int = key(
+        0, "train adapters of this rank on c_attn, c_proj and c_fc, and none of the weights; 0 trains the weights", resume="identity"
+    )
+    lora_alpha: int | None = key(None, "what the adapters add counts lora_alpha / lora_rank times [2 x lora_rank]", resume="identity", derived=True)
+    lora_dropout: float = key(0.0, "dropout of what goes into the adapters", resume="schedule")
 
     batch_size: int = key(8, "blocks in one forward pass (the micro-batch), or auto", resume="free", auto="auto_batch_size")
     gradient_accumulation_steps: int = key(8, "forward passes in one update, over all processes together", resume="free")
@@ -68,6 +74,9 @@ class Recipe:
     beta1: float = key(0.9, "AdamW", resume="schedule")
     beta2: float = key(0.95, "AdamW", resume="schedule")
     grad_clip: float = key(1.0, "largest gradient norm; 0 switches clipping off", resume="schedule")
+    optimizer_dtype: Literal["float32", "bfloat16"] = key(
+        "float32", "what AdamW's two moments rest in; bfloat16 takes 4 bytes a parameter less", resume="schedule"
+    )
 
     eval_interval: int | None = key(None, "updates between evaluations [a twentieth of the run, at most 250]", resume="free", derived=True)
     eval_iters: int | None = key(None, "evaluate on this many fixed batches of batch_size blocks instead of the whole split", resume="free")
@@ -100,7 +109,20 @@ class Recipe:
     device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "where to compute", resume="free")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("auto", "arithmetic of the matrix products; weights stay float32", resume="free")
     compile: Literal["auto", "true", "false"] = key("auto", "torch.compile; auto is on for CUDA", resume="free")
-    gradient_checkpointing: bool = key(False, "recompute activations in the backward pass: less memory, slower", resume="free")
+    gradient_checkpointing: bool | Literal["selective"] = key(
+        False,
+        "compute activations again in the backward pass: true all of a block, less memory, slower; selective what layer norms and GELU hand on",
+        resume="free",
+    )
+    chunked_loss: Literal["auto", "true", "false"] = key(
+        "auto", "never hold all logits at once; auto is on for a CPU, and where they would take gigabytes", resume="free"
+    )
+    memory: Literal["recipe", "auto"] = key(
+        "recipe",
+        "auto takes the first that is predicted to fit, each with smaller micro-batches: chunked_loss, gradient_checkpointing selective and full, "
+        "optimizer_dtype=bfloat16",
+        resume="free",
+    )
     cpu_threads: int = key(0, "threads of each process on CPU; 0 shares out all cores", resume="free")
 
     def problems(self):
@@ -135,6 +157,20 @@ class Recipe:
             yield "push", "eval_only=true leaves nothing to push"
         if not self.decay_lr and (self.min_lr is not None or self.lr_decay_iters is not None):
             yield "decay_lr", "false leaves nothing for min_lr and lr_decay_iters to do; remove them"
+        if self.lora_rank and self.init_from == "scratch":
+            yield "lora_rank", "adapters on init_from=scratch would leave random weights as they are; finetune a model that was trained"
+        for name in ("lora_alpha", "lora_dropout"):
+            if getattr(self, name) and not self.lora_rank:
+                yield name, "has no effect without lora_rank"
+        if self.lora_rank and find_spec("peft") is None:
+            yield "lora_rank", "adapters need the package peft: pip install -e '.[lora]' where finetune was cloned to"
+        if self.memory == "auto" and self.auto_batch_size:
+            yield "memory", "auto chooses batch_size too; give one of memory=auto and batch_size=auto"
+
+
+def alpha(recipe):
+    """lora_alpha of a recipe; None where there are no adapters."""
+    return (recipe.lora_alpha or 2 * recipe.lora_rank) or None
 
 
 def weights(recipe):
@@ -157,7 +193,7 @@ def _problems_of_weights(text, datasets):
 POSITIVE = 5e-324  # the smallest float above zero
 RANGES = [
     ("val_fraction", POSITIVE, 0.5), ("block_size", 1, 65535), ("n_layer", 1, math.inf), ("n_head", 1, math.inf),
-    ("n_embd", 1, math.inf), ("dropout", 0, 0.99), ("batch_size", 1, math.inf), ("gradient_accumulation_steps", 1, math.inf),
+    ("n_embd", 1, math.inf), ("dropout", 0, 0.99), ("lora_rank", 0, math.inf), ("lora_alpha", 1, math.inf), ("lora_dropout", 0, 0.99), ("batch_size", 1, math.inf), ("gradient_accumulation_steps", 1, math.inf),
     ("max_iters", 0, math.inf), ("epochs", 0, math.inf), ("seed", 0, 2**63 - 1), ("learning_rate", 0, math.inf),
     ("warmup_iters", 0, math.inf), ("lr_decay_iters", 1, math.inf), ("min_lr", 0, math.inf), ("weight_decay", 0, math.inf),
     ("beta1", 0, 1 - 2**-53), ("beta2", 0, 1 - 2**-53), ("grad_clip", 0, math.inf), ("eval_interval", 1, math.inf),

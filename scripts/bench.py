@@ -3,6 +3,7 @@
     python scripts/bench.py train   --nanogpt=PATH    tokens/s of updates, at matched and at default settings
     python scripts/bench.py start                     time from the start of the process to the first update
     python scripts/bench.py memory                    peak memory of training
+    python scripts/bench.py modes                     the same and time with moments in bfloat16, recomputed activations and LoRA
     python scripts/bench.py plan                      what finetune.plan says of time and memory, and what they then are
     python scripts/bench.py processes                 tokens/s of two processes that share the cores of one
     python scripts/bench.py packing                   tokens/s where documents are isolated
@@ -43,7 +44,9 @@ WARM_UP = 2  # updates that are not timed: allocators, first optimizer state, co
 
 @dataclass
 class Options:
-    sources: list = key([], "what to measure: train, start, memory, plan, processes, packing, sample, command, load, prepare, convert, char or gpu")
+    sources: list = key(
+        [], "what to measure: train, start, memory, modes, plan, processes, packing, sample, command, load, prepare, convert, char or gpu"
+    )
     nanogpt: str = key("", "a checkout of nanoGPT to compare with")
     rounds: int = key(5, "how often every tool has its turn")
     size: str = key("124M", "the shape: 124M, 355M, 774M, 1558M, or tiny to try the script itself")
@@ -190,6 +193,62 @@ def memory(options, work):
     return report(
         options, "memory", title, "the largest resident size of the process over three updates, evaluation and checkpoints included", rows, contenders
     )
+
+
+def modes(options, work):
+    """Memory and time of an update in each memory mode, beside the predictions that finetune.plan and memory=auto go by."""
+    from finetune.gpt import GPTConfig, convert
+    from finetune.recipe import Recipe
+    from finetune.training import lora, machine, memory
+
+    this = machine.start(Recipe(dataset="-"))
+    n_layer, n_head, n_embd = SIZES[options.size]
+    config = GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+    dtype = str(this.dtype).removeprefix("torch.")
+
+    def predicted(given):
+        recipe = Recipe(dataset="-", batch_size=options.batch_size, gradient_accumulation_steps=1, **given)
+        more = {"program": memory.PROGRAM if this.device.type == "cpu" else 0, "evaluated": options.batch_size}
+        return memory.needs_of(recipe, config, options.block_size, this.device.type, dtype, this.compile, **more).peak
+
+    shared = prepared(options, work, tokens=max(40, 2 * options.steps * options.batch_size) * options.block_size)
+    whole, selective, full = {"chunked_loss": "false"}, {"gradient_checkpointing": "selective"}, {"gradient_checkpointing": True}
+    compact, adapters = {"optimizer_dtype": "bfloat16"}, {"lora_rank": 16}
+    # two groups, because adapters learn something else from the same start
+    groups = [[whole, {}, selective, full, compact, full | compact], [adapters, adapters | selective, adapters | full]]
+    groups = [[Contender(_flags(given) or "as it is", {"tool": "finetune", "options": given}, 2e-2) for given in group] for group in groups]
+    theirs = {"dtype": "bfloat16", "dropout": 0.0, "lora_rank": 16}
+    groups[1].append(Contender("Trainer, bfloat16, dropout 0, peft's adapters of rank 16", {"tool": "trainer", "options": theirs}, 2e-2))
+    contenders = [contender for group in groups for contender in group]
+    rotate(contenders, options.rounds, {**shared, "what": "train"})
+    for group in groups:
+        gate(group)
+    rows = []
+    for c in contenders:
+        ours = c.job["tool"] == "finetune"
+        given = c.job["options"] if ours else adapters
+        peak, said = max(r["peak_mb"] for r in c.results), predicted(given) / 2**20
+        seconds = [(r["stamps"][-1] - r["stamps"][WARM_UP - 1]) / (len(r["stamps"]) - WARM_UP) for r in c.results]
+        rows.append(
+            {
+                "mode": c.name,
+                "trainable parameters": f"{lora.num_parameters(config, given.get('lora_rank', 0)) or convert.num_parameters(config):,}",
+                "peak MB": f"{peak:,.0f}",
+                "predicted": f"{said:,.0f} ({said / peak - 1:+.0%})" if ours else "",
+                "seconds an update": f"{statistics.median(seconds):.2f}",
+                "last loss": f"{c.results[0]['losses'][-1]:.4f}",
+            }
+        )
+    setting = f"{options.rounds} rounds, {options.steps} updates each, of which the last {options.steps - WARM_UP} are timed; {dtype}, AdamW; peak: the largest resident "
+    setting += (
+        "size of the process, with evaluations and checkpoints (of which Trainer made none); predicted: what finetune.plan and memory=auto go by"
+    )
+    title = f"Memory modes of training {options.size}: {options.batch_size} x {options.block_size} tokens an update"
+    return report(options, "modes", title, setting, rows, contenders)
+
+
+def _flags(given):
+    return ", ".join(f"{name}={str(value).lower()}" for name, value in given.items())
 
 
 def plan(options, work):
@@ -761,6 +820,7 @@ LANES = {
     "train": train,
     "start": start,
     "memory": memory,
+    "modes": modes,
     "plan": plan,
     "processes": processes,
     "packing": packing,

@@ -72,6 +72,11 @@ def trainer_train(job):
     shape, options = job["shape"], job["options"]
     dropout = options.get("dropout", 0.1)  # GPT-2's own configuration, which run_clm keeps
     model = GPT2LMHeadModel.from_pretrained(job["weights"], resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)
+    if rank := options.get("lora_rank"):
+        from peft import LoraConfig, get_peft_model
+
+        targets = ["c_attn", "c_proj", "c_fc"]
+        model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, fan_in_fan_out=True, task_type="CAUSAL_LM"))
     ids, T = np.memmap(f"{job['work']}/data/train.bin", dtype=np.uint16, mode="r"), shape["block_size"]
     rows = json.loads(Path(job["work"], "rows.json").read_text())
 

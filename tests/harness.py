@@ -165,6 +165,8 @@ def killed(recipe, world, kills, seed, slowest):
 def outcome(job):
     recipe = Recipe(**job["recipe"])
     os.environ |= job.get("environment", {})
+    if recipe.lora_rank:
+        import peft  # noqa: F401  as above, where it is wanted
     if "kills" in job:
         found = killed(recipe, job["world"], job["kills"], job["seed"], job["slowest"])
     else:

@@ -79,6 +79,9 @@ CASES = {
     "unknown dataset": (None, "train", [*SCRATCH, "--dataset=nowhere"], "no such directory or text file"),
     "block_size above the model's": (lambda: (bins_with(), model()), "train", ["--dataset=d", "--init_from=model", "--block_size=17", "--out_dir=out"], "16 positions"),
     "no such device": (bins_with, "train", [*SCRATCH, "--dataset=d", "--device=cuda"], "there is no cuda here"),
+    "adapters on nothing": (bins_with, "train", [*SCRATCH, "--dataset=d", "--lora_rank=4"], "would leave random weights"),
+    "adapters wider than the model": (lambda: (bins_with(), model()), "train", ["--dataset=d", "--init_from=model", "--lora_rank=9", "--out_dir=out"], "8 wide"),
+    "alpha of no adapters": (bins_with, "train", ["--dataset=d", "--lora_alpha=4"], "no effect without lora_rank"),
     # train: data
     "missing train.bin": (lambda: without("train.bin"), "train", [*SCRATCH, "--dataset=data/d"], "train.bin: there is no such file"),
     "missing val.bin": (lambda: without("val.bin"), "train", [*SCRATCH, "--dataset=data/d"], "val.bin: there is no such file"),

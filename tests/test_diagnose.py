@@ -241,7 +241,7 @@ def test_a_mistake_before_the_run_begins_tells_nothing_of_the_run_before(command
 def test_the_words_of_memory_are_those_that_are_looked_for():
     from finetune.gpt import GPTConfig
 
-    assert "out of memory" in memory.what_would_fit(GPTConfig(), 1024)
+    assert "out of memory" in memory.what_would_fit(GPTConfig(), 1024, Recipe(dataset="x"))
 
 
 def test_old_and_strange_records_are_borne():

@@ -318,7 +318,16 @@ def test_one_process_behind_a_launcher_is_a_shard_of_one(tiny, monkeypatch):
     same("out", "whole", 1e-5)
 
 
-def test_batch_size_auto_is_refused_in_shards(tiny):
-    recipe = tiny(auto_batch_size=True)
-    with pytest.raises(UsageError, match="batch_size: auto cannot try what fits"):
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"auto_batch_size": True}, "batch_size: auto cannot try what fits"),
+        ({"lora_rank": 2, "init_from": "gpt2"}, "lora_rank: adapters are not sharded"),
+        ({"optimizer_dtype": "bfloat16"}, "optimizer_dtype: bfloat16 cannot apply"),
+        ({"memory": "auto"}, "memory: auto counts for whole weights"),
+    ],
+)
+def test_what_does_not_go_with_shards_is_refused(tiny, values, told):
+    recipe = tiny(**values)
+    with pytest.raises(UsageError, match=told):
         start.assemble(recipe, dataclasses.replace(machine.start(recipe), sharding=sharding.Sharding()), print)

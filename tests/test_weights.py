@@ -27,6 +27,15 @@ def test_safetensors_whole_and_sharded(hf_model, tmp_path):
     same(tmp_path / "shards", theirs)
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="Linux tells which files are mapped")
+def test_a_loaded_model_does_not_keep_its_file_in_memory(hf_model, tmp_path):
+    hf_model(vocab_size=64, bos_token_id=None, eos_token_id=None).save_pretrained(tmp_path)  # no padding, which would copy the embedding
+    model = GPT.from_pretrained(tmp_path)
+    with open("/proc/self/maps") as maps:
+        assert str(tmp_path) not in maps.read()
+    assert model.wte.weight.dtype == torch.float32
+
+
 def test_hub_spelling_without_prefix_and_with_attention_buffers(hf_model, tmp_path):
     theirs = hf_model()
     theirs.save_pretrained(tmp_path)

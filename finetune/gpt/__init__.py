@@ -53,6 +53,10 @@ class GPT(Transformer):
         state = convert.from_hf(hf_model.state_dict(), config)
         return cls.from_state(config, {name: tensor.detach().clone().float() for name, tensor in state.items()})
 
+    def num_parameters(self):
+        """Parameters as they are exported: the tied head once, no padding."""
+        return convert.num_parameters(self.config)
+
     def to_hf(self):
         """A transformers GPT2LMHeadModel with the same weights, in evaluation mode."""
         from transformers import GPT2Config, GPT2LMHeadModel

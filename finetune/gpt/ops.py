@@ -34,6 +34,25 @@ def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, starts=No
     return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal)
 
 
+def recomputed(function, x, then):
+    """`then(function(x))` whose backward pass computes `function(x)` again wherever it would have been kept: for functions that cost
+    little beside the products that read them."""
+    y = function(x)
+    if torch.is_autocast_enabled(x.device.type):
+        y = y.to(torch.get_autocast_dtype(x.device.type))  # here, so that what the product keeps is this tensor
+    place, dtype, count = y.data_ptr(), y.dtype, y.numel()
+
+    def pack(tensor):
+        same = tensor.data_ptr() == place and tensor.dtype == dtype and tensor.numel() == count and tensor.is_contiguous()
+        return tensor.shape if same else tensor
+
+    def unpack(kept):
+        return kept if isinstance(kept, torch.Tensor) else function(x).to(dtype).view(kept)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return then(y)
+
+
 def document_starts(position_ids):
     """Where in its row the document of each token begins, (B, T), from positions that begin again with each document."""
     return torch.arange(position_ids.size(1), device=position_ids.device) - position_ids
@@ -66,8 +85,14 @@ def cross_entropy(x, weight, targets, vocab_size):
     return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
 
 
+def is_chunked(chunked, device, count):
+    """Whether a loss of so many logits goes by chunks: as `chunked` ("true", "false") has it, and by "auto" on a CPU, where that is faster, and
+    where they would take gigabytes."""
+    return device == "cpu" or count > MANY_LOGITS if chunked == "auto" else chunked == "true"
+
+
 def chunked_cross_entropy(x, weight, targets, vocab_size):
-    """The same without ever holding all logits: on a CPU, where that is faster, and where they would take gigabytes."""
+    """The same without ever holding all logits."""
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     return LinearCrossEntropy.apply(x, weight, targets, vocab_size, dtype)
@@ -143,16 +168,14 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, x, weight, targets, vocab_size, dtype):
         w = weight.to(dtype)
         loss = x.new_zeros((), dtype=torch.float32)
-        train = any(ctx.needs_input_grad)
-        grad_x, grad_w = (torch.empty_like(x), torch.empty_like(weight)) if train else (None, None)
+        grad_x, grad_w = (torch.empty_like(tensor) if wanted else None for tensor, wanted in zip((x, weight), ctx.needs_input_grad))
         for first in range(0, x.size(0), CHUNK):
             part = x[first : first + CHUNK].to(dtype)
             logits = part @ w.T  # (n, P)
             loss += _cross_entropy_(logits, targets[first : first + CHUNK], vocab_size)
-            if not train:
-                continue
-            grad_x[first : first + CHUNK] = logits @ w
-            for ids in range(0, len(weight), IDS):
+            if grad_x is not None:
+                grad_x[first : first + CHUNK] = logits @ w
+            for ids in range(0, len(weight) if grad_w is not None else 0, IDS):  # frozen weights have no gradient
                 product = logits[:, ids : ids + IDS].T @ part
                 (grad_w[ids : ids + IDS].add_ if first else grad_w[ids : ids + IDS].copy_)(product)
         ctx.save_for_backward(grad_x, grad_w)
@@ -161,7 +184,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         grad_x, grad_w = ctx.saved_tensors  # in place, because just now all activations are there; a second pass would be refused
-        return grad_x.mul_(grad), grad_w.mul_(grad), None, None, None
+        return *(None if each is None else each.mul_(grad) for each in (grad_x, grad_w)), None, None, None
 
 
 def _cross_entropy_(logits, targets, vocab_size):

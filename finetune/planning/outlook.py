@@ -15,7 +15,7 @@ from finetune.data import bins, cache, packing
 from finetune.data import tokenizer as tokenizers
 from finetune.gpt import GPTConfig, convert, weights
 from finetune.gpt.model import SHAPES
-from finetune.training import checkpoint, loop, machine, memory, start
+from finetune.training import checkpoint, loop, lora, machine, memory, start
 
 CHARACTERS = 100  # of a vocabulary that nobody has seen yet
 
@@ -52,6 +52,8 @@ class Plan:
     program: int  # memory of the process without a model
     timing: object | None = None  # timing.Timing
     untimed: str = "quick=true"  # why there is none
+    mode: str = ""  # what memory=auto takes, in a line, and
+    asked: recipes.Recipe | None = None  # the recipe before it did
 
     @property
     def block_size(self):
@@ -97,21 +99,12 @@ class Plan:
         return min(train, self.data.rows["train"]), min(limit or self.data.rows["val"], self.data.rows["val"])
 
     def needs(self, evaluated=None, **changes):
-        """The memory.Needs of a process; of the plan with another batch_size or gradient_checkpointing, if given."""
-        recipe = dataclasses.replace(self.recipe, **changes)
-        return memory.needs(
-            self.config,
-            recipe.batch_size,
-            self.block_size,
-            self.device,
-            self.dtype,
-            self.compile,
-            recipe.gradient_checkpointing,
-            recipe.dropout,
-            accumulates=self.rows > recipe.batch_size * self.processes,
-            processes=self.processes,
-            program=self.program,
-            evaluated=evaluated or max(self.rows_of_evaluation),
+        """The memory.Needs of a process; of the plan with another batch_size or another mode, if given."""
+        if "batch_size" in changes:
+            changes = {"gradient_accumulation_steps": self.rows // changes["batch_size"], **changes}
+        recipe, evaluated = dataclasses.replace(self.recipe, **changes), evaluated or max(self.rows_of_evaluation)
+        return memory.needs_of(
+            recipe, self.config, self.block_size, self.device, self.dtype, self.compile, self.processes, program=self.program, evaluated=evaluated
         )
 
     def takes(self, **changes):
@@ -119,6 +112,10 @@ class Plan:
         if self.device == "cpu":
             return self.needs(**changes).peak * self.processes
         return self.needs(evaluated=1, **changes).peak  # where a GPU has no room, evaluations take less by themselves
+
+    def taken_by(self, recipe):
+        """`takes` of this plan with another recipe."""
+        return dataclasses.replace(self, recipe=recipe).takes()
 
     @property
     def fits(self):
@@ -132,7 +129,8 @@ class Plan:
     @property
     def exchanged(self):
         """Bytes that each process sends in an update: a ring all-reduce of float32 gradients."""
-        return 2 * (self.processes - 1) * 4 * convert.num_parameters(self.config) // self.processes
+        trained = lora.num_parameters(self.config, self.recipe.lora_rank) or convert.num_parameters(self.config)
+        return 2 * (self.processes - 1) * 4 * trained // self.processes
 
     def seconds(self):
         """{what: seconds} of the run from the start of its process to its end. Only of a plan that was timed."""
@@ -141,12 +139,12 @@ class Plan:
         micro_batches = recipe.gradient_accumulation_steps / share
         update = timing.update + (micro_batches - 1) * timing.micro_batch
         models = self.evaluations + (self.evaluations if recipe.always_save_checkpoint else 0)
-        parameters = convert.num_parameters(self.config)
+        published = 4 * (convert.num_parameters(self.config) + lora.num_parameters(self.config, recipe.lora_rank))
         return {
             "start": timing.start + timing.warm_up,
             "updates": self.remaining * update,
             "evaluations": self.evaluations * sum(self.rows_of_evaluation) * timing.row / share,
-            "checkpoints": (12 * self.saves + 4 * models) * parameters * timing.byte,
+            "checkpoints": (self.saves * start.state_bytes(recipe, self.config) + models * published) * timing.byte,
             "samples": self._sampling() if recipe.num_samples else 0.0,
         }
 
@@ -179,6 +177,7 @@ def plan(recipe, origins, tokens=None, processes=1):
     config = dataclasses.replace(config, block_size=block_size, dropout=recipe.dropout)
     schedule = recipes.schedule(recipe, data.rows["train"])
     dtype = str(machine.best_dtype(recipe.dtype, device)).removeprefix("torch.")
+    start.check_rank(recipe, config)
     made = Plan(
         recipe=recipe,
         origins=origins,
@@ -195,6 +194,12 @@ def plan(recipe, origins, tokens=None, processes=1):
         disk_free=_free(recipe.out_dir),
         program=memory.PROGRAM if device.type == "cpu" else 0,
     )
+    if recipe.memory == "auto" and saved:
+        made = dataclasses.replace(made, recipe=memory.as_before(recipe, saved["recipe"]))
+    elif recipe.memory == "auto":
+        found = memory.first_that_fits(recipe, made.taken_by, made.available)
+        chosen, _, mode = found or (recipe, None, "memory=auto: nothing fits")
+        made = dataclasses.replace(made, recipe=chosen, mode=mode, asked=recipe)
     if recipe.auto_batch_size:
         size = made.largest_batch() or 1
         made = dataclasses.replace(made, recipe=dataclasses.replace(recipe, batch_size=size, gradient_accumulation_steps=made.rows // size))

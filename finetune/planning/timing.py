@@ -16,7 +16,7 @@ import torch
 
 from finetune.data.batches import Blocks, Order
 from finetune.gpt import GPT
-from finetune.training import checkpoint, machine, memory, start, step
+from finetune.training import checkpoint, lora, machine, memory, start, step
 
 MICRO_BATCHES = 3  # that are timed, where they are slow
 ENOUGH = 2.0  # seconds; where they are fast, rounds are repeated for so long
@@ -61,6 +61,8 @@ def _time(plan, place, began):
     recipe, T = plan.recipe, plan.block_size
     with torch.device(place.device):
         network = GPT(plan.config).init_weights(torch.Generator(place.device).manual_seed(recipe.seed))
+    if recipe.lora_rank:
+        lora.adapt(network, recipe)
     model, optimizer = start.ready(network, recipe, place, T, plan.data.isolated, lambda line: None)
     blocks = _blocks(plan)
     run = start.Run(

@@ -6,14 +6,16 @@ from finetune import recipe as recipes
 from finetune.gpt import convert
 from finetune.planning import advice
 from finetune.planning.outlook import device_name
+from finetune.training import lora, memory
 from finetune.training.progress import duration
 
+RANK = 16  # of the adapters that are offered
 LINK = 100e9 / 8  # bytes a second of a link of 100 Gbit/s
 
 
 def report(plan):
     """The plan, and below it what stands out."""
-    lines = [*_run(plan), *_memory(plan), *_disk(plan), *_time(plan), *_exchange(plan)]
+    lines = [*_run(plan), *_memory(plan), *_modes(plan), *_disk(plan), *_time(plan), *_exchange(plan)]
     text = "\n".join(f"{name:<15}{line}".rstrip() for name, line in lines)
     if found := advice.advice(plan):
         text += "\n\nwhat stands out:\n" + "\n".join(f"- {line}" for line in found)
@@ -74,6 +76,7 @@ DERIVED = {
     "device": lambda plan: plan.device,
     "dtype": lambda plan: plan.dtype,
     "compile": lambda plan: str(plan.compile).lower(),
+    "lora_alpha": lambda plan: recipes.alpha(plan.recipe),
     "wandb_run_name": lambda plan: plan.recipe.out_dir.rstrip("/").split("/")[-1],
 }
 
@@ -89,7 +92,7 @@ WHY = {
     "gradient_accumulation_steps": lambda plan: f"{plan.recipe.batch_size} x {plan.recipe.gradient_accumulation_steps} x {plan.block_size:,} = {plan.tokens:,} tokens an update",
     "max_iters": lambda plan: "ends the run" if plan.schedule.length == plan.recipe.max_iters else f"a ceiling; epochs ends the run at {plan.schedule.length:,}",
     "epochs": lambda plan: f"the run is {passes(plan)} passes over the data; {advice.sensible_passes(plan)} are the most that pay",
-    "learning_rate": lambda plan: "{:.2g} to {:.2g} is usual for ".format(*advice.rates_for(plan)) + (f"pretrained weights and {plan.data.tokens['train']:,} tokens" if plan.pretrained else f"{plan.config.n_embd} wide from scratch"),
+    "learning_rate": lambda plan: "{:.2g} to {:.2g} is usual for ".format(*advice.rates_for(plan)) + ("LoRA" if plan.recipe.lora_rank else f"pretrained weights and {plan.data.tokens['train']:,} tokens" if plan.pretrained else f"{plan.config.n_embd} wide from scratch"),
     "warmup_iters": lambda plan: f"a tenth of {plan.schedule.length:,} updates, at most 100" if plan.recipe.warmup_iters != plan.schedule.warmup_iters else "as given",
     "lr_decay_iters": lambda plan: "the decay ends where the run ends" if plan.recipe.lr_decay_iters is None else "as given",
     "min_lr": lambda plan: "a tenth of learning_rate" if plan.recipe.min_lr is None else "as given",
@@ -119,6 +122,8 @@ def _run(plan):
     recipe, config, schedule, rows = plan.recipe, plan.config, plan.schedule, plan.data.rows
     count = parameters(plan)
     yield "model", f"{recipe.init_from}: {count:,} parameters; {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide"
+    if recipe.lora_rank:
+        yield "LoRA", lora.describe(config, recipe)
     tokens = plan.data.tokens
     yield "data", f"{plan.data.name}: {tokens['train']:,} tokens to train on, {tokens['val']:,} to validate on ({plan.data.tokenizer})"
     isolated = ", of isolated documents" if plan.data.isolated else ""
@@ -143,12 +148,29 @@ def _memory(plan):
     each = f" for each of {processes} processes" if processes > 1 else ""
     free = f"; {gigabytes(plan.available)} are free on {device_name(plan)}" if plan.available is not None else ""
     yield "memory", f"{gigabytes(needs.peak)} at the most{each}, {plan.dtype}{free}"
-    instead = {"evaluation": " (when there are no gradients and no activations)", "saving": " (when there are no gradients and no activations)"}
+    instead = {
+        "loading": " (before there are gradients, activations and moments)",
+        "evaluation": " (when there are no gradients and no activations)",
+        "saving": " (when there are no gradients and no activations)",
+    }
     for what, size in needs.parts.items():
         if size >= 1e6:
             yield "", f"{gigabytes(size):>9} {what}{instead.get(what, '')}"
     if plan.timing and plan.timing.peak:
         yield "", f"{gigabytes(plan.timing.peak):>9} were taken by the micro-steps that were timed"
+
+
+def _modes(plan):
+    """What the same run would take with less memory, the cheapest first."""
+    asked = dataclasses.replace(plan, recipe=plan.asked or plan.recipe)
+    rows = [(asked.takes(**mode), _flags(mode) or "as it is") for mode in memory.modes(asked.recipe, asked.taken_by)]
+    if _may_adapt(plan):
+        for mode in ({"lora_rank": RANK}, {"lora_rank": RANK, "gradient_checkpointing": True}):
+            rows.append((asked.takes(**mode), f"{_flags(mode)} (LoRA learns something else than all weights do)"))
+    for number, (size, told) in enumerate(rows):
+        yield "" if number else "memory modes", f"{gigabytes(size):>9} {told}"
+    if plan.mode:
+        yield "", plan.mode
 
 
 def _disk(plan):
@@ -182,13 +204,24 @@ def _exchange(plan):
 
 
 def _way_out(plan):
-    size = plan.largest_batch()
-    if size and size < plan.recipe.batch_size:
-        return f"The same updates fit with --batch_size={size} --gradient_accumulation_steps={plan.rows // size}."
-    size = plan.largest_batch(gradient_checkpointing=True)
-    if size:
-        return f"The same updates fit with --gradient_checkpointing=true --batch_size={size} --gradient_accumulation_steps={plan.rows // size}."
+    for mode in memory.modes(plan.recipe, plan.taken_by):
+        size = plan.largest_batch(**mode)
+        if size and (mode or size < plan.recipe.batch_size):
+            rounded = ", but for the rounding of AdamW's moments," if "optimizer_dtype" in mode else ""
+            flags = _flags({**mode, "batch_size": size, "gradient_accumulation_steps": plan.rows // size})
+            return f"The same updates{rounded} fit with {flags}."
+    least = {"lora_rank": RANK, "gradient_checkpointing": True, "batch_size": 1}
+    if _may_adapt(plan) and (size := plan.takes(**least)) <= plan.available:
+        return f"LoRA would fit, in {gigabytes(size)}: {_flags({**least, 'gradient_accumulation_steps': plan.rows})}; or take a smaller model."
     return "Take a smaller model, a smaller block_size or another device."
+
+
+def _may_adapt(plan):
+    return plan.pretrained and not plan.recipe.lora_rank and plan.recipe.init_from != "resume"
+
+
+def _flags(changes):
+    return " ".join(f"--{name}={str(value).lower()}" for name, value in changes.items())
 
 
 def _value(value):

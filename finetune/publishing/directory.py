@@ -16,12 +16,14 @@ from finetune.data import nanogpt_meta
 from finetune.data import tokenizer as tokenizers
 from finetune.gpt import GPT, convert, weights
 from finetune.publishing import verify
+from finetune.publishing.interpolate import base_of
+from finetune.publishing.interpolate import interpolate as mix
 from finetune.training import checkpoint
 from finetune.training.card import model_card, public
 from finetune.training.progress import plot, read_metrics
 
 VERIFICATION = "verification.json"
-READ = (*weights.MODEL_FILES, *tokenizers.FILES, "pytorch_model*.bin", "meta.pkl")  # of a source, what an export depends on
+READ = (*weights.MODEL_FILES, "adapter/*", *tokenizers.FILES, "pytorch_model*.bin", "meta.pkl")  # of a source, what an export depends on
 
 
 def export(source, to, format="hf", dtype="float32", interpolate=None, name=None, say=print):
@@ -45,13 +47,16 @@ def export(source, to, format="hf", dtype="float32", interpolate=None, name=None
     facts = _json(source / "finetune.json") if source.is_dir() else {}
     events = read_metrics(run_dir / "metrics.jsonl") if run_dir else []
     if interpolate:
-        from finetune.publishing.interpolate import interpolate as mix
-
         if not run_dir:
             raise UsageError(f"interpolate: {source} is not the model of a run, so nobody knows its base; give --out_dir=OUT")
         state, mixture = mix(interpolate, config, state, facts, events, say)
         kept = {key: facts[key] for key in ("step", "init_from", "base_model") if key in facts}
         facts = {**kept, "val_loss": dict(mixture["losses"])[mixture["weight"]], "interpolation": mixture}
+    base = None
+    if format == "peft":
+        if not (run_dir and (source / "adapter" / "adapter_config.json").is_file()):
+            raise UsageError(f"format: peft exports the adapters of a run with lora_rank, and {source} has none")
+        base = GPT.from_state(config, base_of("format=peft", config, facts))
     if "init_from" in facts:
         facts["init_from"] = public(facts["init_from"])  # nobody else needs to know the folders of this computer
     rounded, moved = _rounded(config, state, dtype)
@@ -63,9 +68,12 @@ def export(source, to, format="hf", dtype="float32", interpolate=None, name=None
         if format == "nanogpt":
             verified.update(_fill_nanogpt(work, config, rounded, dtype, tokenizer, facts, to.name))
         else:
-            weights.save(work, {key: tensor.to(getattr(torch, dtype)) for key, tensor in rounded.items()}, config)
+            if base:
+                _fill_adapter(work, source / "adapter", facts)
+            else:
+                weights.save(work, {key: tensor.to(getattr(torch, dtype)) for key, tensor in rounded.items()}, config)
             tokenizer.save(work, config.block_size)
-            verified.update(verify.hugging_face(work, GPT.from_state(config, rounded).eval(), tokenizer))
+            verified.update(verify.hugging_face(work, GPT.from_state(config, rounded).eval(), tokenizer, base))
             picture = "loss.png" if any(event["event"] == "eval" for event in events) else None
             if picture:
                 plot(run_dir, work / picture, title=request["name"])
@@ -139,6 +147,13 @@ def _rounded(config, state, dtype):
         before, after = (GPT.from_state(config, tensors).eval() for tensors in (state, rounded))
         difference, _ = verify.compare(before, after, [verify.every_position(config)])
     return rounded, {"rounding": difference}
+
+
+def _fill_adapter(work, adapter, facts):
+    """Write the adapters of a run as peft has them, for the base under a name that others know."""
+    shutil.copyfile(adapter / "adapter_model.safetensors", work / "adapter_model.safetensors")
+    described = _json(adapter / "adapter_config.json")
+    _write_json(work / "adapter_config.json", {**described, "base_model_name_or_path": facts.get("base_model") or facts["init_from"]})
 
 
 def _fill_nanogpt(work, config, state, dtype, tokenizer, facts, name):

@@ -24,7 +24,7 @@ def interpolate(choice, config, state, facts, events, say=print):
     a = 1; or the a itself. `mixture` is {"weight", "base", "chosen", "losses": [(a, loss), ...]}. Raises UsageError where the base or
     the data is not there any more.
     """
-    base = _base(config, facts)
+    base = base_of("interpolate", config, facts)
     network = GPT.from_state(config, {name: tensor.clone() for name, tensor in state.items()}).eval()
     measure = _validation(config, network, events)
     wanted = SWEEP if choice == "auto" else sorted({0.0, float(choice), 1.0})
@@ -44,16 +44,16 @@ def _mixed(base, state, a):
     return {name: torch.lerp(base[name], state[name], a) for name in state}
 
 
-def _base(config, facts):
-    """The weights that the run began with."""
+def base_of(what, config, facts):
+    """The weights that the run with those facts began with. Raises UsageError, which says `what` wanted them, where they are not there."""
     source = facts.get("init_from")
     if source in (None, "scratch"):
-        raise UsageError(f"interpolate: the run began from {source or 'nobody knows what'}, so there is no base to go back to")
+        raise UsageError(f"{what}: the run began from {source or 'nobody knows what'}, so there is no base to go back to")
     base_config, base = weights.load(source)
     base["wpe.weight"] = base["wpe.weight"][: config.block_size]
     wanted = convert.shapes(config)
     if base_config.activation_function != config.activation_function or {name: tuple(base[name].shape) for name in base} != wanted:
-        raise UsageError(f"interpolate: {source} is no longer the model that this run began with; its shape is another")
+        raise UsageError(f"{what}: {source} is no longer the model that this run began with; its shape is another")
     return base
 
 

@@ -24,17 +24,15 @@ def versions():
 
 
 @torch.no_grad()
-def hugging_face(directory, model, tokenizer):
+def hugging_face(directory, model, tokenizer, base=None):
     """Load `directory` with transformers and compare ids of real prompts, and logits on them and on a full context, with those of our
-    model and tokenizer. Return what was compared; raise Failure, saying what differs, when they do not agree."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model and tokenizer. Where it holds adapters, peft loads them over `base`, a GPT. Return what was compared; raise Failure, saying
+    what differs, when they do not agree."""
+    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    theirs, loading = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True, output_loading_info=True)
-    unread = {kind: sorted(names) for kind, names in loading.items() if names and kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    if unread:
-        raise Failure(f"{directory.name}: transformers does not read it as it was written: {unread}", 1)
+    theirs = _adapted(directory, base) if base else _loaded(directory)
     their_tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     block_size, rows, ids_compared = model.config.block_size, [], 0
     for prompt in _spoken(tokenizer):
@@ -55,6 +53,22 @@ def hugging_face(directory, model, tokenizer):
         "largest_logit": largest,
         "tolerance": TOLERANCE * max(1.0, largest),
     }
+
+
+def _loaded(directory):
+    from transformers import AutoModelForCausalLM
+
+    theirs, loading = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True, output_loading_info=True)
+    unread = {kind: sorted(names) for kind, names in loading.items() if names and kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if unread:
+        raise Failure(f"{directory.name}: transformers does not read it as it was written: {unread}", 1)
+    return theirs
+
+
+def _adapted(directory, base):
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base.to_hf(), str(directory)).eval()
 
 
 @torch.no_grad()

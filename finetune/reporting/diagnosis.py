@@ -95,7 +95,7 @@ def _out_of_memory(run):
         smaller = next(n for n in range(batch // 2, 0, -1) if batch % n == 0)
         flags = {"batch_size": smaller, "gradient_accumulation_steps": steps * batch // smaller}
         return Finding("out_of_memory", evidence, "smaller micro-batches, at the same blocks an update", _go_on(run, **flags))
-    if not recipe.get("gradient_checkpointing") and not any("gradient_checkpointing" in done for done in tries):
+    if recipe.get("gradient_checkpointing") is not True and not any("gradient_checkpointing" in done for done in tries):
         return Finding("out_of_memory", evidence, "recompute activations instead of keeping them", _go_on(run, gradient_checkpointing="true"))
     smaller = {"gpt2-xl": "gpt2-large", "gpt2-large": "gpt2-medium", "gpt2-medium": "gpt2"}.get(run.init_from)
     flags = {"init_from": smaller} if smaller else {"block_size": max(1, (recipe.get("block_size") or 1024) // 2)}

@@ -23,13 +23,13 @@ def model_card(title, place, config, facts, events, tokenizer=None, picture=None
     """
     run = Story(facts, events)
     sections = [
-        f"---\n{_metadata(title, run, config)}\n---",
+        f"---\n{_metadata(title, run, config, verified)}\n---",
         f"# {title}",
         _introduction(run, config),
         _losses(run, picture),
-        _usage(place, tokenizer),
+        _usage(place, tokenizer, run.init_from if _is_adapter(verified) else None),
         _data(run),
-        _training(run),
+        _training(run, verified),
         _evaluation(run.evaluation),
         _samples(run.samples),
         _verification(verified),
@@ -71,7 +71,7 @@ class Story:
         return ", ".join(_plain(Path(name.strip()).name) for name in given.split(","))  # of this computer, whatever it looks like
 
 
-def _metadata(title, run, config):
+def _metadata(title, run, config, verified):
     """The YAML head: what the Hub indexes, with the measured figures as its model-index."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -81,10 +81,10 @@ def _metadata(title, run, config):
         for dataset, metric, words, value in _figures(run)
     ]
     data = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if _is_adapter(verified) else "transformers",
         pipeline_tag="text-generation",
         base_model=run.facts.get("base_model"),
-        tags=["gpt2", "finetune"],
+        tags=["gpt2", "finetune", *(["lora"] if run.recipe.get("lora_rank") else [])],
         datasets=[name for name in named if "/" in name] or None,
         model_name=title if results else None,
         eval_results=results or None,
@@ -104,6 +104,11 @@ def _figures(run):
     for name, words in (("bits_per_byte", "bits per byte"), ("accuracy", "accuracy of the next token")):
         if measured and _is_number(measured.get(name)):
             yield dataset, name, words, round(measured[name], 4)
+
+
+def _is_adapter(verified):
+    """Whether a directory holds adapters and no whole model."""
+    return bool(verified) and verified.get("format") == "peft"
 
 
 def _introduction(run, config):
@@ -134,17 +139,18 @@ def _losses(run, picture):
     return "\n".join(lines + (["", f"![losses of the run]({picture})"] if picture else []))
 
 
-def _usage(place, tokenizer):
-    lines = [
-        "## How to use it",
-        "",
-        "```python",
-        "from transformers import pipeline",
-        "",
-        f"generator = pipeline('text-generation', {place!r})",
-        "print(generator('Once upon a time')[0]['generated_text'])",
-        "```",
-    ]
+def _usage(place, tokenizer, adapter_of=None):
+    if adapter_of:
+        loading = [
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline",
+            "",
+            f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({adapter_of!r}), {place!r})",
+            f"generator = pipeline('text-generation', model, tokenizer=AutoTokenizer.from_pretrained({place!r}))",
+        ]
+    else:
+        loading = ["from transformers import pipeline", "", f"generator = pipeline('text-generation', {place!r})"]
+    lines = ["## How to use it", "", "```python", *loading, "print(generator('Once upon a time')[0]['generated_text'])", "```"]
     files = getattr(tokenizer, "files", {})
     if "chat_template.jinja" in files or b'"chat_template"' in files.get("tokenizer_config.json", b""):
         lines += [
@@ -182,14 +188,22 @@ def _data(run):
     return "\n".join(lines)
 
 
-def _training(run):
+def _training(run, verified):
     if not run.recipe:
         return None
     rows = [(name, run.recipe[name]) for name in SETTINGS if run.recipe.get(name) is not None]
     rate = "a linear warmup and cosine decay" if run.recipe.get("decay_lr") else "a constant learning rate after a linear warmup"
     where = f", {run.machine}" if run.machine else ""
-    lines = ["## Training", "", f"AdamW with {rate}{where}.", "", "| key | value |", "|---|---|"]
+    lines = ["## Training", "", f"AdamW with {rate}{where}.{_adapters(run, verified)}", "", "| key | value |", "|---|---|"]
     return "\n".join(lines + [f"| {name} | {value:g} |" for name, value in rows])
+
+
+def _adapters(run, verified):
+    if not run.recipe.get("lora_rank"):
+        return ""
+    rank, alpha = run.recipe["lora_rank"], run.recipe["lora_alpha"]
+    where = "; these are the adapters alone" if _is_adapter(verified) else " and is merged into these weights; all others are the base's"
+    return f" LoRA of rank {rank}, alpha {alpha}, was trained on c_attn, c_proj and c_fc{where}."
 
 
 def _evaluation(event):
@@ -240,7 +254,7 @@ def _verification(verified):
 def _parameters(config):
     from finetune.gpt import convert
 
-    return sum(math.prod(shape) for shape in convert.shapes(config).values())
+    return convert.num_parameters(config)
 
 
 def _is_number(value):

@@ -44,9 +44,9 @@ def publish(target, fill):
     try:
         work.mkdir(parents=True)
         fill(work)
-        files = sorted(path for path in work.rglob("*") if path.is_file())
-        manifest = {"format": FORMAT, "files": {str(path.relative_to(work)): digest(path) for path in files}}
-        for path in files:
+        found = sorted(work.rglob("*"))
+        manifest = {"format": FORMAT, "files": {str(path.relative_to(work)): digest(path) for path in found if path.is_file()}}
+        for path in found:  # directories as well: the names in them are theirs to keep
             _sync(path)
         (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         _sync(work / MANIFEST)
@@ -166,8 +166,9 @@ def optimizer_tensors(optimizer, names):
 
 def fill_optimizer(optimizer, names, tensors=None, updates=0):
     """Give an optimizer the state that `optimizer_tensors` took after so many updates, or that of none."""
+    dtype = getattr(optimizer, "moments_dtype", torch.float32)
     for parameter, name in names.items():
-        zeros = [torch.zeros_like(parameter) for _ in range(2)]
+        zeros = [torch.zeros_like(parameter, dtype=dtype) for _ in range(2)]
         if tensors:
             for kind, moment in zip(("exp_avg", "exp_avg_sq"), zeros):
                 sharding.fill(moment, tensors[f"{kind}.{name}"])  # without the rows of a padded vocabulary

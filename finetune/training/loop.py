@@ -13,7 +13,7 @@ import numpy as np
 from finetune import recipe as recipes
 from finetune.cli import Failure, UsageError
 from finetune.gpt import GPT
-from finetune.training import checkpoint, guard, optim
+from finetune.training import checkpoint, guard, lora, optim
 from finetune.training import machine as machines
 from finetune.training.card import hub_id
 from finetune.training.memory import choose_batch_size, fits, shares, shrink, use_less_memory
@@ -139,7 +139,7 @@ class Clock:
         recipe = run.recipe
         self.run = run
         self.tokens = run.train.block_size * recipe.batch_size * recipe.gradient_accumulation_steps
-        self.flops = flops_per_token(run.network.config) * self.tokens
+        self.flops = flops_per_token(run.network.config, lora.num_parameters(run.network.config, recipe.lora_rank)) * self.tokens
         self.evaluation = 0.0
         self.restart()
 
@@ -245,7 +245,7 @@ def _introduce(run, progress):
     recipe, schedule, say = run.recipe, run.schedule, progress.say
     rows = recipe.batch_size * recipe.gradient_accumulation_steps
     say(f"number of parameters: {run.network.num_parameters() / 1e6:.2f}M")
-    say(optim.describe(run.network.config))
+    say(f"LoRA: {lora.describe(run.network.config, recipe)}" if recipe.lora_rank else optim.describe(run.network.config))
     say(f"=> using fused AdamW: {run.optimizer.defaults['fused']}")
     say(run.machine.describe())
     if recipe.eval_only:
@@ -281,6 +281,7 @@ def _begin(run, progress, reasons=None):
         checkpoint.remove_run(out_dir)
     derived = {**dataclasses.asdict(run.schedule), "block_size": run.train.block_size, "wandb_run_name": out_dir.name}
     derived["val_fraction"] = run.data.get("val_fraction")
+    derived["lora_alpha"] = recipes.alpha(recipe)
     partial = out_dir / ".tmp-recipe.yaml"
     config = run.network.config
     shape = {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd} if run.init_from == "scratch" else {}

@@ -1,21 +1,25 @@
-"""What a run does about memory: how much it needs, the micro-batch that fits, and on with less when it did not.
+"""What a run does about memory: how much it needs, the mode and the micro-batch that fit, and on with less when they did not.
 
 An update stays the same whatever it is cut into: its blocks, their order, their number and the learning rate.
 """
 
 import dataclasses
+import os
 from pathlib import Path
 
 import torch
 
-from finetune.cli import Failure
+from finetune.cli import Failure, UsageError
 from finetune.gpt import ops
 from finetune.gpt.convert import num_parameters
 from finetune.gpt.model import SHAPES
+from finetune.training.lora import num_parameters as num_adapter_parameters
 
 PROGRAM = 400 << 20  # bytes of a process that has imported what training takes, and no model yet
+PEFT = 75 << 20  # that the package peft takes, and
 FIRST_USE = 70 << 20  # that its libraries take for themselves in the first update, and
 HOLES = 0.15  # of what an update takes, lost between what is freed and taken (docs/log.md), both on a CPU
+FILLED = 0.9  # of what is free, by memory=auto: a prediction can be off
 MOST_TOKENS = {"cuda": 1 << 16, "cpu": 1 << 12, "mps": 1 << 14}  # of a micro-batch; larger ones are no faster
 
 
@@ -88,12 +92,12 @@ def use_less_memory(run, progress):
         smaller, steps = recipe.batch_size // factor, recipe.gradient_accumulation_steps * factor
         run.recipe = dataclasses.replace(recipe, batch_size=smaller, gradient_accumulation_steps=steps)
         done = f"batch_size {recipe.batch_size} -> {smaller}, gradient_accumulation_steps {recipe.gradient_accumulation_steps} -> {steps}"
-    elif not run.network.gradient_checkpointing:
+    elif run.network.gradient_checkpointing is not True:
         run.network.gradient_checkpointing = True
         run.recipe = dataclasses.replace(recipe, gradient_checkpointing=True)
         done = "gradient_checkpointing=true"
     else:
-        raise Failure(what_would_fit(run.network.config, run.train.block_size), 1)
+        raise Failure(what_would_fit(run.network.config, run.train.block_size, recipe), 1)
     run.optimizer.zero_grad(set_to_none=True)
     if run.scaler:  # what it noted of the update that failed would be in the way of the next
         run.scaler = torch.amp.GradScaler(run.machine.device.type, init_scale=run.scaler.get_scale())
@@ -105,19 +109,108 @@ def use_less_memory(run, progress):
     progress.record("out_of_memory", step=run.iteration, done=done, **sizes)
 
 
-def what_would_fit(config, T):
-    """The end of the ladder, in words: smaller models and shorter blocks, and the memory each needs."""
+def modes(recipe, takes):
+    """Changes to a recipe that each take less memory than the one before, by `takes(recipe)`, beginning with none: what costs least comes
+    first, and last what changes what is learned, by rounding."""
+    found, steps = (
+        [{}],
+        [{"chunked_loss": "true"}, {"gradient_checkpointing": "selective"}, {"gradient_checkpointing": True}, {"optimizer_dtype": "bfloat16"}],
+    )
+    for step in steps:
+        before, after = (dataclasses.replace(recipe, **changes) for changes in (found[-1], found[-1] | step))
+        if takes(after) < takes(before):
+            found.append(found[-1] | step)
+    return found
 
-    def gigabytes(T=T, **shape):
-        return f"{needs(dataclasses.replace(config, **shape), 1, T, checkpointing=True).peak / 1e9:.2f} GB"
 
-    lines = [f"out of memory with one block of {T:,} tokens and gradient_checkpointing=true, which take {gigabytes()}"]
+def needs_of(recipe, config, T, device, dtype, compiled, processes=1, **more):
+    """The Needs of a process of a run as its recipe says."""
+    accumulates = recipe.gradient_accumulation_steps > processes
+    return needs(
+        config, recipe.batch_size, T, device, dtype, compiled, recipe.gradient_checkpointing, recipe.dropout, accumulates, processes,
+        chunked=recipe.chunked_loss, lora_rank=recipe.lora_rank, optimizer_dtype=recipe.optimizer_dtype, **more,
+    )  # fmt: skip
+
+
+def first_that_fits(recipe, takes, available):
+    """For memory=auto: `(recipe, bytes, line)`, the recipe in the first of its `modes` that `takes(recipe)` no more than FILLED of what is
+    available, with the largest micro-batch that does so, and what was chosen and why in a line. None when none does; where nobody can
+    tell what is available (None), the first does."""
+    rows, smallest = recipe.batch_size * recipe.gradient_accumulation_steps, None
+    for mode in modes(recipe, takes):
+        for size in (size for size in range(recipe.batch_size, 0, -1) if recipe.batch_size % size == 0):
+            changes = {"batch_size": size, "gradient_accumulation_steps": rows // size, **mode}
+            chosen = dataclasses.replace(recipe, **changes)
+            needed = takes(chosen)
+            if smallest is None:
+                smallest = needed
+            if available is None or needed <= FILLED * available:
+                told = ", ".join(f"{name}={str(value).lower()}" for name, value in changes.items() if value != getattr(recipe, name))
+                line = f"memory=auto: {told or 'all as the recipe says'}, predicted to take {needed / 1e9:.2f} GB"
+                if available is not None:
+                    line += f" of {available / 1e9:.2f} GB that are free"
+                if told:
+                    line += f"; as the recipe says it would be {smallest / 1e9:.2f} GB"
+                if "optimizer_dtype" in mode:
+                    line += "; AdamW's moments are rounded, so this learns a little differently"
+                if told and (recipe.dropout or recipe.lora_dropout) and size != recipe.batch_size:
+                    line += "; dropout is drawn by the micro-batch, so another cut draws others"
+                return chosen, needed, line
+    return None
+
+
+def choose_mode(recipe, config, T, machine, say):
+    """The recipe in the mode that memory=auto takes on this machine. To be asked before there is a network. Raises UsageError when nothing
+    is predicted to fit."""
+    accelerator, device, dtype = machine.accelerator, machine.device.type, str(machine.dtype).removeprefix("torch.")
+    free = available_bytes(device)
+    if free is not None and device == "cpu":
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    # processes may see different memory, and must choose alike
+    free = int(accelerator.gather(torch.tensor([-1 if free is None else free], device=machine.device)).min())
+    free = None if free < 0 else free
+
+    def takes(recipe):
+        evaluated = 256 if device == "cpu" else 1  # where a GPU has no room, evaluations take less by themselves
+        return needs_of(recipe, config, T, device, dtype, machine.compile, accelerator.num_processes, evaluated=evaluated).peak
+
+    if found := first_that_fits(recipe, takes, free):
+        say(found[2])
+        return dataclasses.replace(found[0], memory="recipe")
+    problem = f"memory: nothing is predicted to fit in {FILLED:.0%} of the {free / 1e9:.2f} GB that are free"
+    raise UsageError("; ".join([problem, *_smaller(config, T, recipe, device=device, dtype=dtype)]))
+
+
+def as_before(recipe, saved):
+    """For memory=auto: the recipe with what had been chosen when its run was saved."""
+    chosen = ("batch_size", "gradient_accumulation_steps", "chunked_loss", "gradient_checkpointing", "optimizer_dtype")
+    return dataclasses.replace(recipe, memory="recipe", **{name: saved.get(name, getattr(recipe, name)) for name in chosen})
+
+
+def what_would_fit(config, T, recipe):
+    """The end of the ladder, in words: fewer moments, adapters, smaller models and shorter blocks, and the memory each needs."""
+    adapters = f", gradient_checkpointing=true and lora_rank={recipe.lora_rank}" if recipe.lora_rank else " and gradient_checkpointing=true"
+    first = f"out of memory with one block of {T:,} tokens{adapters}, which take {_least(config, T, recipe)}"
+    return "\n  ".join([first, *_smaller(config, T, recipe)])
+
+
+def _smaller(config, T, recipe, **place):
+    """What takes less memory than a recipe at its least, each with what it takes."""
+    if not recipe.lora_rank and recipe.optimizer_dtype == "float32":
+        yield f"--optimizer_dtype=bfloat16 needs {_least(config, T, recipe, optimizer_dtype='bfloat16', **place)}"
+    if not recipe.lora_rank and recipe.init_from not in ("scratch", "resume"):
+        yield f"--lora_rank=16 needs {_least(config, T, recipe, lora_rank=16, **place)}"
     for size in ("gpt2-large", "gpt2-medium", "gpt2"):
         L, H, C = SHAPES[size]
         if config.n_layer > L:
-            lines.append(f"  --init_from={size} needs {gigabytes(n_layer=L, n_head=H, n_embd=C, n_inner=None)}")
-    lines.append(f"  --block_size={max(1, T // 2)} needs {gigabytes(max(1, T // 2))}")
-    return "\n".join(lines)
+            shape = dataclasses.replace(config, n_layer=L, n_head=H, n_embd=C, n_inner=None)
+            yield f"--init_from={size} needs {_least(shape, T, recipe, **place)}"
+    yield f"--block_size={max(1, T // 2)} needs {_least(config, max(1, T // 2), recipe, **place)}"
+
+
+def _least(config, T, recipe, **changes):
+    modes = {"lora_rank": recipe.lora_rank, "optimizer_dtype": recipe.optimizer_dtype} | changes
+    return f"{needs(config, 1, T, checkpointing=True, **modes).peak / 1e9:.2f} GB"
 
 
 @dataclasses.dataclass
@@ -142,39 +235,51 @@ def needs(
     processes=1,
     program=0,
     evaluated=256,
+    chunked="auto",
+    lora_rank=0,
+    optimizer_dtype="float32",
 ):
     """The Needs of training with micro-batches of `B` blocks of `T` tokens.
 
     `accumulates` where an update has several micro-batches a process; `program` is what the process takes without a model; an evaluation
-    reads at most `evaluated` blocks. On a CPU compared with what was measured (docs/log.md), on a GPU counted only.
+    reads at most `evaluated` blocks. `checkpointing`, `chunked`, `lora_rank` and `optimizer_dtype` are the recipe's. On a CPU compared with
+    what was measured (docs/log.md), on a GPU counted only.
     """
     C, V, L = config.n_embd, config.padded_vocab_size, config.n_layer
     e = 4 if dtype == "float32" else 2  # bytes of a number in a matrix product
     parameters, matrices = num_parameters(config) + (V - config.vocab_size) * C, L * (4 * C * C + 2 * C * _inner(config))
-    layer = activations_of_layer(config, B, T, device, e, compiled, dropout)
-    kept = layer + (L - 1) * 4 * B * T * C if checkpointing else L * layer
+    adapters = num_adapter_parameters(config, lora_rank)
+    trained = adapters or parameters
+    layer = activations_of_layer(config, B, T, device, e, compiled, dropout, checkpointing == "selective", lora_rank)
+    kept = layer + (L - 1) * 4 * B * T * C if checkpointing is True else L * layer
+    # the copies of frozen ones are kept like activations
+    read = adapters + (matrices // L if adapters and checkpointing is True else matrices)
     parts = {
-        "program": program + (FIRST_USE if device == "cpu" else 0),
+        "program": program + (FIRST_USE + PEFT * (adapters > 0) if device == "cpu" else 0),
         "weights": 4 * parameters,
-        "optimizer": 8 * parameters,
-        "gradients": 4 * parameters,
-        "buckets of the exchange": 4 * parameters if processes > 1 else 0,
-        "weights as products read them": e * matrices if e < 4 else 0,
+        "adapters": 4 * adapters,
+        "optimizer": 2 * getattr(torch, optimizer_dtype).itemsize * trained,
+        "gradients": 4 * trained,
+        "buckets of the exchange": 4 * trained if processes > 1 else 0,
+        "weights as products read them": e * read if e < 4 else 0,
         "activations": kept + 8 * B * T * C,
-        "logits and loss": _loss(config, B * T, device, e, compiled),
-        "backward pass of a layer": _backward(config, B, T, device, e, dropout),
+        "logits and loss": _loss(config, B * T, device, e, compiled, chunked, frozen=adapters > 0),
+        "backward pass of a layer": _backward(config, B, T, device, e, dropout, frozen=adapters > 0),
         "evaluation": _evaluation(config, min(evaluated, rows_of_evaluation(config, T, device)) * T, device),
         "saving": 4 * matrices if device == "cpu" else 0,  # transposed
     }
-    always = parts["program"] + parts["weights"] + parts["optimizer"]
+    if device == "cpu":  # the file is mapped while its weights are copied, and the embedding is padded
+        parts["loading"] = 4 * parameters + 4 * V * C
+    always = parts["program"] + parts["weights"] + parts["adapters"] + parts["optimizer"]
     update = parts["buckets of the exchange"] + parts["weights as products read them"] + parts["backward pass of a layer"]
     begins = parts["activations"] + parts["logits and loss"] + (parts["gradients"] if accumulates else 0)  # the backward pass
-    ends = parts["gradients"] + 4 * V * C + layer  # the embedding has a gradient from both ends of the network
+    ends = parts["gradients"] + layer + (0 if adapters else 4 * V * C)  # the embedding has a gradient from both ends of the network
     update += max(begins, ends)
     if device == "cpu":
         parts["holes in the heap"] = int(HOLES * update)
         update += parts["holes in the heap"]
-    return Needs(parts, always + max(update, parts["evaluation"], parts["saving"]))
+    begun = always - parts["optimizer"] + parts.get("loading", 0)
+    return Needs(parts, max(begun, always + max(update, parts["evaluation"], parts["saving"])))
 
 
 def rows_of_evaluation(config, T, device):
@@ -191,14 +296,18 @@ def _evaluation(config, N, device):
     return 4 * N * (10 * config.n_embd + 2 * _inner(config)) + logits
 
 
-def activations_of_layer(config, B, T, device, e, compiled, dropout):
+def activations_of_layer(config, B, T, device, e, compiled, dropout, selective=False, lora_rank=0):
     """Bytes of activations that the forward pass of a layer leaves for the backward pass: the two inputs of layer norms in float32; in the
-    arithmetic of products their outputs, q, k, v, what attention hands on and the hidden layer before and after GELU."""
+    arithmetic of products their outputs, q, k, v, what attention hands on and the hidden layer before and after GELU. Compiled, the second
+    input is computed again from what attention adds to the first. Selective checkpointing computes the outputs of layer norms and of GELU
+    again."""
     C, H = config.n_embd, config.n_head
-    if compiled:  # which computes part of them again
-        return B * T * 24 * C
-    each = 8 * C + e * (6 * C + 2 * _inner(config)) + 4 * H
-    if dropout:  # masks of the two residual ones
+    each = 8 * C + e * (6 * C + 2 * _inner(config) + 4 * lora_rank) + 4 * H
+    if compiled:
+        each -= (4 - e) * C
+    if selective:
+        each -= e * (2 * C + _inner(config))
+    if dropout and not compiled:  # masks of the two residual ones, which compiled code draws again
         each += 2 * C if device == "cuda" else 2 * e * C
     if device == "cpu" and dropout:  # attention has no kernel for it: q, k, v, probabilities, their mask and what is left, in float32
         each += (4 - e) * 3 * C + 12 * H * T
@@ -207,18 +316,18 @@ def activations_of_layer(config, B, T, device, e, compiled, dropout):
     return B * T * each
 
 
-def _backward(config, B, T, device, e, dropout):
+def _backward(config, B, T, device, e, dropout, frozen):
     """Bytes of gradients while a layer is passed: of its hidden layer and of a matrix, and where attention keeps probabilities of those."""
-    size = 2 * e * B * T * _inner(config) + (4 + e) * config.n_embd * _inner(config)
+    size = 2 * e * B * T * _inner(config) + (0 if frozen else (4 + e) * config.n_embd * _inner(config))
     return max(size, 12 * B * config.n_head * T * T) if device == "cpu" and dropout else size
 
 
-def _loss(config, N, device, e, compiled):
+def _loss(config, N, device, e, compiled, chunked, frozen):
     """Bytes of the logits of N tokens, the head and their gradients."""
     C, V = config.n_embd, config.padded_vocab_size
-    if device == "cpu" or N * V > ops.MANY_LOGITS:  # by chunks, and the head's gradient along with the loss
-        return min(ops.CHUNK, N) * V * e + (e * V * C if e < 4 else 0) + 4 * V * C
-    return (6 if compiled else 10) * N * V
+    if ops.is_chunked(chunked, device, N * V):  # the head's gradient along with the loss
+        return min(ops.CHUNK, N) * V * e + (e * V * C if e < 4 else 0) + (0 if frozen else 4 * V * C)
+    return (6 if compiled else 16 if device == "cpu" else 10) * N * V
 
 
 def _inner(config):

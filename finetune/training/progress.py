@@ -136,13 +136,14 @@ def duration(seconds):
     return f"{seconds // 60}m {seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
 
 
-def flops_per_token(config):
+def flops_per_token(config, adapters=0):
     """Useful floating point operations of training on one token, forward and backward: 6 for each weight of a matrix product
-    (the tied head included, embedding look-ups not), and causal attention counted once: 6 L C (T + 1)."""
+    (the tied head included, embedding look-ups not), and causal attention counted once: 6 L C (T + 1). Where only so many parameters of
+    `adapters` are trained, the weights have no gradients, and count 4."""
     C, L = config.n_embd, config.n_layer
     inner = config.n_inner or 4 * C
     matrices = L * (4 * C * C + 2 * C * inner) + config.vocab_size * C
-    return 6 * matrices + 6 * L * C * (config.block_size + 1)
+    return (4 * matrices + 6 * adapters if adapters else 6 * matrices) + 6 * L * C * (config.block_size + 1)
 
 
 def read_metrics(path):

@@ -8,20 +8,23 @@ import torch
 
 from finetune.cli import Failure
 from finetune.gpt import convert, weights
-from finetune.training import checkpoint, sharding
+from finetune.training import checkpoint, lora, sharding
 from finetune.training.card import model_card
 from finetune.training.guard import Diverged
 from finetune.training.progress import read_metrics
 
 
 def publish_model(run, progress, name, facts):
-    """Make out_dir/NAME a complete Hugging Face directory: weights, configuration, tokenizer and card. True when that worked."""
+    """Make out_dir/NAME a complete Hugging Face directory: weights, configuration, tokenizer and card. Adapters are merged into the
+    weights, and lie beside them by themselves. True when that worked."""
     out_dir = Path(run.recipe.out_dir)
-    tensors = sharding.gathered(run.network.state_dict(), keep=run.machine.accelerator.is_main_process)
+    tensors = model_weights(run)
 
     def fill(directory):
         config = dataclasses.replace(run.network.config, dropout=0.0)
         weights.save(directory, tensors, config)
+        if run.recipe.lora_rank:
+            lora.save(directory / "adapter", run.network, run.recipe, run.init_from)
         if run.tokenizer:
             run.tokenizer.save(directory, config.block_size)
         (directory / "finetune.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -31,13 +34,21 @@ def publish_model(run, progress, name, facts):
     return _on_main(run, progress, name, lambda: checkpoint.publish(out_dir / name, fill))
 
 
+def model_weights(run):
+    """{name: tensor} of the model, whole and with adapters merged, on the main process; {} on the others, which have to ask as well."""
+    main = run.machine.accelerator.is_main_process
+    if run.recipe.lora_rank:
+        return lora.merged(run.network) if main else {}
+    return sharding.gathered(run.network.state_dict(), keep=main)
+
+
 def save_state(run, progress, must_succeed):
     """Publish a resumable state. Raises Diverged when the weights are no numbers, which are never written."""
     accelerator, config = run.machine.accelerator, run.network.config
     finite = torch.stack([sharding.local(parameter.detach()).isfinite().all() for parameter in run.network.parameters()]).all()
     if accelerator.reduce(finite.to(run.machine.device, torch.float32)) < accelerator.num_processes:
         raise Diverged(f"step {run.iteration}: the weights are not finite")
-    everything = run.network.state_dict(), checkpoint.optimizer_tensors(run.optimizer, run.names)
+    everything = lora.trained(run.network), checkpoint.optimizer_tensors(run.optimizer, run.names)
     tensors, moments = (sharding.gathered(group, keep=accelerator.is_main_process) for group in everything)
 
     def write():

@@ -14,10 +14,11 @@ from finetune.data.batches import Blocks, Mixture, Order, WeightedOrder
 from finetune.data.prepare import find_tokenizer, open_dataset
 from finetune.data.tokenizer import prompt_ids
 from finetune.gpt import GPT, GPTConfig, convert, weights
-from finetune.training import checkpoint, guard, isolation, memory, optim, sharding
+from finetune.training import checkpoint, guard, isolation, lora, memory, optim, sharding
 
 RESIDENT = 0.02  # of a GPU's memory, which a split may take to be kept there
 COMPILED_WHOLE = 12  # layers
+SELECTIVE = 0.8  # just low enough for the compiler to compute inputs of products again (docs/log.md)
 
 
 @dataclass
@@ -55,7 +56,8 @@ class Run:
 
     @property
     def names(self):
-        return {parameter: name for name, parameter in self.network.named_parameters()}
+        """{parameter: name} of what is trained."""
+        return {parameter: lora.plain(name) for name, parameter in self.network.named_parameters() if parameter.requires_grad}
 
     def state(self):
         """What state.json keeps; weights and optimizer lie beside it."""
@@ -79,14 +81,17 @@ class Run:
 def assemble(recipe, machine, say):
     """The Run that a recipe describes, at its first iteration or where it is resumed. Raises UsageError."""
     saved = checkpoint.load_state(recipe.out_dir, say) if recipe.init_from == "resume" else None
-    if machine.sharding and recipe.auto_batch_size and not saved:
-        raise UsageError("batch_size: auto cannot try what fits when weights are sharded, because a process that fails leaves the others waiting")
+    if machine.sharding:
+        _check_sharded(recipe, resumed=saved is not None)
+    if saved and recipe.memory == "auto":
+        recipe = memory.as_before(recipe, saved[2]["recipe"])
     with machine.accelerator.local_main_process_first():  # one process prepares and builds caches, the others find them
         datasets = open_datasets(recipe, lambda: _tokenizer_choice(recipe))
         config, model_tokenizer = _plan_model(recipe, datasets[0], saved)
         tokenizer = agreed_tokenizer(recipe, datasets[0], config, model_tokenizer)
         prompt = prompt_ids(tokenizer, recipe.start) if recipe.num_samples and tokenizer else None
         block_size = block_size_of(recipe, config)
+        check_rank(recipe, config)
         isolated = is_isolated(recipe, datasets)
         splits, identity = {}, {}
         for split in ("train", "val"):
@@ -114,14 +119,19 @@ def assemble(recipe, machine, say):
         "dataset_weights": recipe.dataset_weights,
         "seed": recipe.seed,
         "rows per iteration (batch_size x gradient_accumulation_steps)": recipe.batch_size * recipe.gradient_accumulation_steps,
+        "lora_rank": recipe.lora_rank,
+        "lora_alpha": recipes.alpha(recipe),
     }
+    eval_rows = recipe.eval_iters and recipe.eval_iters * recipe.batch_size
     schedule = recipes.schedule(recipe, splits["train"].num_rows)
     if saved:
         _check_resumed(recipe, identity, saved[2], say)
     if machine.accelerator.is_main_process:
         _check_disk(recipe, schedule, config)
+    if recipe.memory == "auto":
+        recipe = memory.choose_mode(recipe, config, block_size, machine, say)
 
-    network = _network(recipe, config, block_size, saved, say)
+    network = _network(recipe, config, block_size, saved, say, identity)
     model, optimizer = ready(network, recipe, machine, block_size, isolated, say)
     run = Run(
         recipe=recipe,
@@ -137,7 +147,7 @@ def assemble(recipe, machine, say):
         names_of_data=[dataset.directory.resolve().name for dataset in datasets],
         tokenizer=tokenizer,
         prompt=prompt,
-        eval_rows=recipe.eval_iters and recipe.eval_iters * recipe.batch_size,
+        eval_rows=eval_rows,
         identity=identity,
         data=bins.facts_of(datasets),
         init_from=recipe.init_from,
@@ -147,16 +157,33 @@ def assemble(recipe, machine, say):
     except (RuntimeError, MemoryError) as error:
         if not memory.is_out_of_memory(error):
             raise
-        raise Failure(memory.what_would_fit(config, block_size), 1, alone=True) from error
+        raise Failure(memory.what_would_fit(config, block_size, recipe), 1, alone=True) from error
     if saved:
         _resume(run, saved, say)
     return run
 
 
+def _check_sharded(recipe, resumed):
+    """Raise UsageError for what does not go with weights in shards."""
+    if recipe.auto_batch_size and not resumed:
+        raise UsageError("batch_size: auto cannot try what fits when weights are sharded, because a process that fails leaves the others waiting")
+    if recipe.lora_rank:
+        raise UsageError(
+            "lora_rank: adapters are not sharded; launch with recipes/accelerate/multi_gpu.yaml, as the frozen weights need little memory"
+        )
+    if recipe.optimizer_dtype != "float32":
+        raise UsageError(
+            f"optimizer_dtype: {recipe.optimizer_dtype} cannot apply to an optimizer in shards, which take less memory with every process"
+        )
+    if recipe.memory == "auto" and not resumed:
+        raise UsageError("memory: auto counts for whole weights, not for shards; choose gradient_checkpointing by hand")
+
+
 def ready(network, recipe, machine, block_size, isolated, say):
     """`(model, optimizer)`: a network on the device, checked, compiled and wrapped as the recipe and the machine have it."""
     sharded = machine.sharding
-    network.gradient_checkpointing = recipe.gradient_checkpointing or bool(sharded and sharded.activation_checkpointing)
+    network.gradient_checkpointing = bool(sharded and sharded.activation_checkpointing) or recipe.gradient_checkpointing
+    network.chunked_loss = recipe.chunked_loss
     network.train()
     if not sharded:  # which moves it itself, piece by piece
         network.to(machine.device)
@@ -185,6 +212,12 @@ def block_size_of(recipe, config):
     if block_size > config.block_size:
         raise UsageError(f"block_size: {block_size:,} is more than the {config.block_size:,} positions of {recipe.init_from}")
     return block_size
+
+
+def check_rank(recipe, config):
+    """Raise UsageError when adapters would be larger than what they are beside."""
+    if recipe.lora_rank > config.n_embd:
+        raise UsageError(f"lora_rank: {recipe.lora_rank:,} is more than the rank of matrices {config.n_embd:,} wide; 8 to 64 are usual")
 
 
 def _order(recipe, train):
@@ -222,6 +255,8 @@ def _check_alike(datasets):
 def _compile(network, whole):
     """Compile in place, as a whole or by block: deep networks would take minutes as a whole, and data parallelism cuts a whole into
     pieces of its own, which in older versions of PyTorch excludes gradient checkpointing. The loss is a region of its own either way."""
+    # what the compiler keeps for the backward pass, of what it would: with less it computes layer norms and GELU again
+    torch._functorch.config.activation_memory_budget = SELECTIVE if network.gradient_checkpointing == "selective" else 1.0
     if whole:
         network.hidden = torch.compile(network.hidden, dynamic=False)
     else:
@@ -233,7 +268,10 @@ def _compile(network, whole):
 def take_up(run, saved):
     """Put a run where a saved state (`checkpoint.load_state`) is."""
     tensors, moments, state = saved
-    sharding.load(run.network, convert.with_padding(tensors, run.network.config))
+    if run.recipe.lora_rank:
+        lora.load(run.network, tensors)
+    else:
+        sharding.load(run.network, convert.with_padding(tensors, run.network.config))
     checkpoint.fill_optimizer(run.optimizer, run.names, moments, state["updates"])
     run.iteration, run.evaluations, run.watch = state["iteration"], state["evaluations"], guard.Watch(**state["watch"])
     run.saved_at, run.save_due = state["iteration"], False
@@ -262,7 +300,7 @@ def _resume(run, saved, say):
 
 def begin_again(run):
     """Put a run back to its start, before the first state was saved. What has happened to it so far is kept."""
-    fresh = _network(run.recipe, dataclasses.replace(run.network.config), run.train.block_size, None, lambda line: None)
+    fresh = _network(run.recipe, dataclasses.replace(run.network.config), run.train.block_size, None, lambda line: None, {})
     sharding.load(run.network, fresh.state_dict())
     checkpoint.fill_optimizer(run.optimizer, run.names)
     run.iteration, run.saved_at, run.save_due, run.evaluations, run.watch = 0, None, False, [], guard.Watch()
@@ -355,7 +393,7 @@ def _check_resumed(recipe, identity, state, say):
     """Refuse to go on as another run; say what else has changed."""
     if state.get("format") != checkpoint.FORMAT:
         raise UsageError(f"{recipe.out_dir}: its state has format {state.get('format')!r}, not {checkpoint.FORMAT}")
-    newer = {"isolate_documents": False, "dataset_weights": None}  # of runs from before there were these
+    newer = {"isolate_documents": False, "dataset_weights": None, "lora_rank": 0}  # of runs from before there were these
     before = {**newer, **state["identity"], **{name: state["config"][name] for name in ("n_layer", "n_head", "n_embd")}}
     now = {**identity, **{name: getattr(recipe, name) for name in ("n_layer", "n_head", "n_embd") if getattr(recipe, name) is not None}}
     changed = [f"  {name}: {before.get(name)} in the run, {value} now" for name, value in now.items() if before.get(name) != value]
@@ -364,7 +402,7 @@ def _check_resumed(recipe, identity, state, say):
             "\n".join([f"{recipe.out_dir}: cannot be resumed as another run; give these back or start with another init_from:", *changed])
         )
     for field in dataclasses.fields(recipe):
-        old, new = state["recipe"].get(field.name), getattr(recipe, field.name)
+        old, new = state["recipe"].get(field.name, field.default), getattr(recipe, field.name)
         if field.metadata["resume"] == "schedule" and old != new:
             say(f"resuming with {field.name} {old} -> {new} from iteration {state['iteration']}")
 
@@ -381,16 +419,38 @@ def _check_disk(recipe, schedule, config):
 
 def checkpoint_bytes(recipe, schedule, config):
     """{what: bytes} that the checkpoints of a run take at most, with the one more of each that there is while it is written."""
-    parameters = convert.num_parameters(config)
-    states = checkpoint.KEEP + 1  # weights and two moments each
+    parameters, adapters = convert.num_parameters(config), lora.num_parameters(config, recipe.lora_rank)
+    states = checkpoint.KEEP + 1
     models = 2 + (schedule.length // schedule.eval_interval if recipe.always_save_checkpoint else 0)
-    return {"last/": 12 * states * parameters, "best/": 4 * models * parameters}
+    return {"last/": states * state_bytes(recipe, config), "best/": 4 * models * (parameters + adapters)}
 
 
-def _network(recipe, config, block_size, saved, say):
+def state_bytes(recipe, config):
+    """Bytes of a resumable state: what is trained, and its two moments."""
+    trained = lora.num_parameters(config, recipe.lora_rank) or convert.num_parameters(config)
+    return (4 + 2 * getattr(torch, recipe.optimizer_dtype).itemsize) * trained
+
+
+def _network(recipe, config, block_size, saved, say, identity):
+    """The network that is trained. With adapters, `identity` is told what they are trained over, which no state holds."""
+    network = _weights(recipe, config, block_size, saved, say)
+    if recipe.lora_rank:
+        identity["weights under the adapters (sha256)"] = lora.fingerprint(network)
+        if saved:
+            _check_resumed(recipe, identity, saved[2], lambda line: None)
+        lora.adapt(network, recipe)
+    return network
+
+
+def _weights(recipe, config, block_size, saved, say):
     if saved:
         say(f"resuming {recipe.out_dir} at iteration {saved[2]['iteration']}")
-        return GPT.from_state(config, saved[0], dropout=recipe.dropout)
+        if not recipe.lora_rank:
+            return GPT.from_state(config, saved[0], dropout=recipe.dropout)
+        try:
+            return GPT.from_pretrained(saved[2]["init_from"], block_size, recipe.dropout)
+        except UsageError as error:
+            raise UsageError(f"{recipe.out_dir}: holds adapters and not the weights they were trained over: {error}") from None
     if recipe.init_from == "scratch":
         say("initializing a new model from scratch")
         network = GPT.from_scratch(config, recipe.seed)

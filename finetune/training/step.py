@@ -13,6 +13,8 @@ from finetune.data.batches import sent
 from finetune.training import sharding
 from finetune.training.memory import is_out_of_memory, rows_of_evaluation
 
+ROUNDING = 1 << 32  # in the place of a micro-batch's number, which it is above
+
 
 class Outcome:
     """What an update came to, the same on every process. Where loss or norm are not finite, nothing was updated."""
@@ -46,6 +48,7 @@ def update(run, iteration, lr):
     numbers = accelerator.reduce(torch.cat([loss[None], norm[None] / accelerator.num_processes, flags]))
     for group in run.optimizer.param_groups:
         group["lr"] = lr
+    run.optimizer.seed = _seed(run.recipe.seed, iteration, ROUNDING)  # for moments in bfloat16
     outcome, sound = Outcome(numbers), numbers[:2].isfinite().all()  # before the step, which cannot be made again if memory fails here
     if run.scaler:  # skips by itself an update that overflowed float16
         run.scaler.step(run.optimizer)
@@ -70,8 +73,8 @@ def _backward(run, iteration):
     total = torch.zeros((), device=run.machine.device)
     for index in mine:
         batch = run.train.batch(micro_batches[index], run.machine.device)
-        if recipe.dropout:
-            torch.manual_seed(_dropout_seed(recipe.seed, iteration, index))
+        if recipe.dropout or recipe.lora_dropout:
+            torch.manual_seed(_seed(recipe.seed, iteration, index))
         with _more_to_come(run) if index != mine[-1] else nullcontext():
             with run.machine.autocast():
                 loss, _ = run.model(*batch)
@@ -136,6 +139,7 @@ def evaluate(run, blocks, rows):
     return (accelerator.reduce(total) / blocks.num_targets(rows)).item()
 
 
-def _dropout_seed(seed, iteration, index):
-    """A seed of its own for each micro-batch, so that dropout does not depend on what ran before or on the number of processes."""
+def _seed(seed, iteration, index):
+    """A seed of its own for each micro-batch, so that dropout does not depend on what ran before or on the number of processes, and one for
+    the rounding of the update."""
     return int(np.random.SeedSequence([seed, iteration, index]).generate_state(1, np.uint64)[0] >> 1)
