@@ -92,6 +92,7 @@ class Recipe:
     deterministic: bool = key(False, "the same bits in every run on a GPU too, slower; on a CPU runs are anyway", resume="free")
 
     num_samples: int = key(0, "samples to print when training is done", resume="free")
+    sample_interval: int | None = key(None, "updates between samples while training; without, there are those at the end only", resume="free")
     start: str = key("\n", "prompt of these samples", resume="free")
     max_new_tokens: int = key(200, "length of these samples", resume="free")
     temperature: float = key(0.8, "temperature of these samples", resume="free")
@@ -157,6 +158,8 @@ class Recipe:
             yield "push", "eval_only=true leaves nothing to push"
         if not self.decay_lr and (self.min_lr is not None or self.lr_decay_iters is not None):
             yield "decay_lr", "false leaves nothing for min_lr and lr_decay_iters to do; remove them"
+        if self.sample_interval and not self.num_samples:
+            yield "sample_interval", "has no effect without num_samples"
         if self.lora_rank and self.init_from == "scratch":
             yield "lora_rank", "adapters on init_from=scratch would leave random weights as they are; finetune a model that was trained"
         for name in ("lora_alpha", "lora_dropout"):
@@ -197,7 +200,7 @@ RANGES = [
     ("max_iters", 0, math.inf), ("epochs", 0, math.inf), ("seed", 0, 2**63 - 1), ("learning_rate", 0, math.inf),
     ("warmup_iters", 0, math.inf), ("lr_decay_iters", 1, math.inf), ("min_lr", 0, math.inf), ("weight_decay", 0, math.inf),
     ("beta1", 0, 1 - 2**-53), ("beta2", 0, 1 - 2**-53), ("grad_clip", 0, math.inf), ("eval_interval", 1, math.inf),
-    ("eval_iters", 1, math.inf), ("patience", 1, math.inf), ("max_rollbacks", 0, math.inf), ("log_interval", 1, math.inf), ("save_interval", 1, math.inf), ("num_samples", 0, math.inf),
+    ("eval_iters", 1, math.inf), ("patience", 1, math.inf), ("max_rollbacks", 0, math.inf), ("log_interval", 1, math.inf), ("save_interval", 1, math.inf), ("num_samples", 0, math.inf), ("sample_interval", 1, math.inf),
     ("max_new_tokens", 1, math.inf), ("temperature", 0, math.inf), ("top_k", 0, math.inf), ("cpu_threads", 0, math.inf),
 ]  # fmt: skip
 

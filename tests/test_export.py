@@ -309,11 +309,13 @@ def test_a_card_tells_only_of_its_own_weights(runs):
     config, facts = GPT.from_pretrained(runs / "base").config, {"step": 20, "val_loss": 2.0}
     before, samples = (
         {"event": "best", "step": 20, "val_loss": 2.0},
-        {"event": "samples", "texts": ["Abc"], "temperature": 0.8, "top_k": 5, "seed": 1},
+        {"event": "samples", "step": 20, "texts": ["Abc"], "temperature": 0.8, "top_k": 5, "seed": 1},
     )
     assert "Abc" in model_card("x", "x", config, facts, [before, samples])
     assert "Abc" not in model_card("x", "x", config, facts, [before, samples, {**before, "step": 40}])  # of best/ as it was
     assert "Abc" not in model_card("x", "x", config, facts, [{**before, "step": 40}, samples])  # of other weights
+    later = {**samples, "step": 30, "texts": ["Def"]}
+    assert "Def" not in model_card("x", "x", config, facts, [before, samples, later])  # drawn while training went on
     plain = model_card("x", "x", config, {}, [])
     assert "loss" not in plain and "None" not in plain and "## Data" not in plain
     nasty = {**samples, "texts": ["a\n```\n# not a heading"]}

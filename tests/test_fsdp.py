@@ -89,7 +89,7 @@ WAYS = {
 def test_five_updates_in_shards_are_those_of_one_process(tiny):
     """Clipped, with dropout and accumulation, over 2 processes in all ways, and over 3, which cannot divide rows and tensors evenly: one
     of them holds nothing of the smallest, and has no row to evaluate. These 3 are asked for ZeRO-2."""
-    shape = {"n_layer": 2, "n_embd": 10, "gradient_accumulation_steps": 6, "grad_clip": 0.1, "eval_iters": 1}
+    shape = {"n_layer": 2, "n_embd": 10, "gradient_accumulation_steps": 6, "grad_clip": 0.1, "eval_iters": 1, "num_samples": 1, "sample_interval": 2}
     recipe = tiny("whole", max_iters=5, eval_interval=2, always_save_checkpoint=True, **shape)
     loop.train(recipe)
     assert min(event["grad_norm"] for event in events("whole", "iter")) > 2 * recipe.grad_clip
@@ -98,6 +98,7 @@ def test_five_updates_in_shards_are_those_of_one_process(tiny):
     for out_dir in (*WAYS, "three"):
         assert is_sharded(out_dir) and len(events(out_dir, "eval")) == 4
         same(out_dir, "whole", 1e-5)
+        assert [event["texts"] for event in events(out_dir, "samples")] == [event["texts"] for event in events("whole", "samples")]
         for name in ("model", "optimizer"):
             ours, wanted = weights(out_dir, name, 10), weights("whole", name, 10)
             assert ours.keys() == wanted.keys()

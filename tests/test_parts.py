@@ -76,7 +76,7 @@ def small_pieces(monkeypatch, bpe_directory):
 def test_joined_parts_are_what_one_machine_writes(case, small_pieces):
     choices = {"tokenizer": small_pieces, **CASES[case]()}
     prepare(out_dir="whole", **choices)
-    for count in (1, 2, 7):
+    for count in (1, 2, 7) if case in ("a running text", "fewer documents than parts") else (3,):
         tokens = []
         for number in random.Random(count).sample(range(1, count + 1), count):
             part, _ = parts.write((number, count), out_dir=f"machine-{number}", **choices)

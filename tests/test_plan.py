@@ -48,7 +48,17 @@ def told(out, name):
 
 
 def test_a_plan_counts_what_the_run_then_does(tiny, monkeypatch):
-    recipe = tiny(max_iters=20, epochs=2.5, warmup_iters=None, eval_interval=7, save_interval=5, always_save_checkpoint=True)
+    recipe = tiny(
+        max_iters=20,
+        epochs=2.5,
+        warmup_iters=None,
+        eval_interval=7,
+        save_interval=5,
+        always_save_checkpoint=True,
+        num_samples=1,
+        max_new_tokens=3,
+        sample_interval=4,
+    )
     plan, saves = planned(recipe), []
     save_state = loop.save_state
     monkeypatch.setattr(loop, "save_state", lambda run, *args, **more: (saves.append(run.iteration), save_state(run, *args, **more)))
@@ -60,6 +70,7 @@ def test_a_plan_counts_what_the_run_then_does(tiny, monkeypatch):
     assert num_parameters(plan.config) == run.network.num_parameters()
     assert plan.evaluations == sum(event["event"] == "eval" for event in events)
     assert plan.saves == len(saves)
+    assert plan.samplings + 1 == sum(event["event"] == "samples" for event in events) > 2
     assert plan.disk_needed >= sum(path.stat().st_size for path in Path("out").rglob("*.safetensors"))
 
 

@@ -87,6 +87,7 @@ def test_a_yaml_bomb_is_one_short_line():
     [
         ({"n_layer": 2, "init_from": "gpt2"}, "scratch only"),
         ({"decay_lr": False, "min_lr": 1e-6}, "nothing for min_lr"),
+        ({"sample_interval": 5}, "no effect without num_samples"),
         ({"dataset": ""}, "python_docs, which needs no download"),
     ],
 )

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from finetune import GPT
+from finetune.data.tokenizer import from_directory, prompt_ids
 from finetune.training.loop import Clock, train
 from finetune.training.progress import read_metrics
+from finetune.training.samples import draw
 
 
 def events(out_dir, kind):
@@ -267,6 +269,25 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tiny_run):
         assert whole == parts, name
     whole, parts = ([(e["iter"], e["loss"], e["lr"]) for e in events(out, "iter")] for out in ("whole", "parts"))
     assert whole == parts
+
+
+def test_samples_while_training_are_those_of_the_model_at_that_step(tiny, capsys):
+    """Drawn again from the model that was kept there; training is the same without them, and a resumed run does not tell of them twice."""
+    sampling = {"num_samples": 2, "max_new_tokens": 12, "sample_interval": 4}
+    shape = {"eval_interval": 4, "always_save_checkpoint": True, "lr_decay_iters": 12, "warmup_iters": 1}
+    train(tiny("plain", max_iters=12, **shape))
+    train(tiny(max_iters=9, **shape, **sampling))
+    train(tiny(max_iters=12, **shape, **sampling, init_from="resume", n_layer=None, n_head=None, n_embd=None))
+    said, drawn = capsys.readouterr().out, [(event["step"], event["texts"]) for event in events("out", "samples")]
+    assert [step for step, _ in drawn if step in (4, 8)] == [4, 8]
+    tokenizer = from_directory(Path("out/best"))
+    prompt = prompt_ids(tokenizer, "\n")
+    for step in (4, 8):
+        model = GPT.from_pretrained(f"out/iter_{step:06d}")
+        texts = ["\n" + sample.text for sample in draw(model, tokenizer, prompt, num_samples=2, max_new_tokens=12, temperature=0.8, top_k=200)]
+        assert (step, texts) in drawn and f"---------------\n{texts[0]}" in said
+    for name in ("model", "optimizer"):
+        assert Path(f"plain/last/step-00000012/{name}.safetensors").read_bytes() == Path(f"out/last/step-00000012/{name}.safetensors").read_bytes()
 
 
 def test_time_left_counts_the_evaluations_that_are_left(tiny):

@@ -92,6 +92,12 @@ class Plan:
         return _multiples(self.done, self.schedule.length, self.schedule.save_interval)
 
     @property
+    def samplings(self):
+        """How often samples will be drawn before the end."""
+        interval = self.recipe.sample_interval
+        return max(0, (self.schedule.length - 1) // interval - self.done // interval) if interval else 0
+
+    @property
     def rows_of_evaluation(self):
         """Blocks that an evaluation reads, of train and of val."""
         limit = self.recipe.eval_iters and self.recipe.eval_iters * self.recipe.batch_size
@@ -145,7 +151,7 @@ class Plan:
             "updates": self.remaining * update,
             "evaluations": self.evaluations * sum(self.rows_of_evaluation) * timing.row / share,
             "checkpoints": (self.saves * start.state_bytes(recipe, self.config) + models * published) * timing.byte,
-            "samples": self._sampling() if recipe.num_samples else 0.0,
+            "samples": self._sampling() * (1 + self.samplings) if recipe.num_samples else 0.0,
         }
 
     def _sampling(self):

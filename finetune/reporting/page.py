@@ -18,6 +18,7 @@ from finetune.training.progress import duration
 HAPPENINGS = ("resume", "batch_size", "out_of_memory", "diverged", "rollback", "save_failed", "warning", "stop", "failed", "end")
 MARKED = ("resume", "out_of_memory", "diverged", "rollback", "save_failed", "stop", "failed")  # with a line through the curves
 SHOWN_SAMPLES = 5  # of each time
+SHOWN_TIMES = 8  # at most, spread evenly over the run
 
 STYLE = """
 :root{color-scheme:light dark;--back:#fff;--ink:#1b1f24;--soft:#59636e;--rule:#d5dae0;--card:#f5f7f9;
@@ -103,7 +104,7 @@ def _report(run, findings):
         section("What is wrong", *map(_finding, findings)),
         section("Curves", _curves(run)),
         section("Before and after", _before_and_after(run), _evaluation(run.newest("evaluation"))),
-        section("Samples", *map(_samples, run.of("samples"))),
+        section("Samples", *map(_samples, _spread(run.of("samples"), SHOWN_TIMES))),
         section("What happened", _happenings(run)),
         section("Data", *map(_data, run.data)),
         section("How to load it", _loading(run)),
@@ -201,6 +202,12 @@ def _evaluation(event):
     quoted = f"<p class=soft>the longest copy</p><pre dir=auto>{clean(copied['text'])}</pre>" if copied.get("text") else ""
     title = f"Evaluation of {event.get('split', '')} of {event.get('dataset', 'the data')}"
     return f"<p class=soft>{clean(title)}</p>" + table(("", "model", base.get("name", "")), rows) + quoted
+
+
+def _spread(events, most):
+    """The first, the last and some between."""
+    steps = max(1, min(most, len(events)) - 1)
+    return [events[round(number * (len(events) - 1) / steps)] for number in range(min(most, len(events)))]
 
 
 def _samples(event):

@@ -57,7 +57,7 @@ class Story:
         self.data = next((event["data"] for event in reversed(started) if "data" in event), {})
         self.first = losses[0] if losses else None
         self.evaluation = next((event for event in reversed(since) if event["event"] == "evaluation"), None)
-        self.samples = next((event for event in reversed(since) if event["event"] == "samples"), None)
+        self.samples = next((event for event in reversed(since) if event["event"] == "samples" and event.get("step") == facts.get("step")), None)
 
     @property
     def init_from(self):

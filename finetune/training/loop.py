@@ -12,15 +12,15 @@ import numpy as np
 
 from finetune import recipe as recipes
 from finetune.cli import Failure, UsageError
-from finetune.gpt import GPT
+from finetune.gpt import GPT, convert
 from finetune.training import checkpoint, guard, lora, optim
 from finetune.training import machine as machines
 from finetune.training.card import hub_id
 from finetune.training.memory import choose_batch_size, fits, shares, shrink, use_less_memory
 from finetune.training.progress import Progress, flops_per_token, iteration_line, plot, start_wandb
 from finetune.training.recover import roll_back
-from finetune.training.samples import print_samples
-from finetune.training.saving import publish_model, save_state
+from finetune.training.samples import draw, print_samples
+from finetune.training.saving import model_weights, publish_model, save_state
 from finetune.training.start import assemble
 from finetune.training.step import evaluate, settle, update
 
@@ -71,15 +71,17 @@ def _loop(run, progress):
         while not fits(run):
             use_less_memory(run, progress)
         settle(run)
+    sampled = 0  # the step of the newest samples
     pending, signals = deque(), []  # updates that nobody has looked at yet: (step, lr, Outcome); signals that wait for an answer
     while True:
         step = run.iteration
         last = step >= schedule.length
         evaluation_due = last or step % schedule.eval_interval == 0
+        sample_due = bool(run.recipe.sample_interval) and not last and step > sampled and step % run.recipe.sample_interval == 0
         run.save_due = run.save_due or (step > 0 and step % schedule.save_interval == 0)
         try:
             # nothing is measured, saved or ended while an update has not been looked at
-            while len(pending) > (0 if evaluation_due or run.save_due or signals else run.machine.late):
+            while len(pending) > (0 if evaluation_due or sample_due or run.save_due or signals else run.machine.late):
                 signals += _look(run, progress, clock, *pending.popleft())
             stop = next((name for name in signals if name in guard.STOPPING), None)
             evaluated = bool(run.evaluations) and run.evaluations[-1]["step"] == step
@@ -87,6 +89,10 @@ def _loop(run, progress):
                 with clock.evaluating():
                     _evaluate(run, progress)
                 _warn(run, progress, warned)
+                clock.restart()
+            if sample_due and not stop:
+                _sample(run, progress)
+                sampled = step
                 clock.restart()
             ended = last or _out_of_patience(run)
             calm = run.watch.high == 0  # a state is not saved over a good one while it looks as if training were going wrong
@@ -307,6 +313,26 @@ def _begin(run, progress, reasons=None):
         progress.tracker = start_wandb(run.machine.accelerator, recipe, values)
 
 
+def _sample(run, progress):
+    """Show what the model writes at this step."""
+    progress.doing("sampling")
+    tensors = model_weights(run)
+    if not run.machine.accelerator.is_main_process or run.prompt is None:
+        return
+    config = dataclasses.replace(run.network.config)
+    network = GPT.from_state(config, convert.without_padding(tensors, config)).to(run.machine.device, run.machine.dtype).eval()
+    begun, asked = run.tokenizer.decode(run.prompt), _samples_asked(run.recipe)
+    texts = [begun + sample.text for sample in draw(network, run.tokenizer, run.prompt, **asked)]
+    for text in texts:
+        progress.say(f"---------------\n{text}")
+    progress.say("---------------")
+    progress.record("samples", step=run.iteration, start=run.recipe.start, texts=texts, **asked)
+
+
+def _samples_asked(recipe):
+    return {name: getattr(recipe, name) for name in ("num_samples", "max_new_tokens", "temperature", "top_k", "seed")}
+
+
 def _finish(run, progress):
     recipe, accelerator = run.recipe, run.machine.accelerator
     if run.iteration < run.schedule.length:
@@ -323,7 +349,7 @@ def _finish(run, progress):
     print(f"best val loss {run.best['val_loss']:.4f} at step {run.best['step']}, in {recipe.out_dir}/best")
     if run.prompt is not None:
         best = GPT.from_pretrained(f"{recipe.out_dir}/best").to(run.machine.device, run.machine.dtype)
-        asked = {name: getattr(recipe, name) for name in ("num_samples", "max_new_tokens", "temperature", "top_k", "seed")}
+        asked = _samples_asked(recipe)
         samples = print_samples(best, run.tokenizer, run.prompt, **asked)
         begun = run.tokenizer.decode(run.prompt)
         progress.record("samples", step=run.best["step"], start=recipe.start, texts=[begun + sample.text for sample in samples], **asked)

@@ -170,6 +170,8 @@ def _until(events, run):
     def true(event):
         if event["event"] == "iter":
             return event["iter"] < run.iteration
+        if event["event"] == "samples":
+            return event["step"] < run.iteration
         if event["event"] in ("eval", "best"):
             return event["step"] in evaluated
         return event["event"] != "end"
