@@ -25,6 +25,7 @@ CODE_TOKENS = 5_000_000
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 1024}
 VOCABULARY = 2048
 MORE = 1.25  # of the tokens that the suggested run reads
+VAL_FRACTION = {"small": 0.1, "medium": 0.02}  # enough tokens, and evaluations that take little time
 FIXED = {
     "small": {"learning_rate": 5e-5, "max_iters": 10000, "batch_size": 8, "gradient_accumulation_steps": 8},
     "medium": {"learning_rate": 3e-5, "max_iters": 5000, "batch_size": 4, "gradient_accumulation_steps": 8},
@@ -87,7 +88,7 @@ def compared(name, which, text):
     from finetune.data.prepare import prepare
     from finetune.recipe import Recipe
 
-    data = prepare([text], f"data/{which}", "bpe")
+    data = prepare([text], f"data/{which}", "bpe", val_fraction=VAL_FRACTION[which])
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         plan.main(["--init_from=base/best", f"--dataset=data/{which}", "--suggest=true", f"--to={which}.yaml"])
     suggested, _ = parse(Recipe, [f"{which}.yaml", f"--out_dir=suggested_{which}"], "")
