@@ -28,7 +28,7 @@ class UsageError(ValueError):
 
 class Failure(Exception):
     """An end that is not the user's mistake, told in plain words, with its exit code. What only one process knows
-    (`alone`) is told by that process, everything else by the first."""
+    (`alone`) is told by that process, everything else by the first of each machine."""
 
     def __init__(self, message, code, alone=False):
         super().__init__(message)
@@ -37,7 +37,7 @@ class Failure(Exception):
 
 def run(main):
     """Run a verb's `main(argv)` and turn its outcome into the exit code of the process."""
-    first_rank = os.environ.get("RANK", "0") == "0"
+    speaks = "0" in (os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK"))  # the first process, and that of each machine
     debug = "--debug=true" in sys.argv
     argv = [arg for arg in sys.argv[1:] if not arg.startswith("--debug=")]
     try:
@@ -45,7 +45,7 @@ def run(main):
     except (UsageError, Failure) as error:
         if debug:
             raise
-        if first_rank or getattr(error, "alone", False):
+        if speaks or getattr(error, "alone", False):
             print(error, file=sys.stderr)
         else:
             time.sleep(1)  # with the first process that ends a launcher ends all of them, and rank 0 is to speak before that

@@ -339,3 +339,28 @@ def test_a_batch_size_that_was_found_is_found_again_where_it_cannot_be_shared(ti
         12,
         4,
     ]
+
+
+@pytest.mark.parametrize(("rank", "local_rank", "speaks"), [("0", "0", True), ("1", "1", False), ("8", "0", True)])
+def test_a_mistake_is_told_once_on_each_machine(command, monkeypatch, rank, local_rank, speaks):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    code, _, error = command("train", "--dataset=gone", "--init_from=scratch", "--max_iter=1")
+    assert code == 2 and ("max_iters" in error) == speaks
+
+
+def test_memory_auto_that_cannot_be_shared_is_chosen_anew(tiny):
+    """Chosen for one process, 4 blocks at a time; two cannot share that."""
+    recipe = tiny(memory="auto", batch_size=4, gradient_accumulation_steps=1, max_iters=2, dropout=0.0, lr_decay_iters=9)
+    assert loop.train(recipe).recipe.gradient_accumulation_steps == 1
+    halved = {
+        "batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_iters": 4,
+        "init_from": "resume",
+        "n_layer": None,
+        "n_head": None,
+        "n_embd": None,
+    }
+    assert harness(dataclasses.replace(recipe, **halved), world=2)["codes"] == [0, 0]
+    assert [event["iter"] for event in events("out", "iter")] == [0, 1, 2, 3]

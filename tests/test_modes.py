@@ -13,7 +13,7 @@ from finetune.cli import UsageError
 from finetune.gpt import convert, ops
 from finetune.gpt.model import SHAPES
 from finetune.recipe import Recipe
-from finetune.training import loop, lora, machine, memory, optim, start
+from finetune.training import loop, lora, machine, memory, optim, sharding, start
 
 XL = GPTConfig(n_layer=48, n_head=25, n_embd=1600)
 
@@ -197,7 +197,7 @@ def test_memory_auto_takes_the_first_mode_that_fits(tiny, monkeypatch):
     assert [(r.batch_size, r.gradient_checkpointing, r.optimizer_dtype) for r, _ in chosen] == [
         (2, False, "float32"), (1, False, "float32"), (1, "selective", "float32"), (2, True, "float32"), (2, True, "bfloat16")
     ]  # fmt: skip
-    assert all(r.batch_size * r.gradient_accumulation_steps == 8 and r.memory == "recipe" for r, _ in chosen)
+    assert all(r.batch_size * r.gradient_accumulation_steps == 8 and r.memory == "auto" for r, _ in chosen)
     (line,) = chosen[-1][1]
     assert "gradient_checkpointing=true, optimizer_dtype=bfloat16, predicted to take" in line and "learns a little differently" in line
     assert "all as the recipe says" in chosen[0][1][0]
@@ -225,6 +225,31 @@ def test_memory_auto_is_resumed_as_it_was_chosen(tiny, monkeypatch):
     assert final("whole") == final("out")
     written = Path("whole/recipe.yaml").read_text()
     assert 'optimizer_dtype: "bfloat16"' in written and 'memory: "recipe"' in written
+
+
+def test_memory_auto_chooses_anew_where_nothing_was_chosen_or_it_cannot_be_kept(tiny, monkeypatch, capsys):
+    recipe = tiny(max_iters=2, batch_size=4, gradient_accumulation_steps=1, dropout=0.0, lr_decay_iters=9, warmup_iters=0)
+    resumed = dataclasses.replace(recipe, init_from="resume", n_layer=None, n_head=None, n_embd=None, memory="auto")
+    loop.train(recipe)
+    config = GPTConfig(block_size=32, vocab_size=23, n_layer=1, n_head=2, n_embd=16)
+    least = dataclasses.replace(recipe, batch_size=1, gradient_accumulation_steps=4, gradient_checkpointing=True)
+    takes = [
+        memory.needs_of(dataclasses.replace(least, optimizer_dtype=dtype), config, 32, "cpu", "float32", False).peak
+        for dtype in ("float32", "bfloat16")
+    ]
+    monkeypatch.setattr(memory, "available_bytes", lambda device: sum(takes) / 2 / memory.FILLED)
+    run = loop.train(dataclasses.replace(resumed, max_iters=4))  # of a run that had chosen nothing
+    assert run.recipe.optimizer_dtype == "bfloat16" and "predicted to take" in capsys.readouterr().out
+    run = loop.train(dataclasses.replace(resumed, max_iters=6))
+    assert run.recipe.optimizer_dtype == "bfloat16" and "as it was chosen for this run" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="rows per iteration"):
+        loop.train(dataclasses.replace(resumed, max_iters=8, batch_size=8))
+    saved = {**dataclasses.asdict(recipe), "memory": "auto"}
+    assert memory.as_before(resumed, saved, 1).batch_size == 4
+    assert memory.as_before(resumed, saved, 2) is None  # one step cannot be shared
+    sharded = dataclasses.replace(machine.start(resumed), sharding=sharding.Sharding())
+    with pytest.raises(UsageError, match="optimizer_dtype: bfloat16 cannot apply"):
+        start.assemble(resumed, sharded, print)
 
 
 def test_a_plan_tells_what_the_modes_take_and_which_one_memory_auto_picks(command, monkeypatch):

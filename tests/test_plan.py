@@ -130,7 +130,7 @@ def test_activations_are_what_pytorch_keeps_for_the_backward_pass(dtype, dropout
     (more, config), (less, _) = saved(2), saved(1)
     counted = memory.activations_of_layer(config, 2, 128, "cpu", dtype.itemsize, compiled=False, dropout=dropout)
     casts = memory.needs(config, 2, 128, "cpu", str(dtype)[6:]).parts["weights as products read them"] // 2
-    assert counted + casts == pytest.approx(more - less, rel=0.02)
+    assert counted + casts == pytest.approx(more - less, rel=0.005)
 
 
 def test_the_end_of_the_ladder_speaks_with_the_same_formula():
@@ -232,6 +232,28 @@ def test_a_suggested_recipe_is_one_that_nothing_can_be_said_against(command):
     assert command("plan", RECIPES / "xl.yaml", "--tokens=9999", "--suggest=true", "--to=new.yaml")[0] == 2  # is there already
 
 
+@pytest.mark.parametrize(
+    ("flags", "sizes"),
+    [(["--batch_size=2"], (2, 4)), (["--gradient_accumulation_steps=4"], (2, 4)), (["--batch_size=3", "--gradient_accumulation_steps=6"], (3, 6))],
+)
+def test_what_is_suggested_goes_with_sizes_that_were_asked_for(command, flags, sizes):
+    code, _, error = command("plan", "--tokens=301966", *flags, "--suggest=true", "--to=new.yaml", "--quick=true", "--device=cpu")
+    assert code == 0, error
+    recipe, _ = parse(Recipe, ["new.yaml", "--dataset=d"], "")
+    text, tokens = Path("new.yaml").read_text(), sizes[0] * sizes[1] * 1024
+    assert (recipe.batch_size, recipe.gradient_accumulation_steps) == sizes
+    updates = -(-266 * 5 // (sizes[0] * sizes[1]))  # of 266 blocks five times
+    assert f"{updates:,} updates;" in text and ("accumulation" in flags[-1] or f"{tokens:,} tokens an update" in text)
+
+
+def test_a_resumed_run_from_scratch_is_judged_as_one(tiny, command):
+    loop.train(tiny(max_iters=4, learning_rate=1e-3, warmup_iters=0))
+    code, out, error = command("plan", "out/recipe.yaml", "--init_from=resume", "--max_iters=30", "--quick=true", "--explain=true")
+    assert code == 0, error
+    assert "pretrained weights" not in out and "forget" not in out
+    assert re.search(r"^val_fraction +0.1 ", out, re.M)
+
+
 def test_a_small_network_from_scratch_is_suggested_many_small_updates(command):
     flags = ["--init_from=scratch", "--n_layer=4", "--n_head=4", "--n_embd=128", "--block_size=64", "--tokenizer=char", "--device=cpu"]
     code, out, _ = command("plan", "--tokens=1115394", *flags, "--suggest=true", "--to=new.yaml", "--quick=true")
@@ -252,6 +274,12 @@ def test_what_is_suggested_fits_the_machine(command, monkeypatch, tmp_path):
         recipe, _ = parse(Recipe, [to], "")
         assert (recipe.init_from, recipe.gradient_checkpointing) == (model, checkpointing)
         assert command("plan", to, "--tokens=20000000", "--quick=true")[0] == 0
+
+
+def test_a_batch_size_that_is_found_is_shared_by_blocks(command):
+    flags = ["--init_from=scratch", "--tokens=335518", "--num_processes=4", "--quick=true", "--gradient_accumulation_steps=2"]
+    assert command("plan", *flags, "--batch_size=4")[0] == 2
+    assert command("plan", *flags, "--batch_size=auto")[0] == 0
 
 
 def test_communication_is_that_of_a_ring(command):

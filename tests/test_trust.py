@@ -434,6 +434,14 @@ def test_a_bad_number_on_one_of_three_processes_is_survived_by_all_of_them(tiny)
     assert [event["step"] for event in events("out", "rollback")] == [5]
 
 
+def test_machines_that_see_different_states_do_not_go_back_each_to_its_own(tiny, monkeypatch):
+    faults(monkeypatch, nan_at=[7])
+    monkeypatch.setattr("accelerate.Accelerator.gather", lambda self, tensor: torch.cat([tensor, torch.full_like(tensor, -1)]))
+    with pytest.raises(Failure, match="to go back all machines must see the states in out_dir out, on a shared disk") as failure:
+        loop.train(tiny())
+    assert failure.value.code == 3
+
+
 def test_a_learning_rate_that_ruins_everything_never_writes_a_bad_number(tiny):
     with pytest.raises(Failure) as failure:
         loop.train(tiny(learning_rate=1e30, max_rollbacks=1, warmup_iters=0, grad_clip=0))

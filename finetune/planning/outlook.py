@@ -29,6 +29,7 @@ class Data:
     rows: dict
     tokenizer: str
     isolated: bool
+    val_fraction: float | None  # None where nobody knows
     document: int | None = None  # tokens of a document on average, where documents are isolated
 
 
@@ -42,6 +43,7 @@ class Plan:
     config: GPTConfig
     data: Data
     schedule: recipes.Schedule
+    init_from: str  # where the first weights of the run come from, or came from where it is resumed
     done: int  # updates that a resumed run has made already
     device: str
     dtype: str
@@ -75,7 +77,7 @@ class Plan:
 
     @property
     def pretrained(self):
-        return self.recipe.init_from != "scratch"
+        return self.init_from != "scratch"
 
     @property
     def remaining(self):
@@ -191,6 +193,7 @@ def plan(recipe, origins, tokens=None, processes=1):
         config=config,
         data=data,
         schedule=schedule,
+        init_from=saved.get("init_from", recipe.init_from),
         done=saved.get("iteration", 0),
         device=device.type,
         dtype=dtype,
@@ -200,8 +203,8 @@ def plan(recipe, origins, tokens=None, processes=1):
         disk_free=_free(recipe.out_dir),
         program=memory.PROGRAM if device.type == "cpu" else 0,
     )
-    if recipe.memory == "auto" and saved:
-        made = dataclasses.replace(made, recipe=memory.as_before(recipe, saved["recipe"]))
+    if recipe.memory == "auto" and saved and (chosen := memory.as_before(recipe, saved["recipe"], processes)):
+        made = dataclasses.replace(made, recipe=chosen)
     elif recipe.memory == "auto":
         found = memory.first_that_fits(recipe, made.taken_by, made.available)
         chosen, _, mode = found or (recipe, None, "memory=auto: nothing fits")
@@ -231,7 +234,15 @@ def _measured(recipe, datasets, config, block_size, tokenizer):
                 rows[split] += cache.num_rows(contents.tokens, block_size)
     name = ", ".join(str(dataset.directory) for dataset in datasets)
     described = tokenizer.describe()["name"] if tokenizer else "an unknown tokenizer"
-    return Data(name, tokens, rows, described, isolated, max(2, round(sum(documents) / len(documents))) if isolated else None)
+    return Data(
+        name,
+        tokens,
+        rows,
+        described,
+        isolated,
+        datasets[0].meta.get("val_fraction"),
+        max(2, round(sum(documents) / len(documents))) if isolated else None,
+    )
 
 
 def _imagined(recipe, tokens, block_size):
@@ -243,7 +254,7 @@ def _imagined(recipe, tokens, block_size):
             raise UsageError(f"--tokens: {count:,} of {tokens:,} tokens would be {split}, and a block of {block_size:,} needs {block_size + 1:,}")
     rows = {split: cache.num_rows(count, block_size) for split, count in counts.items()}
     kind = f"{CHARACTERS} different characters" if recipe.tokenizer == "char" else "gpt2" if recipe.tokenizer == "auto" else recipe.tokenizer
-    return Data("a text that is not there yet", counts, rows, kind, recipe.isolate_documents == "true")
+    return Data("a text that is not there yet", counts, rows, kind, recipe.isolate_documents == "true", recipe.val_fraction or 0.1)
 
 
 def _model(recipe, tokenizer, saved):
@@ -266,6 +277,10 @@ def _tokenizer_choice(recipe):
     if recipe.tokenizer != "auto":
         return recipe.tokenizer
     path = Path(recipe.init_from).expanduser()
+    if weights.is_hub_id(recipe.init_from) and recipe.init_from not in SHAPES:  # its tokenizer would come with its weights
+        raise UsageError(
+            f"dataset: {recipe.dataset} is a text yet; python -m finetune.prepare {recipe.dataset} --tokenizer={recipe.init_from} makes tokens to plan with"
+        )
     return str(weights.find(recipe.init_from)) if path.is_dir() and tokenizers.from_directory(weights.find(recipe.init_from)) else "gpt2"
 
 

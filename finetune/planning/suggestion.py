@@ -57,7 +57,16 @@ def _chosen(plan, learning_rate):
     kept = {name for name, origin in plan.origins.items() if origin.startswith("--")}
     plan, chosen = _sized(plan, "init_from" in kept)
     tokens, T = plan.data.tokens["train"], plan.block_size
-    rows = _rows(plan)
+    asked, rows = plan.recipe, _rows(plan)
+    if "gradient_accumulation_steps" in kept:
+        rows = asked.gradient_accumulation_steps * max(1, rows // asked.gradient_accumulation_steps)
+    if "batch_size" in kept:
+        steps = (
+            asked.gradient_accumulation_steps
+            if "gradient_accumulation_steps" in kept
+            else plan.processes * max(1, rows // asked.batch_size // plan.processes)
+        )
+        rows = asked.batch_size * steps
     plan = dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, batch_size=1, gradient_accumulation_steps=rows))
     size, checkpointing = plan.largest_batch(gradient_checkpointing=False), False
     if size is None:
@@ -65,6 +74,11 @@ def _chosen(plan, learning_rate):
         chosen["gradient_checkpointing"] = True, "activations do not fit beside weights and optimizer"
     elif plan.recipe.gradient_checkpointing:
         chosen["gradient_checkpointing"] = False, "activations fit, and recomputing them takes time"
+    if "gradient_accumulation_steps" in kept and "batch_size" not in kept:
+        rows = asked.gradient_accumulation_steps * min(size, rows // asked.gradient_accumulation_steps)
+        size = rows // asked.gradient_accumulation_steps
+    elif "batch_size" in kept:
+        size = asked.batch_size
     takes = plan.takes(batch_size=size, gradient_checkpointing=checkpointing) / 1e9
     chosen["batch_size"] = size, f"the largest that fits and pays: {takes:.1f} GB"
     chosen["gradient_accumulation_steps"] = (
@@ -75,6 +89,8 @@ def _chosen(plan, learning_rate):
     low, high = advice.rates_for(plan)
     if learning_rate:
         chosen["learning_rate"] = learning_rate, "the best of the rates that were tried"
+    elif plan.recipe.lora_rank:
+        chosen["learning_rate"] = 2e-4, f"{low:g} to {high:g} is usual for LoRA"
     elif plan.pretrained:
         rate = high if tokens < 1_000_000 else float(f"{math.sqrt(low * high):.2g}")
         chosen["learning_rate"] = rate, f"{low:g} to {high:g} is usual for {tokens:,} tokens"

@@ -72,7 +72,7 @@ DERIVED = {
     "eval_interval": lambda plan: plan.schedule.eval_interval,
     "save_interval": lambda plan: plan.schedule.save_interval,
     "tokenizer": lambda plan: plan.data.tokenizer,
-    "val_fraction": lambda plan: 0.1,
+    "val_fraction": lambda plan: plan.data.val_fraction,
     "device": lambda plan: plan.device,
     "dtype": lambda plan: plan.dtype,
     "compile": lambda plan: str(plan.compile).lower(),
@@ -213,6 +213,8 @@ def _way_out(plan):
     least = {"lora_rank": RANK, "gradient_checkpointing": True, "batch_size": 1}
     if _may_adapt(plan) and (size := plan.takes(**least)) <= plan.available:
         return f"LoRA would fit, in {gigabytes(size)}: {_flags({**least, 'gradient_accumulation_steps': plan.rows})}; or take a smaller model."
+    if plan.processes > 1:
+        return "recipes/accelerate/fsdp2.yaml shares weights, gradients and optimizer out, which is not counted here (docs/scaling.md)."
     return "Take a smaller model, a smaller block_size or another device."
 
 

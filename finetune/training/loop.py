@@ -292,7 +292,8 @@ def _begin(run, progress, reasons=None):
     config = run.network.config
     shape = {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd} if run.init_from == "scratch" else {}
     partial.write_text(
-        recipes.dump(dataclasses.replace(recipe, init_from=run.init_from, overwrite=False, push=False, **shape), derived), encoding="utf-8"
+        recipes.dump(dataclasses.replace(recipe, init_from=run.init_from, memory="recipe", overwrite=False, push=False, **shape), derived),
+        encoding="utf-8",
     )
     os.replace(partial, out_dir / "recipe.yaml")
     progress.open(run.schedule.length, run if resumed else None)

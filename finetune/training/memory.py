@@ -20,6 +20,7 @@ PEFT = 75 << 20  # that the package peft takes, and
 FIRST_USE = 70 << 20  # that its libraries take for themselves in the first update, and
 HOLES = 0.15  # of what an update takes, lost between what is freed and taken (docs/log.md), both on a CPU
 FILLED = 0.9  # of what is free, by memory=auto: a prediction can be off
+CHOSEN = ("batch_size", "gradient_accumulation_steps", "chunked_loss", "gradient_checkpointing", "optimizer_dtype")  # by memory=auto
 MOST_TOKENS = {"cuda": 1 << 16, "cpu": 1 << 12, "mps": 1 << 14}  # of a micro-batch; larger ones are no faster
 
 
@@ -176,15 +177,18 @@ def choose_mode(recipe, config, T, machine, say):
 
     if found := first_that_fits(recipe, takes, free):
         say(found[2])
-        return dataclasses.replace(found[0], memory="recipe")
+        return found[0]
     problem = f"memory: nothing is predicted to fit in {FILLED:.0%} of the {free / 1e9:.2f} GB that are free"
     raise UsageError("; ".join([problem, *_smaller(config, T, recipe, device=device, dtype=dtype)]))
 
 
-def as_before(recipe, saved):
-    """For memory=auto: the recipe with what had been chosen when its run was saved."""
-    chosen = ("batch_size", "gradient_accumulation_steps", "chunked_loss", "gradient_checkpointing", "optimizer_dtype")
-    return dataclasses.replace(recipe, memory="recipe", **{name: saved.get(name, getattr(recipe, name)) for name in chosen})
+def as_before(recipe, saved, processes):
+    """For memory=auto: the recipe with what had been chosen for its run, whose `saved` recipe this is. None where nothing had been, or where
+    that is for other updates or cannot be shared by so many processes; then it is chosen anew."""
+    rows = [values["batch_size"] * values["gradient_accumulation_steps"] for values in (saved, vars(recipe))]
+    if saved.get("memory") != "auto" or rows[0] != rows[1] or saved["gradient_accumulation_steps"] % processes:
+        return None
+    return dataclasses.replace(recipe, **{name: saved[name] for name in CHOSEN})
 
 
 def what_would_fit(config, T, recipe):

@@ -2,6 +2,8 @@
 
 import contextlib
 
+import torch
+
 from finetune.cli import Failure
 from finetune.training import checkpoint
 from finetune.training.guard import Diverged
@@ -15,6 +17,9 @@ def roll_back(run, progress, problem):
     progress.say(problem)
     progress.record("diverged", step=reached, problem=problem)
     states = checkpoint.states(recipe.out_dir)
+    newest = int(states[0].name.removeprefix("step-")) if states else -1
+    if len(set(run.machine.accelerator.gather(torch.tensor([newest], device=run.machine.device)).tolist())) > 1:
+        raise Failure(f"training diverged: {problem}; to go back all machines must see the states in out_dir {recipe.out_dir}, on a shared disk", 3)
     if run.rollbacks >= recipe.max_rollbacks:
         tried = f" after {run.rollbacks} rollbacks" if run.rollbacks else ""
         good = f"the last state is {states[0]}" if states else "no state had been saved yet"

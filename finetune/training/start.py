@@ -81,10 +81,13 @@ class Run:
 def assemble(recipe, machine, say):
     """The Run that a recipe describes, at its first iteration or where it is resumed. Raises UsageError."""
     saved = checkpoint.load_state(recipe.out_dir, say) if recipe.init_from == "resume" else None
+    chosen = None
+    if saved and recipe.memory == "auto" and (chosen := memory.as_before(recipe, saved[2]["recipe"], machine.accelerator.num_processes)):
+        recipe = chosen
+        say(f"memory=auto: as it was chosen for this run, {', '.join(f'{name}={getattr(recipe, name)}'.lower() for name in memory.CHOSEN)}")
+    choosing = recipe.memory == "auto" and chosen is None and not recipe.eval_only
     if machine.sharding:
-        _check_sharded(recipe, resumed=saved is not None)
-    if saved and recipe.memory == "auto":
-        recipe = memory.as_before(recipe, saved[2]["recipe"])
+        _check_sharded(recipe, choosing, recipe.auto_batch_size and not _has_found_batch_size(saved, machine))
     with machine.accelerator.local_main_process_first():  # one process prepares and builds caches, the others find them
         datasets = open_datasets(recipe, lambda: _tokenizer_choice(recipe))
         config, model_tokenizer = _plan_model(recipe, datasets[0], saved)
@@ -128,7 +131,7 @@ def assemble(recipe, machine, say):
         _check_resumed(recipe, identity, saved[2], say)
     if machine.accelerator.is_main_process:
         _check_disk(recipe, schedule, config)
-    if recipe.memory == "auto":
+    if choosing:
         recipe = memory.choose_mode(recipe, config, block_size, machine, say)
 
     network = _network(recipe, config, block_size, saved, say, identity)
@@ -163,9 +166,9 @@ def assemble(recipe, machine, say):
     return run
 
 
-def _check_sharded(recipe, resumed):
+def _check_sharded(recipe, choosing_mode, trying_batch_size):
     """Raise UsageError for what does not go with weights in shards."""
-    if recipe.auto_batch_size and not resumed:
+    if trying_batch_size:
         raise UsageError("batch_size: auto cannot try what fits when weights are sharded, because a process that fails leaves the others waiting")
     if recipe.lora_rank:
         raise UsageError(
@@ -175,7 +178,7 @@ def _check_sharded(recipe, resumed):
         raise UsageError(
             f"optimizer_dtype: {recipe.optimizer_dtype} cannot apply to an optimizer in shards, which take less memory with every process"
         )
-    if recipe.memory == "auto" and not resumed:
+    if choosing_mode:
         raise UsageError("memory: auto counts for whole weights, not for shards; choose gradient_checkpointing by hand")
 
 
@@ -283,8 +286,9 @@ def _resume(run, saved, say):
     take_up(run, saved)
     state = saved[2]
     run.init_from, run.lr_scale, run.rollbacks = state["init_from"], state["lr_scale"], state["rollbacks"]
-    shared = state["recipe"]["gradient_accumulation_steps"] % run.machine.accelerator.num_processes == 0
-    if run.recipe.auto_batch_size and shared:  # as it was found then: with dropout another cut would be another run
+    if run.recipe.auto_batch_size and _has_found_batch_size(
+        saved, run.machine
+    ):  # as it was found then: with dropout another cut would be another run
         sizes = {name: state["recipe"][name] for name in ("batch_size", "gradient_accumulation_steps")}
         run.recipe = dataclasses.replace(run.recipe, auto_batch_size=False, **sizes)
     if run.recipe.eval_iters == state["recipe"]["eval_iters"]:
@@ -296,6 +300,11 @@ def _resume(run, saved, say):
     run.best = checkpoint.published_best(run.recipe.out_dir)
     if not run.best:
         say(f"{run.recipe.out_dir}/best: there is none, or it is damaged; the next evaluation writes it")
+
+
+def _has_found_batch_size(saved, machine):
+    """Whether a saved state holds micro-batches that so many processes can share."""
+    return saved is not None and saved[2]["recipe"]["gradient_accumulation_steps"] % machine.accelerator.num_processes == 0
 
 
 def begin_again(run):

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 
+from finetune.cli import Failure
 from finetune.data.batches import sent
 from finetune.training import sharding
 from finetune.training.memory import is_out_of_memory, rows_of_evaluation
@@ -131,7 +132,10 @@ def evaluate(run, blocks, rows):
             total += loss if len(part) else 0.0
             done += size
         except RuntimeError as error:
-            if not is_out_of_memory(error) or size == 1 or exchanged:  # the others would wait for this process
+            if is_out_of_memory(error) and exchanged:  # the others wait for this process, so it cannot try with less
+                advice = "a smaller block_size, more processes or fsdp_offload_params: true need less; what was saved goes on with --init_from=resume"
+                raise Failure(f"out of memory in an evaluation of {size} blocks; {advice}", 1, alone=True) from error
+            if not is_out_of_memory(error) or size == 1:
                 raise
             size //= 2
     sharding.settle(model)
