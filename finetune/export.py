@@ -65,6 +65,8 @@ def main(argv):
 
     directory.destination(options.to)
     source = weights.find(options.out_dir or options.init_from)
+    if options.format == "peft" and options.push_to_hub and (source / "adapter").is_dir() and not directory.base_on_hub(source):
+        raise UsageError("push_to_hub: format=peft needs a base that others can load, and that of this run is not on the Hub; push format=hf instead")
     written = directory.export(source, options.to, options.format, options.dtype, options.interpolate, options.push_to_hub)
     if options.push_to_hub:
         hub.push(written, options.push_to_hub, options.private, again=f"python -m finetune.export {shlex.join(argv)}")

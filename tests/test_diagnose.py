@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
+import re
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +17,7 @@ from finetune import recipe as recipes
 from finetune.cli import UsageError, parse
 from finetune.recipe import Recipe
 from finetune.reporting import diagnosis, record
-from finetune.training import checkpoint, memory
+from finetune.training import checkpoint, memory, sharding
 from finetune.training.progress import read_metrics
 
 GPU = "1 process on cuda (NVIDIA A100-SXM4-40GB), bfloat16"
@@ -68,6 +71,14 @@ def damaged():
 
 BROKEN = {
     "out of memory": ("out_of_memory", lambda: synthesised(LEARNS[:1], end={"event": "failed", "problem": OUT_OF_MEMORY, "code": 1})),
+    "one of several processes out of memory": (
+        "out_of_memory",
+        lambda: synthesised(
+            LEARNS[:3],
+            events=[{"event": "failed", "problem": OUT_OF_MEMORY, "code": 1, "rank": 1}],
+            end={"event": "failed", "problem": "Connection closed by peer [127.0.0.1]:60000", "code": 1},
+        ),
+    ),
     "killed with all memory in use": ("out_of_memory", killed_by_the_kernel),
     "killed before anything was saved": ("missing_checkpoint", lambda: synthesised([], end=None, best=False, states=0)),
     "best/ removed": ("missing_checkpoint", lambda: synthesised(LEARNS, best=False)),
@@ -214,7 +225,85 @@ def test_a_run_without_memory_is_diagnosed_by_itself_and_the_advice_is_a_recipe(
     advice = next(line for line in error.splitlines() if line.startswith("what would help: "))
     code, out, error = command("train", *shlex.split(advice.split("finetune.train")[1]), "--max_iters=2")
     assert code == 0, error
-    assert labels("out-2") == []
+    assert labels("out") == []
+
+
+def test_less_memory_is_found_in_the_order_in_which_training_names_it():
+    """Each step is taken on top of those before, until a smaller model is all that is left."""
+    from finetune.gpt import GPTConfig
+
+    values, taken = {"init_from": "gpt2-large", "batch_size": 2, "gradient_accumulation_steps": 4}, []
+    while "init_from" not in taken:
+        out_dir = f"out{len(taken)}"
+        synthesised(LEARNS[:1], end={"event": "failed", "problem": OUT_OF_MEMORY, "code": 1}, out_dir=out_dir, **values)
+        (finding,) = diagnosis.diagnose(record.load(out_dir))
+        options, _ = parse(Recipe, shlex.split(finding.command.split("finetune.train")[1]), "")
+        before, _ = parse(Recipe, [f"{out_dir}/recipe.yaml"], "")
+        keys = ("batch_size", "gradient_checkpointing", "optimizer_dtype", "lora_rank", *(["init_from"] if options.init_from != "resume" else []))
+        changed = {name: getattr(options, name) for name in keys if getattr(options, name) != getattr(before, name)}
+        assert len(changed) == 1
+        taken += changed
+        values |= changed | {"gradient_accumulation_steps": options.gradient_accumulation_steps, "learning_rate": options.learning_rate}
+        values["block_size"] = 1024
+    assert taken == ["batch_size", "gradient_checkpointing", "optimizer_dtype", "lora_rank", "init_from"]
+    assert (values["learning_rate"], values["init_from"]) == (2e-4, "gpt2-medium")
+    words = memory.what_would_fit(GPTConfig(n_layer=36, n_head=20, n_embd=1280), 1024, Recipe(dataset="x", init_from="gpt2-large"))
+    assert list(dict.fromkeys(re.findall(r"--(\w+)=", words))) == [*taken[2:], "block_size"]
+
+
+def test_what_a_run_in_shards_or_from_scratch_cannot_have_is_not_advised():
+    out, failed = Recipe(dataset="x"), {"event": "failed", "problem": OUT_OF_MEMORY, "code": 1}
+    least = {"batch_size": 1, "gradient_checkpointing": True, "block_size": 64}
+    synthesised(LEARNS[:1], end=failed, machine=f"2 processes on cuda (H100), {sharding.Sharding(True).describe()}", **least)
+    synthesised(LEARNS[:1], end=failed, out_dir="scratch", init_from="scratch", optimizer_dtype="bfloat16", **least)
+    for out in ("out", "scratch"):
+        (finding,) = diagnosis.diagnose(record.load(out))
+        assert "--block_size=32" in finding.command and "memory=auto" not in finding.advice
+
+
+TWO = """
+import sys
+from finetune import cli, train
+from finetune.training import loop
+
+update, exhausted = loop.update, int(sys.argv.pop(1))
+
+def failing(run, step, lr):
+    if step == 3 and run.machine.accelerator.process_index == exhausted:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    return update(run, step, lr)
+
+loop.update = failing
+cli.run(train.main)
+"""
+
+
+@pytest.mark.parametrize("rank", [1, 0])
+def test_one_of_two_processes_without_memory_tells_it_and_nobody_else(tiny, rank):
+    recipe = tiny(gradient_accumulation_steps=2, batch_size=2)
+    given = vars(Recipe(dataset="x")).items()
+    flags = [f"--{name}={getattr(recipe, name)}" for name, default in given if getattr(recipe, name) != default]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO, str(rank), *flags], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, **place, "RANK": str(number), "LOCAL_RANK": str(number), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    told = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    error = told[rank][1]
+    assert error.startswith("out of memory at iter 3 with batch_size 2") and "\ndiagnosis: out_of_memory: out of memory at iter 3" in error
+    assert "--batch_size=1" in error and "\nreport in out/report.html" in error
+    assert "diagnosis" not in "".join(told[1 - rank]) and "report in" not in "".join(told[1 - rank])
+    failed = [event for event in read_metrics("out/metrics.jsonl") if event["event"] == "failed"]
+    assert failed[0].get("rank", 0) == rank and "out of memory" in failed[0]["problem"] and len(failed) == 1 + rank
+    assert labels() == ["out_of_memory"]
+    page = Path("out/report.html").read_text()
+    assert "updates, failed, 2 processes" in page and "out of memory at iter 3" in page
 
 
 def test_a_crash_of_any_kind_is_recorded_and_told(command, corpus, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from test_trust import events, final, harness
 from finetune.cli import UsageError
 from finetune.gpt import GPT, convert
 from finetune.recipe import Recipe
-from finetune.training import loop, lora, machine, memory, start
+from finetune.training import checkpoint, loop, lora, machine, memory, start
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's, about transformers 5
 ADAPTERS = {"lora_rank": 4, "lora_alpha": 12, "learning_rate": 5e-2}
@@ -157,13 +158,56 @@ def test_an_export_for_peft_is_the_adapters_alone_and_is_read_back_over_the_base
     assert code == 0 and "logits differ by at most" in out, error
     assert not Path("mine/model.safetensors").exists() and Path("mine/tokenizer.json").is_file()
     described = json.loads(Path("mine/adapter_config.json").read_text())
-    assert (described["base_model_name_or_path"], described["r"], described["fan_in_fan_out"]) == ("base", 4, True)
+    assert (described["base_model_name_or_path"], described["r"], described["fan_in_fan_out"]) == ("./base", 4, True)
     idx = torch.arange(24).reshape(2, 12) % 20
     torch.testing.assert_close(over_base("mine")(idx).logits, run.network.eval()(idx), rtol=0, atol=1e-4)
     card = Path("mine/README.md").read_text()
-    assert "library_name: peft" in card and "PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('base'), 'mine')" in card
+    assert "library_name: peft" in card and "from_pretrained(AutoModelForCausalLM.from_pretrained('PATH_OF_THE_BASE_MODEL'), 'mine')" in card
     code, _, error = command("export", "--out_dir=out", "--to=half", "--format=peft", "--dtype=bfloat16", "--interpolate=auto")
     assert code == 2 and "format=peft has none" in error and "in float32" in error
+
+
+def test_an_export_over_the_best_of_another_run_names_what_can_be_loaded_and_no_stranger(adapted, tiny, command):
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+    from peft import AutoPeftModelForCausalLM
+
+    loop.train(tiny("first", n_embd=32, n_head=4, max_iters=2))
+    run = loop.train(adapted(init_from="first", max_iters=8, eval_interval=8))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        code, out, error = command("export", "--out_dir=out", "--to=mine", "--format=peft")
+    assert code == 0, error
+    assert not [warning for warning in told if warning.category is FutureWarning]
+    base = json.loads(Path("mine/adapter_config.json").read_text())["base_model_name_or_path"]
+    assert Path(base).resolve() == Path("first/best").resolve()
+    with pytest.raises(HFValidationError):
+        validate_repo_id(base)
+    theirs, idx = AutoPeftModelForCausalLM.from_pretrained("mine").eval(), torch.arange(24).reshape(2, 12) % 20
+    torch.testing.assert_close(theirs(idx).logits, run.network.eval()(idx), rtol=0, atol=1e-4)
+    card = Path("mine/README.md").read_text()
+    assert "from_pretrained('PATH_OF_THE_BASE_MODEL')" in card and "over first, the model they were trained from. It is not on the Hub" in card
+    assert "from_pretrained('first" not in card
+    code, _, error = command("export", "--out_dir=out", "--to=pushed", "--format=peft", "--push_to_hub=me/mine")
+    assert code == 2 and error.count("\n") == 1 and "that of this run is not on the Hub; push format=hf instead" in error
+    assert not Path("pushed").exists()
+
+
+def test_an_export_over_a_model_of_the_hub_names_it(adapted, command, monkeypatch):
+    """As finetune.json says of a run from the Hub, whose files this test has beside it."""
+    loop.train(adapted(max_iters=8, eval_interval=8))
+    facts = json.loads(Path("out/best/finetune.json").read_text())
+    Path("out/best/finetune.json").write_text(json.dumps(facts | {"base_model": "someone/base"}))
+    fresh = checkpoint.digest(Path("out/best/finetune.json"))
+    manifest = json.loads(Path("out/best/manifest.json").read_text())
+    manifest["files"]["finetune.json"] = fresh
+    Path("out/best/manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setenv("HF_TOKEN", "")
+    code, _, error = command("export", "--out_dir=out", "--to=mine", "--format=peft", "--push_to_hub=me/mine")
+    assert code == 4, error  # no token: it came as far as the Hub
+    assert json.loads(Path("mine/adapter_config.json").read_text())["base_model_name_or_path"] == "someone/base"
+    card = Path("mine/README.md").read_text()
+    assert "AutoModelForCausalLM.from_pretrained('someone/base')" in card and "PATH_OF" not in card
 
 
 def test_an_export_for_peft_needs_adapters_and_their_base(adapted, command, hf_model):

@@ -70,6 +70,25 @@ def test_what_is_written_is_what_transformers_writes(hf_model, tmp_path):
         assert config[name] == wanted[name]
 
 
+@pytest.mark.parametrize(
+    "adapters, instead",
+    [("given", "export their run without --format=peft"), ("out/best/adapter", "use out/best, where they are merged")],
+)
+def test_adapters_alone_are_no_model_and_one_line_says_what_is(hf_model, command, adapters, instead):
+    hf_model().save_pretrained("out/best")
+    os.makedirs(adapters)
+    with open(f"{adapters}/adapter_config.json", "w") as file:
+        file.write("{}")
+    for verb, *flags in (("sample",), ("eval", "--dataset=d"), ("train", "--dataset=d", "--out_dir=new")):
+        if verb != "sample":
+            os.makedirs("d", exist_ok=True)
+            for split in ("train", "val"):
+                torch.zeros(400, dtype=torch.int16).numpy().tofile(f"d/{split}.bin")
+        code, _, error = command(verb, f"--init_from={adapters}", *flags)
+        assert code == 2 and error.count("\n") == 1 and f"{adapters}: holds adapters alone" in error and instead in error, error
+    assert not os.path.exists("new/metrics.jsonl")
+
+
 def test_a_runs_out_dir_means_its_best_model(hf_model, tmp_path):
     theirs = hf_model()
     theirs.save_pretrained(tmp_path / "out" / "best")

@@ -28,6 +28,10 @@ def find(source):
                 return candidate
         if (path / "ckpt.pt").is_file():
             return path / "ckpt.pt"
+        if (path / "adapter_config.json").is_file():
+            merged = path.parent if path.name == "adapter" and (path.parent / "config.json").is_file() else None
+            instead = f"use {merged}, where they are merged" if merged else "export their run without --format=peft and use that"
+            raise UsageError(f"{source}: holds adapters alone, without the model they belong to; {instead}")
         raise UsageError(f"{source}: no model here; expected config.json, best/config.json or ckpt.pt")
     if not is_hub_id(source):
         raise UsageError(f"{source}: no such file or directory")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import warnings
 
 import torch
 
@@ -68,7 +69,9 @@ def _loaded(directory):
 def _adapted(directory, base):
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(base.to_hf(), str(directory)).eval()
+    with warnings.catch_warnings():  # peft asks transformers by a name that is going to change
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        return PeftModel.from_pretrained(base.to_hf(), str(directory)).eval()
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ RISE = 0.03  # of the best loss: both losses this far above it are no noise
 STEEP = 0.1  # of all that was gained, in the last fifth of a run: it ended too early
 FEW_TOKENS = 100_000  # to train on, below which the guide warns
 LOW_MFU = 0.1  # on a GPU, where the guide calls 15% to 25% typical
+LORA_RATE = 2e-4  # learning rate of adapters at the least, as in recipes/xl_lora.yaml
 PATIENT = 600  # seconds a run may take before anybody calls it slow
 DAY = 86_400
 NEARLY_ALL = 0.8  # of the memory
@@ -80,7 +81,7 @@ def brief(findings):
 
 
 def _out_of_memory(run):
-    recipe, failed = run.recipe, _last(run, "failed")
+    failed = run.failure
     evidence = []
     if failed and "out of memory" in failed["problem"]:
         evidence.append(failed["problem"].splitlines()[0])
@@ -90,24 +91,45 @@ def _out_of_memory(run):
         return None
     tries = [event["done"].split(";")[0] for event in run.session if event["event"] == "out_of_memory"]
     evidence += [f"tried by itself: {'; '.join(tries)}"] if tries else []
-    batch, steps = (_newest(run, name) for name in ("batch_size", "gradient_accumulation_steps"))
+    more, advice, command = _less_memory(run, tries)
+    return Finding("out_of_memory", evidence + more, advice, command)
+
+
+def _less_memory(run, tries):
+    """`(evidence, advice, command)` of the first step down that a run has not taken: those of `memory.what_would_fit` after those that
+    change nothing that is learned."""
+    recipe, parameters, sharded = run.recipe, run.parameters, "sharded" in run.started.get("machine", "")
+    sizes = {name: _newest(run, name) for name in ("batch_size", "gradient_accumulation_steps")}
+    batch, steps = sizes.values()
+    chooses = "" if sharded else "; memory=auto would choose what fits"
     if batch and batch > 1:
         smaller = next(n for n in range(batch // 2, 0, -1) if batch % n == 0)
         flags = {"batch_size": smaller, "gradient_accumulation_steps": steps * batch // smaller}
-        return Finding("out_of_memory", evidence, "smaller micro-batches, at the same blocks an update", _go_on(run, **flags))
-    if recipe.get("gradient_checkpointing") is not True and not any("gradient_checkpointing" in done for done in tries):
-        return Finding("out_of_memory", evidence, "recompute activations instead of keeping them", _go_on(run, gradient_checkpointing="true"))
+        return [], f"smaller micro-batches, at the same blocks an update{chooses}", _go_on(run, **flags)
+    if recipe.get("gradient_checkpointing") is not True and not any("gradient_checkpointing=true" in done for done in tries):
+        return [], f"recompute activations instead of keeping them{chooses}", _go_on(run, gradient_checkpointing="true")
+    reached = {name: size for name, size in sizes.items() if size != recipe.get(name)} | {"gradient_checkpointing": "true"}
+    if not sharded and not recipe.get("lora_rank"):
+        if recipe.get("optimizer_dtype", "float32") == "float32":
+            told = [f"AdamW's moments in float32 take {8 * parameters / 1e9:.2f} GB, in bfloat16 half of that"] if parameters else []
+            return (
+                told,
+                "moments in bfloat16; they are rounded, so this learns a little differently",
+                _go_on(run, **reached, optimizer_dtype="bfloat16"),
+            )
+        if _pretrained(run):
+            told = [f"gradients and moments of all {parameters:,} parameters take {8 * parameters / 1e9:.2f} GB"] if parameters else []
+            rate = _tidy(max(recipe.get("learning_rate") or 0, LORA_RATE))
+            return told, "adapters instead of all weights", _again(run, **reached, lora_rank=16, learning_rate=rate, min_lr=None)
     smaller = {"gpt2-xl": "gpt2-large", "gpt2-large": "gpt2-medium", "gpt2-medium": "gpt2"}.get(run.init_from)
     flags = {"init_from": smaller} if smaller else {"block_size": max(1, (recipe.get("block_size") or 1024) // 2)}
-    return Finding(
-        "out_of_memory", evidence, f"a smaller {'model' if smaller else 'block_size'}: one block of this does not fit", _again(run, **flags)
-    )
+    return [], f"a smaller {'model' if smaller else 'block_size'}: one block of this does not fit", _again(run, **flags)
 
 
 def _missing_checkpoint(run):
     if run.running:
         return None
-    refused, failed = _last(run, "save_failed"), _last(run, "failed")
+    refused, failed = _last(run, "save_failed"), run.failure
     # a run that failed before its first evaluation ended has no best/, and another trouble than that
     damaged = {name: problem for name, problem in run.damaged.items() if problem != NONE or refused or not failed}
     if not damaged and not (refused and failed):
@@ -125,7 +147,7 @@ def _missing_checkpoint(run):
 
 
 def _interrupted(run):
-    failed = _last(run, "failed")
+    failed = run.failure
     if failed and failed.get("code") != 3:
         return Finding("interrupted", [f"after {run.done:,} updates: {failed['problem'].splitlines()[0]}"], "go on from the last state", _go_on(run))
     if _killed(run):
@@ -144,7 +166,7 @@ def _gibberish(run):
         command = shlex.join(["python", "-m", "finetune.prepare", str(named[0]), f"--tokenizer={tokenizer}", "--out_dir=data/again"])
         return Finding("gibberish", [signs["start"]], "prepare the text with the tokenizer of the model", command)
     evidence = []
-    failed, tried = _last(run, "failed"), [event for event in run.session if event["event"] == "rollback"]
+    failed, tried = run.failure, [event for event in run.session if event["event"] == "rollback"]
     if failed and failed.get("code") == 3:
         evidence.append(failed["problem"].splitlines()[0])
     if best:

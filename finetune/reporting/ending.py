@@ -37,6 +37,9 @@ def _afterwards(recipe, began, alone=False):
         run = record.load(recipe.out_dir)
         if run.started.get("time", 0) < began:  # it failed before it began, and these are the records of another run
             return []
+        failed = next((event.get("rank", 0) for event in run.session if event["event"] == "failed"), None)
+        if failed is not None and failed != int(os.environ.get("RANK", "0")):  # whoever failed first has told it
+            return []
         findings = diagnosis.diagnose(run)
         return [*diagnosis.brief(findings), f"report in {page.write(run, findings)}"]
     except UsageError:

@@ -120,6 +120,12 @@ class Record:
         return any(event["event"] == "end" for event in self.session)
 
     @property
+    def failure(self):
+        """The event of the failure that ended the newest session, or None. Of several processes the first to fail says why; others only
+        that it is gone."""
+        return next((event for event in self.session if event["event"] == "failed"), None)
+
+    @property
     def ended_early(self):
         """Whether patience ended it."""
         return self.ended and self.done < self.length
@@ -178,6 +184,8 @@ def load(out_dir, verify=False):
     states = [path for path in saved if str(path.relative_to(out_dir)) not in damaged]
     best = out_dir / "best"
     found = Record(out_dir, events, _json(best / "config.json"), _json(best / "finetune.json"), [], damaged, states, _running(out_dir))
+    if found.failure:  # its other processes are about to end as well
+        found.running = False
     if names := found.recipe.get("dataset"):
         identity, names = found.started.get("identity", {}), names.split(",")
         for number, name in enumerate(names, 1):

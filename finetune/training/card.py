@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 SHOWN_SAMPLES = 3
+PATH_OF_THE_BASE = "PATH_OF_THE_BASE_MODEL"  # in place of a name, where only whoever has the model knows one
 SETTINGS = (
     "learning_rate", "min_lr", "warmup_iters", "lr_decay_iters", "weight_decay", "beta1", "beta2", "grad_clip", "dropout", "block_size",
     "batch_size", "gradient_accumulation_steps", "max_iters", "epochs", "seed",
@@ -27,7 +28,7 @@ def model_card(title, place, config, facts, events, tokenizer=None, picture=None
         f"# {title}",
         _introduction(run, config),
         _losses(run, picture),
-        _usage(place, tokenizer, run.init_from if _is_adapter(verified) else None),
+        _usage(place, tokenizer, run if _is_adapter(verified) else None),
         _data(run),
         _training(run, verified),
         _evaluation(run.evaluation),
@@ -140,17 +141,25 @@ def _losses(run, picture):
 
 
 def _usage(place, tokenizer, adapter_of=None):
+    words = []
     if adapter_of:
+        base = adapter_of.facts.get("base_model")
         loading = [
             "from peft import PeftModel",
             "from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline",
             "",
-            f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({adapter_of!r}), {place!r})",
+            f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base or PATH_OF_THE_BASE!r}), {place!r})",
             f"generator = pipeline('text-generation', model, tokenizer=AutoTokenizer.from_pretrained({place!r}))",
         ]
+        if not base:
+            words = [
+                f"These are adapters alone, to be loaded over {adapter_of.init_from}, the model they were trained from. It is not on the Hub: who loads "
+                f"them has to have it, and writes where in place of `{PATH_OF_THE_BASE}`.",
+                "",
+            ]
     else:
         loading = ["from transformers import pipeline", "", f"generator = pipeline('text-generation', {place!r})"]
-    lines = ["## How to use it", "", "```python", *loading, "print(generator('Once upon a time')[0]['generated_text'])", "```"]
+    lines = ["## How to use it", "", *words, "```python", *loading, "print(generator('Once upon a time')[0]['generated_text'])", "```"]
     files = getattr(tokenizer, "files", {})
     if "chat_template.jinja" in files or b'"chat_template"' in files.get("tokenizer_config.json", b""):
         lines += [

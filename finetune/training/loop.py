@@ -53,9 +53,12 @@ def train(recipe, reasons=None):
             progress.record("stop", step=run.iteration, signal="SIGINT")
             raise
         except Exception as error:  # so that whoever looks later can tell it from a kill
-            code = getattr(error, "code", 1)
+            code, rank = getattr(error, "code", 1), machine.accelerator.process_index
+            if rank and getattr(error, "alone", False) and not recipe.eval_only:  # the main one will only see that this one is gone
+                progress.join()
             if code not in guard.STOPPING.values():
-                progress.record("failed", step=run.iteration, problem=str(error) or type(error).__name__, code=code)
+                problem = str(error) or type(error).__name__
+                progress.record("failed", step=run.iteration, problem=problem, code=code, **({"rank": rank} if rank else {}))
             raise
         finally:
             progress.close()

@@ -1,5 +1,6 @@
 """What a run tells: console lines, metrics.jsonl, trackers and the loss curve. metrics.jsonl is the truth the others follow."""
 
+import contextlib
 import json
 import math
 import os
@@ -47,6 +48,12 @@ class Progress:
         if self.file:
             self.file.close()
         self.file = open(self.path, "a", encoding="utf-8")
+
+    def join(self):
+        """Let a process that is not the main one append to the record as well, where there is one."""
+        with contextlib.suppress(OSError):
+            if not self.file and self.path.is_file():
+                self.file = open(self.path, "a", encoding="utf-8")
 
     def say(self, line):
         try:
