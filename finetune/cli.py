@@ -35,6 +35,9 @@ class Failure(Exception):
         self.code, self.alone = code, alone
 
 
+LOST = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe", re.IGNORECASE)  # what torch.distributed says of the others
+
+
 def run(main):
     """Run a verb's `main(argv)` and turn its outcome into the exit code of the process."""
     speaks = "0" in (os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK"))  # the first process, and that of each machine
@@ -52,6 +55,12 @@ def run(main):
         code = 2 if isinstance(error, UsageError) else error.code
     except KeyboardInterrupt:
         code = 130
+    except RuntimeError as error:
+        if debug or "RANK" not in os.environ or not LOST.search(str(error)):
+            raise
+        if speaks:  # the first may have ended well before; what ended told why
+            print("another process of this run has ended, see its own words", file=sys.stderr)
+        code = 1
     except OSError as error:
         if debug:
             raise
@@ -172,7 +181,8 @@ def reasons(origins):
     for name, origin in origins.items():
         path, _, number = origin.rpartition(":")
         comment = COMMENT.match(lines[path][int(number) - 1]) if path else None
-        found[name] = {"origin": origin, "why": comment[1].strip() if comment else ""}
+        why = comment[1].strip() if comment else ""
+        found[name] = {"origin": origin, "why": "" if why.endswith(" in this run") else why}  # it speaks of the run whose recipe.yaml this is
     return found
 
 

@@ -39,7 +39,9 @@ class Options(Recipe):
         if self.num_processes < 1:
             yield "num_processes", f"must be at least 1, got {self.num_processes}"
         elif self.gradient_accumulation_steps * (self.batch_size if self.auto_batch_size else 1) % self.num_processes:
-            yield "num_processes", f"gradient_accumulation_steps={self.gradient_accumulation_steps} cannot be shared among {self.num_processes}"
+            more = -(-self.gradient_accumulation_steps // self.num_processes) * self.num_processes
+            advice = f"cannot be shared among {self.num_processes}; --gradient_accumulation_steps={more} can"
+            yield "num_processes", f"gradient_accumulation_steps={self.gradient_accumulation_steps} {advice}"
         if not 0 < self.trial_minutes < math.inf:
             yield "trial_minutes", f"must be above 0, got {self.trial_minutes}"
         elif self.trial_minutes != 5.0 and not self.find_lr:

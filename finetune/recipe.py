@@ -92,7 +92,9 @@ class Recipe:
     deterministic: bool = key(False, "the same bits in every run on a GPU too, slower; on a CPU runs are anyway", resume="free")
 
     num_samples: int = key(0, "samples to print when training is done", resume="free")
-    sample_interval: int | None = key(None, "updates between samples while training; without, there are those at the end only", resume="free")
+    sample_interval: int | None = key(
+        None, "updates between samples while training, of num_samples each; without, there are those at the end only", resume="free"
+    )
     start: str = key("\n", "prompt of these samples", resume="free")
     max_new_tokens: int = key(200, "length of these samples", resume="free")
     temperature: float = key(0.8, "temperature of these samples", resume="free")
@@ -159,7 +161,7 @@ class Recipe:
         if not self.decay_lr and (self.min_lr is not None or self.lr_decay_iters is not None):
             yield "decay_lr", "false leaves nothing for min_lr and lr_decay_iters to do; remove them"
         if self.sample_interval and not self.num_samples:
-            yield "sample_interval", "has no effect without num_samples"
+            yield "sample_interval", "has no effect without num_samples; add --num_samples=1"
         if self.lora_rank and self.init_from == "scratch":
             yield "lora_rank", "adapters on init_from=scratch would leave random weights as they are; finetune a model that was trained"
         for name in ("lora_alpha", "lora_dropout"):

@@ -349,6 +349,15 @@ def test_a_mistake_is_told_once_on_each_machine(command, monkeypatch, rank, loca
     assert code == 2 and ("max_iters" in error) == speaks
 
 
+def test_an_out_dir_that_is_taken_is_told_by_one_process_alone(tiny):
+    """The other one waits for data meanwhile, and finds the first gone."""
+    recipe = tiny(**PLAIN | {"max_iters": 1})
+    loop.train(recipe)
+    codes, _, errors = finish([start(recipe, torchrun(2))])
+    assert 0 not in codes and "holds a run already" in errors
+    assert "gloo" not in errors and "[rank1]" not in errors
+
+
 def test_memory_auto_that_cannot_be_shared_is_chosen_anew(tiny):
     """Chosen for one process, 4 blocks at a time; two cannot share that."""
     recipe = tiny(memory="auto", batch_size=4, gradient_accumulation_steps=1, max_iters=2, dropout=0.0, lr_decay_iters=9)

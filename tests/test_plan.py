@@ -239,7 +239,8 @@ def test_a_suggested_recipe_is_one_that_nothing_can_be_said_against(command):
 def test_what_is_suggested_goes_with_sizes_that_were_asked_for(command, flags, sizes):
     code, _, error = command("plan", "--tokens=301966", *flags, "--suggest=true", "--to=new.yaml", "--quick=true", "--device=cpu")
     assert code == 0, error
-    recipe, _ = parse(Recipe, ["new.yaml", "--dataset=d"], "")
+    recipe, _ = parse(Recipe, ["new.yaml"], "")
+    assert recipe.dataset == "data/mine"
     text, tokens = Path("new.yaml").read_text(), sizes[0] * sizes[1] * 1024
     assert (recipe.batch_size, recipe.gradient_accumulation_steps) == sizes
     updates = -(-266 * 5 // (sizes[0] * sizes[1]))  # of 266 blocks five times

@@ -224,3 +224,13 @@ def test_a_hub_that_accepts_and_never_answers_is_given_up_in_seconds(monkeypatch
 def test_a_missing_path_is_not_taken_for_a_hub_model(source):
     with pytest.raises(UsageError, match="no such file or directory"):
         GPT.from_pretrained(source)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_weights_are_for_whom_other_files_are_for(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        GPT(GPTConfig(n_layer=1, n_head=1, n_embd=4, vocab_size=8, block_size=4)).save_pretrained(tmp_path / "copy")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "copy").iterdir()} == {0o666 & ~umask}

@@ -1,6 +1,7 @@
 """The files of a model: finding them, from a Hub id to a nanoGPT checkpoint, reading them without executing anything, writing them."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -207,6 +208,9 @@ def write_tensors(path, tensors):
     """Write a safetensors file as transformers does. Raises OSError when the disk does not take it."""
     try:
         save_file(tensors, path, metadata={"format": "pt"})
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(path, 0o666 & ~umask)  # safetensors leaves them to their owner alone
     except SafetensorError as error:
         raise OSError(str(error)) from error
 

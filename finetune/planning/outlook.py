@@ -17,6 +17,7 @@ from finetune.gpt import GPTConfig, convert, weights
 from finetune.gpt.model import SHAPES
 from finetune.training import checkpoint, loop, lora, machine, memory, start
 
+IMAGINED = "a text that is not there yet"
 CHARACTERS = 100  # of a vocabulary that nobody has seen yet
 
 
@@ -254,7 +255,7 @@ def _imagined(recipe, tokens, block_size):
             raise UsageError(f"--tokens: {count:,} of {tokens:,} tokens would be {split}, and a block of {block_size:,} needs {block_size + 1:,}")
     rows = {split: cache.num_rows(count, block_size) for split, count in counts.items()}
     kind = f"{CHARACTERS} different characters" if recipe.tokenizer == "char" else "gpt2" if recipe.tokenizer == "auto" else recipe.tokenizer
-    return Data("a text that is not there yet", counts, rows, kind, recipe.isolate_documents == "true", recipe.val_fraction or 0.1)
+    return Data(IMAGINED, counts, rows, kind, recipe.isolate_documents == "true", recipe.val_fraction or 0.1)
 
 
 def _model(recipe, tokenizer, saved):

@@ -8,7 +8,7 @@ from finetune import recipe as recipes
 from finetune.cli import UsageError
 from finetune.gpt import convert
 from finetune.gpt.model import SHAPES
-from finetune.planning import advice
+from finetune.planning import advice, outlook
 
 UPDATES_OF_A_PASS = 256  # as far as updates need be neither too small nor too large for that
 UPDATES_FROM_SCRATCH = 5000  # which nanoGPT gives its small networks
@@ -36,6 +36,9 @@ def recipe(plan, path="FILE.yaml", learning_rate=None):
                 chosen[name] = getattr(plan.recipe, name), "as asked on the command line"
             else:
                 chosen.setdefault(name, (getattr(plan.recipe, name), f"as in {origin}"))
+    if plan.data.name == outlook.IMAGINED:
+        chosen["dataset"] = "data/mine", "yours; there is no text yet"
+        chosen["out_dir"] = "out-mine", "where the run is written"
     pairs = {
         field.name: f"{field.name}: {recipes.scalar(chosen[field.name][0])}"
         for field in dataclasses.fields(recipes.Recipe)

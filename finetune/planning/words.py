@@ -121,7 +121,7 @@ def passes(plan):
 def _run(plan):
     recipe, config, schedule, rows = plan.recipe, plan.config, plan.schedule, plan.data.rows
     count = parameters(plan)
-    yield "model", f"{recipe.init_from}: {count:,} parameters; {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide"
+    yield "model", f"{plan.init_from}: {count:,} parameters; {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide"
     if recipe.lora_rank:
         yield "LoRA", lora.describe(config, recipe)
     tokens = plan.data.tokens

@@ -282,6 +282,8 @@ def _disappointing(run):
     if not best or not run.ended or run.ended_early or run.done < ENOUGH_UPDATES or best["step"] != run.evaluations[-1]["step"]:
         return None
     before = next((e for e in reversed(run.evaluations) if e["step"] <= 0.8 * best["step"]), first)
+    if before["step"] == first["step"]:  # nothing was measured on the way
+        return None
     gained, lately = first["val_loss"] - best["val_loss"], before["val_loss"] - best["val_loss"]
     per_update = lately / max(1, best["step"] - before["step"])  # evaluations need not lie where a fifth begins
     if lately < STILL[True] or per_update * 0.2 * best["step"] < STEEP * gained:

@@ -253,6 +253,8 @@ def _data(part):
     if not any(splits.values()):
         return f"<p>{clean(part.name)} <span class=soft>was not found from here</span></p>"
     keys = [key for key in ("tokens", "targets", "characters", "bytes", "documents") if any(key in split for split in splits.values())]
+    if meta.get("split_by") == "text":  # a single one
+        keys = [key for key in keys if key != "documents"]
     rows = [(name, *(f"{split[key]:,}" if _is_number(split.get(key)) else "" for key in keys)) for name, split in splits.items()]
     tokenizer = meta.get("tokenizer", {}).get("name") or meta.get("tokenizer", {}).get("kind") or "unknown"
     sources = [
