@@ -15,7 +15,7 @@ from finetune.data import bins, cache, packing
 from finetune.data import tokenizer as tokenizers
 from finetune.gpt import GPTConfig, convert, weights
 from finetune.gpt.model import SHAPES
-from finetune.training import checkpoint, loop, lora, machine, memory, start
+from finetune.training import checkpoint, corpus, loop, lora, machine, memory, start
 
 IMAGINED = "a text that is not there yet"
 CHARACTERS = 100  # of a vocabulary that nobody has seen yet
@@ -174,14 +174,14 @@ def plan(recipe, origins, tokens=None, processes=1):
     device = machine.choose_device(recipe.device)
     saved = _saved(recipe) if recipe.init_from == "resume" else {}
     if tokens is None:
-        datasets = start.open_datasets(recipe, lambda: _tokenizer_choice(recipe))
+        datasets = corpus.open_datasets(recipe, lambda: _tokenizer_choice(recipe))
         config, tokenizer = _model(recipe, datasets[0].tokenizer, saved)
-        tokenizer = start.agreed_tokenizer(recipe, datasets[0], config, tokenizer)
-        block_size = start.block_size_of(recipe, config)
+        tokenizer = corpus.agreed_tokenizer(recipe, datasets[0], config, tokenizer)
+        block_size = corpus.block_size_of(recipe, config)
         data = _measured(recipe, datasets, config, block_size, tokenizer)
     else:
         config, _ = _model(recipe, None, saved)
-        block_size = start.block_size_of(recipe, config)
+        block_size = corpus.block_size_of(recipe, config)
         data = _imagined(recipe, tokens, block_size)
     config = dataclasses.replace(config, block_size=block_size, dropout=recipe.dropout)
     schedule = recipes.schedule(recipe, data.rows["train"])
@@ -218,7 +218,7 @@ def plan(recipe, origins, tokens=None, processes=1):
 
 def _measured(recipe, datasets, config, block_size, tokenizer):
     """The Data of prepared directories, checked as training checks them."""
-    isolated, tokens, rows, documents = start.is_isolated(recipe, datasets), {}, {}, []
+    isolated, tokens, rows, documents = corpus.is_isolated(recipe, datasets), {}, {}, []
     for split in ("train", "val"):
         tokens[split] = rows[split] = 0
         for dataset in datasets:
@@ -263,7 +263,7 @@ def _model(recipe, tokenizer, saved):
     if saved:
         return GPTConfig(**saved["config"]), None
     if recipe.init_from == "scratch":
-        config = start.config_from_scratch(recipe, tokenizer)
+        config = corpus.config_from_scratch(recipe, tokenizer)
         return dataclasses.replace(config, vocab_size=CHARACTERS) if not tokenizer and recipe.tokenizer == "char" else config, tokenizer
     if recipe.init_from in SHAPES and not Path(recipe.init_from).exists():
         L, H, C = SHAPES[recipe.init_from]

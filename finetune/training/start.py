@@ -2,19 +2,16 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from finetune import recipe as recipes
 from finetune.cli import Failure, UsageError
 from finetune.data import bins, cache
-from finetune.data import tokenizer as tokenizers
 from finetune.data.batches import Blocks, Mixture, Order, WeightedOrder
-from finetune.data.prepare import find_tokenizer, open_dataset
 from finetune.data.tokenizer import prompt_ids
-from finetune.gpt import GPT, GPTConfig, convert, weights
-from finetune.training import checkpoint, guard, isolation, lora, memory, optim, sharding
+from finetune.gpt import GPT, convert
+from finetune.training import checkpoint, corpus, guard, isolation, lora, memory, optim, sharding
 
 RESIDENT = 0.02  # of a GPU's memory, which a split may take to be kept there
 COMPILED_WHOLE = 12  # layers
@@ -89,13 +86,13 @@ def assemble(recipe, machine, say):
     if machine.sharding:
         _check_sharded(recipe, choosing, recipe.auto_batch_size and not _has_found_batch_size(saved, machine))
     with machine.accelerator.local_main_process_first():  # one process prepares and builds caches, the others find them
-        datasets = open_datasets(recipe, lambda: _tokenizer_choice(recipe))
-        config, model_tokenizer = _plan_model(recipe, datasets[0], saved)
-        tokenizer = agreed_tokenizer(recipe, datasets[0], config, model_tokenizer)
+        datasets = corpus.open_datasets(recipe, lambda: corpus.tokenizer_choice(recipe))
+        config, model_tokenizer = corpus.model_of(recipe, datasets[0], saved)
+        tokenizer = corpus.agreed_tokenizer(recipe, datasets[0], config, model_tokenizer)
         prompt = prompt_ids(tokenizer, recipe.start) if recipe.num_samples and tokenizer else None
-        block_size = block_size_of(recipe, config)
+        block_size = corpus.block_size_of(recipe, config)
         check_rank(recipe, config)
-        isolated = is_isolated(recipe, datasets)
+        isolated = corpus.is_isolated(recipe, datasets)
         splits, identity = {}, {}
         for split in ("train", "val"):
             parts = []
@@ -200,23 +197,6 @@ def ready(network, recipe, machine, block_size, isolated, say):
     return model, optim.adamw(network, recipe)
 
 
-def open_datasets(recipe, tokenizer):
-    """The Datasets of a recipe, which go together; `tokenizer` gives the choice for a text that is prepared now. Raises UsageError."""
-    datasets = [open_dataset(name.strip(), tokenizer, recipe.val_fraction or 0.1) for name in recipe.dataset.split(",")]
-    for dataset in datasets:
-        _check_given(recipe, dataset)
-    _check_alike(datasets)
-    return datasets
-
-
-def block_size_of(recipe, config):
-    """Tokens of context in a run. Raises UsageError when the model has fewer positions."""
-    block_size = recipe.block_size or config.block_size
-    if block_size > config.block_size:
-        raise UsageError(f"block_size: {block_size:,} is more than the {config.block_size:,} positions of {recipe.init_from}")
-    return block_size
-
-
 def check_rank(recipe, config):
     """Raise UsageError when adapters would be larger than what they are beside."""
     if recipe.lora_rank > config.n_embd:
@@ -228,31 +208,6 @@ def _order(recipe, train):
     if weights := recipes.weights(recipe):
         return WeightedOrder([part.num_rows for part in train.parts], weights, rows, recipe.seed)
     return Order(train.num_rows, rows, recipe.seed)
-
-
-def is_isolated(recipe, datasets):
-    """Whether documents are isolated. Raises UsageError where that is asked for and nothing says where they end."""
-    if recipe.isolate_documents == "auto":
-        return all(dataset.mask("train") for dataset in datasets)
-    if recipe.isolate_documents == "true":
-        for dataset in datasets:
-            if dataset.is_running_text("train"):
-                raise UsageError(f"isolate_documents: {dataset.directory} holds one running text and no documents")
-    return recipe.isolate_documents == "true"
-
-
-def _check_alike(datasets):
-    """Several datasets must hold ids of one tokenizer."""
-    first = datasets[0]
-    for other in datasets[1:]:
-        names = [dataset.tokenizer.describe()["name"] if dataset.tokenizer else "an unknown tokenizer" for dataset in (first, other)]
-        same = (
-            first.tokenizer.fingerprint == other.tokenizer.fingerprint if first.tokenizer and other.tokenizer else first.tokenizer is other.tokenizer
-        )
-        if not same:
-            raise UsageError(
-                f"dataset: {first.directory} holds ids of {names[0]}, and {other.directory} of {names[1]}; prepare them with the same --tokenizer"
-            )
 
 
 def _compile(network, whole):
@@ -313,89 +268,6 @@ def begin_again(run):
     sharding.load(run.network, fresh.state_dict())
     checkpoint.fill_optimizer(run.optimizer, run.names)
     run.iteration, run.saved_at, run.save_due, run.evaluations, run.watch = 0, None, False, [], guard.Watch()
-
-
-def _tokenizer_choice(recipe):
-    """The tokenizer for a text that is prepared on the fly: the one asked for, else the model's own."""
-    if recipe.tokenizer != "auto":
-        return recipe.tokenizer
-    if recipe.init_from == "scratch":
-        return "gpt2"
-    return _model_tokenizer(recipe) or "gpt2"
-
-
-def _model_tokenizer(recipe):
-    if recipe.init_from == "resume":
-        best = Path(recipe.out_dir) / "best"
-        return tokenizers.from_directory(best) if best.is_dir() else None
-    path = weights.find(recipe.init_from)
-    return tokenizers.from_directory(path) if path.is_dir() else None
-
-
-def _check_given(recipe, dataset):
-    """Keys that only matter while a text is tokenized must not contradict data that already is."""
-    made_with = dataset.meta.get("val_fraction")
-    if recipe.val_fraction is not None and recipe.val_fraction != made_with:
-        known = f"val_fraction={made_with}" if made_with is not None else "bins that are split already"
-        raise UsageError(f"val_fraction: {recipe.val_fraction} cannot apply, {dataset.directory} holds {known}; prepare the text again")
-    if recipe.tokenizer != "auto" and dataset.tokenizer is None:
-        if recipe.tokenizer == "char":
-            raise UsageError(
-                f"tokenizer: char cannot apply, {dataset.directory} holds ids already and no characters for them (meta.json or meta.pkl)"
-            )
-        dataset.tokenizer = find_tokenizer(recipe.tokenizer)
-    elif recipe.tokenizer != "auto":
-        same = (
-            dataset.tokenizer.kind == "char"
-            if recipe.tokenizer == "char"
-            else find_tokenizer(recipe.tokenizer).fingerprint == dataset.tokenizer.fingerprint
-        )
-        if not same:
-            raise UsageError(
-                f"tokenizer: {recipe.tokenizer} cannot apply, {dataset.directory} holds {dataset.tokenizer.describe()['name']}; prepare the text again"
-            )
-
-
-def _plan_model(recipe, dataset, saved):
-    """`(config, tokenizer)` of the model that will be trained, without its weights."""
-    if saved:
-        return GPTConfig(**saved[2]["config"]), _model_tokenizer(recipe)
-    if recipe.init_from != "scratch":
-        return weights.load_config(recipe.init_from), _model_tokenizer(recipe)
-    return config_from_scratch(recipe, dataset.tokenizer), dataset.tokenizer
-
-
-def config_from_scratch(recipe, tokenizer):
-    """The shape of a model that is trained from scratch on ids of a tokenizer; None is GPT-2's."""
-    end = tokenizer.eot if tokenizer else 50256
-    return GPTConfig(
-        block_size=recipe.block_size or 1024,
-        vocab_size=tokenizer.vocab_size if tokenizer else 50257,
-        n_layer=recipe.n_layer or 12,
-        n_head=recipe.n_head or 12,
-        n_embd=recipe.n_embd or 768,
-        bos_token_id=end,
-        eos_token_id=end,
-    )
-
-
-def agreed_tokenizer(recipe, dataset, config, model_tokenizer):
-    """The tokenizer that data and model share. Raises UsageError naming both when they do not."""
-    ours, theirs = dataset.tokenizer, model_tokenizer
-    if ours is None:
-        return theirs
-    if theirs is not None:
-        fits = ours.fingerprint == theirs.fingerprint
-    else:
-        fits = ours.vocab_size == config.vocab_size or (ours.vocab_size, config.vocab_size) == (50257, 50304)
-    if not fits:
-        name = theirs.describe()["name"] if theirs else f"a vocabulary of {config.vocab_size:,} ids"
-        source = recipe.out_dir if recipe.init_from == "resume" else recipe.init_from
-        advice = f"prepare the text with --tokenizer={source if theirs else 'gpt2'}"
-        if ours.kind == "char":
-            advice += ", or train on characters with init_from=scratch"
-        raise UsageError(f"{dataset.directory} holds ids of {ours.describe()['name']}, but {recipe.init_from} works with {name}; {advice}")
-    return ours
 
 
 def _check_resumed(recipe, identity, state, say):
