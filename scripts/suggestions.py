@@ -4,7 +4,7 @@
 
 A small GPT-2 with a vocabulary of its own is trained on the prose in Python's library: docstrings and the language reference. It is finetuned
 on a small text (tiny Shakespeare, or a file like it) and on 5 million tokens of Python code, once as `finetune.plan --suggest=true`
-says and once with the fixed settings of the rules of thumb for such a corpus: 5,000 or 10,000 updates of 64 or 32 blocks, 100 of them warmup, a cosine over
+says and once with the fixed settings of the rules of thumb for such a corpus: 10,000 or 5,000 updates of 64 or 32 blocks, and a cosine over
 all of them. These are ended after a quarter more tokens than the suggested run took in all. Losses are of the whole validation split.
 """
 
@@ -60,7 +60,8 @@ def main(argv):
         f"in Python's library for {options.base_iters} updates. The fixed settings are given {MORE - 1:.0%} more tokens than the suggested run reads, of the "
         "same model, so at least its time; both losses are of the whole validation split, of the best evaluation. The larger corpus is read for two passes, as asked with --epochs=2, to keep this short"
     )
-    command = " ".join(["python scripts/suggestions.py", *("--shakespeare=FILE" if arg.startswith("--shakespeare=") else arg for arg in argv)])
+    given = ("--shakespeare=FILE" if arg.startswith("--shakespeare=") else arg for arg in argv if not arg.startswith("--out="))
+    command = " ".join(["python scripts/suggestions.py", *given])
     write({"what": "suggestions", "title": "Suggested recipes against fixed settings", "setting": setting, "command": command, "rows": rows}, out)
 
 
