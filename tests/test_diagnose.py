@@ -278,7 +278,7 @@ cli.run(train.main)
 """
 
 
-@pytest.mark.parametrize("rank", [1, 0])
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_one_of_two_processes_without_memory_tells_it_and_nobody_else(tiny, rank):
     recipe = tiny(gradient_accumulation_steps=2, batch_size=2)
     given = vars(Recipe(dataset="x")).items()

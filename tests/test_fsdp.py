@@ -201,6 +201,7 @@ with open(f"found-{os.environ['RANK']}.json", "w") as file:
 """
 
 
+@pytest.mark.slow
 def test_a_process_holds_its_shard_and_no_more(tiny):
     """Behind accelerate launch. Each of 2 processes holds half of weights, gradients and moments, also after an evaluation. For an update
     it fetches weights as it was told: those of 3 blocks twice for each of 3 micro-batches and the rest, which is wanted again at once, once

@@ -175,5 +175,5 @@ def test_a_fresh_reader_comes_to_a_model_on_the_hub(gpt2, one_core, tmp_path, mo
     assert held["private"] and held["files"]["model.safetensors"] == Path("mine/model.safetensors").read_bytes() != gpt2["model.safetensors"]
     # what the quickstart ends its way to the Hub with has loaded that repository, and nothing that lies here
     told = next(told for text, told in outputs.items() if "import" in text and REPOSITORY in text)
-    assert told.startswith("Once upon a time") and len(told) > 20
+    assert told.startswith("Once upon a time")  # what follows is drawn without a seed, and may end at once
     assert any(path.endswith("model.safetensors") for path in asked)

@@ -69,6 +69,7 @@ def test_kills_lose_nothing_and_change_nothing(tiny, kills):
     assert not list(Path("out").rglob(".tmp*"))
 
 
+@pytest.mark.slow
 def test_three_processes_killed_and_resumed_equal_three_that_were_not(tiny):
     recipe = tiny(max_iters=16)
     assert harness(dataclasses.replace(recipe, out_dir="whole"), world=3)["codes"] == [0, 0, 0]
