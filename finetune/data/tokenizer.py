@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.cli import UsageError
-from finetune.network import SECONDS, reach
+from finetune.network import hub_file, reach
 
 MAX_VOCABULARY = 65536  # ids are stored as uint16
 END_OF_TEXT = "<|endoftext|>"
@@ -187,13 +187,7 @@ def _gpt2_of_tiktoken():
 
 
 def _gpt2_of_the_hub():
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
-
-    path = try_to_load_from_cache("gpt2", "tokenizer.json")
-    if not isinstance(path, str):
-        HfApi().model_info("gpt2", timeout=SECONDS)  # a download would try for half a minute to reach what cannot be reached
-        path = hf_hub_download("gpt2", "tokenizer.json", etag_timeout=SECONDS)
-    return from_directory(Path(path).parent)
+    return from_directory(Path(hub_file("gpt2", "tokenizer.json")).parent)
 
 
 TIKTOKEN_HOST = "openaipublic.blob.core.windows.net"

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from finetune.cli import UsageError
 from finetune.gpt import convert
+from finetune.network import SECONDS, hub_file
 
-HUB_TIMEOUT = 5  # seconds until a Hub that does not answer counts as out of reach
 MODEL_FILES = ["*.json", "*.safetensors", "merges.txt"]
 
 
@@ -56,15 +56,10 @@ def load_config(source):
 
 def load_hub_config(repo):
     """The GPTConfig of a Hub model, from its config.json alone, or from the local cache. Raises UsageError."""
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        path = try_to_load_from_cache(repo, "config.json")
-        if not isinstance(path, str):
-            HfApi().model_info(repo, timeout=HUB_TIMEOUT)  # a download would try for half a minute to reach what cannot be reached
-            path = hf_hub_download(repo, "config.json", etag_timeout=HUB_TIMEOUT)
-        return _read_config(Path(path))
+        return _read_config(Path(hub_file(repo, "config.json")))
     except HFValidationError:
         raise UsageError(f"{repo}: no such directory, and not the name of a Hub model either") from None
     except UsageError:
@@ -161,9 +156,9 @@ def _from_hub(repo):
     if isinstance(cached, str) and _is_complete(Path(cached).parent):
         return Path(cached).parent
     try:
-        names = [file.rfilename for file in HfApi().model_info(repo, timeout=HUB_TIMEOUT).siblings]
+        names = [file.rfilename for file in HfApi().model_info(repo, timeout=SECONDS).siblings]
         patterns = MODEL_FILES if any(name.endswith(".safetensors") for name in names) else [*MODEL_FILES, "pytorch_model*.bin"]
-        return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*/*"], etag_timeout=HUB_TIMEOUT))
+        return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*/*"], etag_timeout=SECONDS))
     except GatedRepoError:
         raise UsageError(f"{repo}: the Hub asks for permission; log in with `hf auth login` and accept its terms") from None
     except RepositoryNotFoundError:

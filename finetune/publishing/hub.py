@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from finetune.cli import Failure
-from finetune.gpt.weights import HUB_TIMEOUT
+from finetune.network import SECONDS as HUB_TIMEOUT
 from finetune.publishing.directory import VERIFICATION
 from finetune.training.checkpoint import CHUNK_BYTES, MANIFEST, digest, published
 
