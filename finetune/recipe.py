@@ -173,6 +173,9 @@ class Recipe:
             yield "memory", "auto chooses batch_size too; give one of memory=auto and batch_size=auto"
 
 
+LORA_RATE = 2e-4  # the learning rate at which GPT-2 was adapted first (Hu et al. 2021, arXiv 2106.09685)
+
+
 def alpha(recipe):
     """lora_alpha of a recipe; None where there are no adapters."""
     return (recipe.lora_alpha or 2 * recipe.lora_rank) or None

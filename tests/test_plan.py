@@ -247,6 +247,16 @@ def test_what_is_suggested_goes_with_sizes_that_were_asked_for(command, flags, s
     assert f"{updates:,} updates;" in text and ("accumulation" in flags[-1] or f"{tokens:,} tokens an update" in text)
 
 
+def test_a_text_is_prepared_for_a_plan_as_for_training_or_not_at_all(tiny):
+    loop.train(tiny(max_iters=1))
+    choice = lambda **values: outlook._tokenizer_choice(Recipe(dataset="t.txt", **values))  # noqa: E731
+    assert choice(init_from="scratch") == choice(init_from="gpt2-xl") == "gpt2"
+    assert choice(init_from="someone/model", tokenizer="char") == "char"
+    assert choice(init_from="out").kind == "char"
+    with pytest.raises(UsageError, match="python -m finetune.prepare t.txt --tokenizer=someone/model"):
+        choice(init_from="someone/model")
+
+
 def test_a_resumed_run_from_scratch_is_judged_as_one(tiny, command):
     loop.train(tiny(max_iters=4, learning_rate=1e-3, warmup_iters=0))
     code, out, error = command("plan", "out/recipe.yaml", "--init_from=resume", "--max_iters=30", "--quick=true", "--explain=true")

@@ -12,7 +12,7 @@ TOKENS_OF_UPDATE = (8 << 10, 64 << 10)  # that keep training stable, says the gu
 RATES = [(1_000_000, 3e-5, 5e-5), (10_000_000, 3e-5, 1e-4), (math.inf, 1e-5, 3e-5)]
 # peak rates from scratch by width: GPT-3's table (Brown et al. 2020), below it nanoGPT's for its small networks
 RATES_FROM_SCRATCH = [(512, 1e-3), (896, 6e-4), (1152, 3e-4), (1408, 2.5e-4), (math.inf, 2e-4)]
-RATES_OF_ADAPTERS = (1e-4, 5e-4)  # around the 2e-4 at which GPT-2 was adapted first (Hu et al. 2021, arXiv 2106.09685)
+RATES_OF_ADAPTERS = (1e-4, 5e-4)  # around recipe.LORA_RATE
 MODELS = ("gpt2", "gpt2-medium", "gpt2-large")  # of the sizes of corpora in doctor.SIZES, which are the guide's
 FEW_UPDATES = 10
 FEW_VAL_TOKENS = 10_000

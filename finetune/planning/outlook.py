@@ -12,7 +12,6 @@ import torch
 from finetune import recipe as recipes
 from finetune.cli import UsageError
 from finetune.data import bins, cache, packing
-from finetune.data import tokenizer as tokenizers
 from finetune.gpt import GPTConfig, convert, weights
 from finetune.gpt.model import SHAPES
 from finetune.training import checkpoint, corpus, loop, lora, machine, memory, start
@@ -270,19 +269,18 @@ def _model(recipe, tokenizer, saved):
         return GPTConfig(n_layer=L, n_head=H, n_embd=C, bos_token_id=50256, eos_token_id=50256), None
     if weights.is_hub_id(recipe.init_from):
         return weights.load_hub_config(recipe.init_from), None
-    path = weights.find(recipe.init_from)
-    return weights.load_config(recipe.init_from), tokenizers.from_directory(path) if path.is_dir() else None
+    return corpus.model_of(recipe, None, None)
 
 
 def _tokenizer_choice(recipe):
-    if recipe.tokenizer != "auto":
-        return recipe.tokenizer
-    path = Path(recipe.init_from).expanduser()
-    if weights.is_hub_id(recipe.init_from) and recipe.init_from not in SHAPES:  # its tokenizer would come with its weights
+    """As training's, but of a Hub model without its weights."""
+    if recipe.tokenizer == "auto" and recipe.init_from not in ("scratch", "resume") and weights.is_hub_id(recipe.init_from):
+        if recipe.init_from in SHAPES:
+            return "gpt2"
         raise UsageError(
             f"dataset: {recipe.dataset} is a text yet; python -m finetune.prepare {recipe.dataset} --tokenizer={recipe.init_from} makes tokens to plan with"
         )
-    return str(weights.find(recipe.init_from)) if path.is_dir() and tokenizers.from_directory(weights.find(recipe.init_from)) else "gpt2"
+    return corpus.tokenizer_choice(recipe)
 
 
 def _saved(recipe):

@@ -60,16 +60,7 @@ def _chosen(plan, learning_rate):
     kept = {name for name, origin in plan.origins.items() if origin.startswith("--")}
     plan, chosen = _sized(plan, "init_from" in kept)
     tokens, T = plan.data.tokens["train"], plan.block_size
-    asked, rows = plan.recipe, _rows(plan)
-    if "gradient_accumulation_steps" in kept:
-        rows = asked.gradient_accumulation_steps * max(1, rows // asked.gradient_accumulation_steps)
-    if "batch_size" in kept:
-        steps = (
-            asked.gradient_accumulation_steps
-            if "gradient_accumulation_steps" in kept
-            else plan.processes * max(1, rows // asked.batch_size // plan.processes)
-        )
-        rows = asked.batch_size * steps
+    asked, rows = {name: getattr(plan.recipe, name) for name in kept & {"batch_size", "gradient_accumulation_steps"}}, _rows(plan)
     plan = dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, batch_size=1, gradient_accumulation_steps=rows))
     size, checkpointing = plan.largest_batch(gradient_checkpointing=False), False
     if size is None:
@@ -77,23 +68,21 @@ def _chosen(plan, learning_rate):
         chosen["gradient_checkpointing"] = True, "activations do not fit beside weights and optimizer"
     elif plan.recipe.gradient_checkpointing:
         chosen["gradient_checkpointing"] = False, "activations fit, and recomputing them takes time"
-    if "gradient_accumulation_steps" in kept and "batch_size" not in kept:
-        rows = asked.gradient_accumulation_steps * min(size, rows // asked.gradient_accumulation_steps)
-        size = rows // asked.gradient_accumulation_steps
-    elif "batch_size" in kept:
-        size = asked.batch_size
+    size = asked.get("batch_size", min(size, max(1, rows // asked.get("gradient_accumulation_steps", 1))))
+    steps = asked.get("gradient_accumulation_steps", plan.processes * max(1, rows // size // plan.processes))
+    rows = size * steps
     takes = plan.takes(batch_size=size, gradient_checkpointing=checkpointing) / 1e9
     chosen["batch_size"] = size, f"the largest that fits and pays: {takes:.1f} GB"
     chosen["gradient_accumulation_steps"] = (
-        rows // size,
-        f"{size} x {rows // size} x {T:,} = {rows * T:,} tokens an update, {-(-plan.data.rows['train'] // rows):,} updates a pass",
+        steps,
+        f"{size} x {steps} x {T:,} = {rows * T:,} tokens an update, {-(-plan.data.rows['train'] // rows):,} updates a pass",
     )
     chosen |= _length(plan, rows)
     low, high = advice.rates_for(plan)
     if learning_rate:
         chosen["learning_rate"] = learning_rate, "the best of the rates that were tried"
     elif plan.recipe.lora_rank:
-        chosen["learning_rate"] = 2e-4, f"{low:g} to {high:g} is usual for LoRA"
+        chosen["learning_rate"] = recipes.LORA_RATE, f"{low:g} to {high:g} is usual for LoRA"
     elif plan.pretrained:
         rate = high if tokens < 1_000_000 else float(f"{math.sqrt(low * high):.2g}")
         chosen["learning_rate"] = rate, f"{low:g} to {high:g} is usual for {tokens:,} tokens"

@@ -77,7 +77,7 @@ def _time(plan, place, began):
         """Seconds of an update of some micro-batches; its learning rate is 0."""
         run.recipe = dataclasses.replace(recipe, batch_size=batch_size, gradient_accumulation_steps=micro_batches)
         run.order = Order(blocks.num_rows, batch_size * micro_batches, recipe.seed)
-        _synchronize(place)
+        machine.synchronize(place.device)
         before = time.perf_counter()
         step.update(run, 0, 0.0).read()
         return time.perf_counter() - before
@@ -114,7 +114,7 @@ def _seconds_of_a_row(run, blocks, place):
     """Of an evaluation, on as many blocks as two seconds allow."""
 
     def evaluated(rows):
-        _synchronize(place)
+        machine.synchronize(place.device)
         before = time.perf_counter()
         step.evaluate(run, blocks, range(rows))
         return time.perf_counter() - before
@@ -132,10 +132,10 @@ def _seconds_of_a_token(network, recipe, place):
     new = min(NEW_TOKENS, recipe.max_new_tokens)
     with place.uncompiled():
         network.generate(idx, 1)
-        _synchronize(place)
+        machine.synchronize(place.device)
         before = time.perf_counter()
         network.generate(idx, new)
-        _synchronize(place)
+        machine.synchronize(place.device)
     return (time.perf_counter() - before) / new
 
 
@@ -200,8 +200,3 @@ def _status(name):
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
     except (OSError, StopIteration):
         return None
-
-
-def _synchronize(place):
-    if place.device.type == "cuda":
-        torch.cuda.synchronize(place.device)

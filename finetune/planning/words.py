@@ -81,7 +81,7 @@ DERIVED = {
 }
 
 WHY = {
-    "init_from": lambda plan: f"{parameters(plan):,} parameters; the guide takes {advice.size_for(plan.data.tokens['train'])[0]} for this much text",
+    "init_from": lambda plan: f"{convert.num_parameters(plan.config):,} parameters; the guide takes {advice.size_for(plan.data.tokens['train'])[0]} for this much text",
     "dataset": lambda plan: f"{plan.data.tokens['train']:,} tokens to train on, {plan.data.tokens['val']:,} to validate on",
     "tokenizer": lambda plan: "the ids that data and model share",
     "block_size": lambda plan: "the positions of the model" if plan.recipe.block_size is None else "less context than the model has saves memory and time",
@@ -106,10 +106,6 @@ WHY = {
 }  # fmt: skip
 
 
-def parameters(plan):
-    return convert.num_parameters(plan.config)
-
-
 def gigabytes(size):
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
@@ -120,7 +116,7 @@ def passes(plan):
 
 def _run(plan):
     recipe, config, schedule, rows = plan.recipe, plan.config, plan.schedule, plan.data.rows
-    count = parameters(plan)
+    count = convert.num_parameters(plan.config)
     yield "model", f"{plan.init_from}: {count:,} parameters; {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide"
     if recipe.lora_rank:
         yield "LoRA", lora.describe(config, recipe)

@@ -57,7 +57,6 @@ def export(source, to, format="hf", dtype="float32", interpolate=None, name=None
         if not (run_dir and (source / "adapter" / "adapter_config.json").is_file()):
             raise UsageError(f"format: peft exports the adapters of a run with lora_rank, and {source} has none")
         base = GPT.from_state(config, base_of("format=peft", config, facts))
-        named = facts.get("base_model") or _place(weights.find(facts["init_from"]))
     if "init_from" in facts:
         facts["init_from"] = public(facts["init_from"])  # nobody else needs to know the folders of this computer
     rounded, moved = _rounded(config, state, dtype)
@@ -70,7 +69,7 @@ def export(source, to, format="hf", dtype="float32", interpolate=None, name=None
             verified.update(_fill_nanogpt(work, config, rounded, dtype, tokenizer, facts, to.name))
         else:
             if base:
-                _fill_adapter(work, source / "adapter", named)
+                _fill_adapter(work, source / "adapter", facts.get("base_model"))
             else:
                 weights.save(work, {key: tensor.to(getattr(torch, dtype)) for key, tensor in rounded.items()}, config)
             tokenizer.save(work, config.block_size)
@@ -155,16 +154,11 @@ def base_on_hub(source):
     return _json(Path(source) / "finetune.json").get("base_model")
 
 
-def _place(path):
-    """A path in words that no Hub id looks like: what is not there shall not be looked for among the models of strangers."""
-    return str(path) if path.is_absolute() else os.path.join(".", path)
-
-
 def _fill_adapter(work, adapter, base):
-    """Write the adapters of a run as peft has them, for the base of that name."""
+    """Write the adapters of a run as peft has them; their base keeps the name that the run gave it, unless it is one of the Hub."""
     shutil.copyfile(adapter / "adapter_model.safetensors", work / "adapter_model.safetensors")
     described = _json(adapter / "adapter_config.json")
-    _write_json(work / "adapter_config.json", {**described, "base_model_name_or_path": base})
+    _write_json(work / "adapter_config.json", described | ({"base_model_name_or_path": base} if base else {}))
 
 
 def _fill_nanogpt(work, config, state, dtype, tokenizer, facts, name):

@@ -10,6 +10,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.recipe import LORA_RATE
 from finetune.reporting.record import NONE
 from finetune.training import guard
 from finetune.training.progress import duration
@@ -32,7 +33,6 @@ RISE = 0.03  # of the best loss: both losses this far above it are no noise
 STEEP = 0.1  # of all that was gained, in the last fifth of a run: it ended too early
 FEW_TOKENS = 100_000  # to train on, below which the guide warns
 LOW_MFU = 0.1  # on a GPU, where the guide calls 15% to 25% typical
-LORA_RATE = 2e-4  # learning rate of adapters at the least, as in recipes/xl_lora.yaml
 PATIENT = 600  # seconds a run may take before anybody calls it slow
 DAY = 86_400
 NEARLY_ALL = 0.8  # of the memory

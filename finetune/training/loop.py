@@ -319,9 +319,11 @@ def _begin(run, progress, reasons=None):
 
 def _sample(run, progress):
     """Show what the model writes at this step."""
+    if run.prompt is None:
+        return
     progress.doing("sampling")
     tensors = model_weights(run)
-    if not run.machine.accelerator.is_main_process or run.prompt is None:
+    if not run.machine.accelerator.is_main_process:
         return
     config = dataclasses.replace(run.network.config)
     network = GPT.from_state(config, convert.without_padding(tensors, config)).to(run.machine.device, run.machine.dtype).eval()

@@ -7,6 +7,7 @@ at zero, so that training begins with the model itself. States and files do not 
 """
 
 import hashlib
+import os
 from pathlib import Path
 
 import torch
@@ -83,7 +84,9 @@ def save(directory, network, recipe, init_from):
     directory = Path(directory)
     directory.mkdir()
     path = Path(init_from).expanduser()
-    source = next((str(place) for place in (path / "best", path) if (place / "config.json").is_file()), init_from)
+    here = next((place for place in (path / "best", path) if (place / "config.json").is_file()), None)
+    # no Hub id begins with a dot: what is not there later shall not be looked for among the models of strangers
+    source = init_from if here is None else str(here) if here.is_absolute() else os.path.join(".", here)
     # the matrices of a GPT2LMHeadModel are stored (in, out)
     config = _config(recipe, base_model_name_or_path=source, task_type="CAUSAL_LM", fan_in_fan_out=True, inference_mode=True)
     config.target_modules = TARGETS

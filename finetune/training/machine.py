@@ -202,10 +202,10 @@ def peak_flops(device, dtype):
     a, b = torch.randn(n, n, device=device, dtype=dtype), torch.randn(n, n, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(6):
-        _synchronize(device)
+        synchronize(device)
         began = time.perf_counter()
         a @ b
-        _synchronize(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - began)
     return 2 * n**3 / best, f"{2 * n**3 / best / 1e12:.2f} TFLOP/s, a {n} x {n} matrix product measured here"
 
@@ -220,6 +220,7 @@ def _cpu_has_bfloat16():
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _synchronize(device):
+def synchronize(device):
+    """Wait for what a GPU has been told to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -241,9 +241,8 @@ def _resume(run, saved, say):
     take_up(run, saved)
     state = saved[2]
     run.init_from, run.lr_scale, run.rollbacks = state["init_from"], state["lr_scale"], state["rollbacks"]
-    if run.recipe.auto_batch_size and _has_found_batch_size(
-        saved, run.machine
-    ):  # as it was found then: with dropout another cut would be another run
+    # as it was found then: with dropout another cut would be another run
+    if run.recipe.auto_batch_size and _has_found_batch_size(saved, run.machine):
         sizes = {name: state["recipe"][name] for name in ("batch_size", "gradient_accumulation_steps")}
         run.recipe = dataclasses.replace(run.recipe, auto_batch_size=False, **sizes)
     if run.recipe.eval_iters == state["recipe"]["eval_iters"]:
