@@ -2,9 +2,8 @@
 
     options, origins = parse(Recipe, ["recipes/small.yaml", "--max_iters=100"])
 
-Recipe values and flags go through the same converter, so a value means the same in both places. Every problem is collected and
-reported at once, each in one line that names the file or flag, the key and the nearest key.
-"""
+Recipe values and flags go through the same converter, so a value means the same in both places. Every problem is
+collected and reported at once, each in one line that names the file or flag, the key and the nearest key."""
 
 import ctypes
 import dataclasses
@@ -19,7 +18,9 @@ import typing
 from pathlib import Path
 
 MAX_RECIPE_BYTES = 256 * 1024
-COMMENT = re.compile(r"""\s*[\w"']+\s*:\s*(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^"'#\s].*?|)\s+#\s*(.*)""")  # on a line 'key: value'
+COMMENT = re.compile(
+    r"""\s*[\w"']+\s*:\s*(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^"'#\s].*?|)\s+#\s*(.*)"""
+)  # on a line 'key: value'
 
 
 class UsageError(ValueError):
@@ -35,12 +36,17 @@ class Failure(Exception):
         self.code, self.alone = code, alone
 
 
-LOST = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe", re.IGNORECASE)  # what torch.distributed says of the others
+LOST = re.compile(
+    r"connection (was )?(closed|reset|refused)|broken pipe", re.IGNORECASE
+)  # what torch.distributed says of the others
 
 
 def run(main):
     """Run a verb's `main(argv)` and turn its outcome into the exit code of the process."""
-    speaks = "0" in (os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK"))  # the first process, and that of each machine
+    speaks = "0" in (
+        os.environ.get("RANK", "0"),
+        os.environ.get("LOCAL_RANK"),
+    )  # the first process, and that of each machine
     debug = "--debug=true" in sys.argv
     argv = [arg for arg in sys.argv[1:] if not arg.startswith("--debug=")]
     try:
@@ -51,7 +57,9 @@ def run(main):
         if speaks or getattr(error, "alone", False):
             print(error, file=sys.stderr)
         else:
-            time.sleep(1)  # with the first process that ends a launcher ends all of them, and rank 0 is to speak before that
+            time.sleep(
+                1
+            )  # with the first process that ends a launcher ends all of them, and rank 0 is to speak before that
         code = 2 if isinstance(error, UsageError) else error.code
     except KeyboardInterrupt:
         code = 130
@@ -71,8 +79,8 @@ def run(main):
 
 
 def die_with_launcher():
-    """Ask the kernel (Linux) to send SIGTERM when the launcher dies: `accelerate launch` does not pass signals on, and without
-    this its trainer would live on as an orphan. Does nothing for a process that no launcher started."""
+    """Ask the kernel (Linux) to send SIGTERM when the launcher dies: `accelerate launch` does not pass signals on, and
+    without this its trainer would live on as an orphan. Does nothing for a process that no launcher started."""
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
     if launched and sys.platform == "linux":
         parent = os.getppid()
@@ -82,19 +90,21 @@ def die_with_launcher():
 
 
 def key(default, help, **metadata):
-    """A field of an options dataclass: its default, one line of help and, as metadata, what else there is to know of it.
+    """A field of an options dataclass: its default, one line of help and, as metadata, what else there is to know of
+    it.
 
-    `derived=True` marks a key whose None means "worked out from the other keys", `path=True` one that may name a place on disk:
-    in a recipe, which may be somebody else's, it cannot contain `..`; `auto=NAME` one whose value `auto` sets the key NAME instead,
-    which the next plain value takes back; `flag_only=True` one that a recipe, which may be somebody else's, cannot set.
-    """
+    `derived=True` marks a key whose None means "worked out from the other keys", `path=True` one that may name a place
+    on disk: in a recipe, which may be somebody else's, it cannot contain `..`; `auto=NAME` one whose value `auto` sets
+    the key NAME instead, which the next plain value takes back; `flag_only=True` one that a recipe, which may be
+    somebody else's, cannot set."""
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
     return dataclasses.field(default=default, metadata={"help": help, **metadata})
 
 
 def run_problem(out_dir):
-    """What is wrong with naming this directory as a run, with the runs there are; None when nothing is, or none is named."""
+    """What is wrong with naming this directory as a run, with the runs there are; None when nothing is, or none is
+    named."""
     if out_dir is None or Path(out_dir).is_dir():
         return None
     runs = sorted({str(path.parent.parent) for path in Path(".").glob("*/best/config.json")})
@@ -102,7 +112,8 @@ def run_problem(out_dir):
 
 
 def parse(cls, argv, usage):
-    """`(options, origins)`: an instance of `cls`, and for each key that was given, where: 'recipes/x.yaml:3' or '--key'.
+    """`(options, origins)`: an instance of `cls`, and for each key that was given, where: 'recipes/x.yaml:3' or
+    '--key'.
 
     A dataclass field `sources` takes the positional arguments; without one the only positional argument is a recipe.
     `cls.problems()`, if there is one, yields `(key, message)` for values that are of the right type but cannot be used.
@@ -130,7 +141,9 @@ def parse(cls, argv, usage):
         elif "sources" in fields:
             sources.append(arg)
         elif sources:
-            problems.append(f"{arg}: only one recipe can be given, and {sources[0]} is one already; flags are written --key=value")
+            problems.append(
+                f"{arg}: only one recipe can be given, and {sources[0]} is one already; flags are written --key=value"
+            )
         else:
             sources.append(arg)
             given = [*_read_recipe(arg, problems), *given]
@@ -149,10 +162,21 @@ def parse(cls, argv, usage):
             origins[name] = origin
             if switch:
                 values[switch] = False
-            if fields[name].metadata.get("flag_only") and not origin.startswith("--") and values[name] != fields[name].default:
+            if (
+                fields[name].metadata.get("flag_only")
+                and not origin.startswith("--")
+                and values[name] != fields[name].default
+            ):
                 problems.append(f"{origin}: {name}: can only be given on the command line, as --{name}={text}")
-            if fields[name].metadata.get("path") and not origin.startswith("--") and ".." in str(text).replace("\\", "/").split("/"):
-                problems.append(f"{origin}: {name}: a recipe must not reach above the working directory ({text}); give it as --{name}={text}")
+            if (
+                fields[name].metadata.get("path")
+                and not origin.startswith("--")
+                and ".." in str(text).replace("\\", "/").split("/")
+            ):
+                problems.append(
+                    f"{origin}: {name}: a recipe must not reach above the working directory ({text}); give it as"
+                    f" --{name}={text}"
+                )
         except ValueError as error:
             problems.append(f"{origin}: {name}: {error}" if not origin.startswith("--") else f"{origin}: {error}")
     if "sources" in fields:
@@ -161,7 +185,11 @@ def parse(cls, argv, usage):
     if hasattr(options, "problems"):
         found = [(name, message) for name, message in options.problems() if name in origins or not problems]
         problems += [
-            f"{origins.get(name, name)}: {message}" if origins.get(name, "--").startswith("--") else f"{origins[name]}: {name}: {message}"
+            (
+                f"{origins.get(name, name)}: {message}"
+                if origins.get(name, "--").startswith("--")
+                else f"{origins[name]}: {name}: {message}"
+            )
             for name, message in found
         ]
     if problems:
@@ -170,7 +198,8 @@ def parse(cls, argv, usage):
 
 
 def reasons(origins):
-    """{key: {"origin", "why"}} for the `origins` of `parse`: where each was given, and what the comment on that line of a recipe says."""
+    """{key: {"origin", "why"}} for the `origins` of `parse`: where each was given, and what the comment on that line of
+    a recipe says."""
     lines = {}
     for origin in origins.values():
         path, _, _ = origin.rpartition(":")
@@ -182,12 +211,16 @@ def reasons(origins):
         path, _, number = origin.rpartition(":")
         comment = COMMENT.match(lines[path][int(number) - 1]) if path else None
         why = comment[1].strip() if comment else ""
-        found[name] = {"origin": origin, "why": "" if why.endswith(" in this run") else why}  # it speaks of the run whose recipe.yaml this is
+        found[name] = {
+            "origin": origin,
+            "why": "" if why.endswith(" in this run") else why,
+        }  # it speaks of the run whose recipe.yaml this is
     return found
 
 
 def convert(text, kind):
-    """The value of `text` for a field of type `kind`. `text` is None for a YAML null. Raises ValueError in plain words."""
+    """The value of `text` for a field of type `kind`. `text` is None for a YAML null. Raises ValueError in plain
+    words."""
     choices = typing.get_args(kind)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         if type(None) in choices and (text is None or text.lower() in ("", "none", "null", "~")):
@@ -276,7 +309,9 @@ def _read_recipe(path, problems):
         return []
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        problems.append(f"{path}{f':{mark.line + 1}' if mark else ''}: not YAML: {getattr(error, 'problem', None) or error}")
+        problems.append(
+            f"{path}{f':{mark.line + 1}' if mark else ''}: not YAML: {getattr(error, 'problem', None) or error}"
+        )
         return []
     if root is None:
         return []
@@ -285,7 +320,8 @@ def _read_recipe(path, problems):
         return []
     if "distributed_type" in [name.value for name, _ in root.value]:
         problems.append(
-            f"{path}: configures accelerate launch and is no recipe; accelerate launch --config_file={path} -m finetune.train RECIPE.yaml"
+            f"{path}: configures accelerate launch and is no recipe; accelerate launch --config_file={path} -m"
+            " finetune.train RECIPE.yaml"
         )
         return []
     given, seen = [], {}
@@ -296,7 +332,11 @@ def _read_recipe(path, problems):
             problems.append(f"{place}: a key must be a word")
         elif name in seen:
             problems.append(f"{place}: key '{name}' is given twice, first in line {seen[name]}")
-        elif not isinstance(node, yaml.ScalarNode) or not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
+        elif (
+            not isinstance(node, yaml.ScalarNode)
+            or not node.tag.startswith("tag:yaml.org,2002:")
+            or "python" in node.tag
+        ):
             problems.append(f"{place}: {name}: expected a single plain value")
         else:
             null = node.style is None and node.tag == "tag:yaml.org,2002:null"
@@ -312,7 +352,11 @@ def _nearest(name, names, prefix):
 
 def _nearest_recipe(path):
     folder = os.path.dirname(path) or "."
-    there = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".yaml")] if os.path.isdir(folder) else []
+    there = (
+        [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".yaml")]
+        if os.path.isdir(folder)
+        else []
+    )
     close = difflib.get_close_matches(path, there, n=1) or there[:1]
     return f". Did you mean {close[0]}?" if close else ""
 

@@ -9,9 +9,9 @@ from finetune.cli import key, parse, run
 
 USAGE = """usage: python -m finetune.diagnose --out_dir=OUT
 
-Looks at what a run left, at its data and at its checkpoints for the troubles that finetuning has: out of memory, a checkpoint that is
-missing, gibberish, a loss that does not fall, overfitting, slowness, and less than could be had. Says nothing of a healthy run.
-What it finds does not change the exit code."""
+Looks at what a run left, at its data and at its checkpoints for the troubles that finetuning has: out of memory, a
+checkpoint that is missing, gibberish, a loss that does not fall, overfitting, slowness, and less than could be had.
+Says nothing of a healthy run. What it finds does not change the exit code."""
 
 
 @dataclass

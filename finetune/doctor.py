@@ -17,32 +17,55 @@ from finetune.data.columns import chosen_columns, problems_of_columns
 
 USAGE = """usage: python -m finetune.doctor DIR|SOURCE... [--fix=dedup,leaks,encoding --out_dir=DIR] [--key=value ...]
 
-Looks for duplicates, for what train and val share and for faults of encoding, and says which model the corpus is large enough for.
-DIR is what finetune.prepare wrote; SOURCE is whatever it reads. What is wrong does not change the exit code."""
+Looks for duplicates, for what train and val share and for faults of encoding, and says which model the corpus is large
+enough for. DIR is what finetune.prepare wrote; SOURCE is whatever it reads. What is wrong does not change the exit
+code."""
 
 
 @dataclass
 class Options:
     sources: list = key([], "a prepared directory, or whatever prepare reads")
-    val: str = key("", "what validates what is trained on the sources, several with commas between them; a prepared directory has its own")
-    text_column: str | None = key(None, "the column of a table that holds the text [text, or the only one that holds any]", derived=True)
+    val: str = key(
+        "",
+        "what validates what is trained on the sources, several with commas between them; a prepared directory has"
+        " its own",
+    )
+    text_column: str | None = key(
+        None, "the column of a table that holds the text [text, or the only one that holds any]", derived=True
+    )
     prompt_column: str | None = key(None, "the column of what is asked [prompt]", derived=True)
     completion_column: str | None = key(None, "the column of the answer [completion]", derived=True)
-    messages_column: str | None = key(None, "the column of conversations, lists of {role, content} [messages]", derived=True)
-    tokenizer: str = key("", "of text: gpt2 or a model directory, to count tokens with; gpt2 where it can be found. A prepared directory has its own")
+    messages_column: str | None = key(
+        None, "the column of conversations, lists of {role, content} [messages]", derived=True
+    )
+    tokenizer: str = key(
+        "",
+        "of text: gpt2 or a model directory, to count tokens with; gpt2 where it can be found. A prepared directory has"
+        " its own",
+    )
     fix: str = key("", "what to mend, some of dedup,leaks,encoding: writes cleaned documents to out_dir")
     out_dir: str = key("", "directory for the cleaned documents, a new one or without such files")
 
     def problems(self):
         if not self.sources:
-            yield "SOURCE", "nothing to examine; name a prepared directory, a UTF-8 text file, or python_docs, which needs no download"
+            yield (
+                "SOURCE",
+                (
+                    "nothing to examine; name a prepared directory, a UTF-8 text file, or python_docs, which needs no"
+                    " download"
+                ),
+            )
         if self.fix:
             from finetune.data.doctor import FIXES
 
             for name in self.fixes():
                 if name not in FIXES:
                     nearest = difflib.get_close_matches(name, FIXES, 1)
-                    yield "fix", f"{name!r} is none of {', '.join(FIXES)}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")
+                    yield (
+                        "fix",
+                        f"{name!r} is none of {', '.join(FIXES)}."
+                        + (f" Did you mean {nearest[0]!r}?" if nearest else ""),
+                    )
             if not self.out_dir:
                 yield "out_dir", "--fix needs --out_dir=DIR, where the cleaned documents go"
         elif self.out_dir:
@@ -62,7 +85,10 @@ def main(argv):
     outputs = _outputs(options.out_dir, corpus) if options.fix else None
     facts = doctor.examine(_watched(corpus), tokenizer)
     reading = ("val", "text_column", "prompt_column", "completion_column", "messages_column")
-    facts["names"] = [*options.sources, *(f"--{name}={getattr(options, name)}" for name in reading if getattr(options, name))]
+    facts["names"] = [
+        *options.sources,
+        *(f"--{name}={getattr(options, name)}" for name in reading if getattr(options, name)),
+    ]
     print(doctor.report(facts))
     if options.fix:
         print("\n" + _write(doctor.clean(_watched(splits()), options.fixes()), outputs))
@@ -83,27 +109,41 @@ def _open(options):
                 raise
             tokenizer = None  # the size is then estimated from the bytes
         columns = chosen_columns(options)
-        sources = {"train": found.find(options.sources, columns)} | ({"val": found.find(options.val.split(","), columns)} if options.val else {})
+        sources = {"train": found.find(options.sources, columns)} | (
+            {"val": found.find(options.val.split(","), columns)} if options.val else {}
+        )
         return lambda: {split: documents.of_sources(texts) for split, texts in sources.items()}, tokenizer
     if len(options.sources) > 1 or options.val or chosen_columns(options):
         raise UsageError(f"{directories[0]}: a prepared directory has its own train and val, and is examined by itself")
     dataset = bins.load(directories[0])
     if dataset.tokenizer and options.tokenizer:
         raise UsageError(f"--tokenizer: has no effect, because {directories[0]} says which tokenizer it was made with")
-    tokenizer = dataset.tokenizer or find_tokenizer(options.tokenizer or "gpt2")  # nanoGPT's bins are GPT-2's unless a meta.pkl says otherwise
+    tokenizer = dataset.tokenizer or find_tokenizer(
+        options.tokenizer or "gpt2"
+    )  # nanoGPT's bins are GPT-2's unless a meta.pkl says otherwise
     for split in ("train", "val"):
-        bins.check_ids(dataset, split, bins.survey(dataset, split), tokenizer.vocab_size, f"the tokenizer ({tokenizer.describe()['name']})")
+        bins.check_ids(
+            dataset,
+            split,
+            bins.survey(dataset, split),
+            tokenizer.vocab_size,
+            f"the tokenizer ({tokenizer.describe()['name']})",
+        )
     return lambda: {split: documents.of_bin(dataset, split, tokenizer) for split in ("train", "val")}, tokenizer
 
 
 def _watched(splits):
     from tqdm import tqdm
 
-    return {split: tqdm(documents, desc=split, unit=" documents", disable=None, leave=False) for split, documents in splits.items()}
+    return {
+        split: tqdm(documents, desc=split, unit=" documents", disable=None, leave=False)
+        for split, documents in splits.items()
+    }
 
 
 def _outputs(out_dir, splits):
-    """The files to write: one for the cleaned documents of each split, one for those left out. Raises UsageError where one is there."""
+    """The files to write: one for the cleaned documents of each split, one for those left out. Raises UsageError where
+    one is there."""
     names = {split: f"{split}.jsonl" for split in splits} if "val" in splits else {"train": "clean.jsonl"}
     outputs = {split: Path(out_dir) / name for split, name in {**names, "removed": "removed.jsonl"}.items()}
     for path in outputs.values():
@@ -126,7 +166,10 @@ def _write(documents, outputs):
     try:
         with contextlib.ExitStack() as stack:
             # backslashreplace: half a surrogate pair, which UTF-8 has not, becomes an escape that JSON has
-            opened = {name: open(work / path.name, "w", encoding="utf-8", errors="backslashreplace") for name, path in outputs.items()}
+            opened = {
+                name: open(work / path.name, "w", encoding="utf-8", errors="backslashreplace")
+                for name, path in outputs.items()
+            }
             files = {name: stack.enter_context(file) for name, file in opened.items()}
             for document in documents:
                 name, row = document.split, {}
@@ -143,8 +186,14 @@ def _write(documents, outputs):
     finally:
         shutil.rmtree(work, ignore_errors=True)
     verbs = {kind: "mended" if mends == "encoding" else "removed" for kind, (_, mends) in KINDS.items()}
-    lines = [f"{verbs[kind]} {count:>8,} {KINDS[kind][0]} ({split})" for (split, kind), count in changed.items()] or ["nothing to mend"]
-    lines += [f"wrote   {written[name]:>8,} documents to {path}" for name, path in outputs.items() if written[name] or name != "removed"]
+    lines = [f"{verbs[kind]} {count:>8,} {KINDS[kind][0]} ({split})" for (split, kind), count in changed.items()] or [
+        "nothing to mend"
+    ]
+    lines += [
+        f"wrote   {written[name]:>8,} documents to {path}"
+        for name, path in outputs.items()
+        if written[name] or name != "removed"
+    ]
     return "\n".join(lines)
 
 

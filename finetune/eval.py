@@ -10,7 +10,8 @@ from finetune.cli import UsageError, key, parse, run, run_problem
 
 USAGE = """usage: python -m finetune.eval --out_dir=OUT [--key=value ...]
 
-Measures the best model of a run on the validation split of its data. The figures go to the screen and into OUT/metrics.jsonl."""
+Measures the best model of a run on the validation split of its data. The figures go to the screen and into
+OUT/metrics.jsonl."""
 
 
 @dataclass
@@ -20,24 +21,39 @@ class Options:
     dataset: str | None = key(None, "a prepared directory, or a text [that of the run]", derived=True)
     split: str = key("val", "val, train, or the name of another .bin of the dataset")
     block_size: int | None = key(None, "tokens of context [all that the model has]", derived=True)
-    stride: int | None = key(None, "tokens from one block to the next; fewer give every token more context [block_size]", derived=True)
-    documents: bool | None = key(
-        None, "every document from its own start instead of one block after the other [as the run was trained; of instruction data]", derived=True
+    stride: int | None = key(
+        None, "tokens from one block to the next; fewer give every token more context [block_size]", derived=True
     )
-    batch_size: int | None = key(None, "blocks in one forward pass; changes nothing but the speed [what the device likes]", derived=True)
+    documents: bool | None = key(
+        None,
+        "every document from its own start instead of one block after the other [as the run was trained; of instruction"
+        " data]",
+        derived=True,
+    )
+    batch_size: int | None = key(
+        None, "blocks in one forward pass; changes nothing but the speed [what the device likes]", derived=True
+    )
     baseline: str | None = key(None, "a model measured on the same tokens; auto is what the run started from")
-    general: str | None = key(None, "a text or a prepared directory unlike the data: what was forgotten of it since the baseline")
-    metrics: str = key("", "of the answers to instruction data, some of bleu,chrf,rouge,exact_match, or the path of an evaluate metric")
+    general: str | None = key(
+        None, "a text or a prepared directory unlike the data: what was forgotten of it since the baseline"
+    )
+    metrics: str = key(
+        "", "of the answers to instruction data, some of bleu,chrf,rouge,exact_match, or the path of an evaluate metric"
+    )
     completions: int = key(0, "answer this many prompts, spread evenly over the split; 0 is all")
     samples: int = key(0, "write this many samples, and tell what of them is copied from the training data")
     start: str = key("\n", "prompt of these samples")
     max_new_tokens: int = key(256, "length of a completion or sample that does not end by itself")
-    temperature: float | None = key(None, "0 is always the likeliest token [0 for completions, 0.8 for samples]", derived=True)
+    temperature: float | None = key(
+        None, "0 is always the likeliest token [0 for completions, 0.8 for samples]", derived=True
+    )
     top_k: int = key(200, "draw from the k likeliest tokens only; 0 is all")
     top_p: float = key(1.0, "draw from the likeliest tokens that together have this probability; 1 is all")
     seed: int = key(1337, "of what is drawn: samples, and units for the interval of the difference")
     device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "where to compute")
-    dtype: Literal["float32", "bfloat16", "float16"] = key("float32", "arithmetic of the matrix products; float32 is what training evaluates in")
+    dtype: Literal["float32", "bfloat16", "float16"] = key(
+        "float32", "arithmetic of the matrix products; float32 is what training evaluates in"
+    )
 
     def problems(self):
         if (self.out_dir is None) == (self.init_from is None):
@@ -54,7 +70,10 @@ class Options:
         if not 0 < self.top_p <= 1:
             yield "top_p", f"must be above 0 and at most 1, got {self.top_p}"
         if self.general is not None and self.baseline is None:
-            yield "general", "what was forgotten is told against a baseline; give --baseline=auto or --baseline=MODEL too"
+            yield (
+                "general",
+                "what was forgotten is told against a baseline; give --baseline=auto or --baseline=MODEL too",
+            )
         if self.completions and not self.metrics:
             yield "completions", "has no effect without --metrics=bleu,chrf,rouge,exact_match"
         if self.start != Options.start and not self.samples:
@@ -63,14 +82,30 @@ class Options:
             if getattr(self, name) != getattr(Options, name) and not self.metrics and not self.samples:
                 yield name, "has no effect without --metrics or --samples, for which text is generated"
         if self.samples > 1 and self.temperature == 0:
-            yield "samples", f"temperature=0 would write the same sample {self.samples} times; give --samples=1 or another temperature"
+            yield (
+                "samples",
+                (
+                    f"temperature=0 would write the same sample {self.samples} times; give --samples=1 or another"
+                    " temperature"
+                ),
+            )
         if self.metrics:
             from finetune.evaluation import metrics
 
             yield from (("metrics", problem) for name in self.metrics.split(",") if (problem := metrics.problem(name)))
 
 
-LEAST = {"block_size": 1, "stride": 1, "batch_size": 1, "completions": 0, "samples": 0, "max_new_tokens": 1, "temperature": 0, "top_k": 0, "seed": 0}
+LEAST = {
+    "block_size": 1,
+    "stride": 1,
+    "batch_size": 1,
+    "completions": 0,
+    "samples": 0,
+    "max_new_tokens": 1,
+    "temperature": 0,
+    "top_k": 0,
+    "seed": 0,
+}
 
 
 def main(argv):

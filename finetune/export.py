@@ -13,7 +13,8 @@ from finetune.recipe import repository_problem
 
 USAGE = """usage: python -m finetune.export --out_dir=OUT --to=DIR [--key=value ...]
 
-Writes the best model of a run to DIR, reads it back with the library it is meant for, compares, and only then puts it in place."""
+Writes the best model of a run to DIR, reads it back with the library it is meant for, compares, and only then puts it
+in place."""
 
 
 @dataclass
@@ -22,13 +23,18 @@ class Options:
     init_from: str | None = key(None, "another model instead: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt")
     to: str | None = key(None, "the directory to write: a new one, or an earlier export, which is replaced")
     format: Literal["hf", "nanogpt", "peft"] = key(
-        "hf", "hf is what transformers loads, nanogpt a ckpt.pt for nanoGPT's sample.py, peft the adapters of a LoRA run alone"
+        "hf",
+        "hf is what transformers loads, nanogpt a ckpt.pt for nanoGPT's sample.py, peft the adapters of a LoRA run"
+        " alone",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = key("float32", "of the weights in the files")
     interpolate: str | None = key(
-        None, "mix the run's base back in: auto keeps the best mixture on validation, 0.7 takes 0.7 of the finetuned weights"
+        None,
+        "mix the run's base back in: auto keeps the best mixture on validation, 0.7 takes 0.7 of the finetuned weights",
     )
-    push_to_hub: str | None = key(None, "USER/NAME: push the export there. The token is that of `hf auth login` or HF_TOKEN")
+    push_to_hub: str | None = key(
+        None, "USER/NAME: push the export there. The token is that of `hf auth login` or HF_TOKEN"
+    )
     private: bool = key(True, "make the repository a private one")
 
     def problems(self):
@@ -47,7 +53,13 @@ class Options:
             if self.dtype != "float32":
                 yield "dtype", "format=peft writes adapters as they were trained, in float32"
             if find_spec("peft") is None:
-                yield "format", "peft needs the package peft, which reads the export back: pip install -e '.[lora]' where finetune was cloned to"
+                yield (
+                    "format",
+                    (
+                        "peft needs the package peft, which reads the export back: pip install -e '.[lora]' where"
+                        " finetune was cloned to"
+                    ),
+                )
         if self.push_to_hub is not None and (problem := repository_problem(self.push_to_hub)):
             yield "push_to_hub", problem
         if self.push_to_hub and self.format == "nanogpt":
@@ -65,9 +77,19 @@ def main(argv):
 
     directory.destination(options.to)
     source = weights.find(options.out_dir or options.init_from)
-    if options.format == "peft" and options.push_to_hub and (source / "adapter").is_dir() and not directory.base_on_hub(source):
-        raise UsageError("push_to_hub: format=peft needs a base that others can load, and that of this run is not on the Hub; push format=hf instead")
-    written = directory.export(source, options.to, options.format, options.dtype, options.interpolate, options.push_to_hub)
+    if (
+        options.format == "peft"
+        and options.push_to_hub
+        and (source / "adapter").is_dir()
+        and not directory.base_on_hub(source)
+    ):
+        raise UsageError(
+            "push_to_hub: format=peft needs a base that others can load, and that of this run is not on the Hub; push"
+            " format=hf instead"
+        )
+    written = directory.export(
+        source, options.to, options.format, options.dtype, options.interpolate, options.push_to_hub
+    )
     if options.push_to_hub:
         hub.push(written, options.push_to_hub, options.private, again=f"python -m finetune.export {shlex.join(argv)}")
 

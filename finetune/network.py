@@ -8,7 +8,8 @@ SECONDS = 5
 
 
 def reach(url):
-    """Connect to the server of a URL once, through the proxy that the environment names for it. Raises OSError where that fails."""
+    """Connect to the server of a URL once, through the proxy that the environment names for it. Raises OSError where
+    that fails."""
     address = urlsplit(url)
     proxies = getproxies()
     proxy = proxies.get(address.scheme) or proxies.get("all")
@@ -19,7 +20,8 @@ def reach(url):
 
 
 def hub_file(repo, name):
-    """The path of a file of a Hub repository: in the local cache, or downloaded to it. Raises what huggingface_hub does, within seconds."""
+    """The path of a file of a Hub repository: in the local cache, or downloaded to it. Raises what huggingface_hub
+    does, within seconds."""
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
     path = try_to_load_from_cache(repo, name)

@@ -14,14 +14,16 @@ from finetune.recipe import Recipe
 
 USAGE = """usage: python -m finetune.plan [RECIPE.yaml] [--key=value ...]
 
-Tells what training as the recipe says takes: updates, passes over the data, memory, disk and time, and whether it makes sense. Takes the
-keys of finetune.train and, at the end of this list, its own. The model's weights are not needed. Ends with exit code 1 when memory or
-disk do not suffice."""
+Tells what training as the recipe says takes: updates, passes over the data, memory, disk and time, and whether it makes
+sense. Takes the keys of finetune.train and, at the end of this list, its own. The model's weights are not needed. Ends
+with exit code 1 when memory or disk do not suffice."""
 
 
 @dataclass
 class Options(Recipe):
-    tokens: int | None = key(None, "plan for so many tokens of text, of which val_fraction validate, instead of the dataset")
+    tokens: int | None = key(
+        None, "plan for so many tokens of text, of which val_fraction validate, instead of the dataset"
+    )
     num_processes: int = key(1, "processes of the run, each with a device like this one, or all on this CPU")
     quick: bool = key(False, "count and time nothing")
     explain: bool = key(False, "tell of every key its value, where that is from and why")
@@ -51,7 +53,13 @@ class Options(Recipe):
         if self.eval_only:
             yield "eval_only", "there is nothing to plan in a single evaluation"
         if self.find_lr and (self.tokens is not None or self.quick):
-            yield "find_lr", f"trains on data that is there, and takes its time; remove {'tokens' if self.tokens is not None else 'quick'}"
+            yield (
+                "find_lr",
+                (
+                    "trains on data that is there, and takes its time; remove"
+                    f" {'tokens' if self.tokens is not None else 'quick'}"
+                ),
+            )
         elif self.find_lr and self.init_from == "resume":
             yield "find_lr", "a resumed run has its rate already; give the model it began with as init_from"
 

@@ -18,36 +18,59 @@ EXAMINED = 100_000_000  # bytes of text that the doctor examines unasked, in som
 USAGE = """usage: python -m finetune.prepare SOURCE... --out_dir=DIR [--key=value ...]
        python -m finetune.prepare --out_dir=DIR --join=true
 
-Tokenizes text into train.bin and val.bin. SOURCE is a file (txt, md, jsonl, json, csv, parquet; also compressed), a directory of such files,
-a pattern, a data set of the Hub (owner/name or owner/name:config), shakespeare (downloaded) or python_docs (part of Python)."""
+Tokenizes text into train.bin and val.bin. SOURCE is a file (txt, md, jsonl, json, csv, parquet; also compressed), a
+directory of such files, a pattern, a data set of the Hub (owner/name or owner/name:config), shakespeare (downloaded) or
+python_docs (part of Python)."""
 
 
 @dataclass
 class Options:
     sources: list = key([], "files, directories, patterns, data sets, or the names of texts")
     out_dir: str = key("", "directory to write; data/SOURCE when there is one source")
-    tokenizer: str = key("gpt2", "gpt2 (byte-level BPE), char (one id a character, for training from scratch), or a model directory")
-    text_column: str | None = key(None, "the column of a table that holds the text [text, or the only one that holds any]", derived=True)
+    tokenizer: str = key(
+        "gpt2", "gpt2 (byte-level BPE), char (one id a character, for training from scratch), or a model directory"
+    )
+    text_column: str | None = key(
+        None, "the column of a table that holds the text [text, or the only one that holds any]", derived=True
+    )
     prompt_column: str | None = key(None, "the column of what is asked [prompt]", derived=True)
-    completion_column: str | None = key(None, "the column of the answer, the only part that is learned [completion]", derived=True)
-    messages_column: str | None = key(None, "the column of conversations, lists of {role, content} [messages]", derived=True)
+    completion_column: str | None = key(
+        None, "the column of the answer, the only part that is learned [completion]", derived=True
+    )
+    messages_column: str | None = key(
+        None, "the column of conversations, lists of {role, content} [messages]", derived=True
+    )
     split: str = key("train", "the split of a Hub data set to read")
     revision: str | None = key(None, "the revision of a Hub data set")
-    val_fraction: float = key(0.1, "share kept for validation: of the documents, or of a single text's characters, at its end")
+    val_fraction: float = key(
+        0.1, "share kept for validation: of the documents, or of a single text's characters, at its end"
+    )
     val: str | None = key(None, "a source to validate on instead; several with commas between them")
     seed: int = key(1337, "decides which documents are kept for validation")
-    overflow: Literal["split", "drop", "error"] = key("split", "documents of more than max_tokens: cut in training, left out, or refused")
+    overflow: Literal["split", "drop", "error"] = key(
+        "split", "documents of more than max_tokens: cut in training, left out, or refused"
+    )
     max_tokens: int = key(1024, "the longest document that is no overflow, end-of-text included; give your block_size")
     num_proc: int = key(0, "threads that tokenize; 0 is one a core")
-    part: str | None = key(None, "2/4: tokenize the second of four parts only, on a machine of its own, into out_dir/part_2_of_4")
+    part: str | None = key(
+        None, "2/4: tokenize the second of four parts only, on a machine of its own, into out_dir/part_2_of_4"
+    )
     join: bool = key(False, "make one of all parts in out_dir, and remove them")
-    doctor: Literal["auto", "true", "false"] = key("auto", "examine the data at the end as finetune.doctor does; auto is for up to 100 MB of text")
+    doctor: Literal["auto", "true", "false"] = key(
+        "auto", "examine the data at the end as finetune.doctor does; auto is for up to 100 MB of text"
+    )
 
     def problems(self):
         if self.join:
             yield from self._problems_of_joining()
         elif not self.sources:
-            yield "SOURCE", "no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs, which needs no download"
+            yield (
+                "SOURCE",
+                (
+                    "no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs, which"
+                    " needs no download"
+                ),
+            )
         if not 0 < self.val_fraction <= 0.5:
             yield "val_fraction", f"must be above 0 and at most 0.5, got {self.val_fraction}"
         if self.max_tokens < 2:
@@ -70,7 +93,10 @@ class Options:
         if self.sources:
             yield "join", f"{self.sources[0]} has no effect with it, as the parts are tokenized already"
         for field in dataclasses.fields(self):
-            if field.name not in ("sources", "out_dir", "join", "doctor") and getattr(self, field.name) != field.default:
+            if (
+                field.name not in ("sources", "out_dir", "join", "doctor")
+                and getattr(self, field.name) != field.default
+            ):
                 yield field.name, "has no effect with --join=true, as the parts are tokenized already"
 
 
@@ -90,7 +116,9 @@ def main(argv):
         dataset = prepare(**choices)
     print(summary(dataset))
     print(f"wrote {out_dir}/train.bin, val.bin and meta.json ({dataset.meta['tokenizer']['name']})")
-    if options.doctor == "true" or (options.doctor == "auto" and sum(dataset.num_bytes(split) for split in ("train", "val")) <= EXAMINED):
+    if options.doctor == "true" or (
+        options.doctor == "auto" and sum(dataset.num_bytes(split) for split in ("train", "val")) <= EXAMINED
+    ):
         print(f"\n{doctor.report(examine(dataset))}")
     elif options.doctor == "auto":
         print(f"not examined, being large: python -m finetune.doctor {out_dir}")
@@ -105,7 +133,13 @@ def _choices(options, out_dir):
         tokenizer = weights.find(tokenizer)
     same = ("val_fraction", "seed", "num_proc", "max_tokens", "overflow", "split", "revision")
     val = options.val.split(",") if options.val else ()
-    given = {"names": options.sources, "out_dir": out_dir, "tokenizer": tokenizer, "val": val, "columns": chosen_columns(options)}
+    given = {
+        "names": options.sources,
+        "out_dir": out_dir,
+        "tokenizer": tokenizer,
+        "val": val,
+        "columns": chosen_columns(options),
+    }
     return {**given, **{name: getattr(options, name) for name in same}}
 
 

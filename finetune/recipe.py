@@ -21,55 +21,89 @@ from finetune.cli import key
 class Recipe:
     init_from: str = key(
         "gpt2",
-        "where the weights come from: gpt2|gpt2-medium|gpt2-large|gpt2-xl, any GPT-2-shaped Hub id, a Hugging Face directory, "
-        "a run's out_dir, a nanoGPT ckpt.pt, scratch, or resume (go on with out_dir)",
+        "where the weights come from: gpt2|gpt2-medium|gpt2-large|gpt2-xl, any GPT-2-shaped Hub id, a Hugging Face"
+        " directory, a run's out_dir, a nanoGPT ckpt.pt, scratch, or resume (go on with out_dir)",
         resume="free",
         path=True,
     )
     dataset: str = key(
         "",
-        "a prepared directory, the name of one under data/, a text file, or shakespeare|python_docs; several with commas between them",
+        "a prepared directory, the name of one under data/, a text file, or shakespeare|python_docs; several with"
+        " commas between them",
         resume="identity",
         path=True,
     )
     dataset_weights: str | None = key(
-        None, "of several datasets: how often each is drawn, such as 0.7,0.3; without, every block once in a pass", resume="identity"
+        None,
+        "of several datasets: how often each is drawn, such as 0.7,0.3; without, every block once in a pass",
+        resume="identity",
     )
     isolate_documents: Literal["auto", "true", "false"] = key(
-        "auto", "pack whole documents into blocks, and let none see another; auto is on for instruction data", resume="identity"
+        "auto",
+        "pack whole documents into blocks, and let none see another; auto is on for instruction data",
+        resume="identity",
     )
     out_dir: str = key("out", "where the run is written", resume="free", path=True)
     overwrite: bool = key(False, "let a new run replace the one that out_dir holds", resume="free")
 
     tokenizer: str = key(
-        "auto", "for a text file as dataset: auto (that of init_from), gpt2, char, or a model directory", resume="identity", path=True
+        "auto",
+        "for a text file as dataset: auto (that of init_from), gpt2, char, or a model directory",
+        resume="identity",
+        path=True,
     )
-    val_fraction: float | None = key(None, "for a text file as dataset: the share kept for validation [0.1]", resume="identity", derived=True)
-    block_size: int | None = key(None, "tokens of context: at most that of the model [1024 from scratch]", resume="identity", derived=True)
+    val_fraction: float | None = key(
+        None, "for a text file as dataset: the share kept for validation [0.1]", resume="identity", derived=True
+    )
+    block_size: int | None = key(
+        None, "tokens of context: at most that of the model [1024 from scratch]", resume="identity", derived=True
+    )
     n_layer: int | None = key(None, "layers, from scratch only (12)", resume="identity")
     n_head: int | None = key(None, "attention heads, from scratch only (12)", resume="identity")
     n_embd: int | None = key(None, "width, from scratch only (768)", resume="identity")
     dropout: float = key(0.0, "dropout of embeddings, attention and residuals", resume="schedule")
     lora_rank: int = key(
-        0, "train adapters of this rank on c_attn, c_proj and c_fc, and none of the weights; 0 trains the weights", resume="identity"
+        0,
+        "train adapters of this rank on c_attn, c_proj and c_fc, and none of the weights; 0 trains the weights",
+        resume="identity",
     )
-    lora_alpha: int | None = key(None, "what the adapters add counts lora_alpha / lora_rank times [2 x lora_rank]", resume="identity", derived=True)
+    lora_alpha: int | None = key(
+        None,
+        "what the adapters add counts lora_alpha / lora_rank times [2 x lora_rank]",
+        resume="identity",
+        derived=True,
+    )
     lora_dropout: float = key(0.0, "dropout of what goes into the adapters", resume="schedule")
 
-    batch_size: int = key(8, "blocks in one forward pass (the micro-batch), or auto", resume="free", auto="auto_batch_size")
-    gradient_accumulation_steps: int = key(8, "forward passes in one update, over all processes together", resume="free")
+    batch_size: int = key(
+        8, "blocks in one forward pass (the micro-batch), or auto", resume="free", auto="auto_batch_size"
+    )
+    gradient_accumulation_steps: int = key(
+        8, "forward passes in one update, over all processes together", resume="free"
+    )
     auto_batch_size: bool = key(
-        False, "--batch_size=auto: cut an update into the largest micro-batches that fit and pay instead; its blocks stay the same", resume="free"
+        False,
+        "--batch_size=auto: cut an update into the largest micro-batches that fit and pay instead; its blocks stay the"
+        " same",
+        resume="free",
     )
     max_iters: int = key(5000, "end after this many updates", resume="schedule")
-    epochs: float | None = key(None, "end after this many passes over the data, if that comes before max_iters", resume="schedule")
+    epochs: float | None = key(
+        None, "end after this many passes over the data, if that comes before max_iters", resume="schedule"
+    )
     seed: int = key(1337, "decides the order of the blocks, dropout and initial weights", resume="identity")
 
     learning_rate: float = key(3e-5, "peak learning rate", resume="schedule")
     decay_lr: bool = key(True, "cosine decay to min_lr; false keeps learning_rate after the warmup", resume="schedule")
-    warmup_iters: int | None = key(None, "updates of linear warmup [100, at most a tenth of the run]", resume="schedule", derived=True)
-    lr_decay_iters: int | None = key(None, "where the decay reaches min_lr [the end of the run]", resume="schedule", derived=True)
-    min_lr: float | None = key(None, "learning rate after the decay [a tenth of learning_rate]", resume="schedule", derived=True)
+    warmup_iters: int | None = key(
+        None, "updates of linear warmup [100, at most a tenth of the run]", resume="schedule", derived=True
+    )
+    lr_decay_iters: int | None = key(
+        None, "where the decay reaches min_lr [the end of the run]", resume="schedule", derived=True
+    )
+    min_lr: float | None = key(
+        None, "learning rate after the decay [a tenth of learning_rate]", resume="schedule", derived=True
+    )
     weight_decay: float = key(0.1, "AdamW's weight decay of the matrices and embeddings", resume="schedule")
     beta1: float = key(0.9, "AdamW", resume="schedule")
     beta2: float = key(0.95, "AdamW", resume="schedule")
@@ -78,22 +112,36 @@ class Recipe:
         "float32", "what AdamW's two moments rest in; bfloat16 takes 4 bytes a parameter less", resume="schedule"
     )
 
-    eval_interval: int | None = key(None, "updates between evaluations [a twentieth of the run, at most 250]", resume="free", derived=True)
-    eval_iters: int | None = key(None, "evaluate on this many fixed batches of batch_size blocks instead of the whole split", resume="free")
+    eval_interval: int | None = key(
+        None, "updates between evaluations [a twentieth of the run, at most 250]", resume="free", derived=True
+    )
+    eval_iters: int | None = key(
+        None, "evaluate on this many fixed batches of batch_size blocks instead of the whole split", resume="free"
+    )
     eval_only: bool = key(False, "evaluate once and write nothing", resume="free")
     log_interval: int = key(10, "updates between log lines", resume="free")
     patience: int | None = key(None, "end after this many evaluations without a new best", resume="free")
-    save_interval: int | None = key(None, "updates between resumable checkpoints [eval_interval]", resume="free", derived=True)
-    always_save_checkpoint: bool = key(False, "keep the model of every evaluation as out_dir/iter_N, not only the best", resume="free")
+    save_interval: int | None = key(
+        None, "updates between resumable checkpoints [eval_interval]", resume="free", derived=True
+    )
+    always_save_checkpoint: bool = key(
+        False, "keep the model of every evaluation as out_dir/iter_N, not only the best", resume="free"
+    )
 
     max_rollbacks: int = key(
-        3, "when training diverges, go back to the last state and halve the learning rate this often, then give up", resume="free"
+        3,
+        "when training diverges, go back to the last state and halve the learning rate this often, then give up",
+        resume="free",
     )
-    deterministic: bool = key(False, "the same bits in every run on a GPU too, slower; on a CPU runs are anyway", resume="free")
+    deterministic: bool = key(
+        False, "the same bits in every run on a GPU too, slower; on a CPU runs are anyway", resume="free"
+    )
 
     num_samples: int = key(0, "samples to print when training is done", resume="free")
     sample_interval: int | None = key(
-        None, "updates between samples while training, of num_samples each; without, there are those at the end only", resume="free"
+        None,
+        "updates between samples while training, of num_samples each; without, there are those at the end only",
+        resume="free",
     )
     start: str = key("\n", "prompt of these samples", resume="free")
     max_new_tokens: int = key(200, "length of these samples", resume="free")
@@ -105,25 +153,34 @@ class Recipe:
     wandb_run_name: str | None = key(None, "Weights & Biases run [the name of out_dir]", resume="free", derived=True)
 
     push_to_hub: str | None = key(
-        None, "USER/NAME: a private Hub repository for the exported best model; nothing is pushed without --push=true", resume="free"
+        None,
+        "USER/NAME: a private Hub repository for the exported best model; nothing is pushed without --push=true",
+        resume="free",
     )
-    push: bool = key(False, "push to push_to_hub when training is done; on the command line only", resume="free", flag_only=True)
+    push: bool = key(
+        False, "push to push_to_hub when training is done; on the command line only", resume="free", flag_only=True
+    )
 
     device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "where to compute", resume="free")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("auto", "arithmetic of the matrix products; weights stay float32", resume="free")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
+        "auto", "arithmetic of the matrix products; weights stay float32", resume="free"
+    )
     compile: Literal["auto", "true", "false"] = key("auto", "torch.compile; auto is on for CUDA", resume="free")
     gradient_checkpointing: bool | Literal["selective"] = key(
         False,
-        "compute activations again in the backward pass: true all of a block, less memory, slower; selective what layer norms and GELU hand on",
+        "compute activations again in the backward pass: true all of a block, less memory, slower; selective what layer"
+        " norms and GELU hand on",
         resume="free",
     )
     chunked_loss: Literal["auto", "true", "false"] = key(
-        "auto", "never hold all logits at once; auto is on for a CPU, and where they would take gigabytes", resume="free"
+        "auto",
+        "never hold all logits at once; auto is on for a CPU, and where they would take gigabytes",
+        resume="free",
     )
     memory: Literal["recipe", "auto"] = key(
         "recipe",
-        "auto takes the first that is predicted to fit, each with smaller micro-batches: chunked_loss, gradient_checkpointing selective and full, "
-        "optimizer_dtype=bfloat16",
+        "auto takes the first that is predicted to fit, each with smaller micro-batches: chunked_loss,"
+        " gradient_checkpointing selective and full, optimizer_dtype=bfloat16",
         resume="free",
     )
     cpu_threads: int = key(0, "threads of each process on CPU; 0 shares out all cores", resume="free")
@@ -136,7 +193,13 @@ class Recipe:
                 bound = f"at least {low}" if high == math.inf else f"between {low} and {high}"
                 yield name, f"must be {bound}, got {value}"
         if not self.dataset:
-            yield "dataset", "nothing to train on; give --dataset=DIR, a text file, or --dataset=python_docs, which needs no download"
+            yield (
+                "dataset",
+                (
+                    "nothing to train on; give --dataset=DIR, a text file, or --dataset=python_docs, which needs no"
+                    " download"
+                ),
+            )
         if self.dataset_weights is not None:
             yield from _problems_of_weights(self.dataset_weights, len(self.dataset.split(",")))
         if not self.init_from:
@@ -146,7 +209,10 @@ class Recipe:
         if self.init_from not in ("scratch", "resume"):
             for name in ("n_layer", "n_head", "n_embd"):
                 if getattr(self, name) is not None:
-                    yield name, f"init_from={self.init_from} brings its own {name}; it can be set with init_from=scratch only"
+                    yield (
+                        name,
+                        f"init_from={self.init_from} brings its own {name}; it can be set with init_from=scratch only",
+                    )
         n_embd, n_head = self.n_embd or 768, self.n_head or 12
         if n_head > 0 and n_embd % n_head:
             yield "n_embd", f"{n_embd} cannot be divided among n_head={n_head} heads"
@@ -163,7 +229,13 @@ class Recipe:
         if self.sample_interval and not self.num_samples:
             yield "sample_interval", "has no effect without num_samples; add --num_samples=1"
         if self.lora_rank and self.init_from == "scratch":
-            yield "lora_rank", "adapters on init_from=scratch would leave random weights as they are; finetune a model that was trained"
+            yield (
+                "lora_rank",
+                (
+                    "adapters on init_from=scratch would leave random weights as they are; finetune a model that was"
+                    " trained"
+                ),
+            )
         for name in ("lora_alpha", "lora_dropout"):
             if getattr(self, name) and not self.lora_rank:
                 yield name, "has no effect without lora_rank"
@@ -193,21 +265,51 @@ def _problems_of_weights(text, datasets):
         yield "dataset_weights", f"numbers with commas between them are wanted, got {text!r}"
         return
     if len(numbers) != datasets or datasets == 1:
-        yield "dataset_weights", f"{len(numbers)} for {datasets} dataset{'s' * (datasets > 1)}; give each of several its own"
+        yield (
+            "dataset_weights",
+            f"{len(numbers)} for {datasets} dataset{'s' * (datasets > 1)}; give each of several its own",
+        )
     elif not all(0 < number < math.inf and number >= sum(numbers) / 1000 for number in numbers):
         yield "dataset_weights", f"each must be above 0 and at least a thousandth of them all, got {text}"
 
 
 POSITIVE = 5e-324  # the smallest float above zero
 RANGES = [
-    ("val_fraction", POSITIVE, 0.5), ("block_size", 1, 65535), ("n_layer", 1, math.inf), ("n_head", 1, math.inf),
-    ("n_embd", 1, math.inf), ("dropout", 0, 0.99), ("lora_rank", 0, math.inf), ("lora_alpha", 1, math.inf), ("lora_dropout", 0, 0.99), ("batch_size", 1, math.inf), ("gradient_accumulation_steps", 1, math.inf),
-    ("max_iters", 0, math.inf), ("epochs", 0, math.inf), ("seed", 0, 2**63 - 1), ("learning_rate", 0, math.inf),
-    ("warmup_iters", 0, math.inf), ("lr_decay_iters", 1, math.inf), ("min_lr", 0, math.inf), ("weight_decay", 0, math.inf),
-    ("beta1", 0, 1 - 2**-53), ("beta2", 0, 1 - 2**-53), ("grad_clip", 0, math.inf), ("eval_interval", 1, math.inf),
-    ("eval_iters", 1, math.inf), ("patience", 1, math.inf), ("max_rollbacks", 0, math.inf), ("log_interval", 1, math.inf), ("save_interval", 1, math.inf), ("num_samples", 0, math.inf), ("sample_interval", 1, math.inf),
-    ("max_new_tokens", 1, math.inf), ("temperature", 0, math.inf), ("top_k", 0, math.inf), ("cpu_threads", 0, math.inf),
-]  # fmt: skip
+    ("val_fraction", POSITIVE, 0.5),
+    ("block_size", 1, 65535),
+    ("n_layer", 1, math.inf),
+    ("n_head", 1, math.inf),
+    ("n_embd", 1, math.inf),
+    ("dropout", 0, 0.99),
+    ("lora_rank", 0, math.inf),
+    ("lora_alpha", 1, math.inf),
+    ("lora_dropout", 0, 0.99),
+    ("batch_size", 1, math.inf),
+    ("gradient_accumulation_steps", 1, math.inf),
+    ("max_iters", 0, math.inf),
+    ("epochs", 0, math.inf),
+    ("seed", 0, 2**63 - 1),
+    ("learning_rate", 0, math.inf),
+    ("warmup_iters", 0, math.inf),
+    ("lr_decay_iters", 1, math.inf),
+    ("min_lr", 0, math.inf),
+    ("weight_decay", 0, math.inf),
+    ("beta1", 0, 1 - 2**-53),
+    ("beta2", 0, 1 - 2**-53),
+    ("grad_clip", 0, math.inf),
+    ("eval_interval", 1, math.inf),
+    ("eval_iters", 1, math.inf),
+    ("patience", 1, math.inf),
+    ("max_rollbacks", 0, math.inf),
+    ("log_interval", 1, math.inf),
+    ("save_interval", 1, math.inf),
+    ("num_samples", 0, math.inf),
+    ("sample_interval", 1, math.inf),
+    ("max_new_tokens", 1, math.inf),
+    ("temperature", 0, math.inf),
+    ("top_k", 0, math.inf),
+    ("cpu_threads", 0, math.inf),
+]
 
 
 def repository_problem(name):
@@ -218,7 +320,9 @@ def repository_problem(name):
         and len(name) <= 96
     ):
         return None
-    return f"{name!r} is not the name of a repository; it is USER/NAME, of letters, digits and single - _ . between them"
+    return (
+        f"{name!r} is not the name of a repository; it is USER/NAME, of letters, digits and single - _ . between them"
+    )
 
 
 @dataclass
@@ -234,7 +338,8 @@ class Schedule:
 
 
 def schedule(recipe, num_rows):
-    """The Schedule of a run over `num_rows` blocks. Whatever depends on the length of the run follows its real length."""
+    """The Schedule of a run over `num_rows` blocks. Whatever depends on the length of the run follows its real
+    length."""
     rows_per_iteration = recipe.batch_size * recipe.gradient_accumulation_steps
     length = recipe.max_iters
     if recipe.epochs is not None:
@@ -255,8 +360,8 @@ def schedule(recipe, num_rows):
 
 
 def dump(recipe, derived):
-    """The recipe as YAML that is itself a recipe: what was given or is the default stands as a value, and what was worked out
-    stays open with the figure of this run beside it, so that changing one key moves what follows from it."""
+    """The recipe as YAML that is itself a recipe: what was given or is the default stands as a value, and what was
+    worked out stays open with the figure of this run beside it, so that changing one key moves what follows from it."""
     lines = []
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
@@ -265,7 +370,9 @@ def dump(recipe, derived):
             lines.append(f"{field.name}: null{note}")
         else:
             if field.metadata.get("path"):  # a recipe cannot say it with ..
-                value = ",".join(str(Path(part).resolve()) if ".." in Path(part).parts else part for part in value.split(","))
+                value = ",".join(
+                    str(Path(part).resolve()) if ".." in Path(part).parts else part for part in value.split(",")
+                )
             lines.append(f"{field.name}: {scalar(value)}")
     return "\n".join(lines) + "\n"
 

@@ -9,8 +9,8 @@ from finetune.cli import UsageError, key, parse, run
 
 USAGE = """usage: python -m finetune.report --out_dir=OUT [--to=FILE.html]
 
-Writes one page that holds everything and needs neither a network nor scripts. Training writes it by itself when it ends; this
-writes it anew, also of a run that is still going on."""
+Writes one page that holds everything and needs neither a network nor scripts. Training writes it by itself when it
+ends; this writes it anew, also of a run that is still going on."""
 
 
 @dataclass
@@ -31,7 +31,9 @@ def main(argv):
     try:
         print(f"report in {page.write(found, diagnosis.diagnose(found), options.to)}")
     except OSError as error:
-        raise UsageError(f"{options.to or found.out_dir}: the report cannot be written there: {error.strerror}") from None
+        raise UsageError(
+            f"{options.to or found.out_dir}: the report cannot be written there: {error.strerror}"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -40,7 +40,14 @@ class Options:
     def problems(self):
         if (self.out_dir is None) == (self.init_from is None):
             yield "out_dir", "give --out_dir=OUT of a run, or --init_from=MODEL, one of them"
-        for name, low in (("num_samples", 1), ("max_new_tokens", 1), ("temperature", 0), ("top_k", 0), ("max_copy", 0), ("seed", 0)):
+        for name, low in (
+            ("num_samples", 1),
+            ("max_new_tokens", 1),
+            ("temperature", 0),
+            ("top_k", 0),
+            ("max_copy", 0),
+            ("seed", 0),
+        ):
             if getattr(self, name) < low:
                 yield name, f"must be at least {low}, got {getattr(self, name)}"
         if self.seed >= 2**63:
@@ -74,9 +81,13 @@ def main(argv):
     tokenizer = tokenizers.from_directory(directory) or _gpt2_for(weights.load_config(source), source)
     template = chat.template_of(directory)
     if options.chat and template is None:
-        raise UsageError(f"{source}: has no chat template; --chat=true is for models that were trained on conversations")
+        raise UsageError(
+            f"{source}: has no chat template; --chat=true is for models that were trained on conversations"
+        )
     if options.prompts:
-        starts = [tokenizers.encode_prompt(tokenizer, text, place) for place, text in prompts.read(options.prompts, template)]
+        starts = [
+            tokenizers.encode_prompt(tokenizer, text, place) for place, text in prompts.read(options.prompts, template)
+        ]
     else:
         starts = [] if options.chat else [tokenizers.prompt_ids(tokenizer, options.start)]
     settings = {name: getattr(options, name) for name in SETTINGS}
@@ -86,14 +97,18 @@ def main(argv):
         machine.keep_memory()
         machine.use_all_cores()
     model = GPT.from_pretrained(source).to(device, machine.best_dtype(options.dtype, device)).eval()
-    print(f"{_name(source)}, {model.num_parameters() / 1e6:.2f}M parameters, {tokenizer.describe()['name']}", flush=True)
+    print(
+        f"{_name(source)}, {model.num_parameters() / 1e6:.2f}M parameters, {tokenizer.describe()['name']}", flush=True
+    )
     if options.chat:
         _chat(model, tokenizer, template, options.seed, settings)
     elif options.out:
         _write(model, tokenizer, starts, options, settings, _name(source))
     else:
         for start in starts:
-            samples.print_samples(model, tokenizer, start, num_samples=options.num_samples, seed=options.seed, **settings)
+            samples.print_samples(
+                model, tokenizer, start, num_samples=options.num_samples, seed=options.seed, **settings
+            )
 
 
 SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "ignore_eos")
@@ -130,15 +145,23 @@ def _write(model, tokenizer, starts, options, settings, name):
     plain = {"model": name, "seed": options.seed, **{name: getattr(options, name) for name in (*SETTINGS, "max_copy")}}
     with open(options.out, "x", encoding="utf-8") as file:
         for start in tqdm(starts, unit=" prompts", disable=None, leave=False):
-            for number, sample in enumerate(draw(model, tokenizer, start, options.num_samples, seed=options.seed, **settings)):
-                row = {"prompt": tokenizer.decode(start), "text": sample.text, "sample": number, "finish_reason": sample.finish_reason}
+            for number, sample in enumerate(
+                draw(model, tokenizer, start, options.num_samples, seed=options.seed, **settings)
+            ):
+                row = {
+                    "prompt": tokenizer.decode(start),
+                    "text": sample.text,
+                    "sample": number,
+                    "finish_reason": sample.finish_reason,
+                }
                 file.write(json.dumps({**row, "tokens": sample.ids, **plain}, ensure_ascii=False) + "\n")
             file.flush()
     print(f"wrote {len(starts) * options.num_samples:,} samples to {options.out}")
 
 
 def _chat(model, tokenizer, template, seed, settings):
-    """Answer the lines of standard input until it ends. The oldest turns are left out of what no longer fits into the context."""
+    """Answer the lines of standard input until it ends. The oldest turns are left out of what no longer fits into the
+    context."""
     import sys
 
     import torch
@@ -156,7 +179,9 @@ def _chat(model, tokenizer, template, seed, settings):
         except EOFError:
             break
         except UnicodeDecodeError as error:
-            raise UsageError(f"standard input: what follows turn {len(messages) // 2} is not UTF-8 ({error.reason})") from None
+            raise UsageError(
+                f"standard input: what follows turn {len(messages) // 2} is not UTF-8 ({error.reason})"
+            ) from None
         if not line.strip():
             continue
         messages.append({"role": "user", "content": line})
@@ -169,7 +194,9 @@ def _chat(model, tokenizer, template, seed, settings):
             messages.pop()
             print(error, flush=True)
             continue
-        [sample] = draw(model, tokenizer, start, seed=generator, show=write_fresh if sys.stdout.isatty() else None, **settings)
+        [sample] = draw(
+            model, tokenizer, start, seed=generator, show=write_fresh if sys.stdout.isatty() else None, **settings
+        )
         write_fresh(sample)
         print("\n" if talking else "", flush=True)
         messages.append({"role": "assistant", "content": sample.text})
@@ -189,7 +216,10 @@ def _followers(options, tokenizer):
         dataset = _data_of(options.out_dir)
     if dataset.tokenizer and dataset.tokenizer.fingerprint != tokenizer.fingerprint:
         ours, theirs = tokenizer.describe()["name"], dataset.tokenizer.describe()["name"]
-        raise UsageError(f"{dataset.directory} holds ids of {theirs}, but the model works with {ours}; it was trained on something else")
+        raise UsageError(
+            f"{dataset.directory} holds ids of {theirs}, but the model works with {ours}; it was trained on something"
+            " else"
+        )
     return Followers(dataset, options.max_copy)
 
 
@@ -206,7 +236,11 @@ def _data_of(out_dir):
     value = parse(Recipe, [str(recipe)], "")[0].dataset
     if "," in value:
         raise UsageError(f"{told} are several: {value}; give one of them, --dataset=DIR")
-    candidates = [Path(value), Path("data") / value, *sorted(Path("data").glob(f"{Path(value).stem}-*"))]  # a text is prepared into such a one
+    candidates = [
+        Path(value),
+        Path("data") / value,
+        *sorted(Path("data").glob(f"{Path(value).stem}-*")),
+    ]  # a text is prepared into such a one
     for directory in candidates:
         if bins.is_prepared(directory):
             dataset = bins.load(directory)

@@ -31,7 +31,10 @@ def _push(recipe):
     from pathlib import Path
 
     out_dir, to = Path(recipe.out_dir), Path(recipe.out_dir) / "export"
-    by_hand = f"python -m finetune.export {shlex.join([f'--out_dir={out_dir}', f'--to={to}', f'--push_to_hub={recipe.push_to_hub}'])}"
+    by_hand = (
+        "python -m finetune.export"
+        f" {shlex.join([f'--out_dir={out_dir}', f'--to={to}', f'--push_to_hub={recipe.push_to_hub}'])}"
+    )
     if not recipe.push:
         print(f"nothing is pushed to {recipe.push_to_hub} without --push=true; by hand: {by_hand}")
         return
@@ -40,7 +43,9 @@ def _push(recipe):
     try:
         exported = directory.export(out_dir / "best", to, name=recipe.push_to_hub)
     except (UsageError, Failure) as error:  # all is done but this
-        raise Failure(f"{recipe.push_to_hub} was not pushed: {error}. The model is in {out_dir}/best; again: {by_hand}", 4) from error
+        raise Failure(
+            f"{recipe.push_to_hub} was not pushed: {error}. The model is in {out_dir}/best; again: {by_hand}", 4
+        ) from error
     hub.push(exported, recipe.push_to_hub, again=by_hand)
 
 

@@ -3,7 +3,8 @@
     python scripts/bench.py train   --nanogpt=PATH    tokens/s of updates, at matched and at default settings
     python scripts/bench.py start                     time from the start of the process to the first update
     python scripts/bench.py memory                    peak memory of training
-    python scripts/bench.py modes                     the same and time with moments in bfloat16, recomputed activations and LoRA
+    python scripts/bench.py modes                     the same and time with moments in bfloat16, recomputed activations
+    and LoRA
     python scripts/bench.py plan                      what finetune.plan says of time and memory, and what they then are
     python scripts/bench.py processes                 tokens/s of two processes that share the cores of one
     python scripts/bench.py packing                   tokens/s where documents are isolated
@@ -12,13 +13,14 @@
     python scripts/bench.py load    --nanogpt=PATH    cost of a batch
     python scripts/bench.py prepare                   a gigabyte of text to train.bin and val.bin
     python scripts/bench.py convert                   train.bin to an Arrow cache
-    python scripts/bench.py char    --nanogpt=PATH    character-level tiny Shakespeare from scratch: whole commands, wall time and loss
-    python scripts/bench.py gpu     [--nanogpt=PATH]  everything of a CUDA device, in nine minutes; needs neither `datasets` nor a network
+    python scripts/bench.py char    --nanogpt=PATH    character-level tiny Shakespeare from scratch: whole commands,
+    wall time and loss
+    python scripts/bench.py gpu     [--nanogpt=PATH]  everything of a CUDA device, in nine minutes; needs neither
+    `datasets` nor a network
 
-Every tool gets the same weights, blocks, order, learning rate and weight decay. Losses must agree before a speed is printed. Tools take turns,
-the order rotates from round to round, and what counts is the ratio within a round. finetune runs twice a round: the ratio of
-these two says how far the machine is to be trusted.
-"""
+Every tool gets the same weights, blocks, order, learning rate and weight decay. Losses must agree before a speed is
+printed. Tools take turns, the order rotates from round to round, and what counts is the ratio within a round. finetune
+runs twice a round: the ratio of these two says how far the machine is to be trusted."""
 
 import datetime
 import json
@@ -38,14 +40,22 @@ from finetune.cli import key, parse, run
 
 ROOT = Path(__file__).parents[1]
 CONTENDERS = ROOT / "scripts" / "contenders.py"
-SIZES = {"124M": (12, 12, 768), "355M": (24, 16, 1024), "774M": (36, 20, 1280), "1558M": (48, 25, 1600), "tiny": (2, 2, 64)}
+SIZES = {
+    "124M": (12, 12, 768),
+    "355M": (24, 16, 1024),
+    "774M": (36, 20, 1280),
+    "1558M": (48, 25, 1600),
+    "tiny": (2, 2, 64),
+}
 WARM_UP = 2  # updates that are not timed: allocators, first optimizer state, compilation
 
 
 @dataclass
 class Options:
     sources: list = key(
-        [], "what to measure: train, start, memory, modes, plan, processes, packing, sample, command, load, prepare, convert, char or gpu"
+        [],
+        "what to measure: train, start, memory, modes, plan, processes, packing, sample, command, load, prepare,"
+        " convert, char or gpu",
     )
     nanogpt: str = key("", "a checkout of nanoGPT to compare with")
     rounds: int = key(5, "how often every tool has its turn")
@@ -85,7 +95,9 @@ class Contender:
         path.write_text(json.dumps(job))
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
         try:
-            done = subprocess.run([sys.executable, CONTENDERS, path], capture_output=True, text=True, env=environment, timeout=timeout)
+            done = subprocess.run(
+                [sys.executable, CONTENDERS, path], capture_output=True, text=True, env=environment, timeout=timeout
+            )
         except subprocess.TimeoutExpired:
             sys.exit(f"{self.name} took more than {timeout:.0f} s")
         if done.returncode:
@@ -96,7 +108,9 @@ class Contender:
 
 def main(argv):
     options, _ = parse(Options, argv, __doc__)
-    options.given = [arg for arg in argv if not arg.startswith(("--nanogpt=", "--out=", "--text="))] + ["--nanogpt=PATH"] * bool(options.nanogpt)
+    options.given = [arg for arg in argv if not arg.startswith(("--nanogpt=", "--out=", "--text="))] + [
+        "--nanogpt=PATH"
+    ] * bool(options.nanogpt)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as work:
         result = LANES[options.sources[0]](options, Path(work))
@@ -111,15 +125,26 @@ def train(options, work):
     contenders = [
         Contender("finetune", {"tool": "finetune", "options": {}}),
         Contender("finetune, again", {"tool": "finetune", "options": {}}, 1e-6),
-        Contender("Trainer, bfloat16, dropout 0, fused", {"tool": "trainer", "options": {"dtype": "bfloat16", "dropout": 0.0}}, 2e-2),
+        Contender(
+            "Trainer, bfloat16, dropout 0, fused",
+            {"tool": "trainer", "options": {"dtype": "bfloat16", "dropout": 0.0}},
+            2e-2,
+        ),
         Contender("Trainer, its defaults (float32, dropout 0.1)", {"tool": "trainer", "options": {}}, 0.3),
     ]
     if options.nanogpt:
-        contenders.append(Contender("nanoGPT, its defaults on a CPU (float32)", {"tool": "nanogpt", "options": {"compile": False}}, 2e-2))
+        contenders.append(
+            Contender(
+                "nanoGPT, its defaults on a CPU (float32)", {"tool": "nanogpt", "options": {"compile": False}}, 2e-2
+            )
+        )
     rotate(contenders, options.rounds, {**shared, "what": "train"})
     gate(contenders)
     tokens = options.batch_size * options.block_size
-    speeds = [[tokens * (len(r["stamps"]) - WARM_UP) / (r["stamps"][-1] - r["stamps"][WARM_UP - 1]) for r in c.results] for c in contenders]
+    speeds = [
+        [tokens * (len(r["stamps"]) - WARM_UP) / (r["stamps"][-1] - r["stamps"][WARM_UP - 1]) for r in c.results]
+        for c in contenders
+    ]
     rows = [
         {
             "tool": c.name,
@@ -131,13 +156,17 @@ def train(options, work):
     ]
     name = f"train-{options.batch_size}x{options.block_size}"
     title = f"Training {options.size}: {options.batch_size} x {options.block_size} tokens an update"
-    setting = f"{options.rounds} rounds, {options.steps} updates each, of which the last {options.steps - WARM_UP} are timed; "
+    setting = (
+        f"{options.rounds} rounds, {options.steps} updates each, of which the last {options.steps - WARM_UP} are"
+        " timed; "
+    )
     setting += "AdamW, weight decay 0.1, gradients clipped at 1; ratios are median (lowest to highest) of the rounds"
     return report(options, name, title, setting, rows, contenders)
 
 
 def start(options, work):
-    """From the start of the process to the end of the first update, of 128 tokens, with nothing on disk but a model and a text."""
+    """From the start of the process to the end of the first update, of 128 tokens, with nothing on disk but a model and
+    a text."""
     from tokenizers import ByteLevelBPETokenizer
 
     from finetune.data import sources
@@ -152,7 +181,9 @@ def start(options, work):
     contenders = [
         Contender("finetune", {"tool": "finetune"}),
         Contender("finetune, again", {"tool": "finetune"}, 1e-6),
-        Contender("run_clm's steps: datasets, map, Trainer at its defaults", {"tool": "run_clm"}, 0.5),  # other blocks of the same text
+        Contender(
+            "run_clm's steps: datasets, map, Trainer at its defaults", {"tool": "run_clm"}, 0.5
+        ),  # other blocks of the same text
     ]
     rotate(contenders, options.rounds, {**shared, "what": "start"})
     gate(contenders)
@@ -167,8 +198,9 @@ def start(options, work):
         for c, s in zip(contenders, seconds)
     ]
     setting = (
-        f"{options.rounds} rounds; {len(text):,} characters to tokenize, 1 x 128 tokens an update; finetune has evaluated both splits and published its first "
-        "model by then, Trainer has done neither; both shuffle in their own way, so first losses agree to half a nat only"
+        f"{options.rounds} rounds; {len(text):,} characters to tokenize, 1 x 128 tokens an update; finetune has"
+        " evaluated both splits and published its first model by then, Trainer has done neither; both shuffle in their"
+        " own way, so first losses agree to half a nat only"
     )
     return report(options, "start", f"From a text to the first update, {options.size}", setting, rows, contenders)
 
@@ -180,23 +212,37 @@ def memory(options, work):
     shared["shape"]["max_iters"] = 3
     contenders = [
         Contender("finetune", {"tool": "finetune", "options": {}}),
-        Contender("Trainer, bfloat16, dropout 0, fused", {"tool": "trainer", "options": {"dtype": "bfloat16", "dropout": 0.0}}, 2e-2),
+        Contender(
+            "Trainer, bfloat16, dropout 0, fused",
+            {"tool": "trainer", "options": {"dtype": "bfloat16", "dropout": 0.0}},
+            2e-2,
+        ),
     ]
     rotate(contenders, 1, {**shared, "what": "train"})
     gate(contenders)
     first = contenders[0].results[0]["peak_mb"]
     rows = [
-        {"tool": c.name, "peak MB": f"{c.results[0]['peak_mb']:,.0f}", "finetune's share": f"{first / c.results[0]['peak_mb']:.2f}"}
+        {
+            "tool": c.name,
+            "peak MB": f"{c.results[0]['peak_mb']:,.0f}",
+            "finetune's share": f"{first / c.results[0]['peak_mb']:.2f}",
+        }
         for c in contenders
     ]
     title = f"Peak memory of training {options.size}: 4 x {options.block_size} tokens an update"
     return report(
-        options, "memory", title, "the largest resident size of the process over three updates, evaluation and checkpoints included", rows, contenders
+        options,
+        "memory",
+        title,
+        "the largest resident size of the process over three updates, evaluation and checkpoints included",
+        rows,
+        contenders,
     )
 
 
 def modes(options, work):
-    """Memory and time of an update in each memory mode, beside the predictions that finetune.plan and memory=auto go by."""
+    """Memory and time of an update in each memory mode, beside the predictions that finetune.plan and memory=auto go
+    by."""
     from finetune.gpt import GPTConfig, convert
     from finetune.recipe import Recipe
     from finetune.training import lora, machine, memory
@@ -212,13 +258,24 @@ def modes(options, work):
         return memory.needs_of(recipe, config, options.block_size, this.device.type, dtype, this.compile, **more).peak
 
     shared = prepared(options, work, tokens=max(40, 2 * options.steps * options.batch_size) * options.block_size)
-    whole, selective, full = {"chunked_loss": "false"}, {"gradient_checkpointing": "selective"}, {"gradient_checkpointing": True}
+    whole, selective, full = (
+        {"chunked_loss": "false"},
+        {"gradient_checkpointing": "selective"},
+        {"gradient_checkpointing": True},
+    )
     compact, adapters = {"optimizer_dtype": "bfloat16"}, {"lora_rank": 16}
     # two groups, because adapters learn something else from the same start
     groups = [[whole, {}, selective, full, compact, full | compact], [adapters, adapters | selective, adapters | full]]
-    groups = [[Contender(_flags(given) or "as it is", {"tool": "finetune", "options": given}, 2e-2) for given in group] for group in groups]
+    groups = [
+        [Contender(_flags(given) or "as it is", {"tool": "finetune", "options": given}, 2e-2) for given in group]
+        for group in groups
+    ]
     theirs = {"dtype": "bfloat16", "dropout": 0.0, "lora_rank": 16}
-    groups[1].append(Contender("Trainer, bfloat16, dropout 0, peft's adapters of rank 16", {"tool": "trainer", "options": theirs}, 2e-2))
+    groups[1].append(
+        Contender(
+            "Trainer, bfloat16, dropout 0, peft's adapters of rank 16", {"tool": "trainer", "options": theirs}, 2e-2
+        )
+    )
     contenders = [contender for group in groups for contender in group]
     rotate(contenders, options.rounds, {**shared, "what": "train"})
     for group in groups:
@@ -232,16 +289,22 @@ def modes(options, work):
         rows.append(
             {
                 "mode": c.name,
-                "trainable parameters": f"{lora.num_parameters(config, given.get('lora_rank', 0)) or convert.num_parameters(config):,}",
+                "trainable parameters": (
+                    f"{lora.num_parameters(config, given.get('lora_rank', 0)) or convert.num_parameters(config):,}"
+                ),
                 "peak MB": f"{peak:,.0f}",
                 "predicted": f"{said:,.0f} ({said / peak - 1:+.0%})" if ours else "",
                 "seconds an update": f"{statistics.median(seconds):.2f}",
                 "last loss": f"{c.results[0]['losses'][-1]:.4f}",
             }
         )
-    setting = f"{options.rounds} rounds, {options.steps} updates each, of which the last {options.steps - WARM_UP} are timed; {dtype}, AdamW; peak: the largest resident "
+    setting = (
+        f"{options.rounds} rounds, {options.steps} updates each, of which the last {options.steps - WARM_UP} are timed;"
+        f" {dtype}, AdamW; peak: the largest resident "
+    )
     setting += (
-        "size of the process, with evaluations and checkpoints (of which Trainer made none); predicted: what finetune.plan and memory=auto go by"
+        "size of the process, with evaluations and checkpoints (of which Trainer made none); predicted: what"
+        " finetune.plan and memory=auto go by"
     )
     title = f"Memory modes of training {options.size}: {options.batch_size} x {options.block_size} tokens an update"
     return report(options, "modes", title, setting, rows, contenders)
@@ -252,7 +315,8 @@ def _flags(given):
 
 
 def plan(options, work):
-    """A plan and then the run, each in a process of its own: a small network from scratch, and five updates of the larger shape."""
+    """A plan and then the run, each in a process of its own: a small network from scratch, and five updates of the
+    larger shape."""
     from finetune.data.prepare import prepare
 
     prepare(["python_docs"], work / "data" / "tiny", "char")
@@ -268,29 +332,48 @@ def plan(options, work):
     }
     few |= {"gradient_accumulation_steps": 1, "eval_interval": 5, "eval_iters": 1}
     cases = {
-        "4 layers 128 wide, 200 updates of 16 x 128": [str(recipe), f"--dataset={work / 'data' / 'tiny'}", "--tokenizer=auto", "--max_iters=200"],
-        f"{options.size}, 5 updates of {options.batch_size} x {options.block_size}": [f"--{name}={value}" for name, value in few.items()],
+        "4 layers 128 wide, 200 updates of 16 x 128": [
+            str(recipe),
+            f"--dataset={work / 'data' / 'tiny'}",
+            "--tokenizer=auto",
+            "--max_iters=200",
+        ],
+        f"{options.size}, 5 updates of {options.batch_size} x {options.block_size}": [
+            f"--{name}={value}" for name, value in few.items()
+        ],
     }
     rows, contenders = [], []
     for name, argv in cases.items():
         job = {"tool": "finetune", "argv": [*argv, f"--out_dir={work / 'out'}", "--overwrite=true"]}
-        told, run = Contender(f"plan of {name}", {**job, "what": "plan"}), Contender(f"run of {name}", {**job, "what": "run"})
+        told, run = (
+            Contender(f"plan of {name}", {**job, "what": "plan"}),
+            Contender(f"run of {name}", {**job, "what": "run"}),
+        )
         rotate([told, run], options.rounds, {"work": str(work), "what": ""})
         contenders += [told, run]
         for what, unit in (("seconds", "s"), ("peak_gb", "GB")):
             said, found = (statistics.median(result[what] for result in c.results) for c in (told, run))
             label = "wall time" if unit == "s" else "peak memory"
             rows.append(
-                {"run": name, "what": label, "plan": f"{said:.3g} {unit}", "measured": f"{found:.3g} {unit}", "off by": f"{said / found - 1:+.0%}"}
+                {
+                    "run": name,
+                    "what": label,
+                    "plan": f"{said:.3g} {unit}",
+                    "measured": f"{found:.3g} {unit}",
+                    "off by": f"{said / found - 1:+.0%}",
+                }
             )
-    setting = f"{options.rounds} rounds, medians; the whole command from the start of its process, evaluations, checkpoints and samples included; "
+    setting = (
+        f"{options.rounds} rounds, medians; the whole command from the start of its process, evaluations, checkpoints"
+        " and samples included; "
+    )
     setting += "peak: the largest resident size"
     return report(options, "plan", "What finetune.plan says, and what it comes to", setting, rows, contenders)
 
 
 def processes(options, work):
-    """Updates by one process on all cores and by two with half of them each, which also exchange gradients; at 1 and at 4 micro-batches
-    a process between two exchanges."""
+    """Updates by one process on all cores and by two with half of them each, which also exchange gradients; at 1 and at
+    4 micro-batches a process between two exchanges."""
     shared = prepared(options, work, tokens=10 * options.steps * options.batch_size * options.block_size)
     runs = {
         (share, count): Contender(f"{count} process{'es' * (count > 1)}, {2 * share} micro-batches an update", {}, 1e-3)
@@ -308,29 +391,63 @@ def processes(options, work):
                 "init_from": shared["weights"],
             }
             flags |= {"eval_interval": options.steps, "eval_iters": 1, "log_interval": 1, "device": "cpu"}
-            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", "-m", "finetune.train"]
+            launcher = [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                f"--nproc_per_node={count}",
+                "-m",
+                "finetune.train",
+            ]
             timed([*launcher, *(f"--{name}={value}" for name, value in flags.items())], work)
-            told = [event for event in map(json.loads, (out_dir / "metrics.jsonl").read_text().splitlines()) if event["event"] == "iter"]
+            told = [
+                event
+                for event in map(json.loads, (out_dir / "metrics.jsonl").read_text().splitlines())
+                if event["event"] == "iter"
+            ]
             seconds = [event["seconds"] for event in told[WARM_UP:]]
-            runs[share, count].results.append({"iters": [e["iter"] for e in told], "losses": [e["loss"] for e in told], "seconds": seconds})
+            runs[share, count].results.append(
+                {"iters": [e["iter"] for e in told], "losses": [e["loss"] for e in told], "seconds": seconds}
+            )
             shutil.rmtree(out_dir)
     rows = []
     for share in (1, 4):
         gate([runs[share, 1], runs[share, 2]])
-        each = {count: [statistics.median(result["seconds"]) for result in runs[share, count].results] for count in (1, 2)}
+        each = {
+            count: [statistics.median(result["seconds"]) for result in runs[share, count].results] for count in (1, 2)
+        }
         for count in (1, 2):
             tokens = 2 * share * options.batch_size * options.block_size
             speed = statistics.median(tokens / seconds for seconds in each[count])
-            rows.append({"tool": runs[share, count].name, "tokens/s": f"{speed:,.0f}", "speed over one process": ratios(each[1], each[count])})
+            rows.append(
+                {
+                    "tool": runs[share, count].name,
+                    "tokens/s": f"{speed:,.0f}",
+                    "speed over one process": ratios(each[1], each[count]),
+                }
+            )
     setting = (
-        f"{options.rounds} rounds of {options.steps} updates, of which the last {options.steps - WARM_UP} count, by their median; micro-batches of "
+        f"{options.rounds} rounds of {options.steps} updates, of which the last {options.steps - WARM_UP} count, by"
+        " their median; micro-batches of "
     )
-    setting += f"{options.batch_size} x {options.block_size} tokens; torchrun, gloo over the loopback device; the cores are the same, so there is nothing to be gained but what threads lose"
-    return report(options, "processes", f"Training {options.size} by one process, and by two on the same cores", setting, rows, list(runs.values()))
+    setting += (
+        f"{options.batch_size} x {options.block_size} tokens; torchrun, gloo over the loopback device; the cores are"
+        " the same, so there is nothing to be gained but what threads lose"
+    )
+    return report(
+        options,
+        "processes",
+        f"Training {options.size} by one process, and by two on the same cores",
+        setting,
+        rows,
+        list(runs.values()),
+    )
 
 
 def packing(options, work):
-    """Updates of 4 blocks of isolated documents, against TRL's way: one long row, in which transformers tells them apart by positions."""
+    """Updates of 4 blocks of isolated documents, against TRL's way: one long row, in which transformers tells them
+    apart by positions."""
     import numpy as np
 
     from finetune.data import bins, cache
@@ -347,7 +464,9 @@ def packing(options, work):
         ids.tofile(work / "data" / f"{split}.bin")
     dataset = bins.load(work / "data")
     contents = bins.survey(dataset, "train")
-    blocks = Blocks.from_arrow(cache.open_cache(dataset, "train", options.block_size, contents, isolated=True), contents.tokens)
+    blocks = Blocks.from_arrow(
+        cache.open_cache(dataset, "train", options.block_size, contents, isolated=True), contents.tokens
+    )
     np.savez(work / "packed.npz", **{name: np.concatenate(chunks) for name, chunks in blocks.columns.items()})
     order = Order(blocks.num_rows, options.batch_size, 1337)
     (work / "rows.json").write_text(json.dumps([int(row) for i in range(options.steps) for row in order.rows(i)]))
@@ -355,11 +474,18 @@ def packing(options, work):
     contenders = [
         Contender("finetune, isolate_documents", {"tool": "finetune", "options": {"isolate_documents": "true"}}),
         Contender("finetune, again", {"tool": "finetune", "options": {"isolate_documents": "true"}}, 1e-6),
-        Contender("Trainer, one row of all documents (TRL's packing), bfloat16", {"tool": "trainer", "options": flattened}, 2e-2),
+        Contender(
+            "Trainer, one row of all documents (TRL's packing), bfloat16",
+            {"tool": "trainer", "options": flattened},
+            2e-2,
+        ),
     ]
     rotate(contenders, options.rounds, {**shared, "what": "train"})
     gate(contenders)
-    seconds = [[(r["stamps"][-1] - r["stamps"][WARM_UP - 1]) / (len(r["stamps"]) - WARM_UP) for r in c.results] for c in contenders]
+    seconds = [
+        [(r["stamps"][-1] - r["stamps"][WARM_UP - 1]) / (len(r["stamps"]) - WARM_UP) for r in c.results]
+        for c in contenders
+    ]
     rows = [
         {
             "tool": c.name,
@@ -370,10 +496,21 @@ def packing(options, work):
         }
         for c, s in zip(contenders, seconds)
     ]
-    setting = f"{options.rounds} rounds, {options.steps} updates each, of which the last {options.steps - WARM_UP} are timed; documents of 250 tokens on average, "
-    setting += f"packed into blocks that are {contents.tokens / (blocks.num_rows * (options.block_size + 1)):.1%} full, the same for both; dropout 0, fused AdamW"
+    setting = (
+        f"{options.rounds} rounds, {options.steps} updates each, of which the last {options.steps - WARM_UP} are timed;"
+        " documents of 250 tokens on average, "
+    )
+    setting += (
+        f"packed into blocks that are {contents.tokens / (blocks.num_rows * (options.block_size + 1)):.1%} full, the"
+        " same for both; dropout 0, fused AdamW"
+    )
     return report(
-        options, "packing", f"Training {options.size} on isolated documents: 4 x {options.block_size} tokens an update", setting, rows, contenders
+        options,
+        "packing",
+        f"Training {options.size} on isolated documents: 4 x {options.block_size} tokens an update",
+        setting,
+        rows,
+        contenders,
     )
 
 
@@ -403,12 +540,16 @@ def sample(options, work):
         }
         for c, s in zip(contenders, speeds)
     ]
-    setting = f"{options.rounds} rounds, temperature 0.8, top_k 200, the call after one that does not count; ratios are median (lowest to highest) of the rounds"
+    setting = (
+        f"{options.rounds} rounds, temperature 0.8, top_k 200, the call after one that does not count; ratios are"
+        " median (lowest to highest) of the rounds"
+    )
     return report(options, "sample", f"Sampling from {options.size}", setting, rows, contenders)
 
 
 def command(options, work):
-    """`finetune.sample` and nanoGPT's sample.py as users run them, with a vocabulary of single characters that needs no download."""
+    """`finetune.sample` and nanoGPT's sample.py as users run them, with a vocabulary of single characters that needs no
+    download."""
     import pickle
 
     import torch
@@ -443,13 +584,26 @@ def command(options, work):
             speeds[name].append(10 * new / seconds)
             print(f"round {turn + 1}: {name}, whole command {seconds:.1f} s", file=sys.stderr, flush=True)
     rows = [
-        {"tool": name, "tokens/s": f"{statistics.median(s):,.1f}", "finetune is faster by": ratios(speeds["finetune"], s)}
+        {
+            "tool": name,
+            "tokens/s": f"{statistics.median(s):,.1f}",
+            "finetune is faster by": ratios(speeds["finetune"], s),
+        }
         for name, s in speeds.items()
     ]
-    setting = f"{options.rounds} rounds, {'bfloat16' if best_dtype('auto', torch.device('cpu')) == torch.bfloat16 else 'float32'} here, float32 there, which are their "
-    setting += "defaults; temperature 0.8, top_k 200; from start to end. nanoGPT writes one sample after the other, so its command is timed with one of the ten and "
+    setting = (
+        f"{options.rounds} rounds,"
+        f" {'bfloat16' if best_dtype('auto', torch.device('cpu')) == torch.bfloat16 else 'float32'} here, float32"
+        " there, which are their "
+    )
+    setting += (
+        "defaults; temperature 0.8, top_k 200; from start to end. nanoGPT writes one sample after the other, so its"
+        " command is timed with one of the ten and "
+    )
     setting += "with one token, and its start counted once"
-    return report(options, "command", f"The command that prints 10 samples of {new} tokens from {options.size}", setting, rows, [])
+    return report(
+        options, "command", f"The command that prints 10 samples of {new} tokens from {options.size}", setting, rows, []
+    )
 
 
 def load(options, work):
@@ -462,10 +616,17 @@ def load(options, work):
     rotate(contenders, options.rounds, {**shared, "what": "load"})
     costs = [[r["milliseconds"] for r in c.results] for c in contenders]
     rows = [
-        {"tool": c.name, "ms a batch": f"{statistics.median(cost):.3f}", "finetune is cheaper by": ratios(cost, costs[0])}
+        {
+            "tool": c.name,
+            "ms a batch": f"{statistics.median(cost):.3f}",
+            "finetune is cheaper by": ratios(cost, costs[0]),
+        }
         for c, cost in zip(contenders, costs)
     ]
-    setting = f"{options.rounds} rounds of 300 batches (100 of run_clm's), one thread, 20 million tokens; ratios are median (lowest to highest) of the rounds"
+    setting = (
+        f"{options.rounds} rounds of 300 batches (100 of run_clm's), one thread, 20 million tokens; ratios are median"
+        " (lowest to highest) of the rounds"
+    )
     return report(options, "load", f"A batch of 8 x {options.block_size} tokens", setting, rows, contenders)
 
 
@@ -475,7 +636,9 @@ def prepare(options, work):
 
     rng = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
-    words = ["".join(letters[rng.geometric(0.12, size).clip(max=26) - 1]) for size in rng.geometric(0.2, 50_000).clip(1, 14)]
+    words = [
+        "".join(letters[rng.geometric(0.12, size).clip(max=26) - 1]) for size in rng.geometric(0.2, 50_000).clip(1, 14)
+    ]
     chosen = rng.zipf(1.3, 4_000_000) % len(words)
     ends = rng.choice(np.array([" ", " ", " ", " ", " ", " ", ", ", ". ", ".\n"]), len(chosen))
     piece = "".join(words[word] + end for word, end in zip(chosen.tolist(), ends.tolist()))
@@ -487,7 +650,10 @@ def prepare(options, work):
             for _ in range(bytes_ // len(text)):
                 file.write(text)
             file.write(text[: bytes_ % len(text)])
-        contenders = [Contender(f"finetune, {name}", {"tool": "finetune"}), Contender(f"tiktoken alone, {name}", {"tool": "tiktoken"})]
+        contenders = [
+            Contender(f"finetune, {name}", {"tool": "finetune"}),
+            Contender(f"tiktoken alone, {name}", {"tool": "tiktoken"}),
+        ]
         rotate(contenders, options.rounds, {"work": str(work), "text": str(path), "what": "prepare"})
         ours, theirs = contenders
         if ours.results[0]["tokens"] < 0.9 * theirs.results[0]["tokens"]:
@@ -496,14 +662,22 @@ def prepare(options, work):
             {
                 "tool": c.name,
                 "MB/s": f"{statistics.median(r['mb_per_second'] for r in c.results):.1f}",
-                "finetune's speed over it": ratios([r["mb_per_second"] for r in ours.results], [r["mb_per_second"] for r in c.results]),
+                "finetune's speed over it": ratios(
+                    [r["mb_per_second"] for r in ours.results], [r["mb_per_second"] for r in c.results]
+                ),
                 "peak MB": f"{max(r['peak_mb'] for r in c.results):,.0f}",
             }
             for c in contenders
         ]
         results += contenders
-    setting = f"{options.rounds} rounds; {size / 1e6:,.0f} MB and {size / 1e7:,.0f} MB of random words, GPT-2's BPE; finetune: the whole command, reading twice, checking, hashing and "
-    setting += "writing; tiktoken: encode_ordinary_batch only, pieces of a megabyte on all cores, which cut words, so that its ids differ a little"
+    setting = (
+        f"{options.rounds} rounds; {size / 1e6:,.0f} MB and {size / 1e7:,.0f} MB of random words, GPT-2's BPE;"
+        " finetune: the whole command, reading twice, checking, hashing and "
+    )
+    setting += (
+        "writing; tiktoken: encode_ordinary_batch only, pieces of a megabyte on all cores, which cut words, so that its"
+        " ids differ a little"
+    )
     return report(options, "prepare", "A text to train.bin and val.bin", setting, rows, results)
 
 
@@ -523,11 +697,25 @@ def convert(options, work):
         copy.unlink()
     medians = {name: statistics.median(r[name] for r in contender.results) for name in contender.results[0]}
     rows = [
-        {"what": "bin to Arrow", "MB/s": f"{medians['mb_per_second']:,.0f}", "memory on top": f"{medians['grown_mb']:.0f} MB"},
-        {"what": "copying the file, for comparison", "MB/s": f"{medians['copy_mb_per_second']:,.0f}", "memory on top": ""},
+        {
+            "what": "bin to Arrow",
+            "MB/s": f"{medians['mb_per_second']:,.0f}",
+            "memory on top": f"{medians['grown_mb']:.0f} MB",
+        },
+        {
+            "what": "copying the file, for comparison",
+            "MB/s": f"{medians['copy_mb_per_second']:,.0f}",
+            "memory on top": "",
+        },
     ]
-    setting = f"{options.rounds} rounds, medians; not synced to the disk, which nothing waits for: a cache that is lost is built again. Before each a file of the "
-    setting += "size was written and removed, because a virtual machine gets pages from its host at some 400 MB/s, whoever asks"
+    setting = (
+        f"{options.rounds} rounds, medians; not synced to the disk, which nothing waits for: a cache that is lost is"
+        " built again. Before each a file of the "
+    )
+    setting += (
+        "size was written and removed, because a virtual machine gets pages from its host at some 400 MB/s, whoever"
+        " asks"
+    )
     return report(options, "convert", "1 GB of tokens from bin to Arrow", setting, rows, contenders)
 
 
@@ -545,33 +733,71 @@ def char(options, work):
 
     text = options.text if options.text == "shakespeare" else str(Path(options.text).resolve())
     prepare([text], work / "data" / "char", "char")
-    shape = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12, "max_iters": 2000, "dropout": 0.0}
+    shape = {
+        "n_layer": 4,
+        "n_head": 4,
+        "n_embd": 128,
+        "block_size": 64,
+        "batch_size": 12,
+        "max_iters": 2000,
+        "dropout": 0.0,
+    }
     flags = [f"--{name}={value}" for name, value in shape.items()]
 
     recipe = ROOT / "recipes" / "shakespeare_char.yaml"
-    ours = ["-m", "finetune.train", str(recipe), *flags, "--dataset=char", f"--out_dir={work / 'ours'}", "--num_samples=0"]
+    ours = [
+        "-m",
+        "finetune.train",
+        str(recipe),
+        *flags,
+        "--dataset=char",
+        f"--out_dir={work / 'ours'}",
+        "--num_samples=0",
+    ]
     seconds = {"finetune": timed([sys.executable, *ours], work)}
 
     checkout = work / "nanogpt"
     shutil.copytree(options.nanogpt, checkout, ignore=shutil.ignore_patterns(".git"))
     for name in ("train.bin", "val.bin", "meta.pkl"):
         shutil.copy(work / "data" / "char" / name, checkout / "data" / "shakespeare_char" / name)
-    theirs = ["train.py", "config/train_shakespeare_char.py", *flags, "--device=cpu", "--compile=False", "--eval_iters=20", "--lr_decay_iters=2000"]
+    theirs = [
+        "train.py",
+        "config/train_shakespeare_char.py",
+        *flags,
+        "--device=cpu",
+        "--compile=False",
+        "--eval_iters=20",
+        "--lr_decay_iters=2000",
+    ]
     seconds["nanoGPT"] = timed([sys.executable, *theirs, f"--out_dir={work / 'nano'}"], checkout)
 
     rows = []
     for name, out in (("finetune", "ours"), ("nanoGPT", "nano")):
         loss = whole_split_loss(work / out, work)
         rows.append({"tool": name, "wall_seconds": round(seconds[name], 1), "val_loss": round(loss, 4)})
-    setting = "4 layers, 4 heads, 128 wide, context 64, batch 12, 2,000 iterations, dropout 0, learning rate 1e-3; wall time of the whole command, "
-    setting += "evaluations included; validation loss of the best checkpoint over the whole split (111,540 characters), by our evaluation for both"
+    setting = (
+        "4 layers, 4 heads, 128 wide, context 64, batch 12, 2,000 iterations, dropout 0, learning rate 1e-3; wall time"
+        " of the whole command, "
+    )
+    setting += (
+        "evaluations included; validation loss of the best checkpoint over the whole split (111,540 characters), by our"
+        " evaluation for both"
+    )
     return report(options, "char", "Character-level tiny Shakespeare, from scratch, on a CPU", setting, rows, [])
 
 
 def whole_split_loss(model, work):
     """The validation loss that `finetune.train --eval_only` finds for any kind of checkpoint."""
-    flags = [f"--init_from={model}", "--dataset=char", "--eval_only=true", "--dtype=float32", f"--out_dir={work / 'unused'}"]
-    done = subprocess.run([sys.executable, "-m", "finetune.train", *flags], cwd=work, capture_output=True, text=True, check=True)
+    flags = [
+        f"--init_from={model}",
+        "--dataset=char",
+        "--eval_only=true",
+        "--dtype=float32",
+        f"--out_dir={work / 'unused'}",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune.train", *flags], cwd=work, capture_output=True, text=True, check=True
+    )
     return float(done.stdout.split("val loss ")[1].split()[0])
 
 
@@ -598,15 +824,26 @@ def gpu(options, work):
         ("124M", 32, "finetune", {"compile": "false"}),
     ]
     if not cuda:  # a rehearsal: the same steps on a toy
-        plan, options.block_size = [("tiny", 2, tool, settings) for _, _, tool, settings in plan if "compile" not in settings], 64
+        plan, options.block_size = (
+            [("tiny", 2, tool, settings) for _, _, tool, settings in plan if "compile" not in settings],
+            64,
+        )
     title = "Training and sampling on one GPU"
-    setting = f"bfloat16, AdamW, dropout 0; one run each of {options.steps} updates, timed from the 11th, so ratios of neighbouring lines are what to read; "
-    setting += "first line: seconds from the start of the process to the first update told of, compilation included; peak: allocated from the second update on"
+    setting = (
+        f"bfloat16, AdamW, dropout 0; one run each of {options.steps} updates, timed from the 11th, so ratios of"
+        " neighbouring lines are what to read; "
+    )
+    setting += (
+        "first line: seconds from the start of the process to the first update told of, compilation included; peak:"
+        " allocated from the second update on"
+    )
 
     def tell(what, tool, figure):
         rows.append({"what": what, "tool": tool, "figure": figure})
         print(rows[-1], file=sys.stderr, flush=True)
-        write(report(options, "gpu", title, setting, rows, contenders), Path(options.out), quiet=True)  # whatever happens next, this much is there
+        write(
+            report(options, "gpu", title, setting, rows, contenders), Path(options.out), quiet=True
+        )  # whatever happens next, this much is there
 
     for size, blocks, tool, settings in plan:
         left = 8 * 60 - (time.monotonic() - began)
@@ -638,7 +875,10 @@ def gpu(options, work):
         stamps = dict(zip(result["iters"], result["stamps"]))
         last = max(stamps)
         speed = blocks * options.block_size * (last - 10) / (stamps[last] - stamps[10])
-        figure = f"{speed:,.0f} tokens/s, peak {result['peak_mb'] / 1024:.1f} GiB, first line after {result['stamps'][0]:.0f} s"
+        figure = (
+            f"{speed:,.0f} tokens/s, peak {result['peak_mb'] / 1024:.1f} GiB, first line after"
+            f" {result['stamps'][0]:.0f} s"
+        )
         tell(what, name, figure if off < 5e-2 else f"losses differ by {off:.3f}, so there is no speed to tell")
     options.size = plan[0][0]
     shared = prepared(options, work / options.size, 2**16, device) | {"what": "sample", "calls": 2, "dtype": "bfloat16"}
@@ -665,7 +905,10 @@ def ceilings():
     a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16)
     big = torch.empty(2**31, dtype=torch.uint8, device="cuda")
     best = {}
-    for name, work, unit in (("product of 8192 x 8192 matrices", lambda: a @ b, 2 * 8192**3 / 1e12), ("copy", big.clone, 2 * 2**31 / 1e12)):
+    for name, work, unit in (
+        ("product of 8192 x 8192 matrices", lambda: a @ b, 2 * 8192**3 / 1e12),
+        ("copy", big.clone, 2 * 2**31 / 1e12),
+    ):
         times = []
         for _ in range(20):
             torch.cuda.synchronize()
@@ -679,7 +922,9 @@ def ceilings():
         torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
         torch.cuda.synchronize()
     best["attention kernel"] = ", ".join(
-        event.key[:60] for event in seen.key_averages() if event.key.lower().count("attention") or "flash" in event.key.lower()
+        event.key[:60]
+        for event in seen.key_averages()
+        if event.key.lower().count("attention") or "flash" in event.key.lower()
     )
     del big
     torch.cuda.empty_cache()
@@ -687,7 +932,8 @@ def ceilings():
 
 
 def prepared(options, work, tokens, device="cpu"):
-    """What all contenders share: random tokens with the frequencies of words, random weights, and the order of the blocks."""
+    """What all contenders share: random tokens with the frequencies of words, random weights, and the order of the
+    blocks."""
     import numpy as np
     import torch
 
@@ -708,7 +954,12 @@ def prepared(options, work, tokens, device="cpu"):
         config = GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=max(options.block_size, 1024))
         GPT.from_scratch(config, 0).save_pretrained(weights)
     torch.manual_seed(0)
-    shape = {"batch_size": options.batch_size, "block_size": options.block_size, "gradient_accumulation_steps": 1, "max_iters": options.steps}
+    shape = {
+        "batch_size": options.batch_size,
+        "block_size": options.block_size,
+        "gradient_accumulation_steps": 1,
+        "max_iters": options.steps,
+    }
     order = Order(-(-tokens // options.block_size), options.batch_size, 1337)
     (work / "rows.json").write_text(json.dumps([int(row) for i in range(options.steps) for row in order.rows(i)]))
     return {
@@ -739,11 +990,14 @@ def gate(contenders):
         for result in contender.results:
             off = difference(contenders[0].results[0], result)
             if off > contender.tolerance:
-                sys.exit(f"losses of {contender.name} differ from ours by {off:.4f}, over {contender.tolerance}: {result}")
+                sys.exit(
+                    f"losses of {contender.name} differ from ours by {off:.4f}, over {contender.tolerance}: {result}"
+                )
 
 
 def difference(one, other):
-    """The largest difference between the losses of two results, over the updates that both told of, which must be some."""
+    """The largest difference between the losses of two results, over the updates that both told of, which must be
+    some."""
     first, second = (dict(zip(result["iters"], result["losses"])) for result in (one, other))
     each = [abs(first[step] - second[step]) for step in first.keys() & second.keys()]
     return float("inf") if any(math.isnan(off) for off in each) else max(each)
@@ -800,7 +1054,14 @@ def hardware_name():
         return torch.cuda.get_device_name()
     model = "CPU"
     if Path("/proc/cpuinfo").exists():
-        model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), model)
+        model = next(
+            (
+                line.split(":")[1].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            model,
+        )
     return f"{os.cpu_count()} cores of {model}, {platform.machine()}"
 
 

@@ -1,10 +1,10 @@
-"""One measured process of scripts/bench.py: a tool does a job as its users would have it done, and one line of JSON tells how that went.
+"""One measured process of scripts/bench.py: a tool does a job as its users would have it done, and one line of JSON
+tells how that went.
 
     python scripts/contenders.py JOB.json
 
-A job names the tool, what it is to do and the shape; the directory `work` holds bins, weights in each tool's form, and `rows`, the
-blocks that every tool reads in the same order.
-"""
+A job names the tool, what it is to do and the shape; the directory `work` holds bins, weights in each tool's form, and
+`rows`, the blocks that every tool reads in the same order."""
 
 import json
 import os
@@ -25,8 +25,8 @@ def main(path):
     print(json.dumps(result))
 
 
-# training: which updates were told of (the first is 0), their losses, when each was done (seconds since the process was started), and
-# peak memory in MB: on a GPU from the first update to the last, on a CPU of the whole process
+# training: which updates were told of (the first is 0), their losses, when each was done (seconds since the process was
+# started), and peak memory in MB: on a GPU from the first update to the last, on a CPU of the whole process
 
 
 def finetune_train(job):
@@ -37,9 +37,19 @@ def finetune_train(job):
 
     _without_datasets()
     if not job["saves"]:
-        loop.publish_model, loop.save_state, loop.plot = (lambda *args, **more: True), (lambda *args, **more: None), (lambda out_dir: None)
+        loop.publish_model, loop.save_state, loop.plot = (
+            (lambda *args, **more: True),
+            (lambda *args, **more: None),
+            (lambda out_dir: None),
+        )
     out_dir = Path(job["work"], "out")
-    flags = {"init_from": job["weights"], "dataset": f"{job['work']}/data", "out_dir": out_dir, "overwrite": True, **job["shape"]}
+    flags = {
+        "init_from": job["weights"],
+        "dataset": f"{job['work']}/data",
+        "out_dir": out_dir,
+        "overwrite": True,
+        **job["shape"],
+    }
     flags |= {
         "learning_rate": 3e-5,
         "decay_lr": False,
@@ -50,7 +60,11 @@ def finetune_train(job):
         "device": job["device"],
         **job["options"],
     }
-    recipe, _ = parse(recipe.Recipe, [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in flags.items()], "")
+    recipe, _ = parse(
+        recipe.Recipe,
+        [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in flags.items()],
+        "",
+    )
     peak, update = Peak(job), loop.update
 
     def watched(*args):
@@ -76,7 +90,10 @@ def trainer_train(job):
         from peft import LoraConfig, get_peft_model
 
         targets = ["c_attn", "c_proj", "c_fc"]
-        model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, fan_in_fan_out=True, task_type="CAUSAL_LM"))
+        model = get_peft_model(
+            model,
+            LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, fan_in_fan_out=True, task_type="CAUSAL_LM"),
+        )
     ids, T = np.memmap(f"{job['work']}/data/train.bin", dtype=np.uint16, mode="r"), shape["block_size"]
     rows = json.loads(Path(job["work"], "rows.json").read_text())
 
@@ -120,11 +137,23 @@ def trainer_train(job):
     flattened = options.get("flattened", False)
     columns = np.load(Path(job["work"], "packed.npz")) if flattened else None
     arguments = TrainingArguments(
-        f"{job['work']}/trainer", max_steps=shape["max_iters"], per_device_train_batch_size=1 if flattened else shape["batch_size"],
-        gradient_accumulation_steps=shape["gradient_accumulation_steps"], learning_rate=3e-5, lr_scheduler_type="constant", weight_decay=0.1,
-        adam_beta2=0.95, max_grad_norm=1.0, logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
-        bf16=options.get("dtype") == "bfloat16", torch_compile=options.get("compile", False), use_cpu=job["device"] == "cpu",
-    )  # fmt: skip
+        f"{job['work']}/trainer",
+        max_steps=shape["max_iters"],
+        per_device_train_batch_size=1 if flattened else shape["batch_size"],
+        gradient_accumulation_steps=shape["gradient_accumulation_steps"],
+        learning_rate=3e-5,
+        lr_scheduler_type="constant",
+        weight_decay=0.1,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        bf16=options.get("dtype") == "bfloat16",
+        torch_compile=options.get("compile", False),
+        use_cpu=job["device"] == "cpu",
+    )
     InOrder(model, arguments, train_dataset=Flattened() if flattened else Rows(), callbacks=[Watch()]).train()
     return _training(job, peak, list(zip(range(len(losses)), losses, stamps)))
 
@@ -164,16 +193,26 @@ def finetune_start(job):
 
 
 def run_clm_start(job):
-    """What transformers' example script does on the way: its imports, `load_dataset`, tokenizing and grouping by `map`, Trainer."""
+    """What transformers' example script does on the way: its imports, `load_dataset`, tokenizing and grouping by `map`,
+    Trainer."""
     from itertools import chain
 
     import datasets
     import evaluate  # noqa: F401  the script imports it for its metric
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+        default_data_collator,
+    )
 
     T = job["shape"]["block_size"]
     with tempfile.TemporaryDirectory(dir=job["work"]) as cache:
-        raw = datasets.load_dataset("text", data_files={"train": f"{job['work']}/text.txt"}, keep_linebreaks=True, cache_dir=cache)
+        raw = datasets.load_dataset(
+            "text", data_files={"train": f"{job['work']}/text.txt"}, keep_linebreaks=True, cache_dir=cache
+        )
         tokenizer = AutoTokenizer.from_pretrained(job["weights"])
         model = AutoModelForCausalLM.from_pretrained(job["weights"])
 
@@ -192,16 +231,31 @@ def run_clm_start(job):
                     updates.append((len(updates), logs["loss"], time.time()))
 
         arguments = TrainingArguments(
-            f"{job['work']}/run_clm", max_steps=job["shape"]["max_iters"], per_device_train_batch_size=1, learning_rate=3e-5, logging_steps=1,
-            save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
-        )  # fmt: skip
-        trainer = Trainer(model, arguments, train_dataset=train, processing_class=tokenizer, data_collator=default_data_collator, callbacks=[Watch()])
+            f"{job['work']}/run_clm",
+            max_steps=job["shape"]["max_iters"],
+            per_device_train_batch_size=1,
+            learning_rate=3e-5,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        trainer = Trainer(
+            model,
+            arguments,
+            train_dataset=train,
+            processing_class=tokenizer,
+            data_collator=default_data_collator,
+            callbacks=[Watch()],
+        )
         trainer.train()
     return _training(job, Peak(job), updates)
 
 
 def nanogpt_train(job):
-    """nanoGPT's own train.py, told by torch.randint which blocks to read. Before its first update it evaluates one batch of each split."""
+    """nanoGPT's own train.py, told by torch.randint which blocks to read. Before its first update it evaluates one
+    batch of each split."""
     import builtins
     import re
 
@@ -220,10 +274,20 @@ def nanogpt_train(job):
 
     builtins.print = told
     flags = {
-        "dataset": f"{job['work']}/data", "out_dir": f"{job['work']}/nanogpt", "init_from": "resume", "device": job["device"], "eval_interval": 10**9,
-        "eval_iters": 1, "log_interval": job["log_interval"], "learning_rate": 3e-5, "decay_lr": False, "wandb_log": False, **shape,
-        "max_iters": shape["max_iters"] - 1, **job["options"],
-    }  # fmt: skip
+        "dataset": f"{job['work']}/data",
+        "out_dir": f"{job['work']}/nanogpt",
+        "init_from": "resume",
+        "device": job["device"],
+        "eval_interval": 10**9,
+        "eval_iters": 1,
+        "log_interval": job["log_interval"],
+        "learning_rate": 3e-5,
+        "decay_lr": False,
+        "wandb_log": False,
+        **shape,
+        "max_iters": shape["max_iters"] - 1,
+        **job["options"],
+    }
     _run_nanogpt(job, "train.py", flags)
     return _training(job, peak, updates)
 
@@ -239,7 +303,14 @@ def nanogpt_setup(job):
 
     ours = Ours.from_pretrained(job["weights"])
     c = ours.config
-    shape = {"n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd, "block_size": c.block_size, "bias": True, "vocab_size": c.vocab_size}
+    shape = {
+        "n_layer": c.n_layer,
+        "n_head": c.n_head,
+        "n_embd": c.n_embd,
+        "block_size": c.block_size,
+        "bias": True,
+        "vocab_size": c.vocab_size,
+    }
     model = GPT(GPTConfig(**shape, dropout=0.0))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -247,7 +318,13 @@ def nanogpt_setup(job):
     optimizer = model.configure_optimizers(0.1, 3e-5, (0.9, 0.95), job["device"])
     folder = Path(job["work"], "nanogpt")
     folder.mkdir(exist_ok=True)
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "model_args": shape, "iter_num": 0, "best_val_loss": 1e9}
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "model_args": shape,
+        "iter_num": 0,
+        "best_val_loss": 1e9,
+    }
     torch.save({**state, "config": {"dataset": f"{job['work']}/data"}}, folder / "ckpt.pt")
     return {}
 
@@ -279,7 +356,15 @@ def generate_sample(job):
     def write(idx, new, temperature, top_k):
         how = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else {"do_sample": False}
         mask = torch.ones_like(idx).to(device)
-        return model.generate(idx.to(device), attention_mask=mask, max_new_tokens=new, min_new_tokens=new, pad_token_id=0, eos_token_id=None, **how)
+        return model.generate(
+            idx.to(device),
+            attention_mask=mask,
+            max_new_tokens=new,
+            min_new_tokens=new,
+            pad_token_id=0,
+            eos_token_id=None,
+            **how,
+        )
 
     return _sampling(job, write)
 
@@ -324,7 +409,14 @@ def nanogpt_load(job):
 
     text = Path(job["nanogpt"], "train.py").read_text()
     source = text[text.index("def get_batch") : text.index("# init these up here")]
-    scope = {"np": np, "torch": torch, "os": os, "data_dir": f"{job['work']}/data", "device_type": "cpu", "device": "cpu"}
+    scope = {
+        "np": np,
+        "torch": torch,
+        "os": os,
+        "data_dir": f"{job['work']}/data",
+        "device_type": "cpu",
+        "device": "cpu",
+    }
     scope |= {name: job["shape"][name] for name in ("block_size", "batch_size")}
     exec(source, scope)
     return _loading(lambda i: scope["get_batch"]("train"))
@@ -340,8 +432,12 @@ def trainer_load(job):
     T = job["shape"]["block_size"]
     ids = np.fromfile(f"{job['work']}/data/train.bin", dtype=np.uint16)
     rows = ids[: len(ids) // T * T].reshape(-1, T)[:2000].astype(np.int64)
-    dataset = Dataset.from_dict({"input_ids": list(rows), "attention_mask": list(np.ones_like(rows)), "labels": list(rows)})
-    batches = iter(DataLoader(dataset, batch_size=job["shape"]["batch_size"], shuffle=True, collate_fn=default_data_collator))
+    dataset = Dataset.from_dict(
+        {"input_ids": list(rows), "attention_mask": list(np.ones_like(rows)), "labels": list(rows)}
+    )
+    batches = iter(
+        DataLoader(dataset, batch_size=job["shape"]["batch_size"], shuffle=True, collate_fn=default_data_collator)
+    )
     return _loading(lambda i: next(batches), count=100)
 
 
@@ -404,7 +500,8 @@ class Peak:
         self.on_gpu, self.looked, self.mb = job["device"] == "cuda", False, 0.0
 
     def look(self):
-        """To be called after each update: counts from the end of the first one, when whatever came before is forgotten."""
+        """To be called after each update: counts from the end of the first one, when whatever came before is
+        forgotten."""
         import torch
 
         if self.on_gpu and not self.looked:
@@ -418,7 +515,9 @@ class Peak:
         """Peak resident size of this process. Not ru_maxrss, which begins with that of the process that started it."""
         status = Path("/proc/self/status")
         if status.exists():
-            return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+            return next(
+                int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM")
+            )
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

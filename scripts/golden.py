@@ -1,11 +1,11 @@
-"""Proof that a refactor changed nothing: six small runs, every --help and the events of metrics.jsonl, recorded and compared.
+"""Proof that a refactor changed nothing: six small runs, every --help and the events of metrics.jsonl, recorded and
+compared.
 
     python scripts/golden.py --write=golden.json       # before, on this machine
     python scripts/golden.py --compare=golden.json     # after; exit code 1 and a line for each difference
 
-Only commands are called, so a record made by an old commit can be compared with a new one. Losses and hashes depend on the
-processor and on torch, so both records come from one machine.
-"""
+Only commands are called, so a record made by an old commit can be compared with a new one. Losses and hashes depend on
+the processor and on torch, so both records come from one machine."""
 
 import hashlib
 import json
@@ -21,15 +21,34 @@ PACKAGE = Path(__file__).parents[1]
 VERBS = ("prepare", "doctor", "plan", "train", "sample", "eval", "export", "diagnose", "report", "compare")
 VARYING = {"seconds", "tokens_per_second", "mfu", "memory", "time", "peak_memory", "evaluation_seconds"}
 SMALL = [
-    "--init_from=scratch", "--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=32", "--batch_size=2", "--gradient_accumulation_steps=4",
-    "--dropout=0.1", "--max_iters=12", "--learning_rate=1e-2", "--log_interval=1", "--eval_interval=4", "--save_interval=4", "--dtype=float32",
-    "--device=cpu", "--cpu_threads=1",
-]  # fmt: skip
+    "--init_from=scratch",
+    "--n_layer=2",
+    "--n_head=2",
+    "--n_embd=32",
+    "--block_size=32",
+    "--batch_size=2",
+    "--gradient_accumulation_steps=4",
+    "--dropout=0.1",
+    "--max_iters=12",
+    "--learning_rate=1e-2",
+    "--log_interval=1",
+    "--eval_interval=4",
+    "--save_interval=4",
+    "--dtype=float32",
+    "--device=cpu",
+    "--cpu_threads=1",
+]
 
 
 def call(*command, launcher=(sys.executable, "-m")):
     """Run a command of the package in the current directory; its standard output."""
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(PACKAGE),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "COLUMNS": "120",
+    }
     done = subprocess.run([*launcher, *command], env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr}")
@@ -48,7 +67,9 @@ def write_inputs():
     Path("answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     Path("bpe").mkdir()
     tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(lines, vocab_size=400, min_frequency=1, special_tokens=["<|endoftext|>"], show_progress=False)
+    tokenizer.train_from_iterator(
+        lines, vocab_size=400, min_frequency=1, special_tokens=["<|endoftext|>"], show_progress=False
+    )
     tokenizer.save("bpe/tokenizer.json")
     call("finetune.prepare", "text.txt", "--tokenizer=char", "--out_dir=data/char")
     call("finetune.prepare", "text.txt", "--tokenizer=bpe", "--out_dir=data/bpe")
@@ -61,16 +82,38 @@ def runs():
         "character": ["--dataset=data/char"],
         "bpe": ["--dataset=data/bpe"],
         "packed_instruction": ["--dataset=data/answers"],
-        "lora": ["--dataset=data/bpe", "--init_from=bpe_run/best", "--lora_rank=4", "--n_layer=none", "--n_head=none", "--n_embd=none"],
+        "lora": [
+            "--dataset=data/bpe",
+            "--init_from=bpe_run/best",
+            "--lora_rank=4",
+            "--n_layer=none",
+            "--n_head=none",
+            "--n_embd=none",
+        ],
     }.items():
         out_dir = "bpe_run" if name == "bpe" else name
         call("finetune.train", *SMALL, f"--out_dir={out_dir}", *flags)
         yield name, Path(out_dir)
-    launch = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--same_network"]
+    launch = [
+        "--multi_gpu",
+        "--num_processes=2",
+        "--num_machines=1",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+        "--same_network",
+    ]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m"]
     call("finetune.train", *SMALL, "--dataset=data/char", "--out_dir=two", launcher=launcher)
     yield "two_processes", Path("two")
-    call("finetune.train", *SMALL, "--dataset=data/char", "--out_dir=resumed", "--max_iters=6", "--lr_decay_iters=12", "--warmup_iters=1")
+    call(
+        "finetune.train",
+        *SMALL,
+        "--dataset=data/char",
+        "--out_dir=resumed",
+        "--max_iters=6",
+        "--lr_decay_iters=12",
+        "--warmup_iters=1",
+    )
     flags = ["--init_from=resume", "--max_iters=12"]
     call("finetune.train", "resumed/recipe.yaml", *flags)
     yield "resumed", Path("resumed")
@@ -122,7 +165,12 @@ def record():
         bins = {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(Path("data").rglob("*.bin"))}
         made = {name: described(out_dir) for name, out_dir in runs()}
         os.chdir(here)
-    return {"machine": machine(), "bins": bins, "runs": made, "help": {verb: call(f"finetune.{verb}", "--help").splitlines() for verb in VERBS}}
+    return {
+        "machine": machine(),
+        "bins": bins,
+        "runs": made,
+        "help": {verb: call(f"finetune.{verb}", "--help").splitlines() for verb in VERBS},
+    }
 
 
 def differences(old, new, path=""):
@@ -134,7 +182,7 @@ def differences(old, new, path=""):
         for number, (one, other) in enumerate(zip(old, new)):
             yield from differences(one, other, f"{path}/{number}")
     elif old != new:
-        yield f"{path}: {old!r} -> {new!r}"
+        yield f"{path}: {str(old)[:100]} -> {str(new)[:100]}"
 
 
 def main(argv):

@@ -2,9 +2,8 @@
 
     python scripts/honest_losses.py [--documents=64] [--out=docs/benchmarks]
 
-A small GPT-2 with a vocabulary of its own is trained on Python's language reference, so nothing is downloaded. Then it meets documents
-of very different lengths, most of which it has not seen whole. The table goes to docs/benchmarks/.
-"""
+A small GPT-2 with a vocabulary of its own is trained on Python's language reference, so nothing is downloaded. Then it
+meets documents of very different lengths, most of which it has not seen whole. The table goes to docs/benchmarks/."""
 
 import contextlib
 import io
@@ -49,12 +48,22 @@ def main(argv):
     from bench import write
 
     setting = (
-        f"A GPT-2 of 4 layers, 128 wide, {options.max_iters} updates on Python's language reference; {options.documents} documents of 1 to 126 "
-        "tokens and an end-of-text each. The first token of a document is not predicted. Trainer with DataCollatorForLanguageModeling and pad = "
-        "end-of-text, as usual for GPT-2: no end-of-text counts, sums are divided by labels that were not shifted yet, and means of batches averaged"
+        f"A GPT-2 of 4 layers, 128 wide, {options.max_iters} updates on Python's language reference;"
+        f" {options.documents} documents of 1 to 126 tokens and an end-of-text each. The first token of a document is"
+        " not predicted. Trainer with DataCollatorForLanguageModeling and pad = end-of-text, as usual for GPT-2: no"
+        " end-of-text counts, sums are divided by labels that were not shifted yet, and means of batches averaged"
     )
     command = " ".join(["python scripts/honest_losses.py", *(arg for arg in argv if not arg.startswith("--out="))])
-    write({"what": "losses", "title": "The loss of the same weights", "setting": setting, "command": command, "rows": rows}, out)
+    write(
+        {
+            "what": "losses",
+            "title": "The loss of the same weights",
+            "setting": setting,
+            "command": command,
+            "rows": rows,
+        },
+        out,
+    )
 
 
 def prepared(options):
@@ -69,11 +78,16 @@ def prepared(options):
     tokenizer.train_from_iterator([reference], vocab_size=1000, special_tokens=["<|endoftext|>"], show_progress=False)
     Path("bpe").mkdir()
     tokenizer.save("bpe/tokenizer.json")
-    rng, paragraphs = random.Random(options.seed), [" ".join(text.split()) for text in reference.split("\n\n") if len(text.split()) > 3]
+    rng, paragraphs = (
+        random.Random(options.seed),
+        [" ".join(text.split()) for text in reference.split("\n\n") if len(text.split()) > 3],
+    )
     texts = []
     while len(texts) < options.documents:
         words = rng.choice(paragraphs).split()
-        text = " ".join(words[: max(1, round(math.exp(rng.uniform(0, math.log(60)))))])  # as many short ones as long ones
+        text = " ".join(
+            words[: max(1, round(math.exp(rng.uniform(0, math.log(60)))))]
+        )  # as many short ones as long ones
         if len(tokenizer.encode(text).ids) < BLOCK_SIZE - 1:
             texts.append(text)
     for name, documents in (("train", paragraphs), ("val", texts)):
@@ -88,10 +102,21 @@ def trained(options):
 
     train(
         Recipe(
-            init_from="scratch", dataset="data", out_dir="out", n_layer=4, n_head=4, n_embd=128, block_size=BLOCK_SIZE, batch_size=16,
-            gradient_accumulation_steps=1, max_iters=options.max_iters, learning_rate=2e-3, eval_interval=options.max_iters, log_interval=50,
+            init_from="scratch",
+            dataset="data",
+            out_dir="out",
+            n_layer=4,
+            n_head=4,
+            n_embd=128,
+            block_size=BLOCK_SIZE,
+            batch_size=16,
+            gradient_accumulation_steps=1,
+            max_iters=options.max_iters,
+            learning_rate=2e-3,
+            eval_interval=options.max_iters,
+            log_interval=50,
         )
-    )  # fmt: skip
+    )
 
 
 def ours():
@@ -104,7 +129,9 @@ def ours():
                 verb.main(["--out_dir=out", f"--documents={str(documents).lower()}", f"--batch_size={batch_size}"])
             event = json.loads(Path("out/metrics.jsonl").read_text().splitlines()[-1])
             name = f"finetune.eval, {'--documents=true ' if documents else ''}--batch_size={batch_size}"
-            yield row(name, "documents" if documents else "blocks", event["loss"], event["bits_per_byte"], event["targets"])
+            yield row(
+                name, "documents" if documents else "blocks", event["loss"], event["bits_per_byte"], event["targets"]
+            )
 
 
 def theirs(texts):
@@ -122,7 +149,9 @@ def theirs(texts):
         ("blocks", blocks, tokenizer.decode(packed[:1])),
     ):
         with torch.no_grad():
-            found = [model(ids[None, :-1]).logits[0].double().log_softmax(-1).gather(-1, ids[1:, None]) for ids in parts]
+            found = [
+                model(ids[None, :-1]).logits[0].double().log_softmax(-1).gather(-1, ids[1:, None]) for ids in parts
+            ]
         nats, targets = -sum(logp.sum().item() for logp in found), sum(map(len, found))
         num_bytes = sum(len(text.encode()) for text in texts) - len(unpredicted.encode())
         yield row(ALONE, of, nats / targets, nats / math.log(2) / num_bytes, targets)
@@ -138,7 +167,9 @@ def trainers(texts):
     tokenizer.pad_token = tokenizer.eos_token
     documents = [{"input_ids": ids.tolist()} for ids in encoded(texts, tokenizer)]
     for batch_size in (8, 1, 64):
-        arguments = TrainingArguments("trainer", per_device_eval_batch_size=batch_size, report_to=[], use_cpu=True, disable_tqdm=True)
+        arguments = TrainingArguments(
+            "trainer", per_device_eval_batch_size=batch_size, report_to=[], use_cpu=True, disable_tqdm=True
+        )
         collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
         with contextlib.redirect_stdout(io.StringIO()):
             loss = Trainer(model, arguments, data_collator=collator, eval_dataset=documents).evaluate()["eval_loss"]
@@ -164,7 +195,12 @@ def row(tool, of, loss, bits_per_byte, targets):
 def shown(row, truth):
     bits_per_byte = row["bits per byte"] or row["loss"] / truth["loss"] * truth["bits per byte"]
     off = f"{row['loss'] - truth['loss']:+.6f}".replace("-0.000000", "+0.000000")
-    figures = {"loss": f"{row['loss']:.6f}", "off by": off, "perplexity": f"{math.exp(row['loss']):.3f}", "bits per byte": f"{bits_per_byte:.6f}"}
+    figures = {
+        "loss": f"{row['loss']:.6f}",
+        "off by": off,
+        "perplexity": f"{math.exp(row['loss']):.3f}",
+        "bits per byte": f"{bits_per_byte:.6f}",
+    }
     return {"tool": row["tool"], "of": row["of"], "tokens": row["tokens"], **figures}
 
 

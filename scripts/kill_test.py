@@ -2,10 +2,9 @@
 
     python scripts/kill_test.py [--kills=25] [--nanogpt=PATH]
 
-Each contender trains the same tiny GPT-2 in its own process tree (forked, so that a start costs little): finetune, Hugging Face
-Trainer and, given a checkout, nanoGPT. A kill counts as survived when the same command, resumed, finds its newest checkpoint whole and
-makes another step. The table goes to docs/benchmarks/.
-"""
+Each contender trains the same tiny GPT-2 in its own process tree (forked, so that a start costs little): finetune,
+Hugging Face Trainer and, given a checkout, nanoGPT. A kill counts as survived when the same command, resumed, finds its
+newest checkpoint whole and makes another step. The table goes to docs/benchmarks/."""
 
 import datetime
 import json
@@ -170,11 +169,20 @@ class Trainer:
     def trainer(self, steps):
         import torch
 
-        config = self.transformers.GPT2Config(n_layer=2, n_head=2, n_embd=64, n_positions=64, vocab_size=500, bos_token_id=0, eos_token_id=0)
+        config = self.transformers.GPT2Config(
+            n_layer=2, n_head=2, n_embd=64, n_positions=64, vocab_size=500, bos_token_id=0, eos_token_id=0
+        )
         torch.manual_seed(0)
         data = [{"input_ids": row, "labels": row} for row in torch.randint(0, 500, (400, 64)).tolist()]
         args = self.transformers.TrainingArguments(
-            "out", per_device_train_batch_size=4, max_steps=steps, save_steps=1, save_total_limit=2, use_cpu=True, report_to="none", disable_tqdm=True
+            "out",
+            per_device_train_batch_size=4,
+            max_steps=steps,
+            save_steps=1,
+            save_total_limit=2,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
         )
         return self.transformers.Trainer(self.transformers.GPT2LMHeadModel(config), args, train_dataset=data)
 
@@ -207,7 +215,10 @@ class NanoGPT:
 
     def argv(self, *more):
         shape = [f"--{name}={value}" for name, value in SHAPE.items()]
-        common = "--dataset=tiny --device=cpu --compile=False --eval_iters=1 --batch_size=4 --gradient_accumulation_steps=1 --out_dir=out".split()
+        common = (
+            "--dataset=tiny --device=cpu --compile=False --eval_iters=1 --batch_size=4 --gradient_accumulation_steps=1"
+            " --out_dir=out".split()
+        )
         return ["train.py", *shape, *common, *more]
 
     def train(self):
@@ -246,8 +257,17 @@ def write(rows, options):
         "A tiny GPT-2 saved at every step, killed at a random moment, then resumed. Each kill from a fresh start.",
         "",
     ]
-    lines += [f"{hardware_name()}; {datetime.date.today().isoformat()}; {', '.join(f'{k} {v}' for k, v in versions().items())}.", ""]
-    lines += [f"    python scripts/kill_test.py --kills={options.kills}{' --nanogpt=PATH' if options.nanogpt else ''}", ""]
+    lines += [
+        (
+            f"{hardware_name()}; {datetime.date.today().isoformat()};"
+            f" {', '.join(f'{k} {v}' for k, v in versions().items())}."
+        ),
+        "",
+    ]
+    lines += [
+        f"    python scripts/kill_test.py --kills={options.kills}{' --nanogpt=PATH' if options.nanogpt else ''}",
+        "",
+    ]
     lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)] + [
         "| " + " | ".join(str(row[c]) for c in columns) + " |" for row in rows
     ]

@@ -20,8 +20,14 @@ def page():
     """The page as text."""
     parts = [
         "# Every key and flag\n",
-        "Written by `python scripts/reference.py` from the code. A key of a recipe is a line `key: value`; as a flag it is `--key=value`.",
-        "The last column of train says what changing a key does to a run that is resumed: *refused*, as it would be another run; *applied*, from",
+        (
+            "Written by `python scripts/reference.py` from the code. A key of a recipe is a line `key: value`; as a"
+            " flag it is `--key=value`."
+        ),
+        (
+            "The last column of train says what changing a key does to a run that is resumed: *refused*, as it would be"
+            " another run; *applied*, from"
+        ),
         "there on; nothing, where the key has no influence on what is learned.",
     ]
     for verb in VERBS:
@@ -34,7 +40,12 @@ def page():
         for field in dataclasses.fields(options):
             if field.name == "sources" or field.name in inherited:
                 continue
-            cells = [f"`{field.name}`", type_words(hints[field.name], short=True), f"`{default_words(field)}`", field.metadata["help"]]
+            cells = [
+                f"`{field.name}`",
+                type_words(hints[field.name], short=True),
+                f"`{default_words(field)}`",
+                field.metadata["help"],
+            ]
             cells += [RESUME[field.metadata["resume"]]] if resume else []
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(parts) + "\n"

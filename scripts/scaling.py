@@ -1,4 +1,5 @@
-"""Write the tables of docs/scaling.md: memory, communication and time on several processes, counted from shapes and data sheets.
+"""Write the tables of docs/scaling.md: memory, communication and time on several processes, counted from shapes and
+data sheets.
 
 python scripts/scaling.py
 """
@@ -53,25 +54,30 @@ def whole(config, B, checkpointing=False, processes=8):
 
 
 def sharded(config, B, processes, checkpointing=False):
-    """Bytes of a process with FSDP2: its share of weights, gradients and moments; whole, what is no block, and two blocks, each with
-    its gradient; and what computing takes anyway."""
+    """Bytes of a process with FSDP2: its share of weights, gradients and moments; whole, what is no block, and two
+    blocks, each with its gradient; and what computing takes anyway."""
     block, rest = parameters(config)
     parts = needs(config, B, T, compiled=True, checkpointing=checkpointing).parts
     always = 16 * num_parameters(config) // processes + 8 * rest
-    computing = sum(parts[name] for name in ("weights as products read them", "activations", "logits and loss", "backward pass of a layer"))
+    computing = sum(
+        parts[name]
+        for name in ("weights as products read them", "activations", "logits and loss", "backward pass of a layer")
+    )
     return always + max(16 * block + computing, 8 * block + parts["evaluation"])
 
 
 def sent(config, mode, processes, steps):
-    """Bytes that each process sends, and receives, for an update of so many micro-batches a process. The collectives are rings, and all
-    is float32."""
+    """Bytes that each process sends, and receives, for an update of so many micro-batches a process. The collectives
+    are rings, and all is float32."""
     block, rest = parameters(config)
     blocks, share = config.n_layer * block, 4 * (processes - 1) / processes
     if mode == "DDP":  # one all-reduce of the gradients
         return 2 * share * (blocks + rest)
     if mode == "FSDP2":  # every micro-batch gathers blocks twice and the rest once, and scatters all gradients
         return steps * share * (3 * blocks + 2 * rest)
-    return share * (1 + steps) * (blocks + rest)  # weights are gathered once, and gradients scattered by every micro-batch
+    return (
+        share * (1 + steps) * (blocks + rest)
+    )  # weights are gathered once, and gradients scattered by every micro-batch
 
 
 def table(head, rows):
@@ -82,7 +88,12 @@ def table(head, rows):
 def memory():
     def row(name, config, recipe):
         B = recipe.batch_size
-        figures = [16 * num_parameters(config), whole(config, B, processes=1), whole(config, B), *(sharded(config, B, n) for n in (2, 8))]
+        figures = [
+            16 * num_parameters(config),
+            whole(config, B, processes=1),
+            whole(config, B),
+            *(sharded(config, B, n) for n in (2, 8)),
+        ]
         return [f"`{name}`, {B} x 1,024", *(f"{figure / 1e9:.1f}" for figure in figures)]
 
     head = ["GB of a GPU", "weights, gradients, moments", "one GPU", "of several (DDP)", "FSDP2 on 2", "on 8"]
@@ -94,7 +105,11 @@ def choice():
         room = 0.9 * card * 2**30
         for B, checkpointing in ((recipe.batch_size, False), (1, False), (1, True)):
             if whole(config, B, checkpointing) <= room:
-                return "whole" + (", batch_size=1" if recipe.batch_size > B else "") + (", checkpointing" if checkpointing else "")
+                return (
+                    "whole"
+                    + (", batch_size=1" if recipe.batch_size > B else "")
+                    + (", checkpointing" if checkpointing else "")
+                )
         for processes in (2, 4, 8):
             if sharded(config, 1, processes, True) <= room:
                 return f"fsdp2 on {processes}"
@@ -111,15 +126,24 @@ def communication():
             steps = recipe.gradient_accumulation_steps // processes
             figures = [f"{sent(config, mode, processes, steps) / 1e9:.2f}" for mode in ("DDP", "FSDP2", "ZeRO-2")]
             rows.append([f"`{name}`", f"{processes} x {steps}", *figures])
-    return table(["model", "processes x accumulation steps", "DDP", "FSDP2", "FSDP2, `fsdp_reshard_after_forward: false`"], rows)
+    return table(
+        ["model", "processes x accumulation steps", "DDP", "FSDP2", "FSDP2, `fsdp_reshard_after_forward: false`"], rows
+    )
 
 
 def links():
     def cell(seconds):
         return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.{0 if seconds >= 0.01 else 1}f} ms"
 
-    rows = [[link, *(cell(sent(config, "DDP", 8, 1) / speed) for _, config, _ in sizes())] for link, speed in LINKS.items()]
-    rows.append([f"**one micro-batch on an {GPU}**", *(cell(seconds(config, recipe.batch_size)) for _, config, recipe in sizes())])
+    rows = [
+        [link, *(cell(sent(config, "DDP", 8, 1) / speed) for _, config, _ in sizes())] for link, speed in LINKS.items()
+    ]
+    rows.append(
+        [
+            f"**one micro-batch on an {GPU}**",
+            *(cell(seconds(config, recipe.batch_size)) for _, config, recipe in sizes()),
+        ]
+    )
     return table(["DDP, 8 processes", *(f"`{name}`" for name in SHAPES)], rows)
 
 
@@ -129,7 +153,8 @@ def seconds(config, B):
 
 
 def hidden():
-    """Accumulation steps at which the exchange takes a tenth of the computing; and the blocks of a micro-batch behind which FSDP2 can hide."""
+    """Accumulation steps at which the exchange takes a tenth of the computing; and the blocks of a micro-batch behind
+    which FSDP2 can hide."""
     rows = []
     for link, speed in LINKS.items():
         cells = []
@@ -138,13 +163,17 @@ def hidden():
             blocks = max(1, math.ceil(sent(config, "FSDP2", 8, 1) / speed / seconds(config, 1)))
             cells.append(f"{steps:,} / {blocks:,}")
         rows.append([link, *cells])
-    return table(["accumulation steps (DDP) / blocks of a micro-batch (FSDP2)", *(f"`{name}`" for name in SHAPES)], rows)
+    return table(
+        ["accumulation steps (DDP) / blocks of a micro-batch (FSDP2)", *(f"`{name}`" for name in SHAPES)], rows
+    )
 
 
 def page(text):
     """The page with each table below its mark made anew."""
     for make in (memory, choice, communication, links, hidden):
-        text, found = re.subn(rf"(<!-- {make.__name__} -->\n)(\|.*\n)*", lambda mark, make=make: f"{mark[1]}{make()}\n", text)
+        text, found = re.subn(
+            rf"(<!-- {make.__name__} -->\n)(\|.*\n)*", lambda mark, make=make: f"{mark[1]}{make()}\n", text
+        )
         assert found == 1, make.__name__
     return text
 

@@ -1,12 +1,13 @@
-"""What `plan --suggest` is worth: the recipe it suggests against the usual fixed settings, given more time, on a tiny pretrained model.
+"""What `plan --suggest` is worth: the recipe it suggests against the usual fixed settings, given more time, on a tiny
+pretrained model.
 
     python scripts/suggestions.py [--shakespeare=FILE] [--out=docs/benchmarks]
 
-A small GPT-2 with a vocabulary of its own is trained on the prose in Python's library: docstrings and the language reference. It is finetuned
-on a small text (tiny Shakespeare, or a file like it) and on 5 million tokens of Python code, once as `finetune.plan --suggest=true`
-says and once with the fixed settings of the rules of thumb for such a corpus: 10,000 or 5,000 updates of 64 or 32 blocks, and a cosine over
-all of them. These are ended after a quarter more tokens than the suggested run took in all. Losses are of the whole validation split.
-"""
+A small GPT-2 with a vocabulary of its own is trained on the prose in Python's library: docstrings and the language
+reference. It is finetuned on a small text (tiny Shakespeare, or a file like it) and on 5 million tokens of Python code,
+once as `finetune.plan --suggest=true` says and once with the fixed settings of the rules of thumb for such a corpus:
+10,000 or 5,000 updates of 64 or 32 blocks, and a cosine over all of them. These are ended after a quarter more tokens
+than the suggested run took in all. Losses are of the whole validation split."""
 
 import ast
 import contextlib
@@ -49,20 +50,38 @@ def main(argv):
         os.chdir(work)
         try:
             pretrained(options)
-            rows = [*compared("tiny Shakespeare", "small", small), *compared("Python code", "medium", code(options.code_tokens))]
+            rows = [
+                *compared("tiny Shakespeare", "small", small),
+                *compared("Python code", "medium", code(options.code_tokens)),
+            ]
         finally:
             os.chdir(back)
     sys.path.insert(0, str(ROOT / "scripts"))
     from bench import write
 
     setting = (
-        f"A GPT-2 of {SHAPE['n_layer']} layers, {SHAPE['n_embd']} wide, vocabulary {VOCABULARY:,}, context {SHAPE['block_size']:,}, trained on the prose "
-        f"in Python's library for {options.base_iters} updates. The fixed settings are given {MORE - 1:.0%} more tokens than the suggested run reads, of the "
-        "same model, so at least its time; both losses are of the whole validation split, of the best evaluation. The larger corpus is read for two passes, as asked with --epochs=2, to keep this short"
+        f"A GPT-2 of {SHAPE['n_layer']} layers, {SHAPE['n_embd']} wide, vocabulary {VOCABULARY:,}, context"
+        f" {SHAPE['block_size']:,}, trained on the prose in Python's library for {options.base_iters} updates. The"
+        f" fixed settings are given {MORE - 1:.0%} more tokens than the suggested run reads, of the same model, so at"
+        " least its time; both losses are of the whole validation split, of the best evaluation. The larger corpus is"
+        " read for two passes, as asked with --epochs=2, to keep this short"
     )
-    given = ("--shakespeare=FILE" if arg.startswith("--shakespeare=") else arg for arg in argv if not arg.startswith("--out="))
+    given = (
+        "--shakespeare=FILE" if arg.startswith("--shakespeare=") else arg
+        for arg in argv
+        if not arg.startswith("--out=")
+    )
     command = " ".join(["python scripts/suggestions.py", *given])
-    write({"what": "suggestions", "title": "Suggested recipes against fixed settings", "setting": setting, "command": command, "rows": rows}, out)
+    write(
+        {
+            "what": "suggestions",
+            "title": "Suggested recipes against fixed settings",
+            "setting": setting,
+            "command": command,
+            "rows": rows,
+        },
+        out,
+    )
 
 
 def pretrained(options):
@@ -80,7 +99,12 @@ def pretrained(options):
     Path("bpe").mkdir()
     tokenizer.save("bpe/tokenizer.json")
     prepare(["prose.txt"], "data/prose", "bpe")
-    scratch = {"max_iters": options.base_iters, "learning_rate": 2e-3, "batch_size": 8, "gradient_accumulation_steps": 1}
+    scratch = {
+        "max_iters": options.base_iters,
+        "learning_rate": 2e-3,
+        "batch_size": 8,
+        "gradient_accumulation_steps": 1,
+    }
     trained(init_from="scratch", dataset="data/prose", out_dir="base", **SHAPE, **scratch)
 
 
@@ -92,19 +116,31 @@ def compared(name, which, text):
 
     data = prepare([text], f"data/{which}", "bpe", val_fraction=VAL_FRACTION[which])
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        plan.main(["--init_from=base/best", f"--dataset=data/{which}", "--suggest=true", f"--to={which}.yaml", *ASKED[which]])
+        plan.main(
+            ["--init_from=base/best", f"--dataset=data/{which}", "--suggest=true", f"--to={which}.yaml", *ASKED[which]]
+        )
     suggested, _ = parse(Recipe, [f"{which}.yaml", f"--out_dir=suggested_{which}"], "")
     ours = trained(suggested)
     tokens = ours.iteration * rows_of(suggested) * SHAPE["block_size"]
-    fixed = Recipe(init_from="base/best", dataset=f"data/{which}", out_dir=f"fixed_{which}", warmup_iters=100, **FIXED[which])
+    fixed = Recipe(
+        init_from="base/best", dataset=f"data/{which}", out_dir=f"fixed_{which}", warmup_iters=100, **FIXED[which]
+    )
     updates = round(MORE * tokens / (rows_of(fixed) * SHAPE["block_size"]))
-    theirs = trained(fixed, lr_decay_iters=fixed.max_iters, min_lr=fixed.learning_rate / 10, max_iters=updates, eval_interval=max(1, updates // 20))
+    theirs = trained(
+        fixed,
+        lr_decay_iters=fixed.max_iters,
+        min_lr=fixed.learning_rate / 10,
+        max_iters=updates,
+        eval_interval=max(1, updates // 20),
+    )
     for what, done in (("suggested", ours), ("fixed", theirs)):
         recipe = done.recipe
         yield {
             "text": f"{name}, {data.meta['splits']['train']['tokens']:,} tokens",
             "recipe": what,
-            "updates": f"{done.iteration:,}" if what == "suggested" else f"{done.iteration:,} of {FIXED[which]['max_iters']:,}",
+            "updates": (
+                f"{done.iteration:,}" if what == "suggested" else f"{done.iteration:,} of {FIXED[which]['max_iters']:,}"
+            ),
             "tokens an update": f"{rows_of(recipe) * SHAPE['block_size']:,}",
             "learning rate": f"{recipe.learning_rate:g}",
             "tokens read": f"{done.iteration * rows_of(recipe) * SHAPE['block_size']:,}",
@@ -129,7 +165,9 @@ def trained(recipe=None, **values):
 
 def library():
     """The modules of Python's library, the same order everywhere."""
-    return sorted(path for path in Path(sysconfig.get_paths()["stdlib"]).rglob("*.py") if "site-packages" not in path.parts)
+    return sorted(
+        path for path in Path(sysconfig.get_paths()["stdlib"]).rglob("*.py") if "site-packages" not in path.parts
+    )
 
 
 def docstrings(path):

@@ -25,7 +25,8 @@ def fresh_process_state(tmp_path, monkeypatch):
 
 
 def spread(model, scale=4.0):
-    """Give a fresh transformers model the look of a trained one: large weights, biases and layer norms, so that errors show."""
+    """Give a fresh transformers model the look of a trained one: large weights, biases and layer norms, so that errors
+    show."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -45,7 +46,15 @@ def hf_model():
 
     def make(seed=0, **shape):
         torch.manual_seed(seed)
-        shape = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 32, "vocab_size": 101, "bos_token_id": 100, "eos_token_id": 100} | shape
+        shape = {
+            "n_layer": 2,
+            "n_head": 4,
+            "n_embd": 32,
+            "n_positions": 32,
+            "vocab_size": 101,
+            "bos_token_id": 100,
+            "eos_token_id": 100,
+        } | shape
         return spread(GPT2LMHeadModel(GPT2Config(**shape, attn_implementation="sdpa")))
 
     return make
@@ -74,7 +83,9 @@ def bpe_directory(tmp_path):
         directory = tmp_path / name
         directory.mkdir(exist_ok=True)
         tokenizer = ByteLevelBPETokenizer()
-        tokenizer.train_from_iterator([text], vocab_size=vocab_size, min_frequency=1, special_tokens=["<|endoftext|>"], show_progress=False)
+        tokenizer.train_from_iterator(
+            [text], vocab_size=vocab_size, min_frequency=1, special_tokens=["<|endoftext|>"], show_progress=False
+        )
         tokenizer.save(str(directory / "tokenizer.json"))
         return directory
 
@@ -104,10 +115,23 @@ def tiny_run(corpus, command):
 
     def make(out_dir="out", *flags, text=None):
         code, out, err = command(
-            "train", "--init_from=scratch", f"--dataset={text or corpus()}", "--tokenizer=char", f"--out_dir={out_dir}", "--n_layer=2", "--n_head=2",
-            "--n_embd=32", "--block_size=32", "--batch_size=4", "--gradient_accumulation_steps=2", "--max_iters=10", "--learning_rate=1e-2",
-            "--log_interval=1", "--dtype=float32", *flags,
-        )  # fmt: skip
+            "train",
+            "--init_from=scratch",
+            f"--dataset={text or corpus()}",
+            "--tokenizer=char",
+            f"--out_dir={out_dir}",
+            "--n_layer=2",
+            "--n_head=2",
+            "--n_embd=32",
+            "--block_size=32",
+            "--batch_size=4",
+            "--gradient_accumulation_steps=2",
+            "--max_iters=10",
+            "--learning_rate=1e-2",
+            "--log_interval=1",
+            "--dtype=float32",
+            *flags,
+        )
         assert code == 0, err
         return out_dir
 
@@ -132,17 +156,34 @@ def data(corpus, tmp_path):
 
 @pytest.fixture
 def tiny(data):
-    """A function that makes the recipe of a small run with dropout and accumulation, over several passes, saved at every step."""
+    """A function that makes the recipe of a small run with dropout and accumulation, over several passes, saved at
+    every step."""
 
     def make(out_dir="out", **values):
         from finetune.recipe import Recipe
 
         return Recipe(
             **{
-                "init_from": "scratch", "dataset": data, "out_dir": out_dir, "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 32, "batch_size": 2,
-                "gradient_accumulation_steps": 3, "dropout": 0.1, "max_iters": 20, "learning_rate": 1e-2, "log_interval": 1, "eval_interval": 7,
-                "save_interval": 1, "dtype": "float32", "device": "cpu", "cpu_threads": 1,
-            } | values  # fmt: skip
-        )  # fmt: skip
+                "init_from": "scratch",
+                "dataset": data,
+                "out_dir": out_dir,
+                "n_layer": 1,
+                "n_head": 2,
+                "n_embd": 16,
+                "block_size": 32,
+                "batch_size": 2,
+                "gradient_accumulation_steps": 3,
+                "dropout": 0.1,
+                "max_iters": 20,
+                "learning_rate": 1e-2,
+                "log_interval": 1,
+                "eval_interval": 7,
+                "save_interval": 1,
+                "dtype": "float32",
+                "device": "cpu",
+                "cpu_threads": 1,
+            }
+            | values
+        )
 
     return make

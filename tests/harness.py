@@ -1,10 +1,11 @@
-"""Runs that are forked, so that a start costs milliseconds, and killed. A process of its own: python harness.py JOB.json
+"""Runs that are forked, so that a start costs milliseconds, and killed. A process of its own: python harness.py
+JOB.json
 
-torch is imported once and never used here, because a fork of a process that has computed with several threads hangs. The job is
-{"recipe": {...}, "world": N} with, to be killed at random, {"kills": K, "seed": S, "slowest": seconds}, or, to meet a bad number once,
-{"nan": {"rank": R, "iteration": I}}, or a signal, {"signal": {"rank": R, "number": N, "iteration": I}}. Its "environment" is what the
-launcher would have set. Of a list of jobs one runs after the other. The outcome, or a list of them, is printed as JSON.
-"""
+torch is imported once and never used here, because a fork of a process that has computed with several threads hangs.
+The job is {"recipe": {...}, "world": N} with, to be killed at random, {"kills": K, "seed": S, "slowest": seconds}, or,
+to meet a bad number once, {"nan": {"rank": R, "iteration": I}}, or a signal, {"signal": {"rank": R, "number": N,
+"iteration": I}}. Its "environment" is what the launcher would have set. Of a list of jobs one runs after the other. The
+outcome, or a list of them, is printed as JSON."""
 
 import dataclasses
 import json
@@ -37,8 +38,8 @@ loop.plot = lambda out_dir: None
 
 
 def poison(rank, iteration):
-    """A function for `start`: on one rank one gradient of one update becomes NaN, before the processes exchange gradients, or after it
-    in its shard."""
+    """A function for `start`: on one rank one gradient of one update becomes NaN, before the processes exchange
+    gradients, or after it in its shard."""
 
     def prepare(this_rank):
         from finetune.training import step
@@ -81,7 +82,8 @@ def signalled(rank, number, iteration):
 
 
 def start(recipe, world=1, report=None, prepare=None):
-    """Fork `world` processes that train; return their pids. Saved steps are written to the descriptor `report` once acknowledged."""
+    """Fork `world` processes that train; return their pids. Saved steps are written to the descriptor `report` once
+    acknowledged."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -96,7 +98,12 @@ def start(recipe, world=1, report=None, prepare=None):
             quiet = os.open(os.devnull, os.O_WRONLY)
             os.dup2(quiet, 1)
             if world > 1:
-                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+                os.environ |= {
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(world),
+                    "LOCAL_WORLD_SIZE": str(world),
+                }
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
             if report is not None:
                 save = checkpoint.save_state
@@ -128,7 +135,8 @@ def run(recipe, world=1, **options):
 
 
 def killed(recipe, world, kills, seed, slowest):
-    """SIGKILL all processes of a run at random times, `kills` times over, check after each, and let it finish at last."""
+    """SIGKILL all processes of a run at random times, `kills` times over, check after each, and let it finish at
+    last."""
     rng = random.Random(seed)
     acknowledged, lost, inside_save, broken = 0, 0, 0, []
     for number in range(kills + 1):
@@ -140,7 +148,13 @@ def killed(recipe, world, kills, seed, slowest):
         if number == kills:
             codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
             os.close(read)
-            return {"codes": codes, "acknowledged": acknowledged, "lost": lost, "inside_save": inside_save, "broken": broken}
+            return {
+                "codes": codes,
+                "acknowledged": acknowledged,
+                "lost": lost,
+                "inside_save": inside_save,
+                "broken": broken,
+            }
         # wait until it has begun to save, then a random while
         text = b""
         ready, _, _ = select.select([read], [], [], 30)

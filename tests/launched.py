@@ -1,4 +1,5 @@
-"""finetune.train, which notes what each process reads in rank-N.jsonl. Real launchers start it: -m launched --key=value ..."""
+"""finetune.train, which notes what each process reads in rank-N.jsonl. Real launchers start it: -m launched --key=value
+..."""
 
 import json
 import os
@@ -31,7 +32,9 @@ def main(argv):
 
     Blocks.batch = noted
     step._backward = lambda run, iteration: within(f"update {iteration}", backward, run, iteration)
-    loop.evaluate = lambda run, blocks, rows: within(f"{'val' if blocks is run.val else 'train'} loss {run.iteration}", evaluate, run, blocks, rows)
+    loop.evaluate = lambda run, blocks, rows: within(
+        f"{'val' if blocks is run.val else 'train'} loss {run.iteration}", evaluate, run, blocks, rows
+    )
     note(pid=os.getpid())
     return train.main(argv)
 

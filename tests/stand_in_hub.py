@@ -1,8 +1,8 @@
 """A Hub on 127.0.0.1, as much of it as the huggingface_hub client needs to make a repository, fill it and load from it.
 
-Written from what the client sends. Contents are kept in memory; `hub.commits`, `hub.puts` and `hub.requests` tell what happened, and
-`hub.before` is called with (method, path) before each request is answered, so that a test can hold it, or refuse it by returning a status.
-"""
+Written from what the client sends. Contents are kept in memory; `hub.commits`, `hub.puts` and `hub.requests` tell what
+happened, and `hub.before` is called with (method, path) before each request is answered, so that a test can hold it, or
+refuse it by returning a status."""
 
 import base64
 import contextlib
@@ -101,8 +101,13 @@ class Handler(BaseHTTPRequestHandler):
         name = f"{asked.get('organization') or 'me'}/{asked['name']}"
         private = asked.get("private", asked.get("visibility") == "private")
         if name in self.server.repositories:
-            return self.answer(409, {"error": "You already created this model repo", "url": f"{self.server.url}/{name}"})
-        self.server.repositories[name] = {"private": private, "files": {".gitattributes": b"*.safetensors filter=lfs\n"}}
+            return self.answer(
+                409, {"error": "You already created this model repo", "url": f"{self.server.url}/{name}"}
+            )
+        self.server.repositories[name] = {
+            "private": private,
+            "files": {".gitattributes": b"*.safetensors filter=lfs\n"},
+        }
         return self.answer(200, {"url": f"{self.server.url}/{name}", "id": name, "name": name})
 
     def api(self, name, rest, query):
@@ -110,11 +115,23 @@ class Handler(BaseHTTPRequestHandler):
         if repository is None:
             return self.answer(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
         if not rest or rest[0] == "revision":
-            siblings = [self.described(path, content, "blobs" in query) for path, content in repository["files"].items()]
-            return self.answer(200, {"id": name, "modelId": name, "private": repository["private"], "sha": head(repository), "siblings": siblings})
+            siblings = [
+                self.described(path, content, "blobs" in query) for path, content in repository["files"].items()
+            ]
+            return self.answer(
+                200,
+                {
+                    "id": name,
+                    "modelId": name,
+                    "private": repository["private"],
+                    "sha": head(repository),
+                    "siblings": siblings,
+                },
+            )
         if rest[0] == "tree":
             entries = [
-                {"type": "file", "path": path, "size": len(content), "oid": git_sha1(content)} for path, content in repository["files"].items()
+                {"type": "file", "path": path, "size": len(content), "oid": git_sha1(content)}
+                for path, content in repository["files"].items()
             ]
             return self.answer(200, entries)
         if rest[0] == "preupload":
@@ -122,7 +139,9 @@ class Handler(BaseHTTPRequestHandler):
             for file in json.loads(self.body)["files"]:
                 lfs, there = file["path"].endswith(LFS), repository["files"].get(file["path"])
                 oid = None if there is None else hashlib.sha256(there).hexdigest() if lfs else git_sha1(there)
-                answers.append({"path": file["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False, "oid": oid})
+                answers.append(
+                    {"path": file["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False, "oid": oid}
+                )
             return self.answer(200, {"files": answers})
         if rest[0] == "commit":
             return self.commit(name, repository, [json.loads(line) for line in self.body.splitlines()])
@@ -140,7 +159,11 @@ class Handler(BaseHTTPRequestHandler):
         objects = []
         for item in asked["objects"]:
             address = f"{self.server.url}/lfs/{item['oid']}"
-            actions = {} if item["oid"] in self.server.objects else {"actions": {"upload": {"href": address}, "verify": {"href": address}}}
+            actions = (
+                {}
+                if item["oid"] in self.server.objects
+                else {"actions": {"upload": {"href": address}, "verify": {"href": address}}}
+            )
             objects.append({"oid": item["oid"], "size": item["size"], **actions})
         return self.answer(200, {"transfer": "basic", "objects": objects})
 
@@ -166,20 +189,33 @@ class Handler(BaseHTTPRequestHandler):
                 return self.answer(412, {"error": "the branch has moved on"})
         repository["files"] = files
         self.server.commits.append((name, [line["value"]["path"] for line in lines[1:]]))
-        return self.answer(200, {"commitUrl": f"{self.server.url}/{name}/commit/{head(repository)}", "commitOid": head(repository), "success": True})
+        return self.answer(
+            200,
+            {
+                "commitUrl": f"{self.server.url}/{name}/commit/{head(repository)}",
+                "commitOid": head(repository),
+                "success": True,
+            },
+        )
 
     def resolve(self, name, path):
         repository = self.server.repositories.get(name)
         if repository is None or path not in repository["files"]:
-            return self.answer(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound" if repository else "RepoNotFound")
+            return self.answer(
+                404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound" if repository else "RepoNotFound"
+            )
         content = repository["files"][path]
         etag = hashlib.sha256(content).hexdigest() if path.endswith(LFS) else git_sha1(content)
-        return self.answer(200, body=content, X_Repo_Commit=head(repository), ETag=f'"{etag}"', Content_Type="application/octet-stream")
+        return self.answer(
+            200, body=content, X_Repo_Commit=head(repository), ETag=f'"{etag}"', Content_Type="application/octet-stream"
+        )
 
 
 def head(repository):
     """The commit of a repository, which here is a hash of its contents."""
-    return hashlib.sha1(repr(sorted((path, git_sha1(content)) for path, content in repository["files"].items())).encode()).hexdigest()
+    return hashlib.sha1(
+        repr(sorted((path, git_sha1(content)) for path, content in repository["files"].items())).encode()
+    ).hexdigest()
 
 
 def git_sha1(content):

@@ -1,4 +1,5 @@
-"""Blocks predict every token once a pass, from a cache that follows the content of its bin; iterations read a fixed order."""
+"""Blocks predict every token once a pass, from a cache that follows the content of its bin; iterations read a fixed
+order."""
 
 import multiprocessing
 import resource
@@ -110,7 +111,9 @@ def test_building_takes_constant_memory(tmp_path):
 
 def test_a_split_shorter_than_a_block_is_named(tmp_path):
     write_bins(tmp_path, range(100), range(8))
-    with pytest.raises(UsageError, match=r"val.bin: 8 tokens, and a block of 8 needs 9; lower block_size or raise val_fraction"):
+    with pytest.raises(
+        UsageError, match=r"val.bin: 8 tokens, and a block of 8 needs 9; lower block_size or raise val_fraction"
+    ):
         blocks_of(tmp_path, "val")
 
 
@@ -144,4 +147,6 @@ def test_a_split_on_the_device_gives_the_same_batches(tmp_path):
         rows = [blocks.num_rows - 1, 0, 3, blocks.num_rows - 1]
         expected = blocks.batch(rows)[:2]
         blocks.keep_on("cpu")
-        assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(blocks.batch(rows)[:2], expected))
+        assert all(
+            torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(blocks.batch(rows)[:2], expected)
+        )

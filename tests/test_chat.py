@@ -1,4 +1,5 @@
-"""Instruction data: only answers and their end-of-text are learned, and the model that comes out speaks the same template."""
+"""Instruction data: only answers and their end-of-text are learned, and the model that comes out speaks the same
+template."""
 
 import json
 from pathlib import Path
@@ -15,11 +16,17 @@ from finetune.data.prepare import prepare
 
 
 def examples(count=60):
-    return [{"prompt": f"What is {i} plus {i % 7}?", "completion": f"It is {i + i % 7}, as everybody knows."} for i in range(count)]
+    return [
+        {"prompt": f"What is {i} plus {i % 7}?", "completion": f"It is {i + i % 7}, as everybody knows."}
+        for i in range(count)
+    ]
 
 
 def as_messages(rows):
-    return [{"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]} for row in rows]
+    return [
+        {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}
+        for row in rows
+    ]
 
 
 def write(rows, name="data.jsonl"):
@@ -57,7 +64,10 @@ def test_targets_are_completions_and_one_end_of_text_each(tokenizer):
 
 def test_messages_are_prompts_and_completions(tokenizer):
     rows = examples()
-    one, other = prepare([write(rows, "a.jsonl")], "a", tokenizer), prepare([write(as_messages(rows), "b.jsonl")], "b", tokenizer)
+    one, other = (
+        prepare([write(rows, "a.jsonl")], "a", tokenizer),
+        prepare([write(as_messages(rows), "b.jsonl")], "b", tokenizer),
+    )
     renamed = [{"question": row["prompt"], "answer": row["completion"]} for row in rows]
     third = prepare([write(renamed, "c.jsonl")], "c", tokenizer, columns={"prompt": "question", "completion": "answer"})
     for split in ("train", "val"):
@@ -103,7 +113,9 @@ def test_masked_loss_is_that_of_hugging_face_with_its_labels(tokenizer, hf_model
         part = torch.from_numpy(ids[first : first + T + 1].astype(np.int64))[None]
         labels = part.masked_fill(torch.from_numpy(mask[first : first + T + 1])[None] == 0, -100)
         logits = hf(part[:, :-1]).logits
-        summed += torch.nn.functional.cross_entropy(logits[0].float(), labels[0, 1:], ignore_index=-100, reduction="sum").item()
+        summed += torch.nn.functional.cross_entropy(
+            logits[0].float(), labels[0, 1:], ignore_index=-100, reduction="sum"
+        ).item()
         counted += int((labels[0, 1:] != -100).sum())
     assert loss.item() / count.item() == pytest.approx(summed / counted, abs=1e-5)
     assert counted == count
@@ -126,7 +138,14 @@ def test_a_model_learns_to_answer_and_to_stop(tokenizer, command):
         "--gradient_accumulation_steps=1",
     ]
     code, _, err = command(
-        "train", "--dataset=data", *shape, "--max_iters=200", "--learning_rate=3e-3", "--eval_interval=60", "--device=cpu", "--dtype=float32"
+        "train",
+        "--dataset=data",
+        *shape,
+        "--max_iters=200",
+        "--learning_rate=3e-3",
+        "--eval_interval=60",
+        "--device=cpu",
+        "--dtype=float32",
     )
     assert code == 0, err
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -134,7 +153,10 @@ def test_a_model_learns_to_answer_and_to_stop(tokenizer, command):
     model, theirs = AutoModelForCausalLM.from_pretrained("out/best"), AutoTokenizer.from_pretrained("out/best")
     for word in ("yes", "no", "fine"):
         asked = theirs.apply_chat_template(
-            [{"role": "user", "content": f"Say {word}"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+            [{"role": "user", "content": f"Say {word}"}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
         )
         out = model.generate(**asked, max_new_tokens=12, do_sample=False, pad_token_id=theirs.eos_token_id)
         assert theirs.decode(out[0, asked["input_ids"].size(1) :]) == f"{word}<|endoftext|>"

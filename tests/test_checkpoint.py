@@ -26,7 +26,8 @@ def save(out_dir, step):
 
 
 def newest(out_dir):
-    """The step that a new start would go on with, after it has cleaned up; 0 when there is none. Its content is checked."""
+    """The step that a new start would go on with, after it has cleaned up; 0 when there is none. Its content is
+    checked."""
     checkpoint.clean(out_dir)
     try:
         weights, optimizer, state = checkpoint.load_state(out_dir, say=lambda line: None)
@@ -97,7 +98,8 @@ def interrupt_at(monkeypatch, number):
 
 
 def test_every_crash_point_of_a_save(tmp_path, monkeypatch):
-    """Saving step 4 over steps 2 and 3 is stopped before each single operation; always 3 or 4 is whole, and 4 once acknowledged."""
+    """Saving step 4 over steps 2 and 3 is stopped before each single operation; always 3 or 4 is whole, and 4 once
+    acknowledged."""
     for point in range(1000):
         out = tmp_path / str(point)
         out.mkdir()
@@ -155,8 +157,8 @@ def test_every_crash_point_of_replacing_best(tmp_path, monkeypatch, exchange):
 
 
 class Disk:
-    """What a disk may hold after the power fails: of each directory's changes since its last sync only the first so many, of a
-    file that was not synced nothing, half or all."""
+    """What a disk may hold after the power fails: of each directory's changes since its last sync only the first so
+    many, of a file that was not synced nothing, half or all."""
 
     def __init__(self):
         self.content, self.synced = {}, set()  # of files, by inode
@@ -223,8 +225,8 @@ class Disk:
 
 
 def recorded(out_dir, monkeypatch, steps, drop=()):
-    """[(operation, arguments)] of saving these steps one after the other, with ("acknowledged", step) after each. `drop` weakens
-    the protocol: "file sync", "directory sync", "sync before removal"."""
+    """[(operation, arguments)] of saving these steps one after the other, with ("acknowledged", step) after each.
+    `drop` weakens the protocol: "file sync", "directory sync", "sync before removal"."""
     log = []
     relative = lambda path: os.path.relpath(path, out_dir) if not isinstance(path, int) else path  # noqa: E731
     real = {name: getattr(os, name) for name in ("mkdir", "rename", "unlink", "rmdir")}
@@ -315,7 +317,8 @@ def test_the_power_loss_test_catches_weaker_protocols(tmp_path, monkeypatch, wea
 
 
 def test_a_full_disk_leaves_the_state_before(tmp_path):
-    """The largest file a process may write is lowered step by step: each failing save says so and leaves what was there."""
+    """The largest file a process may write is lowered step by step: each failing save says so and leaves what was
+    there."""
     save(tmp_path, 1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -15,23 +15,48 @@ TINY = "--n_layer=1 --n_head=1 --n_embd=16 --block_size=16 --batch_size=2 --max_
 
 
 def shell(*command, **env):
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env={**os.environ, **env}, timeout=120)
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, env={**os.environ, **env}, timeout=120
+    )
     return done.returncode, done.stdout, done.stderr
 
 
 def test_the_quickstart_recipe_through_accelerate_launch_then_sample():
-    code, out, error = shell(BIN / "accelerate", "launch", "-m", "finetune.train", ROOT / "recipes/quickstart.yaml", *TINY, "--max_new_tokens=20")
+    code, out, error = shell(
+        BIN / "accelerate",
+        "launch",
+        "-m",
+        "finetune.train",
+        ROOT / "recipes/quickstart.yaml",
+        *TINY,
+        "--max_new_tokens=20",
+    )
     assert code == 0, error
     assert f"({os.cpu_count()} threads)" in out or len(os.sched_getaffinity(0)) != os.cpu_count()
     assert out.count("\nThe ") == 2
     code, out, error = shell(
-        sys.executable, "-m", "finetune.sample", "--out_dir=out-quickstart", "--num_samples=2", "--max_new_tokens=30", "--start=Some"
+        sys.executable,
+        "-m",
+        "finetune.sample",
+        "--out_dir=out-quickstart",
+        "--num_samples=2",
+        "--max_new_tokens=30",
+        "--start=Some",
     )
     assert code == 0, error
     assert out.count("---------------\nSome") == 2
     assert "(step " in out and "val loss" in out
     assert (
-        out == shell(sys.executable, "-m", "finetune.sample", "--out_dir=out-quickstart", "--num_samples=2", "--max_new_tokens=30", "--start=Some")[1]
+        out
+        == shell(
+            sys.executable,
+            "-m",
+            "finetune.sample",
+            "--out_dir=out-quickstart",
+            "--num_samples=2",
+            "--max_new_tokens=30",
+            "--start=Some",
+        )[1]
     )
 
 

@@ -77,7 +77,9 @@ def test_followers_are_what_follows(length):
     followers = copied.Followers(dataset_of(train), length)
     for end in range(len(train) + 1):
         before = train[max(0, end - length) : end].tolist()
-        follow = {int(train[i + length]) for i in range(len(train) - length) if train[i : i + length].tolist() == before}
+        follow = {
+            int(train[i + length]) for i in range(len(train) - length) if train[i : i + length].tolist() == before
+        }
         assert followers(train[:end].tolist()).tolist() == (sorted(follow) if end >= length else [])
     assert followers([7] * length).tolist() == []
 
@@ -98,7 +100,14 @@ def test_a_model_that_learned_by_heart_is_found_out_and_can_be_kept_from_it(corp
     def write(out_dir, *flags):
         """(report, texts) of eight samples that go on from where the data begins, within the context."""
         out = f"{out_dir}{len(flags)}.jsonl"
-        flags = [f"--out_dir={out_dir}", f"--start={train[:16]}", "--num_samples=8", "--max_new_tokens=240", "--dtype=float32", *flags]
+        flags = [
+            f"--out_dir={out_dir}",
+            f"--start={train[:16]}",
+            "--num_samples=8",
+            "--max_new_tokens=240",
+            "--dtype=float32",
+            *flags,
+        ]
         code, _, error = command("sample", *flags, f"--out={out}")
         assert code == 0, error
         rows = [json.loads(line) for line in Path(out).read_text().splitlines()]

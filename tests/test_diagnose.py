@@ -1,4 +1,5 @@
-"""Seven troubles get their seven names and healthy runs get none; what is suggested can be done; a run that ends badly says so itself."""
+"""Seven troubles get their seven names and healthy runs get none; what is suggested can be done; a run that ends badly
+says so itself."""
 
 import dataclasses
 import json
@@ -24,9 +25,21 @@ GPU = "1 process on cuda (NVIDIA A100-SXM4-40GB), bfloat16"
 CPU = "1 process on cpu (8 threads), bfloat16"
 
 
-def synthesised(losses, every=50, end="end", events=(), machine=GPU, seconds=0.05, mfu=0.3, best=True, states=1, out_dir="out", **values):
-    """A run of some (train loss, val loss), `every` updates apart, as training records it. `end` is its last event, None after a kill;
-    `events` come before that."""
+def synthesised(
+    losses,
+    every=50,
+    end="end",
+    events=(),
+    machine=GPU,
+    seconds=0.05,
+    mfu=0.3,
+    best=True,
+    states=1,
+    out_dir="out",
+    **values,
+):
+    """A run of some (train loss, val loss), `every` updates apart, as training records it. `end` is its last event,
+    None after a kill; `events` come before that."""
     out = Path(out_dir)
     out.mkdir()
     recipe = Recipe(**{"dataset": "data/d", "out_dir": out_dir} | values)
@@ -41,9 +54,17 @@ def synthesised(losses, every=50, end="end", events=(), machine=GPU, seconds=0.0
         told.append({"event": "eval", "step": step, "train_loss": train, "val_loss": val})
         if step < steps[-1]:
             pace = {"seconds": seconds, "tokens_per_second": 65536 / seconds, "mfu": mfu, "memory": 2e9}
-            told += [{"event": "iter", "iter": i, "loss": train, "lr": 3e-5, "grad_norm": 1.0, **pace} for i in range(step, step + every, 10)]
-    told += [*events, *([{"event": end, "step": steps[-1] if steps else 0}] if isinstance(end, str) else [end] if end else [])]
-    (out / "metrics.jsonl").write_text("".join(json.dumps({"time": began + number} | event) + "\n" for number, event in enumerate(told)))
+            told += [
+                {"event": "iter", "iter": i, "loss": train, "lr": 3e-5, "grad_norm": 1.0, **pace}
+                for i in range(step, step + every, 10)
+            ]
+    told += [
+        *events,
+        *([{"event": end, "step": steps[-1] if steps else 0}] if isinstance(end, str) else [end] if end else []),
+    ]
+    (out / "metrics.jsonl").write_text(
+        "".join(json.dumps({"time": began + number} | event) + "\n" for number, event in enumerate(told))
+    )
     for name in ["best"] * best + [f"last/step-{step:08d}" for step in (steps[-states:] if states else [])]:
         (out / name).parent.mkdir(exist_ok=True)
         checkpoint.publish(out / name, lambda place: (place / "config.json").write_text('{"vocab_size": 50257}'))
@@ -70,7 +91,10 @@ def damaged():
 
 
 BROKEN = {
-    "out of memory": ("out_of_memory", lambda: synthesised(LEARNS[:1], end={"event": "failed", "problem": OUT_OF_MEMORY, "code": 1})),
+    "out of memory": (
+        "out_of_memory",
+        lambda: synthesised(LEARNS[:1], end={"event": "failed", "problem": OUT_OF_MEMORY, "code": 1}),
+    ),
     "one of several processes out of memory": (
         "out_of_memory",
         lambda: synthesised(
@@ -87,46 +111,107 @@ BROKEN = {
         "missing_checkpoint",
         lambda: synthesised(
             LEARNS[:3],
-            events=[{"event": "save_failed", "step": 100, "problem": "last at step 100 could not be saved: No space left on device"}],
-            end={"event": "failed", "problem": "out_dir out: the state after 100 updates could not be saved", "code": 1},
+            events=[
+                {
+                    "event": "save_failed",
+                    "step": 100,
+                    "problem": "last at step 100 could not be saved: No space left on device",
+                }
+            ],
+            end={
+                "event": "failed",
+                "problem": "out_dir out: the state after 100 updates could not be saved",
+                "code": 1,
+            },
         ),
     ),
     "another tokenizer's ids": ("gibberish", lambda: synthesised([(10.7, 10.8), (8.0, 8.1), (7.0, 7.2), (6.8, 7.0)])),
-    "diverged": ("gibberish", lambda: synthesised(LEARNS[:3], end={"event": "failed", "problem": "training diverged: loss is nan", "code": 3})),
-    "both losses rise": ("gibberish", lambda: synthesised([(4.0, 4.0), (3.8, 3.85), (4.9, 5.0), (6.5, 6.6)], learning_rate=1e-2)),
+    "diverged": (
+        "gibberish",
+        lambda: synthesised(
+            LEARNS[:3], end={"event": "failed", "problem": "training diverged: loss is nan", "code": 3}
+        ),
+    ),
+    "both losses rise": (
+        "gibberish",
+        lambda: synthesised([(4.0, 4.0), (3.8, 3.85), (4.9, 5.0), (6.5, 6.6)], learning_rate=1e-2),
+    ),
     "a learning rate too low": ("not_learning", lambda: synthesised([(4.03, 4.01)] * 6, learning_rate=1e-8)),
-    "from scratch, stuck": ("not_learning", lambda: synthesised([(10.9, 10.9)] + [(10.7, 10.7)] * 5, init_from="scratch", learning_rate=1e-7)),
-    "learned by heart": ("overfitting", lambda: synthesised([(4.0, 4.0), (3.3, 3.5), (2.6, 3.6), (1.8, 3.8), (1.0, 4.3), (0.6, 4.9)])),
+    "from scratch, stuck": (
+        "not_learning",
+        lambda: synthesised([(10.9, 10.9)] + [(10.7, 10.7)] * 5, init_from="scratch", learning_rate=1e-7),
+    ),
+    "learned by heart": (
+        "overfitting",
+        lambda: synthesised([(4.0, 4.0), (3.3, 3.5), (2.6, 3.6), (1.8, 3.8), (1.0, 4.3), (0.6, 4.9)]),
+    ),
     "samples that are copies": (
         "overfitting",
         lambda: synthesised(
-            LEARNS, events=[{"event": "evaluation", "split": "val", "loss": 3.3, "memorisation": {"ngram": 8, "copied": 0.93, "longest": 120}}]
+            LEARNS,
+            events=[
+                {
+                    "event": "evaluation",
+                    "split": "val",
+                    "loss": 3.3,
+                    "memorisation": {"ngram": 8, "copied": 0.93, "longest": 120},
+                }
+            ],
         ),
     ),
     "a GPU at 1%": ("slow", lambda: synthesised(LEARNS, seconds=20.0, mfu=0.01, compile="false")),
     "days on a CPU": ("slow", lambda: synthesised(LEARNS, seconds=375.0, machine=CPU, max_iters=5000, end="stop")),
-    "ended while it fell": ("disappointing", lambda: synthesised([(4.0, 4.0), (3.9, 3.9), (3.8, 3.8), (3.7, 3.7), (3.6, 3.6), (3.5, 3.5)])),
+    "ended while it fell": (
+        "disappointing",
+        lambda: synthesised([(4.0, 4.0), (3.9, 3.9), (3.8, 3.8), (3.7, 3.7), (3.6, 3.6), (3.5, 3.5)]),
+    ),
     "no better than its baseline": (
         "disappointing",
         lambda: synthesised(
-            LEARNS, events=[{"event": "evaluation", "split": "val", "loss": 3.5, "baseline": {"name": "gpt2"}, "difference": {"mean": 0.02}}]
+            LEARNS,
+            events=[
+                {
+                    "event": "evaluation",
+                    "split": "val",
+                    "loss": 3.5,
+                    "baseline": {"name": "gpt2"},
+                    "difference": {"mean": 0.02},
+                }
+            ],
         ),
     ),
     "killed": ("interrupted", lambda: synthesised(LEARNS[:4], end=None)),
-    "an error": ("interrupted", lambda: synthesised(LEARNS[:4], end={"event": "failed", "problem": "CUDA error: device-side assert", "code": 1})),
+    "an error": (
+        "interrupted",
+        lambda: synthesised(
+            LEARNS[:4], end={"event": "failed", "problem": "CUDA error: device-side assert", "code": 1}
+        ),
+    ),
 }
 HEALTHY = {
     "finetuned": lambda: synthesised(LEARNS),
-    "ended by patience": lambda: synthesised([*LEARNS, (3.2, 3.34), (3.1, 3.36), (3.0, 3.4), (2.9, 3.45), (2.8, 3.5)], max_iters=5000, patience=5),
-    "from scratch": lambda: synthesised([(4.2, 4.2), (2.6, 2.65), (2.1, 2.2), (1.8, 1.9), (1.65, 1.78), (1.6, 1.75)], init_from="scratch"),
+    "ended by patience": lambda: synthesised(
+        [*LEARNS, (3.2, 3.34), (3.1, 3.36), (3.0, 3.4), (2.9, 3.45), (2.8, 3.5)], max_iters=5000, patience=5
+    ),
+    "from scratch": lambda: synthesised(
+        [(4.2, 4.2), (2.6, 2.65), (2.1, 2.2), (1.8, 1.9), (1.65, 1.78), (1.6, 1.75)], init_from="scratch"
+    ),
     "recovered by itself": lambda: synthesised(
         LEARNS,
         events=[
-            {"event": "out_of_memory", "step": 3, "done": "batch_size 8 -> 4", "batch_size": 4, "gradient_accumulation_steps": 16},
+            {
+                "event": "out_of_memory",
+                "step": 3,
+                "done": "batch_size 8 -> 4",
+                "batch_size": 4,
+                "gradient_accumulation_steps": 16,
+            },
             {"event": "rollback", "step": 50, "reached": 60, "lr_scale": 0.5, "problem": "loss is nan"},
         ],
     ),
-    "stopped by its user": lambda: synthesised(LEARNS[:3], max_iters=5000, end={"event": "stop", "step": 100, "signal": "SIGTERM"}),
+    "stopped by its user": lambda: synthesised(
+        LEARNS[:3], max_iters=5000, end={"event": "stop", "step": 100, "signal": "SIGTERM"}
+    ),
     "a try of three updates": lambda: synthesised([(4.0, 4.0), (4.0, 4.0)], every=3),
     "a slow but short run": lambda: synthesised(LEARNS, seconds=1.0, mfu=0.01, machine=CPU),
 }
@@ -161,7 +246,10 @@ def test_healthy_runs_get_none(name):
 
 def test_a_run_that_goes_on_lacks_nothing_yet():
     synthesised([], end=None, best=False, states=0)
-    code = "import fcntl, sys, time; f = open('out/.lock', 'a+'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); sys.stdin.read()"
+    code = (
+        "import fcntl, sys, time; f = open('out/.lock', 'a+'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True);"
+        " sys.stdin.read()"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         assert labels() == []
@@ -192,16 +280,29 @@ def test_a_real_run_that_is_sound_says_nothing(tiny_run):
 
 def train(command, corpus, *flags):
     return command(
-        "train", "--init_from=scratch", f"--dataset={corpus()}", "--tokenizer=char", "--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=16",
-        "--batch_size=2", "--gradient_accumulation_steps=1", "--log_interval=1", "--dtype=float32", *flags,
-    )  # fmt: skip
+        "train",
+        "--init_from=scratch",
+        f"--dataset={corpus()}",
+        "--tokenizer=char",
+        "--n_layer=1",
+        "--n_head=1",
+        "--n_embd=16",
+        "--block_size=16",
+        "--batch_size=2",
+        "--gradient_accumulation_steps=1",
+        "--log_interval=1",
+        "--dtype=float32",
+        *flags,
+    )
 
 
 def test_a_run_that_diverges_is_diagnosed_by_itself(command, corpus, monkeypatch):
     from finetune.training import step
 
     backward = step._backward
-    monkeypatch.setattr(step, "_backward", lambda run, number: backward(run, number) * (float("nan") if number == 7 else 1.0))
+    monkeypatch.setattr(
+        step, "_backward", lambda run, number: backward(run, number) * (float("nan") if number == 7 else 1.0)
+    )
     code, _, error = train(command, corpus, "--max_iters=20", "--max_rollbacks=0", "--learning_rate=0.5")
     lines = error.splitlines()
     assert code == 3 and lines[0].startswith("training diverged: iter 7: loss is nan")
@@ -239,22 +340,35 @@ def test_less_memory_is_found_in_the_order_in_which_training_names_it():
         (finding,) = diagnosis.diagnose(record.load(out_dir))
         options, _ = parse(Recipe, shlex.split(finding.command.split("finetune.train")[1]), "")
         before, _ = parse(Recipe, [f"{out_dir}/recipe.yaml"], "")
-        keys = ("batch_size", "gradient_checkpointing", "optimizer_dtype", "lora_rank", *(["init_from"] if options.init_from != "resume" else []))
+        keys = (
+            "batch_size",
+            "gradient_checkpointing",
+            "optimizer_dtype",
+            "lora_rank",
+            *(["init_from"] if options.init_from != "resume" else []),
+        )
         changed = {name: getattr(options, name) for name in keys if getattr(options, name) != getattr(before, name)}
         assert len(changed) == 1
         taken += changed
-        values |= changed | {"gradient_accumulation_steps": options.gradient_accumulation_steps, "learning_rate": options.learning_rate}
+        values |= changed | {
+            "gradient_accumulation_steps": options.gradient_accumulation_steps,
+            "learning_rate": options.learning_rate,
+        }
         values["block_size"] = 1024
     assert taken == ["batch_size", "gradient_checkpointing", "optimizer_dtype", "lora_rank", "init_from"]
     assert (values["learning_rate"], values["init_from"]) == (2e-4, "gpt2-medium")
-    words = memory.what_would_fit(GPTConfig(n_layer=36, n_head=20, n_embd=1280), 1024, Recipe(dataset="x", init_from="gpt2-large"))
+    words = memory.what_would_fit(
+        GPTConfig(n_layer=36, n_head=20, n_embd=1280), 1024, Recipe(dataset="x", init_from="gpt2-large")
+    )
     assert list(dict.fromkeys(re.findall(r"--(\w+)=", words))) == [*taken[2:], "block_size"]
 
 
 def test_what_a_run_in_shards_or_from_scratch_cannot_have_is_not_advised():
     out, failed = Recipe(dataset="x"), {"event": "failed", "problem": OUT_OF_MEMORY, "code": 1}
     least = {"batch_size": 1, "gradient_checkpointing": True, "block_size": 64}
-    synthesised(LEARNS[:1], end=failed, machine=f"2 processes on cuda (H100), {sharding.Sharding(True).describe()}", **least)
+    synthesised(
+        LEARNS[:1], end=failed, machine=f"2 processes on cuda (H100), {sharding.Sharding(True).describe()}", **least
+    )
     synthesised(LEARNS[:1], end=failed, out_dir="scratch", init_from="scratch", optimizer_dtype="bfloat16", **least)
     for out in ("out", "scratch"):
         (finding,) = diagnosis.diagnose(record.load(out))
@@ -285,18 +399,36 @@ def test_one_of_two_processes_without_memory_tells_it_and_nobody_else(tiny, rank
     flags = [f"--{name}={getattr(recipe, name)}" for name, default in given if getattr(recipe, name) != default]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        place = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free.getsockname()[1]),
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+        }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", TWO, str(rank), *flags], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, **place, "RANK": str(number), "LOCAL_RANK": str(number), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+            [sys.executable, "-c", TWO, str(rank), *flags],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={
+                **os.environ,
+                **place,
+                "RANK": str(number),
+                "LOCAL_RANK": str(number),
+                "ACCELERATE_USE_CPU": "true",
+                "OMP_NUM_THREADS": "1",
+            },
         )
         for number in range(2)
-    ]  # fmt: skip
+    ]
     told = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
     error = told[rank][1]
-    assert error.startswith("out of memory at iter 3 with batch_size 2") and "\ndiagnosis: out_of_memory: out of memory at iter 3" in error
+    assert (
+        error.startswith("out of memory at iter 3 with batch_size 2")
+        and "\ndiagnosis: out_of_memory: out of memory at iter 3" in error
+    )
     assert "--batch_size=1" in error and "\nreport in out/report.html" in error
     assert "diagnosis" not in "".join(told[1 - rank]) and "report in" not in "".join(told[1 - rank])
     failed = [event for event in read_metrics("out/metrics.jsonl") if event["event"] == "failed"]
@@ -337,6 +469,12 @@ def test_old_and_strange_records_are_borne():
     Path("out").mkdir()
     with pytest.raises(UsageError, match="holds no run"):
         record.load("out")
-    lines = ['{"event": "eval", "step": 0, "train_loss": "nan", "val_loss": 1}', '{"event": "iter"}', "[1]", "{", '{"event": "start", "time": 1}']
+    lines = [
+        '{"event": "eval", "step": 0, "train_loss": "nan", "val_loss": 1}',
+        '{"event": "iter"}',
+        "[1]",
+        "{",
+        '{"event": "start", "time": 1}',
+    ]
     Path("out/metrics.jsonl").write_text("\n".join(lines))
     assert labels() == ["missing_checkpoint"]

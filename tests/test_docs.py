@@ -1,4 +1,5 @@
-"""What README and docs show is true: commands parse, links resolve, figures and quotations are those of the code and the recipes."""
+"""What README and docs show is true: commands parse, links resolve, figures and quotations are those of the code and
+the recipes."""
 
 import ast
 import importlib
@@ -17,7 +18,9 @@ from finetune.recipe import Recipe
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "recipes/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
-RECIPES = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "recipes").glob("*.yaml"))}
+RECIPES = {
+    path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "recipes").glob("*.yaml"))
+}
 COMMAND = re.compile(r"(?:python -m|accelerate launch (?:--\S+ )*-m|torchrun \S+ -m) finetune\.(\w+)([^`\n]*)")
 
 
@@ -40,11 +43,21 @@ def test_there_are_commands():
     assert len(list(commands())) >= 5
 
 
-# lines of other people's commands, which no test can run as they are: they install, ask, want a GPU, or serve until they are stopped
+# lines of other people's commands, which no test can run as they are: they install, ask, want a GPU, or serve until
+# they are stopped
 OTHERS = (
-    "python3 -m venv", "pip install", "hf auth login", "accelerate config", "pytest", "ruff", "transformers serve", "curl localhost:8000", "vllm serve",
-    "python llama.cpp/convert_hf_to_gguf.py", "llama-cli",
-)  # fmt: skip
+    "python3 -m venv",
+    "pip install",
+    "hf auth login",
+    "accelerate config",
+    "pytest",
+    "ruff",
+    "transformers serve",
+    "curl localhost:8000",
+    "vllm serve",
+    "python llama.cpp/convert_hf_to_gguf.py",
+    "llama-cli",
+)
 
 
 def test_every_block_is_checked():
@@ -82,9 +95,14 @@ def anchors(text):
 
 def test_flags_named_in_prose_exist():
     verbs = [verb for verb in VERBS if verb != "train"]
-    known = {name for verb in verbs for name in importlib.import_module(f"finetune.{verb}").Options.__dataclass_fields__}
+    known = {
+        name for verb in verbs for name in importlib.import_module(f"finetune.{verb}").Options.__dataclass_fields__
+    }
     known |= {*Recipe.__dataclass_fields__, "debug", "help", "key", "nproc_per_node", "outfile"}
-    known |= set("config_file num_processes num_machines machine_rank main_process_ip main_process_port gpu_ids cpu multi_gpu".split())  # accelerate
+    known |= set(
+        "config_file num_processes num_machines machine_rank main_process_ip main_process_port gpu_ids cpu"
+        " multi_gpu".split()
+    )  # accelerate
     known |= set("nodes ntasks gpus cpus time signal requeue kill".split())  # SLURM
     for page, text in TEXTS.items():
         if page.parent.name == "benchmarks":  # these name flags of the scripts that wrote them

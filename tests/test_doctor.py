@@ -50,7 +50,17 @@ def planted():
     near = [changed(train[n], rng) for n in range(60, 70)]
     leaks = [*val[:3], changed(val[3], rng), changed(val[4], rng)]
     faulty += [*exact, *near, *leaks, "", " \n"]
-    counts = {"empty": 2, "exact_duplicates": 10, "near_duplicates": 10, "leaks": 5, "mojibake": 7, "nul": 3, "bom": 1, "crlf": 4, "control": 1}
+    counts = {
+        "empty": 2,
+        "exact_duplicates": 10,
+        "near_duplicates": 10,
+        "leaks": 5,
+        "mojibake": 7,
+        "nul": 3,
+        "bom": 1,
+        "crlf": 4,
+        "control": 1,
+    }
     return {"train": faulty, "val": val}, CLEAN | counts, {"train": train, "val": val}
 
 
@@ -81,7 +91,9 @@ def test_cleaning_restores_the_corpus_from_before():
     assert kept == clean
 
 
-@pytest.mark.parametrize("fix", [fixes for size in (1, 2, 3) for fixes in itertools.combinations(doctor.FIXES, size)], ids=",".join)
+@pytest.mark.parametrize(
+    "fix", [fixes for size in (1, 2, 3) for fixes in itertools.combinations(doctor.FIXES, size)], ids=",".join
+)
 def test_each_fix_mends_its_own_faults_and_no_others(fix):
     corpus, expected, _ = planted()
     kept = {"train": [], "val": []}
@@ -92,14 +104,19 @@ def test_each_fix_mends_its_own_faults_and_no_others(fix):
 
 
 def jaccard(one, other):
-    one, other = ({tuple(words[i : i + 5]) for i in range(len(words) - 4)} for words in (one.lower().split(), other.lower().split()))
+    one, other = (
+        {tuple(words[i : i + 5]) for i in range(len(words) - 4)}
+        for words in (one.lower().split(), other.lower().split())
+    )
     return len(one & other) / len(one | other)
 
 
 def test_near_duplicates_are_those_of_a_search_over_all_pairs():
     rng = random.Random(1)
     corpus = texts(40, rng)
-    corpus += [changed(text, rng, words) for text in corpus[:30] for words in (1, 4, 5, 6, 7, 8, 9, 12)]  # on both sides of 0.8
+    corpus += [
+        changed(text, rng, words) for text in corpus[:30] for words in (1, 4, 5, 6, 7, 8, 9, 12)
+    ]  # on both sides of 0.8
     rng.shuffle(corpus)
     kept, expected = [], 0
     for text in corpus:
@@ -113,15 +130,35 @@ def test_near_duplicates_are_those_of_a_search_over_all_pairs():
 
 def test_documents_of_a_template_are_not_duplicates():
     rng = random.Random(2)
-    colours, things = ["red", "green", "blue", "black", "white"], ["shirt", "lamp", "table", "bottle", "chair", "bag", "clock", "bowl"]
+    colours, things = (
+        ["red", "green", "blue", "black", "white"],
+        ["shirt", "lamp", "table", "bottle", "chair", "bag", "clock", "bowl"],
+    )
     products = {
         f"This {colour} {thing} of {material} is item {rng.randrange(10**5)} in our shop"
-        for colour in colours for thing in things for material in ("wood", "steel", "wool", "glass", "stone")
-    }  # fmt: skip
-    answers = [f"What is the capital of {country}? It is {city}." for country, city in [("France", "Paris"), ("Italy", "Rome"), ("Spain", "Madrid")]]
+        for colour in colours
+        for thing in things
+        for material in ("wood", "steel", "wool", "glass", "stone")
+    }
+    answers = [
+        f"What is the capital of {country}? It is {city}."
+        for country, city in [("France", "Paris"), ("Italy", "Rome"), ("Spain", "Madrid")]
+    ]
     sums = [f"{a} + {b} = {a + b}" for a in range(10) for b in range(10)]
     assert len(products) == 200
-    assert counts({"train": sorted(products) + answers + sums + ["C", "C#", "C++", "東京都に行きました。", "東京都へ行きました。"]}) == CLEAN
+    assert (
+        counts(
+            {
+                "train": (
+                    sorted(products)
+                    + answers
+                    + sums
+                    + ["C", "C#", "C++", "東京都に行きました。", "東京都へ行きました。"]
+                )
+            }
+        )
+        == CLEAN
+    )
 
 
 def test_other_languages_are_not_mojibake():
@@ -138,15 +175,20 @@ def test_other_languages_are_not_mojibake():
 def test_a_passage_of_val_inside_a_longer_document_of_train():
     rng = random.Random(3)
     train, val = texts(20, rng, 400), texts(5, rng, 400)
-    for n, (size, at) in enumerate([(50, 0), (50, 133), (97, 17), (49, 100), (30, 7)]):  # words; the last two are too few
+    for n, (size, at) in enumerate(
+        [(50, 0), (50, 133), (97, 17), (49, 100), (30, 7)]
+    ):  # words; the last two are too few
         passage, words = val[n].split()[at : at + size], train[n].split()
         train[n] = " ".join([*words[:111], *passage, *words[111:]])
     facts = doctor.examine({"train": train, "val": val})
     assert facts["findings"]["passages"]["count"] == 3
     assert facts["findings"]["passages"]["words"] == 50 + 50 + 97
     assert facts["findings"]["passages"]["examples"][0] == {
-        "split": "train", "document": 1, "like": "val 1", "text": doctor._excerpt(" ".join(val[0].split()[:12])),
-    }  # fmt: skip
+        "split": "train",
+        "document": 1,
+        "like": "val 1",
+        "text": doctor._excerpt(" ".join(val[0].split()[:12])),
+    }
     assert sum(finding["count"] for finding in facts["findings"].values()) == 3
 
 
@@ -170,7 +212,10 @@ def test_a_text_that_repeats_itself_is_searched_quickly():
     assert facts["findings"]["passages"]["words"] == 10_000
 
 
-@pytest.mark.parametrize("splits", [{"train": []}, {"train": [""], "val": []}, {"train": [], "val": [""]}, {"train": [" \ud800"], "val": ["\n"]}])
+@pytest.mark.parametrize(
+    "splits",
+    [{"train": []}, {"train": [""], "val": []}, {"train": [], "val": [""]}, {"train": [" \ud800"], "val": ["\n"]}],
+)
 def test_next_to_nothing_can_be_examined(splits):
     for tokenizer in (None, tokenizers.CharTokenizer(" \n\ud800")):
         empty = sum(not text.strip() for documents in splits.values() for text in documents)
@@ -185,7 +230,8 @@ def test_lengths_and_sizes():
 
 
 @pytest.mark.parametrize(
-    "tokens, recipe, few", [(99_999, "small", True), (999_999, "small", False), (10**6, "medium", False), (10**7, "large", False)]
+    "tokens, recipe, few",
+    [(99_999, "small", True), (999_999, "small", False), (10**6, "medium", False), (10**7, "large", False)],
 )
 def test_the_recipe_is_that_of_the_size(tokens, recipe, few):
     facts = doctor.examine({"train": [Piece("text", ends=True, tokens=tokens)]})
@@ -228,10 +274,18 @@ def test_fix_writes_the_clean_corpus_and_says_what_it_removed(command, bpe_direc
     code, out, error = command("doctor", "d", "--fix=dedup,leaks,encoding", "--out_dir=clean")
     assert code == 0, error
     for split in ("train", "val"):
-        assert [json.loads(line)["text"] for line in Path(f"clean/{split}.jsonl").read_text().splitlines()] == clean[split]
+        assert [json.loads(line)["text"] for line in Path(f"clean/{split}.jsonl").read_text().splitlines()] == clean[
+            split
+        ]
     removed = [json.loads(line) for line in Path("clean/removed.jsonl").read_text().splitlines()]
     assert [row["document"] for row in removed] == list(range(241, 268))
-    assert removed[0] == {"split": "train", "document": 241, "kind": "exact_duplicates", "like": "train 51", "text": clean["train"][50]}
+    assert removed[0] == {
+        "split": "train",
+        "document": 241,
+        "kind": "exact_duplicates",
+        "like": "train 51",
+        "text": clean["train"][50],
+    }
     assert sorted(path.name for path in Path("clean").iterdir()) == ["removed.jsonl", "train.jsonl", "val.jsonl"]
     assert "removed       10 documents that repeat an earlier one (train)" in out
     assert "to mend it: python -m finetune.doctor d --fix=dedup,leaks,encoding" in out
@@ -267,7 +321,10 @@ def test_more_documents_than_the_search_takes_are_said(monkeypatch):
 
 
 def test_other_columns_and_several_sources_to_validate_on(command):
-    rows = [{"question": f"How much is {i} and {i}, if it is not too much to ask?", "answer": f"It is {i + i}, as always."} for i in range(12)]
+    rows = [
+        {"question": f"How much is {i} and {i}, if it is not too much to ask?", "answer": f"It is {i + i}, as always."}
+        for i in range(12)
+    ]
     for name, part in (("train", rows[:8] + rows[3:4]), ("one", rows[8:10]), ("two", [*rows[10:], rows[0]])):
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     columns = ["--prompt_column=question", "--completion_column=answer"]

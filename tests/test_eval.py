@@ -1,4 +1,5 @@
-"""Evaluation: figures are those of transformers and of training, whatever the batch size, the packing and the number of processes."""
+"""Evaluation: figures are those of transformers and of training, whatever the batch size, the packing and the number of
+processes."""
 
 import json
 import math
@@ -30,7 +31,9 @@ WORDS = "what is one plus two and why does everybody know that it is so".split()
 
 def sentences(count, longest, seed=0):
     rng = random.Random(seed)
-    return [" ".join(rng.choice(WORDS) for _ in range(rng.randint(1, longest))).capitalize() + "." for _ in range(count)]
+    return [
+        " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, longest))).capitalize() + "." for _ in range(count)
+    ]
 
 
 def write(rows, name):
@@ -58,12 +61,17 @@ def documents(tokenizer):
 @pytest.fixture
 def answers(tokenizer):
     """Instruction data."""
-    return prepare([write([{"prompt": text, "completion": text[:9]} for text in sentences(60, 5)], "answers.jsonl")], "answers", tokenizer)
+    return prepare(
+        [write([{"prompt": text, "completion": text[:9]} for text in sentences(60, 5)], "answers.jsonl")],
+        "answers",
+        tokenizer,
+    )
 
 
 @pytest.fixture
 def published(hf_model):
-    """A function that writes a run's best/ with spread weights and the tokenizer of a dataset; returns transformers' model."""
+    """A function that writes a run's best/ with spread weights and the tokenizer of a dataset; returns transformers'
+    model."""
 
     def make(out_dir, dataset, seed=0):
         size, end = dataset.tokenizer.vocab_size, dataset.tokenizer.eot
@@ -162,7 +170,11 @@ def test_windows_predict_every_token_but_the_first_of_a_span_once():
         ends = np.cumsum(rng.integers(1, 30, 20))
         spans = np.stack([np.append(0, ends[:-1]), ends], 1)
         windows = losses.windows(spans, block_size, stride, by_span=True)
-        told = [(place, start) for start, end, counted in zip(windows.starts, windows.ends, windows.counted) for place in range(counted, end + 1)]
+        told = [
+            (place, start)
+            for start, end, counted in zip(windows.starts, windows.ends, windows.counted)
+            for place in range(counted, end + 1)
+        ]
         firsts = set(spans[:, 0])
         assert sorted(place for place, _ in told) == [place for place in range(ends[-1]) if place not in firsts]
         assert (windows.ends - windows.starts).max() <= block_size
@@ -187,10 +199,18 @@ def test_the_loss_is_the_validation_loss_of_training(tiny_run, evaluated):
 def test_conversations_of_several_turns_are_documents_and_equal_packed_blocks(bpe_directory, published, evaluated):
     """By documents, as training measures them in blocks that are packed."""
     rows = [
-        {"messages": [{"role": role, "content": f"hello {i} {turn}"} for turn in range(1 + i % 3) for role in ("user", "assistant")]}
+        {
+            "messages": [
+                {"role": role, "content": f"hello {i} {turn}"}
+                for turn in range(1 + i % 3)
+                for role in ("user", "assistant")
+            ]
+        }
         for i in range(40)
     ]
-    dataset = prepare([write(rows, "turns.jsonl")], "turns", str(bpe_directory("User:\nAssistant:\nhello 1 2 3", "bpe-turns", 280)))
+    dataset = prepare(
+        [write(rows, "turns.jsonl")], "turns", str(bpe_directory("User:\nAssistant:\nhello 1 2 3", "bpe-turns", 280))
+    )
     hf = published("out", dataset)
     event = evaluated("--dataset=turns", f"--block_size={T}")
     assert event["documents"] == dataset.meta["splits"]["val"]["documents"] == 4
@@ -214,7 +234,9 @@ def test_masked_tokens_do_not_count(answers, published, evaluated):
     assert event["targets"] == counted.sum() == mask.sum()
     assert event["loss"] == pytest.approx(nats[counted].mean().item(), abs=1e-5)
     text = answers.tokenizer.decode(ids[mask & (ids != answers.tokenizer.eot)])
-    assert event["bits_per_byte"] == pytest.approx(nats[counted].sum().item() / math.log(2) / len(text.encode()), abs=1e-5)
+    assert event["bits_per_byte"] == pytest.approx(
+        nats[counted].sum().item() / math.log(2) / len(text.encode()), abs=1e-5
+    )
 
 
 def test_bins_without_a_tokenizer_have_no_bits_per_byte(documents, published, evaluated):
@@ -228,8 +250,16 @@ def test_bins_without_a_tokenizer_have_no_bits_per_byte(documents, published, ev
 
 def test_the_baseline_of_a_run_is_what_it_started_from(documents, published, evaluated, command):
     published("base", documents)
-    shape = ["--batch_size=4", "--gradient_accumulation_steps=1", "--max_iters=6", "--learning_rate=1e-3", "--eval_interval=6"]
-    code, _, error = command("train", "--init_from=base", "--dataset=data", "--out_dir=out", "--device=cpu", "--dtype=float32", *shape)
+    shape = [
+        "--batch_size=4",
+        "--gradient_accumulation_steps=1",
+        "--max_iters=6",
+        "--learning_rate=1e-3",
+        "--eval_interval=6",
+    ]
+    code, _, error = command(
+        "train", "--init_from=base", "--dataset=data", "--out_dir=out", "--device=cpu", "--dtype=float32", *shape
+    )
     assert code == 0, error
     event = evaluated("--baseline=auto")
     first, last = (line for line in read("out/metrics.jsonl") if line["event"] == "eval")
@@ -262,7 +292,11 @@ def test_forgetting_is_the_divergence_of_transformers(documents, published, eval
     assert general["baseline_loss"] == pytest.approx(torch.cat(nats[0]).mean().item(), abs=1e-5)
     assert general["loss"] == pytest.approx(torch.cat(nats[1]).mean().item(), abs=1e-5)
     same = evaluated("--dataset=data", "--baseline=out", "--general=data")
-    assert same["general"]["kl"] == pytest.approx(0, abs=1e-9) and same["difference"] == {"mean": 0, "low": 0, "high": 0}
+    assert same["general"]["kl"] == pytest.approx(0, abs=1e-9) and same["difference"] == {
+        "mean": 0,
+        "low": 0,
+        "high": 0,
+    }
     assert same["general"]["loss"] == pytest.approx(same["loss"], abs=1e-9)
 
 
@@ -273,8 +307,10 @@ from finetune.evaluation import evaluation, inputs
 from finetune.evaluation.completions import complete
 options = Options(out_dir="out", dataset="data", baseline="base", documents=True, device="cpu")
 machine, subject = evaluation._machine(options), inputs.find_subject("out")
-prompts = [inputs.open_split("data", "val", subject, "out")[1].ids[n : n + 3 + n % 2].astype("int64") for n in range(40)]
-written = complete(machine, subject.load(machine), prompts, subject.tokenizer.eot, max_new_tokens=8, seed=1, temperature=1.0)
+ids = inputs.open_split("data", "val", subject, "out")[1].ids
+prompts = [ids[n : n + 3 + n % 2].astype("int64") for n in range(40)]
+eot = subject.tokenizer.eot
+written = complete(machine, subject.load(machine), prompts, eot, max_new_tokens=8, seed=1, temperature=1.0)
 event, main = evaluation.evaluate(options)
 if main:
     print(json.dumps([event, [ids.tolist() for ids in written]]))
@@ -286,14 +322,25 @@ def test_two_processes_measure_and_write_what_one_does(documents, published):
     published("out", documents, seed=1)
     Path("script.py").write_text(SCRIPT)
     torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
     running = [
-        subprocess.Popen([*launcher, "script.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        subprocess.Popen(
+            [*launcher, "script.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
         for launcher in ([sys.executable], torchrun)
     ]
-    (one, written), (two, written_by_two) = (json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in running)
+    (one, written), (two, written_by_two) = (
+        json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in running
+    )
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-6) and two["targets"] == one["targets"] > 0
-    assert two["difference"] == pytest.approx(one["difference"], abs=1e-6) and two["bits_per_byte"] == pytest.approx(one["bits_per_byte"], abs=1e-6)
+    assert two["difference"] == pytest.approx(one["difference"], abs=1e-6) and two["bits_per_byte"] == pytest.approx(
+        one["bits_per_byte"], abs=1e-6
+    )
     assert written_by_two == written and len(written) == 40
 
 
@@ -313,7 +360,9 @@ def test_the_interval_is_that_of_a_paired_bootstrap():
             assert (found["high"] - found["low"]) / 2 == pytest.approx(1.96 * error, rel=0.1)
             assert found == compare.paired_bootstrap(nats, other, targets, seed=0)
     assert 180 <= right <= 198  # of 200, 95% of them 190
-    proportional = compare.paired_bootstrap(0.05 * targets + other, other, targets)  # blocks of unequal length, all equally worse
+    proportional = compare.paired_bootstrap(
+        0.05 * targets + other, other, targets
+    )  # blocks of unequal length, all equally worse
     assert list(proportional.values()) == pytest.approx([0.05] * 3)
     assert compare.paired_bootstrap(np.ones(1), np.zeros(1), np.ones(1)) == {"mean": 1, "low": None, "high": None}
 
@@ -335,11 +384,18 @@ def test_completions_are_those_of_transformers(answers, published, machine):
     ends = answers.document_ends("val")
     found = answering.examples(text, np.stack([np.append(0, ends[:-1]), ends], 1))
     assert len(found) == 6 == answers.meta["splits"]["val"]["documents"]
-    asked = {f"User:\n{row['prompt']}\n\nAssistant:\n": row["completion"] + "<|endoftext|>" for row in read("answers.jsonl")}
-    assert all(asked[answers.tokenizer.decode(prompt)] == answers.tokenizer.decode(reference) for prompt, reference in found)
+    asked = {
+        f"User:\n{row['prompt']}\n\nAssistant:\n": row["completion"] + "<|endoftext|>" for row in read("answers.jsonl")
+    }
+    assert all(
+        asked[answers.tokenizer.decode(prompt)] == answers.tokenizer.decode(reference) for prompt, reference in found
+    )
     prompts = [prompt[-12:] for prompt, _ in found] + [prompt[-7:] for prompt, _ in found]
     # as end-of-text the id that ends most of them at a place of its own
-    endless = [hf.generate(torch.from_numpy(ids)[None], max_new_tokens=18, do_sample=False, eos_token_id=None)[0] for ids in prompts]
+    endless = [
+        hf.generate(torch.from_numpy(ids)[None], max_new_tokens=18, do_sample=False, eos_token_id=None)[0]
+        for ids in prompts
+    ]
     endless = [out[len(ids) :].tolist() for ids, out in zip(prompts, endless)]
     eot = max(set(sum(endless, [])), key=lambda token: len({ids.index(token) for ids in endless if token in ids}))
     written = answering.complete(machine, GPT.from_hf(hf), prompts, eot, 4, max_new_tokens=18, seed=0, temperature=0.0)
@@ -364,7 +420,8 @@ class Mean(evaluate.Metric):
 
 
 def test_metrics_are_those_of_the_libraries(answers, published, evaluated, monkeypatch):
-    """Through the verb, with a metric of the user's own beside the shipped ones, against sacrebleu and rouge-score themselves."""
+    """Through the verb, with a metric of the user's own beside the shipped ones, against sacrebleu and rouge-score
+    themselves."""
     import sacrebleu
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -373,13 +430,16 @@ def test_metrics_are_those_of_the_libraries(answers, published, evaluated, monke
     Path("mine.py").write_text(OWN_METRIC)
     asked = []
 
-    def answer(machine, model, prompts, *_, **drawing):  # what a model says is for the test above; here it says something like English
+    def answer(
+        machine, model, prompts, *_, **drawing
+    ):  # what a model says is for the test above; here it says something like English
         assert drawing["temperature"] == 0
         asked.append(len(prompts))
         return [answers.tokenizer.encode(text).astype(np.int64) for text in said]
 
     references = [
-        text.split("Assistant:\n")[1] for text in answers.tokenizer.decode(np.fromfile("answers/val.bin", dtype="<u2")).split("<|endoftext|>")[:-1]
+        text.split("Assistant:\n")[1]
+        for text in answers.tokenizer.decode(np.fromfile("answers/val.bin", dtype="<u2")).split("<|endoftext|>")[:-1]
     ]
     said = [references[0], *(f"{text} is one plus" for text in references[1:])]
     monkeypatch.setattr("finetune.evaluation.evaluation.complete", answer)
@@ -388,7 +448,9 @@ def test_metrics_are_those_of_the_libraries(answers, published, evaluated, monke
     scores = event["metrics"]
     assert scores["bleu"] == pytest.approx(sacrebleu.corpus_bleu(said, [references]).score) and 0 < scores["bleu"] < 100
     assert scores["chrf"] == pytest.approx(sacrebleu.corpus_chrf(said, [references]).score)
-    pairs = [RougeScorer(["rougeL"]).score(reference, text)["rougeL"].fmeasure for reference, text in zip(references, said)]
+    pairs = [
+        RougeScorer(["rougeL"]).score(reference, text)["rougeL"].fmeasure for reference, text in zip(references, said)
+    ]
     assert scores["rougeL"] == pytest.approx(np.mean(pairs))
     assert scores["exact_match"] == 1 / 6 and event["completions"] == 6
     assert scores["mean_length"] == np.mean([len(text) for text in said]) and scores["given"] == 6
@@ -420,7 +482,9 @@ def test_memorisation_is_reported(tiny_run, evaluated):
 
 
 def scratch_model(name="model", **shape):
-    GPT.from_scratch(GPTConfig(**{"block_size": 16, "vocab_size": 101, "n_layer": 1, "n_head": 1, "n_embd": 8} | shape)).save_pretrained(name)
+    GPT.from_scratch(
+        GPTConfig(**{"block_size": 16, "vocab_size": 101, "n_layer": 1, "n_head": 1, "n_embd": 8} | shape)
+    ).save_pretrained(name)
 
 
 def bare(**shape):
@@ -452,28 +516,56 @@ CASES = {
     "a directory that is no model": (lambda _: Path("out").mkdir(), ["--out_dir=out"], "out: no model here"),
     "a model without data": (lambda _: scratch_model(), MODEL, "give --dataset=DIR"),
     "missing data": (lambda _: scratch_model(), [*MODEL, "--dataset=gone"], "dataset gone: no such directory"),
-    "a split that is absent": (lambda _: bare(), [*BARE, "--split=test"], "d has no test.bin; its splits are train, val"),
+    "a split that is absent": (
+        lambda _: bare(),
+        [*BARE, "--split=test"],
+        "d has no test.bin; its splits are train, val",
+    ),
     "a split that is a path": (None, [*BARE, "--split=../val"], "no name of a split"),
     "an unknown metric": (None, [*BARE, "--metrics=bleau"], "Did you mean 'bleu'?"),
     "a missing metric file": (None, [*BARE, "--metrics=mine.py"], "mine.py: there is no such file"),
-    "metrics without instruction data": (lambda b: other_tokenizer(b), ["--init_from=model-one", "--dataset=one", "--metrics=bleu"], "one has no val_mask.bin"),
-    "data of another tokenizer": (lambda b: other_tokenizer(b), ["--init_from=model-one", "--dataset=two"], "prepare the text with --tokenizer=model-one"),
-    "a baseline of another tokenizer": (lambda b: other_tokenizer(b), ["--init_from=model-one", "--dataset=one", "--baseline=model-two"], "only losses over the same tokens"),
+    "metrics without instruction data": (
+        lambda b: other_tokenizer(b),
+        ["--init_from=model-one", "--dataset=one", "--metrics=bleu"],
+        "one has no val_mask.bin",
+    ),
+    "data of another tokenizer": (
+        lambda b: other_tokenizer(b),
+        ["--init_from=model-one", "--dataset=two"],
+        "prepare the text with --tokenizer=model-one",
+    ),
+    "a baseline of another tokenizer": (
+        lambda b: other_tokenizer(b),
+        ["--init_from=model-one", "--dataset=one", "--baseline=model-two"],
+        "only losses over the same tokens",
+    ),
     "a baseline that nobody recorded": (lambda _: bare(), [*BARE, "--baseline=auto"], "give --baseline=MODEL"),
-    "a baseline that has no weights": (lambda _: (bare(), Path("model/finetune.json").write_text('{"init_from": "scratch"}')), [*BARE, "--baseline=auto"], "model started from scratch"),
+    "a baseline that has no weights": (
+        lambda _: (bare(), Path("model/finetune.json").write_text('{"init_from": "scratch"}')),
+        [*BARE, "--baseline=auto"],
+        "model started from scratch",
+    ),
     "a missing baseline": (lambda _: bare(), [*BARE, "--baseline=./gone"], "./gone: no such file or directory"),
     "ids beyond the model's": (lambda _: bare(vocab_size=3), BARE, "but model has 3 ids"),
-    "a context the model lacks": (lambda _: bare(), [*BARE, "--block_size=17"], "17 is more than the 16 positions of model"),
+    "a context the model lacks": (
+        lambda _: bare(),
+        [*BARE, "--block_size=17"],
+        "17 is more than the 16 positions of model",
+    ),
     "a stride beyond the block": (lambda _: bare(), [*BARE, "--stride=17"], "would be left out"),
     "a stride of nothing": (None, [*BARE, "--stride=0"], "must be at least 1"),
     "documents of a single text": (lambda _: bare(), [*BARE, "--documents=true"], "is one running text"),
     "general without a baseline": (None, [*BARE, "--general=g.txt"], "give --baseline=auto"),
-    "a missing general text": (lambda b: other_tokenizer(b), ["--init_from=model-one", "--dataset=one", "--baseline=model-one", "--general=gone.txt"], "gone.txt: no such file"),
+    "a missing general text": (
+        lambda b: other_tokenizer(b),
+        ["--init_from=model-one", "--dataset=one", "--baseline=model-one", "--general=gone.txt"],
+        "gone.txt: no such file",
+    ),
     "a start for no samples": (None, [*BARE, "--start=Once"], "no effect without --samples"),
     "a temperature for no text": (None, [*BARE, "--temperature=1"], "no effect without --metrics or --samples"),
     "the same sample again and again": (None, [*BARE, "--samples=9", "--temperature=0"], "the same sample 9 times"),
     "a temperature below 0": (None, [*BARE, "--samples=1", "--temperature=-1"], "must be at least 0"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -492,13 +584,19 @@ def test_a_missing_library_names_its_extra(command, monkeypatch):
     code, _, error = command("eval", *BARE, "--metrics=rouge")
     assert (
         code == 2
-        and error == "--metrics: rouge needs rouge-score, which is not installed: pip install -e '.[metrics]' where finetune was cloned to\n"
+        and error
+        == "--metrics: rouge needs rouge-score, which is not installed: pip install -e '.[metrics]' where finetune was"
+        " cloned to\n"
     )
 
 
 def test_one_document_to_validate_on_is_a_document(bpe_directory, published, evaluated):
     rows = [{"prompt": f"What is {i}?", "completion": f"one plus {i}"} for i in range(10)]
-    dataset = prepare([write(rows, "few.jsonl")], "few", str(bpe_directory("User:\nAssistant:\nWhat is one plus 1 2?", "bpe-few", 280)))
+    dataset = prepare(
+        [write(rows, "few.jsonl")],
+        "few",
+        str(bpe_directory("User:\nAssistant:\nWhat is one plus 1 2?", "bpe-few", 280)),
+    )
     published("out", dataset)
     event = evaluated("--dataset=few", "--baseline=out")
     assert event["documents"] == 1 and event["difference"]["low"] is None

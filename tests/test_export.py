@@ -1,4 +1,5 @@
-"""An export is what the model was: transformers and nanoGPT get the same weights, ids and logits, or nothing is exported."""
+"""An export is what the model was: transformers and nanoGPT get the same weights, ids and logits, or nothing is
+exported."""
 
 import json
 import os
@@ -23,11 +24,24 @@ from finetune.training import loop
 from finetune.training.card import model_card
 from finetune.training.progress import read_metrics
 
-HARD = "Hello world's  end\n\n don't 12345 na\u00efve \u6771\u4eac \U0001f600\u200d\U0001f467 e\u0301\t\x00 \u2028 ~ \ufb01 "
+HARD = (
+    "Hello world's  end\n\n don't 12345 na\u00efve \u6771\u4eac \U0001f600\u200d\U0001f467 e\u0301\t\x00 \u2028 ~"
+    " \ufb01 "
+)
 SMALL = {
-    "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 4, "gradient_accumulation_steps": 1, "max_iters": 60,
-    "eval_interval": 20, "learning_rate": 1e-2, "device": "cpu", "dtype": "float32", "cpu_threads": 1,
-}  # fmt: skip
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 32,
+    "block_size": 32,
+    "batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "max_iters": 60,
+    "eval_interval": 20,
+    "learning_rate": 1e-2,
+    "device": "cpu",
+    "dtype": "float32",
+    "cpu_threads": 1,
+}
 
 
 def words(seed, count=2400):
@@ -38,15 +52,35 @@ def words(seed, count=2400):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A directory with a character run from scratch, `base`, and one finetuned from it on another text, `tuned`. Not to be changed."""
+    """A directory with a character run from scratch, `base`, and one finetuned from it on another text, `tuned`. Not to
+    be changed."""
     place = tmp_path_factory.mktemp("runs")
     for name, seed, start in (("base", 0, "scratch"), ("tuned", 1, str(place / "base"))):
         (place / f"{name}.txt").write_text(words(seed))
         prepare([str(place / f"{name}.txt")], place / "data" / name, "char" if name == "base" else str(place / "base"))
         shape = (
-            {} if name == "base" else {"n_layer": None, "n_head": None, "n_embd": None, "block_size": None, "num_samples": 2, "max_new_tokens": 20}
+            {}
+            if name == "base"
+            else {
+                "n_layer": None,
+                "n_head": None,
+                "n_embd": None,
+                "block_size": None,
+                "num_samples": 2,
+                "max_new_tokens": 20,
+            }
         )
-        loop.train(Recipe(**{**SMALL, **shape, "init_from": start, "dataset": str(place / "data" / name), "out_dir": str(place / name)}))
+        loop.train(
+            Recipe(
+                **{
+                    **SMALL,
+                    **shape,
+                    "init_from": start,
+                    "dataset": str(place / "data" / name),
+                    "out_dir": str(place / name),
+                }
+            )
+        )
     return place
 
 
@@ -55,7 +89,9 @@ def model_directory(hf_model):
     """A function that makes a Hugging Face directory by transformers, with the tokenizer that is given."""
 
     def make(tokenizer, name="model", **shape):
-        theirs = hf_model(vocab_size=tokenizer.vocab_size, bos_token_id=tokenizer.eot, eos_token_id=tokenizer.eot, **shape)
+        theirs = hf_model(
+            vocab_size=tokenizer.vocab_size, bos_token_id=tokenizer.eot, eos_token_id=tokenizer.eot, **shape
+        )
         theirs.save_pretrained(name)
         tokenizer.save(name, theirs.config.n_positions)
         return theirs
@@ -70,19 +106,30 @@ def verification(directory):
 def test_round_trips_leave_every_tensor_as_it_was(model_directory, command):
     """Hugging Face -> ours -> Hugging Face -> nanoGPT -> ours."""
     theirs = model_directory(tokenizers.CharTokenizer(sorted(set(HARD))))
-    for flags in (["--init_from=model", "--to=hf"], ["--init_from=hf", "--to=nano", "--format=nanogpt"], ["--init_from=nano", "--to=back"]):
+    for flags in (
+        ["--init_from=model", "--to=hf"],
+        ["--init_from=hf", "--to=nano", "--format=nanogpt"],
+        ["--init_from=nano", "--to=back"],
+    ):
         code, out, error = command("export", *flags)
         assert code == 0, error
     original = load_file("model/model.safetensors")
     for directory in ("hf", "back"):
         exported = load_file(f"{directory}/model.safetensors")
-        assert exported.keys() == original.keys() and all(torch.equal(exported[name], original[name]) for name in original)
+        assert exported.keys() == original.keys() and all(
+            torch.equal(exported[name], original[name]) for name in original
+        )
         assert tokenizers.from_directory(directory).chars == sorted(set(HARD))
     ours = GPT.from_pretrained("nano")
     idx = torch.arange(32)[None] % 20
-    torch.testing.assert_close(ours.eval()(idx), theirs(idx).logits, rtol=1e-5, atol=1e-4)  # the activation is remembered too
+    torch.testing.assert_close(
+        ours.eval()(idx), theirs(idx).logits, rtol=1e-5, atol=1e-4
+    )  # the activation is remembered too
     config, wanted = (json.loads(Path(directory, "config.json").read_text()) for directory in ("back", "model"))
-    assert all(config[name] == wanted[name] for name in ("activation_function", "n_positions", "vocab_size", "bos_token_id", "eos_token_id"))
+    assert all(
+        config[name] == wanted[name]
+        for name in ("activation_function", "n_positions", "vocab_size", "bos_token_id", "eos_token_id")
+    )
 
 
 def test_a_character_export_is_what_transformers_loads(runs, command):
@@ -91,17 +138,31 @@ def test_a_character_export_is_what_transformers_loads(runs, command):
     code, out, error = command("export", f"--out_dir={runs / 'base'}", "--to=mine")
     assert code == 0, error
     assert {path.name for path in Path("mine").iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "loss.png",
-        "finetune.json", "verification.json", "manifest.json",
-    }  # fmt: skip
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "README.md",
+        "loss.png",
+        "finetune.json",
+        "verification.json",
+        "manifest.json",
+    }
     model, tokenizer = AutoModelForCausalLM.from_pretrained("mine"), AutoTokenizer.from_pretrained("mine")
     ours, text = GPT.from_pretrained(runs / "base").eval(), "Abcd efg.\nHij"
     ids = tokenizer(text)["input_ids"]
-    assert tokenizer.decode(ids) == text and ids == tokenizers.from_directory(runs / "base" / "best").encode(text).tolist()
+    assert (
+        tokenizer.decode(ids) == text and ids == tokenizers.from_directory(runs / "base" / "best").encode(text).tolist()
+    )
     torch.testing.assert_close(model(torch.tensor([ids])).logits, ours(torch.tensor([ids])), rtol=1e-5, atol=1e-5)
     assert pipeline("text-generation", "mine")("Abc")[0]["generated_text"].startswith("Abc")
     found = verification("mine")
-    assert found["max_difference"] <= found["tolerance"] and found["ids_compared"] > 100 and found["versions"]["torch"] == torch.__version__
+    assert (
+        found["max_difference"] <= found["tolerance"]
+        and found["ids_compared"] > 100
+        and found["versions"]["torch"] == torch.__version__
+    )
     assert f"{found['ids_compared']:,} ids equal" in out
 
 
@@ -118,7 +179,12 @@ def test_a_bpe_export_has_tiktokens_ids(model_directory, bpe_directory, command)
     numbers = {letter: byte for byte, letter in bytes_to_unicode().items()}
     vocab = json.loads(Path("mine/vocab.json").read_text())
     ranks = {bytes(numbers[letter] for letter in token): i for token, i in vocab.items() if token != "<|endoftext|>"}
-    encoding = tiktoken.Encoding("exported", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": vocab["<|endoftext|>"]})
+    encoding = tiktoken.Encoding(
+        "exported",
+        pat_str=r50k_pat_str,
+        mergeable_ranks=ranks,
+        special_tokens={"<|endoftext|>": vocab["<|endoftext|>"]},
+    )
     tokenizer = AutoTokenizer.from_pretrained("mine")
     rng = random.Random(0)
     anything = "".join(chr(rng.choice([rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)])) for _ in range(3000))
@@ -186,7 +252,8 @@ def test_only_an_earlier_export_is_replaced(runs, command):
 
 
 def test_a_nanogpt_export_computes_what_was_trained(runs, command):
-    """nanoGPT's arithmetic, written from its documented structure, on the tensors of ckpt.pt; it has the exact GELU only."""
+    """nanoGPT's arithmetic, written from its documented structure, on the tensors of ckpt.pt; it has the exact GELU
+    only."""
     import pickle
 
     from test_weights import NanoGPT
@@ -202,7 +269,9 @@ def test_a_nanogpt_export_computes_what_was_trained(runs, command):
     assert moved <= verification("nano")["max_difference_by_exact_gelu"] * 3 + 1e-5
     for block in ours.h:
         block.mlp.act = torch.nn.GELU()
-    torch.testing.assert_close(NanoGPT(checkpoint["model"], args["n_layer"], args["n_head"])(idx), ours(idx), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        NanoGPT(checkpoint["model"], args["n_layer"], args["n_head"])(idx), ours(idx), rtol=1e-5, atol=1e-5
+    )
     meta = pickle.loads(Path("nano/meta.pkl").read_bytes())
     assert meta["vocab_size"] == args["vocab_size"] and "".join(meta["itos"][i] for i in range(3)) == "\n ."
     assert "cp " in out and checkpoint["config"]["dataset"] == "nano"
@@ -214,8 +283,17 @@ def test_nanogpts_own_sample_script_runs_it(runs, command):
     shutil.copytree(os.environ["FINETUNE_NANOGPT"], "checkout", ignore=shutil.ignore_patterns(".git", "data", "out*"))
     Path("checkout/data/nano").mkdir(parents=True)
     shutil.copy("nano/meta.pkl", "checkout/data/nano")
-    flags = [f"--out_dir={Path('nano').resolve()}", "--device=cpu", "--num_samples=2", "--max_new_tokens=40", "--start=Abc", "--dtype=float32"]
-    done = subprocess.run([sys.executable, "sample.py", *flags], cwd="checkout", capture_output=True, text=True, timeout=100)
+    flags = [
+        f"--out_dir={Path('nano').resolve()}",
+        "--device=cpu",
+        "--num_samples=2",
+        "--max_new_tokens=40",
+        "--start=Abc",
+        "--dtype=float32",
+    ]
+    done = subprocess.run(
+        [sys.executable, "sample.py", *flags], cwd="checkout", capture_output=True, text=True, timeout=100
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\nAbc") == 2 and "Loading meta from" in done.stdout
 
@@ -224,12 +302,17 @@ def validation_loss(directory, data):
     """Mean nats per token by transformers, block after block."""
     from transformers import AutoModelForCausalLM
 
-    model, ids = AutoModelForCausalLM.from_pretrained(directory).eval(), np.fromfile(Path(data, "val.bin"), dtype="<u2").astype(np.int64)
+    model, ids = (
+        AutoModelForCausalLM.from_pretrained(directory).eval(),
+        np.fromfile(Path(data, "val.bin"), dtype="<u2").astype(np.int64),
+    )
     total = 0.0
     with torch.no_grad():
         for first in range(0, len(ids) - 1, 32):
             block = torch.from_numpy(ids[first : first + 33])
-            total += torch.nn.functional.cross_entropy(model(block[None, :-1]).logits[0].double(), block[1:], reduction="sum").item()
+            total += torch.nn.functional.cross_entropy(
+                model(block[None, :-1]).logits[0].double(), block[1:], reduction="sum"
+            ).item()
     return total / (len(ids) - 1)
 
 
@@ -245,10 +328,14 @@ def test_interpolation_keeps_the_best_mixture_on_validation(runs, command):
     assert f"| {min(losses.values()):.4f} |" in Path("mixed/README.md").read_text()
     code, out, error = command("export", f"--out_dir={runs / 'tuned'}", "--to=mixed", "--interpolate=0.3")
     assert code == 0, error
-    base, tuned, mixed = (load_file(path / "model.safetensors") for path in (runs / "base/best", runs / "tuned/best", Path("mixed")))
+    base, tuned, mixed = (
+        load_file(path / "model.safetensors") for path in (runs / "base/best", runs / "tuned/best", Path("mixed"))
+    )
     for name in base:
         torch.testing.assert_close(mixed[name], 0.7 * base[name] + 0.3 * tuned[name], rtol=1e-5, atol=1e-6)
-    assert json.loads(Path("mixed/finetune.json").read_text())["val_loss"] == pytest.approx(validation_loss("mixed", runs / "data/tuned"), abs=1e-5)
+    assert json.loads(Path("mixed/finetune.json").read_text())["val_loss"] == pytest.approx(
+        validation_loss("mixed", runs / "data/tuned"), abs=1e-5
+    )
 
 
 def test_interpolation_needs_its_base_and_its_data(runs, command):
@@ -270,10 +357,20 @@ def test_the_card_says_what_was_recorded(runs, command):
     shutil.copytree(runs / "tuned", "tuned")
     events = read_metrics(Path("tuned/metrics.jsonl"))
     evaluation = {
-        "event": "evaluation", "split": "val", "dataset": "/home/somebody/tuned", "loss": 1.25, "perplexity": 3.49, "bits_per_byte": 1.8034, "accuracy": 0.625,
-        "targets": 1234, "baseline": {"name": "base", "loss": 2.5}, "difference": {"mean": -1.25, "low": -1.5, "high": -1.0},
-        "metrics": {"bleu": 12.5}, "general": {"before": 3.0, "after": 3.5}, "memorisation": {"ngram": 8, "copied": 0.031, "longest": 11},
-    }  # fmt: skip
+        "event": "evaluation",
+        "split": "val",
+        "dataset": "/home/somebody/tuned",
+        "loss": 1.25,
+        "perplexity": 3.49,
+        "bits_per_byte": 1.8034,
+        "accuracy": 0.625,
+        "targets": 1234,
+        "baseline": {"name": "base", "loss": 2.5},
+        "difference": {"mean": -1.25, "low": -1.5, "high": -1.0},
+        "metrics": {"bleu": 12.5},
+        "general": {"before": 3.0, "after": 3.5},
+        "memorisation": {"ngram": 8, "copied": 0.031, "longest": 11},
+    }
     with open("tuned/metrics.jsonl", "a") as file:
         file.write(json.dumps(evaluation) + "\n")
     code, _, error = command("export", "--out_dir=tuned", "--to=mine")
@@ -291,9 +388,18 @@ def test_the_card_says_what_was_recorded(runs, command):
     for figure in (dataset.num_tokens("train"), dataset.num_tokens("val"), dataset.num_bytes("train")):
         assert f" {figure:,} |" in text
     for told in (
-        "trained from base on tuned", "tuned.txt", dataset.meta["sources"][0]["sha256"][:16], "| learning_rate | 0.01 |", "| loss of base | 2.5000 |",
-        "-1.2500 (-1.5000 to -1.0000)", "| bleu | 12.5000 |", "| 3.1% |", "| 11 |", "![losses of the run](loss.png)", "pipeline('text-generation', 'mine')",
-    ):  # fmt: skip
+        "trained from base on tuned",
+        "tuned.txt",
+        dataset.meta["sources"][0]["sha256"][:16],
+        "| learning_rate | 0.01 |",
+        "| loss of base | 2.5000 |",
+        "-1.2500 (-1.5000 to -1.0000)",
+        "| bleu | 12.5000 |",
+        "| 3.1% |",
+        "| 11 |",
+        "![losses of the run](loss.png)",
+        "pipeline('text-generation', 'mine')",
+    ):
         assert told in text, told
     recorded = next(event for event in events if event["event"] == "samples")
     assert len(recorded["texts"]) == 2 and all(sample in text for sample in recorded["texts"])
@@ -302,7 +408,15 @@ def test_the_card_says_what_was_recorded(runs, command):
     assert Path("mine/loss.png").read_bytes().startswith(b"\x89PNG")
     # while the run went on, best/ had the same card, without what came later
     early = (runs / "tuned" / "best" / "README.md").read_text()
-    assert all(told in early for told in ("trained from base on tuned", f"| {best['val_loss']:.4f} |", "| learning_rate | 0.01 |", "tuned.txt"))
+    assert all(
+        told in early
+        for told in (
+            "trained from base on tuned",
+            f"| {best['val_loss']:.4f} |",
+            "| learning_rate | 0.01 |",
+            "tuned.txt",
+        )
+    )
 
 
 def test_a_card_tells_only_of_its_own_weights(runs):
@@ -312,7 +426,9 @@ def test_a_card_tells_only_of_its_own_weights(runs):
         {"event": "samples", "step": 20, "texts": ["Abc"], "temperature": 0.8, "top_k": 5, "seed": 1},
     )
     assert "Abc" in model_card("x", "x", config, facts, [before, samples])
-    assert "Abc" not in model_card("x", "x", config, facts, [before, samples, {**before, "step": 40}])  # of best/ as it was
+    assert "Abc" not in model_card(
+        "x", "x", config, facts, [before, samples, {**before, "step": 40}]
+    )  # of best/ as it was
     assert "Abc" not in model_card("x", "x", config, facts, [{**before, "step": 40}, samples])  # of other weights
     later = {**samples, "step": 30, "texts": ["Def"]}
     assert "Def" not in model_card("x", "x", config, facts, [before, samples, later])  # drawn while training went on
@@ -344,7 +460,11 @@ BAD = {
     "nothing to export": (None, ["--to=x"], "give --out_dir=OUT"),
     "nowhere to write": (None, ["--out_dir=x"], "give --to=DIR"),
     "a missing run": (None, ["--out_dir=bose", "--to=x"], "bose: no such directory; runs here: base"),
-    "a directory that is no model": (lambda runs: Path("empty").mkdir(), ["--init_from=./empty", "--to=x"], "no model here"),
+    "a directory that is no model": (
+        lambda runs: Path("empty").mkdir(),
+        ["--init_from=./empty", "--to=x"],
+        "no model here",
+    ),
     "a run without a model": (without_best, ["--out_dir=broken", "--to=x"], "no model here"),
     "a damaged model": (damaged, ["--out_dir=broken", "--to=x"], "model.safetensors has 3 bytes instead of"),
     "an unknown format": (None, ["--out_dir=base", "--to=x", "--format=gguf"], "expected one of hf, nanogpt"),
@@ -356,10 +476,14 @@ BAD = {
     "the run itself as destination": (None, ["--out_dir=base", "--to=base"], "was not written by an export"),
     "here": (None, ["--out_dir=base", "--to=."], "is the working directory"),
     "no name of a repository": (None, ["--out_dir=base", "--to=x", "--push_to_hub=name"], "USER/NAME"),
-    "nanoGPT on the Hub": (None, ["--out_dir=base", "--to=x", "--push_to_hub=me/x", "--format=nanogpt"], "the Hub takes format=hf"),
+    "nanoGPT on the Hub": (
+        None,
+        ["--out_dir=base", "--to=x", "--push_to_hub=me/x", "--format=nanogpt"],
+        "the Hub takes format=hf",
+    ),
     "public without a push": (None, ["--out_dir=base", "--to=x", "--private=false"], "has no effect"),
     "a token as a flag": (None, ["--out_dir=base", "--to=x", "--token=s3cret"], "unknown flag --token"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -386,7 +510,11 @@ def test_the_card_tells_what_eval_measured(tiny_run, command):
     tiny_run("out", "--max_iters=4")
     code, _, error = command("eval", "--out_dir=out", "--samples=2", "--max_new_tokens=20")
     assert code == 0, error
-    event = [event for event in map(json.loads, Path("out/metrics.jsonl").read_text().splitlines()) if event["event"] == "evaluation"][-1]
+    event = [
+        event
+        for event in map(json.loads, Path("out/metrics.jsonl").read_text().splitlines())
+        if event["event"] == "evaluation"
+    ][-1]
     code, _, error = command("export", "--out_dir=out", "--to=mine")
     assert code == 0, error
     card = Path("mine/README.md").read_text()
@@ -409,8 +537,18 @@ def test_a_mixture_is_chosen_on_all_the_datasets_of_a_run(runs, tmp_path, comman
 
 
 def test_a_difference_without_an_interval_is_told_without_one(runs):
-    events = [{**event, "step": 0} for event in read_metrics(runs / "tuned" / "metrics.jsonl") if event["event"] in ("start", "best")][:2]
-    measured = {"event": "evaluation", "split": "val", "dataset": "d", "loss": 2.0, "difference": {"mean": -0.5, "low": None, "high": None}}
+    events = [
+        {**event, "step": 0}
+        for event in read_metrics(runs / "tuned" / "metrics.jsonl")
+        if event["event"] in ("start", "best")
+    ][:2]
+    measured = {
+        "event": "evaluation",
+        "split": "val",
+        "dataset": "d",
+        "loss": 2.0,
+        "difference": {"mean": -0.5, "low": None, "high": None},
+    }
     config = GPT.from_pretrained(runs / "tuned" / "best").config
     card = model_card("mine", "mine", config, {"step": 0, "val_loss": 2.0}, [*events, measured], None)
     assert "| difference | -0.5000 |" in card

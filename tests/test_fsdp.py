@@ -1,4 +1,5 @@
-"""FSDP2 on CPUs: a run in shards is the run of one process, whatever is kept, offloaded or computed again, and its files are the same."""
+"""FSDP2 on CPUs: a run in shards is the run of one process, whatever is kept, offloaded or computed again, and its
+files are the same."""
 
 import dataclasses
 import json
@@ -60,9 +61,13 @@ def newest(out_dir, name):
 
 
 def weights(out_dir, name, n_embd):
-    """Those of the newest state, without the biases of keys, which have no gradient but rounding and are moved by it all the same."""
+    """Those of the newest state, without the biases of keys, which have no gradient but rounding and are moved by it
+    all the same."""
     tensors = load_file(newest(out_dir, name))
-    return {key: torch.cat([tensor[:n_embd], tensor[2 * n_embd :]]) if key.endswith("c_attn.bias") else tensor for key, tensor in tensors.items()}
+    return {
+        key: torch.cat([tensor[:n_embd], tensor[2 * n_embd :]]) if key.endswith("c_attn.bias") else tensor
+        for key, tensor in tensors.items()
+    }
 
 
 def is_sharded(out_dir):
@@ -87,23 +92,39 @@ WAYS = {
 
 
 def test_five_updates_in_shards_are_those_of_one_process(tiny):
-    """Clipped, with dropout and accumulation, over 2 processes in all ways, and over 3, which cannot divide rows and tensors evenly: one
-    of them holds nothing of the smallest, and has no row to evaluate. These 3 are asked for ZeRO-2."""
-    shape = {"n_layer": 2, "n_embd": 10, "gradient_accumulation_steps": 6, "grad_clip": 0.1, "eval_iters": 1, "num_samples": 1, "sample_interval": 2}
+    """Clipped, with dropout and accumulation, over 2 processes in all ways, and over 3, which cannot divide rows and
+    tensors evenly: one of them holds nothing of the smallest, and has no row to evaluate. These 3 are asked for
+    ZeRO-2."""
+    shape = {
+        "n_layer": 2,
+        "n_embd": 10,
+        "gradient_accumulation_steps": 6,
+        "grad_clip": 0.1,
+        "eval_iters": 1,
+        "num_samples": 1,
+        "sample_interval": 2,
+    }
     recipe = tiny("whole", max_iters=5, eval_interval=2, always_save_checkpoint=True, **shape)
     loop.train(recipe)
     assert min(event["grad_norm"] for event in events("whole", "iter")) > 2 * recipe.grad_clip
     jobs = [job(dataclasses.replace(recipe, out_dir=name), environment=FSDP | more) for name, more in WAYS.items()]
-    finish(*jobs, job(dataclasses.replace(recipe, out_dir="three"), world=3, environment={"ACCELERATE_USE_DEEPSPEED": "true"}))
+    finish(
+        *jobs,
+        job(dataclasses.replace(recipe, out_dir="three"), world=3, environment={"ACCELERATE_USE_DEEPSPEED": "true"}),
+    )
     for out_dir in (*WAYS, "three"):
         assert is_sharded(out_dir) and len(events(out_dir, "eval")) == 4
         same(out_dir, "whole", 1e-5)
-        assert [event["texts"] for event in events(out_dir, "samples")] == [event["texts"] for event in events("whole", "samples")]
+        assert [event["texts"] for event in events(out_dir, "samples")] == [
+            event["texts"] for event in events("whole", "samples")
+        ]
         for name in ("model", "optimizer"):
             ours, wanted = weights(out_dir, name, 10), weights("whole", name, 10)
             assert ours.keys() == wanted.keys()
             for key, tensor in wanted.items():
-                assert (ours[key] - tensor).abs().max() <= 1e-5 * max(tensor.abs().max(), 1.0 if name == "model" else 0.0), (out_dir, key)
+                assert (ours[key] - tensor).abs().max() <= 1e-5 * max(
+                    tensor.abs().max(), 1.0 if name == "model" else 0.0
+                ), (out_dir, key)
         assert torch.allclose(logits(f"{out_dir}/iter_000004"), logits("whole/iter_000004"), rtol=0, atol=1e-5)
 
 
@@ -122,10 +143,12 @@ def test_a_state_goes_on_with_any_number_of_processes(tiny):
 
 
 def test_kills_and_bad_numbers_are_survived_in_shards(tiny):
-    """A process that dies takes the others along, and the run goes on to the bit; a bad number in one shard stops the update of all, and
-    the run goes back, to a state or to its start."""
+    """A process that dies takes the others along, and the run goes on to the bit; a bad number in one shard stops the
+    update of all, and the run goes back, to a state or to its start."""
     recipe = tiny(max_iters=8, gradient_accumulation_steps=2)
-    whole, killed, nan, unsaved = (dataclasses.replace(recipe, out_dir=name) for name in ("whole", "killed", "nan", "unsaved"))
+    whole, killed, nan, unsaved = (
+        dataclasses.replace(recipe, out_dir=name) for name in ("whole", "killed", "nan", "unsaved")
+    )
     unsaved.save_interval = 100
     fault = {"rank": 1, "iteration": 5}
     jobs = job(whole), job(killed, signal=fault | {"number": 9}), job(nan, nan=fault), job(unsaved, nan=fault)
@@ -134,7 +157,9 @@ def test_kills_and_bad_numbers_are_survived_in_shards(tiny):
     assert ends[1][1] == -9 and ends[1][0] != 0 and outcomes[1]["seconds"] < 30
     assert [codes for number, codes in enumerate(ends) if number != 1] == [[0, 0]] * 4, error
     assert numbers("killed") == numbers("whole")
-    assert all(newest("killed", name).read_bytes() == newest("whole", name).read_bytes() for name in ("model", "optimizer"))
+    assert all(
+        newest("killed", name).read_bytes() == newest("whole", name).read_bytes() for name in ("model", "optimizer")
+    )
     for out_dir, step in (("nan", 5), ("unsaved", 0)):
         (event,) = events(out_dir, "rollback")
         assert event["step"] == step and "grad_norm is nan" in event["problem"]
@@ -180,8 +205,10 @@ for reshard in (True, False):
     weights = list(run.network.parameters())
     moments = [state[kind] for state in run.optimizer.state.values() for kind in ("exp_avg", "exp_avg_sq")]
     tensors = {"weights": weights, "gradients": [weight.grad for weight in weights], "moments": moments}
-    held = {name: sum(local(tensor).numel() for tensor in group) / sum(weight.numel() for weight in weights) for name, group in tensors.items()}
-    found[str(reshard)] = held, [sum(kind in name for name in exchanges.seen) for kind in ("allgather", "reduce_scatter")]
+    whole = sum(weight.numel() for weight in weights)
+    held = {name: sum(local(tensor).numel() for tensor in group) / whole for name, group in tensors.items()}
+    kinds = ("allgather", "reduce_scatter")
+    found[str(reshard)] = held, [sum(kind in name for name in exchanges.seen) for kind in kinds]
     computer.sharding.reshard_after_forward = True
 assert run.network.gradient_checkpointing
 
@@ -203,14 +230,32 @@ with open(f"found-{os.environ['RANK']}.json", "w") as file:
 
 @pytest.mark.slow
 def test_a_process_holds_its_shard_and_no_more(tiny):
-    """Behind accelerate launch. Each of 2 processes holds half of weights, gradients and moments, also after an evaluation. For an update
-    it fetches weights as it was told: those of 3 blocks twice for each of 3 micro-batches and the rest, which is wanted again at once, once
-    for each; or all once. A number that is none in the shard of one changes nothing in that of any."""
+    """Behind accelerate launch. Each of 2 processes holds half of weights, gradients and moments, also after an
+    evaluation. For an update it fetches weights as it was told: those of 3 blocks twice for each of 3 micro-batches and
+    the rest, which is wanted again at once, once for each; or all once. A number that is none in the shard of one
+    changes nothing in that of any."""
     recipe = tiny(".", n_layer=3, gradient_accumulation_steps=6)
     Path("script.py").write_text(SCRIPT)
-    launch = [Path(sys.executable).parent / "accelerate", "launch", "--use_fsdp", "--fsdp_version=2", "--num_processes=2", "--num_machines=1"]
-    policy = ["--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP", "--fsdp_transformer_layer_cls_to_wrap=Block", "--fsdp_activation_checkpointing=true"]
-    usual = ["--main_process_port=0", "--mixed_precision=no", "--dynamo_backend=no", "script.py", json.dumps(dataclasses.asdict(recipe))]
+    launch = [
+        Path(sys.executable).parent / "accelerate",
+        "launch",
+        "--use_fsdp",
+        "--fsdp_version=2",
+        "--num_processes=2",
+        "--num_machines=1",
+    ]
+    policy = [
+        "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP",
+        "--fsdp_transformer_layer_cls_to_wrap=Block",
+        "--fsdp_activation_checkpointing=true",
+    ]
+    usual = [
+        "--main_process_port=0",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+        "script.py",
+        json.dumps(dataclasses.asdict(recipe)),
+    ]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *policy, *usual], capture_output=True, text=True, timeout=100, env=environment)
     assert done.returncode == 0, done.stderr
@@ -225,9 +270,15 @@ REFUSED = {
     "fsdp_version: 2": {"FSDP_VERSION": "1"},
     "fsdp_reshard_after_forward": {"FSDP_SHARDING_STRATEGY": "HYBRID_SHARD"},
     "SIZE_BASED_WRAP cannot apply": {"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"},
-    "GPT2Block is not in this network; set Block": {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": "GPT2Block"},
+    "GPT2Block is not in this network; set Block": {
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_TRANSFORMER_CLS_TO_WRAP": "GPT2Block",
+    },
     "fsdp_ignored_modules": {"FSDP_IGNORED_MODULES": "wte"},
-    "fsdp_activation_checkpointing_offload": {"FSDP_ACTIVATION_CHECKPOINTING": "true", "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "true"},
+    "fsdp_activation_checkpointing_offload": {
+        "FSDP_ACTIVATION_CHECKPOINTING": "true",
+        "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "true",
+    },
     "the launcher's FSDP options": {"FSDP_RESHARD_AFTER_FORWARD": "perhaps"},
     "cannot apply to a process that no launcher started": {"FSDP_OFFLOAD_PARAMS": "true"},
     "zero_stage: 1 is not supported": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"},
@@ -250,22 +301,33 @@ def test_what_the_launcher_asks_for(monkeypatch):
     assert sharding.from_launcher() is None
     for name, value in FSDP.items():
         monkeypatch.setenv(name, value)
-    assert sharding.from_launcher() == sharding.Sharding(reshard_after_forward=True, cpu_offload=False, activation_checkpointing=False)
+    assert sharding.from_launcher() == sharding.Sharding(
+        reshard_after_forward=True, cpu_offload=False, activation_checkpointing=False
+    )
     for name in ("OFFLOAD_PARAMS", "ACTIVATION_CHECKPOINTING"):
         monkeypatch.setenv(f"FSDP_{name}", "true")
     monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", "false")
     monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
     monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "Block")
     monkeypatch.setenv("FSDP_BACKWARD_PREFETCH", "BACKWARD_PRE")
-    assert sharding.from_launcher() == sharding.Sharding(reshard_after_forward=False, cpu_offload=True, activation_checkpointing=True)
+    assert sharding.from_launcher() == sharding.Sharding(
+        reshard_after_forward=False, cpu_offload=True, activation_checkpointing=True
+    )
 
 
 def test_a_deepspeed_configuration_is_answered_by_the_same_shards(monkeypatch):
     """What accelerate makes of recipes/accelerate/deepspeed_zero2.yaml, and of other stages and devices."""
-    asked = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none"}
+    asked = {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+    }
     for more, wanted in (
         ({}, sharding.Sharding(False, False, zero=2)),
-        ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, sharding.Sharding(True, True, zero=3)),
+        (
+            {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"},
+            sharding.Sharding(True, True, zero=3),
+        ),
     ):
         for name, value in (asked | more).items():
             monkeypatch.setenv(name, value)
@@ -278,7 +340,10 @@ def test_what_torch_is_told(monkeypatch):
     told = []
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     monkeypatch.setattr("torch.distributed.device_mesh.init_device_mesh", lambda kind, shape: (kind, shape))
-    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda module, **options: told.append(options | {"module": module}) or module)
+    monkeypatch.setattr(
+        "torch.distributed.fsdp.fully_shard",
+        lambda module, **options: told.append(options | {"module": module}) or module,
+    )
     network = GPT(GPTConfig(n_layer=2, n_head=1, n_embd=4, vocab_size=8, block_size=4))
     assert sharding.shard(network, sharding.Sharding(False, True), torch.device("cuda")) is network
     assert [options["module"] for options in told] == [*network.h, network]

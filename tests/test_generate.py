@@ -46,7 +46,9 @@ def test_samples_are_drawn_in_proportion_to_their_probability(hf_model):
         if top_k:
             logits[logits < logits.topk(top_k).values[-1]] = -torch.inf
         p = logits.softmax(-1)
-        drawn = GPT.from_hf(hf).generate(idx.expand(n, -1), 1, temperature=0.7, top_k=top_k, generator=torch.Generator().manual_seed(0))[:, -1]
+        drawn = GPT.from_hf(hf).generate(
+            idx.expand(n, -1), 1, temperature=0.7, top_k=top_k, generator=torch.Generator().manual_seed(0)
+        )[:, -1]
         counts = torch.bincount(drawn, minlength=101)
         chi_square = ((counts - n * p) ** 2 / (n * p))[p > 0].sum()
         freedom = int((p > 0).sum()) - 1
@@ -84,14 +86,25 @@ def test_logits_of_every_step_are_those_of_recomputation_and_of_transformers(hf_
 def test_greedy_is_that_of_transformers(hf_model, penalty):
     hf = hf_model()
     idx = torch.randint(0, 100, (3, 4), generator=torch.Generator().manual_seed(0))
-    how = {"do_sample": False, "repetition_penalty": penalty, "pad_token_id": 0, "eos_token_id": None, "attention_mask": torch.ones_like(idx)}
+    how = {
+        "do_sample": False,
+        "repetition_penalty": penalty,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+        "attention_mask": torch.ones_like(idx),
+    }
     theirs = hf.generate(idx, max_new_tokens=28, **how)
     assert torch.equal(GPT.from_hf(hf).generate(idx, 28, temperature=0, repetition_penalty=penalty), theirs)
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"top_p": 0.7}, {"min_p": 0.5}, {"repetition_penalty": 2.0}, {"top_k": 20, "top_p": 0.8, "min_p": 0.6, "repetition_penalty": 1.5}],
+    [
+        {"top_p": 0.7},
+        {"min_p": 0.5},
+        {"repetition_penalty": 2.0},
+        {"top_k": 20, "top_p": 0.8, "min_p": 0.6, "repetition_penalty": 1.5},
+    ],
     ids=lambda settings: " ".join(settings),
 )
 @torch.no_grad()
@@ -108,12 +121,19 @@ def test_what_is_drawn_is_what_the_processors_of_transformers_leave(hf_model, se
 
     hf, n = hf_model(), 20_000
     idx = torch.tensor([[5, 17, 17, 80]])
-    kinds = {"repetition_penalty": RepetitionPenaltyLogitsProcessor, "temperature": TemperatureLogitsWarper, "top_k": TopKLogitsWarper,
-             "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}  # fmt: skip
+    kinds = {
+        "repetition_penalty": RepetitionPenaltyLogitsProcessor,
+        "temperature": TemperatureLogitsWarper,
+        "top_k": TopKLogitsWarper,
+        "top_p": TopPLogitsWarper,
+        "min_p": MinPLogitsWarper,
+    }
     settings = {"temperature": 1.5, **settings}
     processors = LogitsProcessorList([kind(settings[name]) for name, kind in kinds.items() if name in settings])
     p = processors(idx, hf(idx).logits[:, -1])[0].softmax(-1)
-    drawn = GPT.from_hf(hf).generate(idx.expand(n, -1), 1, generator=torch.Generator().manual_seed(0), **settings)[:, -1]
+    drawn = GPT.from_hf(hf).generate(idx.expand(n, -1), 1, generator=torch.Generator().manual_seed(0), **settings)[
+        :, -1
+    ]
     counts = torch.bincount(drawn, minlength=101)
     assert not counts[p == 0].any() and (p == 0).any() == (settings.keys() != {"temperature", "repetition_penalty"})
     freedom = int((p > 0).sum()) - 1
@@ -163,7 +183,10 @@ def test_top_k_and_top_p_and_the_vocabulary_bound_what_is_drawn(hf_model):
     model = GPT.from_hf(hf_model()).eval()
     idx = torch.zeros(500, 3, dtype=torch.long)
     likeliest = model(idx[:1])[0, -1].sort(descending=True)
-    drawn = lambda **options: set(model.generate(idx, 1, generator=torch.Generator().manual_seed(0), **options)[:, -1].tolist())  # noqa: E731
+
+    def drawn(**options):
+        return set(model.generate(idx, 1, generator=torch.Generator().manual_seed(0), **options)[:, -1].tolist())
+
     assert drawn(top_k=1) == {likeliest.indices[0].item()}
     assert drawn(top_k=5) <= set(likeliest.indices[:5].tolist()) and len(drawn(top_k=5)) > 1
     cumulative = likeliest.values.softmax(-1).cumsum(-1)

@@ -8,9 +8,25 @@ from finetune.gpt import convert
 
 SHAPES = {
     "small": {},
-    "odd": {"n_layer": 3, "n_head": 3, "n_embd": 48, "n_positions": 17, "vocab_size": 65, "n_inner": 100, "layer_norm_epsilon": 1e-6},
+    "odd": {
+        "n_layer": 3,
+        "n_head": 3,
+        "n_embd": 48,
+        "n_positions": 17,
+        "vocab_size": 65,
+        "n_inner": 100,
+        "layer_norm_epsilon": 1e-6,
+    },
     "exact gelu": {"activation_function": "gelu"},
-    "124M": {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257, "bos_token_id": 50256, "eos_token_id": 50256},
+    "124M": {
+        "n_layer": 12,
+        "n_head": 12,
+        "n_embd": 768,
+        "n_positions": 1024,
+        "vocab_size": 50257,
+        "bos_token_id": 50256,
+        "eos_token_id": 50256,
+    },
 }
 
 

@@ -1,4 +1,5 @@
-"""What only a CUDA device can show: nobody waits, the same is learned, graphs and compiled parts are the network, resuming is exact.
+"""What only a CUDA device can show: nobody waits, the same is learned, graphs and compiled parts are the network,
+resuming is exact.
 
 pytest -m gpu tests/test_gpu.py
 """
@@ -26,7 +27,11 @@ def without_datasets(monkeypatch):
     from finetune.data.batches import Blocks
 
     if not find_spec("datasets"):
-        monkeypatch.setattr(cache, "open_cache", lambda dataset, split, T, contents, isolated: (np.fromfile(dataset.bin(split), dtype=np.uint16), T))
+        monkeypatch.setattr(
+            cache,
+            "open_cache",
+            lambda dataset, split, T, contents, isolated: (np.fromfile(dataset.bin(split), dtype=np.uint16), T),
+        )
         monkeypatch.setattr(Blocks, "from_arrow", classmethod(lambda cls, opened, tokens: cls.from_tokens(*opened)))
 
 
@@ -48,7 +53,8 @@ def test_an_update_never_waits_for_the_device(tiny):
 
 
 @pytest.mark.parametrize(
-    "dtype, compile, tolerance", [("float32", "false", 2e-3), ("bfloat16", "false", 3e-2), ("bfloat16", "true", 3e-2), ("float16", "false", 3e-2)]
+    "dtype, compile, tolerance",
+    [("float32", "false", 2e-3), ("bfloat16", "false", 3e-2), ("bfloat16", "true", 3e-2), ("float16", "false", 3e-2)],
 )
 def test_a_gpu_learns_what_a_cpu_learns(tiny, dtype, compile, tolerance):
     plain = {"dropout": 0.0, "learning_rate": 1e-3}
@@ -63,7 +69,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny):
     loop.train(tiny(**settings, max_iters=9, decay_lr=False))
     loop.train(tiny("other", **settings, decay_lr=False))
     loop.train(tiny(**settings, decay_lr=False, init_from="resume"))
-    one, other = (load_file(sorted(Path(name, "last").glob("step-*"))[-1] / "model.safetensors") for name in ("out", "other"))
+    one, other = (
+        load_file(sorted(Path(name, "last").glob("step-*"))[-1] / "model.safetensors") for name in ("out", "other")
+    )
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -71,7 +79,9 @@ def test_a_replayed_step_is_a_step(hf_model):
     """Greedy text of a CUDA graph against transformers' own on the CPU, past the context too."""
     hf = hf_model()
     idx = torch.randint(0, 100, (3, 5), generator=torch.Generator().manual_seed(0))
-    expected = hf.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=26, do_sample=False, eos_token_id=None, pad_token_id=0)
+    expected = hf.generate(
+        idx, attention_mask=torch.ones_like(idx), max_new_tokens=26, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
     model = GPT.from_hf(hf).cuda()
     assert torch.equal(model.generate(idx.cuda(), 26, temperature=0).cpu(), expected)
     slid = GPT.from_hf(hf).generate(idx, 40, temperature=0)

@@ -54,7 +54,13 @@ def push(command, monkeypatch):
 
 
 def environment(hub):
-    return {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(Path("hf-home").resolve()), "HF_HUB_DISABLE_XET": "1"}
+    return {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(Path("hf-home").resolve()),
+        "HF_HUB_DISABLE_XET": "1",
+    }
 
 
 def python(hub, *argv):
@@ -137,7 +143,9 @@ def test_an_interrupted_push_changes_nothing_and_the_next_one_finishes_it(hub, e
     hub.before = hold
     # where the tests run in the background, Ctrl-C is ignored, and children inherit that
     listening = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    with subprocess.Popen([sys.executable, *EXPORT], stderr=subprocess.PIPE, text=True, env=environment(hub), **listening) as pushing:
+    with subprocess.Popen(
+        [sys.executable, *EXPORT], stderr=subprocess.PIPE, text=True, env=environment(hub), **listening
+    ) as pushing:
         assert begun.wait(60)
         pushing.send_signal(signal.SIGINT)
         time.sleep(0.2)
@@ -173,8 +181,8 @@ def test_train_pushes_only_when_it_is_told_to_on_the_command_line(hub, corpus, c
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     recipe = Path("r.yaml")
     recipe.write_text(
-        f"dataset: {corpus()}\ninit_from: scratch\ntokenizer: char\nn_layer: 1\nn_head: 1\nn_embd: 16\nblock_size: 16\nbatch_size: 2\n"
-        "gradient_accumulation_steps: 1\nmax_iters: 2\ndtype: float32\npush_to_hub: me/trained\n"
+        f"dataset: {corpus()}\ninit_from: scratch\ntokenizer: char\nn_layer: 1\nn_head: 1\nn_embd: 16\nblock_size:"
+        " 16\nbatch_size: 2\ngradient_accumulation_steps: 1\nmax_iters: 2\ndtype: float32\npush_to_hub: me/trained\n"
     )
     by_hand = "python -m finetune.export --out_dir=out --to=out/export --push_to_hub=me/trained"
     code, out, error = command("train", "r.yaml")
@@ -182,7 +190,11 @@ def test_train_pushes_only_when_it_is_told_to_on_the_command_line(hub, corpus, c
     assert out.endswith(f"nothing is pushed to me/trained without --push=true; by hand: {by_hand}\n")
     hub.before = lambda method, path: 403
     code, _, error = command("train", "r.yaml", "--push=true", "--overwrite=true")
-    assert code == 4 and error.endswith(f"The export in {Path('out/export').resolve()} is whole; again: {by_hand}\n") and hub.commits == []
+    assert (
+        code == 4
+        and error.endswith(f"The export in {Path('out/export').resolve()} is whole; again: {by_hand}\n")
+        and hub.commits == []
+    )
     hub.before = lambda method, path: None
     code, out, error = command("export", *by_hand.split()[3:])
     assert code == 0 and "is this export already" in out and len(hub.commits) == 1, error

@@ -8,7 +8,18 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "finetune"
 TREES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
-LAYERS = {"cli": 0, "network": 0, "recipe": 1, "gpt": 2, "data": 2, "training": 3, "planning": 4, "publishing": 4, "evaluation": 4, "reporting": 4}
+LAYERS = {
+    "cli": 0,
+    "network": 0,
+    "recipe": 1,
+    "gpt": 2,
+    "data": 2,
+    "training": 3,
+    "planning": 4,
+    "publishing": 4,
+    "evaluation": 4,
+    "reporting": 4,
+}
 
 
 def calls(tree):
@@ -22,10 +33,18 @@ def test_nothing_that_runs_what_it_reads(name):
     for function, keywords in calls(TREES[name]):
         assert function not in ("eval", "exec", "compile", "__import__", "os.system"), function
         assert not function.endswith(("yaml.load", "yaml.unsafe_load", "yaml.full_load")), function
-        assert keywords.get("weights_only") != "False" and "trust_remote_code" not in keywords and "shell" not in keywords
+        assert (
+            keywords.get("weights_only") != "False" and "trust_remote_code" not in keywords and "shell" not in keywords
+        )
         assert function != "torch.load" or keywords.get("weights_only") == "True"
     for node in ast.walk(TREES[name]):
-        imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+        imported = (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
         assert not {"pickle", "dill", "marshal", "shelve", "joblib"} & set(imported), imported
 
 

@@ -45,13 +45,22 @@ def torchrun(processes):
 def nodes(count, processes):
     """The commands of so many machines, all of them this one."""
     port = free_port()
-    where = ["--main_process_ip=127.0.0.1", f"--main_process_port={port}", f"--num_machines={count}", f"--num_processes={processes}"]
+    where = [
+        "--main_process_ip=127.0.0.1",
+        f"--main_process_port={port}",
+        f"--num_machines={count}",
+        f"--num_processes={processes}",
+    ]
     return [accelerate("multi_node", f"--machine_rank={rank}", *where) for rank in range(count)]
 
 
 def start(recipe, launcher, **options):
     """A launcher with `tests/launched.py`, which is finetune.train and notes what its processes read."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "OMP_NUM_THREADS": "1",
+    }
     argv = ["launched" if word == "finetune.train" else word for word in command(recipe, *launcher)]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options)
 
@@ -59,7 +68,11 @@ def start(recipe, launcher, **options):
 def finish(processes):
     """(exit codes, standard output of all, standard error of all)."""
     told = [process.communicate(timeout=100) for process in processes]
-    return [process.returncode for process in processes], "".join(out for out, _ in told), "".join(error for _, error in told)
+    return (
+        [process.returncode for process in processes],
+        "".join(out for out, _ in told),
+        "".join(error for _, error in told),
+    )
 
 
 def notes(ranks):
@@ -75,7 +88,11 @@ def notes(ranks):
 
 def files(out_dir):
     """What training wrote; the page is made by the command that ends with it."""
-    return sorted(str(path.relative_to(out_dir)) for path in Path(out_dir).rglob("*") if path.is_file() and path.name != "report.html")
+    return sorted(
+        str(path.relative_to(out_dir))
+        for path in Path(out_dir).rglob("*")
+        if path.is_file() and path.name != "report.html"
+    )
 
 
 def same_run(whole, out_dir, ranks):
@@ -83,7 +100,9 @@ def same_run(whole, out_dir, ranks):
     read, updates = notes(ranks), range(whole.schedule.length)
     for step in updates:
         rows = read[f"update {step}"]
-        assert sorted(sum(rows, [])) == sorted(whole.order.rows(step).tolist()) and len({len(each) for each in rows}) == 1
+        assert (
+            sorted(sum(rows, [])) == sorted(whole.order.rows(step).tolist()) and len({len(each) for each in rows}) == 1
+        )
     for event in whole.evaluations:
         rows = read[f"val loss {event['step']}"]
         assert sorted(sum(rows, [])) == list(range(whole.val.num_rows)) and all(rows)  # every process evaluates
@@ -105,12 +124,17 @@ MORE = {
     "accelerate launch, 1 process": (1, lambda: [accelerate("one_gpu")]),
     "accelerate launch, 1 process of several possible": (1, lambda: [accelerate("cpu", "--num_processes=1")]),
     "accelerate launch, 3 processes": (3, lambda: [accelerate("cpu", "--num_processes=3")]),
-    "accelerate launch --multi_gpu without a GPU": (2, lambda: [[str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0", "-m"]]),
+    "accelerate launch --multi_gpu without a GPU": (
+        2,
+        lambda: [
+            [str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0", "-m"]
+        ],
+    ),
     "torchrun, 1 process": (1, lambda: [torchrun(1)]),
     "torchrun, 6 processes": (6, lambda: [torchrun(6)]),
     "accelerate launch, 2 machines of 3 processes": (6, lambda: nodes(2, 6)),
     "accelerate launch, 3 machines": (3, lambda: nodes(3, 3)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", [*LAUNCHERS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
@@ -121,7 +145,11 @@ def test_every_launcher_makes_the_same_run_and_one_set_of_files(tiny, name):
     assert set(codes) == {0}, error
     assert f"{ranks} process{'es' * (ranks > 1)} on cpu" in out and out.count("step 6: ") == 1
     assert (
-        out.count(f"12 blocks an update: {ranks} process{'es' * (ranks > 1)} x {6 // ranks} accumulation step{'s' * (ranks < 6)} x batch_size 2") == 1
+        out.count(
+            f"12 blocks an update: {ranks} process{'es' * (ranks > 1)} x {6 // ranks} accumulation"
+            f" step{'s' * (ranks < 6)} x batch_size 2"
+        )
+        == 1
     )
     same_run(whole, "out", ranks)
 
@@ -145,7 +173,8 @@ def is_gone(pid):
 
 
 def dies(recipe, whole, launchers, ranks, kill):
-    """A run of which `kill` ends a part ends within 30 s with a state, from which one process goes on as if nothing had happened."""
+    """A run of which `kill` ends a part ends within 30 s with a state, from which one process goes on as if nothing had
+    happened."""
     processes = [start(recipe, launcher, start_new_session=True) for launcher in launchers]
     try:
         wait_for(lambda: len(list(Path("out/last").glob("step-*"))) > 1)
@@ -189,7 +218,8 @@ def test_a_machine_that_dies_takes_the_run_down_with_a_state_to_go_on_from(tiny)
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
 def test_every_configuration_is_understood_by_accelerates_launcher(path, monkeypatch):
-    """The command that a file opens with, through accelerate's own parser and its choice of a launcher, up to where that would start."""
+    """The command that a file opens with, through accelerate's own parser and its choice of a launcher, up to where
+    that would start."""
     import accelerate.commands.launch as launching
     from accelerate.utils import launch as environments
 
@@ -203,14 +233,18 @@ def test_every_configuration_is_understood_by_accelerates_launcher(path, monkeyp
     launching.launch_command(launching.launch_command_parser().parse_args(words[2:]))
     [(kind, args)] = chosen
     assert kind == {"one_gpu": "simple", "deepspeed_zero2": "deepspeed"}.get(path.stem, "multi_gpu")
-    prepare = {"simple": "simple_launcher_cmd_env", "multi_gpu": "multi_gpu_env", "deepspeed": "deepspeed_cmd_env"}[kind]
+    prepare = {"simple": "simple_launcher_cmd_env", "multi_gpu": "multi_gpu_env", "deepspeed": "deepspeed_cmd_env"}[
+        kind
+    ]
     prepared = getattr(environments, f"prepare_{prepare}")(args)
     environment = prepared if kind == "multi_gpu" else prepared[1]
     assert environment["ACCELERATE_MIXED_PRECISION"] == "no"  # the recipe decides
     if kind == "deepspeed":
         assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "2"
     several = "node" in path.stem
-    assert (args.num_machines, args.num_processes) == ({"cpu": (1, 2), "one_gpu": (1, 1)}.get(path.stem, (2, 16) if several else (1, 8)))
+    assert (args.num_machines, args.num_processes) == (
+        {"cpu": (1, 2), "one_gpu": (1, 1)}.get(path.stem, (2, 16) if several else (1, 8))
+    )
     if kind != "simple":
         assert args.nproc_per_node == str(args.num_processes // args.num_machines)
     if several:
@@ -223,8 +257,14 @@ def test_every_configuration_is_understood_by_accelerates_launcher(path, monkeyp
 
 def test_there_are_these_configurations():
     assert {path.stem for path in CONFIGURATIONS} == {
-        "cpu", "one_gpu", "multi_gpu", "multi_node", "fsdp2", "fsdp2_multi_node", "deepspeed_zero2"
-    }  # fmt: skip
+        "cpu",
+        "one_gpu",
+        "multi_gpu",
+        "multi_node",
+        "fsdp2",
+        "fsdp2_multi_node",
+        "deepspeed_zero2",
+    }
 
 
 @pytest.mark.parametrize("name", ["fsdp2", "fsdp2_multi_node"])
@@ -236,7 +276,12 @@ def test_fsdp2_wraps_our_blocks(name, monkeypatch):
     from finetune import GPT, GPTConfig
     from finetune.gpt.model import Block
 
-    command = [f"--config_file={ROOT}/recipes/accelerate/{name}.yaml", "--main_process_ip=127.0.0.1", "-m", "finetune.train"]
+    command = [
+        f"--config_file={ROOT}/recipes/accelerate/{name}.yaml",
+        "--main_process_ip=127.0.0.1",
+        "-m",
+        "finetune.train",
+    ]
     args, _, _ = launching._validate_launch_command(launching.launch_command_parser().parse_args(command))
     args.main_process_port = 0
     for key, value in prepare_multi_gpu_env(args).items():
@@ -246,7 +291,8 @@ def test_fsdp2_wraps_our_blocks(name, monkeypatch):
     plugin.set_auto_wrap_policy(network)
     assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True and not plugin.cpu_ram_efficient_loading
     assert (
-        plugin.auto_wrap_policy.keywords["transformer_layer_cls"] == {Block} and sum(isinstance(module, Block) for module in network.modules()) == 2
+        plugin.auto_wrap_policy.keywords["transformer_layer_cls"] == {Block}
+        and sum(isinstance(module, Block) for module in network.modules()) == 2
     )
 
 
@@ -264,19 +310,30 @@ def test_an_update_is_shared_out_as_the_recipe_says(batch_size, steps, processes
     share = steps // processes
     assert (
         memory.shares(recipe, processes)
-        == f"{batch_size * steps} blocks an update: {processes} {word} x {share} accumulation step{'s' if share > 1 else ''} x batch_size {batch_size}"
+        == f"{batch_size * steps} blocks an update: {processes} {word} x {share} accumulation"
+        f" step{'s' if share > 1 else ''} x batch_size {batch_size}"
     )
 
 
-@pytest.mark.parametrize("batch_size, steps, processes", [(8, 8, 16), (8, 8, 3), (1, 8, 3), (6, 4, 3), (4, 1, 2), (5, 2, 4), (7, 8, 32), (1, 1, 2)])
+@pytest.mark.parametrize(
+    "batch_size, steps, processes",
+    [(8, 8, 16), (8, 8, 3), (1, 8, 3), (6, 4, 3), (4, 1, 2), (5, 2, 4), (7, 8, 32), (1, 1, 2)],
+)
 def test_what_cannot_be_shared_is_told_with_what_can(batch_size, steps, processes):
     recipe = Recipe(dataset="d", batch_size=batch_size, gradient_accumulation_steps=steps)
     rows = batch_size * steps
     with pytest.raises(UsageError) as error:
         machines.check_shares(recipe, processes)
     told = str(error.value)
-    assert told.startswith(f"gradient_accumulation_steps: {steps} cannot be shared among {processes} processes") and "\n" not in told
-    advised, _ = parse(Recipe, ["--dataset=d", f"--batch_size={batch_size}", *(w.strip(",;") for w in told.split() if w.startswith("--"))], "")
+    assert (
+        told.startswith(f"gradient_accumulation_steps: {steps} cannot be shared among {processes} processes")
+        and "\n" not in told
+    )
+    advised, _ = parse(
+        Recipe,
+        ["--dataset=d", f"--batch_size={batch_size}", *(w.strip(",;") for w in told.split() if w.startswith("--"))],
+        "",
+    )
     machines.check_shares(advised, processes)
     there = advised.batch_size * advised.gradient_accumulation_steps
     assert (there == rows) == (rows % processes == 0)  # the same update wherever that is possible
@@ -288,8 +345,14 @@ def test_what_cannot_be_shared_is_told_with_what_can(batch_size, steps, processe
 
 
 STRANGERS = [
-    ({"SLURM_STEP_NUM_TASKS": "4"}, "4 processes were started (SLURM_STEP_NUM_TASKS) that do not all see each other"),  # srun without a launcher
-    ({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "True"}, "--config_file=recipes/accelerate/cpu.yaml --num_processes=N"),  # launch --cpu
+    (
+        {"SLURM_STEP_NUM_TASKS": "4"},
+        "4 processes were started (SLURM_STEP_NUM_TASKS) that do not all see each other",
+    ),  # srun without a launcher
+    (
+        {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "True"},
+        "--config_file=recipes/accelerate/cpu.yaml --num_processes=N",
+    ),  # launch --cpu
 ]
 
 
@@ -302,7 +365,10 @@ def test_copies_that_do_not_see_each_other_are_refused(command, data, monkeypatc
     assert not Path("out").exists()
 
 
-SCRATCH = "--init_from=scratch --n_layer=1 --n_head=1 --n_embd=8 --block_size=8 --gradient_accumulation_steps=2 --max_iters=1 --out_dir=out".split()
+SCRATCH = (
+    "--init_from=scratch --n_layer=1 --n_head=1 --n_embd=8 --block_size=8 --gradient_accumulation_steps=2 --max_iters=1"
+    " --out_dir=out".split()
+)
 BLIND = """
 from finetune.cli import run
 from finetune.train import main
@@ -318,12 +384,25 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
 def test_the_independent_copies_of_multi_gpu_without_a_gpu_are_refused(data):
-    """accelerate starts both as the first and only process where the program takes GPUs for granted. Ours does not, and is made to here."""
+    """accelerate starts both as the first and only process where the program takes GPUs for granted. Ours does not, and
+    is made to here."""
     Path("blind.py").write_text(BLIND)
-    launcher = [str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0", "-m", "blind"]
+    launcher = [
+        str(BIN / "accelerate"),
+        "launch",
+        "--multi_gpu",
+        "--num_processes=2",
+        "--main_process_port=0",
+        "-m",
+        "blind",
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), "."])}
-    done = subprocess.run([*launcher, *SCRATCH, f"--dataset={data}"], capture_output=True, text=True, env=environment, timeout=100)
-    assert done.returncode != 0 and "2 processes were started (WORLD_SIZE) that do not all see each other" in done.stderr
+    done = subprocess.run(
+        [*launcher, *SCRATCH, f"--dataset={data}"], capture_output=True, text=True, env=environment, timeout=100
+    )
+    assert (
+        done.returncode != 0 and "2 processes were started (WORLD_SIZE) that do not all see each other" in done.stderr
+    )
     assert not Path("out").exists()
 
 
@@ -332,13 +411,16 @@ def test_a_batch_size_that_was_found_is_found_again_where_it_cannot_be_shared(ti
     auto = PLAIN | {"auto_batch_size": True, "lr_decay_iters": 6, "warmup_iters": 1}
     whole = loop.train(tiny("whole", **PLAIN | {"lr_decay_iters": 6, "warmup_iters": 1}))
     loop.train(tiny(**auto | {"max_iters": 3}))
-    assert harness(tiny(init_from="resume", n_layer=None, n_head=None, n_embd=None, **auto), world=3)["codes"] == [0, 0, 0]
+    assert harness(tiny(init_from="resume", n_layer=None, n_head=None, n_embd=None, **auto), world=3)["codes"] == [
+        0,
+        0,
+        0,
+    ]
     for expected, event in zip(events("whole", "iter"), events("out", "iter"), strict=True):
         assert event["loss"] == pytest.approx(expected["loss"], abs=1e-5)
-    assert whole.iteration == 6 and [event["batch_size"] for event in read_metrics(Path("out/metrics.jsonl")) if event["event"] == "batch_size"] == [
-        12,
-        4,
-    ]
+    assert whole.iteration == 6 and [
+        event["batch_size"] for event in read_metrics(Path("out/metrics.jsonl")) if event["event"] == "batch_size"
+    ] == [12, 4]
 
 
 @pytest.mark.parametrize(("rank", "local_rank", "speaks"), [("0", "0", True), ("1", "1", False), ("8", "0", True)])
@@ -360,7 +442,9 @@ def test_an_out_dir_that_is_taken_is_told_by_one_process_alone(tiny):
 
 def test_memory_auto_that_cannot_be_shared_is_chosen_anew(tiny):
     """Chosen for one process, 4 blocks at a time; two cannot share that."""
-    recipe = tiny(memory="auto", batch_size=4, gradient_accumulation_steps=1, max_iters=2, dropout=0.0, lr_decay_iters=9)
+    recipe = tiny(
+        memory="auto", batch_size=4, gradient_accumulation_steps=1, max_iters=2, dropout=0.0, lr_decay_iters=9
+    )
     assert loop.train(recipe).recipe.gradient_accumulation_steps == 1
     halved = {
         "batch_size": 2,

@@ -12,9 +12,16 @@ from finetune.data.batches import Blocks, Mixture, WeightedOrder
 from finetune.data.prepare import prepare
 
 SHAPE = [
-    "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=32", "--batch_size=2", "--gradient_accumulation_steps=2", "--learning_rate=1e-3",
-    "--dtype=float32", "--device=cpu",
-]  # fmt: skip
+    "--n_layer=1",
+    "--n_head=2",
+    "--n_embd=16",
+    "--block_size=32",
+    "--batch_size=2",
+    "--gradient_accumulation_steps=2",
+    "--learning_rate=1e-3",
+    "--dtype=float32",
+    "--device=cpu",
+]
 
 
 def parts(sizes=(70, 23, 200), masked=1):
@@ -71,7 +78,11 @@ def two(corpus):
 
 
 def evaluations(out_dir):
-    return [event for event in map(json.loads, Path(out_dir, "metrics.jsonl").read_text().splitlines()) if event["event"] == "eval"]
+    return [
+        event
+        for event in map(json.loads, Path(out_dir, "metrics.jsonl").read_text().splitlines())
+        if event["event"] == "eval"
+    ]
 
 
 def test_a_run_over_two_datasets_tells_the_loss_of_each(two, command):
@@ -80,13 +91,17 @@ def test_a_run_over_two_datasets_tells_the_loss_of_each(two, command):
     assert code == 0, err
     event = evaluations("out")[-1]
     for name in ("one", "two"):
-        code, out, _ = command("train", f"--dataset=data/{name}", "--init_from=out", "--eval_only=true", *SHAPE[3:], "--out_dir=unused")
+        code, out, _ = command(
+            "train", f"--dataset=data/{name}", "--init_from=out", "--eval_only=true", *SHAPE[3:], "--out_dir=unused"
+        )
         assert float(out.split("val loss ")[1].split()[0]) == pytest.approx(event["val_losses"][name], abs=1e-4)
     low, high = sorted(event["val_losses"].values())
     assert low < event["val_loss"] < high
     code, _, err = command("train", f"--dataset={two}", *flags, "--init_from=resume", "--max_iters=9")
     assert code == 2 and "dataset_weights: 3,1 in the run, None now" in err
-    code, out, err = command("train", f"--dataset={two}", *flags, "--init_from=resume", "--max_iters=9", "--dataset_weights=3,1")
+    code, out, err = command(
+        "train", f"--dataset={two}", *flags, "--init_from=resume", "--max_iters=9", "--dataset_weights=3,1"
+    )
     assert code == 0 and "(one " in out, err
 
 
@@ -98,8 +113,12 @@ def test_one_dataset_after_the_other(two, command):
     code, out, err = command("train", f"--dataset={second}", "--init_from=first", *flags[3:], "--out_dir=second")
     assert code == 0, err
     assert "iter 0" in out
-    before = command("train", f"--dataset={second}", "--init_from=first", "--eval_only=true", *flags[3:], "--out_dir=unused")[1]
-    assert evaluations("second")[0]["val_loss"] == pytest.approx(float(before.split("val loss ")[1].split()[0]), abs=1e-4)
+    before = command(
+        "train", f"--dataset={second}", "--init_from=first", "--eval_only=true", *flags[3:], "--out_dir=unused"
+    )[1]
+    assert evaluations("second")[0]["val_loss"] == pytest.approx(
+        float(before.split("val loss ")[1].split()[0]), abs=1e-4
+    )
 
 
 def test_datasets_of_two_tokenizers_are_refused(two, command):
@@ -109,7 +128,10 @@ def test_datasets_of_two_tokenizers_are_refused(two, command):
     assert code == 2 and err.count("\n") == 1 and "data/one holds ids of" in err and "data/three of" in err
 
 
-@pytest.mark.parametrize("weights, message", [("1", "1 for 2 datasets"), ("1,x", "numbers with commas"), ("1,0", "above 0"), ("1,nan", "above 0")])
+@pytest.mark.parametrize(
+    "weights, message",
+    [("1", "1 for 2 datasets"), ("1,x", "numbers with commas"), ("1,0", "above 0"), ("1,nan", "above 0")],
+)
 def test_weights_that_cannot_be_used_are_named(two, command, weights, message):
     code, _, err = command("train", f"--dataset={two}", "--init_from=scratch", *SHAPE, f"--dataset_weights={weights}")
     assert code == 2 and err.count("\n") == 1 and "dataset_weights" in err and message in err
@@ -135,6 +157,8 @@ def test_small_weights_get_their_share_too():
 def test_datasets_of_the_same_name_are_told_apart(corpus, command):
     for place in ("a", "b"):
         prepare([corpus(words=1000)], f"{place}/mine", "char")
-    code, out, error = command("train", "--dataset=a/mine,b/mine", "--init_from=scratch", *SHAPE, "--max_iters=2", "--dataset_weights=1,3")
+    code, out, error = command(
+        "train", "--dataset=a/mine,b/mine", "--init_from=scratch", *SHAPE, "--max_iters=2", "--dataset_weights=1,3"
+    )
     assert code == 0, error
     assert "(mine 1 " in out and ", mine 2 " in out and "mine: 75.0% of the blocks" in out

@@ -1,4 +1,5 @@
-"""What needs less memory learns the same, or nearly: recomputed activations, losses in chunks, moments in bfloat16; and memory=auto."""
+"""What needs less memory learns the same, or nearly: recomputed activations, losses in chunks, moments in bfloat16; and
+memory=auto."""
 
 import dataclasses
 from pathlib import Path
@@ -20,7 +21,8 @@ XL = GPTConfig(n_layer=48, n_head=25, n_embd=1600)
 
 @pytest.fixture
 def saved(monkeypatch):
-    """A function that makes a forward pass and gives its loss and the bytes of storages that autograd keeps, those of weights apart."""
+    """A function that makes a forward pass and gives its loss and the bytes of storages that autograd keeps, those of
+    weights apart."""
     original = torch.autograd.graph.saved_tensors_hooks
 
     def measure(network, *batch, of=None):
@@ -32,7 +34,9 @@ def saved(monkeypatch):
             return kept
 
         # of nested hooks only the innermost are asked
-        monkeypatch.setattr(torch.autograd.graph, "saved_tensors_hooks", lambda pack, unpack: original(lambda t: keep(pack(t)), unpack))
+        monkeypatch.setattr(
+            torch.autograd.graph, "saved_tensors_hooks", lambda pack, unpack: original(lambda t: keep(pack(t)), unpack)
+        )
         with original(keep, lambda tensor: tensor):
             loss, _ = network(*batch)
         monkeypatch.setattr(torch.autograd.graph, "saved_tensors_hooks", original)
@@ -57,11 +61,15 @@ def test_checkpointing_changes_no_bit_of_a_gradient(hf_model, saved, dtype, rank
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             loss, kept = saved(model, idx, idx)
         loss.backward()
-        found[way] = kept, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+        found[way] = (
+            kept,
+            {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad},
+        )
         assert all(gradient.abs().max() > 0 for gradient in found[way][1].values())
     for way in ("selective", True):
         for name, gradient in found[way][1].items():
-            # two products read what a layer norm hands on, and add their gradients before it is widened instead of after
+            # two products read what a layer norm hands on, and add their gradients before it is widened instead of
+            # after
             rounding = 0.05 * gradient.abs().max() if rank and way == "selective" and dtype == torch.bfloat16 else 0
             assert (gradient - found[False][1][name]).abs().max() <= rounding, (way, name)
     if not rank:
@@ -95,30 +103,47 @@ def test_recomputed_products_are_told_from_others_with_the_same_storage():
     """What `then` keeps of its argument in another layout must not come back in the plain one."""
     x = torch.randn(6, 6, requires_grad=True)
     expected = torch.autograd.grad((x.exp() @ x.exp().t()).pow(2).sum(), x)[0]
-    torch.testing.assert_close(torch.autograd.grad(ops.recomputed(torch.exp, x, lambda y: y @ y.t()).pow(2).sum(), x)[0], expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(ops.recomputed(torch.exp, x, lambda y: y @ y.t()).pow(2).sum(), x)[0], expected
+    )
 
 
 def test_the_loss_in_chunks_is_the_loss_at_once(tiny):
-    losses = [loop.train(tiny(chunked, max_iters=3, eval_interval=3, chunked_loss=chunked)).best["val_loss"] for chunked in ("true", "false")]
+    losses = [
+        loop.train(tiny(chunked, max_iters=3, eval_interval=3, chunked_loss=chunked)).best["val_loss"]
+        for chunked in ("true", "false")
+    ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5) and losses[0] != losses[1]
 
 
 def test_rounding_to_bfloat16_is_right_on_average_and_leaves_what_is_bfloat16():
     wide = torch.linspace(-3, 3, 1000).repeat(optim.NOISE // 1000 + 1)[: optim.NOISE]
-    below, above = torch.nextafter(wide.bfloat16(), torch.tensor(-8.0).bfloat16()), torch.nextafter(wide.bfloat16(), torch.tensor(8.0).bfloat16())
+    below, above = (
+        torch.nextafter(wide.bfloat16(), torch.tensor(-8.0).bfloat16()),
+        torch.nextafter(wide.bfloat16(), torch.tensor(8.0).bfloat16()),
+    )
     total, rounds = torch.zeros(len(wide), dtype=torch.float64), 400
     for seed in range(rounds):
-        noise = torch.randint(0, 1 << 16, (optim.NOISE,), generator=torch.Generator().manual_seed(seed), dtype=torch.int32)
+        noise = torch.randint(
+            0, 1 << 16, (optim.NOISE,), generator=torch.Generator().manual_seed(seed), dtype=torch.int32
+        )
         rounded = optim._round(wide.clone(), noise)
-        assert torch.equal(rounded.bfloat16().float(), rounded) and torch.equal(optim._round(rounded.clone(), noise), rounded)
+        assert torch.equal(rounded.bfloat16().float(), rounded) and torch.equal(
+            optim._round(rounded.clone(), noise), rounded
+        )
         assert ((rounded >= below.float()) & (rounded <= above.float())).all()
         total += rounded
     step = (above.double() - below.double()) / 2
-    assert ((total / rounds - wide).abs() / step).mean() < 1.5 / rounds**0.5 < (wide.bfloat16().double() - wide).abs().div(step).mean()
+    assert (
+        ((total / rounds - wide).abs() / step).mean()
+        < 1.5 / rounds**0.5
+        < (wide.bfloat16().double() - wide).abs().div(step).mean()
+    )
 
 
 def test_a_step_of_compact_adamw_is_torchs_own_on_widened_moments(monkeypatch):
-    """Against torch's AdamW whose moments are rounded by the same noise after every step, whatever parts a parameter is cut into."""
+    """Against torch's AdamW whose moments are rounded by the same noise after every step, whatever parts a parameter is
+    cut into."""
     torch.manual_seed(0)
     mine, theirs = torch.nn.Linear(7, 5), torch.nn.Linear(7, 5)
     theirs.load_state_dict(mine.state_dict())
@@ -144,7 +169,9 @@ def test_a_step_of_compact_adamw_is_torchs_own_on_widened_moments(monkeypatch):
             for name in ("exp_avg", "exp_avg_sq"):
                 rounded, exact = optimizer.state[one][name], reference.state[other][name]
                 assert rounded.dtype == torch.bfloat16
-                assert ((rounded.float() - exact).abs() <= exact.abs() * 2**-7 + 1e-30).all()  # one of the two neighbours
+                assert (
+                    (rounded.float() - exact).abs() <= exact.abs() * 2**-7 + 1e-30
+                ).all()  # one of the two neighbours
                 exact.copy_(rounded.float())
     for one, other in zip(mine.parameters(), theirs.parameters()):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
@@ -152,10 +179,13 @@ def test_a_step_of_compact_adamw_is_torchs_own_on_widened_moments(monkeypatch):
 
 
 def test_a_second_moment_in_bfloat16_reaches_what_it_estimates():
-    """At beta2=0.999, where rounding to the nearest stands still at once: after 1,500 steps of gradients of size 1 it is at 0.83."""
+    """At beta2=0.999, where rounding to the nearest stands still at once: after 1,500 steps of gradients of size 1 it
+    is at 0.83."""
     parameter = torch.nn.Parameter(torch.zeros(4096))
     optimizer = optim.CompactAdamW([parameter], lr=0.0, betas=(0.9, 0.999), fused=True)
-    optimizer.state[parameter] = {"step": torch.tensor(0.0)} | {name: torch.full((4096,), 0.25).bfloat16() for name in ("exp_avg", "exp_avg_sq")}
+    optimizer.state[parameter] = {"step": torch.tensor(0.0)} | {
+        name: torch.full((4096,), 0.25).bfloat16() for name in ("exp_avg", "exp_avg_sq")
+    }
     parameter.grad = torch.ones(4096)
     for step in range(1500):
         optimizer.seed = step
@@ -171,7 +201,18 @@ def test_moments_in_bfloat16_learn_as_well(tiny, beta2):
     """Losses of 200 updates, smoothed, never part by more than 2%."""
     smooth = {}
     for dtype in ("float32", "bfloat16"):
-        loop.train(tiny(dtype, max_iters=200, eval_interval=200, save_interval=200, dropout=0.0, beta2=beta2, optimizer_dtype=dtype, epochs=None))
+        loop.train(
+            tiny(
+                dtype,
+                max_iters=200,
+                eval_interval=200,
+                save_interval=200,
+                dropout=0.0,
+                beta2=beta2,
+                optimizer_dtype=dtype,
+                epochs=None,
+            )
+        )
         losses = torch.tensor([event["loss"] for event in events(dtype, "iter")])
         smooth[dtype] = losses.unfold(0, 20, 20).mean(-1)
     assert len(smooth["float32"]) == 10 and smooth["float32"][-1] < 0.9 * smooth["float32"][0]
@@ -190,18 +231,34 @@ def modes(recipe, free, monkeypatch):
 
 def test_memory_auto_takes_the_first_mode_that_fits(tiny, monkeypatch):
     recipe = tiny(
-        init_from="base", batch_size=2, gradient_accumulation_steps=4, memory="auto", dropout=0.0, n_layer=None, n_head=None, n_embd=None,
+        init_from="base",
+        batch_size=2,
+        gradient_accumulation_steps=4,
+        memory="auto",
+        dropout=0.0,
+        n_layer=None,
+        n_head=None,
+        n_embd=None,
         dtype="bfloat16",
-    )  # fmt: skip
+    )
     chosen = [modes(recipe, free * 1e9, monkeypatch) for free in (200, 38, 36.5, 35, 30)]
     assert [(r.batch_size, r.gradient_checkpointing, r.optimizer_dtype) for r, _ in chosen] == [
-        (2, False, "float32"), (1, False, "float32"), (1, "selective", "float32"), (2, True, "float32"), (2, True, "bfloat16")
-    ]  # fmt: skip
+        (2, False, "float32"),
+        (1, False, "float32"),
+        (1, "selective", "float32"),
+        (2, True, "float32"),
+        (2, True, "bfloat16"),
+    ]
     assert all(r.batch_size * r.gradient_accumulation_steps == 8 and r.memory == "auto" for r, _ in chosen)
     (line,) = chosen[-1][1]
-    assert "gradient_checkpointing=true, optimizer_dtype=bfloat16, predicted to take" in line and "learns a little differently" in line
+    assert (
+        "gradient_checkpointing=true, optimizer_dtype=bfloat16, predicted to take" in line
+        and "learns a little differently" in line
+    )
     assert "all as the recipe says" in chosen[0][1][0]
-    with pytest.raises(UsageError, match=r"nothing is predicted to fit in 90% of the 12.00 GB .*--lora_rank=16 needs 13.\d\d GB"):
+    with pytest.raises(
+        UsageError, match=r"nothing is predicted to fit in 90% of the 12.00 GB .*--lora_rank=16 needs 13.\d\d GB"
+    ):
         modes(recipe, 12e9, monkeypatch)
     assert modes(recipe, None, monkeypatch)[0].batch_size == 2  # nobody knows
     adapters = dataclasses.replace(recipe, lora_rank=16)
@@ -209,26 +266,47 @@ def test_memory_auto_takes_the_first_mode_that_fits(tiny, monkeypatch):
 
 
 def test_memory_auto_is_resumed_as_it_was_chosen(tiny, monkeypatch):
-    recipe = tiny("whole", max_iters=4, memory="auto", batch_size=4, gradient_accumulation_steps=1, dropout=0.0, lr_decay_iters=4, warmup_iters=0)
+    recipe = tiny(
+        "whole",
+        max_iters=4,
+        memory="auto",
+        batch_size=4,
+        gradient_accumulation_steps=1,
+        dropout=0.0,
+        lr_decay_iters=4,
+        warmup_iters=0,
+    )
     config = GPTConfig(block_size=32, vocab_size=23, n_layer=1, n_head=2, n_embd=16)
 
     def takes(**changes):
-        least = dataclasses.replace(recipe, batch_size=1, gradient_accumulation_steps=4, gradient_checkpointing=True, **changes)
+        least = dataclasses.replace(
+            recipe, batch_size=1, gradient_accumulation_steps=4, gradient_checkpointing=True, **changes
+        )
         return memory.needs_of(least, config, 32, "cpu", "float32", False).peak
 
-    monkeypatch.setattr(memory, "available_bytes", lambda device: (takes() + takes(optimizer_dtype="bfloat16")) / 2 / memory.FILLED)
+    monkeypatch.setattr(
+        memory, "available_bytes", lambda device: (takes() + takes(optimizer_dtype="bfloat16")) / 2 / memory.FILLED
+    )
     loop.train(recipe)
     loop.train(dataclasses.replace(recipe, out_dir="out", max_iters=2))
     monkeypatch.setattr(memory, "available_bytes", lambda device: 10**12)
-    run = loop.train(dataclasses.replace(recipe, out_dir="out", init_from="resume", n_layer=None, n_head=None, n_embd=None))
-    assert (run.recipe.batch_size, run.recipe.gradient_checkpointing, run.recipe.optimizer_dtype) == (4, False, "bfloat16")
+    run = loop.train(
+        dataclasses.replace(recipe, out_dir="out", init_from="resume", n_layer=None, n_head=None, n_embd=None)
+    )
+    assert (run.recipe.batch_size, run.recipe.gradient_checkpointing, run.recipe.optimizer_dtype) == (
+        4,
+        False,
+        "bfloat16",
+    )
     assert final("whole") == final("out")
     written = Path("whole/recipe.yaml").read_text()
     assert 'optimizer_dtype: "bfloat16"' in written and 'memory: "recipe"' in written
 
 
 def test_memory_auto_chooses_anew_where_nothing_was_chosen_or_it_cannot_be_kept(tiny, monkeypatch, capsys):
-    recipe = tiny(max_iters=2, batch_size=4, gradient_accumulation_steps=1, dropout=0.0, lr_decay_iters=9, warmup_iters=0)
+    recipe = tiny(
+        max_iters=2, batch_size=4, gradient_accumulation_steps=1, dropout=0.0, lr_decay_iters=9, warmup_iters=0
+    )
     resumed = dataclasses.replace(recipe, init_from="resume", n_layer=None, n_head=None, n_embd=None, memory="auto")
     loop.train(recipe)
     config = GPTConfig(block_size=32, vocab_size=23, n_layer=1, n_head=2, n_embd=16)
@@ -254,7 +332,14 @@ def test_memory_auto_chooses_anew_where_nothing_was_chosen_or_it_cannot_be_kept(
 
 def test_a_plan_tells_what_the_modes_take_and_which_one_memory_auto_picks(command, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda device: 9e9)
-    asked = ["--init_from=gpt2-medium", "--tokens=2000000", "--batch_size=1", "--device=cpu", "--dtype=bfloat16", "--quick=true"]
+    asked = [
+        "--init_from=gpt2-medium",
+        "--tokens=2000000",
+        "--batch_size=1",
+        "--device=cpu",
+        "--dtype=bfloat16",
+        "--quick=true",
+    ]
     code, out, error = command("plan", *asked, "--memory=auto")
     assert code == 0, error
     config = GPTConfig(n_layer=24, n_head=16, n_embd=1024)
@@ -263,11 +348,16 @@ def test_a_plan_tells_what_the_modes_take_and_which_one_memory_auto_picks(comman
         ({}, "as it is"),
         ({"gradient_checkpointing": "selective"}, "--gradient_checkpointing=selective"),
         ({"gradient_checkpointing": True}, "--gradient_checkpointing=true"),
-        ({"gradient_checkpointing": True, "optimizer_dtype": "bfloat16"}, "--gradient_checkpointing=true --optimizer_dtype=bfloat16"),
+        (
+            {"gradient_checkpointing": True, "optimizer_dtype": "bfloat16"},
+            "--gradient_checkpointing=true --optimizer_dtype=bfloat16",
+        ),
         ({"lora_rank": 16}, "--lora_rank=16 (LoRA learns something else than all weights do)"),
     ):
         changed = dataclasses.replace(recipe, **changes)
-        needed = memory.needs_of(changed, config, 1024, "cpu", "bfloat16", False, program=memory.PROGRAM, evaluated=196).peak
+        needed = memory.needs_of(
+            changed, config, 1024, "cpu", "bfloat16", False, program=memory.PROGRAM, evaluated=196
+        ).peak
         assert f"{needed / 1e9:.2f} GB {told}\n" in out, out
     assert "memory=auto: gradient_checkpointing=true, predicted to take" in out
 
@@ -275,7 +365,10 @@ def test_a_plan_tells_what_the_modes_take_and_which_one_memory_auto_picks(comman
 @pytest.mark.parametrize(
     "flags, told",
     [
-        (["--gradient_checkpointing=sometimes"], "--gradient_checkpointing: expected true or false or selective, got 'sometimes'"),
+        (
+            ["--gradient_checkpointing=sometimes"],
+            "--gradient_checkpointing: expected true or false or selective, got 'sometimes'",
+        ),
         (["--chunked_loss=maybe"], "--chunked_loss: expected one of auto, true, false"),
         (["--optimizer_dtype=float16"], "--optimizer_dtype: expected one of float32, bfloat16"),
         (["--memory=much"], "--memory: expected one of recipe, auto"),
@@ -294,7 +387,9 @@ def test_the_table_of_the_docs_is_what_is_predicted():
         config, cells = GPTConfig(n_layer=L, n_head=H, n_embd=C), [f"`{name}`"]
         for mode in ({}, full, full | {"optimizer_dtype": "bfloat16"}, {"lora_rank": 16}, full | {"lora_rank": 16}):
             recipe = Recipe(dataset="x", batch_size=1, **mode)
-            cells.append(f"{memory.needs_of(recipe, config, 1024, 'cuda', 'bfloat16', True, evaluated=1).peak / 1e9:.1f}")
+            cells.append(
+                f"{memory.needs_of(recipe, config, 1024, 'cuda', 'bfloat16', True, evaluated=1).peak / 1e9:.1f}"
+            )
         adapters = lora.num_parameters(config, 16)
         assert f"| {' | '.join(cells)} | {adapters:,} ({adapters / convert.num_parameters(config):.2%}) |" in page
 
@@ -302,7 +397,8 @@ def test_the_table_of_the_docs_is_what_is_predicted():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 def test_a_compiled_block_keeps_what_is_predicted(saved):
-    """Apart from weights as products read them, which it reads anew when it saves, and on a CPU the probabilities of attention."""
+    """Apart from weights as products read them, which it reads anew when it saves, and on a CPU the probabilities of
+    attention."""
     config, kept, gradients = GPTConfig(block_size=256, vocab_size=64, n_layer=1, n_head=4, n_embd=256), {}, {}
     x = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0)).requires_grad_()
     for selective in (False, "selective"):
@@ -311,10 +407,14 @@ def test_a_compiled_block_keeps_what_is_predicted(saved):
         torch._dynamo.reset()
         start._compile(network, whole=False)
         with torch.autocast("cpu", torch.bfloat16):
-            y, kept[selective] = saved(lambda *given: (given[0](*given[1:]), None), network.h[0], x, None, None, bool(selective), of=network)
+            y, kept[selective] = saved(
+                lambda *given: (given[0](*given[1:]), None), network.h[0], x, None, None, bool(selective), of=network
+            )
         gradients[selective] = torch.autograd.grad(y.pow(2).sum(), x)[0]
     torch.testing.assert_close(gradients["selective"], gradients[False], rtol=1e-2, atol=1e-2)
-    plain, less = (memory.activations_of_layer(config, 2, 256, "cuda", 2, True, 0.0, bool(selective)) for selective in kept)
+    plain, less = (
+        memory.activations_of_layer(config, 2, 256, "cuda", 2, True, 0.0, bool(selective)) for selective in kept
+    )
     casts, probabilities = 2 * 12 * 256 * 256, 2 * 2 * 4 * (128 * 128 + 128 * 256)
     assert kept[False] == pytest.approx(plain + casts + probabilities, rel=0.02)
     assert less * 0.98 <= kept["selective"] <= less + probabilities

@@ -26,7 +26,13 @@ def isolated(dataset, split="train", block_size=32):
 def conversations(count=40):
     """Of one to four turns, so that an end-of-text does not always end a document."""
     return [
-        {"messages": [{"role": role, "content": f"{role[0]} {i} {turn}"} for turn in range(1 + i % 4) for role in ("user", "assistant")]}
+        {
+            "messages": [
+                {"role": role, "content": f"{role[0]} {i} {turn}"}
+                for turn in range(1 + i % 4)
+                for role in ("user", "assistant")
+            ]
+        }
         for i in range(count)
     ]
 
@@ -43,7 +49,9 @@ def test_pieces_hold_every_token_once_and_fill_their_rows(monkeypatch, together)
     assert predicted == [token for token in range(ends[-1]) if token not in begins]
     assert all(np.bincount(row, weights=length) <= room) and (np.diff(row) >= 0).all() and (np.diff(row) <= 1).all()
     whole = {(a, n) for a, n in zip(first.tolist(), length.tolist())}
-    assert all((end - n, n) in whole for end, n in zip(ends.tolist(), lengths.tolist()) if 1 < n <= room)  # what fits is not cut
+    assert all(
+        (end - n, n) in whole for end, n in zip(ends.tolist(), lengths.tolist()) if 1 < n <= room
+    )  # what fits is not cut
     if together > 7:
         assert row[-1] + 1 <= 1.01 * length.sum() / room + 1
 
@@ -56,13 +64,23 @@ def test_blocks_of_documents_are_targets_without_first_tokens(tokenizer):  # noq
     assert (ids == dataset.tokenizer.eot).sum() > len(ends)  # turns end with it too
     blocks = isolated(dataset, block_size=64)
     idx, targets, position_ids = blocks.batch(range(blocks.num_rows))
-    found = sorted(row[begin:end].tolist() for row, places in zip(idx, position_ids) for begin, end in spans(places) if row[begin:end].any())
+    found = sorted(
+        row[begin:end].tolist()
+        for row, places in zip(idx, position_ids)
+        for begin, end in spans(places)
+        if row[begin:end].any()
+    )
     wanted = [part[: 64 * (len(part) // 64) or None].tolist() for part in np.split(ids, ends)[:-1] if len(part) < 64]
     assert all(part[:-1] in found or part in found for part in wanted)
-    assert (targets != -100).sum() == mask.sum() == blocks.num_targets(range(blocks.num_rows))  # a prompt is first, and never learned
+    assert (
+        (targets != -100).sum() == mask.sum() == blocks.num_targets(range(blocks.num_rows))
+    )  # a prompt is first, and never learned
     blocks.keep_on("cpu")
     again = blocks.batch([3, 0, 3])
-    assert all(torch.equal(one, other[[3, 0, 3]]) and one.dtype == other.dtype for one, other in zip(again, (idx, targets, position_ids)))
+    assert all(
+        torch.equal(one, other[[3, 0, 3]]) and one.dtype == other.dtype
+        for one, other in zip(again, (idx, targets, position_ids))
+    )
 
 
 def spans(position_ids):
@@ -82,7 +100,9 @@ def test_packed_losses_are_those_of_each_document_by_itself(tokenizer, hf_model)
             part = torch.from_numpy(ids[first : min(end, first + 65)])[None]
             labels = part.masked_fill(torch.from_numpy(mask[first : first + part.size(1)])[None] == 0, -100)
             logits = hf(part[:, :-1]).logits
-            summed += torch.nn.functional.cross_entropy(logits[0].float(), labels[0, 1:], ignore_index=-100, reduction="sum").item()
+            summed += torch.nn.functional.cross_entropy(
+                logits[0].float(), labels[0, 1:], ignore_index=-100, reduction="sum"
+            ).item()
         begin = end
     assert count.item() == mask.sum()
     assert ours.item() / count.item() == pytest.approx(summed / mask.sum(), abs=1e-5)
@@ -115,7 +135,13 @@ def test_no_gradient_crosses_from_one_document_to_another(hf_model, monkeypatch,
     if way == "mask":  # as on a GPU
         blockwise = ops.BlockwiseAttention.apply
         monkeypatch.setattr(ops.BlockwiseAttention, "apply", lambda *_: pytest.fail(f"{blockwise} is for CPUs"))
-        monkeypatch.setattr(ops, "attention", lambda q, k, v, starts, **more: torch.nn.functional.scaled_dot_product_attention(q, k, v, ops.within_documents(starts)))  # fmt: skip
+        monkeypatch.setattr(
+            ops,
+            "attention",
+            lambda q, k, v, starts, **more: torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, ops.within_documents(starts)
+            ),
+        )
     idx, targets = torch.randint(101, (2, 1, T), generator=torch.Generator().manual_seed(0))
     positions = torch.cat([torch.arange(border), torch.arange(T - border)])[None]
     embedded = []
@@ -151,16 +177,26 @@ def test_a_run_checks_that_documents_are_kept_apart(hf_model, monkeypatch, dtype
     model, machine = GPT.from_hf(hf_model()), Machine(OnCPU(), dtype, compile=False)
     isolation.check(model, machine, T, 0.0, print)
     broken = ops.attention
-    monkeypatch.setattr(ops, "attention", lambda q, k, v, is_causal, starts: broken(q, k, v, is_causal=True))  # looks at everything before
+    monkeypatch.setattr(
+        ops, "attention", lambda q, k, v, is_causal, starts: broken(q, k, v, is_causal=True)
+    )  # looks at everything before
     if T > 2:
         with pytest.raises(Failure, match="does not keep documents apart on this device"):
             isolation.check(model, machine, T, 0.0, print)
 
 
 SHAPE = [
-    "--init_from=scratch", "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=32", "--batch_size=2", "--gradient_accumulation_steps=1",
-    "--learning_rate=1e-3", "--dtype=float32", "--device=cpu",
-]  # fmt: skip
+    "--init_from=scratch",
+    "--n_layer=1",
+    "--n_head=2",
+    "--n_embd=16",
+    "--block_size=32",
+    "--batch_size=2",
+    "--gradient_accumulation_steps=1",
+    "--learning_rate=1e-3",
+    "--dtype=float32",
+    "--device=cpu",
+]
 
 
 def test_instruction_data_is_isolated_unless_told_otherwise(tokenizer, command):  # noqa: F811
@@ -209,7 +245,10 @@ def test_too_long_examples_are_counted_and_kept_or_left_out(tokenizer, command):
     assert code == 0 and "6 documents of more than 100 tokens: left out" in out
     kept, dropped = bins.load("kept"), bins.load("dropped")
     for split in ("train", "val"):
-        parts = [[part.tobytes() for part in np.split(np.fromfile(one.bin(split), "<u2"), one.document_ends(split))[:-1]] for one in (kept, dropped)]
+        parts = [
+            [part.tobytes() for part in np.split(np.fromfile(one.bin(split), "<u2"), one.document_ends(split))[:-1]]
+            for one in (kept, dropped)
+        ]
         assert parts[1] == [part for part in parts[0] if len(part) <= 200]  # two bytes a token
         for name in ("tokens", "documents", "bytes", "targets"):
             assert (dropped.meta["splits"][split][name] < kept.meta["splits"][split][name]) == (parts[0] != parts[1])
@@ -219,10 +258,14 @@ def test_too_long_examples_are_counted_and_kept_or_left_out(tokenizer, command):
 
 def test_too_long_examples_can_be_an_error(tokenizer, command):  # noqa: F811
     write(long_and_short())
-    code, _, err = command("prepare", "data.jsonl", f"--tokenizer={tokenizer}", "--max_tokens=100", "--overflow=error", "--out_dir=new")
+    code, _, err = command(
+        "prepare", "data.jsonl", f"--tokenizer={tokenizer}", "--max_tokens=100", "--overflow=error", "--out_dir=new"
+    )
     assert code == 2 and err.count("\n") == 1 and "a document has more than 100 tokens" in err
     assert not list(Path("new").glob("*"))
-    code, _, err = command("prepare", "data.jsonl", f"--tokenizer={tokenizer}", "--max_tokens=3", "--overflow=drop", "--out_dir=new")
+    code, _, err = command(
+        "prepare", "data.jsonl", f"--tokenizer={tokenizer}", "--max_tokens=3", "--overflow=drop", "--out_dir=new"
+    )
     assert code == 2 and err.count("\n") == 1 and "each of its documents has more than 3 tokens" in err
     assert not list(Path("new").glob("*"))
 
@@ -236,7 +279,9 @@ def test_a_long_document_across_tasks_is_dropped_whole(tokenizer, monkeypatch): 
     from finetune.data import prepare as module
 
     monkeypatch.setattr(module, "PIECE_CHARACTERS", 50)
-    Path("docs.jsonl").write_text("".join(json.dumps({"text": "What is it? " * (40 if i == 7 else 2) + str(i)}) + "\n" for i in range(20)))
+    Path("docs.jsonl").write_text(
+        "".join(json.dumps({"text": "What is it? " * (40 if i == 7 else 2) + str(i)}) + "\n" for i in range(20))
+    )
     dataset = prepare(["docs.jsonl"], "data", tokenizer, max_tokens=60, overflow="drop")
     texts = [
         dataset.tokenizer.decode(part[:-1])
@@ -255,7 +300,9 @@ def test_conversations_that_nobody_says_the_ends_of_are_refused(tokenizer):  # n
         Path(f"data/{split}_documents.bin").unlink()
         del meta["splits"][split]["documents_sha256"]
     Path("data/meta.json").write_text(json.dumps(meta))
-    with pytest.raises(UsageError, match="end-of-texts in 36 documents, and nothing says where one begins; prepare the data again"):
+    with pytest.raises(
+        UsageError, match="end-of-texts in 36 documents, and nothing says where one begins; prepare the data again"
+    ):
         bins.load("data").document_ends("train")
 
 
@@ -273,14 +320,18 @@ def test_documents_of_characters_have_ends_without_an_end_of_text(command):
     assert not list(Path("data").glob("*"))
     dataset = prepare([write([{"text": f"User:\n{row['prompt']}"} for row in examples()])], "data", "char")
     assert dataset.tokenizer.eot is None
-    texts = [dataset.tokenizer.decode(part) for part in np.split(np.fromfile(dataset.bin("val"), "<u2"), dataset.document_ends("val"))[:-1]]
+    texts = [
+        dataset.tokenizer.decode(part)
+        for part in np.split(np.fromfile(dataset.bin("val"), "<u2"), dataset.document_ends("val"))[:-1]
+    ]
     assert len(texts) == 6 and all(text.startswith("User:\n") for text in texts)
     code, out, error = command("train", "--dataset=data", *SHAPE, "--max_iters=2", "--isolate_documents=true")
     assert code == 0 and "documents are isolated" in out, error
 
 
 def test_pieces_without_a_target_are_left_out(tokenizer):  # noqa: F811
-    """The first block of a prompt that is longer than a block teaches nothing, and would be an evaluation of nothing."""
+    """The first block of a prompt that is longer than a block teaches nothing, and would be an evaluation of
+    nothing."""
     long = {"prompt": "What is 1 plus 2? " * 30, "completion": "It is 3."}
     dataset = prepare([write([long] * 12)], "data", tokenizer)
     blocks = isolated(dataset)
@@ -292,7 +343,9 @@ def test_pieces_without_a_target_are_left_out(tokenizer):  # noqa: F811
 def test_rows_without_targets_are_not_evaluated(tokenizer, command):  # noqa: F811
     long = {"prompt": "What is 1 plus 2? " * 30, "completion": "It is 3."}
     prepare([write([long] * 12)], "data", tokenizer)
-    code, out, error = command("train", "--dataset=data", *SHAPE, "--isolate_documents=false", "--max_iters=2", "--eval_iters=1")
+    code, out, error = command(
+        "train", "--dataset=data", *SHAPE, "--isolate_documents=false", "--max_iters=2", "--eval_iters=1"
+    )
     assert code == 0 and "nan" not in out, error
 
 

@@ -59,7 +59,9 @@ CASES = {
 
 
 def content(directory):
-    return {str(path.relative_to(directory)): path.read_bytes() for path in Path(directory).rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(directory)): path.read_bytes() for path in Path(directory).rglob("*") if path.is_file()
+    }
 
 
 @pytest.fixture
@@ -83,7 +85,9 @@ def test_joined_parts_are_what_one_machine_writes(case, small_pieces):
             tokens.append(sum((part / f"{split}.bin").stat().st_size for split in ("train", "val")))
             Path(f"joined-{count}").mkdir(exist_ok=True)
             shutil.move(part, f"joined-{count}")
-        assert case == "fewer documents than parts" or case == "few documents" or max(tokens) < 3 * sum(tokens) / count, tokens
+        assert (
+            case == "fewer documents than parts" or case == "few documents" or max(tokens) < 3 * sum(tokens) / count
+        ), tokens
         parts.join(f"joined-{count}")
         assert content(f"joined-{count}") == content("whole")
 
@@ -135,16 +139,34 @@ def other_text():
 BAD = {
     "no parts": (lambda: [shutil.rmtree(path) for path in Path("data").glob("part_*")], "data: no parts there"),
     "a missing part": (lambda: shutil.rmtree("data/part_2_of_3"), "data: of 3 parts 2 is missing"),
-    "two missing parts": (lambda: [shutil.rmtree(f"data/part_{n}_of_3") for n in (1, 3)], "data: of 3 parts 1, 3 are missing"),
-    "parts of another count": (lambda: parts.write((1, 2), ["text.txt"], "data", "char"), "data: holds parts of 2 and of 3"),
+    "two missing parts": (
+        lambda: [shutil.rmtree(f"data/part_{n}_of_3") for n in (1, 3)],
+        "data: of 3 parts 1, 3 are missing",
+    ),
+    "parts of another count": (
+        lambda: parts.write((1, 2), ["text.txt"], "data", "char"),
+        "data: holds parts of 2 and of 3",
+    ),
     "a part of another text": (other_text, "part_2_of_3: is no part of the same as part_1_of_3, its"),
-    "a part with other choices": (lambda: parts.write((3, 3), ["text.txt"], "data", "char", seed=2), "part_3_of_3: is no part of the same as part_1_of_3, its seed"),
-    "a cut bin": (damaged("train.bin", lambda path: path.write_bytes(path.read_bytes()[:-2])), "part_2_of_3/train.bin: is not the file that was written there"),
+    "a part with other choices": (
+        lambda: parts.write((3, 3), ["text.txt"], "data", "char", seed=2),
+        "part_3_of_3: is no part of the same as part_1_of_3, its seed",
+    ),
+    "a cut bin": (
+        damaged("train.bin", lambda path: path.write_bytes(path.read_bytes()[:-2])),
+        "part_2_of_3/train.bin: is not the file that was written there",
+    ),
     "a lost bin": (damaged("val.bin", lambda path: path.unlink()), "part_2_of_3/val.bin: cannot be read"),
     "a lost description": (damaged("part.json", lambda path: path.unlink()), "part_2_of_3/part.json: cannot be read"),
-    "a torn description": (damaged("part.json", lambda path: path.write_text(path.read_text()[:99])), "part_2_of_3/part.json: describes no part"),
-    "a strange description": (damaged("part.json", lambda path: path.write_text('{"format": 1, "splits": {"train": {}, "val": {}}}')), "part_2_of_3/part.json: is of another version"),
-}  # fmt: skip
+    "a torn description": (
+        damaged("part.json", lambda path: path.write_text(path.read_text()[:99])),
+        "part_2_of_3/part.json: describes no part",
+    ),
+    "a strange description": (
+        damaged("part.json", lambda path: path.write_text('{"format": 1, "splits": {"train": {}, "val": {}}}')),
+        "part_2_of_3/part.json: is of another version",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD)

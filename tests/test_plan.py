@@ -1,4 +1,5 @@
-"""A plan says what the run then is: counts against real runs, memory against what PyTorch keeps, advice against the guide's errata."""
+"""A plan says what the run then is: counts against real runs, memory against what PyTorch keeps, advice against the
+guide's errata."""
 
 import dataclasses
 import re
@@ -61,7 +62,9 @@ def test_a_plan_counts_what_the_run_then_does(tiny, monkeypatch):
     )
     plan, saves = planned(recipe), []
     save_state = loop.save_state
-    monkeypatch.setattr(loop, "save_state", lambda run, *args, **more: (saves.append(run.iteration), save_state(run, *args, **more)))
+    monkeypatch.setattr(
+        loop, "save_state", lambda run, *args, **more: (saves.append(run.iteration), save_state(run, *args, **more))
+    )
     run = loop.train(recipe)
     events = read_metrics("out/metrics.jsonl")
     assert plan.schedule == run.schedule
@@ -99,7 +102,8 @@ def test_isolated_documents_are_packed_as_training_packs_them(tiny):
 
 
 @pytest.mark.parametrize(
-    "size, count", [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)]
+    "size, count",
+    [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)],
 )
 def test_the_four_sizes_are_known_without_a_network(size, count, command):
     code, out, _ = command("plan", f"--init_from={size}", "--tokens=335518", "--quick=true")
@@ -112,7 +116,9 @@ def test_activations_are_what_pytorch_keeps_for_the_backward_pass(dtype, dropout
     """The second layer's share of what autograd saves, counted storage by storage."""
 
     def saved(n_layer):
-        network = GPT.from_scratch(GPTConfig(block_size=128, vocab_size=64, n_layer=n_layer, n_head=2, n_embd=64, dropout=dropout))
+        network = GPT.from_scratch(
+            GPTConfig(block_size=128, vocab_size=64, n_layer=n_layer, n_head=2, n_embd=64, dropout=dropout)
+        )
         weights, kept, storages = {p.untyped_storage().data_ptr() for p in network.parameters()}, [], {}
 
         def pack(tensor):
@@ -123,7 +129,10 @@ def test_activations_are_what_pytorch_keeps_for_the_backward_pass(dtype, dropout
             return tensor
 
         idx = torch.zeros(2, 128, dtype=torch.int64)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
+        ):
             network(idx, idx)
         return sum(storages.values()), network.config
 
@@ -137,14 +146,19 @@ def test_the_end_of_the_ladder_speaks_with_the_same_formula():
     L, H, C = SHAPES["gpt2-xl"]
     config = GPTConfig(n_layer=L, n_head=H, n_embd=C)
     needed = memory.needs(config, 1, 1024, checkpointing=True).peak / 1e9
-    assert f"which take {needed:.2f} GB" in memory.what_would_fit(config, 1024, Recipe(dataset="x")) and 25 < needed < 40
+    assert (
+        f"which take {needed:.2f} GB" in memory.what_would_fit(config, 1024, Recipe(dataset="x")) and 25 < needed < 40
+    )
 
 
 def test_an_absurd_plan_is_said_plainly(command):
     data = bins_of(301_966)
     code, out, _ = command("plan", RECIPES / "small.yaml", data, "--epochs=none", "--quick=true")
     assert code == 0
-    assert "5,000 iterations are 1,085 passes over 301,966 tokens; best validation is expected within the first 5 passes" in out
+    assert (
+        "5,000 iterations are 1,085 passes over 301,966 tokens; best validation is expected within the first 5 passes"
+        in out
+    )
     code, out, _ = command("plan", RECIPES / "small.yaml", data, "--quick=true")
     assert code == 0 and "what stands out" not in out
     assert told(out, "length") == "24 updates, 5.2 passes over the data; epochs=5 ends it before max_iters=5,000"
@@ -154,14 +168,23 @@ def test_an_absurd_plan_is_said_plainly(command):
 @pytest.mark.parametrize(
     "flag, line",
     [
-        ("--learning_rate=1e-3", r"learning_rate 0.001: for pretrained weights and 301,966 tokens 3e-05 to 5e-05 is usual; higher ones forget"),
+        (
+            "--learning_rate=1e-3",
+            (
+                r"learning_rate 0.001: for pretrained weights and 301,966 tokens 3e-05 to 5e-05 is usual; higher ones"
+                r" forget"
+            ),
+        ),
         ("--learning_rate=1e-6", r"lower ones hardly move"),
-        ("--init_from=gpt2-large", r"gpt2-large for 301,966 tokens: the guide takes gpt2 for that \(recipes/small.yaml\)"),
+        (
+            "--init_from=gpt2-large",
+            r"gpt2-large for 301,966 tokens: the guide takes gpt2 for that \(recipes/small.yaml\)",
+        ),
         ("--gradient_accumulation_steps=64", r"524,288 tokens an iteration: the guide keeps to 8,192 to 65,536"),
         ("--max_iters=2", r"2 iterations read 43% of 301,966 tokens; --max_iters=5 reads them once"),
         ("--max_iters=5", r"5 iterations in all leave the optimizer few steps"),
     ],
-)  # fmt: skip
+)
 def test_what_stands_out_has_its_numbers(flag, line, command):
     code, out, _ = command("plan", RECIPES / "small.yaml", bins_of(301_966), "--quick=true", flag)
     assert code == 0 and re.search(line, out.split("what stands out:")[1]), out
@@ -169,12 +192,22 @@ def test_what_stands_out_has_its_numbers(flag, line, command):
 
 @pytest.mark.parametrize(
     "name, tokens, length",
-    [("small_domain", 500_000, 39), ("medium_general", 5_000_000, 763), ("large_diverse", 20_000_000, 3000), ("style", 301_966, 24), ("code", 3_000_000, 458)],
-)  # fmt: skip
+    [
+        ("small_domain", 500_000, 39),
+        ("medium_general", 5_000_000, 763),
+        ("large_diverse", 20_000_000, 3000),
+        ("style", 301_966, 24),
+        ("code", 3_000_000, 458),
+    ],
+)
 def test_each_scenario_makes_sense_for_a_dataset_of_its_size(name, tokens, length, command):
     code, out, _ = command("plan", RECIPES / f"{name}.yaml", bins_of(tokens), "--quick=true")
     assert code == 0 and told(out, "length").startswith(f"{length:,} updates,")
-    stands_out = [line for line in out.split("what stands out:")[-1].splitlines() if line.startswith("- ")] if "what stands out" in out else []
+    stands_out = (
+        [line for line in out.split("what stands out:")[-1].splitlines() if line.startswith("- ")]
+        if "what stands out" in out
+        else []
+    )
     assert [line for line in stands_out if "on a CPU" not in line] == []
 
 
@@ -199,7 +232,10 @@ def test_disk_that_does_not_suffice_ends_with_1_where_training_would_refuse(comm
     for free, refused in ((needed, False), (needed - 1, True)):
         monkeypatch.setattr(outlook, "_free", lambda out_dir, free=free: free)
         monkeypatch.setattr(checkpoint, "free_bytes", lambda out_dir, free=free: free)
-        flags = [f"--{name}={getattr(recipe, name)}" for name in "init_from dataset out_dir n_layer n_head n_embd block_size batch_size".split()]
+        flags = [
+            f"--{name}={getattr(recipe, name)}"
+            for name in "init_from dataset out_dir n_layer n_head n_embd block_size batch_size".split()
+        ]
         code, out, _ = command("plan", *flags, "--gradient_accumulation_steps=3", "--quick=true")
         assert (code, "NOT ENOUGH DISK SPACE: CHECKPOINTS TAKE" in out) == (int(refused), refused)
         if refused:
@@ -211,33 +247,60 @@ def test_every_key_is_explained_with_where_it_is_from(command):
     Path("r.yaml").write_text("dataset: mine\nepochs: 3\nwarmup_iters: 100\n")
     code, out, _ = command("plan", "r.yaml", bins_of(301_966), "--seed=7", "--quick=true", "--explain=true")
     assert code == 0
-    rows = {line.split()[0]: re.split(r"  +", line) for line in out.splitlines() if line.split() and line.split()[0] in Recipe.__dataclass_fields__}
+    rows = {
+        line.split()[0]: re.split(r"  +", line)
+        for line in out.splitlines()
+        if line.split() and line.split()[0] in Recipe.__dataclass_fields__
+    }
     assert len(rows) == len(dataclasses.fields(Recipe)) and all(row[3] for row in rows.values())
-    assert rows["epochs"][1:3] == ["3", "r.yaml:2"] and rows["seed"][1:3] == ["7", "--seed"] and rows["beta1"][1:3] == ["0.9", "default"]
-    assert rows["warmup_iters"][1:3] == ["1", "derived"] and "the 100 of r.yaml:3 are for a longer run" in rows["warmup_iters"][3]
+    assert (
+        rows["epochs"][1:3] == ["3", "r.yaml:2"]
+        and rows["seed"][1:3] == ["7", "--seed"]
+        and rows["beta1"][1:3] == ["0.9", "default"]
+    )
+    assert (
+        rows["warmup_iters"][1:3] == ["1", "derived"]
+        and "the 100 of r.yaml:3 are for a longer run" in rows["warmup_iters"][3]
+    )
     assert rows["min_lr"][1:3] == ["3e-06", "derived"] and rows["block_size"][1:3] == ["1024", "derived"]
 
 
 def test_a_suggested_recipe_is_one_that_nothing_can_be_said_against(command):
-    code, out, _ = command("plan", RECIPES / "xl.yaml", bins_of(301_966), "--suggest=true", "--to=new.yaml", "--quick=true", "--device=cpu")
+    code, out, _ = command(
+        "plan", RECIPES / "xl.yaml", bins_of(301_966), "--suggest=true", "--to=new.yaml", "--quick=true", "--device=cpu"
+    )
     assert code == 0 and out.strip().endswith("wrote new.yaml")
     text = Path("new.yaml").read_text()
     assert text.startswith("# accelerate launch -m finetune.train new.yaml\n")
     assert all("  # " in line for line in text.splitlines() if line and not line.startswith("#"))
     recipe, _ = parse(Recipe, ["new.yaml"], "")
-    assert (recipe.init_from, recipe.dataset, recipe.device, recipe.learning_rate, recipe.epochs) == ("gpt2", "mine", "cpu", 5e-5, 5)
+    assert (recipe.init_from, recipe.dataset, recipe.device, recipe.learning_rate, recipe.epochs) == (
+        "gpt2",
+        "mine",
+        "cpu",
+        5e-5,
+        5,
+    )
     assert recipe.batch_size * recipe.gradient_accumulation_steps == 8  # 8,192 tokens an update, 37 updates a pass
     code, out, _ = command("plan", "new.yaml", "--quick=true")
     assert code == 0 and "what stands out" not in out
-    assert command("plan", RECIPES / "xl.yaml", "--tokens=9999", "--suggest=true", "--to=new.yaml")[0] == 2  # is there already
+    assert (
+        command("plan", RECIPES / "xl.yaml", "--tokens=9999", "--suggest=true", "--to=new.yaml")[0] == 2
+    )  # is there already
 
 
 @pytest.mark.parametrize(
     ("flags", "sizes"),
-    [(["--batch_size=2"], (2, 4)), (["--gradient_accumulation_steps=4"], (2, 4)), (["--batch_size=3", "--gradient_accumulation_steps=6"], (3, 6))],
+    [
+        (["--batch_size=2"], (2, 4)),
+        (["--gradient_accumulation_steps=4"], (2, 4)),
+        (["--batch_size=3", "--gradient_accumulation_steps=6"], (3, 6)),
+    ],
 )
 def test_what_is_suggested_goes_with_sizes_that_were_asked_for(command, flags, sizes):
-    code, _, error = command("plan", "--tokens=301966", *flags, "--suggest=true", "--to=new.yaml", "--quick=true", "--device=cpu")
+    code, _, error = command(
+        "plan", "--tokens=301966", *flags, "--suggest=true", "--to=new.yaml", "--quick=true", "--device=cpu"
+    )
     assert code == 0, error
     recipe, _ = parse(Recipe, ["new.yaml"], "")
     assert recipe.dataset == "data/mine"
@@ -259,14 +322,24 @@ def test_a_text_is_prepared_for_a_plan_as_for_training_or_not_at_all(tiny):
 
 def test_a_resumed_run_from_scratch_is_judged_as_one(tiny, command):
     loop.train(tiny(max_iters=4, learning_rate=1e-3, warmup_iters=0))
-    code, out, error = command("plan", "out/recipe.yaml", "--init_from=resume", "--max_iters=30", "--quick=true", "--explain=true")
+    code, out, error = command(
+        "plan", "out/recipe.yaml", "--init_from=resume", "--max_iters=30", "--quick=true", "--explain=true"
+    )
     assert code == 0, error
     assert "pretrained weights" not in out and "forget" not in out
     assert re.search(r"^val_fraction +0.1 ", out, re.M)
 
 
 def test_a_small_network_from_scratch_is_suggested_many_small_updates(command):
-    flags = ["--init_from=scratch", "--n_layer=4", "--n_head=4", "--n_embd=128", "--block_size=64", "--tokenizer=char", "--device=cpu"]
+    flags = [
+        "--init_from=scratch",
+        "--n_layer=4",
+        "--n_head=4",
+        "--n_embd=128",
+        "--block_size=64",
+        "--tokenizer=char",
+        "--device=cpu",
+    ]
     code, out, _ = command("plan", "--tokens=1115394", *flags, "--suggest=true", "--to=new.yaml", "--quick=true")
     recipe, _ = parse(Recipe, ["new.yaml", "--dataset=d"], "")
     assert code == 0 and (recipe.n_embd, recipe.learning_rate, recipe.tokenizer) == (128, 1e-3, "char")
@@ -275,7 +348,12 @@ def test_a_small_network_from_scratch_is_suggested_many_small_updates(command):
 
 
 def test_what_is_suggested_fits_the_machine(command, monkeypatch, tmp_path):
-    for free, model, checkpointing in ((80e9, "gpt2-large", False), (15e9, "gpt2-large", True), (8e9, "gpt2-medium", False), (3e9, "gpt2", False)):
+    for free, model, checkpointing in (
+        (80e9, "gpt2-large", False),
+        (15e9, "gpt2-large", True),
+        (8e9, "gpt2-medium", False),
+        (3e9, "gpt2", False),
+    ):
         monkeypatch.setattr(memory, "available_bytes", lambda device, free=int(free): free)
         monkeypatch.setattr(machine, "choose_device", lambda choice: torch.device("cuda"))
         monkeypatch.setattr(machine, "best_dtype", lambda choice, device: torch.bfloat16)
@@ -288,7 +366,13 @@ def test_what_is_suggested_fits_the_machine(command, monkeypatch, tmp_path):
 
 
 def test_a_batch_size_that_is_found_is_shared_by_blocks(command):
-    flags = ["--init_from=scratch", "--tokens=335518", "--num_processes=4", "--quick=true", "--gradient_accumulation_steps=2"]
+    flags = [
+        "--init_from=scratch",
+        "--tokens=335518",
+        "--num_processes=4",
+        "--quick=true",
+        "--gradient_accumulation_steps=2",
+    ]
     assert command("plan", *flags, "--batch_size=4")[0] == 2
     assert command("plan", *flags, "--batch_size=auto")[0] == 0
 
@@ -302,7 +386,9 @@ def test_communication_is_that_of_a_ring(command):
 
 def test_time_is_measured_and_scaled(tiny):
     """A plan's seconds an update are those that training then tells, as far as a busy machine allows."""
-    recipe = tiny(n_layer=2, n_embd=64, block_size=64, batch_size=8, max_iters=30, dropout=0.0, num_samples=1, max_new_tokens=20)
+    recipe = tiny(
+        n_layer=2, n_embd=64, block_size=64, batch_size=8, max_iters=30, dropout=0.0, num_samples=1, max_new_tokens=20
+    )
     plan = timing.timed(planned(recipe), time.perf_counter())
     loop.train(recipe)
     seconds = sorted(event["seconds"] for event in read_metrics("out/metrics.jsonl") if event["event"] == "iter")[15]
@@ -336,7 +422,9 @@ def test_find_lr_judges_as_a_run_of_that_rate_ends(tiny, monkeypatch, capsys):
 def test_find_lr_says_how_long_it_would_take_where_that_is_too_long(tiny):
     plan = timing.timed(planned(tiny()), time.perf_counter())
     slow = dataclasses.replace(plan, timing=dataclasses.replace(plan.timing, update=1000.0, start=0.0, row=0.0))
-    with pytest.raises(UsageError, match=r"5 runs of 5 updates take 6h 5\dm here; allow that with --trial_minutes=41\d"):
+    with pytest.raises(
+        UsageError, match=r"5 runs of 5 updates take 6h 5\dm here; allow that with --trial_minutes=41\d"
+    ):
         trial.find_lr(slow, 5.0)
 
 
@@ -369,7 +457,7 @@ SCRATCH = ["--init_from=scratch", "--n_layer=1", "--n_head=1", "--n_embd=8", "--
         (["--tokens=99999", "--init_from=resume"], "out: nothing to resume"),
         (["--tokens=99999", "--quik=true"], "Did you mean '--quick'?"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line(argv, line, command):
     code, out, error = command("plan", *argv)
     assert (code, out) == (2, "") and line in error and len(error.strip().splitlines()) == 1
@@ -393,9 +481,18 @@ def test_time_and_memory_of_a_real_run(tmp_path):
     import subprocess
     import sys
 
-    script = [sys.executable, Path(__file__).parents[1] / "scripts" / "bench.py", "plan", "--size=tiny", "--rounds=1", f"--out={tmp_path}"]
+    script = [
+        sys.executable,
+        Path(__file__).parents[1] / "scripts" / "bench.py",
+        "plan",
+        "--size=tiny",
+        "--rounds=1",
+        f"--out={tmp_path}",
+    ]
     done = subprocess.run(script, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
     assert [row["what"] for row in result["rows"]] == ["wall time", "peak memory"] * 2
-    assert all(abs(float(row["off by"].strip("%"))) < (50 if row["what"] == "wall time" else 25) for row in result["rows"])
+    assert all(
+        abs(float(row["off by"].strip("%"))) < (50 if row["what"] == "wall time" else 25) for row in result["rows"]
+    )

@@ -48,15 +48,22 @@ def test_bpe_bins_are_nanogpts(corpus, bpe_directory, tmp_path):
     assert dataset.tokenizer.fingerprint == tokenizers.from_directory(directory).fingerprint
 
 
-@pytest.mark.skipif(not SHAKESPEARE, reason="FINETUNE_SHAKESPEARE does not name tiny Shakespeare, or tiktoken has no vocabulary")
+@pytest.mark.skipif(
+    not SHAKESPEARE, reason="FINETUNE_SHAKESPEARE does not name tiny Shakespeare, or tiktoken has no vocabulary"
+)
 def test_tiny_shakespeare_has_the_bins_of_nanogpt(tmp_path):
     dataset = prepare([SHAKESPEARE], tmp_path / "data", "gpt2")
     assert {split: dataset.num_tokens(split) for split in ("train", "val")} == {"train": 301_966, "val": 36_059}
-    assert dataset.meta["splits"]["train"]["sha256"] == "502a2bdc8210d1ac5d5674867cb74467dd31db575d25cf6dbb08c8bdbea8680f"
+    assert (
+        dataset.meta["splits"]["train"]["sha256"] == "502a2bdc8210d1ac5d5674867cb74467dd31db575d25cf6dbb08c8bdbea8680f"
+    )
     assert dataset.meta["splits"]["val"]["sha256"] == "68a53422394c26a655ebe641f5c6f49888e8f4e45fe5d6f02abda63ba3ebd65b"
 
 
-HARD = "naïve café — 東京都。人工知能！ \u2028 tab\there  two  spaces\n\n\n  indented\r\nCRLF 'tis don't we've 123,456.78 \U0001f600\x85x\x0cy <|endoftext|> end   "
+HARD = (
+    "naïve café — 東京都。人工知能！ \u2028 tab\there  two  spaces\n\n\n  indented\r\nCRLF 'tis don't we've 123,456.78"
+    " \U0001f600\x85x\x0cy <|endoftext|> end   "
+)
 
 
 @pytest.mark.parametrize("size", [7, 64, 999])
@@ -67,7 +74,9 @@ def test_pieces_encode_to_the_ids_of_the_whole(corpus, bpe_directory, size):
     pieces = list(cut(stream, size))
     assert "".join(piece.text for piece in pieces) == text and len(pieces) > 3
     assert [piece.ends for piece in pieces] == [False] * (len(pieces) - 1) + [True]
-    assert np.concatenate([tokenizer.encode(piece.text) for piece in pieces]).tolist() == tokenizer.encode(text).tolist()
+    assert (
+        np.concatenate([tokenizer.encode(piece.text) for piece in pieces]).tolist() == tokenizer.encode(text).tolist()
+    )
 
 
 def test_a_text_without_any_place_to_cut_stays_whole():
@@ -84,7 +93,9 @@ def test_byte_order_mark_and_line_ends_are_normalised(tmp_path):
     (tmp_path / "a.txt").write_bytes(plain.encode())
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf" + plain.replace("\n", "\r\n").encode())
     (tmp_path / "c.txt").write_bytes(plain.replace("\n", "\r").encode())
-    written = {name: prepare([tmp_path / f"{name}.txt"], tmp_path / name, "char").bin("train").read_bytes() for name in "abc"}
+    written = {
+        name: prepare([tmp_path / f"{name}.txt"], tmp_path / name, "char").bin("train").read_bytes() for name in "abc"
+    }
     assert written["a"] == written["b"] == written["c"]
 
 
@@ -126,7 +137,10 @@ def test_the_offset_of_a_bad_byte_is_right_in_a_large_file(tmp_path, monkeypatch
 
 
 def nanogpt_pickle(chars, protocol):
-    return pickle.dumps({"vocab_size": len(chars), "itos": dict(enumerate(chars)), "stoi": {c: i for i, c in enumerate(chars)}}, protocol=protocol)
+    return pickle.dumps(
+        {"vocab_size": len(chars), "itos": dict(enumerate(chars)), "stoi": {c: i for i, c in enumerate(chars)}},
+        protocol=protocol,
+    )
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -142,7 +156,12 @@ class Payload:
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_a_meta_pkl_that_would_run_code_is_refused_and_does_not(protocol):
-    for content in (Payload(), {"vocab_size": Payload()}, {"itos": {0: Payload()}, "stoi": {}, "vocab_size": 1}, [Payload()]):
+    for content in (
+        Payload(),
+        {"vocab_size": Payload()},
+        {"itos": {0: Payload()}, "stoi": {}, "vocab_size": 1},
+        [Payload()],
+    ):
         with pytest.raises(ValueError, match="can run code"):
             nanogpt_meta.read(pickle.dumps(content, protocol=protocol))
     assert not Path("ran").exists()
@@ -190,7 +209,11 @@ def test_random_damage_to_a_meta_pkl_never_does_more_than_raise_value_error():
 @pytest.mark.parametrize("chars", ["abc", "\n z~é漢\U0001f600"])
 def test_our_meta_pkl_is_what_pickle_reads(chars):
     meta = pickle.loads(nanogpt_meta.write(list(chars)))
-    assert meta == {"vocab_size": len(chars), "itos": dict(enumerate(chars)), "stoi": {c: i for i, c in enumerate(chars)}}
+    assert meta == {
+        "vocab_size": len(chars),
+        "itos": dict(enumerate(chars)),
+        "stoi": {c: i for i, c in enumerate(chars)},
+    }
 
 
 def test_an_edited_bin_is_refused(corpus, tmp_path):

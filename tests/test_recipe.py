@@ -13,7 +13,9 @@ from finetune import recipe as recipes
 from finetune.cli import UsageError, parse
 from finetune.recipe import Recipe, schedule
 
-RECIPES = sorted(path for path in (Path(__file__).parents[1] / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")
+RECIPES = sorted(
+    path for path in (Path(__file__).parents[1] / "recipes").rglob("*.yaml") if path.parent.name != "accelerate"
+)
 
 
 def read(text, *flags):
@@ -27,7 +29,9 @@ def problems(text, *flags):
     return str(error.value).splitlines()
 
 
-@pytest.mark.parametrize("spelling", ["1e-5", "1E-5", "1.0e-5", "0.00001", "10e-6", "'1e-5'", '"1e-5"', ".1e-4", "+1e-5", "1e-05"])
+@pytest.mark.parametrize(
+    "spelling", ["1e-5", "1E-5", "1.0e-5", "0.00001", "10e-6", "'1e-5'", '"1e-5"', ".1e-4", "+1e-5", "1e-05"]
+)
 def test_numbers_are_numbers_however_they_are_spelled(spelling):
     assert read(f"dataset: x\nlearning_rate: {spelling}\n").learning_rate == 1e-5
     assert read("dataset: x\n", f"--learning_rate={spelling.strip(chr(34)).strip(chr(39))}").learning_rate == 1e-5
@@ -35,7 +39,14 @@ def test_numbers_are_numbers_however_they_are_spelled(spelling):
 
 def test_scalars_are_typed_by_the_dataclass():
     got = read("dataset: no\nmax_iters: 5e3\ndecay_lr: no\nwandb_run_name: 12\nepochs: 3\nmin_lr: null\nstart: 'a=b'\n")
-    assert (got.dataset, got.max_iters, got.decay_lr, got.wandb_run_name, got.epochs, got.min_lr) == ("no", 5000, False, "12", 3.0, None)
+    assert (got.dataset, got.max_iters, got.decay_lr, got.wandb_run_name, got.epochs, got.min_lr) == (
+        "no",
+        5000,
+        False,
+        "12",
+        3.0,
+        None,
+    )
     assert isinstance(got.max_iters, int) and isinstance(got.epochs, float)
 
 
@@ -49,7 +60,12 @@ def test_nanogpts_spelling_of_booleans_works():
 
 
 def test_all_problems_are_told_at_once_with_place_and_nearest_key():
-    told = problems("dataset: x\nlearning_rat: 3e-5\nmax_iters: ten\nseed: 1\nseed: 2\n", "--bach_size=3", "--eval_only", "--n_layer=2.5")
+    told = problems(
+        "dataset: x\nlearning_rat: 3e-5\nmax_iters: ten\nseed: 1\nseed: 2\n",
+        "--bach_size=3",
+        "--eval_only",
+        "--n_layer=2.5",
+    )
     assert "r.yaml:5: key 'seed' is given twice, first in line 4" in told
     assert "r.yaml:2: unknown key 'learning_rat'. Did you mean 'learning_rate'?" in told
     assert "r.yaml:3: max_iters: expected a whole number, got 'ten'" in told
@@ -62,20 +78,51 @@ def test_all_problems_are_told_at_once_with_place_and_nearest_key():
 @pytest.mark.parametrize(
     "line",
     [
-        "max_iters: 5.5", "max_iters: yes", "decay_lr: maybe", "decay_lr: 2", "learning_rate: fast", "learning_rate: nan", "learning_rate: inf",
-        "seed:", "dtype: float64", "compile: often", "batch_size: [1, 2]", "batch_size: {a: 1}", "batch_size: 12:30:00", "dataset: !!python/name:os.system",
-        "dataset: !x y", "? [a]\n: b", "dropout: 1.5", "batch_size: 0", "beta2: 1", "epochs: -1", "n_layer: 3", "min_lr: 1", "- a", "a: b: c", "'unclosed",
-        "dataset: &a x\nout_dir: *b", "n_embd: 100\ninit_from: scratch", "temperature: -1", "top_k: -1", "val_fraction: 0.9", "eval_interval: 0",
-        "dataset: ../x", "out_dir: a/../../b", "init_from: ..",
+        "max_iters: 5.5",
+        "max_iters: yes",
+        "decay_lr: maybe",
+        "decay_lr: 2",
+        "learning_rate: fast",
+        "learning_rate: nan",
+        "learning_rate: inf",
+        "seed:",
+        "dtype: float64",
+        "compile: often",
+        "batch_size: [1, 2]",
+        "batch_size: {a: 1}",
+        "batch_size: 12:30:00",
+        "dataset: !!python/name:os.system",
+        "dataset: !x y",
+        "? [a]\n: b",
+        "dropout: 1.5",
+        "batch_size: 0",
+        "beta2: 1",
+        "epochs: -1",
+        "n_layer: 3",
+        "min_lr: 1",
+        "- a",
+        "a: b: c",
+        "'unclosed",
+        "dataset: &a x\nout_dir: *b",
+        "n_embd: 100\ninit_from: scratch",
+        "temperature: -1",
+        "top_k: -1",
+        "val_fraction: 0.9",
+        "eval_interval: 0",
+        "dataset: ../x",
+        "out_dir: a/../../b",
+        "init_from: ..",
     ],
-)  # fmt: skip
+)
 def test_each_bad_line_is_one_problem_that_names_its_file(line):
     told = problems(("" if line.startswith("dataset") or line.startswith(("-", "'")) else "dataset: x\n") + line + "\n")
     assert len(told) == 1 and told[0].startswith("r.yaml"), told
 
 
 def test_a_yaml_bomb_is_one_short_line():
-    lines = ["a: &a [x,x,x,x,x,x,x,x,x]"] + [f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]" for i in range(8)]
+    lines = ["a: &a [x,x,x,x,x,x,x,x,x]"] + [
+        f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]" for i in range(8)
+    ]
     began = time.perf_counter()
     told = problems("\n".join(lines))
     assert time.perf_counter() - began < 1 and len(told) == 9
@@ -107,7 +154,10 @@ def test_there_are_recipes():
     assert {"quickstart", "shakespeare_char", "small", "medium", "large", "xl"} <= {path.stem for path in RECIPES}
 
 
-@pytest.mark.parametrize("name, batch, model", [("small", 8, "gpt2"), ("medium", 4, "gpt2-medium"), ("large", 2, "gpt2-large"), ("xl", 1, "gpt2-xl")])
+@pytest.mark.parametrize(
+    "name, batch, model",
+    [("small", 8, "gpt2"), ("medium", 4, "gpt2-medium"), ("large", 2, "gpt2-large"), ("xl", 1, "gpt2-xl")],
+)
 def test_the_size_recipes_have_the_guides_values(name, batch, model):
     got = parse(Recipe, [str(RECIPES[0].parent / f"{name}.yaml")], "")[0]
     assert (got.init_from, got.batch_size, got.gradient_accumulation_steps) == (model, batch, 8)
@@ -121,8 +171,25 @@ def test_lengths_follow_the_real_length_of_the_run():
     assert (long.length, long.lr_decay_iters, long.warmup_iters, long.eval_interval) == (10000, 10000, 100, 250)
     short = schedule(Recipe(dataset="x", epochs=2, batch_size=2, gradient_accumulation_steps=5, warmup_iters=100), 101)
     assert (short.length, short.lr_decay_iters, short.warmup_iters, short.eval_interval) == (21, 21, 2, 2)
-    given = schedule(Recipe(dataset="x", max_iters=100, warmup_iters=50, lr_decay_iters=80, min_lr=1e-6, eval_interval=33, save_interval=7), 10)
-    assert (given.warmup_iters, given.lr_decay_iters, given.min_lr, given.eval_interval, given.save_interval) == (50, 80, 1e-6, 33, 7)
+    given = schedule(
+        Recipe(
+            dataset="x",
+            max_iters=100,
+            warmup_iters=50,
+            lr_decay_iters=80,
+            min_lr=1e-6,
+            eval_interval=33,
+            save_interval=7,
+        ),
+        10,
+    )
+    assert (given.warmup_iters, given.lr_decay_iters, given.min_lr, given.eval_interval, given.save_interval) == (
+        50,
+        80,
+        1e-6,
+        33,
+        7,
+    )
 
 
 def test_the_learning_rate_is_nanogpts(monkeypatch):
@@ -167,7 +234,12 @@ def test_every_key_says_what_changing_it_on_resume_means():
 @pytest.mark.parametrize("verb", ["prepare", "plan", "train", "sample", "export", "__main__"])
 def test_help_answers_at_once(verb):
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-X", "importtime", "-m", f"finetune.{verb}", "--help"], capture_output=True, text=True, env=os.environ)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", f"finetune.{verb}", "--help"],
+        capture_output=True,
+        text=True,
+        env=os.environ,
+    )
     assert time.perf_counter() - began < 1.0
     assert done.returncode == 0 and "usage:" in done.stdout
     assert "torch" not in done.stderr and "transformers" not in done.stderr

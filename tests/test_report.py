@@ -53,7 +53,11 @@ def read(path):
     reader = Reader(text)
     assert not reader.faults and not reader.open
     assert not {"script", "link", "iframe", "object", "base"} & set(reader.tags)
-    assert not [name for name, _ in reader.attributes if name in ("src", "href", "srcset", "data", "action", "xlink:href") or name.startswith("on")]
+    assert not [
+        name
+        for name, _ in reader.attributes
+        if name in ("src", "href", "srcset", "data", "action", "xlink:href") or name.startswith("on")
+    ]
     assert "url(" not in text and "@import" not in text
     return text, " ".join(" ".join(reader.words).split())
 
@@ -62,13 +66,29 @@ def eventful(out_dir="out"):
     """A run to which everything has happened, some of it by somebody who means ill."""
     events = [
         {"event": "rollback", "step": 50, "reached": 70, "lr_scale": 0.5, "problem": EVIL},
-        {"event": "out_of_memory", "step": 100, "done": "batch_size 8 -> 4", "batch_size": 4, "gradient_accumulation_steps": 16},
+        {
+            "event": "out_of_memory",
+            "step": 100,
+            "done": "batch_size 8 -> 4",
+            "batch_size": 4,
+            "gradient_accumulation_steps": 16,
+        },
         {"event": "warning", "step": 150, "name": "gap", "line": "gap: 0.4"},
         {"event": "samples", "step": 100, "texts": [EVIL, "To be"], "temperature": 0.8, "top_k": 200, "seed": 1},
-        {"event": "evaluation", "split": "val", "dataset": EVIL, "loss": 3.3, "perplexity": 27.1, "bits_per_byte": None, "accuracy": 0.41,
-         "baseline": {"name": "gpt2", "loss": 4.0}, "difference": {"mean": -0.7}, "general": {"loss": 3.9, "baseline_loss": 3.7, "kl": 0.2},
-         "memorisation": {"ngram": 8, "copied": 0.031, "longest": 11, "text": EVIL}},
-    ]  # fmt: skip
+        {
+            "event": "evaluation",
+            "split": "val",
+            "dataset": EVIL,
+            "loss": 3.3,
+            "perplexity": 27.1,
+            "bits_per_byte": None,
+            "accuracy": 0.41,
+            "baseline": {"name": "gpt2", "loss": 4.0},
+            "difference": {"mean": -0.7},
+            "general": {"loss": 3.9, "baseline_loss": 3.7, "kl": 0.2},
+            "memorisation": {"ngram": 8, "copied": 0.031, "longest": 11, "text": EVIL},
+        },
+    ]
     return synthesised(LEARNS, events=events, out_dir=out_dir, start=EVIL)
 
 
@@ -85,7 +105,9 @@ def test_the_page_is_whole_in_itself_and_well_formed(command):
 def test_untrusted_text_stays_text():
     run = record.load(eventful())
     text, words = read(page.write(run, diagnosis.diagnose(run)))
-    assert words.count("<script>alert(1)</script>") == 9, "problem, in four curves too, sample, dataset, copy and prompt"
+    assert words.count("<script>alert(1)</script>") == 9, (
+        "problem, in four curves too, sample, dataset, copy and prompt"
+    )
     assert "<script" not in text and "<img" not in text and "\x00" not in text and "\x1b" not in text
 
 
@@ -111,7 +133,8 @@ def test_parameters_are_counted_as_transformers_counts_them(hf_model):
 def test_the_comments_of_a_recipe_are_its_reasons(tiny_run, command, corpus):
     text = corpus()
     Path("r.yaml").write_text(
-        "learning_rate: 2e-3   # small networks # take large steps\nstart: \"a # b\"\nn_embd: 16 # 'narrow'\nn_head: 2\ninit_from: scratch\n"
+        "learning_rate: 2e-3   # small networks # take large steps\nstart: \"a # b\"\nn_embd: 16 # 'narrow'\nn_head:"
+        " 2\ninit_from: scratch\n"
         f'dataset: "{text}"\ntokenizer: char\nblock_size: 16\nn_layer: 1\nmax_iters: 1\n'
     )
     code, _, error = command("train", "r.yaml", "--batch_size=2")
@@ -156,7 +179,9 @@ def test_a_long_line_keeps_its_extremes():
     points = [(x, math.sin(x / 50)) for x in range(20_000)]
     points[12_345] = (12_345, 40.0)
     kept = chart._thinned(points)
-    assert len(kept) <= 2 * chart.BUCKETS and (12_345, 40.0) in kept and [x for x, _ in kept] == sorted(x for x, _ in kept)
+    assert (
+        len(kept) <= 2 * chart.BUCKETS and (12_345, 40.0) in kept and [x for x, _ in kept] == sorted(x for x, _ in kept)
+    )
 
 
 def test_ticks_are_round_and_within():
@@ -200,7 +225,10 @@ def read_html(text):
 
 
 def test_a_browser_shows_the_curves(tmp_path):
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell"))), None)
+    chromium = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell"))),
+        None,
+    )
     if chromium is None:
         pytest.skip("no Chromium is installed, so nobody looked at the page")
     from matplotlib.image import imread
@@ -209,7 +237,14 @@ def test_a_browser_shows_the_curves(tmp_path):
     for width, dark in ((1000, False), (390, True)):
         path = page.write(record.load("out"), [])
         picture = tmp_path / f"{width}.png"
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={width},2400", f"--screenshot={picture}"]
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            f"--window-size={width},2400",
+            f"--screenshot={picture}",
+        ]
         flags += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}"]
         flags += ["--blink-settings=preferredColorScheme=0"] if dark else []
         subprocess.run([chromium, *flags, path.resolve().as_uri()], check=True, capture_output=True, timeout=60)
@@ -255,13 +290,23 @@ def test_a_terminal_gets_one_live_line(spoken):
     out, error = spoken(True, True)
     assert out == "step 2: train loss 3.4, val loss 3.5\n"
     live = max(error.split("\r"), key=len)
-    for words in ("iter 2/100", "loss 3.4081", "best val loss 4.2036 at 0", "15,946 tok/s", "mfu 37.1%", "3.2 GB", "4m 12s left"):
+    for words in (
+        "iter 2/100",
+        "loss 3.4081",
+        "best val loss 4.2036 at 0",
+        "15,946 tok/s",
+        "mfu 37.1%",
+        "3.2 GB",
+        "4m 12s left",
+    ):
         assert words in live
     assert "evaluating" in error
 
 
 def test_a_pipe_gets_the_plain_lines(spoken):
-    plain = "iter 0: loss 3.4081, time 48.16ms\niter 1: loss 3.4081, time 48.16ms\nstep 2: train loss 3.4, val loss 3.5\n"
+    plain = (
+        "iter 0: loss 3.4081, time 48.16ms\niter 1: loss 3.4081, time 48.16ms\nstep 2: train loss 3.4, val loss 3.5\n"
+    )
     assert spoken(False, False) == (plain, "")
     assert spoken(False, True)[0] == plain, "also when only the errors go to the terminal"
 

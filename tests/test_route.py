@@ -1,4 +1,5 @@
-"""A fresh reader's route: README.md and docs/quickstart.md, their commands copied in order, lead from a text to a model on the Hub.
+"""A fresh reader's route: README.md and docs/quickstart.md, their commands copied in order, lead from a text to a model
+on the Hub.
 
 Every block runs as it is written, by bash or python in a process of its own. What stands in for the world:
 
@@ -32,31 +33,55 @@ REPOSITORY = "USER/NAME"
 
 # blocks that are not run, and why
 SKIPPED = {
-    "python3 -m venv .venv && . .venv/bin/activate && pip install -e . && accelerate launch -m finetune.train recipes/quickstart.yaml": "installs, and trains for a minute; test_commands.py runs that recipe in short",
-    "python3 -m venv .venv && . .venv/bin/activate && pip install -e '.[test]' && pytest": "installs, and would run this test again; .ci/run does",
+    "python3 -m venv .venv && . .venv/bin/activate && pip install -e . && "
+    "accelerate launch -m finetune.train recipes/quickstart.yaml": (
+        "installs, and trains for a minute; test_commands.py runs that recipe in short"
+    ),
+    "python3 -m venv .venv && . .venv/bin/activate && pip install -e '.[test]' && pytest": (
+        "installs, and would run this test again; .ci/run does"
+    ),
     "python3 -m venv .venv && . .venv/bin/activate && pip install -e .": "installs",
-    "accelerate launch -m finetune.train recipes/quickstart.yaml": "trains for a minute; test_commands.py runs it in short",
-    "accelerate launch -m finetune.train recipes/small.yaml --learning_rate=1e-5 --epochs=3 --batch_size=4": "shows flags, on a text that would be downloaded; test_docs.py parses it",
-    "python -m finetune.plan recipes/small.yaml --dataset=data/mine --quick=true": "knows the shape of the real gpt2, to which these data are strange; test_plan.py runs it",
+    "accelerate launch -m finetune.train recipes/quickstart.yaml": (
+        "trains for a minute; test_commands.py runs it in short"
+    ),
+    "accelerate launch -m finetune.train recipes/small.yaml --learning_rate=1e-5 --epochs=3 --batch_size=4": (
+        "shows flags, on a text that would be downloaded; test_docs.py parses it"
+    ),
+    "python -m finetune.plan recipes/small.yaml --dataset=data/mine --quick=true": (
+        "knows the shape of the real gpt2, to which these data are strange; test_plan.py runs it"
+    ),
     "hf auth login": "asks for a token, which HF_TOKEN has here",
-    "accelerate config\naccelerate launch -m finetune.train recipes/medium.yaml --dataset=data/mine --out_dir=out-medium": "asks about GPUs",
+    "accelerate config\n"
+    "accelerate launch -m finetune.train recipes/medium.yaml --dataset=data/mine --out_dir=out-medium": (
+        "asks about GPUs"
+    ),
     "\n".join(
         f"accelerate launch -m finetune.train recipes/{name}.yaml --dataset=data/{data} --out_dir=out-{out}"
         for name, data, out in [
-            ("small_domain", "mine", "domain"), ("medium_general", "mine", "general"), ("large_diverse", "mine", "diverse"), ("style", "mine", "style"),
-            ("instruction", "answers", "answers"), ("code", "code", "code"),
+            ("small_domain", "mine", "domain"),
+            ("medium_general", "mine", "general"),
+            ("large_diverse", "mine", "diverse"),
+            ("style", "mine", "style"),
+            ("instruction", "answers", "answers"),
+            ("code", "code", "code"),
         ]
     ): "step 5 again with other recipes; test_docs.py parses each",
-}  # fmt: skip
+}
 
 # blocks beside the way, which take as long again: run with -m slow
 VARIATIONS = {
     "\n".join(
         f"python -m finetune.prepare {sources} --out_dir=data/{name}"
-        for sources, name in [("notes/ more.txt", "notes"), ("'src/**/*.py'", "code"), ("articles.jsonl --text_column=body", "articles"), ("answers.jsonl", "answers"), ("talks.jsonl", "talks")]
+        for sources, name in [
+            ("notes/ more.txt", "notes"),
+            ("'src/**/*.py'", "code"),
+            ("articles.jsonl --text_column=body", "articles"),
+            ("answers.jsonl", "answers"),
+            ("talks.jsonl", "talks"),
+        ]
     ): "step 2 again with other data",
     "accelerate launch -m finetune.train out-mine/recipe.yaml --init_from=resume": "finds nothing left to do",
-}  # fmt: skip
+}
 
 
 def blocks(page):
@@ -75,7 +100,8 @@ def to_run(page, left_out):
 
 
 def route(left_out):
-    """The blocks of both pages, each once: those of the README in their order, and those of the quickstart in theirs."""
+    """The blocks of both pages, each once: those of the README in their order, and those of the quickstart in
+    theirs."""
     merged, rest = [], to_run(QUICKSTART, left_out)
     for block in to_run(README, left_out):
         if block in rest:
@@ -112,7 +138,10 @@ def write_data():
     tables = {
         "articles": [{"body": text, "title": first_line(text)} for text in texts],
         "answers": [{"prompt": first_line(text), "completion": text[:400]} for text in texts],
-        "talks": [{"messages": [{"role": "user", "content": first_line(text)}, {"role": "assistant", "content": text[:400]}]} for text in texts],
+        "talks": [
+            {"messages": [{"role": "user", "content": first_line(text)}, {"role": "assistant", "content": text[:400]}]}
+            for text in texts
+        ],
     }
     for name, rows in tables.items():
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -121,14 +150,25 @@ def write_data():
 def environment(hub, home):
     """That of a reader who is logged in to a Hub and reaches nothing else."""
     inherited = {
-        name: value for name, value in os.environ.items() if not re.match("HF_|HUGGING|TRANSFORMERS_|ACCELERATE_|WANDB|.*_proxy", name, re.I)
+        name: value
+        for name, value in os.environ.items()
+        if not re.match("HF_|HUGGING|TRANSFORMERS_|ACCELERATE_|WANDB|.*_proxy", name, re.I)
     }
     nowhere = "http://127.0.0.1:9"
     return inherited | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "HOME": str(home), "TIKTOKEN_CACHE_DIR": str(home),
-        "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1", "CUDA_VISIBLE_DEVICES": "",
-        "http_proxy": nowhere, "https_proxy": nowhere, "no_proxy": "127.0.0.1",
-    }  # fmt: skip
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(home),
+        "TIKTOKEN_CACHE_DIR": str(home),
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(home / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "http_proxy": nowhere,
+        "https_proxy": nowhere,
+        "no_proxy": "127.0.0.1",
+    }
 
 
 @pytest.fixture
@@ -146,7 +186,11 @@ def there():
     return {str(path) for pattern in ("*", "*/*") for path in Path().glob(pattern)}
 
 
-@pytest.mark.parametrize("left_out", [SKIPPED | VARIATIONS, pytest.param(SKIPPED, marks=pytest.mark.slow)], ids=["the way", "with its variations"])
+@pytest.mark.parametrize(
+    "left_out",
+    [SKIPPED | VARIATIONS, pytest.param(SKIPPED, marks=pytest.mark.slow)],
+    ids=["the way", "with its variations"],
+)
 def test_a_fresh_reader_comes_to_a_model_on_the_hub(gpt2, one_core, tmp_path, monkeypatch, left_out):
     home, place = tmp_path / "home", tmp_path / "place"
     home.mkdir()
@@ -159,20 +203,35 @@ def test_a_fresh_reader_comes_to_a_model_on_the_hub(gpt2, one_core, tmp_path, mo
         hub.repositories["gpt2"] = {"private": False, "files": gpt2}
         for language, text in route(left_out):
             before, began = there(), time.perf_counter()
-            done = subprocess.run([*shell[language], text], capture_output=True, text=True, env=environment(hub, home), timeout=120)
+            done = subprocess.run(
+                [*shell[language], text], capture_output=True, text=True, env=environment(hub, home), timeout=120
+            )
             assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
             print(f"{time.perf_counter() - began:5.1f} s  {first_line(text)}")
             outputs[text] = done.stdout
             for page in (README, QUICKSTART):  # each must do without what only the other one makes
                 if (language, text) not in blocks(page):
                     others = "\n".join(other for _, other in to_run(page, left_out))
-                    made = [name for name in there() - before if re.search(rf"(?<![\w/.-]){re.escape(name)}(?![\w-])", others)]
+                    made = [
+                        name
+                        for name in there() - before
+                        if re.search(rf"(?<![\w/.-]){re.escape(name)}(?![\w-])", others)
+                    ]
                     assert not made, f"{made} of {text}"
         held = hub.repositories[REPOSITORY]
         asked = [path for _, path in hub.requests if path.startswith(f"{REPOSITORY}/resolve")]
-    losses = [event for event in map(json.loads, Path("out-mine/metrics.jsonl").read_text().splitlines()) if event["event"] == "eval"]
+    losses = [
+        event
+        for event in map(json.loads, Path("out-mine/metrics.jsonl").read_text().splitlines())
+        if event["event"] == "eval"
+    ]
     assert min(event["val_loss"] for event in losses) < losses[0]["val_loss"]
-    assert held["private"] and held["files"]["model.safetensors"] == Path("mine/model.safetensors").read_bytes() != gpt2["model.safetensors"]
+    assert (
+        held["private"]
+        and held["files"]["model.safetensors"]
+        == Path("mine/model.safetensors").read_bytes()
+        != gpt2["model.safetensors"]
+    )
     # what the quickstart ends its way to the Hub with has loaded that repository, and nothing that lies here
     told = next(told for text, told in outputs.items() if "import" in text and REPOSITORY in text)
     assert told.startswith("Once upon a time")  # what follows is drawn without a seed, and may end at once

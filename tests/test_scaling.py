@@ -1,4 +1,5 @@
-"""What docs/scaling.md says can be launched can be, as far as it goes without a cluster, and its tables are counted by the code."""
+"""What docs/scaling.md says can be launched can be, as far as it goes without a cluster, and its tables are counted by
+the code."""
 
 import re
 import shlex
@@ -53,7 +54,15 @@ def test_every_launch_is_understood_by_accelerate_and_by_us(monkeypatch):
     from accelerate.commands.launch import launch_command_parser
 
     monkeypatch.chdir(ROOT)
-    values = {"SLURM_NNODES": "2", "PROCESSES": "16", "SLURM_NODEID": "1", "JOB_COMPLETION_INDEX": "1", "MAIN": "host", "START": "", "start": ""}
+    values = {
+        "SLURM_NNODES": "2",
+        "PROCESSES": "16",
+        "SLURM_NODEID": "1",
+        "JOB_COMPLETION_INDEX": "1",
+        "MAIN": "host",
+        "START": "",
+        "start": "",
+    }
     found = 0
     for script in scripts():
         for command in re.findall(r"accelerate (launch .*?)(?:'|\n|$)", script.replace("\\\n", " ")):
@@ -66,7 +75,10 @@ def test_every_launch_is_understood_by_accelerate_and_by_us(monkeypatch):
     assert found == 3
 
 
-@pytest.mark.parametrize(("there", "told"), [([], "--overwrite=true"), (["best"], "--overwrite=true"), (["best", "last"], "--init_from=resume")])
+@pytest.mark.parametrize(
+    ("there", "told"),
+    [([], "--overwrite=true"), (["best"], "--overwrite=true"), (["best", "last"], "--init_from=resume")],
+)
 def test_a_job_that_was_killed_at_any_time_begins_again_or_goes_on(tmp_path, there, told):
     """Also before its first state, when best/ is there already."""
     for name in there:
@@ -74,7 +86,9 @@ def test_a_job_that_was_killed_at_any_time_begins_again_or_goes_on(tmp_path, the
     beginnings = [match[0] for script in scripts() if (match := re.search(r"export START=.*|if \[.*fi;", script))]
     assert len(beginnings) == 2
     for beginning in beginnings:
-        done = subprocess.run(["bash", "-c", beginning + "\necho $START $start"], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(
+            ["bash", "-c", beginning + "\necho $START $start"], cwd=tmp_path, capture_output=True, text=True
+        )
         assert done.stdout.strip() == told, done.stderr
 
 
@@ -82,7 +96,9 @@ def test_the_manifest_is_of_one_piece():
     (service,) = (manifest for manifest in MANIFESTS if manifest["kind"] == "Service")
     (job,) = (manifest for manifest in MANIFESTS if manifest["kind"] == "Job")
     (container,) = pod()["containers"]
-    assert pod()["subdomain"] == service["metadata"]["name"] and service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    assert pod()["subdomain"] == service["metadata"]["name"] and service["spec"]["selector"] == {
+        "job-name": job["metadata"]["name"]
+    }
     assert f"--main_process_ip={job['metadata']['name']}-0.{pod()['subdomain']} " in container["args"][0]
     machines = job["spec"]["completions"]
     assert machines == job["spec"]["parallelism"] and f"--num_machines={machines} " in container["args"][0]

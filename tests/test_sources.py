@@ -1,4 +1,5 @@
-"""Any corpus comes in: files of every common kind give the same bins, documents stay whole, and bad input is told in one line."""
+"""Any corpus comes in: files of every common kind give the same bins, documents stay whole, and bad input is told in
+one line."""
 
 import csv
 import gzip
@@ -83,19 +84,25 @@ def test_the_same_documents_of_every_kind_give_the_same_bins(bpe_directory):
 def test_another_seed_holds_out_other_documents_and_val_names_them(bpe_directory):
     documents = texts(50)
     source, tokenizer = write(documents, "jsonl"), str(bpe_directory("".join(documents)))
-    one, same, other = (prepare([source], f"data{n}", tokenizer, seed=seed).bin("val").read_bytes() for n, seed in enumerate((1, 1, 2)))
+    one, same, other = (
+        prepare([source], f"data{n}", tokenizer, seed=seed).bin("val").read_bytes() for n, seed in enumerate((1, 1, 2))
+    )
     assert one == same != other
     Path("held_out.txt").write_text("this is val")
     dataset = prepare([source], "with_val", tokenizer, val=["held_out.txt"])
     assert dataset.tokenizer.decode(np.fromfile(dataset.bin("val"), dtype="<u2")) == "this is val<|endoftext|>"
-    assert dataset.meta["splits"]["train"]["documents"] == 50 and dataset.meta["val_sources"][0]["name"] == "held_out.txt"
+    assert (
+        dataset.meta["splits"]["train"]["documents"] == 50 and dataset.meta["val_sources"][0]["name"] == "held_out.txt"
+    )
 
 
 def test_few_documents_are_split_by_characters():
     Path("a.txt").write_text("abc" * 10)
     Path("b.txt").write_text("cba" * 10)
     dataset = prepare(["a.txt", "b.txt"], "data", "char", val_fraction=0.2)
-    decoded = {split: dataset.tokenizer.decode(np.fromfile(dataset.bin(split), dtype="<u2")) for split in ("train", "val")}
+    decoded = {
+        split: dataset.tokenizer.decode(np.fromfile(dataset.bin(split), dtype="<u2")) for split in ("train", "val")
+    }
     assert decoded == {"train": "abc" * 10 + "cba" * 6, "val": "cba" * 4}
     assert dataset.meta["split_by"] == "characters"
     assert [source["name"] for source in dataset.meta["sources"]] == ["a.txt", "b.txt"]
@@ -107,7 +114,10 @@ def test_several_sources_and_patterns(bpe_directory):
     write(documents[20:], "jsonl")
     tokenizer = str(bpe_directory("".join(documents)))
     dataset = prepare(["directory/**/*", "documents.jsonl"], "data", tokenizer)
-    assert [(source["name"], source["documents"]) for source in dataset.meta["sources"]] == [("*", 20), ("documents.jsonl", 20)]
+    assert [(source["name"], source["documents"]) for source in dataset.meta["sources"]] == [
+        ("*", 20),
+        ("documents.jsonl", 20),
+    ]
 
 
 def test_a_pattern_with_an_ending_says_itself_what_is_text():
@@ -128,7 +138,10 @@ def test_compressed_text_is_text():
     text = "some text, again and again\n" * 50
     Path("a.txt.gz").write_bytes(gzip.compress(text.encode()))
     Path("b.txt").write_text(text)
-    assert prepare(["a.txt.gz"], "a", "char").bin("train").read_bytes() == prepare(["b.txt"], "b", "char").bin("train").read_bytes()
+    assert (
+        prepare(["a.txt.gz"], "a", "char").bin("train").read_bytes()
+        == prepare(["b.txt"], "b", "char").bin("train").read_bytes()
+    )
 
 
 def test_a_hub_data_set_is_asked_for_by_its_name(monkeypatch):
@@ -143,26 +156,67 @@ def test_a_hub_data_set_is_asked_for_by_its_name(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(sources, "_check_hub", lambda name: None)
     dataset = prepare(["someone/corpus:en"], "data", "char", split="validation", revision="main")
-    assert asked == {"path": "someone/corpus", "name": "en", "split": "validation", "revision": "main", "streaming": True}
+    assert asked == {
+        "path": "someone/corpus",
+        "name": "en",
+        "split": "validation",
+        "revision": "main",
+        "streaming": True,
+    }
     assert dataset.meta["splits"]["train"]["documents"] == 27 and dataset.meta["sources"][0]["bytes"] is None
 
 
 BAD = {
-    "a missing column": ("a.jsonl", b'{"id": 1, "body": "x", "title": "y"}\n', {"columns": {"text": "text"}}, r"a.jsonl: has no column 'text'; its columns are id, body, title"),
-    "no telling which column": ("a.jsonl", b'{"id": 1, "body": "x", "title": "y"}\n', {}, r"a.jsonl: which column is the text\? .* id, body, title"),
-    "mixed types": ("a.jsonl", b'{"text": "x"}\n{"text": 3}\n', {}, r"a.jsonl: row 2: column 'text' holds a value of type int, not text"),
-    "no text in a row": ("a.jsonl", b'{"text": "x"}\n{"text": null}\n', {}, r"a.jsonl: row 2: column 'text' holds nothing, not text"),
+    "a missing column": (
+        "a.jsonl",
+        b'{"id": 1, "body": "x", "title": "y"}\n',
+        {"columns": {"text": "text"}},
+        r"a.jsonl: has no column 'text'; its columns are id, body, title",
+    ),
+    "no telling which column": (
+        "a.jsonl",
+        b'{"id": 1, "body": "x", "title": "y"}\n',
+        {},
+        r"a.jsonl: which column is the text\? .* id, body, title",
+    ),
+    "mixed types": (
+        "a.jsonl",
+        b'{"text": "x"}\n{"text": 3}\n',
+        {},
+        r"a.jsonl: row 2: column 'text' holds a value of type int, not text",
+    ),
+    "no text in a row": (
+        "a.jsonl",
+        b'{"text": "x"}\n{"text": null}\n',
+        {},
+        r"a.jsonl: row 2: column 'text' holds nothing, not text",
+    ),
     "broken json": ("a.jsonl", b'{"text": "x"}\n{"text":\n', {}, r"a.jsonl: cannot be read as json: "),
-    "json that is not UTF-8": ("a.jsonl", b'{"text": "x"}\n{"text": "\xe9"}\n', {}, r"a.jsonl: byte 0xE9 at offset 24 \(line 2\) is not UTF-8"),
-    "text that is not UTF-8": ("a.txt", b"fine\nnot f\xffne\n", {}, r"a.txt: byte 0xFF at offset 10 \(line 2\) is not UTF-8"),
-    "csv that is not UTF-8": ("a.csv", b"text\nfine\nn\xe9\n", {}, r"a.csv: byte 0xE9 at offset 11 \(line 3\) is not UTF-8"),
+    "json that is not UTF-8": (
+        "a.jsonl",
+        b'{"text": "x"}\n{"text": "\xe9"}\n',
+        {},
+        r"a.jsonl: byte 0xE9 at offset 24 \(line 2\) is not UTF-8",
+    ),
+    "text that is not UTF-8": (
+        "a.txt",
+        b"fine\nnot f\xffne\n",
+        {},
+        r"a.txt: byte 0xFF at offset 10 \(line 2\) is not UTF-8",
+    ),
+    "csv that is not UTF-8": (
+        "a.csv",
+        b"text\nfine\nn\xe9\n",
+        {},
+        r"a.csv: byte 0xE9 at offset 11 \(line 3\) is not UTF-8",
+    ),
     "no parquet": ("a.parquet", b"text", {}, r"a.parquet: cannot be read as parquet: "),
     "a broken gzip": ("a.txt.gz", b"\x1f\x8bnot gzip", {}, r"a.txt.gz: cannot be read"),
     "an empty file": ("a.jsonl", b"", {}, r"a.jsonl: is empty"),
     "one document of one character": ("a.txt", b"x", {}, r"1 characters are too few to keep val_fraction=0.1 of them"),
     "no such file": ("b.txt", b"text", {}, r"a.txt: no such file or directory"),
     "a directory without text": ("a/b.png", b"text", {}, r"a: no text there; .txt, .md, "),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -172,7 +226,11 @@ def test_bad_input_is_told_in_one_line_and_nothing_is_written(name, command):
     Path(path).write_bytes(content)
     source = {"no such file": "a.txt", "a directory without text": "a"}.get(name, path)
     code, out, err = command(
-        "prepare", source, "--out_dir=data", "--tokenizer=char", *(f"--{kind}_column={name}" for kind, name in options.get("columns", {}).items())
+        "prepare",
+        source,
+        "--out_dir=data",
+        "--tokenizer=char",
+        *(f"--{kind}_column={name}" for kind, name in options.get("columns", {}).items()),
     )
     assert code == 2 and len(err.strip().splitlines()) == 1, err
     with pytest.raises(UsageError, match=message):

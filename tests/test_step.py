@@ -132,12 +132,16 @@ def test_an_optimizer_that_is_not_fused_skips_bad_numbers_too(tiny, monkeypatch)
     from finetune.training import optim
 
     plain = optim.adamw
-    monkeypatch.setattr(optim, "adamw", lambda network, recipe: torch.optim.AdamW(plain(network, recipe).param_groups, fused=False))
+    monkeypatch.setattr(
+        optim, "adamw", lambda network, recipe: torch.optim.AdamW(plain(network, recipe).param_groups, fused=False)
+    )
     run = assembled(tiny())
     run.optimizer.defaults["fused"] = False
     backward = step._backward
     before = run.network.wte.weight.clone()
-    monkeypatch.setattr(step, "_backward", lambda run, iteration: backward(run, iteration) * float("nan" if iteration == 0 else 1))
+    monkeypatch.setattr(
+        step, "_backward", lambda run, iteration: backward(run, iteration) * float("nan" if iteration == 0 else 1)
+    )
     step.update(run, 0, 1e-3)
     assert torch.equal(before, run.network.wte.weight)
     step.update(run, 1, 1e-3)
@@ -160,7 +164,9 @@ def test_batch_size_auto_takes_the_largest_that_fits(monkeypatch, device, proces
 
     monkeypatch.setattr(memory, "fits", lambda run, size: size <= limit)
     accelerator = SimpleNamespace(num_processes=processes, gather=lambda tensor: tensor)
-    machine = SimpleNamespace(device=torch.device("cpu") if device == "cpu" else FakeGpu(), accelerator=accelerator, dtype=torch.bfloat16)
+    machine = SimpleNamespace(
+        device=torch.device("cpu") if device == "cpu" else FakeGpu(), accelerator=accelerator, dtype=torch.bfloat16
+    )
     config = GPTConfig(n_embd=16, n_head=1, n_layer=1)
     run = SimpleNamespace(
         iteration=0,
@@ -176,12 +182,15 @@ def test_batch_size_auto_takes_the_largest_that_fits(monkeypatch, device, proces
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # PyTorch's own
 def test_compiled_parts_are_the_network(hf_model, monkeypatch):
-    """By block and whole: same names, same loss, same gradients. The compiler itself is PyTorch's and not waited for here."""
+    """By block and whole: same names, same loss, same gradients. The compiler itself is PyTorch's and not waited for
+    here."""
     from finetune import GPT
 
     idx = torch.randint(0, 101, (2, 16), generator=torch.Generator().manual_seed(0))
     compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda *args, **options: compiler(*args, **options, backend="eager", fullgraph=True))
+    monkeypatch.setattr(
+        torch, "compile", lambda *args, **options: compiler(*args, **options, backend="eager", fullgraph=True)
+    )
     plain = GPT.from_hf(hf_model()).train()
     expected, _ = plain(idx, idx)
     expected.backward()

@@ -134,13 +134,21 @@ def test_gpt2_comes_from_the_hub_where_tiktoken_has_nothing(monkeypatch, tmp_pat
     monkeypatch.setattr(tokenizers, "reach", unreachable)
     with serving() as hub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
-        hub.repositories["gpt2"] = {"private": False, "files": {path.name: path.read_bytes() for path in directory.iterdir()}}
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        hub.repositories["gpt2"] = {
+            "private": False,
+            "files": {path.name: path.read_bytes() for path in directory.iterdir()},
+        }
         assert tokenizers.gpt2().fingerprint == tokenizers.from_directory(directory).fingerprint
     assert tokenizers.gpt2().fingerprint == tokenizers.from_directory(directory).fingerprint  # there is no Hub any more
 
 
-@pytest.mark.skipif(not os.environ.get("TIKTOKEN_CACHE_DIR"), reason="TIKTOKEN_CACHE_DIR does not name a cache with GPT-2's vocabulary")
+@pytest.mark.skipif(
+    not os.environ.get("TIKTOKEN_CACHE_DIR"), reason="TIKTOKEN_CACHE_DIR does not name a cache with GPT-2's vocabulary"
+)
 def test_gpt2s_own_vocabulary(tmp_path):
     import tiktoken
 

@@ -41,7 +41,14 @@ def test_a_run_leaves_what_it_promises(tiny_run):
     out = Path(tiny_run("out", "--eval_interval=5"))
     assert {path.name for path in out.iterdir()} >= {"recipe.yaml", "metrics.jsonl", "best", "last", "loss.png"}
     best = {path.name for path in (out / "best").iterdir()}
-    assert best >= {"config.json", "model.safetensors", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"}
+    assert best >= {
+        "config.json",
+        "model.safetensors",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "README.md",
+    }
     assert [event["step"] for event in events(out, "eval")] == [0, 5, 10]
     assert [event["iter"] for event in events(out, "iter")] == list(range(10))  # exactly max_iters updates
     losses = [event["val_loss"] for event in events(out, "eval")]
@@ -54,9 +61,22 @@ def test_the_console_speaks_as_the_guide_does(command, corpus):
     import re
 
     code, out, _ = command(
-        "train", "--init_from=scratch", f"--dataset={corpus()}", "--tokenizer=char", "--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=16",
-        "--batch_size=2", "--gradient_accumulation_steps=1", "--max_iters=3", "--log_interval=1", "--num_samples=2", "--max_new_tokens=20", "--start=Abc",
-    )  # fmt: skip
+        "train",
+        "--init_from=scratch",
+        f"--dataset={corpus()}",
+        "--tokenizer=char",
+        "--n_layer=1",
+        "--n_head=1",
+        "--n_embd=16",
+        "--block_size=16",
+        "--batch_size=2",
+        "--gradient_accumulation_steps=1",
+        "--max_iters=3",
+        "--log_interval=1",
+        "--num_samples=2",
+        "--max_new_tokens=20",
+        "--start=Abc",
+    )
     assert code == 0
     assert re.search(r"^iter 2: loss \d\.\d{4}, time \d+\.\d\dms, mfu \d+\.\d\d%, [\d,]+ tok/s, 0s left$", out, re.M)
     assert re.search(r"^step 3: train loss \d\.\d{4}, val loss \d\.\d{4}$", out, re.M)
@@ -77,7 +97,10 @@ def test_validation_loss_is_the_same_for_every_batch_size(tiny_run, command, cor
     tiny_run("out")
     losses = []
     for batch_size in (1, 3, 64):
-        flags = f"--dataset={corpus()} --init_from=out --dtype=float32 --eval_only=true --batch_size={batch_size} --out_dir=other".split()
+        flags = (
+            f"--dataset={corpus()} --init_from=out --dtype=float32 --eval_only=true --batch_size={batch_size}"
+            " --out_dir=other".split()
+        )
         code, out, error = command("train", *flags)
         assert code == 0, error
         losses.append(float(out.split("val loss ")[1].split()[0]))
@@ -94,7 +117,9 @@ def test_eight_by_one_equals_two_by_four(tiny_run):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
     a, b = (GPT.from_pretrained(out).state_dict() for out in "ab")
-    assert max((a[name] - b[name]).abs().max().item() for name in a) <= 1e-4  # Adam divides rounding by itself where gradients vanish
+    assert (
+        max((a[name] - b[name]).abs().max().item() for name in a) <= 1e-4
+    )  # Adam divides rounding by itself where gradients vanish
 
 
 def test_gradients_of_eight_by_one_equal_two_by_four(corpus):
@@ -105,14 +130,27 @@ def test_gradients_of_eight_by_one_equal_two_by_four(corpus):
     gradients = []
     for batch_size, steps in ((8, 1), (2, 4)):
         recipe = Recipe(
-            dataset=corpus(), init_from="scratch", tokenizer="char", n_layer=2, n_head=2, n_embd=32, block_size=32, dtype="float32",
-            batch_size=batch_size, gradient_accumulation_steps=steps, grad_clip=0.0,
-        )  # fmt: skip
+            dataset=corpus(),
+            init_from="scratch",
+            tokenizer="char",
+            n_layer=2,
+            n_head=2,
+            n_embd=32,
+            block_size=32,
+            dtype="float32",
+            batch_size=batch_size,
+            gradient_accumulation_steps=steps,
+            grad_clip=0.0,
+        )
         Path("out").mkdir(exist_ok=True)
         run = start.assemble(recipe, machine.start(recipe), print)
         seen = {}
         run.optimizer.step = lambda: None
-        run.optimizer.zero_grad = lambda set_to_none: seen.update({name: p.grad.clone() for name, p in run.network.named_parameters()})  # noqa: B023
+
+        def keep(set_to_none, seen=seen, network=run.network):
+            seen.update({name: p.grad.clone() for name, p in network.named_parameters()})
+
+        run.optimizer.zero_grad = keep
         from finetune.training.step import update
 
         update(run, 0, 1e-3)
@@ -122,11 +160,19 @@ def test_gradients_of_eight_by_one_equal_two_by_four(corpus):
 
 
 def test_one_update_is_the_textbook_update(tiny_run, corpus):
-    """Rows, loss, clipping, schedule and AdamW against a plain loop over transformers' model and torch's own optimizer."""
+    """Rows, loss, clipping, schedule and AdamW against a plain loop over transformers' model and torch's own
+    optimizer."""
     from finetune.data import bins
     from finetune.data.batches import Order
 
-    flags = ["--max_iters=4", "--eval_interval=4", "--warmup_iters=0", "--decay_lr=false", "--grad_clip=0.1", "--always_save_checkpoint=true"]
+    flags = [
+        "--max_iters=4",
+        "--eval_interval=4",
+        "--warmup_iters=0",
+        "--decay_lr=false",
+        "--grad_clip=0.1",
+        "--always_save_checkpoint=true",
+    ]
     tiny_run("out", *flags)
     theirs = GPT.from_pretrained("out/iter_000000").to_hf().train()
     for module in theirs.modules():
@@ -165,12 +211,22 @@ def test_a_finetune_starts_lower_than_scratch_and_improves(tiny_run, command, co
     tiny_run("first", "--max_iters=150", "--eval_interval=150")
     other = corpus("other.txt", words=1600, seed=7)
     prepare([other], "data/second", "first")  # the run's own characters
-    flags = "--dataset=second --max_iters=30 --eval_interval=30 --learning_rate=3e-3 --batch_size=4 --gradient_accumulation_steps=2 --dtype=float32".split()
+    flags = (
+        "--dataset=second --max_iters=30 --eval_interval=30 --learning_rate=3e-3 --batch_size=4"
+        " --gradient_accumulation_steps=2 --dtype=float32".split()
+    )
     code, _, error = command("train", "--init_from=first", "--out_dir=second", *flags)
     assert code == 0, error
     code, _, error = command(
-        "train", "--init_from=scratch", "--out_dir=scratch", "--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=32", *flags
-    )  # fmt: skip
+        "train",
+        "--init_from=scratch",
+        "--out_dir=scratch",
+        "--n_layer=2",
+        "--n_head=2",
+        "--n_embd=32",
+        "--block_size=32",
+        *flags,
+    )
     assert code == 0, error
     finetuned, scratch = ([event["val_loss"] for event in events(out, "eval")] for out in ("second", "scratch"))
     assert finetuned[0] < scratch[0] - 0.3
@@ -188,9 +244,19 @@ def test_finetuning_a_hugging_face_directory_with_its_own_tokenizer(hf_model, bp
     theirs = hf_model(vocab_size=len(vocab), bos_token_id=0, eos_token_id=0)
     theirs.save_pretrained(directory)
     code, out, error = command(
-        "train", "--init_from=model", f"--dataset={path}", "--out_dir=out", "--batch_size=4", "--gradient_accumulation_steps=1", "--max_iters=20",
-        "--learning_rate=1e-3", "--num_samples=1", "--max_new_tokens=5", "--start=Ab", "--dtype=float32",
-    )  # fmt: skip
+        "train",
+        "--init_from=model",
+        f"--dataset={path}",
+        "--out_dir=out",
+        "--batch_size=4",
+        "--gradient_accumulation_steps=1",
+        "--max_iters=20",
+        "--learning_rate=1e-3",
+        "--num_samples=1",
+        "--max_new_tokens=5",
+        "--start=Ab",
+        "--dtype=float32",
+    )
     assert code == 0, error
     tokenizer = AutoTokenizer.from_pretrained("out/best")
     model = AutoModelForCausalLM.from_pretrained("out/best")
@@ -222,9 +288,16 @@ def test_nanogpts_own_bins_train(command, corpus):
     chars = sorted(set(text))
     ids = [chars.index(char) for char in text]
     directory = write_bins(Path("data/nano"), ids[: int(len(ids) * 0.9)], ids[int(len(ids) * 0.9) :])
-    content = {"vocab_size": len(chars), "itos": dict(enumerate(chars)), "stoi": {char: i for i, char in enumerate(chars)}}
+    content = {
+        "vocab_size": len(chars),
+        "itos": dict(enumerate(chars)),
+        "stoi": {char: i for i, char in enumerate(chars)},
+    }
     (directory / "meta.pkl").write_bytes(pickle.dumps(content))
-    flags = "--init_from=scratch --dataset=nano --n_layer=1 --n_head=1 --n_embd=16 --block_size=16 --batch_size=4 --gradient_accumulation_steps=1 --max_iters=5 --eval_iters=1 --num_samples=1"
+    flags = (
+        "--init_from=scratch --dataset=nano --n_layer=1 --n_head=1 --n_embd=16 --block_size=16 --batch_size=4"
+        " --gradient_accumulation_steps=1 --max_iters=5 --eval_iters=1 --num_samples=1"
+    )
     code, out, error = command("train", *flags.split())
     assert code == 0, error
     assert GPT.from_pretrained("out").config.vocab_size == len(chars)
@@ -238,7 +311,13 @@ def test_nanogpts_own_bins_train(command, corpus):
 def test_cropping_the_context_of_a_pretrained_model(tiny_run, command, corpus):
     tiny_run("first")
     code, _, error = command(
-        "train", "--init_from=first", f"--dataset={corpus()}", "--block_size=16", "--max_iters=2", "--out_dir=short", "--batch_size=2"
+        "train",
+        "--init_from=first",
+        f"--dataset={corpus()}",
+        "--block_size=16",
+        "--max_iters=2",
+        "--out_dir=short",
+        "--batch_size=2",
     )
     assert code == 0, error
     assert GPT.from_pretrained("short").config.block_size == 16
@@ -272,7 +351,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tiny_run):
 
 
 def test_samples_while_training_are_those_of_the_model_at_that_step(tiny, capsys):
-    """Drawn again from the model that was kept there; training is the same without them, and a resumed run does not tell of them twice."""
+    """Drawn again from the model that was kept there; training is the same without them, and a resumed run does not
+    tell of them twice."""
     sampling = {"num_samples": 2, "max_new_tokens": 12, "sample_interval": 4}
     shape = {"eval_interval": 4, "always_save_checkpoint": True, "lr_decay_iters": 12, "warmup_iters": 1}
     train(tiny("plain", max_iters=12, **shape))
@@ -284,17 +364,25 @@ def test_samples_while_training_are_those_of_the_model_at_that_step(tiny, capsys
     prompt = prompt_ids(tokenizer, "\n")
     for step in (4, 8):
         model = GPT.from_pretrained(f"out/iter_{step:06d}")
-        texts = ["\n" + sample.text for sample in draw(model, tokenizer, prompt, num_samples=2, max_new_tokens=12, temperature=0.8, top_k=200)]
+        texts = [
+            "\n" + sample.text
+            for sample in draw(model, tokenizer, prompt, num_samples=2, max_new_tokens=12, temperature=0.8, top_k=200)
+        ]
         assert (step, texts) in drawn and f"---------------\n{texts[0]}" in said
     for name in ("model", "optimizer"):
-        assert Path(f"plain/last/step-00000012/{name}.safetensors").read_bytes() == Path(f"out/last/step-00000012/{name}.safetensors").read_bytes()
+        assert (
+            Path(f"plain/last/step-00000012/{name}.safetensors").read_bytes()
+            == Path(f"out/last/step-00000012/{name}.safetensors").read_bytes()
+        )
 
 
 def test_time_left_counts_the_evaluations_that_are_left(tiny):
     """By listing the steps at which the loop evaluates: at multiples of eval_interval and at the end."""
     for length, interval in ((20, 7), (21, 7), (5, 100)):
         run = train(tiny(f"out{length}", max_iters=length, eval_interval=interval, save_interval=100))
-        assert [e["step"] for e in events(run.recipe.out_dir, "eval")] == sorted({*range(0, length + 1, interval), length})
+        assert [e["step"] for e in events(run.recipe.out_dir, "eval")] == sorted(
+            {*range(0, length + 1, interval), length}
+        )
         clock = Clock(run)
         clock.evaluation = 1000.0
         for done in range(1, length + 1):
@@ -318,10 +406,21 @@ def test_a_rate_for_pretrained_weights_is_noticed_from_scratch(tiny, capsys, rat
 def test_resuming_as_another_run_is_refused_with_the_difference(tiny_run, command, corpus):
     tiny_run("out")
     code, _, error = command(
-        "train", "--init_from=resume", f"--dataset={corpus()}", "--tokenizer=char", "--seed=1", "--n_layer=3", "--batch_size=5", "--block_size=32"
+        "train",
+        "--init_from=resume",
+        f"--dataset={corpus()}",
+        "--tokenizer=char",
+        "--seed=1",
+        "--n_layer=3",
+        "--batch_size=5",
+        "--block_size=32",
     )
     assert code == 2
-    assert "seed: 1337 in the run, 1 now" in error and "n_layer: 2 in the run, 3 now" in error and "rows per iteration" in error
+    assert (
+        "seed: 1337 in the run, 1 now" in error
+        and "n_layer: 2 in the run, 3 now" in error
+        and "rows per iteration" in error
+    )
 
 
 def test_the_resolved_recipe_runs_again(tiny_run, command):
@@ -356,8 +455,13 @@ def test_two_runs_cannot_share_an_out_dir(tiny_run, command, corpus):
     import sys
 
     Path("out").mkdir()
-    code = "from finetune.training.checkpoint import lock\nimport sys\nwith lock('out'):\n print('locked', flush=True)\n sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    code = (
+        "from finetune.training.checkpoint import lock\nimport sys\nwith lock('out'):\n print('locked', flush=True)\n"
+        " sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout.readline() == "locked\n"
         status, _, error = command("train", "--init_from=scratch", f"--dataset={corpus()}", "--tokenizer=char")
         other.stdin.close()

@@ -80,12 +80,14 @@ def test_three_processes_killed_and_resumed_equal_three_that_were_not(tiny):
 
 @pytest.mark.slow
 def test_another_number_of_processes_reads_the_same_rows_and_learns_the_same(tiny):
-    """3 processes, then 1, then 2 with another micro-batch, against one process all the way; without dropout, whose stream
-    belongs to the micro-batch."""
+    """3 processes, then 1, then 2 with another micro-batch, against one process all the way; without dropout, whose
+    stream belongs to the micro-batch."""
     plain = {"dropout": 0.0, "lr_decay_iters": 12, "warmup_iters": 2, "batch_size": 2, "gradient_accumulation_steps": 6}
     assert harness(tiny("whole", max_iters=12, **plain))["codes"] == [0]
     assert harness(tiny(max_iters=4, **plain), world=3)["codes"] == [0, 0, 0]
-    assert harness(tiny(max_iters=8, init_from="resume", n_layer=None, n_head=None, n_embd=None, **plain))["codes"] == [0]
+    assert harness(tiny(max_iters=8, init_from="resume", n_layer=None, n_head=None, n_embd=None, **plain))["codes"] == [
+        0
+    ]
     other = plain | {"batch_size": 3, "gradient_accumulation_steps": 4}
     assert harness(tiny(max_iters=12, init_from="resume", **other), world=2)["codes"] == [0, 0]
     whole, parts = ({event["iter"]: event for event in events(out, "iter")} for out in ("whole", "out"))
@@ -102,7 +104,9 @@ def command(recipe, *launcher):
 
 
 def launch(recipe, *launcher, **options):
-    return subprocess.Popen(command(recipe, *launcher), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        command(recipe, *launcher), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
 
 
 def until(process, words):
@@ -159,7 +163,11 @@ def test_a_trainer_does_not_outlive_its_launcher(tiny):
         trainer = int(Path("out/.lock").read_text().split()[1])
         process.kill()
     deadline = time.time() + 20
-    while Path(f"/proc/{trainer}").exists() and "Z" not in Path(f"/proc/{trainer}/stat").read_text().split()[2] and time.time() < deadline:
+    while (
+        Path(f"/proc/{trainer}").exists()
+        and "Z" not in Path(f"/proc/{trainer}/stat").read_text().split()[2]
+        and time.time() < deadline
+    ):
         time.sleep(0.05)
     assert not Path(f"/proc/{trainer}").exists() or "Z" in Path(f"/proc/{trainer}/stat").read_text().split()[2]
     assert list(Path("out/last").glob("step-*"))  # and it saved before it went
@@ -196,13 +204,18 @@ def test_one_block_that_does_not_fit_recomputes_activations_and_then_says_what_w
     def limited(self, idx, targets=None, position_ids=None):
         if self.training and not self.gradient_checkpointing:
             raise RuntimeError(
-                "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+                "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+                " allocate 9 bytes"
             )
         return forward(self, idx, targets, position_ids)
 
     monkeypatch.setattr(Transformer, "forward", limited)
     run = loop.train(tiny(max_iters=2))
-    assert (run.recipe.batch_size, run.recipe.gradient_accumulation_steps, run.recipe.gradient_checkpointing) == (1, 6, True)
+    assert (run.recipe.batch_size, run.recipe.gradient_accumulation_steps, run.recipe.gradient_checkpointing) == (
+        1,
+        6,
+        True,
+    )
 
     def never(self, idx, targets=None, position_ids=None):
         if self.training:
@@ -263,7 +276,9 @@ def test_a_bad_number_and_a_spike_are_survived_and_told(tiny, monkeypatch, spike
 
 def test_a_kill_does_not_make_a_run_forget_its_rollbacks(tiny, monkeypatch):
     faults(monkeypatch, nan_at=[7], forever=True)
-    monkeypatch.setattr(guard.Watch, "judge", lambda self, *values, judge=guard.Watch.judge, **more: judge(self, *values, **more))
+    monkeypatch.setattr(
+        guard.Watch, "judge", lambda self, *values, judge=guard.Watch.judge, **more: judge(self, *values, **more)
+    )
     with pytest.raises(Failure):
         loop.train(tiny(max_rollbacks=2))
     run_again = tiny(max_rollbacks=2, init_from="resume")
@@ -406,7 +421,9 @@ def test_the_schedule_can_change_on_resume_and_is_said(tiny, capsys, name):
 
 def test_without_rollbacks_a_bad_number_ends_with_exit_code_3_and_the_last_good_state(tiny, monkeypatch):
     faults(monkeypatch, nan_at=[7])
-    with pytest.raises(Failure, match=r"training diverged: iter 7: grad_norm is nan.*last state is out/last/step-00000007") as failure:
+    with pytest.raises(
+        Failure, match=r"training diverged: iter 7: grad_norm is nan.*last state is out/last/step-00000007"
+    ) as failure:
         loop.train(tiny(max_rollbacks=0))
     assert failure.value.code == 3
     for path in Path("out").rglob("*.safetensors"):
@@ -437,8 +454,12 @@ def test_a_bad_number_on_one_of_three_processes_is_survived_by_all_of_them(tiny)
 
 def test_machines_that_see_different_states_do_not_go_back_each_to_its_own(tiny, monkeypatch):
     faults(monkeypatch, nan_at=[7])
-    monkeypatch.setattr("accelerate.Accelerator.gather", lambda self, tensor: torch.cat([tensor, torch.full_like(tensor, -1)]))
-    with pytest.raises(Failure, match="to go back all machines must see the states in out_dir out, on a shared disk") as failure:
+    monkeypatch.setattr(
+        "accelerate.Accelerator.gather", lambda self, tensor: torch.cat([tensor, torch.full_like(tensor, -1)])
+    )
+    with pytest.raises(
+        Failure, match="to go back all machines must see the states in out_dir out, on a shared disk"
+    ) as failure:
         loop.train(tiny())
     assert failure.value.code == 3
 
@@ -490,7 +511,9 @@ def test_evaluation_does_not_disturb_training(tiny):
 
 
 def test_patience_ends_a_run_that_no_longer_gets_better(tiny, capsys):
-    run = loop.train(tiny(max_iters=2000, dropout=0.0, patience=3, eval_interval=20, learning_rate=3e-2, decay_lr=False))
+    run = loop.train(
+        tiny(max_iters=2000, dropout=0.0, patience=3, eval_interval=20, learning_rate=3e-2, decay_lr=False)
+    )
     assert run.iteration < 2000
     assert len([e for e in run.evaluations if e["step"] > run.best["step"]]) == 3
     assert "no better validation loss in 3 evaluations" in capsys.readouterr().out

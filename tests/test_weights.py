@@ -29,7 +29,9 @@ def test_safetensors_whole_and_sharded(hf_model, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="Linux tells which files are mapped")
 def test_a_loaded_model_does_not_keep_its_file_in_memory(hf_model, tmp_path):
-    hf_model(vocab_size=64, bos_token_id=None, eos_token_id=None).save_pretrained(tmp_path)  # no padding, which would copy the embedding
+    hf_model(vocab_size=64, bos_token_id=None, eos_token_id=None).save_pretrained(
+        tmp_path
+    )  # no padding, which would copy the embedding
     model = GPT.from_pretrained(tmp_path)
     with open("/proc/self/maps") as maps:
         assert str(tmp_path) not in maps.read()
@@ -39,7 +41,10 @@ def test_a_loaded_model_does_not_keep_its_file_in_memory(hf_model, tmp_path):
 def test_hub_spelling_without_prefix_and_with_attention_buffers(hf_model, tmp_path):
     theirs = hf_model()
     theirs.save_pretrained(tmp_path)
-    state = {name.removeprefix("transformer."): tensor.contiguous() for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    state = {
+        name.removeprefix("transformer."): tensor.contiguous()
+        for name, tensor in load_file(tmp_path / "model.safetensors").items()
+    }
     for layer in range(2):
         state[f"h.{layer}.attn.bias"] = torch.tril(torch.ones(1, 1, 32, 32))
         state[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
@@ -66,7 +71,17 @@ def test_what_is_written_is_what_transformers_writes(hf_model, tmp_path):
     written, expected = ((tmp_path / who / "model.safetensors").read_bytes() for who in ("ours", "theirs"))
     assert written == expected
     config, wanted = (json.loads((tmp_path / who / "config.json").read_text()) for who in ("ours", "theirs"))
-    for name in ("model_type", "n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "bos_token_id", "eos_token_id", "layer_norm_epsilon"):
+    for name in (
+        "model_type",
+        "n_layer",
+        "n_head",
+        "n_embd",
+        "n_positions",
+        "vocab_size",
+        "bos_token_id",
+        "eos_token_id",
+        "layer_norm_epsilon",
+    ):
         assert config[name] == wanted[name]
 
 
@@ -85,7 +100,9 @@ def test_adapters_alone_are_no_model_and_one_line_says_what_is(hf_model, command
             for split in ("train", "val"):
                 torch.zeros(400, dtype=torch.int16).numpy().tofile(f"d/{split}.bin")
         code, _, error = command(verb, f"--init_from={adapters}", *flags)
-        assert code == 2 and error.count("\n") == 1 and f"{adapters}: holds adapters alone" in error and instead in error, error
+        assert (
+            code == 2 and error.count("\n") == 1 and f"{adapters}: holds adapters alone" in error and instead in error
+        ), error
     assert not os.path.exists("new/metrics.jsonl")
 
 
@@ -96,7 +113,8 @@ def test_a_runs_out_dir_means_its_best_model(hf_model, tmp_path):
 
 
 class NanoGPT(torch.nn.Module):
-    """nanoGPT's arithmetic from its documented structure, written independently of ours: exact GELU, optional biases."""
+    """nanoGPT's arithmetic from its documented structure, written independently of ours: exact GELU, optional
+    biases."""
 
     def __init__(self, state, n_layer, n_head):
         super().__init__()
@@ -124,7 +142,9 @@ class NanoGPT(torch.nn.Module):
 def nanogpt_state(config, bias):
     model = GPT.from_scratch(config, seed=2)
     state = {f"transformer.{name}": tensor.detach() * 3 for name, tensor in model.state_dict().items()}
-    state["transformer.wte.weight"] = torch.randn(config.vocab_size, config.n_embd, generator=torch.Generator().manual_seed(0))
+    state["transformer.wte.weight"] = torch.randn(
+        config.vocab_size, config.n_embd, generator=torch.Generator().manual_seed(0)
+    )
     for name in [name for name in state if name.endswith("bias")]:
         state[name] = torch.randn(state[name].shape, generator=torch.Generator().manual_seed(len(name)))
         if not bias:
@@ -140,7 +160,12 @@ def test_nanogpt_checkpoint(tmp_path, bias, compiled):
     args = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 20, "bias": bias, "vocab_size": 65, "dropout": 0.1}
     saved = {("_orig_mod." if compiled else "") + name: tensor for name, tensor in state.items()}
     saved[("_orig_mod." if compiled else "") + "lm_head.weight"] = state["transformer.wte.weight"]
-    extra = {"optimizer": {}, "iter_num": 10, "best_val_loss": torch.tensor(1.5), "config": {"device": "cpu", "learning_rate": 1e-3}}
+    extra = {
+        "optimizer": {},
+        "iter_num": 10,
+        "best_val_loss": torch.tensor(1.5),
+        "config": {"device": "cpu", "learning_rate": 1e-3},
+    }
     torch.save({"model": saved, "model_args": args, **extra}, tmp_path / "ckpt.pt")
     expected = NanoGPT(state, 2, 2)(IDX)
     for source in (tmp_path / "ckpt.pt", tmp_path):  # the file, or nanoGPT's out_dir
@@ -186,10 +211,23 @@ def test_damaged_directories_are_named(hf_model, tmp_path):
 
     index = "model.safetensors.index.json"
     broken(lambda d: next(d.glob("model-00001-*")).unlink(), "names model-00001.* which is not there")
-    broken(lambda d: (d / index).write_text((d / index).read_text().replace("model-00001", "../model-00001")), "outside its directory")
+    broken(
+        lambda d: (d / index).write_text((d / index).read_text().replace("model-00001", "../model-00001")),
+        "outside its directory",
+    )
     broken(lambda d: (d / "config.json").write_text("{"), "config.json")
-    broken(lambda d: (d / "config.json").write_text((d / "config.json").read_text().replace('"n_layer": 2', '"n_layer": 3')), "missing")
-    broken(lambda d: (d / "config.json").write_text((d / "config.json").read_text().replace('"n_embd": 32', '"n_embd": 64')), "shape")
+    broken(
+        lambda d: (d / "config.json").write_text(
+            (d / "config.json").read_text().replace('"n_layer": 2', '"n_layer": 3')
+        ),
+        "missing",
+    )
+    broken(
+        lambda d: (d / "config.json").write_text(
+            (d / "config.json").read_text().replace('"n_embd": 32', '"n_embd": 64')
+        ),
+        "shape",
+    )
 
 
 def test_an_untied_head_is_refused(hf_model, tmp_path):

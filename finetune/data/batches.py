@@ -1,4 +1,5 @@
-"""Blocks to batches. Which rows an iteration reads is a function of (seed, iteration), never of what was read before."""
+"""Blocks to batches. Which rows an iteration reads is a function of (seed, iteration), never of what was read
+before."""
 
 import bisect
 import itertools
@@ -14,10 +15,10 @@ IGNORE = -100  # the target that cross entropy does not count
 class Blocks:
     """One split as rows of T + 1 tokens, read without copying from the memory-mapped Arrow buffers.
 
-    `columns` are lists of arrays (rows, T + 1), each list together all rows in order: "input_ids" in uint16; "targets", 1 where a token
-    is one, without which all are; "position_ids", which begin again with each document, where documents are isolated. `tokens` is the
-    number of tokens of the split; in rows that were not packed it says how much of the last one is filling.
-    """
+    `columns` are lists of arrays (rows, T + 1), each list together all rows in order: "input_ids" in uint16; "targets",
+    1 where a token is one, without which all are; "position_ids", which begin again with each document, where documents
+    are isolated. `tokens` is the number of tokens of the split; in rows that were not packed it says how much of the
+    last one is filling."""
 
     def __init__(self, columns, tokens):
         self.columns = columns
@@ -28,7 +29,9 @@ class Blocks:
         self.num_tokens = tokens
         # targets of the last row that are not there
         self.filling = 0 if self.is_isolated else self.num_rows * self.block_size - (tokens - 1)
-        self.counts = None if targets is None else np.concatenate([chunk[:, 1:].sum(1, dtype=np.int64) for chunk in targets])  # of each row
+        self.counts = (
+            None if targets is None else np.concatenate([chunk[:, 1:].sum(1, dtype=np.int64) for chunk in targets])
+        )  # of each row
         self.resident = None  # all batches there can be, on a device
 
     @property
@@ -41,7 +44,9 @@ class Blocks:
         columns = {}
         for name in opened.column_names:
             chunks = opened.data.column(name).chunks
-            columns[name] = [chunk.flatten().to_numpy(zero_copy_only=True).reshape(len(chunk), -1) for chunk in chunks if len(chunk)]
+            columns[name] = [
+                chunk.flatten().to_numpy(zero_copy_only=True).reshape(len(chunk), -1) for chunk in chunks if len(chunk)
+            ]
         return cls(columns, tokens)
 
     @classmethod
@@ -57,13 +62,18 @@ class Blocks:
         return cls(columns | ({} if mask is None else {"targets": rows(np.asarray(mask, dtype=np.uint8))}), len(ids))
 
     def keep_on(self, device):
-        """Copy the split to a device, 8 bytes a token and 12 where documents are isolated, which from then on gathers its batches itself."""
+        """Copy the split to a device, 8 bytes a token and 12 where documents are isolated, which from then on gathers
+        its batches itself."""
         parts = [self.batch(range(first, min(first + 1024, self.num_rows))) for first in range(0, self.num_rows, 1024)]
-        self.resident = [None if column[0] is None else torch.cat([part.int() for part in column]).to(device) for column in zip(*parts)]
+        self.resident = [
+            None if column[0] is None else torch.cat([part.int() for part in column]).to(device)
+            for column in zip(*parts)
+        ]
 
     def batch(self, rows, device="cpu"):
-        """`(idx, targets, position_ids)` on the device, int64 (B, T) each. Targets are the next tokens, -100 where none is to be learned;
-        position_ids are None unless documents are isolated. A GPU is given its batch without anybody waiting for it."""
+        """`(idx, targets, position_ids)` on the device, int64 (B, T) each. Targets are the next tokens, -100 where none
+        is to be learned; position_ids are None unless documents are isolated. A GPU is given its batch without anybody
+        waiting for it."""
         if self.resident is not None:
             chosen = sent(torch.as_tensor(np.asarray(rows)), device)
             return tuple(None if column is None else column[chosen].long() for column in self.resident)
@@ -130,11 +140,16 @@ class Mixture:
         """[(number of a part, which of `rows` are its own, their numbers there)] of the parts that have any."""
         rows = np.asarray(rows)
         owners = np.searchsorted(self.starts, rows, side="right") - 1
-        return [(number, places, rows[places] - self.starts[number]) for number in np.unique(owners) for places in [np.flatnonzero(owners == number)]]
+        return [
+            (number, places, rows[places] - self.starts[number])
+            for number in np.unique(owners)
+            for places in [np.flatnonzero(owners == number)]
+        ]
 
 
 class Order:
-    """The rows of every iteration: each pass over the data is a permutation of its own, and passes follow each other without a gap."""
+    """The rows of every iteration: each pass over the data is a permutation of its own, and passes follow each other
+    without a gap."""
 
     def __init__(self, num_rows, rows_per_iteration, seed):
         self.rows_per_iteration = rows_per_iteration
@@ -147,7 +162,8 @@ class Order:
 
 
 class WeightedOrder:
-    """The rows of every iteration of a Mixture whose parts are drawn in proportion to `weights`, each part pass by pass.
+    """The rows of every iteration of a Mixture whose parts are drawn in proportion to `weights`, each part pass by
+    pass.
 
     Of every CYCLE rows each part has its share exactly, in an order of their own.
     """
@@ -169,7 +185,9 @@ class WeightedOrder:
         first = iteration * self.rows_per_iteration
         end = first + self.rows_per_iteration
         cycles = range(first // self.CYCLE, -(-end // self.CYCLE))
-        parts = np.concatenate([self._parts(cycle) for cycle in cycles])[first - cycles[0] * self.CYCLE :][: end - first]
+        parts = np.concatenate([self._parts(cycle) for cycle in cycles])[first - cycles[0] * self.CYCLE :][
+            : end - first
+        ]
         begun = np.concatenate([self._parts(cycles[0])[: first % self.CYCLE]])
         rows = np.empty(len(parts), dtype=np.int64)
         for part in np.unique(parts):
@@ -180,7 +198,9 @@ class WeightedOrder:
 
     def _parts(self, cycle):
         """Which part each row of a cycle is from, (CYCLE,)."""
-        return np.random.Generator(np.random.PCG64([self.seed, cycle])).permutation(np.repeat(np.arange(len(self.counts)), self.counts))
+        return np.random.Generator(np.random.PCG64([self.seed, cycle])).permutation(
+            np.repeat(np.arange(len(self.counts)), self.counts)
+        )
 
 
 class Passes:
@@ -193,12 +213,16 @@ class Passes:
     def rows(self, places):
         """The rows at some ascending places, counted from the beginning of the first pass."""
         passes = places // self.num_rows
-        return np.concatenate([self._permutation(number)[places[passes == number] % self.num_rows] for number in np.unique(passes)])
+        return np.concatenate(
+            [self._permutation(number)[places[passes == number] % self.num_rows] for number in np.unique(passes)]
+        )
 
     def _permutation(self, number):
         if number not in self._permutations:
             generator = np.random.Generator(np.random.PCG64([*self.seeds, number]))
-            kept = {n: order for n, order in self._permutations.items() if n >= number - 1}  # an iteration can straddle two passes
+            kept = {
+                n: order for n, order in self._permutations.items() if n >= number - 1
+            }  # an iteration can straddle two passes
             self._permutations = {**kept, number: generator.permutation(self.num_rows)}
         return self._permutations[number]
 
@@ -207,4 +231,6 @@ def sent(tensor, device):
     """A copy on the device; on a GPU without waiting for it."""
     if torch.device(device).type != "cuda":
         return tensor.to(device)
-    return tensor.contiguous().pin_memory().to(device, non_blocking=True)  # a copy of anything else waits for what the GPU does
+    return (
+        tensor.contiguous().pin_memory().to(device, non_blocking=True)
+    )  # a copy of anything else waits for what the GPU does

@@ -1,4 +1,5 @@
-"""train.bin and val.bin: token ids as little-endian uint16, nanoGPT's format, with a meta.json that says what they are."""
+"""train.bin and val.bin: token ids as little-endian uint16, nanoGPT's format, with a meta.json that says what they
+are."""
 
 import hashlib
 import json
@@ -22,7 +23,8 @@ SOURCES_KEPT = 20  # of a corpus of many files, which a run names
 
 @dataclass
 class Dataset:
-    """A prepared directory. `meta` is its meta.json, or {} for bins that nanoGPT made; `tokenizer` is None when nobody knows it."""
+    """A prepared directory. `meta` is its meta.json, or {} for bins that nanoGPT made; `tokenizer` is None when nobody
+    knows it."""
 
     directory: Path
     meta: dict
@@ -37,7 +39,8 @@ class Dataset:
         return path if path.is_file() else None
 
     def documents(self, split):
-        """The file that says where documents end, as uint64; None where meta.json promises none: then every end-of-text ends one."""
+        """The file that says where documents end, as uint64; None where meta.json promises none: then every end-of-text
+        ends one."""
         promised = "documents_sha256" in self.meta.get("splits", {}).get(split, {})
         return self.directory / f"{split}_documents.bin" if promised else None
 
@@ -49,8 +52,9 @@ class Dataset:
         return self.tokenizer.eot if self.tokenizer else GPT2_EOT
 
     def document_ends(self, split):
-        """Where the documents of a split end, behind their last token, int64. What follows the last end-of-text is a document too. Raises
-        UsageError where meta.json speaks of fewer than there are end-of-texts, which stand after turns then."""
+        """Where the documents of a split end, behind their last token, int64. What follows the last end-of-text is a
+        document too. Raises UsageError where meta.json speaks of fewer than there are end-of-texts, which stand after
+        turns then."""
         tokens = self.num_tokens(split)
         if path := self.documents(split):
             ends = np.fromfile(path, dtype="<u8").astype(np.int64)
@@ -58,12 +62,16 @@ class Dataset:
             ids = np.memmap(self.bin(split), dtype="<u2", mode="r")
             parts = range(0, 0 if self.eot is None else tokens, CHUNK_BYTES)
             ends = np.concatenate(
-                [np.zeros(0, np.int64), *(np.flatnonzero(ids[first : first + CHUNK_BYTES] == self.eot) + first + 1 for first in parts)]
+                [
+                    np.zeros(0, np.int64),
+                    *(np.flatnonzero(ids[first : first + CHUNK_BYTES] == self.eot) + first + 1 for first in parts),
+                ]
             )
             said = self.meta.get("splits", {}).get(split, {}).get("documents", len(ends))
             if len(ends) > said:
                 raise UsageError(
-                    f"{self.bin(split)}: {len(ends):,} end-of-texts in {said:,} documents, and nothing says where one begins; prepare the data again"
+                    f"{self.bin(split)}: {len(ends):,} end-of-texts in {said:,} documents, and nothing says where one"
+                    " begins; prepare the data again"
                 )
         return ends if len(ends) and ends[-1] == tokens else np.append(ends, tokens)
 
@@ -72,7 +80,9 @@ class Dataset:
         if self.documents(split):
             return False
         ends = self.document_ends(split)
-        return len(ends) == 1 and (self.eot is None or np.memmap(self.bin(split), dtype="<u2", mode="r")[-1] != self.eot)
+        return len(ends) == 1 and (
+            self.eot is None or np.memmap(self.bin(split), dtype="<u2", mode="r")[-1] != self.eot
+        )
 
     def num_tokens(self, split):
         return self.bin(split).stat().st_size // 2
@@ -82,7 +92,8 @@ class Dataset:
         return self.meta.get("splits", {}).get(split, {}).get("bytes")
 
     def facts(self):
-        """What a run keeps of its data: where it lies, what it was made from, how large it is. Plain values; what is unknown is left out."""
+        """What a run keeps of its data: where it lies, what it was made from, how large it is. Plain values; what is
+        unknown is left out."""
         counted = ("tokens", "characters", "bytes", "documents", "targets")
         splits = {split: {"tokens": self.num_tokens(split)} for split in ("train", "val")}
         for split, described in self.meta.get("splits", {}).items():
@@ -113,7 +124,9 @@ def facts_of(datasets):
     splits = {}
     for split in ("train", "val"):
         counted = [facts["splits"][split] for facts in each]
-        splits[split] = {name: sum(one[name] for one in counted) for name in counted[0] if all(name in one for one in counted)}
+        splits[split] = {
+            name: sum(one[name] for one in counted) for name in counted[0] if all(name in one for one in counted)
+        }
     return {
         "name": ", ".join(facts["name"] for facts in each),
         "directories": [facts["directory"] for facts in each],
@@ -137,20 +150,28 @@ def load(directory):
         check_size(directory / f"{split}.bin", guess=not described)
     meta, tokenizer = {}, None
     if not described and (directory / "tokenizer.json").is_file():
-        raise UsageError(f"{directory}: has tokenizer.json but no meta.json, so its preparation was interrupted; prepare the data again")
+        raise UsageError(
+            f"{directory}: has tokenizer.json but no meta.json, so its preparation was interrupted; prepare the data"
+            " again"
+        )
     if described:
         try:
             with open(directory / "meta.json", encoding="utf-8") as file:
                 meta = json.load(file)
             if meta.get("format") != FORMAT:
-                raise UsageError(f"{directory / 'meta.json'}: format {meta.get('format')!r} is not {FORMAT}; prepare the data again")
+                raise UsageError(
+                    f"{directory / 'meta.json'}: format {meta.get('format')!r} is not {FORMAT}; prepare the data again"
+                )
             if not all(isinstance(meta["splits"][split], dict) for split in ("train", "val")):
                 raise ValueError("splits")
             tokenizer = tokenizers.from_description(meta["tokenizer"], directory)
         except UsageError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{directory / 'meta.json'}: not readable as a dataset's description ({error!r}); prepare the data again") from None
+            raise UsageError(
+                f"{directory / 'meta.json'}: not readable as a dataset's description ({error!r}); prepare the data"
+                " again"
+            ) from None
     elif (directory / "meta.pkl").is_file():
         try:
             tokenizer = tokenizers.CharTokenizer(nanogpt_meta.read((directory / "meta.pkl").read_bytes()))
@@ -160,21 +181,26 @@ def load(directory):
 
 
 def check_size(path, guess=False):
-    """The number of tokens in a bin. Raises UsageError for one that is missing, empty or cut, and for one that by a look at its
-    first values is evidently of another format, if there is a need to `guess`."""
+    """The number of tokens in a bin. Raises UsageError for one that is missing, empty or cut, and for one that by a
+    look at its first values is evidently of another format, if there is a need to `guess`."""
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file; `python -m finetune.prepare` makes train.bin and val.bin")
     size = path.stat().st_size
     if size == 0:
         raise UsageError(f"{path}: is empty; prepare the data again, with a larger val_fraction if this is val.bin")
     if size % 2:
-        raise UsageError(f"{path}: {size:,} bytes are not a whole number of 16-bit tokens; it was probably cut short. Copy or prepare it again")
+        raise UsageError(
+            f"{path}: {size:,} bytes are not a whole number of 16-bit tokens; it was probably cut short. Copy or"
+            " prepare it again"
+        )
     if not guess:
         return size // 2
     with open(path, "rb") as file:
         head = np.frombuffer(file.read(8192), dtype="<u2")
     if head.size >= 2 and int(head[0]) + (int(head[1]) << 16) == LLMC_MAGIC:
-        raise UsageError(f"{path}: is a bin of llm.c, which begins with a header; prepare the text with finetune.prepare")
+        raise UsageError(
+            f"{path}: is a bin of llm.c, which begins with a header; prepare the text with finetune.prepare"
+        )
     if head.size >= 64 and (head[1::2] == 0).mean() > 0.9 and (head[::2] == 0).mean() < 0.9:
         raise UsageError(f"{path}: looks like 32-bit token ids (every second 16-bit value is 0); bins hold 16-bit ids")
     return size // 2
@@ -192,8 +218,8 @@ class Contents:
 
 
 def survey(dataset, split):
-    """The Contents of a bin. Raises UsageError when meta.json promises another sha256, of the bin or of what lies beside it, so that a
-    cut or edited file never passes, and when a mask is not as long as its bin."""
+    """The Contents of a bin. Raises UsageError when meta.json promises another sha256, of the bin or of what lies
+    beside it, so that a cut or edited file never passes, and when a mask is not as long as its bin."""
     path, largest = dataset.bin(split), 0
     tokens, promised = check_size(path), dataset.meta.get("splits", {}).get(split, {})
 
@@ -209,7 +235,9 @@ def survey(dataset, split):
                 found.update(chunk)
                 look(chunk)
         if promised.get(name, found.hexdigest()) != found.hexdigest():
-            raise UsageError(f"{path}: is not the file that meta.json describes (its sha256 differs); prepare the data again")
+            raise UsageError(
+                f"{path}: is not the file that meta.json describes (its sha256 differs); prepare the data again"
+            )
         return found.hexdigest()
 
     def look(chunk):
@@ -218,22 +246,30 @@ def survey(dataset, split):
 
     if (mask := dataset.mask(split)) and mask.stat().st_size != tokens:
         raise UsageError(
-            f"{mask}: {mask.stat().st_size:,} bytes for the {tokens:,} tokens of {split}.bin; a mask has one a token. Prepare the data again"
+            f"{mask}: {mask.stat().st_size:,} bytes for the {tokens:,} tokens of {split}.bin; a mask has one a token."
+            " Prepare the data again"
         )
     mask_sha256 = digest(dataset.directory / f"{split}_mask.bin", "mask_sha256")
     documents_sha256 = digest(dataset.documents(split), "documents_sha256") if dataset.documents(split) else None
-    return Contents(tokens, sha256=digest(path, "sha256", look), largest=largest, mask_sha256=mask_sha256, documents_sha256=documents_sha256)
+    return Contents(
+        tokens,
+        sha256=digest(path, "sha256", look),
+        largest=largest,
+        mask_sha256=mask_sha256,
+        documents_sha256=documents_sha256,
+    )
 
 
 def check_ids(dataset, split, contents, vocab_size, model):
-    """Raise UsageError when a split has ids beyond the `vocab_size` of `model`, saying how many and where the first is."""
+    """Raise UsageError when a split has ids beyond the `vocab_size` of `model`, saying how many and where the first
+    is."""
     if contents.largest < vocab_size:
         return
     ids = np.memmap(dataset.bin(split), dtype="<u2", mode="r")
     beyond = np.flatnonzero(ids >= vocab_size)
     raise UsageError(
-        f"{dataset.bin(split)}: token {ids[beyond[0]]:,} at offset {beyond[0]:,} ({beyond.size:,} such), but {model} has {vocab_size:,} ids; "
-        "prepare the text with the model's tokenizer"
+        f"{dataset.bin(split)}: token {ids[beyond[0]]:,} at offset {beyond[0]:,} ({beyond.size:,} such), but {model}"
+        f" has {vocab_size:,} ids; prepare the text with the model's tokenizer"
     )
 
 
@@ -265,8 +301,8 @@ class Writer:
                 self.ends.append(self.tokens)
 
     def append(self, path, facts):
-        """Append the bin of another Writer that was a part of this one, with what lies beside it. Raises UsageError where its files are not
-        those of the `facts` that it closed with."""
+        """Append the bin of another Writer that was a part of this one, with what lies beside it. Raises UsageError
+        where its files are not those of the `facts` that it closed with."""
         if self.mask_file is None and "mask_sha256" in facts:
             self._begin_mask()
         for chunk in _checked(path, facts["sha256"]):
@@ -285,7 +321,8 @@ class Writer:
             setattr(self, name, getattr(self, name) + facts[name])
 
     def close(self, whole=True):
-        """Finish the files and return what meta.json says of them; of a part (not `whole`) also what `append` wants to know."""
+        """Finish the files and return what meta.json says of them; of a part (not `whole`) also what `append` wants to
+        know."""
         facts = {"tokens": self.tokens, "characters": self.characters, "bytes": self.bytes, "documents": len(self.ends)}
         facts["sha256"] = self.digest.hexdigest()
         if self.mask_file:
@@ -330,7 +367,8 @@ class Writer:
 
 
 def _checked(path, sha256):
-    """The bytes of a file in chunks. Raises UsageError where it is not there, and at its end where it is another one."""
+    """The bytes of a file in chunks. Raises UsageError where it is not there, and at its end where it is another
+    one."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -340,4 +378,6 @@ def _checked(path, sha256):
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}; prepare this part again") from None
     if digest.hexdigest() != sha256:
-        raise UsageError(f"{path}: is not the file that was written there (its sha256 differs); prepare this part again")
+        raise UsageError(
+            f"{path}: is not the file that was written there (its sha256 differs); prepare this part again"
+        )

@@ -1,9 +1,9 @@
 """Bins to an Arrow cache of blocks that `datasets` memory-maps.
 
-Row k of a split's cache holds tokens k*T .. k*T+T, one more than T, so a row by itself predicts T tokens and consecutive rows
-predict every token of the split exactly once. Only the first token of a split, which nothing precedes, is never predicted.
-A file is named by the sha256 of its bin: an edited bin never meets an old cache, and processes that build at once write the same file.
-"""
+Row k of a split's cache holds tokens k*T .. k*T+T, one more than T, so a row by itself predicts T tokens and
+consecutive rows predict every token of the split exactly once. Only the first token of a split, which nothing precedes,
+is never predicted. A file is named by the sha256 of its bin: an edited bin never meets an old cache, and processes that
+build at once write the same file."""
 
 import contextlib
 import json
@@ -22,18 +22,22 @@ FORMAT = 2
 
 
 def open_cache(dataset, split, block_size, contents, isolated=False):
-    """A `datasets.Dataset` of the blocks of a split, built when it is not there. `contents` is `bins.survey` of the split.
+    """A `datasets.Dataset` of the blocks of a split, built when it is not there. `contents` is `bins.survey` of the
+    split.
 
-    With `isolated`, rows are documents packed whole: `position_ids` begin again with each, and its first token is no target.
-    Raises UsageError when the split has fewer than block_size + 1 tokens and is not isolated.
-    """
+    With `isolated`, rows are documents packed whole: `position_ids` begin again with each, and its first token is no
+    target. Raises UsageError when the split has fewer than block_size + 1 tokens and is not isolated."""
     tokens = contents.tokens
     if not isolated:
         check_length(dataset, split, block_size, tokens)
     mark = "-".join(
-        digest[:length] for digest, length in ((contents.sha256, 32), (contents.mask_sha256, 16), (contents.documents_sha256, 16)) if digest
+        digest[:length]
+        for digest, length in ((contents.sha256, 32), (contents.mask_sha256, 16), (contents.documents_sha256, 16))
+        if digest
     )
-    kind = f"-isolated{'' if contents.documents_sha256 else dataset.eot}" if isolated else ""  # what ends documents cuts them
+    kind = (
+        f"-isolated{'' if contents.documents_sha256 else dataset.eot}" if isolated else ""
+    )  # what ends documents cuts them
     name = f"{split}-T{block_size}-v{FORMAT}{kind}-{mark}.arrow"
     for folder in _folders(dataset):
         if (opened := _open(folder / name)) is not None:
@@ -47,7 +51,9 @@ def open_cache(dataset, split, block_size, contents, isolated=False):
             continue
         if (opened := _open(folder / name)) is not None:
             return opened
-    raise UsageError(f"{dataset.bin(split)}: its Arrow cache can be written neither beside it nor under {_folders(dataset)[-1]}")
+    raise UsageError(
+        f"{dataset.bin(split)}: its Arrow cache can be written neither beside it nor under {_folders(dataset)[-1]}"
+    )
 
 
 def check_length(dataset, split, block_size, tokens):
@@ -75,7 +81,9 @@ def _open(path):
         return None
     try:
         opened = Dataset.from_file(str(path))
-        with pyarrow.memory_map(str(path)) as file:  # a file that was cut between two record batches reads as a whole one
+        with pyarrow.memory_map(
+            str(path)
+        ) as file:  # a file that was cut between two record batches reads as a whole one
             if len(opened) == int(pyarrow.ipc.open_stream(file).schema.metadata[ROWS]):
                 return opened
     except (pyarrow.ArrowInvalid, OSError, ValueError, KeyError, AttributeError, TypeError):
@@ -102,7 +110,9 @@ def _build(dataset, split, path, block_size):
         def fill(first, columns):
             for name, rows in columns.items():
                 itemsize = rows.itemsize
-                run = runs.setdefault(name, np.empty(len(rows) * block_size + 1, dtype=rows.dtype))[: len(rows) * block_size + 1]
+                run = runs.setdefault(name, np.empty(len(rows) * block_size + 1, dtype=rows.dtype))[
+                    : len(rows) * block_size + 1
+                ]
                 files[name].seek(itemsize * first * block_size)
                 count = files[name].readinto(memoryview(run).cast("B"))
                 assert count > 0, "bin shrank while it was read"
@@ -122,7 +132,9 @@ def _build_packed(dataset, split, path, block_size):
     begins = np.searchsorted(row, np.arange(row[-1] + 2))  # the first piece of each row, and an end
 
     def fill(first_row, columns):
-        for number, (tokens, targets, positions) in enumerate(zip(columns["input_ids"], columns["targets"], columns["position_ids"]), first_row):
+        for number, (tokens, targets, positions) in enumerate(
+            zip(columns["input_ids"], columns["targets"], columns["position_ids"]), first_row
+        ):
             there = 0
             for piece in range(begins[number], begins[number + 1]):
                 a, n = first[piece], length[piece]
@@ -134,31 +146,44 @@ def _build_packed(dataset, split, path, block_size):
             tokens[there:], targets[there:], positions[there:] = 0, 0, places[: len(tokens) - there]
 
     places = np.arange(block_size + 1, dtype=np.uint16)
-    _write(path, int(row[-1]) + 1, block_size + 1, {"input_ids": "uint16", "targets": "uint8", "position_ids": "uint16"}, fill)
+    _write(
+        path,
+        int(row[-1]) + 1,
+        block_size + 1,
+        {"input_ids": "uint16", "targets": "uint8", "position_ids": "uint16"},
+        fill,
+    )
 
 
 def _write(path, rows, width, dtypes, fill):
-    """Write an Arrow stream of `rows` lists of `width` values to a temporary file beside `path`, then rename it into place.
+    """Write an Arrow stream of `rows` lists of `width` values to a temporary file beside `path`, then rename it into
+    place.
 
-    `fill(first, columns)` puts the rows from `first` on into arrays (count, width), one for each of `dtypes`. Constant memory: the
-    arrays of one record batch are those of the next.
-    """
+    `fill(first, columns)` puts the rows from `first` on into arrays (count, width), one for each of `dtypes`. Constant
+    memory: the arrays of one record batch are those of the next."""
     import pyarrow as pa
     from datasets import Features, List, Value
     from tqdm import tqdm
 
     step = max(1, min(rows, ROWS_BYTES // (2 * width)))
     features = Features({name: List(Value(dtype), length=width) for name, dtype in dtypes.items()})
-    schema = features.arrow_schema.with_metadata({"huggingface": json.dumps({"info": {"features": features.to_dict()}}), ROWS: str(rows)})
+    schema = features.arrow_schema.with_metadata(
+        {"huggingface": json.dumps({"info": {"features": features.to_dict()}}), ROWS: str(rows)}
+    )
     buffers = {name: np.empty((step, width), dtype=dtype) for name, dtype in dtypes.items()}
     handle, work = tempfile.mkstemp(prefix=".tmp-", suffix=".arrow", dir=path.parent)
     os.close(handle)
     try:
         with pa.OSFile(work, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-            for first in tqdm(range(0, rows, step), desc=f"caching {path.name.split('-')[0]}", disable=None, leave=False):
+            for first in tqdm(
+                range(0, rows, step), desc=f"caching {path.name.split('-')[0]}", disable=None, leave=False
+            ):
                 columns = {name: buffer[: rows - first] for name, buffer in buffers.items()}
                 fill(first, columns)
-                arrays = [pa.FixedSizeListArray.from_arrays(pa.array(rows_of.reshape(-1)), width) for rows_of in columns.values()]
+                arrays = [
+                    pa.FixedSizeListArray.from_arrays(pa.array(rows_of.reshape(-1)), width)
+                    for rows_of in columns.values()
+                ]
                 writer.write_batch(pa.record_batch(arrays, schema=schema))
         os.chmod(work, 0o644)  # mkstemp made it private
         os.replace(work, path)

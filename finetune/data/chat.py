@@ -1,4 +1,5 @@
-"""Conversations as text: who speaks stands in a line of its own, and only what the assistant says is learned, with its end-of-text."""
+"""Conversations as text: who speaks stands in a line of its own, and only what the assistant says is learned, with its
+end-of-text."""
 
 import json
 from pathlib import Path
@@ -9,8 +10,9 @@ from finetune.data.tokenizer import END_OF_TEXT
 
 # the same as `pieces`, for transformers: exported as the tokenizer's chat_template
 TEMPLATE = (
-    "{% for message in messages %}{{ message['role'].capitalize() + ':\\n' + message['content'] + "
-    "(eos_token if message['role'] == 'assistant' else '\\n\\n') }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif %}"
+    "{% for message in messages %}{{ message['role'].capitalize() + ':\\n' + message['content'] + (eos_token if"
+    " message['role'] == 'assistant' else '\\n\\n') }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{%"
+    " endif %}"
 )
 
 
@@ -21,7 +23,9 @@ def messages_of(row, columns):
     """
     values = {name: row.get(name) for name in columns}
     kind, wanted = (
-        (str, "text") if len(columns) == 2 and not any(isinstance(value, list) for value in values.values()) else (list, "a list of messages")
+        (str, "text")
+        if len(columns) == 2 and not any(isinstance(value, list) for value in values.values())
+        else (list, "a list of messages")
     )
     for name, value in values.items():
         if not isinstance(value, kind) or value == []:
@@ -62,7 +66,8 @@ def template_of(directory):
 
 
 def render(template, messages):
-    """What a model is to go on from when these messages were said, as transformers' apply_chat_template has it. Raises UsageError."""
+    """What a model is to go on from when these messages were said, as transformers' apply_chat_template has it. Raises
+    UsageError."""
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment  # the template came with a model, which may be anybody's
 
@@ -73,6 +78,8 @@ def render(template, messages):
     environment.globals["raise_exception"] = refuse
     try:
         rendered = environment.from_string(template)
-        return rendered.render(messages=messages, add_generation_prompt=True, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+        return rendered.render(
+            messages=messages, add_generation_prompt=True, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT
+        )
     except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(f"the model's chat template cannot be used on these messages: {error}") from None

@@ -15,4 +15,7 @@ def problems_of_columns(options):
     if ("prompt" in named) != ("completion" in named):
         yield "prompt_column", "--prompt_column and --completion_column go together"
     if len(named.keys() - {"completion"}) > 1:
-        yield "text_column", "a table is read as text, as prompts and completions, or as messages: name the columns of one of them"
+        yield (
+            "text_column",
+            "a table is read as text, as prompts and completions, or as messages: name the columns of one of them",
+        )

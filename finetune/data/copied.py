@@ -14,10 +14,10 @@ ODD = 0x9E3779B97F4A7C15  # the golden ratio times 2^64; array arithmetic wraps
 def report(dataset, samples, n=8):
     """How much of `samples`, arrays of generated ids without their prompts, stands in train.bin of a `bins.Dataset`.
 
-    `{"ngram": n, "copied": share of their runs of n tokens that stand in it (0 to 1), "longest": tokens of the longest span that
-    does, "text": that span decoded, None without a tokenizer, "offset": a place of it in train.bin, in tokens, None where there is
-    none}`. Exact: what hashes find is compared token by token. Memory does not depend on the size of the data.
-    """
+    `{"ngram": n, "copied": share of their runs of n tokens that stand in it (0 to 1), "longest": tokens of the longest
+    span that does, "text": that span decoded, None without a tokenizer, "offset": a place of it in train.bin, in
+    tokens, None where there is none}`. Exact: what hashes find is compared token by token. Memory does not depend on
+    the size of the data."""
     samples = [np.asarray(sample, dtype=np.uint16) for sample in samples]
     most = max(map(len, samples), default=0)
     size = max(CHUNK, 4 * most)
@@ -51,10 +51,9 @@ def report(dataset, samples, n=8):
 class Followers:
     """Which ids follow, anywhere in train.bin, the last `length` tokens of what has been written.
 
-    Every stride-th run of `width` tokens is indexed, so that any `length` tokens hold exactly one of these, and what an index entry
-    promises is compared with train.bin itself, which stays on disk. An entry takes 8 bytes and stride is half of `length`: 1.3 bytes
-    a token for 12, 133 MB for 100 million tokens.
-    """
+    Every stride-th run of `width` tokens is indexed, so that any `length` tokens hold exactly one of these, and what an
+    index entry promises is compared with train.bin itself, which stays on disk. An entry takes 8 bytes and stride is
+    half of `length`: 1.3 bytes a token for 12, 133 MB for 100 million tokens."""
 
     def __init__(self, dataset, length):
         self.length, self.stride = length, max(1, length // 2)
@@ -75,7 +74,10 @@ class Followers:
             return np.empty(0, np.uint16)
         end = np.asarray(ids[-self.length :], dtype=np.uint16)
         hashes = self._hashes(end, 1)  # one of its first `stride` runs is indexed, wherever it stands
-        low, high = np.searchsorted(self.entries, hashes), np.searchsorted(self.entries, hashes | np.uint64(0xFFFFFFFF), side="right")
+        low, high = (
+            np.searchsorted(self.entries, hashes),
+            np.searchsorted(self.entries, hashes | np.uint64(0xFFFFFFFF), side="right"),
+        )
         found = []
         for before, (a, b) in enumerate(zip(low.tolist(), high.tolist())):
             for part in range(a, b, VERIFIED):
@@ -98,7 +100,8 @@ class Followers:
 
 
 class Hashing:
-    """Hashes of all runs of n tokens at a time, for any n, from sums over what is before them: sum of (t_k + 1) ODD^(k + 1), k < n."""
+    """Hashes of all runs of n tokens at a time, for any n, from sums over what is before them: sum of (t_k + 1) ODD^(k
+    + 1), k < n."""
 
     def __init__(self, most):
         self.powers = np.full(most, ODD, np.uint64).cumprod(dtype=np.uint64)
@@ -122,9 +125,13 @@ class Grams:
     def __init__(self, samples, n, hashing):
         self.n, self.hashing = n, hashing
         self.tokens = np.concatenate([np.empty(0, np.uint16), *samples])
-        self.left = np.concatenate([np.empty(0, np.int64), *(np.arange(len(sample), 0, -1) for sample in samples)])  # to the end of the sample
+        self.left = np.concatenate(
+            [np.empty(0, np.int64), *(np.arange(len(sample), 0, -1) for sample in samples)]
+        )  # to the end of the sample
         places = np.flatnonzero(self.left >= n)
-        self.hashes, first, self.of_place = np.unique(hashing.runs(hashing.prefix(self.tokens), places, n), return_index=True, return_inverse=True)
+        self.hashes, first, self.of_place = np.unique(
+            hashing.runs(hashing.prefix(self.tokens), places, n), return_index=True, return_inverse=True
+        )
         self.first = places[first]  # a place where each of them stands
         self.shift = np.uint64(64 - min(24, max(16, 4 + len(self.hashes).bit_length())))
         self.sieve = np.zeros(1 << (64 - int(self.shift)), bool)  # so that only few hashes are searched for

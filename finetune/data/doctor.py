@@ -3,9 +3,8 @@
     facts = examine({"train": documents, "val": documents}, tokenizer)
     print(report(facts))
 
-A document is a str, or, where it is long, several Pieces. Each is read once. Memory holds hashes of them (see similar.py), the whole
-of one document when it is cleaned, and never the corpus.
-"""
+A document is a str, or, where it is long, several Pieces. Each is read once. Memory holds hashes of them (see
+similar.py), the whole of one document when it is cleaned, and never the corpus."""
 
 import shlex
 from array import array
@@ -48,18 +47,20 @@ FIXES = ("dedup", "leaks", "encoding")
 
 
 def examine(splits, tokenizer=None):
-    """The facts about a corpus, as a dict for JSON: the size of each split, and each kind of fault with its count and some examples.
+    """The facts about a corpus, as a dict for JSON: the size of each split, and each kind of fault with its count and
+    some examples.
 
-    `splits` are {"train": documents, "val": documents}, or train alone. Documents are numbered from 1. Lengths are in tokens when there
-    is a `tokenizer`, or the Pieces tell their tokens, else in characters.
-    """
+    `splits` are {"train": documents, "val": documents}, or train alone. Documents are numbered from 1. Lengths are in
+    tokens when there is a `tokenizer`, or the Pieces tell their tokens, else in characters."""
     facts = {"splits": {}, "findings": {kind: {"count": 0, "examples": []} for kind in KINDS}, "limits": []}
     passages = similar.Passages()
     with _Judge() as judge:
         for split in _val_first(splits):
             facts["splits"][split] = _examine_split(facts, split, splits[split], tokenizer, judge, passages)
             if judge.skipped(split):
-                facts["limits"].append(f"near duplicates among the first {similar.MAX_DOCUMENTS:,} documents of {split}")
+                facts["limits"].append(
+                    f"near duplicates among the first {similar.MAX_DOCUMENTS:,} documents of {split}"
+                )
     if passages.skipped:
         facts["limits"].append(f"passages of the first {similar.MAX_PASSAGE_WORDS:,} words of val")
     facts["findings"]["passages"]["count"], facts["findings"]["passages"]["words"] = passages.count()
@@ -84,7 +85,9 @@ def _examine_split(facts, split, documents, tokenizer, judge, passages):
             document.look_for(passages, hashes, text)
         tokens = len(tokenizer.encode(piece.text)) if tokenizer and piece.tokens is None else piece.tokens
         document.length += len(piece.text) if tokens is None else tokens
-        sizes.update(characters=len(piece.text), bytes=len(_utf8(piece.text)), tokens=tokens or 0, uncounted=tokens is None)
+        sizes.update(
+            characters=len(piece.text), bytes=len(_utf8(piece.text)), tokens=tokens or 0, uncounted=tokens is None
+        )
         if piece.ends:
             verdict = judge.verdict(split, place["document"], document)
             if verdict:
@@ -98,7 +101,8 @@ def _examine_split(facts, split, documents, tokenizer, judge, passages):
 
 
 class Cleaned(NamedTuple):
-    """A document after cleaning. `faults` are {kind: lines} mended in it; `removed` says why it goes, as {"kind", "like"}, or is None."""
+    """A document after cleaning. `faults` are {kind: lines} mended in it; `removed` says why it goes, as {"kind",
+    "like"}, or is None."""
 
     split: str
     number: int
@@ -110,9 +114,9 @@ class Cleaned(NamedTuple):
 def clean(splits, fix):
     """Yield every document as Cleaned, those of val first. `fix` are some of FIXES:
 
-    dedup removes what repeats an earlier document of its split, exactly or nearly, or is empty; leaks removes from train what val has; encoding
-    mends what `repair` can. Documents are compared as they are after the repair, also when it is not asked for.
-    """
+    dedup removes what repeats an earlier document of its split, exactly or nearly, or is empty; leaks removes from
+    train what val has; encoding mends what `repair` can. Documents are compared as they are after the repair, also when
+    it is not asked for."""
     with _Judge(fix) as judge:
         for split in _val_first(splits):
             number, parts = 1, []
@@ -128,18 +132,24 @@ def clean(splits, fix):
                     faults.update({kind: count for kind, (count, _) in found.items() if KINDS[kind][1] == "encoding"})
                 removed = judge.verdict(split, number, document)
                 encoding = "encoding" in fix
-                yield Cleaned(split, number, "".join(mended if encoding else parts), dict(faults) if encoding else {}, removed)
+                yield Cleaned(
+                    split, number, "".join(mended if encoding else parts), dict(faults) if encoding else {}, removed
+                )
                 number, parts = number + 1, []
 
 
 def report(facts):
-    """The facts on one screen, with what to do about them. `facts["names"]`, if there, are the arguments that name the corpus."""
+    """The facts on one screen, with what to do about them. `facts["names"]`, if there, are the arguments that name the
+    corpus."""
     found = {kind: finding for kind, finding in facts["findings"].items() if finding["count"]}
     lines = [*_table(facts), ""]
     if facts["one_text"]:
         lines.append("one text, so there are no documents to compare")
     for kind, finding in found.items():
-        lines.append(f"{finding['count']:>8,} {KINDS[kind][0]}" + (f" ({finding['words']:,} words)" if "words" in finding else ""))
+        lines.append(
+            f"{finding['count']:>8,} {KINDS[kind][0]}"
+            + (f" ({finding['words']:,} words)" if "words" in finding else "")
+        )
         first = finding["examples"][0]
         place = f"{first['split']} {first['document']}" + (f" as {first['like']}" if "like" in first else "")
         lines.append(f"{'':9}{place}: {first['text']!r}")
@@ -153,7 +163,10 @@ def report(facts):
     lines += ["", f"{tokens}{few}. Recommended: {size['model']}, {size['recipe']}"]
     fixes = [fix for fix in FIXES if any(KINDS[kind][1] == fix for kind in found)]
     if fixes:
-        lines.append(f"to mend it: python -m finetune.doctor {shlex.join(facts.get('names', ['DIR']))} --fix={','.join(fixes)} --out_dir=data/clean")
+        lines.append(
+            f"to mend it: python -m finetune.doctor {shlex.join(facts.get('names', ['DIR']))} --fix={','.join(fixes)}"
+            " --out_dir=data/clean"
+        )
     if left := [KINDS[kind][0] for kind in found if not KINDS[kind][1]]:
         lines.append(f"left to you, as --fix does not mend them: {', '.join(left)}")
     return "\n".join(lines)
@@ -205,7 +218,8 @@ class _Document:
 
 
 class _Judge:
-    """Says of one document after the other whether it repeats another. What is to go is not compared with later ones."""
+    """Says of one document after the other whether it repeats another. What is to go is not compared with later
+    ones."""
 
     def __init__(self, fix=FIXES):
         self.fix, self.seen = fix, {}
@@ -236,8 +250,8 @@ class _Judge:
 
 
 def _val_first(splits):
-    """val before train, which is compared with it; and a document that both have is to be taken from train, because a smaller
-    val would tell less, and another val could not be compared with runs before."""
+    """val before train, which is compared with it; and a document that both have is to be taken from train, because a
+    smaller val would tell less, and another val could not be compared with runs before."""
     return sorted(splits, key=["val", "train"].index)
 
 
@@ -254,14 +268,24 @@ def _excerpt(text):
 
 
 def _sizes(lengths, sizes):
-    lengths, tokens = np.frombuffer(lengths, np.uint64).astype(np.int64), None if sizes["uncounted"] else sizes["tokens"]
+    lengths, tokens = (
+        np.frombuffer(lengths, np.uint64).astype(np.int64),
+        (None if sizes["uncounted"] else sizes["tokens"]),
+    )
     quantiles = np.quantile(lengths, [0.5, 0.9, 0.99, 1], method="inverted_cdf").tolist() if len(lengths) else [0] * 4
     facts = {"documents": len(lengths), "characters": sizes["characters"], "bytes": sizes["bytes"], "tokens": tokens}
-    facts["lengths"] = {"unit": "characters" if tokens is None else "tokens", **dict(zip(("p50", "p90", "p99", "max"), quantiles))}
+    facts["lengths"] = {
+        "unit": "characters" if tokens is None else "tokens",
+        **dict(zip(("p50", "p90", "p99", "max"), quantiles)),
+    }
     if tokens is not None:
         lost = np.maximum(lengths - BLOCK_SIZE, 0)
         facts["tokens_per_byte"] = tokens / max(1, sizes["bytes"])
-        facts["truncation"] = {"at": BLOCK_SIZE, "documents": int((lost > 0).sum()) / max(1, len(lost)), "tokens": int(lost.sum()) / max(1, tokens)}
+        facts["truncation"] = {
+            "at": BLOCK_SIZE,
+            "documents": int((lost > 0).sum()) / max(1, len(lost)),
+            "tokens": int(lost.sum()) / max(1, tokens),
+        }
     return facts
 
 
@@ -270,8 +294,17 @@ def _size(train, kind):
     tokens = train["bytes"] // BYTES_PER_TOKEN if estimated else train["tokens"]
     model, recipe = next((model, recipe) for limit, model, recipe in SIZES if tokens < limit)
     if kind == "char":
-        model, recipe = "a small GPT from scratch, as pretrained ones have no characters", "recipes/shakespeare_char.yaml"
-    return {"tokens": tokens, "estimated": estimated, "may_overfit": tokens < MIN_TOKENS, "model": model, "recipe": recipe}
+        model, recipe = (
+            "a small GPT from scratch, as pretrained ones have no characters",
+            "recipes/shakespeare_char.yaml",
+        )
+    return {
+        "tokens": tokens,
+        "estimated": estimated,
+        "may_overfit": tokens < MIN_TOKENS,
+        "model": model,
+        "recipe": recipe,
+    }
 
 
 def _utf8(text):

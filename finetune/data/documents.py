@@ -15,9 +15,14 @@ def of_sources(sources):
 
 
 def of_bin(dataset, split, tokenizer):
-    """The documents of a bin, as Pieces without their end-of-text. A long one is cut before white space, else before a character."""
+    """The documents of a bin, as Pieces without their end-of-text. A long one is cut before white space, else before a
+    character."""
     space, character = np.zeros(1 << 16, bool), np.zeros(1 << 16, bool)
-    tokens = tokenizer.vocabulary if tokenizer.kind == "bpe" else {char.encode("utf-8", "surrogatepass"): i for i, char in enumerate(tokenizer.chars)}
+    tokens = (
+        tokenizer.vocabulary
+        if tokenizer.kind == "bpe"
+        else {char.encode("utf-8", "surrogatepass"): i for i, char in enumerate(tokenizer.chars)}
+    )
     for token, i in tokens.items():
         space[i] = token[:1].isspace()
         character[i] = token[0] < 0x80 or token[0] >= 0xC0  # not in the middle of one in UTF-8

@@ -11,7 +11,8 @@ ODD = re.compile("[\0-\x08\x0b-\x1f\x7f]")  # all that can be wrong with ASCII
 
 
 def repair(text):
-    """The text without faults of encoding, and {kind: (how many lines, the first of them)}. "lost" is counted and cannot be mended."""
+    """The text without faults of encoding, and {kind: (how many lines, the first of them)}. "lost" is counted and
+    cannot be mended."""
     faults = {}
     if text.isascii() and not ODD.search(text):
         return text, faults

@@ -1,7 +1,7 @@
 """nanoGPT's meta.pkl, read and written as plain data.
 
-A pickle is a program. This reader knows only the instructions that build numbers, strings, lists and dictionaries; any other
-instruction, among them all that import or call something, is refused by name, so nothing in the file is ever run.
+A pickle is a program. This reader knows only the instructions that build numbers, strings, lists and dictionaries; any
+other instruction, among them all that import or call something, is refused by name, so nothing in the file is ever run.
 """
 
 import pickletools
@@ -10,9 +10,19 @@ import struct
 MAX_BYTES = 16 * 1024 * 1024
 IGNORED = {"PROTO", "FRAME"}
 VALUES = {
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
-    "FLOAT", "BINFLOAT",
-}  # fmt: skip
+    "INT",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG",
+    "LONG1",
+    "UNICODE",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "FLOAT",
+    "BINFLOAT",
+}
 
 
 def read(data):
@@ -78,14 +88,21 @@ def _interpret(data):
             elif name == "SETITEMS":
                 items = _pop_mark(stack, marks)
                 stack[-1].update(zip(items[::2], items[1::2], strict=True))
-            elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):  # a dictionary, so that a huge index costs nothing
+            elif name in (
+                "PUT",
+                "BINPUT",
+                "LONG_BINPUT",
+                "MEMOIZE",
+            ):  # a dictionary, so that a huge index costs nothing
                 memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
             elif name in ("GET", "BINGET", "LONG_BINGET"):
                 stack.append(memo[argument])
             elif name == "STOP":
                 return stack.pop()
             else:
-                raise ValueError(f"instruction {name} at byte {position} is not plain data; refused, because a pickle can run code")
+                raise ValueError(
+                    f"instruction {name} at byte {position} is not plain data; refused, because a pickle can run code"
+                )
     except (IndexError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a well-formed pickle of plain data ({type(error).__name__})") from None
     raise ValueError("it ends too early")

@@ -1,8 +1,7 @@
 """Documents into rows of a fixed length: whole where they fit, as full as can be, and never the same token twice.
 
-A row of T + 1 tokens predicts T of them. A longer document is cut into pieces of T + 1 that share one token, so that every token but a
-document's first is predicted exactly once.
-"""
+A row of T + 1 tokens predicts T of them. A longer document is cut into pieces of T + 1 that share one token, so that
+every token but a document's first is predicted exactly once."""
 
 import numpy as np
 
@@ -12,9 +11,8 @@ TOGETHER = 1 << 16  # pieces that are packed with each other; what is packed lie
 def pack(ends, room, learned=None):
     """`(first, length, row)` of all pieces, int64 arrays in the order of rows and of the bin within a row.
 
-    `ends` are where documents end in a bin (behind their last token), `room` is T + 1. Best fit decreasing among each TOGETHER pieces.
-    Pieces without a target, where `learned` says what is one, are left out: nobody else sees them.
-    """
+    `ends` are where documents end in a bin (behind their last token), `room` is T + 1. Best fit decreasing among each
+    TOGETHER pieces. Pieces without a target, where `learned` says what is one, are left out: nobody else sees them."""
     first, length = _pieces(ends, room)
     if learned is not None:
         some = np.array([learned[a + 1 : a + n].any() for a, n in zip(first.tolist(), length.tolist())], dtype=bool)
@@ -41,7 +39,12 @@ def _pieces(ends, room):
 
 def _best_fit(lengths, room):
     """The row of each length: longest first, each into the row where it leaves least."""
-    chosen, rows, waiting, spaces = [0] * len(lengths), 0, [[] for _ in range(room + 1)], 0  # bit n of spaces: some row has n left
+    chosen, rows, waiting, spaces = (
+        [0] * len(lengths),
+        0,
+        [[] for _ in range(room + 1)],
+        0,
+    )  # bit n of spaces: some row has n left
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = lengths[i]
         if enough := spaces >> length:

@@ -1,4 +1,5 @@
-"""A preparation shared out among machines: each tokenizes its part of the text, and joined they are what one machine would have written.
+"""A preparation shared out among machines: each tokenizes its part of the text, and joined they are what one machine
+would have written.
 
     write([2, 4], ["corpus.jsonl"], "data/mine")     # on the second of four machines
     join("data/mine")                                # where the four parts are
@@ -19,9 +20,21 @@ from finetune.data.prepare import planned, publish, tokenize, workplace
 NAME = re.compile(r"part_([0-9]+)_of_([0-9]+)")
 
 
-def write(part, names, out_dir, tokenizer="gpt2", val_fraction=0.1, val=(), seed=1337, num_proc=0, max_tokens=1024, overflow="split", **reading):
-    """Tokenize one part, `(number, count)` with numbers from 1, into a directory of its own in `out_dir`; return that directory and the
-    description that it holds. All else is as in `prepare.prepare`. Raises UsageError."""
+def write(
+    part,
+    names,
+    out_dir,
+    tokenizer="gpt2",
+    val_fraction=0.1,
+    val=(),
+    seed=1337,
+    num_proc=0,
+    max_tokens=1024,
+    overflow="split",
+    **reading,
+):
+    """Tokenize one part, `(number, count)` with numbers from 1, into a directory of its own in `out_dir`; return that
+    directory and the description that it holds. All else is as in `prepare.prepare`. Raises UsageError."""
     number, count = part
     plan = planned(names, tokenizer, val_fraction, val, seed, max_tokens, overflow, **reading)
     first, end = plan.characters * (number - 1) // count, plan.characters * number // count
@@ -32,7 +45,9 @@ def write(part, names, out_dir, tokenizer="gpt2", val_fraction=0.1, val=(), seed
         tokenize(plan, work / "part", num_proc, whole=False)
         if plan.tokenizer.kind != "char":  # whose characters stand in its description
             plan.tokenizer.save(work / "part")
-        (work / "part" / "part.json").write_text(json.dumps(plan.meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (work / "part" / "part.json").write_text(
+            json.dumps(plan.meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         if directory.exists():
             shutil.rmtree(directory)
         (work / "part").rename(directory)
@@ -40,13 +55,16 @@ def write(part, names, out_dir, tokenizer="gpt2", val_fraction=0.1, val=(), seed
 
 
 def join(out_dir):
-    """Make the parts in `out_dir` one prepared directory, return its Dataset, and remove them. Raises UsageError, with all parts as they
-    were, where one is missing, damaged, or made from another text or in another way than the first."""
+    """Make the parts in `out_dir` one prepared directory, return its Dataset, and remove them. Raises UsageError, with
+    all parts as they were, where one is missing, damaged, or made from another text or in another way than the
+    first."""
     parts = _found(Path(out_dir))
     described = [_described(part) for part in parts]
     for part, meta in zip(parts, described):
         if different := [name for name in {**described[0], **meta} if _alike(described[0], name) != _alike(meta, name)]:
-            raise UsageError(f"{part}: is no part of the same as {parts[0].name}, its {different[0]} differ; prepare them alike")
+            raise UsageError(
+                f"{part}: is no part of the same as {parts[0].name}, its {different[0]} differ; prepare them alike"
+            )
     meta = described[0]
     tokenizer = tokenizers.from_description(meta["tokenizer"], parts[0])
     with workplace(out_dir) as work:
@@ -66,8 +84,8 @@ def join(out_dir):
 
 
 def _part(stream, first, end, anywhere):
-    """What begins between two characters of a stream. Documents are in one part whole, and a running text, which is a single one, may
-    be parted `anywhere` between its pieces."""
+    """What begins between two characters of a stream. Documents are in one part whole, and a running text, which is a
+    single one, may be parted `anywhere` between its pieces."""
     done, begins, mine = 0, True, False
     for split, piece in stream:
         if begins:
@@ -82,14 +100,25 @@ def _part(stream, first, end, anywhere):
 
 def _found(out_dir):
     """The directories of all parts, in their order."""
-    there = {tuple(map(int, name.groups())): path for path in sorted(out_dir.glob("part_*_of_*")) if (name := NAME.fullmatch(path.name))}
+    there = {
+        tuple(map(int, name.groups())): path
+        for path in sorted(out_dir.glob("part_*_of_*"))
+        if (name := NAME.fullmatch(path.name))
+    }
     counts = sorted({count for _, count in there})
     if not counts:
-        raise UsageError(f"{out_dir}: no parts there; python -m finetune.prepare SOURCE... --out_dir={out_dir} --part=1/2 makes the first of two")
+        raise UsageError(
+            f"{out_dir}: no parts there; python -m finetune.prepare SOURCE... --out_dir={out_dir} --part=1/2 makes the"
+            " first of two"
+        )
     if len(counts) > 1:
-        raise UsageError(f"{out_dir}: holds parts of {' and of '.join(map(str, counts))}; remove those that are not meant")
+        raise UsageError(
+            f"{out_dir}: holds parts of {' and of '.join(map(str, counts))}; remove those that are not meant"
+        )
     if missing := [str(number) for number in range(1, counts[0] + 1) if (number, counts[0]) not in there]:
-        raise UsageError(f"{out_dir}: of {counts[0]} parts {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+        raise UsageError(
+            f"{out_dir}: of {counts[0]} parts {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        )
     return [there[number, counts[0]] for number in range(1, counts[0] + 1)]
 
 

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 
 class Piece(NamedTuple):
-    """A part of a document. `ends` with the last one; `target` where a model is to learn it, which prompts are not; `stops` where an
-    end-of-text follows although the document goes on, after an assistant's turn; `tokens` are how many it is, where that is known."""
+    """A part of a document. `ends` with the last one; `target` where a model is to learn it, which prompts are not;
+    `stops` where an end-of-text follows although the document goes on, after an assistant's turn; `tokens` are how many
+    it is, where that is known."""
 
     text: str
     ends: bool = False
@@ -16,9 +17,9 @@ class Piece(NamedTuple):
 
 
 def cut(stream, size, anywhere=False):
-    """The same documents in pieces of about `size` characters at most, cut only where GPT-2's pre-tokenizer cuts whatever follows, or
-    `anywhere`. So encoding them one by one gives the ids of the whole. A text without any such place stays in one piece.
-    """
+    """The same documents in pieces of about `size` characters at most, cut only where GPT-2's pre-tokenizer cuts
+    whatever follows, or `anywhere`. So encoding them one by one gives the ids of the whole. A text without any such
+    place stays in one piece."""
     rest, searched, target = "", 0, True
     for piece in stream:
         if piece.target != target and rest:  # prompt and completion are encoded by themselves

@@ -23,17 +23,27 @@ PIECE_CHARACTERS = 1 << 18  # of a task for a thread
 PIECE_DOCUMENTS = 1 << 12
 
 
-def prepare(names, out_dir, tokenizer="gpt2", val_fraction=0.1, val=(), seed=1337, num_proc=0, max_tokens=1024, overflow="split", **reading):
+def prepare(
+    names,
+    out_dir,
+    tokenizer="gpt2",
+    val_fraction=0.1,
+    val=(),
+    seed=1337,
+    num_proc=0,
+    max_tokens=1024,
+    overflow="split",
+    **reading,
+):
     """Tokenize texts into `out_dir` and return its Dataset.
 
-    A single running text is split by characters, the last `val_fraction` of them into val.bin, and gets no end-of-text. Documents
-    are followed by one end-of-text token each, and `val_fraction` of them, drawn by `seed`, go into val.bin whole; where that would
-    be less than one, their characters are split instead. With sources in `val`, these are val.bin. `tokenizer` is "gpt2", "char", a
-    model directory or a tokenizer; `reading` goes to `sources.find`; `num_proc` threads encode, 0 is one a core. Documents of more
-    than `max_tokens` tokens, end-of-text included, are an `overflow`: "split" takes them as they are, and training cuts them,
-    "drop" leaves them out, "error" raises. Two passes over the text, in constant memory; `out_dir` changes only when all is well.
-    Raises UsageError.
-    """
+    A single running text is split by characters, the last `val_fraction` of them into val.bin, and gets no end-of-text.
+    Documents are followed by one end-of-text token each, and `val_fraction` of them, drawn by `seed`, go into val.bin
+    whole; where that would be less than one, their characters are split instead. With sources in `val`, these are
+    val.bin. `tokenizer` is "gpt2", "char", a model directory or a tokenizer; `reading` goes to `sources.find`;
+    `num_proc` threads encode, 0 is one a core. Documents of more than `max_tokens` tokens, end-of-text included, are an
+    `overflow`: "split" takes them as they are, and training cuts them, "drop" leaves them out, "error" raises. Two
+    passes over the text, in constant memory; `out_dir` changes only when all is well. Raises UsageError."""
     plan = planned(names, tokenizer, val_fraction, val, seed, max_tokens, overflow, **reading)
     with workplace(out_dir) as work:
         tokenize(plan, work, num_proc)
@@ -74,7 +84,11 @@ def planned(names, tokenizer, val_fraction, val, seed, max_tokens, overflow, **r
         "val_fraction": None if val else val_fraction,
         "seed": seed,
         "end_of_text": None if by == "text" else tokenizer.eot,
-        **({} if by == "text" else {"overflow": {"kept" if overflow == "split" else "dropped": 0, "max_tokens": max_tokens}}),
+        **(
+            {}
+            if by == "text"
+            else {"overflow": {"kept" if overflow == "split" else "dropped": 0, "max_tokens": max_tokens}}
+        ),
         "sources": train["sources"],
         **({"val_sources": val_facts["sources"]} if val else {}),
     }
@@ -96,16 +110,22 @@ def workplace(out_dir):
 
 
 def publish(work, out_dir, meta, tokenizer):
-    """Make the bins in `work` and what belongs to them the prepared directory `out_dir`. Raises UsageError before it changes anything."""
+    """Make the bins in `work` and what belongs to them the prepared directory `out_dir`. Raises UsageError before it
+    changes anything."""
     out_dir, splits = Path(out_dir), meta["splits"]
     for split, facts in splits.items():
         if not facts["tokens"]:
             most = meta["overflow"]["max_tokens"]
-            raise UsageError(f"{split}.bin would be empty: each of its documents has more than {most:,} tokens; --overflow=split keeps them")
+            raise UsageError(
+                f"{split}.bin would be empty: each of its documents has more than {most:,} tokens; --overflow=split"
+                " keeps them"
+            )
     if tokenizer.kind == "char":
         (work / "meta.pkl").write_bytes(nanogpt_meta.write(tokenizer.chars))
     else:
-        if any("targets" in split for split in splits.values()):  # so that whoever loads the model later speaks as the data did
+        if any(
+            "targets" in split for split in splits.values()
+        ):  # so that whoever loads the model later speaks as the data did
             tokenizer.files["chat_template.jinja"] = chat.TEMPLATE.encode()
             meta["chat_template"] = chat.TEMPLATE
         tokenizer.save(work)
@@ -136,7 +156,8 @@ KEPT = (
 
 
 def find_tokenizer(choice):
-    """The tokenizer behind "gpt2", a model directory, a run's out_dir or prepared data; a tokenizer is returned as it is. Raises UsageError."""
+    """The tokenizer behind "gpt2", a model directory, a run's out_dir or prepared data; a tokenizer is returned as it
+    is. Raises UsageError."""
     if not isinstance(choice, (str, Path)):
         return choice
     if choice == "gpt2":
@@ -153,29 +174,39 @@ def find_tokenizer(choice):
 
 
 def open_dataset(value, tokenizer, val_fraction):
-    """The Dataset that a recipe's `dataset` means: a prepared directory, the name of one under data/, or a text prepared now.
+    """The Dataset that a recipe's `dataset` means: a prepared directory, the name of one under data/, or a text
+    prepared now.
 
-    A text is prepared once into data/, under a name that holds what it was made from. `tokenizer` is a function that gives the
-    choice for that case, so that nobody looks for one that is not needed. Raises UsageError.
-    """
+    A text is prepared once into data/, under a name that holds what it was made from. `tokenizer` is a function that
+    gives the choice for that case, so that nobody looks for one that is not needed. Raises UsageError."""
     for directory in (Path(value), Path("data") / value):
         if bins.is_prepared(directory):
             found = bins.load(directory)
             # a named text is there for every tokenizer, not only for the one it was prepared with first
-            if value not in sources.NAMED or not found.tokenizer or (tokenizer() == "char") == (found.tokenizer.kind == "char"):
+            if (
+                value not in sources.NAMED
+                or not found.tokenizer
+                or (tokenizer() == "char") == (found.tokenizer.kind == "char")
+            ):
                 return found
     if Path(value).is_dir() and not list(Path(value).glob("*.bin")):
-        raise UsageError(f"{value}: no train.bin here; prepare it with `python -m finetune.prepare TEXT --out_dir={value}`")
+        raise UsageError(
+            f"{value}: no train.bin here; prepare it with `python -m finetune.prepare TEXT --out_dir={value}`"
+        )
     if Path(value).is_dir():
         return bins.load(value)  # says which of the two is missing
     if value not in sources.NAMED and not Path(value).is_file():
         there = sorted(str(path.parent) for path in Path("data").glob("*/train.bin"))
         known = f"prepared here: {', '.join(there)}; " if there else ""
-        raise UsageError(f"dataset {value}: no such directory or text file; {known}named texts: {', '.join(sources.NAMED)}")
+        raise UsageError(
+            f"dataset {value}: no such directory or text file; {known}named texts: {', '.join(sources.NAMED)}"
+        )
     choice = tokenizer()
     made_from = _survey(sources.find([value]), collect_alphabet=False)[0]["sources"]
     kind = choice if choice == "char" else (choice := find_tokenizer(choice)).fingerprint
-    mark = hashlib.sha256(json.dumps([made_from[0]["sha256"], kind, val_fraction, bins.FORMAT]).encode()).hexdigest()[:8]
+    mark = hashlib.sha256(json.dumps([made_from[0]["sha256"], kind, val_fraction, bins.FORMAT]).encode()).hexdigest()[
+        :8
+    ]
     directory = Path("data") / f"{Path(value).stem}-{choice if choice == 'char' else choice.kind}-{mark}"
     if (directory / "meta.json").is_file():
         return bins.load(directory)
@@ -184,7 +215,9 @@ def open_dataset(value, tokenizer, val_fraction):
 
 def examine(dataset):
     """What the doctor finds in a prepared directory; its meta.json says it too from then on."""
-    facts = doctor.examine({split: documents.of_bin(dataset, split, dataset.tokenizer) for split in ("train", "val")}, dataset.tokenizer)
+    facts = doctor.examine(
+        {split: documents.of_bin(dataset, split, dataset.tokenizer) for split in ("train", "val")}, dataset.tokenizer
+    )
     dataset.meta["doctor"] = facts
     partial = dataset.directory / ".tmp-meta.json"
     partial.write_text(json.dumps(dataset.meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -205,7 +238,11 @@ def summary(dataset):
     overflow = dataset.meta.get("overflow", {})
     learned = any("targets" in split for split in splits.values())
     if count := overflow.get("dropped") or (learned and overflow.get("kept")):
-        what = "left out" if "dropped" in overflow else f"cut where a block of {overflow['max_tokens']:,} ends (--overflow=drop leaves them out)"
+        what = (
+            "left out"
+            if "dropped" in overflow
+            else f"cut where a block of {overflow['max_tokens']:,} ends (--overflow=drop leaves them out)"
+        )
         lines.append(f"{count:,} document{'s' * (count > 1)} of more than {overflow['max_tokens']:,} tokens: {what}")
     if by == "characters":
         lines.append("too few documents to keep some whole for validation: the last characters of them all are val")
@@ -213,7 +250,8 @@ def summary(dataset):
 
 
 def _survey(texts, collect_alphabet):
-    """`(facts, alphabet)`: sources as {name, bytes, sha256}, characters and documents in all; and their characters when asked for."""
+    """`(facts, alphabet)`: sources as {name, bytes, sha256}, characters and documents in all; and their characters when
+    asked for."""
     facts, alphabet = {"sources": [], "characters": 0, "documents": 0}, set()
     for source in texts:
         digest, characters, documents, empty = hashlib.sha256(), 0, 0, True
@@ -224,7 +262,11 @@ def _survey(texts, collect_alphabet):
                 documents, empty = documents + (not empty), True
             if collect_alphabet:
                 alphabet.update(piece.text)
-        described = {"name": Path(source.name).name if source.files else source.name, "bytes": source.size(), "sha256": digest.hexdigest()}
+        described = {
+            "name": Path(source.name).name if source.files else source.name,
+            "bytes": source.size(),
+            "sha256": digest.hexdigest(),
+        }
         facts["sources"].append(described if source.is_one_text else {**described, "documents": documents})
         facts["characters"] += characters
         facts["documents"] += documents
@@ -232,24 +274,30 @@ def _survey(texts, collect_alphabet):
 
 
 def _split(texts, facts, held_out, val_fraction, seed, anywhere):
-    """`(stream, by)`: (split, Piece) of all documents that are not empty, cut for tokenization; and what was split: "text",
-    "documents", "characters" of documents, or "sources"."""
+    """`(stream, by)`: (split, Piece) of all documents that are not empty, cut for tokenization; and what was split:
+    "text", "documents", "characters" of documents, or "sources"."""
     pieces = _not_empty(piece for source in texts for piece in source.pieces())
     one_text = len(texts) == 1 and texts[0].is_one_text
     if held_out:
         rest = _not_empty(piece for source in held_out for piece in source.pieces())
         runs = [("train", pieces), ("val", rest)]
         one_text = one_text and len(held_out) == 1 and held_out[0].is_one_text
-        return ((split, piece) for split, run in runs for piece in cut(run, PIECE_CHARACTERS, anywhere)), "text" if one_text else "sources"
+        return ((split, piece) for split, run in runs for piece in cut(run, PIECE_CHARACTERS, anywhere)), (
+            "text" if one_text else "sources"
+        )
     kept = round(facts["documents"] * val_fraction)
     if kept and not one_text:
         chosen = set(np.random.default_rng(seed).choice(facts["documents"], kept, replace=False).tolist())
         return _by_documents(cut(pieces, PIECE_CHARACTERS, anywhere), chosen), "documents"
     num_train = int(facts["characters"] * (1 - val_fraction))
     if num_train in (0, facts["characters"]):
-        raise UsageError(f"{facts['characters']:,} characters are too few to keep val_fraction={val_fraction} of them for validation")
+        raise UsageError(
+            f"{facts['characters']:,} characters are too few to keep val_fraction={val_fraction} of them for validation"
+        )
     runs = itertools.groupby(_by_characters(pieces, num_train), key=lambda item: item[0])
-    stream = ((split, piece) for split, run in runs for piece in cut((piece for _, piece in run), PIECE_CHARACTERS, anywhere))
+    stream = (
+        (split, piece) for split, run in runs for piece in cut((piece for _, piece in run), PIECE_CHARACTERS, anywhere)
+    )
     return stream, "text" if one_text else "characters"
 
 
@@ -287,7 +335,8 @@ class Overflow:
         self.lengths, self.begun = {}, {}  # of the document that has not ended yet, by split: tokens; (pieces, ids)
 
     def kept(self, split, pieces, ids):
-        """`(pieces, ids)` of those documents that stay. One that has not ended waits here, unless all of them stay anyway."""
+        """`(pieces, ids)` of those documents that stay. One that has not ended waits here, unless all of them stay
+        anyway."""
         staying, waiting = ([], []), self.begun.pop(split, ([], []))
         for piece, part in zip(pieces, ids):
             self.lengths[split] = self.lengths.get(split, 0) + len(part)
@@ -312,23 +361,28 @@ class Overflow:
                 yield split, pieces, ids
 
     def _is_too_long(self, split, waiting):
-        """Whether the document that has begun need not wait any longer, being too long. Raises UsageError where that is an error."""
+        """Whether the document that has begun need not wait any longer, being too long. Raises UsageError where that is
+        an error."""
         if self.answer == "split" or self.lengths[split] <= self.max_tokens:
             return False
         if self.answer == "error":
             raise UsageError(
-                f"a document has more than {self.max_tokens:,} tokens; --overflow=split keeps such, --overflow=drop leaves them out. "
-                f"It begins {waiting[0][0].text[:60]!r}"
+                f"a document has more than {self.max_tokens:,} tokens; --overflow=split keeps such, --overflow=drop"
+                f" leaves them out. It begins {waiting[0][0].text[:60]!r}"
             )
         return True
 
 
 def tokenize(plan, directory, num_proc, whole=True):
-    """Write train.bin and val.bin of a Plan, and what they came to into its meta. `whole` is of `bins.Writer.close`. Raises UsageError."""
+    """Write train.bin and val.bin of a Plan, and what they came to into its meta. `whole` is of `bins.Writer.close`.
+    Raises UsageError."""
     threads = num_proc or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     waiting, eot, overflow = deque(), plan.meta["end_of_text"], plan.overflow
     with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as open_writers:
-        writers = {split: open_writers.enter_context(bins.Writer(directory / f"{split}.bin", eot)) for split in ("train", "val")}
+        writers = {
+            split: open_writers.enter_context(bins.Writer(directory / f"{split}.bin", eot))
+            for split in ("train", "val")
+        }
         for split, group in _groups(_progress(plan.stream, plan.characters)):
             waiting.append((split, group, pool.submit(_encoded, group, plan.tokenizer, eot)))
             if len(waiting) > 4 * threads:
@@ -342,13 +396,14 @@ def tokenize(plan, directory, num_proc, whole=True):
         plan.meta["overflow"]["kept" if overflow.answer == "split" else "dropped"] = overflow.count
     if plan.tokenizer.eot is None and any("mask_sha256" in facts for facts in plan.meta["splits"].values()):
         raise UsageError(
-            f"tokenizer: {plan.tokenizer.describe()['name']} have no end-of-text, so nobody could learn where an answer ends; "
-            "instruction data needs gpt2 or the tokenizer of a model directory"
+            f"tokenizer: {plan.tokenizer.describe()['name']} have no end-of-text, so nobody could learn where an answer"
+            " ends; instruction data needs gpt2 or the tokenizer of a model directory"
         )
 
 
 def _groups(stream):
-    """(split, [Piece, ...]) of some hundred thousand characters each: a task for a thread, be it a part of a document or many."""
+    """(split, [Piece, ...]) of some hundred thousand characters each: a task for a thread, be it a part of a document
+    or many."""
     groups, sizes = {"train": [], "val": []}, {"train": 0, "val": 0}
     for split, piece in stream:
         groups[split].append(piece)

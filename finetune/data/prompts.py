@@ -10,9 +10,8 @@ from finetune.data import chat
 def read(path, template=None):
     """[(place, text)] of a file of prompts, place being "file:line". Empty lines are none.
 
-    A line of a .jsonl file is an object with `prompt`, or with `messages`, for which there has to be a chat template. Raises UsageError
-    naming the line.
-    """
+    A line of a .jsonl file is an object with `prompt`, or with `messages`, for which there has to be a chat template.
+    Raises UsageError naming the line."""
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -38,8 +37,13 @@ def _prompt(line, place, template):
     if isinstance(prompt, str) and prompt and messages is None:
         return prompt
     if prompt is not None or not isinstance(messages, list) or not messages:
-        raise UsageError(f"{place}: expected an object with a prompt, a text that is not empty, or with messages, a list")
-    if not all(isinstance(message, dict) and all(isinstance(message.get(part), str) for part in ("role", "content")) for message in messages):
+        raise UsageError(
+            f"{place}: expected an object with a prompt, a text that is not empty, or with messages, a list"
+        )
+    if not all(
+        isinstance(message, dict) and all(isinstance(message.get(part), str) for part in ("role", "content"))
+        for message in messages
+    ):
         raise UsageError(f"{place}: a message needs role and content, both text")
     if template is None:
         raise UsageError(f"{place}: messages need a chat template, and this model has none; give prompts")

@@ -1,8 +1,8 @@
 """Texts that are alike: equal documents, nearly equal ones, and passages that two of them share.
 
-No text is kept. Of a document there are 16 bytes to find an equal one, 20 places in tables, given by its MinHash signature, to find
-candidates for a nearly equal one, and its shingles, 4 bytes a word, in a temporary file, where a candidate is compared exactly.
-"""
+No text is kept. Of a document there are 16 bytes to find an equal one, 20 places in tables, given by its MinHash
+signature, to find candidates for a nearly equal one, and its shingles, 4 bytes a word, in a temporary file, where a
+candidate is compared exactly."""
 
 import hashlib
 import re
@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-NEAR = 0.8  # Jaccard similarity of 5-word shingles from which on documents are nearly equal: Lee et al. 2021, arXiv:2107.06499
+# Jaccard similarity of 5-word shingles from which on documents are nearly equal: Lee et al. 2021, arXiv:2107.06499
+NEAR = 0.8
 SHORT = 20  # words: below, one other word may be another answer, so only case and spacing may differ
 # two documents of similarity 0.8 agree in no band with a chance of (1 - 0.8^4)^20 = 3 in 100,000
 BANDS, ROWS = 20, 4
@@ -44,7 +45,8 @@ def words(text):
 
 
 class Sketch(NamedTuple):
-    """What is compared of a document. `shingles` (sorted, distinct, uint32) is None when only equal ones are looked for."""
+    """What is compared of a document. `shingles` (sorted, distinct, uint32) is None when only equal ones are looked
+    for."""
 
     digest: bytes
     shingles: np.ndarray | None = None
@@ -85,7 +87,9 @@ class Seen:
         self.numbers = array("Q", [0])  # the first is nobody's
         self.ends = array("Q", [0])  # the shingles of numbers[i] are those from ends[i - 1] to ends[i]
         self.latest = np.zeros((BANDS, SLOTS), np.int32)  # the last i in a slot, and
-        self.earlier = np.zeros((MAX_DOCUMENTS + 1, BANDS), np.int32)  # for each i the one before it in the slot of each band
+        self.earlier = np.zeros(
+            (MAX_DOCUMENTS + 1, BANDS), np.int32
+        )  # for each i the one before it in the slot of each band
         self.tags = np.zeros((MAX_DOCUMENTS + 1, BANDS), np.uint16)  # what tells a band from others in its slot
         self.file = tempfile.TemporaryFile()
         self.skipped = 0  # documents beyond MAX_DOCUMENTS
@@ -140,7 +144,8 @@ def _places(bands):
 
 
 class Shared(NamedTuple):
-    """A passage of `length` words that begins at word `here`, in this `document` (from 1), and at word `there` of another text."""
+    """A passage of `length` words that begins at word `here`, in this `document` (from 1), and at word `there` of
+    another text."""
 
     document: int
     here: int
@@ -149,7 +154,8 @@ class Shared(NamedTuple):
 
 
 class Passages:
-    """A text, and which passages of it, of PASSAGE words or more, others share. A passage that stands in it twice counts once."""
+    """A text, and which passages of it, of PASSAGE words or more, others share. A passage that stands in it twice
+    counts once."""
 
     def __init__(self):
         self.words = array("I")
@@ -157,7 +163,8 @@ class Passages:
         self.windows, self.skipped = None, 0
 
     def add(self, hashes, begins):
-        """Append words; `begins` says that a document begins with them. What is beyond MAX_PASSAGE_WORDS is not searched."""
+        """Append words; `begins` says that a document begins with them. What is beyond MAX_PASSAGE_WORDS is not
+        searched."""
         if begins:
             self.starts.append(len(self.words))
         fit = hashes[: MAX_PASSAGE_WORDS - len(self.words)]

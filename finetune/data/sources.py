@@ -1,4 +1,5 @@
-"""Where text comes from: files and directories of any common kind, data sets of the Hub, and two named texts. All of it is streamed."""
+"""Where text comes from: files and directories of any common kind, data sets of the Hub, and two named texts. All of it
+is streamed."""
 
 import codecs
 import csv
@@ -45,11 +46,11 @@ class Source:
         return sum(path.stat().st_size for path in self.files) if self.files else None
 
     def pieces(self, digest=None):
-        """Its documents as Pieces, in pieces of some megabytes: every file of text is one, and so is every row of a table.
+        """Its documents as Pieces, in pieces of some megabytes: every file of text is one, and so is every row of a
+        table.
 
-        Line ends become \\n. `digest`, a hashlib object, is fed the bytes of the files (of the Hub: the texts). Raises UsageError with
-        file and place for what is not UTF-8 or not text.
-        """
+        Line ends become \\n. `digest`, a hashlib object, is fed the bytes of the files (of the Hub: the texts). Raises
+        UsageError with file and place for what is not UTF-8 or not text."""
         if self.content is not None:
             yield from _text(self.name, lambda: io.BytesIO(self.content), digest)
         elif self.hub:
@@ -91,7 +92,9 @@ class Source:
                 for _ in _text(place, lambda: _opened(Path(place)), None):
                     pass  # says where
             lines = str(error).strip().splitlines()
-            raise UsageError(f"{place}: cannot be read as {kind}: {lines[0] if lines else type(error).__name__}") from None
+            raise UsageError(
+                f"{place}: cannot be read as {kind}: {lines[0] if lines else type(error).__name__}"
+            ) from None
 
 
 class NoText(ValueError):
@@ -107,20 +110,25 @@ def _document(row, columns):
             raise NoText(error) from None
     text = row.get(columns["text"])
     if not isinstance(text, str):
-        raise NoText(f"column {columns['text']!r} holds {'nothing' if text is None else f'a value of type {type(text).__name__}'}, not text")
+        raise NoText(
+            f"column {columns['text']!r} holds"
+            f" {'nothing' if text is None else f'a value of type {type(text).__name__}'}, not text"
+        )
     return [Piece(text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text, ends=True)]
 
 
 def find(names, columns=None, split="train", revision=None):
-    """A Source for each name: a file, a directory, a pattern with *, a data set of the Hub (owner/name, owner/name:config),
-    `shakespeare` or `python_docs`.
+    """A Source for each name: a file, a directory, a pattern with *, a data set of the Hub (owner/name,
+    owner/name:config), `shakespeare` or `python_docs`.
 
-    `columns` names those of tables: {"text": name}, {"messages": name} or {"prompt": name, "completion": name}; `split` and `revision`
-    are of the Hub. Raises UsageError.
-    """
+    `columns` names those of tables: {"text": name}, {"messages": name} or {"prompt": name, "completion": name}; `split`
+    and `revision` are of the Hub. Raises UsageError."""
     columns = columns or {}
     if not names:
-        raise UsageError("no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs, which needs no download")
+        raise UsageError(
+            "no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs, which needs no"
+            " download"
+        )
     found = []
     for name in map(str, names):
         path = Path(name)
@@ -134,15 +142,28 @@ def find(names, columns=None, split="train", revision=None):
             if path.is_dir() or glob.has_magic(path.suffix) or not path.suffix:  # src/**/*.py says itself what is text
                 files = [file for file in files if _kind(file) != "text" or _is_text(file)]
             if not files:
-                raise UsageError(f"{name}: no text there; {', '.join([*TEXTS, *TABLES])} are read, each also with {', '.join(COMPRESSED)}")
+                raise UsageError(
+                    f"{name}: no text there; {', '.join([*TEXTS, *TABLES])} are read, each also with"
+                    f" {', '.join(COMPRESSED)}"
+                )
             found.append(Source(name, files, columns=columns))
         elif name == "python_docs":
             found.append(Source(name, content=_python_docs()))
         elif name == "shakespeare":
             found.append(Source(name, [_shakespeare()]))
-        elif (match := re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", name)) and _kind(path) == "text" and not _is_text(path):
+        elif (
+            (match := re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", name))
+            and _kind(path) == "text"
+            and not _is_text(path)
+        ):
             _check_hub(name)
-            found.append(Source(name, hub={"path": match[1], "name": match[2], "split": split, "revision": revision}, columns=columns))
+            found.append(
+                Source(
+                    name,
+                    hub={"path": match[1], "name": match[2], "split": split, "revision": revision},
+                    columns=columns,
+                )
+            )
         else:
             raise UsageError(f"{name}: no such file or directory, and not one of the named texts {', '.join(NAMED)}")
     return found
@@ -173,7 +194,11 @@ def _opened(path):
     """The bytes of a file, uncompressed."""
     import fsspec
 
-    return fsspec.open(str(path), "rb", compression="infer").open() if path.suffix.lower() in COMPRESSED else open(path, "rb")
+    return (
+        fsspec.open(str(path), "rb", compression="infer").open()
+        if path.suffix.lower() in COMPRESSED
+        else open(path, "rb")
+    )
 
 
 def _feed(path, digest):
@@ -193,7 +218,9 @@ def _text(name, opened, digest):
             except (OSError, EOFError) as error:
                 raise UsageError(f"{name}: cannot be read: {error}") from None
             if done == 0 and chunk[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                raise UsageError(f"{name}: looks like UTF-16; convert it to UTF-8, for example with iconv -f UTF-16 -t UTF-8")
+                raise UsageError(
+                    f"{name}: looks like UTF-16; convert it to UTF-8, for example with iconv -f UTF-16 -t UTF-8"
+                )
             if digest:
                 digest.update(chunk)
             try:
@@ -237,8 +264,8 @@ def _number(text):
 
 
 def _columns(row, wanted, place):
-    """What the columns are: {"text": name}, {"messages": name} or {"prompt": name, "completion": name}. Raises UsageError naming
-    those there are."""
+    """What the columns are: {"text": name}, {"messages": name} or {"prompt": name, "completion": name}. Raises
+    UsageError naming those there are."""
     there = ", ".join(row)
     if missing := [name for name in wanted.values() if name not in row]:
         raise UsageError(f"{place}: has no column {missing[0]!r}; its columns are {there}")
@@ -251,7 +278,8 @@ def _columns(row, wanted, place):
     if len(texts) == 1:
         return {"text": texts[0]}
     raise UsageError(
-        f"{place}: which column is the text? Its columns are {there}; name it with --text_column=, or --prompt_column= and --completion_column="
+        f"{place}: which column is the text? Its columns are {there}; name it with --text_column=, or --prompt_column="
+        " and --completion_column="
     )
 
 
@@ -264,11 +292,14 @@ def _check_hub(name):
             raise OSError("HF_HUB_OFFLINE is set")
         reach(constants.ENDPOINT)
     except OSError as error:
-        raise UsageError(f"{name}: no such file or directory, and the Hub cannot be asked for a data set of this name ({error})") from None
+        raise UsageError(
+            f"{name}: no such file or directory, and the Hub cannot be asked for a data set of this name ({error})"
+        ) from None
 
 
 def _python_docs():
-    """Python's language reference as plain text, which every CPython carries for its help(): 465,048 characters in 3.11."""
+    """Python's language reference as plain text, which every CPython carries for its help(): 465,048 characters in
+    3.11."""
     from pydoc_data.topics import topics
 
     return "\n".join(topics.values()).encode("utf-8")
@@ -286,10 +317,13 @@ def _shakespeare():
             content = response.read(1 << 22)
     except OSError as error:
         raise UsageError(
-            f"shakespeare: cannot be downloaded ({error}). Put the file {SHAKESPEARE_URL} at {path} by hand, or use python_docs, which needs no download"
+            f"shakespeare: cannot be downloaded ({error}). Put the file {SHAKESPEARE_URL} at {path} by hand, or use"
+            " python_docs, which needs no download"
         ) from None
     if hashlib.sha256(content).hexdigest() != SHAKESPEARE_SHA256:
-        raise UsageError(f"shakespeare: what {SHAKESPEARE_URL} sent is not tiny Shakespeare (its sha256 differs); nothing was kept")
+        raise UsageError(
+            f"shakespeare: what {SHAKESPEARE_URL} sent is not tiny Shakespeare (its sha256 differs); nothing was kept"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     partial.write_bytes(content)

@@ -1,10 +1,9 @@
 """Text to token ids and back: GPT-2's byte-level BPE through tiktoken, or one id a character.
 
-Both kinds have `encode(text) -> uint16 array`, `decode(ids) -> str`, `decode_bytes(ids)`, which may end within a character, `vocab_size`,
-`eot` (the id that ends a document, or None), `beginnings(id)`, the ids of shorter texts that the text of `id` begins with, `fingerprint`
-(equal vocabularies have equal fingerprints), `describe()` for meta.json and `save(directory, block_size)`, which writes the files that
-transformers loads with AutoTokenizer.
-"""
+Both kinds have `encode(text) -> uint16 array`, `decode(ids) -> str`, `decode_bytes(ids)`, which may end within a
+character, `vocab_size`, `eot` (the id that ends a document, or None), `beginnings(id)`, the ids of shorter texts that
+the text of `id` begins with, `fingerprint` (equal vocabularies have equal fingerprints), `describe()` for meta.json and
+`save(directory, block_size)`, which writes the files that transformers loads with AutoTokenizer."""
 
 import hashlib
 import json
@@ -23,7 +22,8 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class BPETokenizer:
-    """Byte-level BPE as GPT-2 has it. `vocabulary` maps the bytes of each ordinary token to its id, `special` names to ids.
+    """Byte-level BPE as GPT-2 has it. `vocabulary` maps the bytes of each ordinary token to its id, `special` names to
+    ids.
 
     `files` are those of the model directory it came from, {name: content}; they are handed on as they are.
     """
@@ -38,10 +38,13 @@ class BPETokenizer:
         self.vocab_size = max([*vocabulary.values(), *special.values()]) + 1
         self.eot = special.get(END_OF_TEXT)
         self._known = {*vocabulary.values(), *special.values()}
-        self._encoding = tiktoken.Encoding("gpt2-like", pat_str=r50k_pat_str, mergeable_ranks=vocabulary, special_tokens=special)
+        self._encoding = tiktoken.Encoding(
+            "gpt2-like", pat_str=r50k_pat_str, mergeable_ranks=vocabulary, special_tokens=special
+        )
 
     def encode(self, text, special=False):
-        """Ids of `text` as plain text: a literal <|endoftext|> in it is spelled out, and only with `special` the token of that name."""
+        """Ids of `text` as plain text: a literal <|endoftext|> in it is spelled out, and only with `special` the token
+        of that name."""
         allowed = set(self.special) if special else set()
         try:
             ids = self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
@@ -63,13 +66,18 @@ class BPETokenizer:
 
     @cached_property
     def fingerprint(self):
-        """Of what text is turned into: the ordinary tokens and end-of-text. Other special tokens never appear in data."""
+        """Of what text is turned into: the ordinary tokens and end-of-text. Other special tokens never appear in
+        data."""
         tokens = sorted((i, token.hex()) for token, i in self.vocabulary.items())
         return _sha256(repr((tokens, self.eot)).encode())
 
     def describe(self):
         gpt2 = len(self.vocabulary) == 50256 and self.eot == 50256
-        return {"kind": "bpe", "name": "GPT-2 BPE" if gpt2 else f"BPE of {self.vocab_size:,} ids", "sha256": self.fingerprint}
+        return {
+            "kind": "bpe",
+            "name": "GPT-2 BPE" if gpt2 else f"BPE of {self.vocab_size:,} ids",
+            "sha256": self.fingerprint,
+        }
 
     def save(self, directory, block_size=None):
         directory = Path(directory)
@@ -79,7 +87,9 @@ class BPETokenizer:
             self.files |= {name: (directory / name).read_bytes() for name in spelled - self.files.keys()}
         for name, content in self.files.items():
             (directory / name).write_bytes(content)
-        config = json.loads(self.files["tokenizer_config.json"]) if "tokenizer_config.json" in self.files else self._config()
+        config = (
+            json.loads(self.files["tokenizer_config.json"]) if "tokenizer_config.json" in self.files else self._config()
+        )
         _write_tokenizer_config(directory, config, block_size)
 
     def _config(self):
@@ -92,9 +102,13 @@ class BPETokenizer:
 
         letters = _bytes_to_unicode()
         vocab = {"".join(letters[byte] for byte in token): i for token, i in self.vocabulary.items()}
-        merges = [tuple("".join(letters[byte] for byte in part) for part in parts) for parts in _merges(self.vocabulary)]
+        merges = [
+            tuple("".join(letters[byte] for byte in part) for part in parts) for parts in _merges(self.vocabulary)
+        ]
         tokenizer = Tokenizer(models.BPE({**vocab, **self.special}, merges))
-        tokenizer.add_special_tokens([AddedToken(name, normalized=True) for name in sorted(self.special, key=self.special.get)])
+        tokenizer.add_special_tokens(
+            [AddedToken(name, normalized=True) for name in sorted(self.special, key=self.special.get)]
+        )
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -152,7 +166,9 @@ class CharTokenizer:
         # an unknown character must become some id without adding one; a space is the least surprising
         unknown = " " if " " in self.chars else self.chars[0]
         tokenizer = Tokenizer(models.WordLevel({char: i for i, char in enumerate(self.chars)}, unk_token=unknown))
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(?m:.)"), behavior="isolated")  # Oniguruma's m: . matches newlines
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(
+            Regex("(?m:.)"), behavior="isolated"
+        )  # Oniguruma's m: . matches newlines
         tokenizer.decoder = decoders.Fuse()
         tokenizer.save(str(Path(directory) / "tokenizer.json"))
         # this class name is the one that transformers 4 and 5 both load
@@ -161,7 +177,8 @@ class CharTokenizer:
 
 
 def gpt2():
-    """GPT-2's own tokenizer, from tiktoken or from the model gpt2 of the Hub: downloaded once, and from then on in the cache of either.
+    """GPT-2's own tokenizer, from tiktoken or from the model gpt2 of the Hub: downloaded once, and from then on in the
+    cache of either.
 
     Raises UsageError, within seconds, when it can neither be found nor reached.
     """
@@ -172,8 +189,9 @@ def gpt2():
         except Exception as error:  # every way in which a network fails has its own class
             failures.append(type(error).__name__)
     raise UsageError(
-        f"tokenizer gpt2: not in tiktoken's cache or that of the Hub, and neither server can be reached ({', '.join(failures)}). Give "
-        "--tokenizer=DIR with the directory of any downloaded GPT-2, set TIKTOKEN_CACHE_DIR, or use --tokenizer=char"
+        "tokenizer gpt2: not in tiktoken's cache or that of the Hub, and neither server can be reached"
+        f" ({', '.join(failures)}). Give --tokenizer=DIR with the directory of any downloaded GPT-2, set"
+        " TIKTOKEN_CACHE_DIR, or use --tokenizer=char"
     )
 
 
@@ -195,16 +213,29 @@ TIKTOKEN_HOST = "openaipublic.blob.core.windows.net"
 
 def _tiktoken_has_gpt2():
     """Whether tiktoken's cache holds both files of GPT-2's vocabulary, so that it will not ask the network."""
-    cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or os.path.join(tempfile.gettempdir(), "data-gym-cache")
+    cache = (
+        os.environ.get("TIKTOKEN_CACHE_DIR")
+        or os.environ.get("DATA_GYM_CACHE_DIR")
+        or os.path.join(tempfile.gettempdir(), "data-gym-cache")
+    )
     urls = [f"https://{TIKTOKEN_HOST}/gpt-2/encodings/main/{name}" for name in ("vocab.bpe", "encoder.json")]
     return all(os.path.isfile(os.path.join(cache, hashlib.sha1(url.encode()).hexdigest())) for url in urls)
 
 
-FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 
 
 def from_directory(directory):
-    """The tokenizer of a model directory, or None when it has none. Raises UsageError when it is of a kind we do not have."""
+    """The tokenizer of a model directory, or None when it has none. Raises UsageError when it is of a kind we do not
+    have."""
     directory = Path(directory)
     files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
     try:
@@ -221,12 +252,17 @@ def from_directory(directory):
 
 
 def from_description(description, directory):
-    """The tokenizer that a meta.json describes; BPE files lie beside it. Raises UsageError when it is not there or another one."""
+    """The tokenizer that a meta.json describes; BPE files lie beside it. Raises UsageError when it is not there or
+    another one."""
     tokenizer = CharTokenizer(description["chars"]) if description["kind"] == "char" else from_directory(directory)
     if tokenizer is None:
-        raise UsageError(f"{directory}: the tokenizer that meta.json speaks of, tokenizer.json, is not there; run prepare again")
+        raise UsageError(
+            f"{directory}: the tokenizer that meta.json speaks of, tokenizer.json, is not there; run prepare again"
+        )
     if tokenizer.fingerprint != description.get("sha256"):
-        raise UsageError(f"{directory}: the tokenizer here is not the one these tokens were made with; run prepare again")
+        raise UsageError(
+            f"{directory}: the tokenizer here is not the one these tokens were made with; run prepare again"
+        )
     return tokenizer
 
 
@@ -238,15 +274,20 @@ def _from_tokenizer_json(saved, files):
         raise ValueError(f"its model is {model.get('type')}; byte-level BPE like GPT-2's is needed")
     steps, normalizer = saved.get("pre_tokenizer") or {}, saved.get("normalizer")
     if steps.get("type") != "ByteLevel" or steps.get("add_prefix_space") or not steps.get("use_regex", True):
-        raise ValueError(f"its pre_tokenizer is {json.dumps(steps)}; GPT-2's is ByteLevel without a prefix space, with its regex")
+        raise ValueError(
+            f"its pre_tokenizer is {json.dumps(steps)}; GPT-2's is ByteLevel without a prefix space, with its regex"
+        )
     if normalizer:
         raise ValueError(f"it has a normalizer ({normalizer.get('type')}), and GPT-2 has none")
     vocab = {**model["vocab"], **{token["content"]: token["id"] for token in saved.get("added_tokens", [])}}
-    return _byte_level(vocab, [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]], files)
+    return _byte_level(
+        vocab, [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]], files
+    )
 
 
 def _byte_level(vocab, merges, files):
-    """A BPETokenizer from a vocabulary in GPT-2's printable letters. What is neither a byte nor made by a merge is special."""
+    """A BPETokenizer from a vocabulary in GPT-2's printable letters. What is neither a byte nor made by a merge is
+    special."""
     numbers = {letter: byte for byte, letter in _bytes_to_unicode().items()}
     merged = ["".join(merge) for merge in merges]
     ids = [vocab[token] for token in merged]
@@ -264,7 +305,8 @@ def _byte_level(vocab, merges, files):
 
 
 def _merges(vocabulary):
-    """The merge list behind a ranked vocabulary: each longer token, in order, as the two parts that BPE makes of it just before."""
+    """The merge list behind a ranked vocabulary: each longer token, in order, as the two parts that BPE makes of it
+    just before."""
     for token, rank in sorted(vocabulary.items(), key=lambda item: item[1]):
         if len(token) > 1:
             parts = [token[i : i + 1] for i in range(len(token))]
@@ -276,7 +318,8 @@ def _merges(vocabulary):
 
 
 def _bytes_to_unicode():
-    """GPT-2's printable letter for each byte: itself where it is printable, else the next unused code point from 256 on."""
+    """GPT-2's printable letter for each byte: itself where it is printable, else the next unused code point from 256
+    on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + n) for n, byte in enumerate(others)}}
@@ -305,8 +348,8 @@ def prompt_ids(tokenizer, start):
 
 
 def encode_prompt(tokenizer, text, place):
-    """The ids of a prompt, an int64 array; <|endoftext|> in it is the token, so that a prompt can begin a document. Raises UsageError
-    naming the `place` the prompt is from."""
+    """The ids of a prompt, an int64 array; <|endoftext|> in it is the token, so that a prompt can begin a document.
+    Raises UsageError naming the `place` the prompt is from."""
     try:
         return tokenizer.encode(text, special=True).astype(np.int64)
     except UsageError as error:

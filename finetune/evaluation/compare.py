@@ -8,11 +8,11 @@ DRAWN = 1 << 20  # units that are drawn at a time
 
 
 def paired_bootstrap(nats, other, targets, seed=1337, level=0.95):
-    """`{"mean", "low", "high"}` of the loss less the other's, in nats per token; `nats`, `other` and `targets` (U,) are sums of units.
+    """`{"mean", "low", "high"}` of the loss less the other's, in nats per token; `nats`, `other` and `targets` (U,) are
+    sums of units.
 
-    Whole units are drawn with replacement, the same for both models, and nats are divided by targets once for each draw: a percentile
-    bootstrap of a ratio. `low` and `high` are None where there is but one unit to draw.
-    """
+    Whole units are drawn with replacement, the same for both models, and nats are divided by targets once for each
+    draw: a percentile bootstrap of a ratio. `low` and `high` are None where there is but one unit to draw."""
     difference = (nats - other)[targets > 0]
     targets = targets[targets > 0]
     mean = float(difference.sum() / targets.sum())

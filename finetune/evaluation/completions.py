@@ -12,8 +12,8 @@ FIRST_STEP = 32  # tokens after which it is first asked whether all have ended
 
 
 def examples(text, spans):
-    """[(prompt, reference)] of instruction data, int64 ids: the tokens before the first target of a document, and the targets that
-    follow. Documents (D, 2) without either are left out."""
+    """[(prompt, reference)] of instruction data, int64 ids: the tokens before the first target of a document, and the
+    targets that follow. Documents (D, 2) without either are left out."""
     found = []
     for start, end in spans:
         ids, mask = np.asarray(text.ids[start:end], dtype=np.int64), np.asarray(text.mask[start:end]) == 1
@@ -26,9 +26,8 @@ def examples(text, spans):
 def complete(machine, model, prompts, eot, batch_size=None, title="answering", *, max_new_tokens, seed, **drawing):
     """The new ids of each prompt, int64 arrays without the end-of-text that ends them, the same on every process.
 
-    `drawing` is temperature, top_k and top_p of `generate`. Prompts of equal length are answered together; which these are, and so
-    what a seed draws, depends on the batch size but not on the number of processes.
-    """
+    `drawing` is temperature, top_k and top_p of `generate`. Prompts of equal length are answered together; which these
+    are, and so what a seed draws, depends on the batch size but not on the number of processes."""
     from accelerate.utils import gather_object
     from tqdm import tqdm
 
@@ -41,7 +40,9 @@ def complete(machine, model, prompts, eot, batch_size=None, title="answering", *
             group = group[size:]
     mine, answers = range(accelerator.process_index, len(batches), accelerator.num_processes), []
     model.eval()
-    for number in tqdm(mine, desc=title, unit="batch", disable=None if accelerator.is_main_process else True, leave=False):
+    for number in tqdm(
+        mine, desc=title, unit="batch", disable=None if accelerator.is_main_process else True, leave=False
+    ):
         idx = torch.from_numpy(np.stack([prompts[prompt] for prompt in batches[number]])).to(machine.device)
         generator = torch.Generator(machine.device).manual_seed((seed + number) % 2**63)
         out = _continued(model, idx, max_new_tokens, eot, generator=generator, **drawing)
@@ -58,8 +59,8 @@ def until(ids, eot):
 
 
 def _continued(model, idx, max_new_tokens, eot, **drawing):
-    """The new ids (B, up to max_new_tokens) after `idx`, until all rows have an end-of-text. It is asked for after longer and longer
-    steps, because each begins with all that is there."""
+    """The new ids (B, up to max_new_tokens) after `idx`, until all rows have an end-of-text. It is asked for after
+    longer and longer steps, because each begins with all that is there."""
     length, step = idx.size(1), FIRST_STEP
     while (left := length + max_new_tokens - idx.size(1)) > 0:
         idx = generate(model, idx, min(step, left), **drawing)

@@ -14,7 +14,8 @@ from finetune.training import machine as machines
 
 
 def evaluate(options):
-    """`(event, whether this is the main process)`: the fields of an "evaluation" event, for the `Options` of `finetune.eval`.
+    """`(event, whether this is the main process)`: the fields of an "evaluation" event, for the `Options` of
+    `finetune.eval`.
 
     Everything is checked before any weights are loaded. Raises UsageError.
     """
@@ -27,7 +28,9 @@ def evaluate(options):
         general = inputs.open_general(options.general, subject) if options.general else None
     block_size, stride = _lengths(options, subject, baseline)
     eot = _end_of_text(dataset, subject)
-    documents = inputs.by_documents(dataset, options.split, options.out_dir) if options.documents is None else options.documents
+    documents = (
+        inputs.by_documents(dataset, options.split, options.out_dir) if options.documents is None else options.documents
+    )
     if documents or options.metrics:
         spans = _documents(dataset, options, documents)
     asked = _examples(dataset, options, text, spans, subject) if options.metrics else None
@@ -41,7 +44,11 @@ def evaluate(options):
     if main:
         print(f"{subject.title}, {models[0].num_parameters() / 1e6:.2f}M parameters, {machine.describe()}")
         strided = f", {stride:,} apart" if stride != block_size else ""
-        print(f"{dataset.bin(options.split)}: {len(text.ids):,} tokens in {windows.num_units:,} {unit} of up to {block_size:,}{strided}", flush=True)
+        print(
+            f"{dataset.bin(options.split)}: {len(text.ids):,} tokens in {windows.num_units:,} {unit} of up to"
+            f" {block_size:,}{strided}",
+            flush=True,
+        )
     sums = losses.measure(machine, models, text, windows, options.batch_size, title=options.split)
     event = {
         "model": subject.name,
@@ -74,7 +81,9 @@ def evaluate(options):
 def _machine(options):
     """The Machine to compute on: the whole of what the launcher started, with nothing to accumulate or to compile."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    return machines.start(Recipe(device=options.device, dtype=options.dtype, compile="false", gradient_accumulation_steps=processes))
+    return machines.start(
+        Recipe(device=options.device, dtype=options.dtype, compile="false", gradient_accumulation_steps=processes)
+    )
 
 
 def _lengths(options, subject, baseline):
@@ -87,7 +96,10 @@ def _lengths(options, subject, baseline):
                 f"give --block_size={one.config.block_size} or less"
             )
     if (options.stride or 0) > block_size:
-        raise UsageError(f"stride: {options.stride:,} is more than block_size={block_size:,}; the tokens between two blocks would be left out")
+        raise UsageError(
+            f"stride: {options.stride:,} is more than block_size={block_size:,}; the tokens between two blocks would be"
+            " left out"
+        )
     return block_size, options.stride or block_size
 
 
@@ -100,7 +112,10 @@ def _documents(dataset, options, documents):
     """The documents of a split, (D, 2): first token and end. Raises UsageError where nothing says where one ends."""
     ends = dataset.document_ends(options.split)
     if dataset.is_running_text(options.split):
-        raise UsageError(f"{'documents' if documents else 'metrics'}: {dataset.bin(options.split)} is one running text and no documents")
+        raise UsageError(
+            f"{'documents' if documents else 'metrics'}: {dataset.bin(options.split)} is one running text and no"
+            " documents"
+        )
     return np.stack([np.append(0, ends[:-1]), ends], 1)
 
 
@@ -108,11 +123,13 @@ def _examples(dataset, options, text, spans, subject):
     """The prompts and references that metrics are of. Raises UsageError."""
     if text.mask is None:
         raise UsageError(
-            f"metrics: {dataset.directory} has no {options.split}_mask.bin, so it is no instruction data and has no references; "
-            "prepare a table with the columns prompt and completion"
+            f"metrics: {dataset.directory} has no {options.split}_mask.bin, so it is no instruction data and has no"
+            " references; prepare a table with the columns prompt and completion"
         )
     if subject.tokenizer is None and dataset.tokenizer is None:
-        raise UsageError(f"metrics: neither {subject.source} nor {dataset.directory} has a tokenizer to turn ids into text")
+        raise UsageError(
+            f"metrics: neither {subject.source} nor {dataset.directory} has a tokenizer to turn ids into text"
+        )
     found = examples(text, spans)
     if not found:
         raise UsageError(f"metrics: no document of {dataset.bin(options.split)} has both a prompt and a completion")
@@ -128,9 +145,16 @@ def _sample_prompt(options, dataset, subject):
 
 
 def _forgotten(machine, models, name, text, block_size, stride, batch_size):
-    """Loss on a general text, before and after, and how far the model has moved there: KL(baseline || model), a mean over tokens."""
+    """Loss on a general text, before and after, and how far the model has moved there: KL(baseline || model), a mean
+    over tokens."""
     sums = losses.measure(
-        machine, models, text, losses.windows(losses.whole(text), block_size, stride), batch_size, divergence=True, title="general text"
+        machine,
+        models,
+        text,
+        losses.windows(losses.whole(text), block_size, stride),
+        batch_size,
+        divergence=True,
+        title="general text",
     )
     targets = sums.targets.sum()
     return {
@@ -155,7 +179,10 @@ def _loaded(options):
 
 def _answered(machine, model, options, asked, eot, tokenizer, loaded, name):
     """{metric: value} of the completions of a model; on the main process, which has the metrics `loaded`."""
-    prompts, references = [prompt for prompt, _ in asked], [tokenizer.decode(until(reference, eot)) for _, reference in asked]
+    prompts, references = (
+        [prompt for prompt, _ in asked],
+        [tokenizer.decode(until(reference, eot)) for _, reference in asked],
+    )
     answers = complete(machine, model, prompts, eot, options.batch_size, f"answers of {name}", **_drawing(options, 0.0))
     answers, scores = [tokenizer.decode(ids) for ids in answers], {}
     for metric, computer in loaded.items():

@@ -31,7 +31,11 @@ class Subject:
     def title(self):
         """Its place and, for a run, the update and validation loss it is from."""
         known = "step" in self.facts and "val_loss" in self.facts
-        return f"{self.source} (step {self.facts['step']}, val loss {self.facts['val_loss']:.4f})" if known else str(self.source)
+        return (
+            f"{self.source} (step {self.facts['step']}, val loss {self.facts['val_loss']:.4f})"
+            if known
+            else str(self.source)
+        )
 
     def load(self, machine):
         """The model itself, float32, on the device."""
@@ -50,21 +54,30 @@ def find_subject(name):
 
 
 def find_baseline(name, subject):
-    """The Subject to compare with; "auto" is what the run started from. Raises UsageError when their tokens are not the same."""
+    """The Subject to compare with; "auto" is what the run started from. Raises UsageError when their tokens are not the
+    same."""
     if name == "auto":
         name = subject.facts.get("init_from")
         if name is None:
-            raise UsageError(f"baseline: {subject.source} does not say what it started from (finetune.json); give --baseline=MODEL")
+            raise UsageError(
+                f"baseline: {subject.source} does not say what it started from (finetune.json); give --baseline=MODEL"
+            )
         if name == "scratch":
             raise UsageError(
-                f"baseline: {subject.name} started from scratch, so there is nothing to compare with; leave --baseline out, or name a model"
+                f"baseline: {subject.name} started from scratch, so there is nothing to compare with; leave --baseline"
+                " out, or name a model"
             )
     baseline = find_subject(name)
     ours, theirs = subject.tokenizer, baseline.tokenizer
-    different = ours.fingerprint != theirs.fingerprint if ours and theirs else subject.config.vocab_size != baseline.config.vocab_size
+    different = (
+        ours.fingerprint != theirs.fingerprint
+        if ours and theirs
+        else subject.config.vocab_size != baseline.config.vocab_size
+    )
     if different:
         raise UsageError(
-            f"baseline: {name} works with {_kind(baseline)}, {subject.name} with {_kind(subject)}; only losses over the same tokens can be compared"
+            f"baseline: {name} works with {_kind(baseline)}, {subject.name} with {_kind(subject)}; only losses over the"
+            " same tokens can be compared"
         )
     return baseline
 
@@ -75,13 +88,19 @@ def open_split(name, split, subject, out_dir):
     if name is None and recipe is None:
         raise UsageError(f"dataset: {out_dir} has no recipe.yaml that says what it was trained on; give --dataset=DIR")
     if name is None and "," in recipe.dataset:
-        raise UsageError(f"dataset: {out_dir} was trained on several; give one of them: --dataset={recipe.dataset.replace(',', ', --dataset=')}")
+        raise UsageError(
+            f"dataset: {out_dir} was trained on several; give one of them:"
+            f" --dataset={recipe.dataset.replace(',', ', --dataset=')}"
+        )
     own = recipe is not None and name in (None, recipe.dataset)
     tokenizer = subject.tokenizer or "gpt2"
-    # a text is prepared with the characters of the model, not its own; that of the run is found again as the run prepared it
+    # a text is prepared with the characters of the model, not its own; that of the run is found again as the run
+    # prepared it
     choice = "char" if own and subject.tokenizer and subject.tokenizer.kind == "char" else tokenizer
     dataset = open_dataset(name or recipe.dataset, lambda: choice, own and recipe.val_fraction or 0.1)
-    there = sorted(path.stem for path in dataset.directory.glob("*.bin") if not path.stem.endswith(("_mask", "_documents")))
+    there = sorted(
+        path.stem for path in dataset.directory.glob("*.bin") if not path.stem.endswith(("_mask", "_documents"))
+    )
     if split not in there:
         raise UsageError(f"split: {dataset.directory} has no {split}.bin; its splits are {', '.join(there)}")
     return dataset, _text_of(dataset, split, subject)
@@ -89,12 +108,17 @@ def open_split(name, split, subject, out_dir):
 
 def by_documents(dataset, split, out_dir):
     """Whether a run looked at documents by themselves; of a model without a run, whether one would with these data."""
-    told = [event["identity"] for event in read_metrics(Path(out_dir) / "metrics.jsonl") if "identity" in event] if out_dir else []
+    told = (
+        [event["identity"] for event in read_metrics(Path(out_dir) / "metrics.jsonl") if "identity" in event]
+        if out_dir
+        else []
+    )
     return told[-1].get("isolate_documents", False) if told else dataset.mask(split) is not None
 
 
 def open_general(name, subject):
-    """The Text of a general corpus: the val split of a prepared directory, or whatever `prepare` reads. Raises UsageError."""
+    """The Text of a general corpus: the val split of a prepared directory, or whatever `prepare` reads. Raises
+    UsageError."""
     for directory in (Path(name), Path("data") / name):
         if bins.is_prepared(directory):
             return _text_of(bins.load(directory), "val", subject)
@@ -106,12 +130,15 @@ def open_general(name, subject):
         ids += [tokenizer.encode(piece.text), end] if piece.ends or piece.stops else [tokenizer.encode(piece.text)]
     text = Text(np.concatenate(ids), token_bytes=token_bytes(tokenizer))
     if len(text.ids) < 2:
-        raise UsageError(f"general: {name} has {len(text.ids)} tokens, and nothing precedes the first; at least two are needed")
+        raise UsageError(
+            f"general: {name} has {len(text.ids)} tokens, and nothing precedes the first; at least two are needed"
+        )
     return text
 
 
 def token_bytes(tokenizer):
-    """Bytes of text behind each id, (65536,); end-of-text and other special tokens have none. None without a tokenizer."""
+    """Bytes of text behind each id, (65536,); end-of-text and other special tokens have none. None without a
+    tokenizer."""
     if tokenizer is None:
         return None
     sizes = np.zeros(1 << 16)
@@ -130,13 +157,16 @@ def _text_of(dataset, split, subject):
         if not fits:
             advice = f"--tokenizer={subject.name}" if theirs else "the model's tokenizer"
             raise UsageError(
-                f"{dataset.directory} holds ids of {ours.describe()['name']}, but {subject.name} works with {_kind(subject)}; "
-                f"prepare the text with {advice}"
+                f"{dataset.directory} holds ids of {ours.describe()['name']}, but {subject.name} works with"
+                f" {_kind(subject)}; prepare the text with {advice}"
             )
     contents = bins.survey(dataset, split)
     bins.check_ids(dataset, split, contents, subject.config.vocab_size, subject.name)
     if contents.tokens < 2:
-        raise UsageError(f"{dataset.bin(split)}: has {contents.tokens} token, and nothing precedes the first; at least two are needed")
+        raise UsageError(
+            f"{dataset.bin(split)}: has {contents.tokens} token, and nothing precedes the first; at least two are"
+            " needed"
+        )
     mask = dataset.mask(split)
     ids = np.memmap(dataset.bin(split), dtype="<u2", mode="r")
     text = Text(ids, np.memmap(mask, dtype=np.uint8, mode="r") if mask else None, token_bytes(ours or theirs))
@@ -151,4 +181,8 @@ def _recipe_of(out_dir):
 
 
 def _kind(subject):
-    return subject.tokenizer.describe()["name"] if subject.tokenizer else f"a vocabulary of {subject.config.vocab_size:,} ids"
+    return (
+        subject.tokenizer.describe()["name"]
+        if subject.tokenizer
+        else f"a vocabulary of {subject.config.vocab_size:,} ids"
+    )

@@ -1,10 +1,10 @@
 """Losses of a text: every token is predicted once, nats are summed by block or by document, counted, and divided once.
 
-A text goes through the model in windows. Padding comes after the tokens of a window, where nothing that counts can see it, so batch size
-and number of processes change nothing but the rounding.
+A text goes through the model in windows. Padding comes after the tokens of a window, where nothing that counts can see
+it, so batch size and number of processes change nothing but the rounding.
 
-Shapes: B windows of a batch, T tokens of the longest, N counted tokens of a batch, V vocabulary, M models, U units (blocks or documents).
-"""
+Shapes: B windows of a batch, T tokens of the longest, N counted tokens of a batch, V vocabulary, M models, U units
+(blocks or documents)."""
 
 import math
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ LOGITS = {"cuda": 1 << 28, "mps": 1 << 26, "cpu": 1 << 24}  # that exist at a ti
 
 @dataclass
 class Text:
-    """Tokens to be predicted. `mask` is 1 where a token is a target, None where all are; `token_bytes` holds the bytes of text behind
-    each id, None where nobody knows the tokenizer."""
+    """Tokens to be predicted. `mask` is 1 where a token is a target, None where all are; `token_bytes` holds the bytes
+    of text behind each id, None where nobody knows the tokenizer."""
 
     ids: np.ndarray  # uint16 (tokens,)
     mask: np.ndarray | None = None
@@ -32,8 +32,8 @@ class Text:
 
 @dataclass
 class Windows:
-    """What goes through the model: window w sees the tokens from `starts[w]` on and predicts those up to `ends[w]`, of which the ones
-    from `counted[w]` on count, for the unit `units[w]`."""
+    """What goes through the model: window w sees the tokens from `starts[w]` on and predicts those up to `ends[w]`, of
+    which the ones from `counted[w]` on count, for the unit `units[w]`."""
 
     starts: np.ndarray  # (W,)
     ends: np.ndarray
@@ -53,7 +53,8 @@ class Sums:
     divergence: np.ndarray  # (U,) nats of KL(last model || first model), 0 unless asked for
 
     def figures(self, number):
-        """`loss` (nats per token), `perplexity`, `bits_per_byte` (None where the bytes are not known) and `accuracy` of a model."""
+        """`loss` (nats per token), `perplexity`, `bits_per_byte` (None where the bytes are not known) and `accuracy` of
+        a model."""
         nats, targets, num_bytes = self.nats[number].sum(), self.targets.sum(), self.bytes.sum()
         loss = nats / targets
         return {
@@ -70,11 +71,11 @@ def whole(text):
 
 
 def windows(spans, block_size, stride=None, by_span=False):
-    """Windows over spans (S, 2) that predict every token but the first of a span once, in blocks of `block_size` tokens.
+    """Windows over spans (S, 2) that predict every token but the first of a span once, in blocks of `block_size`
+    tokens.
 
-    A smaller `stride` lets the windows overlap: each, after the first of a span, counts the last `stride` tokens only, which have seen
-    at least block_size - stride before them. A unit is a window, or the whole span if `by_span`.
-    """
+    A smaller `stride` lets the windows overlap: each, after the first of a span, counts the last `stride` tokens only,
+    which have seen at least block_size - stride before them. A unit is a window, or the whole span if `by_span`."""
     stride = stride or block_size
     predicted = spans[:, 1] - spans[:, 0] - 1
     per_span = np.where(predicted > 0, 1 + -(-np.maximum(predicted - block_size, 0) // stride), 0)
@@ -83,12 +84,15 @@ def windows(spans, block_size, stride=None, by_span=False):
     starts = spans[span, 0] + number * stride
     ends = np.minimum(starts + block_size, spans[span, 1] - 1)
     counted = starts + 1 + np.where(number > 0, block_size - stride, 0)
-    return Windows(starts, ends, counted, span if by_span else np.arange(len(span)), len(spans) if by_span else len(span))
+    return Windows(
+        starts, ends, counted, span if by_span else np.arange(len(span)), len(spans) if by_span else len(span)
+    )
 
 
 def measure(machine, models, text, windows, batch_size=None, divergence=False, title="evaluating"):
-    """The Sums of `models` over the windows of a text, the same on every process. `batch_size` windows go at a time, as many as
-    make sense if None; with `divergence` the KL of the last model to the first is summed too. Draws no random number."""
+    """The Sums of `models` over the windows of a text, the same on every process. `batch_size` windows go at a time, as
+    many as make sense if None; with `divergence` the KL of the last model to the first is summed too. Draws no random
+    number."""
     from tqdm import tqdm
 
     accelerator, device = machine.accelerator, machine.device
@@ -97,7 +101,9 @@ def measure(machine, models, text, windows, batch_size=None, divergence=False, t
     sums = np.zeros((2 * len(models) + 3, windows.num_units))
     for model in models:
         model.eval()
-    for rows in tqdm(mine, desc=title, unit="batch", disable=None if accelerator.is_main_process else True, leave=False):
+    for rows in tqdm(
+        mine, desc=title, unit="batch", disable=None if accelerator.is_main_process else True, leave=False
+    ):
         _add(sums, machine, models, text, windows, rows, divergence)
     if accelerator.num_processes > 1:
         sums = accelerator.reduce(torch.from_numpy(sums).to(device)).cpu().numpy()
@@ -106,7 +112,8 @@ def measure(machine, models, text, windows, batch_size=None, divergence=False, t
 
 
 def _batches(windows, batch_size, tokens):
-    """Row numbers of each batch; windows of like length go together, the longest first, so that there is little padding."""
+    """Row numbers of each batch; windows of like length go together, the longest first, so that there is little
+    padding."""
     lengths = windows.ends - windows.starts
     order, batches, done = np.argsort(-lengths, kind="stable"), [], 0
     while done < len(order):
@@ -152,8 +159,8 @@ def _batch(text, windows, rows):
 
 @torch.no_grad()
 def _scores(machine, models, idx, targets, divergence):
-    """Nats of each model, whether it was right, and the divergence of the last to the first: float64 (2 M + 1, N), in the order of the
-    counted tokens."""
+    """Nats of each model, whether it was right, and the divergence of the last to the first: float64 (2 M + 1, N), in
+    the order of the counted tokens."""
     device, counted = machine.device, (targets != IGNORE).to(machine.device)
     idx, labels = idx.to(device), targets[targets != IGNORE].to(device)
     nats, right = torch.zeros(len(models), len(labels)), torch.zeros(len(models), len(labels))
@@ -163,7 +170,9 @@ def _scores(machine, models, idx, targets, divergence):
         step = max(1, LOGITS[device.type] // models[0].config.vocab_size)
         for first in range(0, len(labels), step):
             part = slice(first, first + step)
-            logp = [F.log_softmax(model.head(x[part]).float().contiguous(), -1) for model, x in zip(models, hidden)]  # (n, V) each
+            logp = [
+                F.log_softmax(model.head(x[part]).float().contiguous(), -1) for model, x in zip(models, hidden)
+            ]  # (n, V) each
             for number, one in enumerate(logp):
                 picked = one.gather(-1, labels[part, None])[:, 0]
                 nats[number, part], right[number, part] = -picked.cpu(), (picked == one.amax(-1)).float().cpu()

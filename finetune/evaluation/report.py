@@ -7,10 +7,15 @@ from finetune.training.progress import Progress
 
 
 def table(event):
-    """The figures of an "evaluation" event, aligned: the model's, the baseline's, and their difference where it can be told."""
+    """The figures of an "evaluation" event, aligned: the model's, the baseline's, and their difference where it can be
+    told."""
     base, general = event.get("baseline", {}), event.get("general", {})
     rows = [(name.replace("_", " "), event[name], base.get(name), style) for name, style in FIGURES.items()]
-    rows += [(name, value, base.get("metrics", {}).get(name), "{:.4g}") for name, value in event.get("metrics", {}).items() if _is_number(value)]
+    rows += [
+        (name, value, base.get("metrics", {}).get(name), "{:.4g}")
+        for name, value in event.get("metrics", {}).items()
+        if _is_number(value)
+    ]
     if general:
         rows.append((f"loss on {Path(general['name']).name}", general["loss"], general["baseline_loss"], "{:.4f}"))
         rows.append(("KL(baseline || model)", general["kl"], None, "{:.4f}"))

@@ -61,12 +61,17 @@ class GPT(Transformer):
         """A transformers GPT2LMHeadModel with the same weights, in evaluation mode."""
         from transformers import GPT2Config, GPT2LMHeadModel
 
-        state = {name: tensor.detach().clone() for name, tensor in convert.to_hf(self.state_dict(), self.config).items()}
-        hf = GPT2LMHeadModel.from_pretrained(None, config=GPT2Config(**convert.config_to_hf(self.config)), state_dict=state)
+        state = {
+            name: tensor.detach().clone() for name, tensor in convert.to_hf(self.state_dict(), self.config).items()
+        }
+        hf = GPT2LMHeadModel.from_pretrained(
+            None, config=GPT2Config(**convert.config_to_hf(self.config)), state_dict=state
+        )
         return hf.eval()
 
     def save_pretrained(self, directory):
-        """Write the model as a Hugging Face directory, which is made if need be. The tokenizer is saved by its own `save`."""
+        """Write the model as a Hugging Face directory, which is made if need be. The tokenizer is saved by its own
+        `save`."""
         Path(directory).mkdir(parents=True, exist_ok=True)
         weights.save(directory, self.state_dict(), self.config)
 

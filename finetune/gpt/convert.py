@@ -1,7 +1,7 @@
 """One set of weights, several spellings: ours, Hugging Face's GPT2LMHeadModel and nanoGPT's checkpoints.
 
-Pure functions on dictionaries of tensors and on configurations. The one rule between Hugging Face and us: its four Conv1D matrices
-a layer are stored (in, out), ours (out, in); everything else is equal, so both directions are exact.
+Pure functions on dictionaries of tensors and on configurations. The one rule between Hugging Face and us: its four
+Conv1D matrices a layer are stored (in, out), ours (out, in); everything else is equal, so both directions are exact.
 """
 
 import dataclasses
@@ -15,32 +15,39 @@ CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_
 
 
 def from_hf(state, config):
-    """Our weights from a GPT2LMHeadModel or GPT2Model state dict, or from a Hub file with or without `transformer.` prefixes.
+    """Our weights from a GPT2LMHeadModel or GPT2Model state dict, or from a Hub file with or without `transformer.`
+    prefixes.
 
-    Old attention-mask buffers are dropped. Raises ValueError when the head is not tied to the embedding, when tensors are missing,
-    unknown or of another shape than `config` says.
-    """
+    Old attention-mask buffers are dropped. Raises ValueError when the head is not tied to the embedding, when tensors
+    are missing, unknown or of another shape than `config` says."""
     state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
     state = {name: tensor for name, tensor in state.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
     head = state.pop("lm_head.weight", None)
     if head is not None and "wte.weight" in state and not torch.equal(head, state["wte.weight"]):
-        raise ValueError("lm_head.weight differs from wte.weight; GPT-2 ties them, and an untied head cannot be represented")
-    return _checked({name: tensor.t().contiguous() if name.endswith(CONV1D) else tensor for name, tensor in state.items()}, config)
+        raise ValueError(
+            "lm_head.weight differs from wte.weight; GPT-2 ties them, and an untied head cannot be represented"
+        )
+    return _checked(
+        {name: tensor.t().contiguous() if name.endswith(CONV1D) else tensor for name, tensor in state.items()}, config
+    )
 
 
 def to_hf(state, config):
-    """The state dict that `GPT2LMHeadModel.save_pretrained` writes: `transformer.` prefixes, Conv1D matrices, no copy of the head."""
+    """The state dict that `GPT2LMHeadModel.save_pretrained` writes: `transformer.` prefixes, Conv1D matrices, no copy
+    of the head."""
     state = without_padding(state, config)
-    return {f"transformer.{name}": (tensor.t() if name.endswith(CONV1D) else tensor).contiguous() for name, tensor in state.items()}
+    return {
+        f"transformer.{name}": (tensor.t() if name.endswith(CONV1D) else tensor).contiguous()
+        for name, tensor in state.items()
+    }
 
 
 def from_nanogpt(checkpoint):
     """`(config, weights)` from the dictionary in a nanoGPT ckpt.pt.
 
     torch.compile's prefixes are stripped, a vocabulary padded to 50304 is cut back to GPT-2's 50257, and missing biases
-    (`bias=False`) become zeros, which compute the same. nanoGPT uses the exact GELU, so the configuration says so, unless the
-    checkpoint is one of `to_nanogpt`, which remembers what the weights were trained with.
-    """
+    (`bias=False`) become zeros, which compute the same. nanoGPT uses the exact GELU, so the configuration says so,
+    unless the checkpoint is one of `to_nanogpt`, which remembers what the weights were trained with."""
     args, kept = checkpoint["model_args"], checkpoint.get("config")
     kept = kept if isinstance(kept, dict) else {}
     vocab_size = 50257 if args["vocab_size"] == 50304 else args["vocab_size"]
@@ -66,10 +73,11 @@ def from_nanogpt(checkpoint):
 
 
 def to_nanogpt(state, config):
-    """The `model`, `model_args` and `config` of a nanoGPT ckpt.pt with these weights. Raises ValueError for what nanoGPT cannot be.
+    """The `model`, `model_args` and `config` of a nanoGPT ckpt.pt with these weights. Raises ValueError for what
+    nanoGPT cannot be.
 
-    The vocabulary is not padded: a padding row of zeros would give its id a logit of 0, and GPT-2's logits lie far below that.
-    """
+    The vocabulary is not padded: a padding row of zeros would give its id a logit of 0, and GPT-2's logits lie far
+    below that."""
     if config.n_inner not in (None, 4 * config.n_embd):
         raise ValueError(f"n_inner={config.n_inner}: nanoGPT's is four times n_embd={config.n_embd}")
     if config.layer_norm_epsilon != 1e-5:
@@ -97,12 +105,27 @@ def shapes(config):
     """{name: shape} of all weights of a configuration, without padding."""
     C, inner = config.n_embd, config.n_inner or 4 * config.n_embd
     block = {
-        "ln_1.weight": (C,), "ln_1.bias": (C,), "attn.c_attn.weight": (3 * C, C), "attn.c_attn.bias": (3 * C,),
-        "attn.c_proj.weight": (C, C), "attn.c_proj.bias": (C,), "ln_2.weight": (C,), "ln_2.bias": (C,),
-        "mlp.c_fc.weight": (inner, C), "mlp.c_fc.bias": (inner,), "mlp.c_proj.weight": (C, inner), "mlp.c_proj.bias": (C,),
-    }  # fmt: skip
+        "ln_1.weight": (C,),
+        "ln_1.bias": (C,),
+        "attn.c_attn.weight": (3 * C, C),
+        "attn.c_attn.bias": (3 * C,),
+        "attn.c_proj.weight": (C, C),
+        "attn.c_proj.bias": (C,),
+        "ln_2.weight": (C,),
+        "ln_2.bias": (C,),
+        "mlp.c_fc.weight": (inner, C),
+        "mlp.c_fc.bias": (inner,),
+        "mlp.c_proj.weight": (C, inner),
+        "mlp.c_proj.bias": (C,),
+    }
     layers = {f"h.{i}.{name}": shape for i in range(config.n_layer) for name, shape in block.items()}
-    return {"wte.weight": (config.vocab_size, C), "wpe.weight": (config.block_size, C), **layers, "ln_f.weight": (C,), "ln_f.bias": (C,)}
+    return {
+        "wte.weight": (config.vocab_size, C),
+        "wpe.weight": (config.block_size, C),
+        **layers,
+        "ln_f.weight": (C,),
+        "ln_f.bias": (C,),
+    }
 
 
 def num_parameters(config):
@@ -111,7 +134,8 @@ def num_parameters(config):
 
 
 def config_from_hf(hf):
-    """A GPTConfig from the dictionary of a Hugging Face config.json. Raises ValueError naming what cannot be represented."""
+    """A GPTConfig from the dictionary of a Hugging Face config.json. Raises ValueError naming what cannot be
+    represented."""
     if hf.get("model_type") != "gpt2":
         raise ValueError(f"model_type is {hf.get('model_type')!r}, not 'gpt2'")
     wanted = {
@@ -145,8 +169,8 @@ def config_from_hf(hf):
 
 
 def config_to_hf(config, dtype="float32"):
-    """The dictionary of the config.json of `config` beside weights of that dtype. Dropout is left at what was trained with, so it is 0
-    unless asked for."""
+    """The dictionary of the config.json of `config` beside weights of that dtype. Dropout is left at what was trained
+    with, so it is 0 unless asked for."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -180,8 +204,14 @@ def _checked(state, config):
     wanted = shapes(config)
     missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or unknown:
-        parts = [f"{len(names)} {word}, such as {names[0]}" for names, word in ((missing, "missing"), (unknown, "unknown")) if names]
-        raise ValueError(f"tensors do not match a GPT-2 of {dataclasses.asdict(config)['n_layer']} layers: {'; '.join(parts)}")
+        parts = [
+            f"{len(names)} {word}, such as {names[0]}"
+            for names, word in ((missing, "missing"), (unknown, "unknown"))
+            if names
+        ]
+        raise ValueError(
+            f"tensors do not match a GPT-2 of {dataclasses.asdict(config)['n_layer']} layers: {'; '.join(parts)}"
+        )
     for name, shape in wanted.items():
         if tuple(state[name].shape) != shape:
             raise ValueError(f"{name} has shape {tuple(state[name].shape)}, the configuration says {shape}")

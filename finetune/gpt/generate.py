@@ -6,25 +6,38 @@ from torch.nn import functional as F
 from finetune.gpt import ops
 
 WORTH_RECORDING = 16  # tokens to come; recording a CUDA graph costs a few steps
-LIKELIEST = 64  # ids whose logits are computed again; for all 200 of the default top_k it took 2 ms of a step's 30 on two cores
+LIKELIEST = (
+    64  # ids whose logits are computed again; for all 200 of the default top_k it took 2 ms of a step's 30 on two cores
+)
 
 
 @torch.no_grad()
 def generate(
-    model, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=1.0, generator=None,
-    min_p=0.0, repetition_penalty=1.0, process=None, watch=None, watch_every=1,
-):  # fmt: skip
+    model,
+    idx,
+    max_new_tokens,
+    temperature=1.0,
+    top_k=None,
+    top_p=1.0,
+    generator=None,
+    min_p=0.0,
+    repetition_penalty=1.0,
+    process=None,
+    watch=None,
+    watch_every=1,
+):
     """`idx` (B, T) continued by up to `max_new_tokens` ids, (B, T + max_new_tokens) unless `watch` ends it.
 
-    temperature 0 is greedy; `top_k` keeps the k likeliest ids, `top_p` the likeliest that together have that probability, `min_p` those
-    of at least that share of the likeliest's probability. `repetition_penalty` divides positive logits of ids that have been there,
-    prompt included, and multiplies negative ones (Keskar et al. 2019, arXiv:1909.05858). All are as in transformers. `process(ids,
-    logits)`, float32 (B, V) after the penalty, returns the logits to choose from. `watch(ids)` is shown the new ids (B, n) every
-    `watch_every` tokens and at the end, and returns True when it has seen enough.
+    temperature 0 is greedy; `top_k` keeps the k likeliest ids, `top_p` the likeliest that together have that
+    probability, `min_p` those of at least that share of the likeliest's probability. `repetition_penalty` divides
+    positive logits of ids that have been there, prompt included, and multiplies negative ones (Keskar et al. 2019,
+    arXiv:1909.05858). All are as in transformers. `process(ids, logits)`, float32 (B, V) after the penalty, returns the
+    logits to choose from. `watch(ids)` is shown the new ids (B, n) every `watch_every` tokens and at the end, and
+    returns True when it has seen enough.
 
-    Only the last block_size tokens are seen: within the context each step costs one token thanks to the cache, past it the window
-    slides and every step recomputes, because positions move. Raises ValueError for an empty prompt and for values out of range.
-    """
+    Only the last block_size tokens are seen: within the context each step costs one token thanks to the cache, past it
+    the window slides and every step recomputes, because positions move. Raises ValueError for an empty prompt and for
+    values out of range."""
     _check(idx, temperature, top_p, min_p, repetition_penalty)
     block_size = model.config.block_size
     was_training = model.training
@@ -33,7 +46,11 @@ def generate(
     end = T + max_new_tokens
     out = torch.empty(B, end, dtype=idx.dtype, device=idx.device)
     out[:, :T] = idx
-    seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=idx.device).scatter_(1, idx, True) if repetition_penalty != 1 else None
+    seen = (
+        torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=idx.device).scatter_(1, idx, True)
+        if repetition_penalty != 1
+        else None
+    )
     head = _exact_head(model, 1 if temperature == 0 else top_k, whole=seen is not None or process is not None)
     cache = Cache(model.config, B, min(end, block_size), idx.device)
     x = model.hidden(idx[:, -block_size:], cache)  # (B, T, C)
@@ -41,7 +58,9 @@ def generate(
     for position in range(T, end):
         logits, ids = head(x[:, -1])  # (B, V), or (B, K) of these ids
         if seen is not None:
-            logits = torch.where(seen, torch.where(logits < 0, logits * repetition_penalty, logits / repetition_penalty), logits)
+            logits = torch.where(
+                seen, torch.where(logits < 0, logits * repetition_penalty, logits / repetition_penalty), logits
+            )
         if process is not None:
             logits = process(out[:, :position], logits)
         new = _choose(logits, temperature, top_k, top_p, min_p, generator)
@@ -80,11 +99,12 @@ def _check(idx, temperature, top_p, min_p, repetition_penalty):
 
 
 def _exact_head(model, top_k, whole):
-    """A function from hidden states (B, C) to float32 logits and the ids (B, K) they belong to, None being all of the vocabulary.
+    """A function from hidden states (B, C) to float32 logits and the ids (B, K) they belong to, None being all of the
+    vocabulary.
 
-    Weights of 16 bits give logits of 16 bits, which around -100, where GPT-2's are, are multiples of 0.5. Then those of the LIKELIEST are
-    computed again in float32, or all where `top_k` does not say which are needed or the `whole` vocabulary is.
-    """
+    Weights of 16 bits give logits of 16 bits, which around -100, where GPT-2's are, are multiples of 0.5. Then those of
+    the LIKELIEST are computed again in float32, or all where `top_k` does not say which are needed or the `whole`
+    vocabulary is."""
     weight, V = model.wte.weight, model.config.vocab_size
     if weight.dtype == torch.float32:
         return lambda x: (model.head(x).float(), None)
@@ -127,7 +147,9 @@ class _Layer:
         """Append keys and values and let the queries look at all there are; each (B, H, T, D)."""
         cache, past, end = self.cache, self.cache.length, self.cache.length + k.size(2)
         if cache.layers[self.index] is None:  # allocated with the first keys, which know the dtype of the computation
-            dtype = torch.float32 if k.device.type == "cpu" else k.dtype  # a CPU attends to one query three times as fast in float32
+            dtype = (
+                torch.float32 if k.device.type == "cpu" else k.dtype
+            )  # a CPU attends to one query three times as fast in float32
             cache.layers[self.index] = k.new_zeros(2, *cache.shape, dtype=dtype)
         keys, values = cache.layers[self.index]
         if cache.place is not None:
@@ -139,12 +161,14 @@ class _Layer:
         keys[:, :, past:end], values[:, :, past:end] = k, v
         if past == 0:
             return ops.attention(q, k, v, is_causal=True)
-        return ops.attention(q, keys[:, :, :end], values[:, :, :end])  # of one query, the newest, which may look at everything
+        return ops.attention(
+            q, keys[:, :, :end], values[:, :, :end]
+        )  # of one query, the newest, which may look at everything
 
 
 class FixedStep:
-    """A step of one token whose tensors stay where they are, so that a GPU can replay it as a CUDA graph: instead of some two hundred
-    launches a token there is one. Without a GPU it computes the same, step by step."""
+    """A step of one token whose tensors stay where they are, so that a GPU can replay it as a CUDA graph: instead of
+    some two hundred launches a token there is one. Without a GPU it computes the same, step by step."""
 
     def __init__(self, model, cache):
         self.cache = cache
@@ -168,7 +192,9 @@ def _recorded(step, device):
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries set themselves up before anything is recorded; what this writes is written again
+        with torch.cuda.stream(
+            stream
+        ):  # libraries set themselves up before anything is recorded; what this writes is written again
             step()
             step()
         torch.cuda.current_stream().wait_stream(stream)
@@ -197,5 +223,7 @@ def _choose(logits, temperature, top_k, top_p, min_p, generator):
         p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0)  # those before it have that probability already
     if min_p > 0:
         p = p.masked_fill(p < min_p * p.amax(-1, keepdim=True), 0.0)
-    chosen = (p / torch.empty_like(p).exponential_(generator=generator)).argmax(-1, keepdim=True)  # a draw in proportion to p
+    chosen = (p / torch.empty_like(p).exponential_(generator=generator)).argmax(
+        -1, keepdim=True
+    )  # a draw in proportion to p
     return chosen if ids is None else ids.gather(-1, chosen)

@@ -38,11 +38,17 @@ class GPTConfig:
 
     @property
     def padded_vocab_size(self):
-        """Rows of the embedding inside the network: a multiple of 64, because matrix units like it (50257 becomes 50304)."""
+        """Rows of the embedding inside the network: a multiple of 64, because matrix units like it (50257 becomes
+        50304)."""
         return math.ceil(self.vocab_size / 64) * 64
 
 
-SHAPES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)}  # L, H, C
+SHAPES = {
+    "gpt2": (12, 12, 768),
+    "gpt2-medium": (24, 16, 1024),
+    "gpt2-large": (36, 20, 1280),
+    "gpt2-xl": (48, 25, 1600),
+}  # L, H, C
 
 
 class Transformer(nn.Module):
@@ -66,11 +72,10 @@ class Transformer(nn.Module):
     def forward(self, idx, targets=None, position_ids=None):
         """Logits (B, T, V) for token ids `idx` (B, T).
 
-        With `targets` (B, T), where -100 marks positions that do not count: `(loss, count)`, the cross entropy in nats summed over
-        the targets and how many they were. Sums, so that the caller divides once, whatever the batch was cut into.
-        With `position_ids` (B, T), which begin at 0 with each document, no token sees another document.
-        Raises ValueError when T is above block_size.
-        """
+        With `targets` (B, T), where -100 marks positions that do not count: `(loss, count)`, the cross entropy in nats
+        summed over the targets and how many they were. Sums, so that the caller divides once, whatever the batch was
+        cut into. With `position_ids` (B, T), which begin at 0 with each document, no token sees another document.
+        Raises ValueError when T is above block_size."""
         x = self.hidden(idx, position_ids=position_ids)
         if targets is None:
             return self.head(x)
@@ -101,17 +106,17 @@ class Transformer(nn.Module):
         return self.ln_f(x)
 
     def head(self, x):
-        """Logits (..., V) of hidden states (..., C). The padding of the vocabulary is cut off here, so nothing ever sees it."""
+        """Logits (..., V) of hidden states (..., C). The padding of the vocabulary is cut off here, so nothing ever
+        sees it."""
         return F.linear(x, self.wte.weight)[..., : self.config.vocab_size]
 
     @torch.no_grad()
     def init_weights(self, generator=None):
-        """GPT-2's initialisation, meant for all widths: embeddings normal(0, 0.02), matrices normal(0, 0.02 sqrt(768 / C)), those that
-        project into the residual smaller by sqrt(2 L), biases zero.
+        """GPT-2's initialisation, meant for all widths: embeddings normal(0, 0.02), matrices normal(0, 0.02 sqrt(768 /
+        C)), those that project into the residual smaller by sqrt(2 L), biases zero.
 
-        GPT-2 and nanoGPT use 0.02 for every width. It is right at 768; a narrow network starts so close to zero with it that it loses
-        hundreds of updates (docs/log.md).
-        """
+        GPT-2 and nanoGPT use 0.02 for every width. It is right at 768; a narrow network starts so close to zero with it
+        that it loses hundreds of updates (docs/log.md)."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
@@ -129,7 +134,9 @@ class Transformer(nn.Module):
     def crop_block_size(self, block_size):
         """Keep the first `block_size` positions. Raises ValueError when the network has fewer."""
         if block_size > self.config.block_size:
-            raise ValueError(f"block_size={block_size} is more than the {self.config.block_size} positions of this model")
+            raise ValueError(
+                f"block_size={block_size} is more than the {self.config.block_size} positions of this model"
+            )
         self.config.block_size = block_size
         self.wpe.num_embeddings = block_size
         self.wpe.weight = nn.Parameter(self.wpe.weight[:block_size].clone())
@@ -180,9 +187,15 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x, cache=None, starts=None):
         B, T, C = x.shape
-        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        q, k, v = (
+            self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        )  # each (B, H, T, D)
         dropout = self.attn_dropout.p if self.training else 0.0
-        y = cache.attend(q, k, v) if cache else ops.attention(q, k, v, dropout_p=dropout, is_causal=True, starts=starts, flex=self.flex)
+        y = (
+            cache.attend(q, k, v)
+            if cache
+            else ops.attention(q, k, v, dropout_p=dropout, is_causal=True, starts=starts, flex=self.flex)
+        )
         return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)))
 
 

@@ -16,15 +16,19 @@ KEPT = 1 << 24  # probabilities of one attention that are kept for its backward 
 
 
 def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, starts=None, flex=False):
-    """Scaled dot product attention of q, k, v (B, H, T, D): flash attention, but where PyTorch's kernel is slow, which is in bfloat16
-    on a CPU: there causal attention goes by blocks of queries and takes half the time (docs/log.md).
+    """Scaled dot product attention of q, k, v (B, H, T, D): flash attention, but where PyTorch's kernel is slow, which
+    is in bfloat16 on a CPU: there causal attention goes by blocks of queries and takes half the time (docs/log.md).
 
-    With `starts` (B, T) it is causal within documents: the query at t looks at the keys from starts[t] to t. With `flex` that is flex
-    attention where it is being compiled, without which it is slow.
-    """
+    With `starts` (B, T) it is causal within documents: the query at t looks at the keys from starts[t] to t. With
+    `flex` that is flex attention where it is being compiled, without which it is slow."""
     if flex and starts is not None and torch.compiler.is_compiling():
         return flex_attention(q, k, v, starts)
-    if q.device.type == "cpu" and is_causal and not dropout_p and (starts is not None or q.dtype == k.dtype == torch.bfloat16):
+    if (
+        q.device.type == "cpu"
+        and is_causal
+        and not dropout_p
+        and (starts is not None or q.dtype == k.dtype == torch.bfloat16)
+    ):
         return BlockwiseAttention.apply(q, k, v, starts)
     if starts is not None:
         attn_mask, is_causal = within_documents(starts), False
@@ -35,15 +39,17 @@ def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, starts=No
 
 
 def recomputed(function, x, then):
-    """`then(function(x))` whose backward pass computes `function(x)` again wherever it would have been kept: for functions that cost
-    little beside the products that read them."""
+    """`then(function(x))` whose backward pass computes `function(x)` again wherever it would have been kept: for
+    functions that cost little beside the products that read them."""
     y = function(x)
     if torch.is_autocast_enabled(x.device.type):
         y = y.to(torch.get_autocast_dtype(x.device.type))  # here, so that what the product keeps is this tensor
     place, dtype, count = y.data_ptr(), y.dtype, y.numel()
 
     def pack(tensor):
-        same = tensor.data_ptr() == place and tensor.dtype == dtype and tensor.numel() == count and tensor.is_contiguous()
+        same = (
+            tensor.data_ptr() == place and tensor.dtype == dtype and tensor.numel() == count and tensor.is_contiguous()
+        )
         return tensor.shape if same else tensor
 
     def unpack(kept):
@@ -54,7 +60,8 @@ def recomputed(function, x, then):
 
 
 def document_starts(position_ids):
-    """Where in its row the document of each token begins, (B, T), from positions that begin again with each document."""
+    """Where in its row the document of each token begins, (B, T), from positions that begin again with each
+    document."""
     return torch.arange(position_ids.size(1), device=position_ids.device) - position_ids
 
 
@@ -72,22 +79,23 @@ def flex_attention(q, k, v, starts):
         return (key <= query) & (key >= starts[b, query])
 
     B, T = starts.shape
-    return flex.flex_attention(q, k, v, block_mask=flex.create_block_mask(may_look, B, None, T, T, device=starts.device))
+    return flex.flex_attention(
+        q, k, v, block_mask=flex.create_block_mask(may_look, B, None, T, T, device=starts.device)
+    )
 
 
 def cross_entropy(x, weight, targets, vocab_size):
     """Cross entropy in nats of `x @ weight.T` against `targets`, summed over those that are not IGNORE.
 
-    x (N, C), weight (P, C), of which the first `vocab_size` rows count, targets (N,). Made to be compiled: then logits stay in
-    bfloat16, and float32 is what the softmax computes in.
-    """
+    x (N, C), weight (P, C), of which the first `vocab_size` rows count, targets (N,). Made to be compiled: then logits
+    stay in bfloat16, and float32 is what the softmax computes in."""
     logits = F.linear(x, weight)[:, :vocab_size]
     return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
 
 
 def is_chunked(chunked, device, count):
-    """Whether a loss of so many logits goes by chunks: as `chunked` ("true", "false") has it, and by "auto" on a CPU, where that is faster, and
-    where they would take gigabytes."""
+    """Whether a loss of so many logits goes by chunks: as `chunked` ("true", "false") has it, and by "auto" on a CPU,
+    where that is faster, and where they would take gigabytes."""
     return device == "cpu" or count > MANY_LOGITS if chunked == "auto" else chunked == "true"
 
 
@@ -160,15 +168,16 @@ def _as_projected(like):
 class LinearCrossEntropy(torch.autograd.Function):
     """`chunked_cross_entropy` as a function with a gradient.
 
-    Products are computed in `dtype`, sums and softmax in float32. A chunk's logits become its share of both gradients before the next
-    chunk begins, so the backward pass only scales what is there already.
-    """
+    Products are computed in `dtype`, sums and softmax in float32. A chunk's logits become its share of both gradients
+    before the next chunk begins, so the backward pass only scales what is there already."""
 
     @staticmethod
     def forward(ctx, x, weight, targets, vocab_size, dtype):
         w = weight.to(dtype)
         loss = x.new_zeros((), dtype=torch.float32)
-        grad_x, grad_w = (torch.empty_like(tensor) if wanted else None for tensor, wanted in zip((x, weight), ctx.needs_input_grad))
+        grad_x, grad_w = (
+            torch.empty_like(tensor) if wanted else None for tensor, wanted in zip((x, weight), ctx.needs_input_grad)
+        )
         for first in range(0, x.size(0), CHUNK):
             part = x[first : first + CHUNK].to(dtype)
             logits = part @ w.T  # (n, P)
@@ -183,7 +192,9 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        grad_x, grad_w = ctx.saved_tensors  # in place, because just now all activations are there; a second pass would be refused
+        grad_x, grad_w = (
+            ctx.saved_tensors
+        )  # in place, because just now all activations are there; a second pass would be refused
         return *(None if each is None else each.mul_(grad) for each in (grad_x, grad_w)), None, None, None
 
 
@@ -198,7 +209,10 @@ def _cross_entropy_(logits, targets, vocab_size):
         scores = part.float()
         picked, top = scores.gather(-1, index), scores.amax(-1, keepdim=True)
         p = scores.softmax(-1)
-        # log-sum-exp by the likeliest id, whose probability cannot underflow; torch.logsumexp takes several times as long
+        # log-sum-exp by the likeliest id, whose probability cannot underflow; torch.logsumexp takes several times as
+        # long
         loss += ((top - p.amax(-1, keepdim=True).log() - picked) * counted).sum()
-        part.copy_(p.mul_(counted).scatter_add_(-1, index, -counted.float()))  # the gradient: probabilities, less one at the target
+        part.copy_(
+            p.mul_(counted).scatter_add_(-1, index, -counted.float())
+        )  # the gradient: probabilities, less one at the target
     return loss

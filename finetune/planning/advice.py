@@ -1,4 +1,5 @@
-"""The guide's tables as rules, with the corrections that are known: what stands out in a plan, each in a line with its numbers."""
+"""The guide's tables as rules, with the corrections that are known: what stands out in a plan, each in a line with its
+numbers."""
 
 import math
 
@@ -6,7 +7,9 @@ from finetune.data import doctor
 from finetune.training.progress import duration
 
 PASSES = 5  # over a small text within which a pretrained model is at its best
-PASSES_FROM_SCRATCH = 40  # after which reading the same again teaches nothing more (Muennighoff et al. 2023, arXiv 2305.16264)
+PASSES_FROM_SCRATCH = (
+    40  # after which reading the same again teaches nothing more (Muennighoff et al. 2023, arXiv 2305.16264)
+)
 TOKENS_OF_UPDATE = (8 << 10, 64 << 10)  # that keep training stable, says the guide
 # the guide's rates for pretrained weights: below so many tokens, from, to
 RATES = [(1_000_000, 3e-5, 5e-5), (10_000_000, 3e-5, 1e-4), (math.inf, 1e-5, 3e-5)]
@@ -48,11 +51,15 @@ def _passes(plan):
     if plan.passes > 2 * most:
         within = math.ceil(most * plan.data.rows["train"] / plan.rows)
         line = (
-            f"{length:,} iterations are {plan.passes:,.0f} passes over {tokens:,} tokens; best validation is expected within the first {most} passes"
+            f"{length:,} iterations are {plan.passes:,.0f} passes over {tokens:,} tokens; best validation is expected"
+            f" within the first {most} passes"
         )
         line += f", by iteration {within:,}: --epochs={most}"
         if plan.recipe.patience:
-            line += f" (patience={plan.recipe.patience} ends it {plan.recipe.patience * plan.schedule.eval_interval:,} iterations after the best)"
+            line += (
+                f" (patience={plan.recipe.patience} ends it {plan.recipe.patience * plan.schedule.eval_interval:,}"
+                " iterations after the best)"
+            )
         yield line
     elif length and plan.passes < 0.95 and length == plan.recipe.max_iters:
         whole = math.ceil(plan.data.rows["train"] / plan.rows)
@@ -61,7 +68,10 @@ def _passes(plan):
 
 def _time(plan):
     if plan.timing and (seconds := sum(plan.seconds().values())) > LONG:
-        yield f"{duration(seconds)} are {seconds / 86400:,.1f} days; a smaller model, fewer epochs or another device would shorten that"
+        yield (
+            f"{duration(seconds)} are {seconds / 86400:,.1f} days; a smaller model, fewer epochs or another device"
+            " would shorten that"
+        )
     if plan.device == "cpu" and plan.config.n_layer * plan.config.n_embd**2 > 12 * 768**2:
         yield "on a CPU the guide takes gpt2, the smallest, and nothing larger"
 
@@ -70,7 +80,11 @@ def _rate(plan):
     low, high = rates_for(plan)
     rate, tokens = plan.recipe.learning_rate, plan.data.tokens["train"]
     if not low * 0.999 <= rate <= high * 1.001:
-        what = f"pretrained weights and {tokens:,} tokens" if plan.pretrained else f"a network {plan.config.n_embd} wide from scratch"
+        what = (
+            f"pretrained weights and {tokens:,} tokens"
+            if plan.pretrained
+            else f"a network {plan.config.n_embd} wide from scratch"
+        )
         what = "LoRA" if plan.recipe.lora_rank else what
         why = (
             "higher ones forget what the model knew"
@@ -85,28 +99,43 @@ def _rate(plan):
 def _size(plan):
     wanted, recipe = size_for(plan.data.tokens["train"])
     given = plan.recipe.init_from
-    if given in (*MODELS, "gpt2-xl") and [*MODELS, "gpt2-xl"].index(given) > MODELS.index(wanted) + (wanted == "gpt2-large"):
-        yield f"{given} for {plan.data.tokens['train']:,} tokens: the guide takes {wanted} for that ({recipe}), and a larger model overfits sooner"
+    if given in (*MODELS, "gpt2-xl") and [*MODELS, "gpt2-xl"].index(given) > MODELS.index(wanted) + (
+        wanted == "gpt2-large"
+    ):
+        yield (
+            f"{given} for {plan.data.tokens['train']:,} tokens: the guide takes {wanted} for that ({recipe}), and a"
+            " larger model overfits sooner"
+        )
 
 
 def _update(plan):
     low, high = TOKENS_OF_UPDATE
     if 0 < plan.schedule.length < FEW_UPDATES:
-        yield f"{plan.schedule.length} iterations in all leave the optimizer few steps; a smaller gradient_accumulation_steps makes more of the same passes"
+        yield (
+            f"{plan.schedule.length} iterations in all leave the optimizer few steps; a smaller"
+            " gradient_accumulation_steps makes more of the same passes"
+        )
     if plan.pretrained and not low <= plan.tokens <= high:
-        yield f"{plan.tokens:,} tokens an iteration: the guide keeps to {low:,} to {high:,}, where its learning rates are right"
+        yield (
+            f"{plan.tokens:,} tokens an iteration: the guide keeps to {low:,} to {high:,}, where its learning rates are"
+            " right"
+        )
 
 
 def _evaluation(plan):
     if plan.data.tokens["val"] < FEW_VAL_TOKENS:
-        yield f"{plan.data.tokens['val']:,} tokens validate: differences of a few hundredths of a nat will be chance; a larger val_fraction tells more"
+        yield (
+            f"{plan.data.tokens['val']:,} tokens validate: differences of a few hundredths of a nat will be chance; a"
+            " larger val_fraction tells more"
+        )
     if not plan.timing:
         return
     seconds = plan.seconds()
     if seconds["evaluations"] > max(60, seconds["updates"]):
         yield (
-            f"{plan.evaluations:,} evaluations take {duration(seconds['evaluations'])}, the {plan.remaining:,} updates {duration(seconds['updates'])}; "
-            f"a larger eval_interval (now {plan.schedule.eval_interval:,}) or eval_iters makes that less"
+            f"{plan.evaluations:,} evaluations take {duration(seconds['evaluations'])}, the {plan.remaining:,} updates"
+            f" {duration(seconds['updates'])}; a larger eval_interval (now {plan.schedule.eval_interval:,}) or"
+            " eval_iters makes that less"
         )
 
 

@@ -1,4 +1,5 @@
-"""A recipe, its data and this machine, put together into a Plan: every count that training will print, and some that it will not."""
+"""A recipe, its data and this machine, put together into a Plan: every count that training will print, and some that it
+will not."""
 
 import dataclasses
 import json
@@ -112,7 +113,15 @@ class Plan:
             changes = {"gradient_accumulation_steps": self.rows // changes["batch_size"], **changes}
         recipe, evaluated = dataclasses.replace(self.recipe, **changes), evaluated or max(self.rows_of_evaluation)
         return memory.needs_of(
-            recipe, self.config, self.block_size, self.device, self.dtype, self.compile, self.processes, program=self.program, evaluated=evaluated
+            recipe,
+            self.config,
+            self.block_size,
+            self.device,
+            self.dtype,
+            self.compile,
+            self.processes,
+            program=self.program,
+            evaluated=evaluated,
         )
 
     def takes(self, **changes):
@@ -165,11 +174,19 @@ class Plan:
         """The largest batch_size that fits and pays at the same blocks an update; None when not even 1 fits."""
         most = max(1, memory.MOST_TOKENS[self.device] // self.block_size)
         sizes = [size for size in range(min(most, self.rows), 0, -1) if self.rows % (size * self.processes) == 0]
-        return next((size for size in sizes if self.available is None or self.takes(batch_size=size, **changes) <= self.available), None)
+        return next(
+            (
+                size
+                for size in sizes
+                if self.available is None or self.takes(batch_size=size, **changes) <= self.available
+            ),
+            None,
+        )
 
 
 def plan(recipe, origins, tokens=None, processes=1):
-    """The Plan of a recipe for its dataset, or for so many `tokens` of a text that is not there yet. Raises UsageError."""
+    """The Plan of a recipe for its dataset, or for so many `tokens` of a text that is not there yet. Raises
+    UsageError."""
     device = machine.choose_device(recipe.device)
     saved = _saved(recipe) if recipe.init_from == "resume" else {}
     if tokens is None:
@@ -211,7 +228,9 @@ def plan(recipe, origins, tokens=None, processes=1):
         made = dataclasses.replace(made, recipe=chosen, mode=mode, asked=recipe)
     if recipe.auto_batch_size:
         size = made.largest_batch() or 1
-        made = dataclasses.replace(made, recipe=dataclasses.replace(recipe, batch_size=size, gradient_accumulation_steps=made.rows // size))
+        made = dataclasses.replace(
+            made, recipe=dataclasses.replace(recipe, batch_size=size, gradient_accumulation_steps=made.rows // size)
+        )
     return made
 
 
@@ -251,19 +270,33 @@ def _imagined(recipe, tokens, block_size):
     counts = {"train": tokens - val, "val": val}
     for split, count in counts.items():
         if count < block_size + 1:
-            raise UsageError(f"--tokens: {count:,} of {tokens:,} tokens would be {split}, and a block of {block_size:,} needs {block_size + 1:,}")
+            raise UsageError(
+                f"--tokens: {count:,} of {tokens:,} tokens would be {split}, and a block of {block_size:,} needs"
+                f" {block_size + 1:,}"
+            )
     rows = {split: cache.num_rows(count, block_size) for split, count in counts.items()}
-    kind = f"{CHARACTERS} different characters" if recipe.tokenizer == "char" else "gpt2" if recipe.tokenizer == "auto" else recipe.tokenizer
+    kind = (
+        f"{CHARACTERS} different characters"
+        if recipe.tokenizer == "char"
+        else "gpt2"
+        if recipe.tokenizer == "auto"
+        else recipe.tokenizer
+    )
     return Data(IMAGINED, counts, rows, kind, recipe.isolate_documents == "true", recipe.val_fraction or 0.1)
 
 
 def _model(recipe, tokenizer, saved):
-    """`(config, tokenizer)` of the model, without its weights: shapes of the four sizes are known, of another Hub model config.json is."""
+    """`(config, tokenizer)` of the model, without its weights: shapes of the four sizes are known, of another Hub model
+    config.json is."""
     if saved:
         return GPTConfig(**saved["config"]), None
     if recipe.init_from == "scratch":
         config = corpus.config_from_scratch(recipe, tokenizer)
-        return dataclasses.replace(config, vocab_size=CHARACTERS) if not tokenizer and recipe.tokenizer == "char" else config, tokenizer
+        return (
+            dataclasses.replace(config, vocab_size=CHARACTERS)
+            if not tokenizer and recipe.tokenizer == "char"
+            else config
+        ), tokenizer
     if recipe.init_from in SHAPES and not Path(recipe.init_from).exists():
         L, H, C = SHAPES[recipe.init_from]
         return GPTConfig(n_layer=L, n_head=H, n_embd=C, bos_token_id=50256, eos_token_id=50256), None
@@ -274,11 +307,16 @@ def _model(recipe, tokenizer, saved):
 
 def _tokenizer_choice(recipe):
     """As training's, but of a Hub model without its weights."""
-    if recipe.tokenizer == "auto" and recipe.init_from not in ("scratch", "resume") and weights.is_hub_id(recipe.init_from):
+    if (
+        recipe.tokenizer == "auto"
+        and recipe.init_from not in ("scratch", "resume")
+        and weights.is_hub_id(recipe.init_from)
+    ):
         if recipe.init_from in SHAPES:
             return "gpt2"
         raise UsageError(
-            f"dataset: {recipe.dataset} is a text yet; python -m finetune.prepare {recipe.dataset} --tokenizer={recipe.init_from} makes tokens to plan with"
+            f"dataset: {recipe.dataset} is a text yet; python -m finetune.prepare {recipe.dataset}"
+            f" --tokenizer={recipe.init_from} makes tokens to plan with"
         )
     return corpus.tokenizer_choice(recipe)
 

@@ -27,8 +27,8 @@ def check_target(path):
 
 
 def recipe(plan, path="FILE.yaml", learning_rate=None):
-    """The text of a YAML recipe, to be written to `path`. Keys that were given as flags stay as they are; `learning_rate` is one that was
-    found by trial."""
+    """The text of a YAML recipe, to be written to `path`. Keys that were given as flags stay as they are;
+    `learning_rate` is one that was found by trial."""
     chosen = _chosen(plan, learning_rate)
     for name, origin in plan.origins.items():
         if name in recipes.Recipe.__dataclass_fields__:
@@ -60,8 +60,13 @@ def _chosen(plan, learning_rate):
     kept = {name for name, origin in plan.origins.items() if origin.startswith("--")}
     plan, chosen = _sized(plan, "init_from" in kept)
     tokens, T = plan.data.tokens["train"], plan.block_size
-    asked, rows = {name: getattr(plan.recipe, name) for name in kept & {"batch_size", "gradient_accumulation_steps"}}, _rows(plan)
-    plan = dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, batch_size=1, gradient_accumulation_steps=rows))
+    asked, rows = (
+        {name: getattr(plan.recipe, name) for name in kept & {"batch_size", "gradient_accumulation_steps"}},
+        _rows(plan),
+    )
+    plan = dataclasses.replace(
+        plan, recipe=dataclasses.replace(plan.recipe, batch_size=1, gradient_accumulation_steps=rows)
+    )
     size, checkpointing = plan.largest_batch(gradient_checkpointing=False), False
     if size is None:
         size, checkpointing = plan.largest_batch(gradient_checkpointing=True) or 1, True
@@ -75,7 +80,10 @@ def _chosen(plan, learning_rate):
     chosen["batch_size"] = size, f"the largest that fits and pays: {takes:.1f} GB"
     chosen["gradient_accumulation_steps"] = (
         steps,
-        f"{size} x {steps} x {T:,} = {rows * T:,} tokens an update, {-(-plan.data.rows['train'] // rows):,} updates a pass",
+        (
+            f"{size} x {steps} x {T:,} = {rows * T:,} tokens an update, {-(-plan.data.rows['train'] // rows):,} updates"
+            " a pass"
+        ),
     )
     chosen |= _length(plan, rows)
     low, high = advice.rates_for(plan)
@@ -95,7 +103,8 @@ def _chosen(plan, learning_rate):
 
 
 def _sized(plan, stays):
-    """`(plan, {key: (value, reason)})`: with the model that the guide takes for this much text, or the largest below it that fits."""
+    """`(plan, {key: (value, reason)})`: with the model that the guide takes for this much text, or the largest below it
+    that fits."""
     if stays or plan.recipe.init_from not in SHAPES:
         return plan, {}
     tokens, models = plan.data.tokens["train"], advice.MODELS
@@ -106,14 +115,22 @@ def _sized(plan, stays):
     for name in reversed(models[: models.index(wanted) + 1]):
         L, H, C = SHAPES[name]
         config = dataclasses.replace(plan.config, n_layer=L, n_head=H, n_embd=C, n_inner=None)
-        sized = dataclasses.replace(plan, config=config, recipe=dataclasses.replace(plan.recipe, init_from=name), timing=None)
+        sized = dataclasses.replace(
+            plan, config=config, recipe=dataclasses.replace(plan.recipe, init_from=name), timing=None
+        )
         if name == "gpt2" or sized.largest_batch(gradient_checkpointing=True):
-            return sized, {"init_from": (name, reason if name == wanted else f"{wanted}, for {tokens:,} tokens, does not fit into memory")}
+            return sized, {
+                "init_from": (
+                    name,
+                    reason if name == wanted else f"{wanted}, for {tokens:,} tokens, does not fit into memory",
+                )
+            }
 
 
 def _rows(plan):
-    """Blocks of an update, a power of two times the number of processes. For pretrained weights as few tokens as the guide keeps to, more
-    where that leaves a pass enough updates; from scratch as many as make UPDATES_FROM_SCRATCH of all that is worth reading."""
+    """Blocks of an update, a power of two times the number of processes. For pretrained weights as few tokens as the
+    guide keeps to, more where that leaves a pass enough updates; from scratch as many as make UPDATES_FROM_SCRATCH of
+    all that is worth reading."""
     low, high = advice.TOKENS_OF_UPDATE
     if plan.pretrained:
         wanted = plan.data.tokens["train"] / UPDATES_OF_A_PASS
@@ -140,5 +157,8 @@ def _length(plan, rows):
         why = f"{TOKENS_PER_PARAMETER} tokens a parameter, at most {advice.PASSES_FROM_SCRATCH} passes"
     return {
         "epochs": (epochs, f"{min(length, ceiling):,} updates; {why}"),
-        "max_iters": (ceiling, "a ceiling" if length <= ceiling else f"ends the run before {epochs} passes, which are {length:,}"),
+        "max_iters": (
+            ceiling,
+            "a ceiling" if length <= ceiling else f"ends the run before {epochs} passes, which are {length:,}",
+        ),
     }

@@ -1,5 +1,6 @@
-"""What a run costs on this machine: a few micro-batches of a network of the real shape with random weights, an evaluation of some
-blocks, a few tokens of samples, and a file written to the disk. Each is scaled up by the counts of the plan."""
+"""What a run costs on this machine: a few micro-batches of a network of the real shape with random weights, an
+evaluation of some blocks, a few tokens of samples, and a file written to the disk. Each is scaled up by the counts of
+the plan."""
 
 import contextlib
 import dataclasses
@@ -66,10 +67,24 @@ def _time(plan, place, began):
     model, optimizer = start.ready(network, recipe, place, T, plan.data.isolated, lambda line: None)
     blocks = _blocks(plan)
     run = start.Run(
-        recipe=recipe, schedule=plan.schedule, machine=place, network=network, model=model, optimizer=optimizer,
+        recipe=recipe,
+        schedule=plan.schedule,
+        machine=place,
+        network=network,
+        model=model,
+        optimizer=optimizer,
         scaler=torch.amp.GradScaler(place.device.type) if place.dtype == torch.float16 else None,
-        train=blocks, val=blocks, order=None, names_of_data=[], tokenizer=None, prompt=None, eval_rows=None, identity={}, data={}, init_from="scratch",
-    )  # fmt: skip
+        train=blocks,
+        val=blocks,
+        order=None,
+        names_of_data=[],
+        tokenizer=None,
+        prompt=None,
+        eval_rows=None,
+        identity={},
+        data={},
+        init_from="scratch",
+    )
     checkpoint.fill_optimizer(optimizer, run.names)
     ready = time.perf_counter() - began
 

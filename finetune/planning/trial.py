@@ -1,4 +1,5 @@
-"""A learning rate found by trying: short real runs that begin alike, each with its own rate, judged by the validation loss at their end."""
+"""A learning rate found by trying: short real runs that begin alike, each with its own rate, judged by the validation
+loss at their end."""
 
 import dataclasses
 import math
@@ -35,7 +36,8 @@ class Trial:
     def report(self):
         lines = [f"{'learning rate':<15}val loss after {self.updates} updates (before: {self.before:.4f})"]
         lines += [
-            f"{rate:<15g}{f'{loss:.4f}' if math.isfinite(loss) else 'diverged'}{'  <- best' if rate == self.best else ''}"
+            f"{rate:<15g}{f'{loss:.4f}' if math.isfinite(loss) else 'diverged'}"
+            f"{'  <- best' if rate == self.best else ''}"
             for rate, loss in sorted(self.results.items())
         ]
         edge = self.best in (min(self.results), max(self.results))
@@ -48,15 +50,21 @@ class Trial:
 
 
 def find_lr(plan, minutes):
-    """Try rates around the recipe's own for at most so many minutes; return the Trial. Says first how long it will take. Raises UsageError
-    when that time is too short, and when the plan was not timed."""
+    """Try rates around the recipe's own for at most so many minutes; return the Trial. Says first how long it will
+    take. Raises UsageError when that time is too short, and when the plan was not timed."""
     if plan.timing is None:
         raise UsageError(f"--find_lr: cannot be tried, because {plan.untimed}")
     updates, seconds = _affordable(plan, minutes * 60)
     print(f"\ntrying at most {RUNS} learning rates, {updates} updates each: at most {duration(seconds)}", flush=True)
     with tempfile.TemporaryDirectory() as out_dir:
         recipe = dataclasses.replace(
-            plan.recipe, out_dir=out_dir, max_iters=updates, epochs=None, warmup_iters=None, lr_decay_iters=None, min_lr=None
+            plan.recipe,
+            out_dir=out_dir,
+            max_iters=updates,
+            epochs=None,
+            warmup_iters=None,
+            lr_decay_iters=None,
+            min_lr=None,
         )
         recipe = dataclasses.replace(recipe, num_samples=0, overwrite=False)
         run = start.assemble(recipe, machine.start(recipe), lambda line: None)
@@ -97,8 +105,8 @@ def _affordable(plan, seconds):
     least = min(UPDATES[0], max(1, plan.schedule.length))
     if updates < least:
         raise UsageError(
-            f"--find_lr: {RUNS} runs of {least} updates take {duration(fixed + RUNS * least * update)} here; "
-            f"allow that with --trial_minutes={math.ceil((fixed + RUNS * least * update) / 60)}, or make updates smaller"
+            f"--find_lr: {RUNS} runs of {least} updates take {duration(fixed + RUNS * least * update)} here; allow that"
+            f" with --trial_minutes={math.ceil((fixed + RUNS * least * update) / 60)}, or make updates smaller"
         )
     return updates, fixed + RUNS * updates * update
 

@@ -27,11 +27,14 @@ def shortage(plan):
     lines = []
     if not plan.fits:
         takes = gigabytes(plan.takes())
-        lines.append(f"NOT ENOUGH MEMORY: IT TAKES {takes}, AND {gigabytes(plan.available)} ARE FREE on {device_name(plan)}. {_way_out(plan)}")
+        lines.append(
+            f"NOT ENOUGH MEMORY: IT TAKES {takes}, AND {gigabytes(plan.available)} ARE FREE on {device_name(plan)}."
+            f" {_way_out(plan)}"
+        )
     if plan.disk_needed > plan.disk_free:
         lines.append(
-            f"NOT ENOUGH DISK SPACE: CHECKPOINTS TAKE {gigabytes(plan.disk_needed)}, AND {gigabytes(plan.disk_free)} ARE FREE for {plan.recipe.out_dir}. "
-            "Free some, or choose another out_dir."
+            f"NOT ENOUGH DISK SPACE: CHECKPOINTS TAKE {gigabytes(plan.disk_needed)}, AND {gigabytes(plan.disk_free)}"
+            f" ARE FREE for {plan.recipe.out_dir}. Free some, or choose another out_dir."
         )
     return "\n".join(lines)
 
@@ -56,7 +59,11 @@ def resolved(plan, field):
     if name == "warmup_iters" and value != plan.schedule.warmup_iters:
         return _value(plan.schedule.warmup_iters), "derived", f"{why}; the {value:,} of {origin} are for a longer run"
     if plan.recipe.auto_batch_size and name in ("batch_size", "gradient_accumulation_steps"):
-        return _value(value), "derived", "batch_size=auto: the largest micro-batch that fits and pays, at the same blocks an update"
+        return (
+            _value(value),
+            "derived",
+            "batch_size=auto: the largest micro-batch that fits and pays, at the same blocks an update",
+        )
     return _value(value), origin, why or field.metadata["help"]
 
 
@@ -81,29 +88,75 @@ DERIVED = {
 }
 
 WHY = {
-    "init_from": lambda plan: f"{convert.num_parameters(plan.config):,} parameters; the guide takes {advice.size_for(plan.data.tokens['train'])[0]} for this much text",
-    "dataset": lambda plan: f"{plan.data.tokens['train']:,} tokens to train on, {plan.data.tokens['val']:,} to validate on",
+    "init_from": lambda plan: (
+        f"{convert.num_parameters(plan.config):,} parameters; the guide takes"
+        f" {advice.size_for(plan.data.tokens['train'])[0]} for this much text"
+    ),
+    "dataset": lambda plan: (
+        f"{plan.data.tokens['train']:,} tokens to train on, {plan.data.tokens['val']:,} to validate on"
+    ),
     "tokenizer": lambda plan: "the ids that data and model share",
-    "block_size": lambda plan: "the positions of the model" if plan.recipe.block_size is None else "less context than the model has saves memory and time",
+    "block_size": lambda plan: (
+        "the positions of the model"
+        if plan.recipe.block_size is None
+        else "less context than the model has saves memory and time"
+    ),
     "n_layer": lambda plan: "the model's own" if plan.pretrained else "from scratch",
     "n_head": lambda plan: "the model's own" if plan.pretrained else "from scratch",
     "n_embd": lambda plan: "the model's own" if plan.pretrained else "from scratch",
-    "batch_size": lambda plan: f"{plan.recipe.batch_size} x {plan.block_size:,} tokens go through the model at a time; memory decides how many can",
-    "gradient_accumulation_steps": lambda plan: f"{plan.recipe.batch_size} x {plan.recipe.gradient_accumulation_steps} x {plan.block_size:,} = {plan.tokens:,} tokens an update",
-    "max_iters": lambda plan: "ends the run" if plan.schedule.length == plan.recipe.max_iters else f"a ceiling; epochs ends the run at {plan.schedule.length:,}",
-    "epochs": lambda plan: f"the run is {passes(plan)} passes over the data; {advice.sensible_passes(plan)} are the most that pay",
-    "learning_rate": lambda plan: "{:.2g} to {:.2g} is usual for ".format(*advice.rates_for(plan)) + ("LoRA" if plan.recipe.lora_rank else f"pretrained weights and {plan.data.tokens['train']:,} tokens" if plan.pretrained else f"{plan.config.n_embd} wide from scratch"),
-    "warmup_iters": lambda plan: f"a tenth of {plan.schedule.length:,} updates, at most 100" if plan.recipe.warmup_iters != plan.schedule.warmup_iters else "as given",
-    "lr_decay_iters": lambda plan: "the decay ends where the run ends" if plan.recipe.lr_decay_iters is None else "as given",
+    "batch_size": lambda plan: (
+        f"{plan.recipe.batch_size} x {plan.block_size:,} tokens go through the model at a time; memory decides how"
+        " many can"
+    ),
+    "gradient_accumulation_steps": lambda plan: (
+        f"{plan.recipe.batch_size} x {plan.recipe.gradient_accumulation_steps} x {plan.block_size:,} = {plan.tokens:,}"
+        " tokens an update"
+    ),
+    "max_iters": lambda plan: (
+        "ends the run"
+        if plan.schedule.length == plan.recipe.max_iters
+        else f"a ceiling; epochs ends the run at {plan.schedule.length:,}"
+    ),
+    "epochs": lambda plan: (
+        f"the run is {passes(plan)} passes over the data; {advice.sensible_passes(plan)} are the most that pay"
+    ),
+    "learning_rate": (
+        lambda plan: (
+            "{:.2g} to {:.2g} is usual for ".format(*advice.rates_for(plan))
+            + (
+                "LoRA"
+                if plan.recipe.lora_rank
+                else (
+                    f"pretrained weights and {plan.data.tokens['train']:,} tokens"
+                    if plan.pretrained
+                    else f"{plan.config.n_embd} wide from scratch"
+                )
+            )
+        )
+    ),
+    "warmup_iters": lambda plan: (
+        f"a tenth of {plan.schedule.length:,} updates, at most 100"
+        if plan.recipe.warmup_iters != plan.schedule.warmup_iters
+        else "as given"
+    ),
+    "lr_decay_iters": lambda plan: (
+        "the decay ends where the run ends" if plan.recipe.lr_decay_iters is None else "as given"
+    ),
     "min_lr": lambda plan: "a tenth of learning_rate" if plan.recipe.min_lr is None else "as given",
     "eval_interval": lambda plan: f"{plan.evaluations:,} evaluations of {sum(plan.rows_of_evaluation):,} blocks",
     "save_interval": lambda plan: "as often as evaluations" if plan.recipe.save_interval is None else "as given",
     "val_fraction": lambda plan: "of a text that is prepared; data that are prepared have theirs",
     "device": lambda plan: device_name(plan),
-    "dtype": lambda plan: "the fastest arithmetic of matrix products that this device has; weights stay float32" if plan.recipe.dtype == "auto" else "as given",
+    "dtype": lambda plan: (
+        "the fastest arithmetic of matrix products that this device has; weights stay float32"
+        if plan.recipe.dtype == "auto"
+        else "as given"
+    ),
     "compile": lambda plan: "pays on CUDA only" if plan.recipe.compile == "auto" else "as given",
-    "isolate_documents": lambda plan: "on for instruction data" if plan.recipe.isolate_documents == "auto" else "as given",
-}  # fmt: skip
+    "isolate_documents": lambda plan: (
+        "on for instruction data" if plan.recipe.isolate_documents == "auto" else "as given"
+    ),
+}
 
 
 def gigabytes(size):
@@ -117,26 +170,48 @@ def passes(plan):
 def _run(plan):
     recipe, config, schedule, rows = plan.recipe, plan.config, plan.schedule, plan.data.rows
     count = convert.num_parameters(plan.config)
-    yield "model", f"{plan.init_from}: {count:,} parameters; {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide"
+    yield (
+        "model",
+        f"{plan.init_from}: {count:,} parameters; {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide",
+    )
     if recipe.lora_rank:
         yield "LoRA", lora.describe(config, recipe)
     tokens = plan.data.tokens
-    yield "data", f"{plan.data.name}: {tokens['train']:,} tokens to train on, {tokens['val']:,} to validate on ({plan.data.tokenizer})"
+    yield (
+        "data",
+        (
+            f"{plan.data.name}: {tokens['train']:,} tokens to train on, {tokens['val']:,} to validate on"
+            f" ({plan.data.tokenizer})"
+        ),
+    )
     isolated = ", of isolated documents" if plan.data.isolated else ""
     yield "", f"{rows['train']:,} and {rows['val']:,} blocks of {plan.block_size:,}{isolated}"
     auto = " (batch_size=auto)" if recipe.auto_batch_size else ""
     yield (
         "update",
-        f"{recipe.batch_size} x {recipe.gradient_accumulation_steps} x {plan.block_size:,} = {plan.tokens:,} tokens{auto}; {rows['train'] / plan.rows:,.1f} updates are a pass",
+        (
+            f"{recipe.batch_size} x {recipe.gradient_accumulation_steps} x {plan.block_size:,} = {plan.tokens:,}"
+            f" tokens{auto}; {rows['train'] / plan.rows:,.1f} updates are a pass"
+        ),
     )
-    by_epochs = f"; epochs={recipe.epochs:g} ends it before max_iters={recipe.max_iters:,}" if schedule.length < recipe.max_iters else ""
+    by_epochs = (
+        f"; epochs={recipe.epochs:g} ends it before max_iters={recipe.max_iters:,}"
+        if schedule.length < recipe.max_iters
+        else ""
+    )
     yield "length", f"{schedule.length:,} updates, {passes(plan)} passes over the data{by_epochs}"
     if plan.done:
         yield "", f"{plan.done:,} of them are made, {plan.remaining:,} are left"
     decay = f"cosine to {schedule.min_lr:g} at {schedule.lr_decay_iters:,}" if recipe.decay_lr else "then constant"
     yield "learning rate", f"{recipe.learning_rate:g} after {schedule.warmup_iters:,} updates of warmup, {decay}"
     train, val = plan.rows_of_evaluation
-    yield "evaluation", f"every {schedule.eval_interval:,} updates, {plan.evaluations:,} times: {val:,} blocks of val, {train:,} of train"
+    yield (
+        "evaluation",
+        (
+            f"every {schedule.eval_interval:,} updates, {plan.evaluations:,} times: {val:,} blocks of val, {train:,} of"
+            " train"
+        ),
+    )
 
 
 def _memory(plan):
@@ -171,7 +246,13 @@ def _modes(plan):
 
 def _disk(plan):
     parts = ", ".join(f"{gigabytes(size)} {what}" for what, size in plan.disk.items())
-    yield "disk", f"{gigabytes(plan.disk_needed)} for checkpoints ({parts}); {gigabytes(plan.disk_free)} are free for {plan.recipe.out_dir}"
+    yield (
+        "disk",
+        (
+            f"{gigabytes(plan.disk_needed)} for checkpoints ({parts}); {gigabytes(plan.disk_free)} are free for"
+            f" {plan.recipe.out_dir}"
+        ),
+    )
 
 
 def _time(plan):
@@ -181,7 +262,10 @@ def _time(plan):
     timing, seconds = plan.timing, plan.seconds()
     speed = plan.tokens * plan.remaining / seconds["updates"] if plan.remaining else 0
     yield "time", f"{duration(sum(seconds.values()))}, from three timed micro-steps with random weights"
-    counts = {"updates": f" of {plan.tokens:,} tokens, {speed:,.0f} tokens/s" if plan.remaining else "", "evaluations": f", {plan.evaluations:,}"}
+    counts = {
+        "updates": f" of {plan.tokens:,} tokens, {speed:,.0f} tokens/s" if plan.remaining else "",
+        "evaluations": f", {plan.evaluations:,}",
+    }
     counts["checkpoints"] = f", {plan.saves:,} states and at most {plan.evaluations:,} models"
     for what, spent in seconds.items():
         if spent:
@@ -195,7 +279,13 @@ def _time(plan):
 def _exchange(plan):
     if plan.processes > 1:
         sent = plan.exchanged
-        yield "communication", f"each of {plan.processes} processes sends {gigabytes(sent)} an update (ring all-reduce of float32 gradients)"
+        yield (
+            "communication",
+            (
+                f"each of {plan.processes} processes sends {gigabytes(sent)} an update (ring all-reduce of float32"
+                " gradients)"
+            ),
+        )
         yield "", f"{sent / LINK * 1000:,.0f} ms over links of 100 Gbit/s, hidden in part behind the last backward pass"
 
 
@@ -208,9 +298,15 @@ def _way_out(plan):
             return f"The same updates{rounded} fit with {flags}."
     least = {"lora_rank": RANK, "gradient_checkpointing": True, "batch_size": 1}
     if _may_adapt(plan) and (size := plan.takes(**least)) <= plan.available:
-        return f"LoRA would fit, in {gigabytes(size)}: {_flags({**least, 'gradient_accumulation_steps': plan.rows})}; or take a smaller model."
+        return (
+            f"LoRA would fit, in {gigabytes(size)}: {_flags({**least, 'gradient_accumulation_steps': plan.rows})}; or"
+            " take a smaller model."
+        )
     if plan.processes > 1:
-        return "recipes/accelerate/fsdp2.yaml shares weights, gradients and optimizer out, which is not counted here (docs/scaling.md)."
+        return (
+            "recipes/accelerate/fsdp2.yaml shares weights, gradients and optimizer out, which is not counted here"
+            " (docs/scaling.md)."
+        )
     return "Take a smaller model, a smaller block_size or another device."
 
 
@@ -227,4 +323,10 @@ def _value(value):
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
-    return "none" if value is None else repr(value) if isinstance(value, str) and (not value or value != value.strip()) else str(value)
+    return (
+        "none"
+        if value is None
+        else repr(value)
+        if isinstance(value, str) and (not value or value != value.strip())
+        else str(value)
+    )

@@ -1,4 +1,5 @@
-"""A model as a directory for others: Hugging Face's, or nanoGPT's checkpoint. What is written is read back and compared before it is published."""
+"""A model as a directory for others: Hugging Face's, or nanoGPT's checkpoint. What is written is read back and compared
+before it is published."""
 
 import dataclasses
 import hashlib
@@ -23,17 +24,25 @@ from finetune.training.card import model_card, public
 from finetune.training.progress import plot, read_metrics
 
 VERIFICATION = "verification.json"
-READ = (*weights.MODEL_FILES, "adapter/*", *tokenizers.FILES, "pytorch_model*.bin", "meta.pkl")  # of a source, what an export depends on
+READ = (
+    *weights.MODEL_FILES,
+    "adapter/*",
+    *tokenizers.FILES,
+    "pytorch_model*.bin",
+    "meta.pkl",
+)  # of a source, what an export depends on
 
 
 def export(source, to, format="hf", dtype="float32", interpolate=None, name=None, say=print):
     """Write the model at `source` (what `weights.find` gives) to the directory `to`, verified, and return it as a Path.
 
-    `name` is what the card calls it, by default that of the directory. An export of the same things that is there already, whole, stays as
-    it is. Raises UsageError, or Failure when what was written is not what was meant; then `to` is as it was.
-    """
+    `name` is what the card calls it, by default that of the directory. An export of the same things that is there
+    already, whole, stays as it is. Raises UsageError, or Failure when what was written is not what was meant; then `to`
+    is as it was."""
     source, to = Path(source), destination(to)
-    run_dir = source.parent if (source / "finetune.json").is_file() and (source.parent / "metrics.jsonl").is_file() else None
+    run_dir = (
+        source.parent if (source / "finetune.json").is_file() and (source.parent / "metrics.jsonl").is_file() else None
+    )
     if (source / checkpoint.MANIFEST).is_file() and (problem := checkpoint.damage(source)):
         raise UsageError(f"{source}: {problem}")
     request = _request(source, run_dir, format=format, dtype=dtype, interpolate=interpolate, name=name or to.name)
@@ -48,7 +57,9 @@ def export(source, to, format="hf", dtype="float32", interpolate=None, name=None
     events = read_metrics(run_dir / "metrics.jsonl") if run_dir else []
     if interpolate:
         if not run_dir:
-            raise UsageError(f"interpolate: {source} is not the model of a run, so nobody knows its base; give --out_dir=OUT")
+            raise UsageError(
+                f"interpolate: {source} is not the model of a run, so nobody knows its base; give --out_dir=OUT"
+            )
         state, mixture = mix(interpolate, config, state, facts, events, say)
         kept = {key: facts[key] for key in ("step", "init_from", "base_model") if key in facts}
         facts = {**kept, "val_loss": dict(mixture["losses"])[mixture["weight"]], "interpolation": mixture}
@@ -60,7 +71,13 @@ def export(source, to, format="hf", dtype="float32", interpolate=None, name=None
     if "init_from" in facts:
         facts["init_from"] = public(facts["init_from"])  # nobody else needs to know the folders of this computer
     rounded, moved = _rounded(config, state, dtype)
-    verified = {"finetune": finetune.__version__, "request": request, "versions": verify.versions(), "format": format, "dtype": dtype} | moved
+    verified = {
+        "finetune": finetune.__version__,
+        "request": request,
+        "versions": verify.versions(),
+        "format": format,
+        "dtype": dtype,
+    } | moved
     if "interpolation" in facts:
         verified["interpolation"] = facts["interpolation"]
 
@@ -77,7 +94,9 @@ def export(source, to, format="hf", dtype="float32", interpolate=None, name=None
             picture = "loss.png" if any(event["event"] == "eval" for event in events) else None
             if picture:
                 plot(run_dir, work / picture, title=request["name"])
-            card = model_card(request["name"].split("/")[-1], request["name"], config, facts, events, tokenizer, picture, verified)
+            card = model_card(
+                request["name"].split("/")[-1], request["name"], config, facts, events, tokenizer, picture, verified
+            )
             (work / "README.md").write_text(card, encoding="utf-8")
             _write_json(work / "finetune.json", facts)
         _write_json(work / VERIFICATION, verified)
@@ -96,10 +115,20 @@ def destination(to):
     if path.exists() and not path.is_dir():
         raise UsageError(f"to {to}: is a file; name a directory to be made")
     if path.is_dir() and any(path.iterdir()) and not _verified(path):
-        raise UsageError(f"to {to}: is there already and was not written by an export, so it is not overwritten; choose another directory")
-    others = sorted({one.name for one in path.iterdir()} - {*checkpoint.published(path), checkpoint.MANIFEST}) if path.is_dir() else []
+        raise UsageError(
+            f"to {to}: is there already and was not written by an export, so it is not overwritten; choose another"
+            " directory"
+        )
+    others = (
+        sorted({one.name for one in path.iterdir()} - {*checkpoint.published(path), checkpoint.MANIFEST})
+        if path.is_dir()
+        else []
+    )
     if others and _verified(path):
-        raise UsageError(f"to {to}: holds {', '.join(others[:5])} besides an earlier export, which replacing it would remove; move that away first")
+        raise UsageError(
+            f"to {to}: holds {', '.join(others[:5])} besides an earlier export, which replacing it would remove; move"
+            " that away first"
+        )
     there = next(parent for parent in path.parents if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UsageError(f"to {to}: cannot be written: {there} is {'not writable' if there.is_dir() else 'a file'}")
@@ -132,7 +161,9 @@ def _tokenizer(source, config, say):
         beside = " (a nanoGPT model of characters needs its meta.pkl beside ckpt.pt)" if source.is_file() else ""
         raise UsageError(f"{source}: has no tokenizer, and {config.vocab_size:,} ids are not GPT-2's{beside}")
     if found.vocab_size != config.vocab_size:
-        raise UsageError(f"{folder / 'meta.pkl'}: has {found.vocab_size} characters, and {source.name} {config.vocab_size:,} ids")
+        raise UsageError(
+            f"{folder / 'meta.pkl'}: has {found.vocab_size} characters, and {source.name} {config.vocab_size:,} ids"
+        )
     return found
 
 
@@ -150,12 +181,14 @@ def _rounded(config, state, dtype):
 
 
 def base_on_hub(source):
-    """The Hub id of the model that the run of the model at `source` began with, None where that is no model of the Hub."""
+    """The Hub id of the model that the run of the model at `source` began with, None where that is no model of the
+    Hub."""
     return _json(Path(source) / "finetune.json").get("base_model")
 
 
 def _fill_adapter(work, adapter, base):
-    """Write the adapters of a run as peft has them; their base keeps the name that the run gave it, unless it is one of the Hub."""
+    """Write the adapters of a run as peft has them; their base keeps the name that the run gave it, unless it is one of
+    the Hub."""
     shutil.copyfile(adapter / "adapter_model.safetensors", work / "adapter_model.safetensors")
     described = _json(adapter / "adapter_config.json")
     _write_json(work / "adapter_config.json", described | ({"base_model_name_or_path": base} if base else {}))
@@ -164,7 +197,10 @@ def _fill_adapter(work, adapter, base):
 def _fill_nanogpt(work, config, state, dtype, tokenizer, facts, name):
     """Write ckpt.pt, and meta.pkl for characters; return what was compared."""
     if tokenizer.kind != "char" and tokenizer.describe()["name"] != "GPT-2 BPE":
-        raise UsageError(f"format: nanoGPT's sample.py knows GPT-2's BPE and characters, and this model has a {tokenizer.describe()['name']}")
+        raise UsageError(
+            "format: nanoGPT's sample.py knows GPT-2's BPE and characters, and this model has a"
+            f" {tokenizer.describe()['name']}"
+        )
     try:
         content = convert.to_nanogpt({key: tensor.to(getattr(torch, dtype)) for key, tensor in state.items()}, config)
     except ValueError as error:
@@ -172,23 +208,35 @@ def _fill_nanogpt(work, config, state, dtype, tokenizer, facts, name):
     if tokenizer.kind == "char":
         content["config"]["dataset"] = name  # where sample.py looks for meta.pkl
         (work / "meta.pkl").write_bytes(nanogpt_meta.write(tokenizer.chars))
-    torch.save({**content, "iter_num": facts.get("step", 0), "best_val_loss": facts.get("val_loss", 1e9)}, work / "ckpt.pt")
+    torch.save(
+        {**content, "iter_num": facts.get("step", 0), "best_val_loss": facts.get("val_loss", 1e9)}, work / "ckpt.pt"
+    )
     return verify.nanogpt(work / "ckpt.pt", config, state)
 
 
 def _summary(to, verified):
     if verified["format"] == "nanogpt":
         lines = [
-            f"verified: {verified['tensors_compared']} tensors read back are equal; nanoGPT's exact GELU moves logits by at most "
-            f"{verified['max_difference_by_exact_gelu']:.1e}",
+            (
+                f"verified: {verified['tensors_compared']} tensors read back are equal; nanoGPT's exact GELU moves"
+                f" logits by at most {verified['max_difference_by_exact_gelu']:.1e}"
+            ),
             f"exported to {to}; in nanoGPT's directory: python sample.py --out_dir={to}",
         ]
         meta = (to / "meta.pkl").is_file()
-        return "\n".join(lines + ([f"for its characters first: mkdir -p data/{to.name} && cp {to}/meta.pkl data/{to.name}/"] if meta else []))
+        return "\n".join(
+            lines
+            + (
+                [f"for its characters first: mkdir -p data/{to.name} && cp {to}/meta.pkl data/{to.name}/"]
+                if meta
+                else []
+            )
+        )
     moved = f"; {verified['dtype']} moves them by at most {verified['rounding']:.1e}" if "rounding" in verified else ""
     return (
-        f"verified with transformers {verified['versions']['transformers']}: {verified['ids_compared']:,} ids equal, {verified['logits_compared']:,} "
-        f"logits differ by at most {verified['max_difference']:.1e}{moved}\nexported to {to}"
+        f"verified with transformers {verified['versions']['transformers']}: {verified['ids_compared']:,} ids equal,"
+        f" {verified['logits_compared']:,} logits differ by at most {verified['max_difference']:.1e}{moved}\nexported"
+        f" to {to}"
     )
 
 

@@ -1,4 +1,5 @@
-"""A published directory as a repository on the Hub: one commit, compared afterwards, and none where nothing has changed."""
+"""A published directory as a repository on the Hub: one commit, compared afterwards, and none where nothing has
+changed."""
 
 import hashlib
 import sys
@@ -10,22 +11,28 @@ from finetune.publishing.directory import VERIFICATION
 from finetune.training.checkpoint import CHUNK_BYTES, MANIFEST, digest, published
 
 CAME_WITH_AN_EXPORT = {  # removed from the repository when the next export has no such file
-    "chat_template.jinja", "added_tokens.json", "special_tokens_map.json", "vocab.json", "merges.txt", "loss.png",
-}  # fmt: skip
+    "chat_template.jinja",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "loss.png",
+}
 
 
 def push(directory, repository, private=True, again="", say=print):
     """Make `repository` hold the files of a published directory.
 
-    The token is that of the environment or of `hf auth login`. Everything goes up in one commit at the end, so a push that is interrupted
-    changes nothing, and the next one sends only what is missing. Raises Failure with exit code 4, in one line with the command `again`,
-    when the repository does not hold these files afterwards.
-    """
+    The token is that of the environment or of `hf auth login`. Everything goes up in one commit at the end, so a push
+    that is interrupted changes nothing, and the next one sends only what is missing. Raises Failure with exit code 4,
+    in one line with the command `again`, when the repository does not hold these files afterwards."""
     try:
         _push(Path(directory), repository, private, say)
     except (Exception, KeyboardInterrupt) as error:  # every way in which a network fails has its own class
         reason = str(error) if isinstance(error, Refused) else _reason(error)
-        raise Failure(f"{repository} was not pushed: {reason}. The export in {directory} is whole; again: {again}", 4) from error
+        raise Failure(
+            f"{repository} was not pushed: {reason}. The export in {directory} is whole; again: {again}", 4
+        ) from error
 
 
 class Refused(Exception):
@@ -55,14 +62,18 @@ def _push(directory, repository, private, say):
     if VERIFICATION not in names and any(name.endswith((".safetensors", ".bin", "config.json")) for name in names):
         raise Refused("it holds a model that no export of ours put there; choose another name")
     visibility = "private" if there.private else "public"
-    files = sorted(directory / name for name in [*published(directory), MANIFEST])  # and nothing else that lies there by now
+    files = sorted(
+        directory / name for name in [*published(directory), MANIFEST]
+    )  # and nothing else that lies there by now
     stale = sorted((CAME_WITH_AN_EXPORT & names) - {path.name for path in files})
     if not stale and not _different(files, there):
         say(f"{repository} ({visibility}) holds this export already; nothing to push")
         return
     size = sum(path.stat().st_size for path in files)
     say(f"pushing {len(files)} files, {size / 1e6:,.1f} MB, to {repository} ({visibility})")
-    operations = [CommitOperationAdd(path.name, path) for path in files] + [CommitOperationDelete(name) for name in stale]
+    operations = [CommitOperationAdd(path.name, path) for path in files] + [
+        CommitOperationDelete(name) for name in stale
+    ]
     commit = api.create_commit(repository, operations, commit_message="Export by finetune", parent_commit=there.sha)
     if different := _different(files, _look(api, repository)):
         raise Refused(f"what the Hub holds now is not what was sent: {', '.join(different)}")
@@ -70,7 +81,8 @@ def _push(directory, repository, private, say):
 
 
 def _look(api, repository):
-    """What the Hub knows of a repository, with the hashes of its files; None when there is none that this token can see."""
+    """What the Hub knows of a repository, with the hashes of its files; None when there is none that this token can
+    see."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
@@ -114,5 +126,8 @@ def _reason(error):
     kinds = [type(link).__name__ for link in chain]
     if status is None and any(word in kind for kind in kinds for word in ("Connect", "Timeout", "Network")):
         return f"the Hub cannot be reached ({kinds[0]})"
-    words = [f"{kind}: {str(link).strip().splitlines()[0].rstrip('.')}" if str(link).strip() else kind for kind, link in zip(kinds, chain)]
+    words = [
+        f"{kind}: {str(link).strip().splitlines()[0].rstrip('.')}" if str(link).strip() else kind
+        for kind, link in zip(kinds, chain)
+    ]
     return ", from ".join(words[:2])

@@ -1,4 +1,5 @@
-"""Between the base and the finetuned weights: (1 - a) base + a finetuned often predicts better than either, and forgets less.
+"""Between the base and the finetuned weights: (1 - a) base + a finetuned often predicts better than either, and forgets
+less.
 
 Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
 """
@@ -20,10 +21,9 @@ SWEEP = [a / 10 for a in range(11)]
 def interpolate(choice, config, state, facts, events, say=print):
     """`(weights, mixture)`: what the choice makes of finetuned weights of a run with those facts and events.
 
-    `choice` is "auto", which keeps the a of SWEEP with the lowest loss on the run's whole validation split, so never a worse one than
-    a = 1; or the a itself. `mixture` is {"weight", "base", "chosen", "losses": [(a, loss), ...]}. Raises UsageError where the base or
-    the data is not there any more.
-    """
+    `choice` is "auto", which keeps the a of SWEEP with the lowest loss on the run's whole validation split, so never a
+    worse one than a = 1; or the a itself. `mixture` is {"weight", "base", "chosen", "losses": [(a, loss), ...]}. Raises
+    UsageError where the base or the data is not there any more."""
     base = base_of("interpolate", config, facts)
     network = GPT.from_state(config, {name: tensor.clone() for name, tensor in state.items()}).eval()
     measure = _validation(config, network, events)
@@ -36,7 +36,12 @@ def interpolate(choice, config, state, facts, events, say=print):
     weight = min(reversed(losses), key=lambda measured: measured[1])[0] if choice == "auto" else float(choice)
     reached, alone = dict(losses)[weight], losses[-1][1]
     say(f"keeping {weight:g} of the finetuned weights: val loss {reached:.4f}, without interpolation {alone:.4f}")
-    mixture = {"weight": weight, "base": facts.get("base_model") or public(facts["init_from"]), "chosen": choice == "auto", "losses": losses}
+    mixture = {
+        "weight": weight,
+        "base": facts.get("base_model") or public(facts["init_from"]),
+        "chosen": choice == "auto",
+        "losses": losses,
+    }
     return _mixed(base, state, weight), mixture
 
 
@@ -45,14 +50,20 @@ def _mixed(base, state, a):
 
 
 def base_of(what, config, facts):
-    """The weights that the run with those facts began with. Raises UsageError, which says `what` wanted them, where they are not there."""
+    """The weights that the run with those facts began with. Raises UsageError, which says `what` wanted them, where
+    they are not there."""
     source = facts.get("init_from")
     if source in (None, "scratch"):
-        raise UsageError(f"{what}: the run began from {source or 'nobody knows what'}, so there is no base to go back to")
+        raise UsageError(
+            f"{what}: the run began from {source or 'nobody knows what'}, so there is no base to go back to"
+        )
     base_config, base = weights.load(source)
     base["wpe.weight"] = base["wpe.weight"][: config.block_size]
     wanted = convert.shapes(config)
-    if base_config.activation_function != config.activation_function or {name: tuple(base[name].shape) for name in base} != wanted:
+    if (
+        base_config.activation_function != config.activation_function
+        or {name: tuple(base[name].shape) for name in base} != wanted
+    ):
         raise UsageError(f"{what}: {source} is no longer the model that this run began with; its shape is another")
     return base
 
@@ -71,8 +82,12 @@ def _validation(config, network, events):
         dataset = bins.load(directory)
         contents = bins.survey(dataset, "val")
         if contents.sha256 != identity[bins.named("val.bin", number, len(directories))]:
-            raise UsageError(f"interpolate: {dataset.bin('val')} is not the file that this run was validated on (its sha256 differs)")
-        opened = cache.open_cache(dataset, "val", identity["block_size"], contents, identity.get("isolate_documents", False))
+            raise UsageError(
+                f"interpolate: {dataset.bin('val')} is not the file that this run was validated on (its sha256 differs)"
+            )
+        opened = cache.open_cache(
+            dataset, "val", identity["block_size"], contents, identity.get("isolate_documents", False)
+        )
         parts.append(Blocks.from_arrow(opened, contents.tokens))
     blocks = parts[0] if len(parts) == 1 else Mixture(parts)
     computer = machine.start(Recipe(dtype="float32", compile="false"))

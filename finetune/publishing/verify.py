@@ -15,7 +15,11 @@ PROMPTS = (
     "ROMEO:\nO, she doth teach the torches to burn bright!\n\nJULIET:\n",
     "def add(a, b):\n    return a + b  # 3.14159, 1,000,000\n",
     "User:\nWhat is GPT-2?\n\nAssistant:\n",
-    "Na\u00efve caf\u00e9 \u2014 \u6771\u4eac, \u041f\u0440\u0438\u0432\u0435\u0442, \u0928\u092e\u0938\u094d\u0924\u0947, e\u0301, \U0001f642\U0001f469\u200d\U0001f469\u200d\U0001f467, \u2028, \ufb01",
+    (
+        "Na\u00efve caf\u00e9 \u2014 \u6771\u4eac, \u041f\u0440\u0438\u0432\u0435\u0442,"
+        " \u0928\u092e\u0938\u094d\u0924\u0947, e\u0301, \U0001f642\U0001f469\u200d\U0001f469\u200d\U0001f467, \u2028,"
+        " \ufb01"
+    ),
     " \t two  spaces,\r\n\n\n   three ends\n",
 )
 
@@ -26,9 +30,9 @@ def versions():
 
 @torch.no_grad()
 def hugging_face(directory, model, tokenizer, base=None):
-    """Load `directory` with transformers and compare ids of real prompts, and logits on them and on a full context, with those of our
-    model and tokenizer. Where it holds adapters, peft loads them over `base`, a GPT. Return what was compared; raise Failure, saying
-    what differs, when they do not agree."""
+    """Load `directory` with transformers and compare ids of real prompts, and logits on them and on a full context,
+    with those of our model and tokenizer. Where it holds adapters, peft loads them over `base`, a GPT. Return what was
+    compared; raise Failure, saying what differs, when they do not agree."""
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
@@ -39,13 +43,17 @@ def hugging_face(directory, model, tokenizer, base=None):
     for prompt in _spoken(tokenizer):
         ours = tokenizer.encode(prompt).tolist()
         if their_tokenizer(prompt, verbose=False)["input_ids"] != ours:
-            raise Failure(f"{directory.name}: transformers' tokenizer gives other ids for {prompt!r}; nothing was exported", 1)
+            raise Failure(
+                f"{directory.name}: transformers' tokenizer gives other ids for {prompt!r}; nothing was exported", 1
+            )
         ids_compared += len(ours)
         rows.append(torch.tensor(ours[:block_size]))
     rows.append(every_position(model.config))
     difference, largest = compare(model, lambda idx: theirs(idx).logits, [row for row in rows if len(row)])
     if not difference <= TOLERANCE * max(1.0, largest):
-        raise Failure(f"{directory.name}: logits of transformers differ by {difference:.2g} from ours; nothing was exported", 1)
+        raise Failure(
+            f"{directory.name}: logits of transformers differ by {difference:.2g} from ours; nothing was exported", 1
+        )
     return {
         "prompts": len(rows) - 1,
         "ids_compared": ids_compared,
@@ -59,8 +67,14 @@ def hugging_face(directory, model, tokenizer, base=None):
 def _loaded(directory):
     from transformers import AutoModelForCausalLM
 
-    theirs, loading = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True, output_loading_info=True)
-    unread = {kind: sorted(names) for kind, names in loading.items() if names and kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    theirs, loading = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
+    )
+    unread = {
+        kind: sorted(names)
+        for kind, names in loading.items()
+        if names and kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
     if unread:
         raise Failure(f"{directory.name}: transformers does not read it as it was written: {unread}", 1)
     return theirs
@@ -76,12 +90,15 @@ def _adapted(directory, base):
 
 @torch.no_grad()
 def nanogpt(path, config, state):
-    """Read a ckpt.pt back and compare its tensors, bit by bit, with the weights it was written from. Return what was compared, and
-    how far logits move because nanoGPT computes the exact GELU. Raises Failure."""
+    """Read a ckpt.pt back and compare its tensors, bit by bit, with the weights it was written from. Return what was
+    compared, and how far logits move because nanoGPT computes the exact GELU. Raises Failure."""
     read_config, read = weights.load(path)
     different = [name for name in state if not torch.equal(read[name], state[name])]
     if different or read_config.activation_function != config.activation_function:
-        raise Failure(f"{path.name}: {', '.join(different) or 'its configuration'} is not what was written; nothing was exported", 1)
+        raise Failure(
+            f"{path.name}: {', '.join(different) or 'its configuration'} is not what was written; nothing was exported",
+            1,
+        )
     ours = GPT.from_state(config, state).eval()
     exact = GPT.from_state(dataclasses.replace(config, activation_function="gelu"), read).eval()
     difference, largest = compare(ours, exact, [every_position(config)])
@@ -94,7 +111,8 @@ def every_position(config):
 
 
 def compare(model, other, rows):
-    """`(largest difference, largest absolute logit)` of two functions from idx (1, T) to logits (1, T, V), over rows of ids (T,)."""
+    """`(largest difference, largest absolute logit)` of two functions from idx (1, T) to logits (1, T, V), over rows of
+    ids (T,)."""
     difference = largest = 0.0
     for row in rows:
         logits = model(row[None])
@@ -111,4 +129,7 @@ def _spoken(tokenizer):
     if tokenizer.kind != "char":
         return PROMPTS
     known = set(tokenizer.chars)
-    return ["".join(tokenizer.chars), *filter(None, ("".join(char for char in prompt if char in known) for prompt in PROMPTS))]
+    return [
+        "".join(tokenizer.chars),
+        *filter(None, ("".join(char for char in prompt if char in known) for prompt in PROMPTS)),
+    ]

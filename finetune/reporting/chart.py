@@ -43,7 +43,8 @@ def chart(title, lines, marks=(), to=None):
     for value in _ticks(y_low, y_high):
         _, y = place(0, value)
         parts.append(
-            f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/><text x="{LEFT - 6}" y="{y}" dy=".35em" text-anchor="end">{figure(value)}</text>'
+            f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/><text x="{LEFT - 6}" y="{y}" dy=".35em"'
+            f' text-anchor="end">{figure(value)}</text>'
         )
     for value in _ticks(0, x_high):
         x, _ = place(value, y_low)
@@ -64,13 +65,19 @@ def chart(title, lines, marks=(), to=None):
             for x, y in drawn[:: max(1, len(drawn) // 60)]:
                 across, down = place(x, y)
                 parts.append(
-                    f'<circle class="{line.style}" cx="{across}" cy="{down}" r="2.5"><title>{escape(line.name)} {y:.4f} at {x:,}</title></circle>'
+                    f'<circle class="{line.style}" cx="{across}" cy="{down}" r="2.5"><title>{escape(line.name)} {y:.4f}'
+                    f" at {x:,}</title></circle>"
                 )
         if line.ring:
             across, down = place(*line.ring[:2])
-            parts.append(f'<circle class="ring {line.style}" cx="{across}" cy="{down}" r="6"><title>{escape(line.ring[2])}</title></circle>')
+            parts.append(
+                f'<circle class="ring {line.style}" cx="{across}" cy="{down}"'
+                f' r="6"><title>{escape(line.ring[2])}</title></circle>'
+            )
     legend = "".join(f'<span class="{line.style}">{escape(line.name)}</span>' for line in lines if len(lines) > 1)
-    words = f"{title}: " + ", ".join(f"{line.name} from {figure(line.points[0][1])} to {figure(line.points[-1][1])}" for line in lines)
+    words = f"{title}: " + ", ".join(
+        f"{line.name} from {figure(line.points[0][1])} to {figure(line.points[-1][1])}" for line in lines
+    )
     return (
         f"<figure><figcaption><b>{escape(title)}</b> {legend}</figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(words)}">{"".join(parts)}</svg></figure>'

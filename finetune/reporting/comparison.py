@@ -8,11 +8,15 @@ BESIDES = ("out_dir", "overwrite", "wandb_run_name")  # differ between any two r
 
 
 def compare(runs):
-    """The comparison of some Records as {title: rows}, each row a name and one text a run. Rows that all share are left out of recipes."""
+    """The comparison of some Records as {title: rows}, each row a name and one text a run. Rows that all share are left
+    out of recipes."""
     keys = dict.fromkeys(key for run in runs for key in run.recipe if key not in BESIDES)
     recipes = [(key, *(shown(run.recipe.get(key)) for run in runs)) for key in keys if key != "init_from"]
     recipes.insert(0, ("init_from", *(shown(run.init_from) for run in runs)))
-    reached = [(name, *(_reached(run).get(name, "") for run in runs)) for name in dict.fromkeys(name for run in runs for name in _reached(run))]
+    reached = [
+        (name, *(_reached(run).get(name, "") for run in runs))
+        for name in dict.fromkeys(name for run in runs for name in _reached(run))
+    ]
     return {"recipe": [row for row in recipes if len(set(row[1:])) > 1], "result": reached}
 
 
@@ -33,10 +37,18 @@ def screen(runs):
     """The comparison as aligned text."""
     names = [str(run.out_dir) for run in runs]
     parts = compare(runs)
-    rows = [("", *names), *parts["result"], ("",) * (len(runs) + 1), *(parts["recipe"] or [("the recipes are the same", *("" for _ in runs))])]
+    rows = [
+        ("", *names),
+        *parts["result"],
+        ("",) * (len(runs) + 1),
+        *(parts["recipe"] or [("the recipes are the same", *("" for _ in runs))]),
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(runs) + 1)]
     lines = [
-        "  ".join(cell.ljust(width) if not place else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths))).rstrip()
+        "  ".join(
+            cell.ljust(width) if not place else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
         for row in rows
     ]
     return "\n".join([*lines, *(["", *notes(runs)] if notes(runs) else [])])
@@ -91,7 +103,11 @@ def _reached(run):
     if run.parameters is not None:
         facts["parameters"] = f"{run.parameters:,}"
     if (speed := run.median("tokens_per_second")) is not None:
-        facts |= {"tok/s": f"{speed:,.0f}", "mfu": f"{run.median('mfu'):.2%}", "time an update": f"{run.seconds_an_update * 1000:,.2f}ms"}
+        facts |= {
+            "tok/s": f"{speed:,.0f}",
+            "mfu": f"{run.median('mfu'):.2%}",
+            "time an update": f"{run.seconds_an_update * 1000:,.2f}ms",
+        }
     return (
         facts
         | ({"from start to end": duration(run.seconds)} if run.seconds else {})
@@ -101,4 +117,9 @@ def _reached(run):
 
 def _sums(run, split):
     """What identifies the data of a split, None where it is not recorded."""
-    return tuple(sorted((name, value) for name, value in run.started.get("identity", {}).items() if name.startswith(split))) or None
+    return (
+        tuple(
+            sorted((name, value) for name, value in run.started.get("identity", {}).items() if name.startswith(split))
+        )
+        or None
+    )

@@ -1,8 +1,8 @@
 """What is wrong with a run: the guide's seven issues, and the end without a word, as rules over what the run left.
 
-Each rule looks at a `Record` and returns a Finding or None. What a run says of itself while it goes on (`guard.warnings`) is where the
-rules about losses begin. A finding has its evidence in numbers and the command that would help; a healthy run has none.
-"""
+Each rule looks at a `Record` and returns a Finding or None. What a run says of itself while it goes on
+(`guard.warnings`) is where the rules about losses begin. A finding has its evidence in numbers and the command that
+would help; a healthy run has none."""
 
 import shlex
 import shutil
@@ -49,7 +49,16 @@ class Finding:
 
 def diagnose(run):
     """The Findings of a Record, the gravest first; [] for a healthy run."""
-    rules = (_out_of_memory, _missing_checkpoint, _interrupted, _gibberish, _not_learning, _overfitting, _slow, _disappointing)
+    rules = (
+        _out_of_memory,
+        _missing_checkpoint,
+        _interrupted,
+        _gibberish,
+        _not_learning,
+        _overfitting,
+        _slow,
+        _disappointing,
+    )
     found = {finding.label: finding for rule in rules if (finding := rule(run))}
     if found.keys() & {"out_of_memory", "missing_checkpoint"}:  # which say why
         found.pop("interrupted", None)
@@ -86,7 +95,10 @@ def _out_of_memory(run):
     if failed and "out of memory" in failed["problem"]:
         evidence.append(failed["problem"].splitlines()[0])
     elif (used := _memory_at_the_end(run)) and _killed(run) and used[0] > NEARLY_ALL * used[1]:
-        evidence.append(f"it ended without a word after {run.done:,} updates, with {used[0] / 1e9:.1f} of {used[1] / 1e9:.1f} GB of memory in use")
+        evidence.append(
+            f"it ended without a word after {run.done:,} updates, with {used[0] / 1e9:.1f} of {used[1] / 1e9:.1f} GB of"
+            " memory in use"
+        )
     if not evidence:
         return None
     tries = [event["done"].split(";")[0] for event in run.session if event["event"] == "out_of_memory"]
@@ -96,8 +108,8 @@ def _out_of_memory(run):
 
 
 def _less_memory(run, tries):
-    """`(evidence, advice, command)` of the first step down that a run has not taken: those of `memory.what_would_fit` after those that
-    change nothing that is learned."""
+    """`(evidence, advice, command)` of the first step down that a run has not taken: those of `memory.what_would_fit`
+    after those that change nothing that is learned."""
     recipe, parameters, sharded = run.recipe, run.parameters, "sharded" in run.started.get("machine", "")
     sizes = {name: _newest(run, name) for name in ("batch_size", "gradient_accumulation_steps")}
     batch, steps = sizes.values()
@@ -106,21 +118,37 @@ def _less_memory(run, tries):
         smaller = next(n for n in range(batch // 2, 0, -1) if batch % n == 0)
         flags = {"batch_size": smaller, "gradient_accumulation_steps": steps * batch // smaller}
         return [], f"smaller micro-batches, at the same blocks an update{chooses}", _go_on(run, **flags)
-    if recipe.get("gradient_checkpointing") is not True and not any("gradient_checkpointing=true" in done for done in tries):
+    if recipe.get("gradient_checkpointing") is not True and not any(
+        "gradient_checkpointing=true" in done for done in tries
+    ):
         return [], f"recompute activations instead of keeping them{chooses}", _go_on(run, gradient_checkpointing="true")
-    reached = {name: size for name, size in sizes.items() if size != recipe.get(name)} | {"gradient_checkpointing": "true"}
+    reached = {name: size for name, size in sizes.items() if size != recipe.get(name)} | {
+        "gradient_checkpointing": "true"
+    }
     if not sharded and not recipe.get("lora_rank"):
         if recipe.get("optimizer_dtype", "float32") == "float32":
-            told = [f"AdamW's moments in float32 take {8 * parameters / 1e9:.2f} GB, in bfloat16 half of that"] if parameters else []
+            told = (
+                [f"AdamW's moments in float32 take {8 * parameters / 1e9:.2f} GB, in bfloat16 half of that"]
+                if parameters
+                else []
+            )
             return (
                 told,
                 "moments in bfloat16; they are rounded, so this learns a little differently",
                 _go_on(run, **reached, optimizer_dtype="bfloat16"),
             )
         if _pretrained(run):
-            told = [f"gradients and moments of all {parameters:,} parameters take {8 * parameters / 1e9:.2f} GB"] if parameters else []
+            told = (
+                [f"gradients and moments of all {parameters:,} parameters take {8 * parameters / 1e9:.2f} GB"]
+                if parameters
+                else []
+            )
             rate = _tidy(max(recipe.get("learning_rate") or 0, LORA_RATE))
-            return told, "adapters instead of all weights", _again(run, **reached, lora_rank=16, learning_rate=rate, min_lr=None)
+            return (
+                told,
+                "adapters instead of all weights",
+                _again(run, **reached, lora_rank=16, learning_rate=rate, min_lr=None),
+            )
     smaller = {"gpt2-xl": "gpt2-large", "gpt2-large": "gpt2-medium", "gpt2-medium": "gpt2"}.get(run.init_from)
     flags = {"init_from": smaller} if smaller else {"block_size": max(1, (recipe.get("block_size") or 1024) // 2)}
     return [], f"a smaller {'model' if smaller else 'block_size'}: one block of this does not fit", _again(run, **flags)
@@ -140,16 +168,36 @@ def _missing_checkpoint(run):
     killed = ", as after SIGKILL or a power cut" if _killed(run) else ""
     evidence.append(f"the last that was recorded is update {run.done:,} of {run.length:,}{killed}")
     if refused:
-        return Finding("missing_checkpoint", evidence, f"make room first: df -h {shlex.quote(str(run.out_dir))} shows it", _go_on(run))
+        return Finding(
+            "missing_checkpoint",
+            evidence,
+            f"make room first: df -h {shlex.quote(str(run.out_dir))} shows it",
+            _go_on(run),
+        )
     if run.states:
-        return Finding("missing_checkpoint", evidence, f"{run.states[0]} is whole, and the next evaluation writes best/", _go_on(run))
-    return Finding("missing_checkpoint", evidence, "there is no state to go on from; save_interval says how often one is kept", _start_anew(run))
+        return Finding(
+            "missing_checkpoint",
+            evidence,
+            f"{run.states[0]} is whole, and the next evaluation writes best/",
+            _go_on(run),
+        )
+    return Finding(
+        "missing_checkpoint",
+        evidence,
+        "there is no state to go on from; save_interval says how often one is kept",
+        _start_anew(run),
+    )
 
 
 def _interrupted(run):
     failed = run.failure
     if failed and failed.get("code") != 3:
-        return Finding("interrupted", [f"after {run.done:,} updates: {failed['problem'].splitlines()[0]}"], "go on from the last state", _go_on(run))
+        return Finding(
+            "interrupted",
+            [f"after {run.done:,} updates: {failed['problem'].splitlines()[0]}"],
+            "go on from the last state",
+            _go_on(run),
+        )
     if _killed(run):
         left = f"{run.done:,} of {run.length:,} updates"
         words = "no end, no signal and no error was recorded, as after SIGKILL, a lack of memory or a power cut"
@@ -163,7 +211,9 @@ def _gibberish(run):
     if "start" in signs and _pretrained(run):
         named = [source.get("name") for part in run.data for source in part.meta.get("sources", [])][:1] or ["SOURCE"]
         tokenizer = run.init_from if run.init_from and Path(run.init_from).is_dir() else "gpt2"
-        command = shlex.join(["python", "-m", "finetune.prepare", str(named[0]), f"--tokenizer={tokenizer}", "--out_dir=data/again"])
+        command = shlex.join(
+            ["python", "-m", "finetune.prepare", str(named[0]), f"--tokenizer={tokenizer}", "--out_dir=data/again"]
+        )
         return Finding("gibberish", [signs["start"]], "prepare the text with the tokenizer of the model", command)
     evidence = []
     failed, tried = run.failure, [event for event in run.session if event["event"] == "rollback"]
@@ -174,14 +224,18 @@ def _gibberish(run):
         rise = max(0.1, RISE * best["val_loss"])
         if last["val_loss"] > best["val_loss"] + rise and last["train_loss"] > best["train_loss"] + rise:
             evidence.append(
-                f"val loss {best['val_loss']:.4f} at step {best['step']} -> {last['val_loss']:.4f} at step {last['step']}, "
-                f"and train loss {best['train_loss']:.4f} -> {last['train_loss']:.4f}: both rise"
+                f"val loss {best['val_loss']:.4f} at step {best['step']} -> {last['val_loss']:.4f} at step"
+                f" {last['step']}, and train loss {best['train_loss']:.4f} -> {last['train_loss']:.4f}: both rise"
             )
     if not evidence:
         return None
-    evidence += [f"went back {len(tried)} times, at last with learning rates times {tried[-1]['lr_scale']:g}"] if tried else []
+    evidence += (
+        [f"went back {len(tried)} times, at last with learning rates times {tried[-1]['lr_scale']:g}"] if tried else []
+    )
     evidence.append(f"learning_rate was {rate:g}" if rate is not None else "learning_rate is not recorded")
-    advice = "a tenth of the learning rate" + (f"; until then best/ keeps step {best['step']}" if best and best["step"] else "")
+    advice = "a tenth of the learning rate" + (
+        f"; until then best/ keeps step {best['step']}" if best and best["step"] else ""
+    )
     return Finding("gibberish", evidence, advice, _again(run, learning_rate=_tidy((rate or 3e-5) / 10), min_lr=None))
 
 
@@ -189,20 +243,31 @@ def _not_learning(run):
     first, best = _first_and_best(run)
     if not best or run.done - first["step"] < ENOUGH_UPDATES or _gibberish(run):
         return None
-    gained, learned = first["val_loss"] - best["val_loss"], first["train_loss"] - min(e["train_loss"] for e in run.evaluations)
+    gained, learned = (
+        first["val_loss"] - best["val_loss"],
+        first["train_loss"] - min(e["train_loss"] for e in run.evaluations),
+    )
     still = STILL[True] if _pretrained(run) else STILL[False] * first["val_loss"]
     if max(gained, learned) >= still:
         return None
     rate, tokens = run.recipe.get("learning_rate") or 0.0, _tokens(run)
     evidence = [
-        f"val loss {first['val_loss']:.4f} at step {first['step']} -> {best['val_loss']:.4f} at best, train loss {first['train_loss']:.4f} -> "
-        f"{run.evaluations[-1]['train_loss']:.4f}, after {run.done:,} updates",
+        (
+            f"val loss {first['val_loss']:.4f} at step {first['step']} -> {best['val_loss']:.4f} at best, train loss"
+            f" {first['train_loss']:.4f} -> {run.evaluations[-1]['train_loss']:.4f}, after {run.done:,} updates"
+        ),
         f"learning_rate {rate:g}",
     ]
     evidence += [line for name, line in _warnings(run).items() if name == "known"]
-    evidence += [f"{tokens:,} tokens to train on; fewer than {FEW_TOKENS:,} are few"] if tokens is not None and tokens < FEW_TOKENS else []
+    evidence += (
+        [f"{tokens:,} tokens to train on; fewer than {FEW_TOKENS:,} are few"]
+        if tokens is not None and tokens < FEW_TOKENS
+        else []
+    )
     higher = max(3 * rate, 3e-5 if _pretrained(run) else 3e-4)
-    return Finding("not_learning", evidence, "a higher learning rate", _again(run, learning_rate=_tidy(higher), min_lr=None))
+    return Finding(
+        "not_learning", evidence, "a higher learning rate", _again(run, learning_rate=_tidy(higher), min_lr=None)
+    )
 
 
 def _overfitting(run):
@@ -214,20 +279,27 @@ def _overfitting(run):
     if "overfitting" in signs and not kept:
         evidence.append(signs["overfitting"].removeprefix("overfitting: "))
     elif "gap" in signs and not kept and last["val_loss"] > best["val_loss"] * (1 + RISE):
-        evidence.append(f"val loss {best['val_loss']:.4f} at step {best['step']} -> {last['val_loss']:.4f} at step {last['step']}")
+        evidence.append(
+            f"val loss {best['val_loss']:.4f} at step {best['step']} -> {last['val_loss']:.4f} at step {last['step']}"
+        )
     if evidence and "gap" in signs:
         evidence.append(signs["gap"].removeprefix("gap: "))
     copied = (run.newest("evaluation") or {}).get("memorisation") or {}
     if copied.get("copied", 0) > COPIED:
         evidence.append(
-            f"{copied['copied']:.0%} of the {copied['ngram']}-grams of samples stand in the training data, {copied['longest']} tokens in a row"
+            f"{copied['copied']:.0%} of the {copied['ngram']}-grams of samples stand in the training data,"
+            f" {copied['longest']} tokens in a row"
         )
     if not evidence:
         return None
     passes = _passes(run, last["step"])
     evidence += [f"{last['step']:,} updates were {passes:.1f} passes over {_tokens(run):,} tokens"] if passes else []
     advice = f"best/ keeps step {best['step']}. More text helps most; with this one, stop sooner and use dropout"
-    flags = {"dropout": run.recipe.get("dropout") or 0.1, "patience": run.recipe.get("patience") or 5, "lr_decay_iters": None}
+    flags = {
+        "dropout": run.recipe.get("dropout") or 0.1,
+        "patience": run.recipe.get("patience") or 5,
+        "lr_decay_iters": None,
+    }
     flags["max_iters"] = max(1, best["step"] or run.evaluations[min(1, len(run.evaluations) - 1)]["step"] // 4)
     if best["step"] == first["step"]:
         flags["eval_interval"] = max(1, flags["max_iters"] // 10)
@@ -252,34 +324,72 @@ def _slow(run):
         if mfu >= LOW_MFU:
             return None
         if recipe.get("compile") == "false":
-            return Finding("slow", [pace, whole, "compile=false"], "let the network be compiled", _go_on(run, compile="auto"))
+            return Finding(
+                "slow", [pace, whole, "compile=false"], "let the network be compiled", _go_on(run, compile="auto")
+            )
         if recipe.get("dtype") == "float32":
-            return Finding("slow", [pace, whole, "dtype=float32"], "products in the arithmetic that the card is fast at", _go_on(run, dtype="auto"))
+            return Finding(
+                "slow",
+                [pace, whole, "dtype=float32"],
+                "products in the arithmetic that the card is fast at",
+                _go_on(run, dtype="auto"),
+            )
         batch = f"{(_newest(run, 'batch_size') or 1) * (recipe.get('block_size') or 1024):,} tokens a micro-batch"
-        return Finding("slow", [pace, whole, batch], "larger micro-batches, at the same blocks an update", _go_on(run, batch_size="auto"))
+        return Finding(
+            "slow",
+            [pace, whole, batch],
+            "larger micro-batches, at the same blocks an update",
+            _go_on(run, batch_size="auto"),
+        )
     if seconds * run.length < DAY:
         return None
     evidence = [whole, pace]
     if shutil.which("nvidia-smi") and recipe.get("device") != "cpu":
-        evidence.append("there is an NVIDIA driver, but PyTorch sees no CUDA: python -c 'import torch; print(torch.version.cuda)'")
+        evidence.append(
+            "there is an NVIDIA driver, but PyTorch sees no CUDA: python -c 'import torch; print(torch.version.cuda)'"
+        )
     fits = max(1, int(DAY / seconds))
-    return Finding("slow", evidence, f"a GPU; or what a day on this CPU allows, {fits:,} updates", _again(run, max_iters=fits, lr_decay_iters=None))
+    return Finding(
+        "slow",
+        evidence,
+        f"a GPU; or what a day on this CPU allows, {fits:,} updates",
+        _again(run, max_iters=fits, lr_decay_iters=None),
+    )
 
 
 def _disappointing(run):
     first, best = _first_and_best(run)
     measured = run.newest("evaluation") or {}
     difference = (measured.get("difference") or {}).get("mean")
-    with_its_base = (measured.get("baseline") or {}).get("name") == run.recipe.get("init_from") and measured.get("split") == "val"
+    with_its_base = (measured.get("baseline") or {}).get("name") == run.recipe.get("init_from") and measured.get(
+        "split"
+    ) == "val"
     if difference is not None and difference >= 0 and with_its_base:
-        evidence = [f"on {measured.get('split')}, {measured['loss']:.4f} nats a token, {difference:+.4f} against {measured['baseline']['name']}"]
+        evidence = [
+            f"on {measured.get('split')}, {measured['loss']:.4f} nats a token, {difference:+.4f} against"
+            f" {measured['baseline']['name']}"
+        ]
         return Finding("disappointing", evidence + _dirty(run), "look at the data first", _doctor(run))
     general = measured.get("general") or {}
     if general.get("loss", 0) - general.get("baseline_loss", 0) > 1.0:
-        evidence = [f"on a general text, loss {general['baseline_loss']:.4f} before and {general['loss']:.4f} after: it forgot what it could do"]
+        evidence = [
+            f"on a general text, loss {general['baseline_loss']:.4f} before and {general['loss']:.4f} after: it forgot"
+            " what it could do"
+        ]
         rate = run.recipe.get("learning_rate") or 3e-5
-        return Finding("disappointing", evidence, "a third of the learning rate", _again(run, learning_rate=_tidy(rate / 3), min_lr=None))
-    if not best or not run.ended or run.ended_early or run.done < ENOUGH_UPDATES or best["step"] != run.evaluations[-1]["step"]:
+        return Finding(
+            "disappointing",
+            evidence,
+            "a third of the learning rate",
+            _again(run, learning_rate=_tidy(rate / 3), min_lr=None),
+        )
+    if (
+        not best
+        or not run.ended
+        or run.ended_early
+        or run.done < ENOUGH_UPDATES
+        or best["step"] != run.evaluations[-1]["step"]
+    ):
         return None
     before = next((e for e in reversed(run.evaluations) if e["step"] <= 0.8 * best["step"]), first)
     if before["step"] == first["step"]:  # nothing was measured on the way
@@ -289,8 +399,10 @@ def _disappointing(run):
     if lately < STILL[True] or per_update * 0.2 * best["step"] < STEEP * gained:
         return None
     evidence = [
-        f"val loss {before['val_loss']:.4f} at step {before['step']} -> {best['val_loss']:.4f} at the end, step {best['step']}: "
-        f"still falling, {lately / gained:.0%} of all that was gained",
+        (
+            f"val loss {before['val_loss']:.4f} at step {before['step']} -> {best['val_loss']:.4f} at the end, step"
+            f" {best['step']}: still falling, {lately / gained:.0%} of all that was gained"
+        ),
         *_dirty(run),
     ]
     key = "epochs" if run.recipe.get("epochs") and run.length < run.recipe.get("max_iters", 0) else "max_iters"
@@ -317,7 +429,11 @@ def _last(run, kind):
 
 
 def _killed(run):
-    return bool(run.started) and not run.running and not any(event["event"] in ("end", "stop", "failed") for event in run.session)
+    return (
+        bool(run.started)
+        and not run.running
+        and not any(event["event"] in ("end", "stop", "failed") for event in run.session)
+    )
 
 
 def _memory_at_the_end(run):
@@ -328,7 +444,10 @@ def _memory_at_the_end(run):
 
 def _newest(run, name):
     """A size of the recipe as the run last had it: out of memory, it makes its micro-batches smaller by itself."""
-    return next((event[name] for event in reversed(run.session) if event["event"] in ("out_of_memory", "batch_size")), run.recipe.get(name))
+    return next(
+        (event[name] for event in reversed(run.session) if event["event"] in ("out_of_memory", "batch_size")),
+        run.recipe.get(name),
+    )
 
 
 def _slower(run):
@@ -348,7 +467,11 @@ def _tokens(run):
 
 def _passes(run, updates):
     rows = run.started.get("identity", {}).get("rows per iteration (batch_size x gradient_accumulation_steps)")
-    return updates * rows * run.recipe["block_size"] / _tokens(run) if rows and run.recipe.get("block_size") and _tokens(run) else None
+    return (
+        updates * rows * run.recipe["block_size"] / _tokens(run)
+        if rows and run.recipe.get("block_size") and _tokens(run)
+        else None
+    )
 
 
 def _dirty(run):
@@ -384,7 +507,11 @@ def _again(run, **flags):
 
 def _train(run, **flags):
     """Flags that are None take back what the recipe says, and stand only where it says something."""
-    flags = {name: "none" if value is None else value for name, value in flags.items() if value is not None or name in _set(run)}
+    flags = {
+        name: "none" if value is None else value
+        for name, value in flags.items()
+        if value is not None or name in _set(run)
+    }
     return " ".join(
         [
             "accelerate launch -m finetune.train",

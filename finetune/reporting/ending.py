@@ -10,7 +10,8 @@ from finetune.cli import Failure, UsageError
 
 @contextlib.contextmanager
 def told(recipe):
-    """Around training. However it ends, its report is written and what is wrong with it is said, in two lines at most."""
+    """Around training. However it ends, its report is written and what is wrong with it is said, in two lines at
+    most."""
     began = time.time()
     try:
         yield
@@ -45,4 +46,7 @@ def _afterwards(recipe, began, alone=False):
     except UsageError:
         return []
     except Exception as error:
-        return [f"no report ({type(error).__name__}: {error}); python -m finetune.report --out_dir={recipe.out_dir} tries again"]
+        return [
+            f"no report ({type(error).__name__}: {error}); python -m finetune.report --out_dir={recipe.out_dir} tries"
+            " again"
+        ]

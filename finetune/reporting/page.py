@@ -1,7 +1,8 @@
-"""A run as one page: curves, what happened, data, recipe, before and after, samples. Whole in itself: no script, no outside asset.
+"""A run as one page: curves, what happened, data, recipe, before and after, samples. Whole in itself: no script, no
+outside asset.
 
-Names, samples and messages are untrusted text and are escaped where they enter the page (`record.load` has taken out what is no text).
-"""
+Names, samples and messages are untrusted text and are escaped where they enter the page (`record.load` has taken out
+what is no text)."""
 
 import dataclasses
 import math
@@ -15,8 +16,27 @@ from finetune.reporting import diagnosis
 from finetune.reporting.chart import Line, Mark, chart, figure
 from finetune.training.progress import duration
 
-HAPPENINGS = ("resume", "batch_size", "out_of_memory", "diverged", "rollback", "save_failed", "warning", "stop", "failed", "end")
-MARKED = ("resume", "out_of_memory", "diverged", "rollback", "save_failed", "stop", "failed")  # with a line through the curves
+HAPPENINGS = (
+    "resume",
+    "batch_size",
+    "out_of_memory",
+    "diverged",
+    "rollback",
+    "save_failed",
+    "warning",
+    "stop",
+    "failed",
+    "end",
+)
+MARKED = (
+    "resume",
+    "out_of_memory",
+    "diverged",
+    "rollback",
+    "save_failed",
+    "stop",
+    "failed",
+)  # with a line through the curves
 SHOWN_SAMPLES = 5  # of each time
 SHOWN_TIMES = 8  # at most, spread evenly over the run
 
@@ -49,7 +69,8 @@ body{max-width:none;padding:0;font-size:11pt}.wide{overflow:visible}h2{break-aft
 
 
 def write(run, findings, path=None):
-    """Write the report of a Record, by default as report.html of its out_dir; return the path. Raises OSError, and then nothing has changed."""
+    """Write the report of a Record, by default as report.html of its out_dir; return the path. Raises OSError, and then
+    nothing has changed."""
     return save(page(f"{run.title}: report", _report(run, findings)), path or run.out_dir / "report.html")
 
 
@@ -67,8 +88,15 @@ def save(text, path):
 
 def page(title, body):
     """An HTML document around the parts of `body`."""
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{clean(title)}</title><style>{STYLE}</style>'
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(filter(None, body)) + "\n</body></html>\n"
+    head = (
+        '<meta charset="utf-8"><meta name="viewport"'
+        f' content="width=device-width,initial-scale=1"><title>{clean(title)}</title><style>{STYLE}</style>'
+    )
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n'
+        + "\n".join(filter(None, body))
+        + "\n</body></html>\n"
+    )
 
 
 def clean(text):
@@ -78,10 +106,15 @@ def clean(text):
 
 def table(head, rows, long=()):
     """A table of texts, nothing without rows. The columns numbered in `long` hold sentences."""
-    cells = [[f"<td{' class=long' if number in long else ''}>{clean(cell)}</td>" for number, cell in enumerate(row)] for row in rows]
+    cells = [
+        [f"<td{' class=long' if number in long else ''}>{clean(cell)}</td>" for number, cell in enumerate(row)]
+        for row in rows
+    ]
     heads = "".join(f"<th>{clean(cell)}</th>" for cell in head)
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
-    return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>' if rows else ""
+    return (
+        f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>' if rows else ""
+    )
 
 
 def section(title, *parts):
@@ -92,7 +125,11 @@ def section(title, *parts):
 def tiles(facts):
     return (
         '<div class="tiles">'
-        + "".join(f"<div><b>{clean(value)}</b><span>{clean(words)}</span></div>" for words, value in facts if value is not None)
+        + "".join(
+            f"<div><b>{clean(value)}</b><span>{clean(words)}</span></div>"
+            for words, value in facts
+            if value is not None
+        )
         + "</div>"
     )
 
@@ -109,7 +146,10 @@ def _report(run, findings):
         section("Data", *map(_data, run.data)),
         section("How to load it", _loading(run)),
         section("Recipe", *_recipe(run)),
-        f"<footer><p class=soft>Written {clean(time.strftime('%Y-%m-%d %H:%M'))} from metrics.jsonl. Losses are in nats per token.</p></footer>",
+        (
+            f"<footer><p class=soft>Written {clean(time.strftime('%Y-%m-%d %H:%M'))} from metrics.jsonl. Losses are in"
+            " nats per token.</p></footer>"
+        ),
     ]
 
 
@@ -131,7 +171,10 @@ def _key_figures(run):
     first, best = (run.evaluations[0], run.best) if run.evaluations else ({}, {})
     speed, bits = run.median("tokens_per_second"), run.bits_per_byte(best["val_loss"]) if best else None
     yield f"best validation loss, step {best.get('step')}", f"{best['val_loss']:.4f}" if best else None
-    yield f"since step {first.get('step')}, nats", f"{best['val_loss'] - first['val_loss']:+.4f}" if len(run.evaluations) > 1 else None
+    yield (
+        f"since step {first.get('step')}, nats",
+        (f"{best['val_loss'] - first['val_loss']:+.4f}" if len(run.evaluations) > 1 else None),
+    )
     yield "bits per byte", None if bits is None else f"{bits:.4f}"
     yield "parameters", None if run.parameters is None else figure(run.parameters)
     yield "tokens per second", None if speed is None else f"{speed:,.0f}"
@@ -142,7 +185,10 @@ def _finding(finding):
     title, issue = diagnosis.ISSUES[finding.label]
     evidence = "".join(f"<p>{clean(line)}</p>" for line in finding.evidence)
     command = f"<pre>{clean(finding.command)}</pre>" if finding.command else ""
-    return f'<div class="finding"><b>{clean(title)}</b> <span class=soft>{clean(finding.label)}</span>{evidence}<p>{clean(finding.advice)}</p>{command}</div>'
+    return (
+        f'<div class="finding"><b>{clean(title)}</b> <span'
+        f" class=soft>{clean(finding.label)}</span>{evidence}<p>{clean(finding.advice)}</p>{command}</div>"
+    )
 
 
 def _curves(run):
@@ -159,7 +205,11 @@ def _curves(run):
         Line("validation", [(event["step"], event["val_loss"]) for event in evaluations], "a", dots=True, ring=ring),
     ]
     charts = [chart("Loss, nats per token", losses, marks, run.done)]
-    for title, name, style in (("Learning rate", "lr", "d"), ("Tokens per second", "tokens_per_second", "e"), ("Gradient norm", "grad_norm", "b")):
+    for title, name, style in (
+        ("Learning rate", "lr", "d"),
+        ("Tokens per second", "tokens_per_second", "e"),
+        ("Gradient norm", "grad_norm", "b"),
+    ):
         points = [(event["iter"], event[name]) for event in updates if isinstance(event.get(name), (int, float))]
         charts.append(chart(title, [Line(title.lower(), points, style)], marks, run.done))
     return f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""
@@ -169,7 +219,10 @@ def _before_and_after(run):
     if len(run.evaluations) < 2:
         return ""
     first, best = run.evaluations[0], run.best
-    pairs = [("validation loss", first["val_loss"], best["val_loss"]), ("train loss", first["train_loss"], best["train_loss"])]
+    pairs = [
+        ("validation loss", first["val_loss"], best["val_loss"]),
+        ("train loss", first["train_loss"], best["train_loss"]),
+    ]
     pairs += [
         (f"validation loss of {name}", loss, best["val_losses"].get(name))
         for name, loss in first.get("val_losses", {}).items()
@@ -178,7 +231,11 @@ def _before_and_after(run):
     pairs.append(("perplexity", math.exp(min(first["val_loss"], 50)), math.exp(min(best["val_loss"], 50))))
     if (bits := run.bits_per_byte(first["val_loss"])) is not None:
         pairs.append(("bits per byte", bits, run.bits_per_byte(best["val_loss"])))
-    rows = [(name, f"{one:,.4f}", f"{other:,.4f}", f"{other - one:+,.4f}") for name, one, other in pairs if other is not None]
+    rows = [
+        (name, f"{one:,.4f}", f"{other:,.4f}", f"{other - one:+,.4f}")
+        for name, one, other in pairs
+        if other is not None
+    ]
     return table(("", f"step {first['step']}", f"best, step {best['step']}", "change"), rows)
 
 
@@ -188,18 +245,35 @@ def _evaluation(event):
         return ""
     base = event.get("baseline") or {}
     names = [name for name in ("loss", "perplexity", "bits_per_byte", "accuracy") if _is_number(event.get(name))]
-    rows = [(name.replace("_", " "), f"{event[name]:.4f}", f"{base[name]:.4f}" if _is_number(base.get(name)) else "") for name in names]
+    rows = [
+        (name.replace("_", " "), f"{event[name]:.4f}", f"{base[name]:.4f}" if _is_number(base.get(name)) else "")
+        for name in names
+    ]
     rows += [(name, f"{value:.4g}", "") for name, value in (event.get("metrics") or {}).items() if _is_number(value)]
     general, copied = event.get("general") or {}, event.get("memorisation") or {}
     if _is_number(general.get("loss")):
         before = general.get("baseline_loss")
-        rows.append(("forgetting: loss on a general text", f"{general['loss']:.4f}", f"{before:.4f}" if _is_number(before) else ""))
+        rows.append(
+            (
+                "forgetting: loss on a general text",
+                f"{general['loss']:.4f}",
+                f"{before:.4f}" if _is_number(before) else "",
+            )
+        )
     if _is_number(general.get("kl")):
         rows.append(("forgetting: KL(baseline || model)", f"{general['kl']:.4f}", ""))
     if _is_number(copied.get("copied")):
-        rows.append((f"memorisation: {copied.get('ngram')}-grams of samples that stand in train.bin", f"{copied['copied']:.1%}", ""))
+        rows.append(
+            (
+                f"memorisation: {copied.get('ngram')}-grams of samples that stand in train.bin",
+                f"{copied['copied']:.1%}",
+                "",
+            )
+        )
         rows.append(("memorisation: longest copy, tokens", f"{copied.get('longest')}", ""))
-    quoted = f"<p class=soft>the longest copy</p><pre dir=auto>{clean(copied['text'])}</pre>" if copied.get("text") else ""
+    quoted = (
+        f"<p class=soft>the longest copy</p><pre dir=auto>{clean(copied['text'])}</pre>" if copied.get("text") else ""
+    )
     title = f"Evaluation of {event.get('split', '')} of {event.get('dataset', 'the data')}"
     return f"<p class=soft>{clean(title)}</p>" + table(("", "model", base.get("name", "")), rows) + quoted
 
@@ -239,7 +313,11 @@ def _words(event):
     if kind == "rollback":
         return f"back to step {event['step']}, learning rates times {event['lr_scale']:g}: {event['problem']}"
     if kind == "end":
-        return f"best validation loss {event['best']['val_loss']:.4f} at step {event['best']['step']}" if event.get("best") else ""
+        return (
+            f"best validation loss {event['best']['val_loss']:.4f} at step {event['best']['step']}"
+            if event.get("best")
+            else ""
+        )
     if kind == "batch_size":
         return f"batch_size {event['batch_size']}, gradient_accumulation_steps {event['gradient_accumulation_steps']}"
     if kind == "resume":
@@ -252,10 +330,17 @@ def _data(part):
     changed = "<p>These are not the bins of the run any more.</p>" if part.same is False else ""
     if not any(splits.values()):
         return f"<p>{clean(part.name)} <span class=soft>was not found from here</span></p>"
-    keys = [key for key in ("tokens", "targets", "characters", "bytes", "documents") if any(key in split for split in splits.values())]
+    keys = [
+        key
+        for key in ("tokens", "targets", "characters", "bytes", "documents")
+        if any(key in split for split in splits.values())
+    ]
     if meta.get("split_by") == "text":  # a single one
         keys = [key for key in keys if key != "documents"]
-    rows = [(name, *(f"{split[key]:,}" if _is_number(split.get(key)) else "" for key in keys)) for name, split in splits.items()]
+    rows = [
+        (name, *(f"{split[key]:,}" if _is_number(split.get(key)) else "" for key in keys))
+        for name, split in splits.items()
+    ]
     tokenizer = meta.get("tokenizer", {}).get("name") or meta.get("tokenizer", {}).get("kind") or "unknown"
     sources = [
         (source.get("name"), f"{source.get('bytes', 0):,}", str(source.get("sha256", ""))[:16])
@@ -263,7 +348,10 @@ def _data(part):
     ]
     return "\n".join(
         [
-            f"<p>{clean(part.directory)} <span class=soft>tokenizer {clean(tokenizer)}, split by {clean(meta.get('split_by', 'somebody else'))}</span></p>{changed}",
+            (
+                f"<p>{clean(part.directory)} <span class=soft>tokenizer {clean(tokenizer)}, split by"
+                f" {clean(meta.get('split_by', 'somebody else'))}</span></p>{changed}"
+            ),
             table(("split", *keys), rows),
             table(("source", "bytes", "sha256"), sources[:20]),
             _doctored(part),
@@ -288,7 +376,10 @@ def _loading(run):
     if "best" in run.damaged:
         return f"<p>There is no whole model in {clean(run.out_dir / 'best')}: {clean(run.damaged['best'])}.</p>"
     best = run.out_dir / "best"
-    code = f'from transformers import pipeline\n\nprint(pipeline("text-generation", {str(best)!r})("Once upon a time")[0]["generated_text"])'
+    code = (
+        f'from transformers import pipeline\n\nprint(pipeline("text-generation", {str(best)!r})("Once upon a'
+        ' time")[0]["generated_text"])'
+    )
     sample = f"python -m finetune.sample --out_dir={run.out_dir} --num_samples=3"
     resume = f"accelerate launch -m finetune.train {run.out_dir}/recipe.yaml --init_from=resume"
     return f"<pre>{clean(code)}</pre><p>or</p><pre>{clean(sample)}</pre>" + (
@@ -307,13 +398,21 @@ def _recipe(run):
         elif not metadata or (value != fields[name].default and not metadata.get("derived")):
             given.append((name, value, "", metadata.get("help", "")))
         else:
-            left.append((name, value, "worked out" if metadata.get("derived") and value is not None else "default", metadata["help"]))
+            left.append(
+                (
+                    name,
+                    value,
+                    "worked out" if metadata.get("derived") and value is not None else "default",
+                    metadata["help"],
+                )
+            )
     return _keys(given), "<p class=soft>left as it is</p>" if left else "", _keys(left)
 
 
 def _keys(rows):
     items = [
-        f"<div><b>{clean(name)}: {clean(shown(value))}</b> <span class=soft>{clean(origin)}</span><p>{clean(why)}</p></div>"
+        f"<div><b>{clean(name)}: {clean(shown(value))}</b> <span"
+        f" class=soft>{clean(origin)}</span><p>{clean(why)}</p></div>"
         for name, value, origin, why in rows
     ]
     return f'<div class="keys">{"".join(items)}</div>' if items else ""
@@ -323,7 +422,13 @@ def shown(value):
     """A value of a recipe as a recipe has it."""
     if isinstance(value, bool) or value is None:
         return str(value).lower() if value is not None else "none"
-    return f"{value:g}" if isinstance(value, float) else repr(value) if value != str(value).strip() and isinstance(value, str) else str(value)
+    return (
+        f"{value:g}"
+        if isinstance(value, float)
+        else repr(value)
+        if value != str(value).strip() and isinstance(value, str)
+        else str(value)
+    )
 
 
 def _is_number(value):

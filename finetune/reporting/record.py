@@ -36,7 +36,9 @@ class Data:
     @property
     def findings(self):
         """{kind: {"count", "examples"}} of what the doctor found wrong."""
-        return {kind: found for kind, found in self.meta.get("doctor", {}).get("findings", {}).items() if found.get("count")}
+        return {
+            kind: found for kind, found in self.meta.get("doctor", {}).get("findings", {}).items() if found.get("count")
+        }
 
 
 @dataclass
@@ -64,7 +66,9 @@ class Record:
     @cached_property
     def session(self):
         """What has happened since the newest start or resume."""
-        begins = max((place for place, event in enumerate(self.events) if event["event"] in ("start", "resume")), default=-1)
+        begins = max(
+            (place for place, event in enumerate(self.events) if event["event"] in ("start", "resume")), default=-1
+        )
         return self.events[begins + 1 :]
 
     @property
@@ -80,7 +84,9 @@ class Record:
 
     @property
     def vocab_size(self):
-        return self.config.get("vocab_size") or next((part.meta["vocab_size"] for part in self.data if "vocab_size" in part.meta), 50257)
+        return self.config.get("vocab_size") or next(
+            (part.meta["vocab_size"] for part in self.data if "vocab_size" in part.meta), 50257
+        )
 
     @property
     def parameters(self):
@@ -121,8 +127,8 @@ class Record:
 
     @property
     def failure(self):
-        """The event of the failure that ended the newest session, or None. Of several processes the first to fail says why; others only
-        that it is gone."""
+        """The event of the failure that ended the newest session, or None. Of several processes the first to fail says
+        why; others only that it is gone."""
         return next((event for event in self.session if event["event"] == "failed"), None)
 
     @property
@@ -155,7 +161,8 @@ class Record:
         return next((event for event in reversed(self.events) if event["event"] == kind), None)
 
     def median(self, name):
-        """Median of a number of the log lines since the newest start, None without any. The first update is slower than all others."""
+        """Median of a number of the log lines since the newest start, None without any. The first update is slower than
+        all others."""
         values = [event[name] for event in self.session if event["event"] == "iter" and _numbers(event, name)]
         return statistics.median(values[1:] or values) if values else None
 
@@ -168,14 +175,18 @@ class Record:
 
 
 def load(out_dir, verify=False):
-    """The Record of a run. With `verify`, what it saved is compared with its checksums, which reads it all. Raises UsageError."""
+    """The Record of a run. With `verify`, what it saved is compared with its checksums, which reads it all. Raises
+    UsageError."""
     out_dir = Path(out_dir)
     if not (out_dir / "metrics.jsonl").is_file() and not (out_dir / "best").is_dir():
         runs = sorted({str(path.parent) for path in Path(".").glob("*/metrics.jsonl")})
         known = f"; runs here: {', '.join(runs)}" if runs else ""
         what = "holds no run" if out_dir.is_dir() else "no such directory"
         if (out_dir / "ckpt.pt").is_file():
-            what = f"holds no run but a ckpt.pt of nanoGPT; python -m finetune.sample --init_from={out_dir}/ckpt.pt speaks with it"
+            what = (
+                f"holds no run but a ckpt.pt of nanoGPT; python -m finetune.sample --init_from={out_dir}/ckpt.pt speaks"
+                " with it"
+            )
         raise UsageError(f"out_dir {out_dir}: {what}{known}")
     events = [_text(event) for event in read_metrics(out_dir / "metrics.jsonl") if _numbers(event, "time")]
     saved = sorted((path for path in (out_dir / "last").glob("step-*") if path.is_dir()), reverse=True)
@@ -183,7 +194,16 @@ def load(out_dir, verify=False):
     damaged = {name: problem for name, problem in damaged.items() if problem}
     states = [path for path in saved if str(path.relative_to(out_dir)) not in damaged]
     best = out_dir / "best"
-    found = Record(out_dir, events, _json(best / "config.json"), _json(best / "finetune.json"), [], damaged, states, _running(out_dir))
+    found = Record(
+        out_dir,
+        events,
+        _json(best / "config.json"),
+        _json(best / "finetune.json"),
+        [],
+        damaged,
+        states,
+        _running(out_dir),
+    )
     if found.failure:  # its other processes are about to end as well
         found.running = False
     if names := found.recipe.get("dataset"):
@@ -195,7 +215,8 @@ def load(out_dir, verify=False):
 
 
 def _find_data(name, *wanted):
-    """The Data that a recipe calls so; a text that was prepared on the fly lies under data/ by another name, and is known by its sums."""
+    """The Data that a recipe calls so; a text that was prepared on the fly lies under data/ by another name, and is
+    known by its sums."""
     candidates = [Path(name), Path("data") / name, *sorted(Path("data").glob("*"))]
     named = None
     for number, directory in enumerate(candidates):
@@ -244,7 +265,8 @@ def _json(path):
 
 
 def _text(value):
-    """A value of JSON whose texts can be printed: control characters, which a terminal would obey, and halves of surrogate pairs are replaced."""
+    """A value of JSON whose texts can be printed: control characters, which a terminal would obey, and halves of
+    surrogate pairs are replaced."""
     if isinstance(value, str):
         return NO_TEXT.sub("\ufffd", value)
     if isinstance(value, dict):

@@ -1,8 +1,8 @@
-"""The model card: the facts of a run, for whoever finds the model. The same card for best/ while a run goes on and for an export.
+"""The model card: the facts of a run, for whoever finds the model. The same card for best/ while a run goes on and for
+an export.
 
-Everything in it was recorded: by the run in metrics.jsonl, beside the weights in finetune.json, or by the export. What was not
-recorded is not mentioned.
-"""
+Everything in it was recorded: by the run in metrics.jsonl, beside the weights in finetune.json, or by the export. What
+was not recorded is not mentioned."""
 
 import math
 import re
@@ -11,17 +11,30 @@ from pathlib import Path
 SHOWN_SAMPLES = 3
 PATH_OF_THE_BASE = "PATH_OF_THE_BASE_MODEL"  # in place of a name, where only whoever has the model knows one
 SETTINGS = (
-    "learning_rate", "min_lr", "warmup_iters", "lr_decay_iters", "weight_decay", "beta1", "beta2", "grad_clip", "dropout", "block_size",
-    "batch_size", "gradient_accumulation_steps", "max_iters", "epochs", "seed",
-)  # fmt: skip
+    "learning_rate",
+    "min_lr",
+    "warmup_iters",
+    "lr_decay_iters",
+    "weight_decay",
+    "beta1",
+    "beta2",
+    "grad_clip",
+    "dropout",
+    "block_size",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "max_iters",
+    "epochs",
+    "seed",
+)
 
 
 def model_card(title, place, config, facts, events, tokenizer=None, picture=None, verified=None):
     """README.md of a model directory, in the Hub's format.
 
-    `place` is what loads the model: a directory or a repository. `facts` are those of finetune.json, `events` those of metrics.jsonl, both
-    empty for a model that came from elsewhere; `picture` is the name of the loss curve's file, `verified` what the export compared.
-    """
+    `place` is what loads the model: a directory or a repository. `facts` are those of finetune.json, `events` those of
+    metrics.jsonl, both empty for a model that came from elsewhere; `picture` is the name of the loss curve's file,
+    `verified` what the export compared."""
     run = Story(facts, events)
     sections = [
         f"---\n{_metadata(title, run, config, verified)}\n---",
@@ -39,7 +52,8 @@ def model_card(title, place, config, facts, events, tokenizer=None, picture=None
 
 
 def hub_id(init_from):
-    """The base model that the Hub knows, None for `scratch` and for what lies on this computer. For where `init_from` was just loaded."""
+    """The base model that the Hub knows, None for `scratch` and for what lies on this computer. For where `init_from`
+    was just loaded."""
     return None if init_from == "scratch" or Path(init_from).expanduser().exists() else init_from
 
 
@@ -50,26 +64,42 @@ class Story:
         started = [event for event in events if event["event"] in ("start", "resume")]
         losses = [event for event in events if event["event"] == "eval"]
         best = [number for number, event in enumerate(events) if event["event"] == "best"]
-        # evaluations and samples are of best/, so they tell of these weights only when these are the newest of best/, unmixed
-        since = events[best[-1] :] if best and events[best[-1]]["step"] == facts.get("step") and "interpolation" not in facts else []
+        # evaluations and samples are of best/, so they tell of these weights only when these are the newest of best/,
+        # unmixed
+        since = (
+            events[best[-1] :]
+            if best and events[best[-1]]["step"] == facts.get("step") and "interpolation" not in facts
+            else []
+        )
         self.facts = facts
         self.recipe = started[-1].get("recipe", {}) if started else {}
         self.machine = started[-1].get("machine") if started else None
         self.data = next((event["data"] for event in reversed(started) if "data" in event), {})
         self.first = losses[0] if losses else None
         self.evaluation = next((event for event in reversed(since) if event["event"] == "evaluation"), None)
-        self.samples = next((event for event in reversed(since) if event["event"] == "samples" and event.get("step") == facts.get("step")), None)
+        self.samples = next(
+            (
+                event
+                for event in reversed(since)
+                if event["event"] == "samples" and event.get("step") == facts.get("step")
+            ),
+            None,
+        )
 
     @property
     def init_from(self):
         """Where the first weights came from: a Hub id, the last part of a path, `scratch`, or None."""
-        return self.facts.get("base_model") or (_plain(Path(self.facts["init_from"]).name) if "init_from" in self.facts else None)
+        return self.facts.get("base_model") or (
+            _plain(Path(self.facts["init_from"]).name) if "init_from" in self.facts else None
+        )
 
     @property
     def dataset(self):
         """A name for the data."""
         given = self.recipe.get("dataset") or self.data.get("name") or "validation split"
-        return ", ".join(_plain(Path(name.strip()).name) for name in given.split(","))  # of this computer, whatever it looks like
+        return ", ".join(
+            _plain(Path(name.strip()).name) for name in given.split(",")
+        )  # of this computer, whatever it looks like
 
 
 def _metadata(title, run, config, verified):
@@ -114,7 +144,9 @@ def _is_adapter(verified):
 
 def _introduction(run, config):
     parameters = _parameters(config)
-    shape = f"{config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, {config.block_size:,} tokens of context"
+    shape = (
+        f"{config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, {config.block_size:,} tokens of context"
+    )
     origin = ""
     if run.init_from:
         origin = f", trained from {run.init_from}" + (f" on {run.dataset}" if run.recipe else "")
@@ -133,10 +165,17 @@ def _losses(run, picture):
         rows.append((f"after {facts['step']:,} updates, **this model**", facts["val_loss"]))
     if not rows:
         return None
-    measured = "the whole validation split" if mixture or not run.recipe.get("eval_iters") else f"{run.recipe['eval_iters']} fixed batches of it"
+    measured = (
+        "the whole validation split"
+        if mixture or not run.recipe.get("eval_iters")
+        else f"{run.recipe['eval_iters']} fixed batches of it"
+    )
     lines = ["| validation loss | nats per token | perplexity |", "|---|---|---|"]
     lines += [f"| {words} | {loss:.4f} | {math.exp(min(loss, 700)):,.2f} |" for words, loss in rows]
-    lines += ["", f"Means over {measured}{', on which the mixture was chosen' if mixture and mixture['chosen'] else ''}."]
+    lines += [
+        "",
+        f"Means over {measured}{', on which the mixture was chosen' if mixture and mixture['chosen'] else ''}.",
+    ]
     return "\n".join(lines + (["", f"![losses of the run]({picture})"] if picture else []))
 
 
@@ -148,18 +187,32 @@ def _usage(place, tokenizer, adapter_of=None):
             "from peft import PeftModel",
             "from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline",
             "",
-            f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base or PATH_OF_THE_BASE!r}), {place!r})",
+            (
+                f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base or PATH_OF_THE_BASE!r}),"
+                f" {place!r})"
+            ),
             f"generator = pipeline('text-generation', model, tokenizer=AutoTokenizer.from_pretrained({place!r}))",
         ]
         if not base:
             words = [
-                f"These are adapters alone, to be loaded over {adapter_of.init_from}, the model they were trained from. It is not on the Hub: who loads "
-                f"them has to have it, and writes where in place of `{PATH_OF_THE_BASE}`.",
+                (
+                    f"These are adapters alone, to be loaded over {adapter_of.init_from}, the model they were trained"
+                    " from. It is not on the Hub: who loads them has to have it, and writes where in place of"
+                    f" `{PATH_OF_THE_BASE}`."
+                ),
                 "",
             ]
     else:
         loading = ["from transformers import pipeline", "", f"generator = pipeline('text-generation', {place!r})"]
-    lines = ["## How to use it", "", *words, "```python", *loading, "print(generator('Once upon a time')[0]['generated_text'])", "```"]
+    lines = [
+        "## How to use it",
+        "",
+        *words,
+        "```python",
+        *loading,
+        "print(generator('Once upon a time')[0]['generated_text'])",
+        "```",
+    ]
     files = getattr(tokenizer, "files", {})
     if "chat_template.jinja" in files or b'"chat_template"' in files.get("tokenizer_config.json", b""):
         lines += [
@@ -178,7 +231,11 @@ def _data(run):
     data = run.data
     if not data:
         return None
-    columns = [name for name in ("tokens", "targets", "characters", "bytes", "documents") if any(name in split for split in data["splits"].values())]
+    columns = [
+        name
+        for name in ("tokens", "targets", "characters", "bytes", "documents")
+        if any(name in split for split in data["splits"].values())
+    ]
     if data["split_by"] == "text":  # one running text
         columns = [name for name in columns if name != "documents"]
     lines = ["## Data", "", f"| split | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
@@ -186,7 +243,11 @@ def _data(run):
         figures = [f"{data['splits'][split][name]:,}" if name in data["splits"][split] else "" for name in columns]
         lines.append(f"| {words} | {' | '.join(figures)} |")
     if data["tokenizer"]:
-        lines += ["", f"Tokens are {data['tokenizer']}." + (" Only targets are learned and measured." if "targets" in columns else "")]
+        lines += [
+            "",
+            f"Tokens are {data['tokenizer']}."
+            + (" Only targets are learned and measured." if "targets" in columns else ""),
+        ]
     if data["sources"]:
         lines += ["", "Made from:", ""]
     for source in data["sources"]:
@@ -201,9 +262,20 @@ def _training(run, verified):
     if not run.recipe:
         return None
     rows = [(name, run.recipe[name]) for name in SETTINGS if run.recipe.get(name) is not None]
-    rate = "a linear warmup and cosine decay" if run.recipe.get("decay_lr") else "a constant learning rate after a linear warmup"
+    rate = (
+        "a linear warmup and cosine decay"
+        if run.recipe.get("decay_lr")
+        else "a constant learning rate after a linear warmup"
+    )
     where = f", {run.machine}" if run.machine else ""
-    lines = ["## Training", "", f"AdamW with {rate}{where}.{_adapters(run, verified)}", "", "| key | value |", "|---|---|"]
+    lines = [
+        "## Training",
+        "",
+        f"AdamW with {rate}{where}.{_adapters(run, verified)}",
+        "",
+        "| key | value |",
+        "|---|---|",
+    ]
     return "\n".join(lines + [f"| {name} | {value:g} |" for name, value in rows])
 
 
@@ -211,14 +283,25 @@ def _adapters(run, verified):
     if not run.recipe.get("lora_rank"):
         return ""
     rank, alpha = run.recipe["lora_rank"], run.recipe["lora_alpha"]
-    where = "; these are the adapters alone" if _is_adapter(verified) else " and is merged into these weights; all others are the base's"
+    where = (
+        "; these are the adapters alone"
+        if _is_adapter(verified)
+        else " and is merged into these weights; all others are the base's"
+    )
     return f" LoRA of rank {rank}, alpha {alpha}, was trained on c_attn, c_proj and c_fc{where}."
 
 
 def _evaluation(event):
     if not event:
         return None
-    lines = ["## Evaluation", "", f"On the {event['split']} split of {public(event['dataset'])}:", "", "| | |", "|---|---|"]
+    lines = [
+        "## Evaluation",
+        "",
+        f"On the {event['split']} split of {public(event['dataset'])}:",
+        "",
+        "| | |",
+        "|---|---|",
+    ]
     for name in ("loss", "perplexity", "bits_per_byte", "accuracy", "targets"):
         if _is_number(event.get(name)):
             lines.append(f"| {name.replace('_', ' ')} | {_figure(event[name])} |")
@@ -231,9 +314,14 @@ def _evaluation(event):
     for group in ("metrics", "general"):
         for name, value in (event.get(group) or {}).items():
             if _is_number(value):
-                lines.append(f"| {'on a general text: ' if group == 'general' else ''}{_plain(name).replace('_', ' ')} | {_figure(value)} |")
+                lines.append(
+                    f"| {'on a general text: ' if group == 'general' else ''}{_plain(name).replace('_', ' ')} |"
+                    f" {_figure(value)} |"
+                )
     if copied := event.get("memorisation"):
-        lines.append(f"| {copied['ngram']}-grams of its samples that stand in the training data | {copied['copied']:.1%} |")
+        lines.append(
+            f"| {copied['ngram']}-grams of its samples that stand in the training data | {copied['copied']:.1%} |"
+        )
         lines.append(f"| longest passage copied from there, in tokens | {copied['longest']} |")
     return "\n".join(lines)
 
@@ -241,7 +329,14 @@ def _evaluation(event):
 def _samples(event):
     if not event or not event.get("texts"):
         return None
-    lines = ["## Samples", "", f"Drawn at temperature {event['temperature']:g}, top_k {event['top_k']}, seed {event['seed']}; none was chosen."]
+    lines = [
+        "## Samples",
+        "",
+        (
+            f"Drawn at temperature {event['temperature']:g}, top_k {event['top_k']}, seed {event['seed']}; none was"
+            " chosen."
+        ),
+    ]
     for text in event["texts"][:SHOWN_SAMPLES]:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
         lines += ["", f"{fence}text", text, fence]
@@ -252,9 +347,10 @@ def _verification(verified):
     if not verified:
         return None
     return (
-        f"## Verification\n\nThis directory was read back with transformers {verified['versions']['transformers']} before it was published: "
-        f"{verified['ids_compared']:,} token ids are equal, and {verified['logits_compared']:,} logits differ by at most "
-        f"{verified['max_difference']:.1e} (the largest is {verified['largest_logit']:.1f}). Weights are {verified['dtype']}"
+        f"## Verification\n\nThis directory was read back with transformers {verified['versions']['transformers']}"
+        f" before it was published: {verified['ids_compared']:,} token ids are equal, and"
+        f" {verified['logits_compared']:,} logits differ by at most {verified['max_difference']:.1e} (the largest is"
+        f" {verified['largest_logit']:.1f}). Weights are {verified['dtype']}"
         + (f", whose rounding moves logits by at most {verified['rounding']:.1e}" if "rounding" in verified else "")
         + "."
     )
@@ -277,7 +373,9 @@ def _figure(value):
 def public(name):
     """A name without the folders of somebody's computer; Hub ids are as they are."""
     name = str(name)
-    return _plain(name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else Path(name).name or name)
+    return _plain(
+        name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else Path(name).name or name
+    )
 
 
 def _plain(text):

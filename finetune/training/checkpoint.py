@@ -1,9 +1,10 @@
 """What survives a crash. A directory is published whole or not at all.
 
-`publish` fills a temporary directory, syncs every file, writes a manifest of sizes and sha256 sums last, and renames. A state whose
-manifest does not check is never loaded. safetensors and JSON only; nothing here can run code.
+`publish` fills a temporary directory, syncs every file, writes a manifest of sizes and sha256 sums last, and renames. A
+state whose manifest does not check is never loaded. safetensors and JSON only; nothing here can run code.
 
-    out_dir/last/step-00000250/   model.safetensors, optimizer.safetensors, state.json, manifest.json: all that a run needs to go on
+    out_dir/last/step-00000250/   model.safetensors, optimizer.safetensors, state.json, manifest.json: all that a run
+    needs to go on
     out_dir/best/                 the model with the lowest validation loss, a Hugging Face directory
 """
 
@@ -36,8 +37,8 @@ CHUNK_BYTES = 1 << 22
 
 
 def publish(target, fill):
-    """Make `target` the directory that `fill(directory)` writes. Until the rename the old one stays as it was; after it the new one
-    is safely on disk. Raises OSError, and then nothing has changed."""
+    """Make `target` the directory that `fill(directory)` writes. Until the rename the old one stays as it was; after it
+    the new one is safely on disk. Raises OSError, and then nothing has changed."""
     target = Path(target)
     work = target.parent / f".tmp-{target.name}-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
@@ -45,7 +46,10 @@ def publish(target, fill):
         work.mkdir(parents=True)
         fill(work)
         found = sorted(work.rglob("*"))
-        manifest = {"format": FORMAT, "files": {str(path.relative_to(work)): digest(path) for path in found if path.is_file()}}
+        manifest = {
+            "format": FORMAT,
+            "files": {str(path.relative_to(work)): digest(path) for path in found if path.is_file()},
+        }
         for path in found:  # directories as well: the names in them are theirs to keep
             _sync(path)
         (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -105,7 +109,9 @@ def save_state(out_dir, weights, optimizer, state):
     publish(target, fill)
     found = states(out_dir)
     # newer ones are damaged, or of a future that was rolled back
-    for path in [path for path in found if path.name > target.name] + [path for path in found if path.name <= target.name][KEEP:]:
+    for path in [path for path in found if path.name > target.name] + [
+        path for path in found if path.name <= target.name
+    ][KEEP:]:
         _remove(path)
 
 
@@ -133,7 +139,8 @@ def states(out_dir):
 
 
 def load_state(out_dir, say=print):
-    """`(weights, optimizer, state)` of the newest state that is whole; what is skipped is said. Raises UsageError when there is none."""
+    """`(weights, optimizer, state)` of the newest state that is whole; what is skipped is said. Raises UsageError when
+    there is none."""
     found = states(out_dir)
     problems = []
     for directory in found:
@@ -142,7 +149,11 @@ def load_state(out_dir, say=print):
             try:
                 with open(directory / "state.json", encoding="utf-8") as file:
                     state = json.load(file)
-                loaded = load_file(directory / "model.safetensors"), load_file(directory / "optimizer.safetensors"), state
+                loaded = (
+                    load_file(directory / "model.safetensors"),
+                    load_file(directory / "optimizer.safetensors"),
+                    state,
+                )
                 if problems:
                     say(f"using {directory}")
                 return loaded
@@ -156,7 +167,8 @@ def load_state(out_dir, say=print):
 
 
 def optimizer_tensors(optimizer, names):
-    """The optimizer's state as {"exp_avg.NAME": tensor, "exp_avg_sq.NAME": tensor}, as it lies there; `names` maps parameters to names."""
+    """The optimizer's state as {"exp_avg.NAME": tensor, "exp_avg_sq.NAME": tensor}, as it lies there; `names` maps
+    parameters to names."""
     tensors = {}
     for parameter, state in optimizer.state.items():
         for kind in ("exp_avg", "exp_avg_sq"):
@@ -178,8 +190,8 @@ def fill_optimizer(optimizer, names, tensors=None, updates=0):
 
 @contextlib.contextmanager
 def lock(out_dir):
-    """Hold `out_dir` for one run. Raises UsageError naming the run that has it, or when the directory cannot be written. Where a run is
-    refused that would have been the first in it, nothing is left of it.
+    """Hold `out_dir` for one run. Raises UsageError naming the run that has it, or when the directory cannot be
+    written. Where a run is refused that would have been the first in it, nothing is left of it.
 
     lockf, because the kernel frees it however the process ends, and children do not inherit it.
     """
@@ -200,7 +212,8 @@ def lock(out_dir):
                 raise
             file.seek(0)
             raise UsageError(
-                f"out_dir {out_dir}: is in use by {file.read().strip() or 'another run'}; end that run or choose another out_dir"
+                f"out_dir {out_dir}: is in use by {file.read().strip() or 'another run'}; end that run or choose"
+                " another out_dir"
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}\n")
@@ -216,8 +229,8 @@ def lock(out_dir):
 
 
 def clean(out_dir):
-    """Remove what a crashed run left unfinished; put back a directory that was being replaced where that takes two renames.
-    Only names that `publish` gives are touched: the directory may hold other things of the user's."""
+    """Remove what a crashed run left unfinished; put back a directory that was being replaced where that takes two
+    renames. Only names that `publish` gives are touched: the directory may hold other things of the user's."""
     for folder in (Path(out_dir), Path(out_dir) / "last"):
         for path in folder.glob(".old-*"):
             target = folder / path.name.removeprefix(".old-")
@@ -233,7 +246,8 @@ UNFINISHED = re.compile(r"\.tmp-(best|iter_\d+|step-\d+)-(\d+|old)")
 
 
 def remove_run(out_dir):
-    """Remove what an earlier run wrote into `out_dir`, and nothing else: directories with a manifest of ours, and the records."""
+    """Remove what an earlier run wrote into `out_dir`, and nothing else: directories with a manifest of ours, and the
+    records."""
     out_dir = Path(out_dir)
     for path in [out_dir / "best", out_dir / "export", *sorted(out_dir.glob("iter_*")), *states(out_dir)]:
         if (path / MANIFEST).is_file() and not path.is_symlink():
@@ -261,7 +275,8 @@ def _remove(directory):
 
 
 def _exchange(work, target):
-    """Swap two directories in one step (Linux), else in two, between which the old one lies at .old-NAME for `clean` to put back."""
+    """Swap two directories in one step (Linux), else in two, between which the old one lies at .old-NAME for `clean` to
+    put back."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if hasattr(libc, "renameat2"):

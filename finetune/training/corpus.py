@@ -1,4 +1,5 @@
-"""The datasets of a run, and the model and tokenizer that go with them; what does not go together is refused before weights are read."""
+"""The datasets of a run, and the model and tokenizer that go with them; what does not go together is refused before
+weights are read."""
 
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from finetune.gpt import GPTConfig, weights
 
 
 def open_datasets(recipe, tokenizer):
-    """The Datasets of a recipe, which go together; `tokenizer` gives the choice for a text that is prepared now. Raises UsageError."""
+    """The Datasets of a recipe, which go together; `tokenizer` gives the choice for a text that is prepared now. Raises
+    UsageError."""
     datasets = [open_dataset(name.strip(), tokenizer, recipe.val_fraction or 0.1) for name in recipe.dataset.split(",")]
     for dataset in datasets:
         _check_given(recipe, dataset)
@@ -32,7 +34,9 @@ def block_size_of(recipe, config):
     """Tokens of context in a run. Raises UsageError when the model has fewer positions."""
     block_size = recipe.block_size or config.block_size
     if block_size > config.block_size:
-        raise UsageError(f"block_size: {block_size:,} is more than the {config.block_size:,} positions of {recipe.init_from}")
+        raise UsageError(
+            f"block_size: {block_size:,} is more than the {config.block_size:,} positions of {recipe.init_from}"
+        )
     return block_size
 
 
@@ -74,7 +78,10 @@ def agreed_tokenizer(recipe, dataset, config, model_tokenizer):
         advice = f"prepare the text with --tokenizer={source if theirs else 'gpt2'}"
         if ours.kind == "char":
             advice += ", or train on characters with init_from=scratch"
-        raise UsageError(f"{dataset.directory} holds ids of {ours.describe()['name']}, but {recipe.init_from} works with {name}; {advice}")
+        raise UsageError(
+            f"{dataset.directory} holds ids of {ours.describe()['name']}, but {recipe.init_from} works with {name};"
+            f" {advice}"
+        )
     return ours
 
 
@@ -100,11 +107,15 @@ def _check_given(recipe, dataset):
     made_with = dataset.meta.get("val_fraction")
     if recipe.val_fraction is not None and recipe.val_fraction != made_with:
         known = f"val_fraction={made_with}" if made_with is not None else "bins that are split already"
-        raise UsageError(f"val_fraction: {recipe.val_fraction} cannot apply, {dataset.directory} holds {known}; prepare the text again")
+        raise UsageError(
+            f"val_fraction: {recipe.val_fraction} cannot apply, {dataset.directory} holds {known}; prepare the text"
+            " again"
+        )
     if recipe.tokenizer != "auto" and dataset.tokenizer is None:
         if recipe.tokenizer == "char":
             raise UsageError(
-                f"tokenizer: char cannot apply, {dataset.directory} holds ids already and no characters for them (meta.json or meta.pkl)"
+                f"tokenizer: char cannot apply, {dataset.directory} holds ids already and no characters for them"
+                " (meta.json or meta.pkl)"
             )
         dataset.tokenizer = find_tokenizer(recipe.tokenizer)
     elif recipe.tokenizer != "auto":
@@ -115,7 +126,8 @@ def _check_given(recipe, dataset):
         )
         if not same:
             raise UsageError(
-                f"tokenizer: {recipe.tokenizer} cannot apply, {dataset.directory} holds {dataset.tokenizer.describe()['name']}; prepare the text again"
+                f"tokenizer: {recipe.tokenizer} cannot apply, {dataset.directory} holds"
+                f" {dataset.tokenizer.describe()['name']}; prepare the text again"
             )
 
 
@@ -123,11 +135,17 @@ def _check_alike(datasets):
     """Several datasets must hold ids of one tokenizer."""
     first = datasets[0]
     for other in datasets[1:]:
-        names = [dataset.tokenizer.describe()["name"] if dataset.tokenizer else "an unknown tokenizer" for dataset in (first, other)]
+        names = [
+            dataset.tokenizer.describe()["name"] if dataset.tokenizer else "an unknown tokenizer"
+            for dataset in (first, other)
+        ]
         same = (
-            first.tokenizer.fingerprint == other.tokenizer.fingerprint if first.tokenizer and other.tokenizer else first.tokenizer is other.tokenizer
+            first.tokenizer.fingerprint == other.tokenizer.fingerprint
+            if first.tokenizer and other.tokenizer
+            else first.tokenizer is other.tokenizer
         )
         if not same:
             raise UsageError(
-                f"dataset: {first.directory} holds ids of {names[0]}, and {other.directory} of {names[1]}; prepare them with the same --tokenizer"
+                f"dataset: {first.directory} holds ids of {names[0]}, and {other.directory} of {names[1]}; prepare them"
+                " with the same --tokenizer"
             )

@@ -17,7 +17,8 @@ class Diverged(Exception):
 
 
 class Signals:
-    """SIGTERM and SIGINT ask for an end after the update under way, SIGUSR1 for a checkpoint. A second SIGINT ends at once.
+    """SIGTERM and SIGINT ask for an end after the update under way, SIGUSR1 for a checkpoint. A second SIGINT ends at
+    once.
 
     A handler only notes the signal; the loop asks `flags()` once an update, so that all processes can agree.
     """
@@ -32,7 +33,8 @@ class Signals:
         return [float(self.seen[name]) for name in self.NAMES]
 
     def taken(self, counts):
-        """The signals that any process saw, by the agreed `counts`. SIGUSR1 is done with then; the others end the run."""
+        """The signals that any process saw, by the agreed `counts`. SIGUSR1 is done with then; the others end the
+        run."""
         names = [name for name, count in zip(self.NAMES, counts) if count]
         if signal.SIGUSR1 in names:
             self.seen[signal.SIGUSR1] = False
@@ -55,8 +57,8 @@ class Signals:
 
 
 class Watch:
-    """Notices losses that run away. `recent` are the losses it judges by, `high` and `overflows` what it has seen in a row; all of
-    it travels with the run's state."""
+    """Notices losses that run away. `recent` are the losses it judges by, `high` and `overflows` what it has seen in a
+    row; all of it travels with the run's state."""
 
     def __init__(self, recent=(), high=0, overflows=0):
         self.recent, self.high, self.overflows = list(recent), high, overflows
@@ -65,8 +67,8 @@ class Watch:
         return {"recent": self.recent, "high": self.high, "overflows": self.overflows}
 
     def judge(self, loss, grad_norm, scaled=False):
-        """What is wrong with an update's loss or gradient, in words, or None. With float16's loss scaling (`scaled`) an overflow
-        now and then is normal, and only many in a row are wrong."""
+        """What is wrong with an update's loss or gradient, in words, or None. With float16's loss scaling (`scaled`) an
+        overflow now and then is normal, and only many in a row are wrong."""
         for name, value in (("loss", loss), ("grad_norm", grad_norm)):
             if not math.isfinite(value):
                 self.overflows += 1
@@ -74,11 +76,16 @@ class Watch:
         self.overflows = 0
         if len(self.recent) >= ENOUGH:
             usual = statistics.median(self.recent[-ENOUGH:])
-            noise = statistics.median(abs(one - other) for one, other in zip(self.recent, self.recent[1:]))  # blind to a trend
+            noise = statistics.median(
+                abs(one - other) for one, other in zip(self.recent, self.recent[1:])
+            )  # blind to a trend
             if loss > usual + max(0.1 * usual, 8 * noise):
                 self.high += 1
                 if self.high >= SPIKE_UPDATES:
-                    return f"loss {loss:.4f} is far above {usual:.4f}, the median of the last {ENOUGH} updates, {self.high} times in a row"
+                    return (
+                        f"loss {loss:.4f} is far above {usual:.4f}, the median of the last {ENOUGH} updates,"
+                        f" {self.high} times in a row"
+                    )
                 return None
         self.high = 0
         self.recent = [*self.recent[1 - WINDOW :], loss]
@@ -86,31 +93,44 @@ class Watch:
 
 
 def warnings(evaluations, vocab_size, pretrained):
-    """The guide's warning signs in a run's evaluations ({"step", "train_loss", "val_loss"}, oldest first), as {name: line}."""
+    """The guide's warning signs in a run's evaluations ({"step", "train_loss", "val_loss"}, oldest first), as {name:
+    line}."""
     found = {}
     first, last = evaluations[0], evaluations[-1]
     best = min(evaluations, key=lambda e: e["val_loss"])
     since = [e for e in evaluations if e["step"] > best["step"]]
     uniform = math.log(vocab_size)
     if first["step"] == 0 and first["val_loss"] > (0.9 if pretrained else 1.2) * uniform:
-        found["start"] = f"step 0: val loss {first['val_loss']:.2f}, and guessing among {vocab_size:,} ids would give {uniform:.2f}: " + (
-            "these are probably ids of another tokenizer than the model's" if pretrained else "the initial weights are far too large"
+        found["start"] = (
+            f"step 0: val loss {first['val_loss']:.2f}, and guessing among {vocab_size:,} ids would give"
+            f" {uniform:.2f}: "
+            + (
+                "these are probably ids of another tokenizer than the model's"
+                if pretrained
+                else "the initial weights are far too large"
+            )
         )
     if first["step"] == 0 and pretrained and vocab_size > 10_000 and first["val_loss"] < 1.5:
-        found["known"] = f"step 0: val loss {first['val_loss']:.2f} is low for a text the model has not seen; it may have been trained on it"
+        found["known"] = (
+            f"step 0: val loss {first['val_loss']:.2f} is low for a text the model has not seen; it may have been"
+            " trained on it"
+        )
     if len(since) >= 3 and last["train_loss"] < best["train_loss"]:
         found["overfitting"] = (
-            f"overfitting: val loss {best['val_loss']:.4f} at step {best['step']} -> {last['val_loss']:.4f}, train loss {best['train_loss']:.4f} -> "
-            f"{last['train_loss']:.4f}; best/ keeps step {best['step']}, more data or fewer epochs would help"
+            f"overfitting: val loss {best['val_loss']:.4f} at step {best['step']} -> {last['val_loss']:.4f}, train loss"
+            f" {best['train_loss']:.4f} -> {last['train_loss']:.4f}; best/ keeps step {best['step']}, more data or"
+            " fewer epochs would help"
         )
     elif len(evaluations) >= 6:
         before, lately = (min(e["val_loss"] for e in part) for part in (evaluations[:-5], evaluations[-5:]))
         if before * 0.999 < lately <= last["val_loss"] < before * 1.01:
             found["plateau"] = (
-                f"plateau: best val loss {before:.4f} until step {evaluations[-6]['step']}, {lately:.4f} in the 5 evaluations since; more updates will bring little"
+                f"plateau: best val loss {before:.4f} until step {evaluations[-6]['step']}, {lately:.4f} in the 5"
+                " evaluations since; more updates will bring little"
             )
     if last["val_loss"] - last["train_loss"] > 0.3 and first["val_loss"] - first["train_loss"] < 0.15:
         found["gap"] = (
-            f"gap: val loss is {last['val_loss'] - last['train_loss']:.2f} above train loss, {first['val_loss'] - first['train_loss']:.2f} at the start; the text is being learned by heart"
+            f"gap: val loss is {last['val_loss'] - last['train_loss']:.2f} above train loss,"
+            f" {first['val_loss'] - first['train_loss']:.2f} at the start; the text is being learned by heart"
         )
     return found

@@ -1,4 +1,5 @@
-"""What makes sure that isolated documents are isolated, on this device and with its arithmetic, before anything is learned."""
+"""What makes sure that isolated documents are isolated, on this device and with its arithmetic, before anything is
+learned."""
 
 import torch
 from torch.nn import functional as F
@@ -6,13 +7,14 @@ from torch.nn import functional as F
 from finetune.cli import Failure
 from finetune.gpt import ops
 
-# of outputs and gradients around 1 to 3, whose sums over a document are rounded; a document that sees another is off by some 0.5
+# of outputs and gradients around 1 to 3, whose sums over a document are rounded; a document that sees another is off by
+# some 0.5
 TOLERANCE = {torch.float32: 4e-3, torch.bfloat16: 0.12, torch.float16: 2e-2}
 
 
 def check(network, machine, block_size, dropout, say):
-    """Choose how documents are isolated: by flex attention where everything is compiled and that is exact here, else by a mask. Raises
-    Failure when not even the mask gives what each document gives by itself."""
+    """Choose how documents are isolated: by flex attention where everything is compiled and that is exact here, else by
+    a mask. Raises Failure when not even the mask gives what each document gives by itself."""
     if machine.compile and machine.device.type == "cuda" and not dropout:
         try:
             problem = _problem(network.config, machine, block_size, torch.compile(ops.flex_attention, dynamic=False))
@@ -32,13 +34,19 @@ def _by_mask(q, k, v, starts):
 
 
 def _problem(config, machine, T, attention):
-    """What is wrong with `attention` over two rows of random documents, compared with plain attention over each; None when nothing is."""
+    """What is wrong with `attention` over two rows of random documents, compared with plain attention over each; None
+    when nothing is."""
     generator = torch.Generator().manual_seed(0)
     shape = (3, 2, config.n_head, T, config.n_embd // config.n_head)
     q, k, v = torch.randn(shape, generator=generator).to(machine.device, machine.dtype).requires_grad_()
     weights = torch.randn(shape[1:], generator=generator).to(machine.device)
-    ends = [sorted({*torch.randint(1, T, (min(T - 1, 5),), generator=generator).tolist(), T}) if T > 1 else [1] for _ in range(2)]
-    starts = torch.stack([torch.cat([torch.full((end - begin,), begin) for begin, end in zip([0, *row], row)]) for row in ends]).to(machine.device)
+    ends = [
+        sorted({*torch.randint(1, T, (min(T - 1, 5),), generator=generator).tolist(), T}) if T > 1 else [1]
+        for _ in range(2)
+    ]
+    starts = torch.stack(
+        [torch.cat([torch.full((end - begin,), begin) for begin, end in zip([0, *row], row)]) for row in ends]
+    ).to(machine.device)
     together = attention(q, k, v, starts).float()
     apart = torch.zeros_like(together)
     for number, row in enumerate(ends):

@@ -29,10 +29,11 @@ SLOW_FROM_SCRATCH = 1e-4  # a peak learning rate below which a network from scra
 
 
 def train(recipe, reasons=None):
-    """Train as the recipe says; return the finished Run. `reasons`, of `cli.reasons`, say in the record where its values are from.
+    """Train as the recipe says; return the finished Run. `reasons`, of `cli.reasons`, say in the record where its
+    values are from.
 
-    Raises UsageError before anything is written when it cannot be done, and Failure when it ends otherwise than by being done.
-    """
+    Raises UsageError before anything is written when it cannot be done, and Failure when it ends otherwise than by
+    being done."""
     machine = machines.start(recipe)
     main = machine.accelerator.is_main_process
     with checkpoint.lock(recipe.out_dir) if main and not recipe.eval_only else contextlib.nullcontext():
@@ -54,11 +55,15 @@ def train(recipe, reasons=None):
             raise
         except Exception as error:  # so that whoever looks later can tell it from a kill
             code, rank = getattr(error, "code", 1), machine.accelerator.process_index
-            if rank and getattr(error, "alone", False) and not recipe.eval_only:  # the main one will only see that this one is gone
+            if (
+                rank and getattr(error, "alone", False) and not recipe.eval_only
+            ):  # the main one will only see that this one is gone
                 progress.join()
             if code not in guard.STOPPING.values():
                 problem = str(error) or type(error).__name__
-                progress.record("failed", step=run.iteration, problem=problem, code=code, **({"rank": rank} if rank else {}))
+                progress.record(
+                    "failed", step=run.iteration, problem=problem, code=code, **({"rank": rank} if rank else {})
+                )
             raise
         finally:
             progress.close()
@@ -70,17 +75,24 @@ def _loop(run, progress):
     schedule, clock, warned = run.schedule, Clock(run), set()
     if run.recipe.auto_batch_size:
         choose_batch_size(run, progress)
-    if run.machine.accelerator.num_processes > 1 and not run.machine.sharding:  # then no process can try alone, and nothing settles
+    if (
+        run.machine.accelerator.num_processes > 1 and not run.machine.sharding
+    ):  # then no process can try alone, and nothing settles
         while not fits(run):
             use_less_memory(run, progress)
         settle(run)
     sampled = 0  # the step of the newest samples
-    pending, signals = deque(), []  # updates that nobody has looked at yet: (step, lr, Outcome); signals that wait for an answer
+    pending, signals = (
+        deque(),
+        [],
+    )  # updates that nobody has looked at yet: (step, lr, Outcome); signals that wait for an answer
     while True:
         step = run.iteration
         last = step >= schedule.length
         evaluation_due = last or step % schedule.eval_interval == 0
-        sample_due = bool(run.recipe.sample_interval) and not last and step > sampled and step % run.recipe.sample_interval == 0
+        sample_due = (
+            bool(run.recipe.sample_interval) and not last and step > sampled and step % run.recipe.sample_interval == 0
+        )
         run.save_due = run.save_due or (step > 0 and step % schedule.save_interval == 0)
         try:
             # nothing is measured, saved or ended while an update has not been looked at
@@ -98,7 +110,9 @@ def _loop(run, progress):
                 sampled = step
                 clock.restart()
             ended = last or _out_of_patience(run)
-            calm = run.watch.high == 0  # a state is not saved over a good one while it looks as if training were going wrong
+            calm = (
+                run.watch.high == 0
+            )  # a state is not saved over a good one while it looks as if training were going wrong
             if (ended or signals or (run.save_due and calm)) and step != run.saved_at:
                 save_state(run, progress, must_succeed=ended or stop is not None)
                 clock.restart()
@@ -111,7 +125,10 @@ def _loop(run, progress):
             return
         if stop:
             progress.record("stop", step=step, signal=stop.name)
-            raise Failure(f"stopped by {stop.name} after {step} updates; --init_from=resume goes on from here", guard.STOPPING[stop])
+            raise Failure(
+                f"stopped by {stop.name} after {step} updates; --init_from=resume goes on from here",
+                guard.STOPPING[stop],
+            )
         signals = []
 
         lr = optim.learning_rate(step, run.recipe, schedule) * run.lr_scale
@@ -135,7 +152,15 @@ def _look(run, progress, clock, step, lr, outcome):
         memory, _ = run.machine.memory()
         progress.pace(iteration_line(step, loss, seconds, tokens, mfu, left), tokens / seconds, mfu, left, memory)
         progress.record(
-            "iter", iter=step, loss=loss, lr=lr, grad_norm=grad_norm, seconds=seconds, tokens_per_second=tokens / seconds, mfu=mfu, memory=memory
+            "iter",
+            iter=step,
+            loss=loss,
+            lr=lr,
+            grad_norm=grad_norm,
+            seconds=seconds,
+            tokens_per_second=tokens / seconds,
+            mfu=mfu,
+            memory=memory,
         )
     progress.advance(step, loss)
     return run.signals.taken(counts)
@@ -148,7 +173,9 @@ class Clock:
         recipe = run.recipe
         self.run = run
         self.tokens = run.train.block_size * recipe.batch_size * recipe.gradient_accumulation_steps
-        self.flops = flops_per_token(run.network.config, lora.num_parameters(run.network.config, recipe.lora_rank)) * self.tokens
+        self.flops = (
+            flops_per_token(run.network.config, lora.num_parameters(run.network.config, recipe.lora_rank)) * self.tokens
+        )
         self.evaluation = 0.0
         self.restart()
 
@@ -169,13 +196,15 @@ class Clock:
         self.restart(done)
         mfu = self.flops / seconds / (run.peak[0] * run.machine.accelerator.num_processes)
         length, interval = run.schedule.length, run.schedule.eval_interval
-        evaluations = -(-length // interval) - (done - 1) // interval  # at every multiple, from this step on, and at the end
+        evaluations = (
+            -(-length // interval) - (done - 1) // interval
+        )  # at every multiple, from this step on, and at the end
         return seconds, self.tokens, mfu, seconds * (length - done) + self.evaluation * evaluations
 
 
 def _evaluate(run, progress):
-    """Measure both splits at this step; publish the model when it is the best so far, or when all are kept. Raises Diverged when a
-    loss is no number."""
+    """Measure both splits at this step; publish the model when it is the best so far, or when all are kept. Raises
+    Diverged when a loss is no number."""
     recipe, step = run.recipe, run.iteration
     progress.doing("evaluating")
     probe = max(1, TRAIN_PROBE // run.train.block_size)
@@ -183,7 +212,13 @@ def _evaluate(run, progress):
     train_loss = evaluate(run, run.train, _eval_rows(run.train, run.eval_rows or probe))
     each = ", ".join(f"{name} {loss:.4f}" for name, loss in by_dataset.items())
     progress.say(f"step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}{f' ({each})' if each else ''}")
-    progress.record("eval", step=step, train_loss=train_loss, val_loss=val_loss, **({"val_losses": by_dataset} if by_dataset else {}))
+    progress.record(
+        "eval",
+        step=step,
+        train_loss=train_loss,
+        val_loss=val_loss,
+        **({"val_losses": by_dataset} if by_dataset else {}),
+    )
     if recipe.eval_only:
         return
     if not math.isfinite(val_loss + train_loss):
@@ -214,7 +249,8 @@ def _val_losses(run):
 
 
 def _eval_rows(blocks, limit):
-    """The rows an evaluation reads, the same every time: all that have a target, or `limit` of these spread evenly over the split."""
+    """The rows an evaluation reads, the same every time: all that have a target, or `limit` of these spread evenly over
+    the split."""
     rows = blocks.rows_with_targets()
     count = min(len(rows), limit or len(rows))
     return rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
@@ -222,7 +258,9 @@ def _eval_rows(blocks, limit):
 
 def _warn(run, progress, warned):
     """Say each of the guide's warning signs once."""
-    for name, line in guard.warnings(run.evaluations, run.network.config.vocab_size, run.init_from != "scratch").items():
+    for name, line in guard.warnings(
+        run.evaluations, run.network.config.vocab_size, run.init_from != "scratch"
+    ).items():
         if name not in warned:
             warned.add(name)
             progress.say(f"warning: {line}")
@@ -241,11 +279,14 @@ def _check_out_dir(recipe):
     out_dir = Path(recipe.out_dir)
     old = [name for name in ("best", "last", "metrics.jsonl") if (out_dir / name).exists()]
     if recipe.overwrite and (out_dir / "best").exists() and not (out_dir / "best" / checkpoint.MANIFEST).is_file():
-        raise UsageError(f"out_dir {out_dir}: its best/ was not written by a run, so it is not overwritten; choose another out_dir")
+        raise UsageError(
+            f"out_dir {out_dir}: its best/ was not written by a run, so it is not overwritten; choose another out_dir"
+        )
     if recipe.init_from == "resume" or recipe.eval_only or recipe.overwrite or not old:
         return
     raise UsageError(
-        f"out_dir {out_dir}: holds a run already ({', '.join(old)}); go on with --init_from=resume, start anew with --overwrite=true, or choose another out_dir"
+        f"out_dir {out_dir}: holds a run already ({', '.join(old)}); go on with --init_from=resume, start anew with"
+        " --overwrite=true, or choose another out_dir"
     )
 
 
@@ -254,7 +295,9 @@ def _introduce(run, progress):
     recipe, schedule, say = run.recipe, run.schedule, progress.say
     rows = recipe.batch_size * recipe.gradient_accumulation_steps
     say(f"number of parameters: {run.network.num_parameters() / 1e6:.2f}M")
-    say(f"LoRA: {lora.describe(run.network.config, recipe)}" if recipe.lora_rank else optim.describe(run.network.config))
+    say(
+        f"LoRA: {lora.describe(run.network.config, recipe)}" if recipe.lora_rank else optim.describe(run.network.config)
+    )
     say(f"=> using fused AdamW: {run.optimizer.defaults['fused']}")
     say(run.machine.describe())
     if recipe.eval_only:
@@ -262,20 +305,27 @@ def _introduce(run, progress):
     run.peak = machines.peak_flops(run.machine.device, run.machine.dtype) if progress.write else (math.inf, "")
     passes = schedule.length * rows / run.train.num_rows
     say(
-        f"{schedule.length:,} updates of {rows * run.train.block_size:,} tokens are {passes:.1f} passes over {run.train.num_rows:,} blocks; "
-        f"learning rate {recipe.learning_rate:g}, warmup {schedule.warmup_iters}, min_lr {schedule.min_lr:g}; evaluation every {schedule.eval_interval}"
+        f"{schedule.length:,} updates of {rows * run.train.block_size:,} tokens are {passes:.1f} passes over"
+        f" {run.train.num_rows:,} blocks; learning rate {recipe.learning_rate:g}, warmup {schedule.warmup_iters},"
+        f" min_lr {schedule.min_lr:g}; evaluation every {schedule.eval_interval}"
     )
     if not recipe.auto_batch_size:
         say(shares(recipe, run.machine.accelerator.num_processes))
     if weights := recipes.weights(recipe):
         for name, part, weight in zip(run.names_of_data, run.train.parts, weights):
             share = schedule.length * rows * weight / sum(weights)
-            say(f"{name}: {weight / sum(weights):.1%} of the blocks, {share / part.num_rows:.1f} passes over its {part.num_rows:,}")
+            say(
+                f"{name}: {weight / sum(weights):.1%} of the blocks, {share / part.num_rows:.1f} passes over its"
+                f" {part.num_rows:,}"
+            )
     if run.train.is_isolated:
         filled = run.train.num_tokens / (run.train.num_rows * (run.train.block_size + 1))
         say(f"documents are isolated: {run.train.num_tokens:,} tokens packed into blocks that are {filled:.1%} full")
     if run.init_from == "scratch" and recipe.learning_rate < SLOW_FROM_SCRATCH:
-        say(f"learning_rate {recipe.learning_rate:g} is one for pretrained weights; from scratch 3e-4 to 1e-3 are usual, see python -m finetune.plan")
+        say(
+            f"learning_rate {recipe.learning_rate:g} is one for pretrained weights; from scratch 3e-4 to 1e-3 are"
+            " usual, see python -m finetune.plan"
+        )
     if run.iteration >= schedule.length:
         say(f"this run is done: it has made its {schedule.length:,} updates; a larger max_iters, or epochs, goes on")
     say(f"mfu is against {run.peak[1]}")
@@ -293,14 +343,24 @@ def _begin(run, progress, reasons=None):
     derived["lora_alpha"] = recipes.alpha(recipe)
     partial = out_dir / ".tmp-recipe.yaml"
     config = run.network.config
-    shape = {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd} if run.init_from == "scratch" else {}
+    shape = (
+        {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd}
+        if run.init_from == "scratch"
+        else {}
+    )
     partial.write_text(
-        recipes.dump(dataclasses.replace(recipe, init_from=run.init_from, memory="recipe", overwrite=False, push=False, **shape), derived),
+        recipes.dump(
+            dataclasses.replace(recipe, init_from=run.init_from, memory="recipe", overwrite=False, push=False, **shape),
+            derived,
+        ),
         encoding="utf-8",
     )
     os.replace(partial, out_dir / "recipe.yaml")
     progress.open(run.schedule.length, run if resumed else None)
-    values = {**dataclasses.asdict(recipe), **{name: value for name, value in derived.items() if getattr(recipe, name, 0) is None}}
+    values = {
+        **dataclasses.asdict(recipe),
+        **{name: value for name, value in derived.items() if getattr(recipe, name, 0) is None},
+    }
     values["warmup_iters"] = run.schedule.warmup_iters  # fewer than asked for, where the run is too short for those
     progress.record(
         "resume" if resumed else "start",
@@ -326,7 +386,11 @@ def _sample(run, progress):
     if not run.machine.accelerator.is_main_process:
         return
     config = dataclasses.replace(run.network.config)
-    network = GPT.from_state(config, convert.without_padding(tensors, config)).to(run.machine.device, run.machine.dtype).eval()
+    network = (
+        GPT.from_state(config, convert.without_padding(tensors, config))
+        .to(run.machine.device, run.machine.dtype)
+        .eval()
+    )
     begun, asked = run.tokenizer.decode(run.prompt), _samples_asked(run.recipe)
     texts = [begun + sample.text for sample in draw(network, run.tokenizer, run.prompt, **asked)]
     for text in texts:
@@ -342,9 +406,14 @@ def _samples_asked(recipe):
 def _finish(run, progress):
     recipe, accelerator = run.recipe, run.machine.accelerator
     if run.iteration < run.schedule.length:
-        progress.say(f"no better validation loss in {recipe.patience} evaluations: done after {run.iteration} of {run.schedule.length} updates")
+        progress.say(
+            f"no better validation loss in {recipe.patience} evaluations: done after {run.iteration} of"
+            f" {run.schedule.length} updates"
+        )
     if not run.best:
-        raise Failure(f"out_dir {recipe.out_dir}: best/ could not be saved; the last state is in {recipe.out_dir}/last", 1)
+        raise Failure(
+            f"out_dir {recipe.out_dir}: best/ could not be saved; the last state is in {recipe.out_dir}/last", 1
+        )
     progress.record("end", step=run.iteration, best=run.best)
     progress.close_bar()
     for tracker in accelerator.trackers:  # not accelerator.end_training(), which would end the process group as well
@@ -358,6 +427,12 @@ def _finish(run, progress):
         asked = _samples_asked(recipe)
         samples = print_samples(best, run.tokenizer, run.prompt, **asked)
         begun = run.tokenizer.decode(run.prompt)
-        progress.record("samples", step=run.best["step"], start=recipe.start, texts=[begun + sample.text for sample in samples], **asked)
+        progress.record(
+            "samples",
+            step=run.best["step"],
+            start=recipe.start,
+            texts=[begun + sample.text for sample in samples],
+            **asked,
+        )
     elif recipe.num_samples:
         print("no samples: these bins came without their tokenizer")

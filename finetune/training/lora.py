@@ -1,7 +1,8 @@
 """LoRA: two small matrices beside each large one, trained in its place. The `peft` package brings them.
 
-An adapted matrix computes W x + b + lora_alpha / lora_rank * B (A x) with A (rank, in) and B (out, rank). W and b stay as they were, and B begins
-at zero, so that training begins with the model itself. States and files do not show how peft nests its modules:
+An adapted matrix computes W x + b + lora_alpha / lora_rank * B (A x) with A (rank, in) and B (out, rank). W and b stay
+as they were, and B begins at zero, so that training begins with the model itself. States and files do not show how peft
+nests its modules:
 
     h.0.attn.c_attn.weight   h.0.attn.c_attn.lora_A.weight   h.0.attn.c_attn.lora_B.weight
 """
@@ -70,8 +71,9 @@ def fingerprint(network):
 
 @torch.no_grad()
 def merged(network):
-    """The weights of the model without adapters that computes the same. The network stays as it is: to add what they add and take it away
-    again would leave other weights, by rounding. What was added to is on the CPU, where there is room for it."""
+    """The weights of the model without adapters that computes the same. The network stays as it is: to add what they
+    add and take it away again would leave other weights, by rounding. What was added to is on the CPU, where there is
+    room for it."""
     found = {name: tensor for name, tensor in state(network).items() if ".lora_" not in name}
     for name, module in _adapted(network).items():
         weight = module.base_layer.weight + module.get_delta_weight(ADAPTER)
@@ -80,7 +82,8 @@ def merged(network):
 
 
 def save(directory, network, recipe, init_from):
-    """Write the adapters alone as peft does, for `PeftModel.from_pretrained` over the GPT2LMHeadModel of `init_from`."""
+    """Write the adapters alone as peft does, for `PeftModel.from_pretrained` over the GPT2LMHeadModel of
+    `init_from`."""
     directory = Path(directory)
     directory.mkdir()
     path = Path(init_from).expanduser()
@@ -88,7 +91,9 @@ def save(directory, network, recipe, init_from):
     # no Hub id begins with a dot: what is not there later shall not be looked for among the models of strangers
     source = init_from if here is None else str(here) if here.is_absolute() else os.path.join(".", here)
     # the matrices of a GPT2LMHeadModel are stored (in, out)
-    config = _config(recipe, base_model_name_or_path=source, task_type="CAUSAL_LM", fan_in_fan_out=True, inference_mode=True)
+    config = _config(
+        recipe, base_model_name_or_path=source, task_type="CAUSAL_LM", fan_in_fan_out=True, inference_mode=True
+    )
     config.target_modules = TARGETS
     config.save_pretrained(str(directory))
     adapters = {f"base_model.model.transformer.{name}": tensor.cpu() for name, tensor in trained(network).items()}
@@ -100,14 +105,17 @@ def describe(config, recipe):
     trained = num_parameters(config, recipe.lora_rank)
     share = trained / convert.num_parameters(config)
     return (
-        f"rank {recipe.lora_rank}, alpha {alpha(recipe)}: {trained:,} trainable parameters beside c_attn, c_proj and c_fc, {share:.2%} of the model's"
+        f"rank {recipe.lora_rank}, alpha {alpha(recipe)}: {trained:,} trainable parameters beside c_attn, c_proj and"
+        f" c_fc, {share:.2%} of the model's"
     )
 
 
 def _config(recipe, **more):
     from peft import LoraConfig
 
-    return LoraConfig(r=recipe.lora_rank, lora_alpha=alpha(recipe), lora_dropout=recipe.lora_dropout, target_modules=TARGETS, **more)
+    return LoraConfig(
+        r=recipe.lora_rank, lora_alpha=alpha(recipe), lora_dropout=recipe.lora_dropout, target_modules=TARGETS, **more
+    )
 
 
 def _adapted(network):

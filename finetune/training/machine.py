@@ -16,7 +16,21 @@ from finetune.cli import UsageError
 from finetune.training import sharding as shards
 
 # dense bfloat16 TFLOP/s from the makers' data sheets, by the name CUDA gives the card
-PEAK_TFLOPS = {"H200": 989, "H100": 989, "GH200": 989, "B200": 2250, "A100": 312, "A10G": 70, "A10": 125, "L40S": 362, "L4": 121, "RTX 4090": 165, "RTX 3090": 71, "V100": 125, "T4": 65}  # fmt: skip
+PEAK_TFLOPS = {
+    "H200": 989,
+    "H100": 989,
+    "GH200": 989,
+    "B200": 2250,
+    "A100": 312,
+    "A10G": 70,
+    "A10": 125,
+    "L40S": 362,
+    "L4": 121,
+    "RTX 4090": 165,
+    "RTX 3090": 71,
+    "V100": 125,
+    "T4": 65,
+}
 
 
 PATIENCE = datetime.timedelta(hours=2)  # the others wait while one process downloads weights or prepares a large text
@@ -39,7 +53,8 @@ class Machine:
 
     @property
     def late(self):
-        """How many updates are begun before the first of them is asked for its numbers: a GPU should not wait for the host to look."""
+        """How many updates are begun before the first of them is asked for its numbers: a GPU should not wait for the
+        host to look."""
         return 1 if self.device.type == "cuda" else 0
 
     def uncompiled(self):
@@ -48,8 +63,9 @@ class Machine:
 
     @contextlib.contextmanager
     def exactly(self):
-        """The context in which losses are measured that people will quote: float32, on recent GPUs with TF32 products when training
-        is coarser than that anyway. bfloat16 would be off by some 1e-4 nats, and by more for GPT-2's logits of around -100."""
+        """The context in which losses are measured that people will quote: float32, on recent GPUs with TF32 products
+        when training is coarser than that anyway. bfloat16 would be off by some 1e-4 nats, and by more for GPT-2's
+        logits of around -100."""
         before = torch.get_float32_matmul_precision()
         if self.device.type == "cuda" and self.dtype != torch.float32:
             torch.set_float32_matmul_precision("high")
@@ -62,16 +78,24 @@ class Machine:
     def memory(self):
         """`(most used so far by this process, all there is)` in bytes, of the GPU or of the computer."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device), torch.cuda.get_device_properties(self.device).total_memory
+            return (
+                torch.cuda.max_memory_allocated(self.device),
+                torch.cuda.get_device_properties(self.device).total_memory,
+            )
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         return used, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def describe(self):
         processes = self.accelerator.num_processes
-        where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        where = (
+            torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else f"{torch.get_num_threads()} threads"
+        )
         sharded = f", {self.sharding.describe()}" if self.sharding else ""
         return (
-            f"{processes} process{'es' if processes > 1 else ''} on {self.device.type} ({where}), {str(self.dtype).removeprefix('torch.')}{sharded}"
+            f"{processes} process{'es' if processes > 1 else ''} on {self.device.type} ({where}),"
+            f" {str(self.dtype).removeprefix('torch.')}{sharded}"
         )
 
 
@@ -91,38 +115,60 @@ def start(recipe):
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
     # arithmetic is chosen by our own autocast, so that evaluation and sampling can choose theirs
     accelerator = Accelerator(
-        cpu=device.type == "cpu", mixed_precision="no", gradient_accumulation_steps=1, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
+        cpu=device.type == "cpu",
+        mixed_precision="no",
+        gradient_accumulation_steps=1,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
     if accelerator.distributed_type not in known:
-        raise UsageError(f"the launcher is configured for {accelerator.distributed_type.value}; known are {', '.join(kind.value for kind in known)}")
+        raise UsageError(
+            f"the launcher is configured for {accelerator.distributed_type.value}; known are"
+            f" {', '.join(kind.value for kind in known)}"
+        )
     _check_company(accelerator.num_processes)
     check_shares(recipe, accelerator.num_processes)
     dtype = best_dtype(recipe.dtype, device)
     if sharding and sharding.cpu_offload and dtype == torch.float16:
-        raise UsageError("fsdp_offload_params: does not go with dtype=float16, whose loss scaling is the GPU's; use bfloat16 or float32")
+        raise UsageError(
+            "fsdp_offload_params: does not go with dtype=float16, whose loss scaling is the GPU's; use bfloat16 or"
+            " float32"
+        )
     if sharding and accelerator.distributed_type == DistributedType.NO:  # nobody to share with
         if sharding.cpu_offload:
-            raise UsageError("fsdp_offload_params: true cannot apply to a process that no launcher started; use accelerate launch")
+            raise UsageError(
+                "fsdp_offload_params: true cannot apply to a process that no launcher started; use accelerate launch"
+            )
         sharding = None
     compiled = recipe.compile == "true" or (recipe.compile == "auto" and device.type == "cuda")
     return Machine(accelerator, dtype, compiled, sharding)
 
 
 def _check_company(processes):
-    """Raise UsageError where more processes were started together than know of each other: each would take itself for the first and
-    write the same files."""
-    started = {name: int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")}
+    """Raise UsageError where more processes were started together than know of each other: each would take itself for
+    the first and write the same files."""
+    started = {
+        name: int(os.environ.get(name) or 1)
+        for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+    }
     name = max(started, key=started.get)
     if started[name] > processes:
         apart = "" if name == "WORLD_SIZE" else f"; for runs that have nothing to do with each other unset {name}"
         raise UsageError(
-            f"{started[name]} processes were started ({name}) that do not all see each other; start them with torchrun, "
-            f"or with accelerate launch and a file of recipes/accelerate{apart}"
+            f"{started[name]} processes were started ({name}) that do not all see each other; start them with torchrun,"
+            f" or with accelerate launch and a file of recipes/accelerate{apart}"
         )
     # accelerate launch --cpu --num_processes=2 prepares for two and starts one
-    if processes == 1 and "MASTER_ADDR" in os.environ and os.environ.get("ACCELERATE_USE_CPU") == "True" and "WORLD_SIZE" not in os.environ:
-        raise UsageError("accelerate launch starts a single process with --cpu; several: --config_file=recipes/accelerate/cpu.yaml --num_processes=N")
+    if (
+        processes == 1
+        and "MASTER_ADDR" in os.environ
+        and os.environ.get("ACCELERATE_USE_CPU") == "True"
+        and "WORLD_SIZE" not in os.environ
+    ):
+        raise UsageError(
+            "accelerate launch starts a single process with --cpu; several: --config_file=recipes/accelerate/cpu.yaml"
+            " --num_processes=N"
+        )
 
 
 def check_shares(recipe, processes):
@@ -132,13 +178,16 @@ def check_shares(recipe, processes):
         return
     if rows % processes == 0:
         size = next(size for size in range(recipe.batch_size, 0, -1) if rows % (size * processes) == 0)
-        advice = f"--batch_size={size} --gradient_accumulation_steps={rows // size} can, and the {rows:,} blocks of an update stay the same"
+        advice = (
+            f"--batch_size={size} --gradient_accumulation_steps={rows // size} can, and the {rows:,} blocks of an"
+            " update stay the same"
+        )
     else:
         fewer = next(number for number in range(processes - 1, 0, -1) if steps % number == 0)
         more = -(-steps // processes) * processes
         advice = (
-            f"{fewer} process{'es' * (fewer > 1)} can share these, and --gradient_accumulation_steps={more} can be shared by {processes}, "
-            f"with {recipe.batch_size * more:,} blocks an update instead of {rows:,}"
+            f"{fewer} process{'es' * (fewer > 1)} can share these, and --gradient_accumulation_steps={more} can be"
+            f" shared by {processes}, with {recipe.batch_size * more:,} blocks an update instead of {rows:,}"
         )
     raise UsageError(f"gradient_accumulation_steps: {steps} cannot be shared among {processes} processes; {advice}")
 
@@ -151,7 +200,10 @@ def choose_device(choice="auto"):
     elif choice == "auto":
         choice = next(name for name, there in available.items() if there)
     if not available[choice]:
-        raise UsageError(f"device: there is no {choice} here; torch sees {', '.join(name for name, there in available.items() if there)}")
+        raise UsageError(
+            f"device: there is no {choice} here; torch sees"
+            f" {', '.join(name for name, there in available.items() if there)}"
+        )
     return torch.device(choice)
 
 
@@ -165,8 +217,8 @@ def best_dtype(choice, device):
 
 
 def keep_memory():
-    """Tell glibc to keep freed memory for the next step. By default it hands every large tensor back to the kernel, which
-    fills fresh pages with zeros again: a quarter of a training step on CPU."""
+    """Tell glibc to keep freed memory for the next step. By default it hands every large tensor back to the kernel,
+    which fills fresh pages with zeros again: a quarter of a training step on CPU."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "gnu_get_libc_version"):
@@ -181,7 +233,8 @@ def use_all_cores(threads=0):
 
 
 def be_deterministic():
-    """Only operations whose result is the same bits every time. Raises UsageError when the environment says otherwise."""
+    """Only operations whose result is the same bits every time. Raises UsageError when the environment says
+    otherwise."""
     wanted = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if wanted not in (":4096:8", ":16:8"):
         raise UsageError(f"deterministic: CUBLAS_WORKSPACE_CONFIG={wanted} in the environment contradicts it; unset it")
@@ -192,7 +245,8 @@ def be_deterministic():
 
 
 def peak_flops(device, dtype):
-    """`(FLOP/s, where the figure is from)`: the data sheet of a known GPU, else the rate of a matrix product measured now."""
+    """`(FLOP/s, where the figure is from)`: the data sheet of a known GPU, else the rate of a matrix product measured
+    now."""
     if device.type == "cuda" and dtype != torch.float32:
         name = torch.cuda.get_device_name(device)
         for card, tflops in PEAK_TFLOPS.items():

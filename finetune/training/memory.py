@@ -1,4 +1,5 @@
-"""What a run does about memory: how much it needs, the mode and the micro-batch that fit, and on with less when they did not.
+"""What a run does about memory: how much it needs, the mode and the micro-batch that fit, and on with less when they
+did not.
 
 An update stays the same whatever it is cut into: its blocks, their order, their number and the learning rate.
 """
@@ -20,7 +21,13 @@ PEFT = 75 << 20  # that the package peft takes, and
 FIRST_USE = 70 << 20  # that its libraries take for themselves in the first update, and
 HOLES = 0.15  # of what an update takes, lost between what is freed and taken (docs/log.md), both on a CPU
 FILLED = 0.9  # of what is free, by memory=auto: a prediction can be off
-CHOSEN = ("batch_size", "gradient_accumulation_steps", "chunked_loss", "gradient_checkpointing", "optimizer_dtype")  # by memory=auto
+CHOSEN = (
+    "batch_size",
+    "gradient_accumulation_steps",
+    "chunked_loss",
+    "gradient_checkpointing",
+    "optimizer_dtype",
+)  # by memory=auto
 MOST_TOKENS = {"cuda": 1 << 16, "cpu": 1 << 12, "mps": 1 << 14}  # of a micro-batch; larger ones are no faster
 
 
@@ -28,12 +35,15 @@ def is_out_of_memory(error):
     """Whether an exception says that the device or the computer has no memory left."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in ("out of memory", "can't allocate memory"))
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("out of memory", "can't allocate memory")
+    )
 
 
 def fits(run, batch_size=None):
-    """Whether every process has memory for a micro-batch, by trying one, uncompiled, which takes more than compiled. To be asked before
-    the first update of several processes: later, one that fails would leave the others waiting for its gradients."""
+    """Whether every process has memory for a micro-batch, by trying one, uncompiled, which takes more than compiled. To
+    be asked before the first update of several processes: later, one that fails would leave the others waiting for its
+    gradients."""
     batch_size = batch_size or run.recipe.batch_size
     machine, failed = run.machine, 0.0
     try:
@@ -55,12 +65,19 @@ def fits(run, batch_size=None):
 
 def shares(recipe, processes):
     """How the blocks of an update are shared out, in words."""
-    rows, steps = recipe.batch_size * recipe.gradient_accumulation_steps, recipe.gradient_accumulation_steps // processes
-    return f"{rows:,} blocks an update: {processes} process{'es' * (processes > 1)} x {steps} accumulation step{'s' * (steps > 1)} x batch_size {recipe.batch_size}"
+    rows, steps = (
+        recipe.batch_size * recipe.gradient_accumulation_steps,
+        recipe.gradient_accumulation_steps // processes,
+    )
+    return (
+        f"{rows:,} blocks an update: {processes} process{'es' * (processes > 1)} x {steps} accumulation"
+        f" step{'s' * (steps > 1)} x batch_size {recipe.batch_size}"
+    )
 
 
 def choose_batch_size(run, progress):
-    """For batch_size=auto: the largest micro-batch that fits every process and still pays, at the same blocks an update."""
+    """For batch_size=auto: the largest micro-batch that fits every process and still pays, at the same blocks an
+    update."""
     recipe, processes = run.recipe, run.machine.accelerator.num_processes
     rows = recipe.batch_size * recipe.gradient_accumulation_steps
     # processes may see different memory, and must cut alike
@@ -70,7 +87,9 @@ def choose_batch_size(run, progress):
     # without an error to tell, a CPU is not tried to its limit
     size = next((size for size in sizes if size == 1 or run.machine.device.type == "cpu" or fits(run, size)), 1)
     run.recipe = dataclasses.replace(recipe, batch_size=size, gradient_accumulation_steps=rows // size)
-    progress.say(f"batch_size=auto: {size}, gradient_accumulation_steps {rows // size}, {rows:,} blocks an update as before")
+    progress.say(
+        f"batch_size=auto: {size}, gradient_accumulation_steps {rows // size}, {rows:,} blocks an update as before"
+    )
     progress.say(shares(run.recipe, processes))
     progress.record("batch_size", step=run.iteration, batch_size=size, gradient_accumulation_steps=rows // size)
 
@@ -80,19 +99,28 @@ def shrink(run, progress, error):
     if not is_out_of_memory(error):
         raise error
     if run.machine.accelerator.num_processes > 1:  # the others wait for gradients that this one cannot bring any more
-        advice = "halve it, double gradient_accumulation_steps and, once a state was saved, go on with --init_from=resume: it is the same run"
-        raise Failure(f"out of memory at iter {run.iteration} with batch_size {run.recipe.batch_size}; {advice}", 1, alone=True) from error
+        advice = (
+            "halve it, double gradient_accumulation_steps and, once a state was saved, go on with --init_from=resume:"
+            " it is the same run"
+        )
+        raise Failure(
+            f"out of memory at iter {run.iteration} with batch_size {run.recipe.batch_size}; {advice}", 1, alone=True
+        ) from error
     use_less_memory(run, progress)
 
 
 def use_less_memory(run, progress):
-    """Make the next try of an update smaller, on every process alike, and say so. Raises Failure when nothing is left to try."""
+    """Make the next try of an update smaller, on every process alike, and say so. Raises Failure when nothing is left
+    to try."""
     recipe = run.recipe
     if recipe.batch_size > 1:
         factor = next(n for n in range(2, recipe.batch_size + 1) if recipe.batch_size % n == 0)
         smaller, steps = recipe.batch_size // factor, recipe.gradient_accumulation_steps * factor
         run.recipe = dataclasses.replace(recipe, batch_size=smaller, gradient_accumulation_steps=steps)
-        done = f"batch_size {recipe.batch_size} -> {smaller}, gradient_accumulation_steps {recipe.gradient_accumulation_steps} -> {steps}"
+        done = (
+            f"batch_size {recipe.batch_size} -> {smaller}, gradient_accumulation_steps"
+            f" {recipe.gradient_accumulation_steps} -> {steps}"
+        )
     elif run.network.gradient_checkpointing is not True:
         run.network.gradient_checkpointing = True
         run.recipe = dataclasses.replace(recipe, gradient_checkpointing=True)
@@ -111,11 +139,16 @@ def use_less_memory(run, progress):
 
 
 def modes(recipe, takes):
-    """Changes to a recipe that each take less memory than the one before, by `takes(recipe)`, beginning with none: what costs least comes
-    first, and last what changes what is learned, by rounding."""
+    """Changes to a recipe that each take less memory than the one before, by `takes(recipe)`, beginning with none: what
+    costs least comes first, and last what changes what is learned, by rounding."""
     found, steps = (
         [{}],
-        [{"chunked_loss": "true"}, {"gradient_checkpointing": "selective"}, {"gradient_checkpointing": True}, {"optimizer_dtype": "bfloat16"}],
+        [
+            {"chunked_loss": "true"},
+            {"gradient_checkpointing": "selective"},
+            {"gradient_checkpointing": True},
+            {"optimizer_dtype": "bfloat16"},
+        ],
     )
     for step in steps:
         before, after = (dataclasses.replace(recipe, **changes) for changes in (found[-1], found[-1] | step))
@@ -128,15 +161,27 @@ def needs_of(recipe, config, T, device, dtype, compiled, processes=1, **more):
     """The Needs of a process of a run as its recipe says."""
     accumulates = recipe.gradient_accumulation_steps > processes
     return needs(
-        config, recipe.batch_size, T, device, dtype, compiled, recipe.gradient_checkpointing, recipe.dropout, accumulates, processes,
-        chunked=recipe.chunked_loss, lora_rank=recipe.lora_rank, optimizer_dtype=recipe.optimizer_dtype, **more,
-    )  # fmt: skip
+        config,
+        recipe.batch_size,
+        T,
+        device,
+        dtype,
+        compiled,
+        recipe.gradient_checkpointing,
+        recipe.dropout,
+        accumulates,
+        processes,
+        chunked=recipe.chunked_loss,
+        lora_rank=recipe.lora_rank,
+        optimizer_dtype=recipe.optimizer_dtype,
+        **more,
+    )
 
 
 def first_that_fits(recipe, takes, available):
-    """For memory=auto: `(recipe, bytes, line)`, the recipe in the first of its `modes` that `takes(recipe)` no more than FILLED of what is
-    available, with the largest micro-batch that does so, and what was chosen and why in a line. None when none does; where nobody can
-    tell what is available (None), the first does."""
+    """For memory=auto: `(recipe, bytes, line)`, the recipe in the first of its `modes` that `takes(recipe)` no more
+    than FILLED of what is available, with the largest micro-batch that does so, and what was chosen and why in a line.
+    None when none does; where nobody can tell what is available (None), the first does."""
     rows, smallest = recipe.batch_size * recipe.gradient_accumulation_steps, None
     for mode in modes(recipe, takes):
         for size in (size for size in range(recipe.batch_size, 0, -1) if recipe.batch_size % size == 0):
@@ -146,7 +191,9 @@ def first_that_fits(recipe, takes, available):
             if smallest is None:
                 smallest = needed
             if available is None or needed <= FILLED * available:
-                told = ", ".join(f"{name}={str(value).lower()}" for name, value in changes.items() if value != getattr(recipe, name))
+                told = ", ".join(
+                    f"{name}={str(value).lower()}" for name, value in changes.items() if value != getattr(recipe, name)
+                )
                 line = f"memory=auto: {told or 'all as the recipe says'}, predicted to take {needed / 1e9:.2f} GB"
                 if available is not None:
                     line += f" of {available / 1e9:.2f} GB that are free"
@@ -161,8 +208,8 @@ def first_that_fits(recipe, takes, available):
 
 
 def choose_mode(recipe, config, T, machine, say):
-    """The recipe in the mode that memory=auto takes on this machine. To be asked before there is a network. Raises UsageError when nothing
-    is predicted to fit."""
+    """The recipe in the mode that memory=auto takes on this machine. To be asked before there is a network. Raises
+    UsageError when nothing is predicted to fit."""
     accelerator, device, dtype = machine.accelerator, machine.device.type, str(machine.dtype).removeprefix("torch.")
     free = available_bytes(device)
     if free is not None and device == "cpu":
@@ -173,7 +220,9 @@ def choose_mode(recipe, config, T, machine, say):
 
     def takes(recipe):
         evaluated = 256 if device == "cpu" else 1  # where a GPU has no room, evaluations take less by themselves
-        return needs_of(recipe, config, T, device, dtype, machine.compile, accelerator.num_processes, evaluated=evaluated).peak
+        return needs_of(
+            recipe, config, T, device, dtype, machine.compile, accelerator.num_processes, evaluated=evaluated
+        ).peak
 
     if found := first_that_fits(recipe, takes, free):
         say(found[2])
@@ -183,8 +232,9 @@ def choose_mode(recipe, config, T, machine, say):
 
 
 def as_before(recipe, saved, processes):
-    """For memory=auto: the recipe with what had been chosen for its run, whose `saved` recipe this is. None where nothing had been, or where
-    that is for other updates or cannot be shared by so many processes; then it is chosen anew."""
+    """For memory=auto: the recipe with what had been chosen for its run, whose `saved` recipe this is. None where
+    nothing had been, or where that is for other updates or cannot be shared by so many processes; then it is chosen
+    anew."""
     rows = [values["batch_size"] * values["gradient_accumulation_steps"] for values in (saved, vars(recipe))]
     if saved.get("memory") != "auto" or rows[0] != rows[1] or saved["gradient_accumulation_steps"] % processes:
         return None
@@ -192,8 +242,13 @@ def as_before(recipe, saved, processes):
 
 
 def what_would_fit(config, T, recipe):
-    """The end of the ladder, in words: fewer moments, adapters, smaller models and shorter blocks, and the memory each needs."""
-    adapters = f", gradient_checkpointing=true and lora_rank={recipe.lora_rank}" if recipe.lora_rank else " and gradient_checkpointing=true"
+    """The end of the ladder, in words: fewer moments, adapters, smaller models and shorter blocks, and the memory each
+    needs."""
+    adapters = (
+        f", gradient_checkpointing=true and lora_rank={recipe.lora_rank}"
+        if recipe.lora_rank
+        else " and gradient_checkpointing=true"
+    )
     first = f"out of memory with one block of {T:,} tokens{adapters}, which take {_least(config, T, recipe)}"
     return "\n  ".join([first, *_smaller(config, T, recipe)])
 
@@ -219,8 +274,8 @@ def _least(config, T, recipe, **changes):
 
 @dataclasses.dataclass
 class Needs:
-    """Bytes of memory that a process takes: by what they are for, and at the most, which is less than all of them together because not
-    all are needed at a time."""
+    """Bytes of memory that a process takes: by what they are for, and at the most, which is less than all of them
+    together because not all are needed at a time."""
 
     parts: dict
     peak: int
@@ -245,13 +300,15 @@ def needs(
 ):
     """The Needs of training with micro-batches of `B` blocks of `T` tokens.
 
-    `accumulates` where an update has several micro-batches a process; `program` is what the process takes without a model; an evaluation
-    reads at most `evaluated` blocks. `checkpointing`, `chunked`, `lora_rank` and `optimizer_dtype` are the recipe's. On a CPU compared with
-    what was measured (docs/log.md), on a GPU counted only.
-    """
+    `accumulates` where an update has several micro-batches a process; `program` is what the process takes without a
+    model; an evaluation reads at most `evaluated` blocks. `checkpointing`, `chunked`, `lora_rank` and `optimizer_dtype`
+    are the recipe's. On a CPU compared with what was measured (docs/log.md), on a GPU counted only."""
     C, V, L = config.n_embd, config.padded_vocab_size, config.n_layer
     e = 4 if dtype == "float32" else 2  # bytes of a number in a matrix product
-    parameters, matrices = num_parameters(config) + (V - config.vocab_size) * C, L * (4 * C * C + 2 * C * _inner(config))
+    parameters, matrices = (
+        num_parameters(config) + (V - config.vocab_size) * C,
+        L * (4 * C * C + 2 * C * _inner(config)),
+    )
     adapters = num_adapter_parameters(config, lora_rank)
     trained = adapters or parameters
     layer = activations_of_layer(config, B, T, device, e, compiled, dropout, checkpointing == "selective", lora_rank)
@@ -275,9 +332,15 @@ def needs(
     if device == "cpu":  # the file is mapped while its weights are copied, and the embedding is padded
         parts["loading"] = 4 * parameters + 4 * V * C
     always = parts["program"] + parts["weights"] + parts["adapters"] + parts["optimizer"]
-    update = parts["buckets of the exchange"] + parts["weights as products read them"] + parts["backward pass of a layer"]
-    begins = parts["activations"] + parts["logits and loss"] + (parts["gradients"] if accumulates else 0)  # the backward pass
-    ends = parts["gradients"] + layer + (0 if adapters else 4 * V * C)  # the embedding has a gradient from both ends of the network
+    update = (
+        parts["buckets of the exchange"] + parts["weights as products read them"] + parts["backward pass of a layer"]
+    )
+    begins = (
+        parts["activations"] + parts["logits and loss"] + (parts["gradients"] if accumulates else 0)
+    )  # the backward pass
+    ends = (
+        parts["gradients"] + layer + (0 if adapters else 4 * V * C)
+    )  # the embedding has a gradient from both ends of the network
     update += max(begins, ends)
     if device == "cpu":
         parts["holes in the heap"] = int(HOLES * update)
@@ -293,18 +356,18 @@ def rows_of_evaluation(config, T, device):
 
 
 def _evaluation(config, N, device):
-    """Bytes of an evaluation of N tokens in float32: the widest place of the network, what layers before it have left on the heap, logits,
-    and their softmax where that is not by chunks."""
+    """Bytes of an evaluation of N tokens in float32: the widest place of the network, what layers before it have left
+    on the heap, logits, and their softmax where that is not by chunks."""
     V = config.padded_vocab_size
     logits = 4 * min(ops.CHUNK, N) * V if device == "cpu" or N * V > ops.MANY_LOGITS else 8 * N * V
     return 4 * N * (10 * config.n_embd + 2 * _inner(config)) + logits
 
 
 def activations_of_layer(config, B, T, device, e, compiled, dropout, selective=False, lora_rank=0):
-    """Bytes of activations that the forward pass of a layer leaves for the backward pass: the two inputs of layer norms in float32; in the
-    arithmetic of products their outputs, q, k, v, what attention hands on and the hidden layer before and after GELU. Compiled, the second
-    input is computed again from what attention adds to the first. Selective checkpointing computes the outputs of layer norms and of GELU
-    again."""
+    """Bytes of activations that the forward pass of a layer leaves for the backward pass: the two inputs of layer norms
+    in float32; in the arithmetic of products their outputs, q, k, v, what attention hands on and the hidden layer
+    before and after GELU. Compiled, the second input is computed again from what attention adds to the first. Selective
+    checkpointing computes the outputs of layer norms and of GELU again."""
     C, H = config.n_embd, config.n_head
     each = 8 * C + e * (6 * C + 2 * _inner(config) + 4 * lora_rank) + 4 * H
     if compiled:
@@ -313,7 +376,9 @@ def activations_of_layer(config, B, T, device, e, compiled, dropout, selective=F
         each -= e * (2 * C + _inner(config))
     if dropout and not compiled:  # masks of the two residual ones, which compiled code draws again
         each += 2 * C if device == "cuda" else 2 * e * C
-    if device == "cpu" and dropout:  # attention has no kernel for it: q, k, v, probabilities, their mask and what is left, in float32
+    if (
+        device == "cpu" and dropout
+    ):  # attention has no kernel for it: q, k, v, probabilities, their mask and what is left, in float32
         each += (4 - e) * 3 * C + 12 * H * T
     elif device == "cpu" and e < 4 and B * H * T * T <= ops.KEPT:
         each += e * H * (T + ops.QUERIES) // 2
@@ -321,7 +386,8 @@ def activations_of_layer(config, B, T, device, e, compiled, dropout, selective=F
 
 
 def _backward(config, B, T, device, e, dropout, frozen):
-    """Bytes of gradients while a layer is passed: of its hidden layer and of a matrix, and where attention keeps probabilities of those."""
+    """Bytes of gradients while a layer is passed: of its hidden layer and of a matrix, and where attention keeps
+    probabilities of those."""
     size = 2 * e * B * T * _inner(config) + (0 if frozen else (4 + e) * config.n_embd * _inner(config))
     return max(size, 12 * B * config.n_head * T * T) if device == "cpu" and dropout else size
 
@@ -339,18 +405,25 @@ def _inner(config):
 
 
 def _most_tokens(run):
-    """Tokens of the largest micro-batch that pays; on a CPU also of one whose activations take a quarter of what memory is free."""
+    """Tokens of the largest micro-batch that pays; on a CPU also of one whose activations take a quarter of what memory
+    is free."""
     most, device = MOST_TOKENS[run.machine.device.type], run.machine.device.type
     if device == "cpu" and (free := available_bytes("cpu")) is not None:
         T = run.train.block_size
         dtype = str(run.machine.dtype).removeprefix("torch.")
-        most = min(most, T * free // 4 // needs(run.network.config, 1, T, device, dtype, dropout=run.recipe.dropout).parts["activations"])
+        most = min(
+            most,
+            T
+            * free
+            // 4
+            // needs(run.network.config, 1, T, device, dtype, dropout=run.recipe.dropout).parts["activations"],
+        )
     return most
 
 
 def available_bytes(device):
-    """Memory that a device has to give: of a CPU what Linux says can be had without swapping and a container's limit leaves, None where
-    nothing says it."""
+    """Memory that a device has to give: of a CPU what Linux says can be had without swapping and a container's limit
+    leaves, None where nothing says it."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
     if device == "mps":
@@ -363,7 +436,11 @@ def available_bytes(device):
     try:
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text())  # "max" where there is none
-        used = next(int(line.split()[1]) for line in (group / "memory.stat").read_text().splitlines() if line.startswith("anon "))
+        used = next(
+            int(line.split()[1])
+            for line in (group / "memory.stat").read_text().splitlines()
+            if line.startswith("anon ")
+        )
         return min(free, limit - used)
     except (OSError, ValueError, StopIteration):
         return free

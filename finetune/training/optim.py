@@ -23,26 +23,31 @@ def adamw(model, recipe):
 
 
 class CompactAdamW(torch.optim.AdamW):
-    """AdamW whose moments rest in bfloat16. A step is torch's own in float32, for which moments are widened, a part at a time: the fused
-    kernels take one dtype for all.
+    """AdamW whose moments rest in bfloat16. A step is torch's own in float32, for which moments are widened, a part at
+    a time: the fused kernels take one dtype for all.
 
-    Back they are rounded up or down at random, so that the mean is right. To the nearest, a moment that moves by less than 1/256 of itself
-    would stand still, as the second does at beta2=0.999. `seed`, to be set for every step, decides the noise.
-    """
+    Back they are rounded up or down at random, so that the mean is right. To the nearest, a moment that moves by less
+    than 1/256 of itself would stand still, as the second does at beta2=0.999. `seed`, to be set for every step, decides
+    the noise."""
 
     moments_dtype = torch.bfloat16
     seed = 0
 
     @torch.no_grad()
     def step(self):
-        noise = torch.randint(0, 1 << 16, (2, NOISE), generator=torch.Generator().manual_seed(self.seed), dtype=torch.int32)
+        noise = torch.randint(
+            0, 1 << 16, (2, NOISE), generator=torch.Generator().manual_seed(self.seed), dtype=torch.int32
+        )
         noise = noise.to(self.param_groups[0]["params"][0].device)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
                 state = self.state[parameter]
-                tensors = [tensor.view(-1).split(PART) for tensor in (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])]
+                tensors = [
+                    tensor.view(-1).split(PART)
+                    for tensor in (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+                ]
                 steps = [*(state["step"].clone() for _ in tensors[0][1:]), state["step"]]  # every part counts it
                 for weights, gradient, *resting, step in zip(*tensors, steps):
                     moments = [moment.float() for moment in resting]
@@ -54,14 +59,24 @@ class CompactAdamW(torch.optim.AdamW):
         beta1, beta2 = group["betas"]
         options = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize", "fused")}
         adamw_step(
-            [weights], [gradient], [exp_avg], [exp_avg_sq], [], [step], foreach=False, beta1=beta1, beta2=beta2,
-            grad_scale=getattr(self, "grad_scale", None), found_inf=getattr(self, "found_inf", None), **options,
-        )  # fmt: skip
+            [weights],
+            [gradient],
+            [exp_avg],
+            [exp_avg_sq],
+            [],
+            [step],
+            foreach=False,
+            beta1=beta1,
+            beta2=beta2,
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
+            **options,
+        )
 
 
 def _round(wide, noise):
-    """Float32 numbers, changed in place to ones that bfloat16 holds: the 16 bits that it has no room for, as a share of the step to its next
-    number, are the probability to go there. What bfloat16 holds already stays as it is."""
+    """Float32 numbers, changed in place to ones that bfloat16 holds: the 16 bits that it has no room for, as a share of
+    the step to its next number, are the probability to go there. What bfloat16 holds already stays as it is."""
     bits = wide.view(torch.int32)
     whole = len(bits) // NOISE * NOISE
     bits[:whole].view(-1, NOISE).add_(noise)
@@ -87,4 +102,6 @@ def describe(config):
     groups = {"decayed": [], "non-decayed": []}
     for shape in convert.shapes(config).values():
         groups["decayed" if len(shape) >= 2 else "non-decayed"].append(math.prod(shape))
-    return "\n".join(f"num {name} parameter tensors: {len(sizes)}, with {sum(sizes):,} parameters" for name, sizes in groups.items())
+    return "\n".join(
+        f"num {name} parameter tensors: {len(sizes)}, with {sum(sizes):,} parameters" for name, sizes in groups.items()
+    )

@@ -1,4 +1,5 @@
-"""What a run tells: console lines, metrics.jsonl, trackers and the loss curve. metrics.jsonl is the truth the others follow."""
+"""What a run tells: console lines, metrics.jsonl, trackers and the loss curve. metrics.jsonl is the truth the others
+follow."""
 
 import contextlib
 import json
@@ -37,7 +38,8 @@ class Progress:
             self.bar = tqdm(total=length, initial=run.iteration if run else 0, dynamic_ncols=True, bar_format=layout)
 
     def rewrite(self, run=None):
-        """Cut off what lies behind the place a run was put back to, because it will happen again; without a run, everything."""
+        """Cut off what lies behind the place a run was put back to, because it will happen again; without a run,
+        everything."""
         kept = _until(read_metrics(self.path), run) if run else []
         partial = self.path.with_name(".tmp-metrics.jsonl")
         with open(partial, "w", encoding="utf-8") as file:
@@ -65,13 +67,19 @@ class Progress:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
     def record(self, event, **values):
-        """Append one event to metrics.jsonl, in one write. What a full disk does not take is kept and tried again with the next."""
+        """Append one event to metrics.jsonl, in one write. What a full disk does not take is kept and tried again with
+        the next."""
         if event == "best":
             self.best = _best_words(values)
         if self.file:
             # JSON has no word for numbers that are none
-            plain = {name: str(value) if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
-            self.waiting += json.dumps({"event": event, "time": round(time.time(), 3), **plain}, allow_nan=False).encode() + b"\n"
+            plain = {
+                name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in values.items()
+            }
+            self.waiting += (
+                json.dumps({"event": event, "time": round(time.time(), 3), **plain}, allow_nan=False).encode() + b"\n"
+            )
             self._flush()
         if self.tracker and event in ("iter", "eval"):
             step = values.get("iter", values.get("step"))
@@ -84,7 +92,9 @@ class Progress:
 
     def pace(self, line, tokens_per_second, mfu, left, memory):
         """Say the `line` of an iteration; on a terminal the bar says the same instead."""
-        self.speed = f", {tokens_per_second:,.0f} tok/s, mfu {mfu * 100:.1f}%, {memory / 1e9:.1f} GB, {duration(left)} left"
+        self.speed = (
+            f", {tokens_per_second:,.0f} tok/s, mfu {mfu * 100:.1f}%, {memory / 1e9:.1f} GB, {duration(left)} left"
+        )
         if not (self.bar and sys.stdout.isatty()):
             self.say(line)
 
@@ -117,7 +127,9 @@ class Progress:
     def _flush(self):
         try:
             while self.waiting:
-                self.waiting = self.waiting[os.write(self.file.fileno(), self.waiting) :]  # a disk that fills up takes a part
+                self.waiting = self.waiting[
+                    os.write(self.file.fileno(), self.waiting) :
+                ]  # a disk that fills up takes a part
         except OSError as error:
             if not self.warned:
                 self.say(f"warning: {self.path} cannot be written: {error.strerror}; its lines are kept until it can")
@@ -127,7 +139,8 @@ class Progress:
 def iteration_line(iteration, loss, seconds, tokens, mfu, left):
     """`iter 10: loss 2.9234, time 156.78ms, mfu 15.23%, 418,000 tok/s, 3m 12s left`."""
     return (
-        f"iter {iteration}: loss {loss:.4f}, time {seconds * 1000:.2f}ms, mfu {mfu * 100:.2f}%, {tokens / seconds:,.0f} tok/s, {duration(left)} left"
+        f"iter {iteration}: loss {loss:.4f}, time {seconds * 1000:.2f}ms, mfu {mfu * 100:.2f}%, {tokens / seconds:,.0f}"
+        f" tok/s, {duration(left)} left"
     )
 
 
@@ -144,9 +157,9 @@ def duration(seconds):
 
 
 def flops_per_token(config, adapters=0):
-    """Useful floating point operations of training on one token, forward and backward: 6 for each weight of a matrix product
-    (the tied head included, embedding look-ups not), and causal attention counted once: 6 L C (T + 1). Where only so many parameters of
-    `adapters` are trained, the weights have no gradients, and count 4."""
+    """Useful floating point operations of training on one token, forward and backward: 6 for each weight of a matrix
+    product (the tied head included, embedding look-ups not), and causal attention counted once: 6 L C (T + 1). Where
+    only so many parameters of `adapters` are trained, the weights have no gradients, and count 4."""
     C, L = config.n_embd, config.n_layer
     inner = config.n_inner or 4 * C
     matrices = L * (4 * C * C + 2 * C * inner) + config.vocab_size * C
@@ -171,7 +184,8 @@ def read_metrics(path):
 
 
 def _until(events, run):
-    """The events that are still true of a run at its iteration: updates before it, evaluations it knows of, and all that happened to it."""
+    """The events that are still true of a run at its iteration: updates before it, evaluations it knows of, and all
+    that happened to it."""
     evaluated = {evaluation["step"] for evaluation in run.evaluations}
 
     def true(event):
@@ -187,8 +201,8 @@ def _until(events, run):
 
 
 def start_wandb(accelerator, recipe, config):
-    """Begin logging to Weights & Biases through accelerate; return `log(numbers, step)`, or None. Never stops a run: without a
-    login or a network it logs offline, without the package not at all."""
+    """Begin logging to Weights & Biases through accelerate; return `log(numbers, step)`, or None. Never stops a run:
+    without a login or a network it logs offline, without the package not at all."""
     from accelerate.utils import LoggerType
 
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -208,7 +222,8 @@ def start_wandb(accelerator, recipe, config):
 
 
 def _wandb_mode():
-    """online when there is a login and the server answers, else offline; wandb itself would try for a minute and a half."""
+    """online when there is a login and the server answers, else offline; wandb itself would try for a minute and a
+    half."""
     import wandb
 
     if mode := os.environ.get("WANDB_MODE"):
@@ -233,9 +248,23 @@ def plot(out_dir, path=None, title=None):
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     updates = [event for event in events if event["event"] == "iter"]
     evaluations = [event for event in events if event["event"] == "eval"]
-    axes.plot([e["iter"] for e in updates], [e["loss"] for e in updates], color="0.75", linewidth=1, label="each update")
-    axes.plot([e["step"] for e in evaluations], [e["train_loss"] for e in evaluations], marker="o", markersize=3, label="train")
-    axes.plot([e["step"] for e in evaluations], [e["val_loss"] for e in evaluations], marker="o", markersize=3, label="validation")
+    axes.plot(
+        [e["iter"] for e in updates], [e["loss"] for e in updates], color="0.75", linewidth=1, label="each update"
+    )
+    axes.plot(
+        [e["step"] for e in evaluations],
+        [e["train_loss"] for e in evaluations],
+        marker="o",
+        markersize=3,
+        label="train",
+    )
+    axes.plot(
+        [e["step"] for e in evaluations],
+        [e["val_loss"] for e in evaluations],
+        marker="o",
+        markersize=3,
+        label="validation",
+    )
     axes.set(xlabel="update", ylabel="loss (nats per token)", title=title or Path(out_dir).name)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -11,9 +11,9 @@ LOOK_EVERY = 16  # tokens between looks at what a GPU has written, because each 
 class Sample:
     """What a model wrote after a prompt, as its ids come: `ids`, their `text`, and why it ended, `finish_reason`.
 
-    "end_of_text": with the id `end`, which is not part of it; "stop": its text came to `stop`, where text is cut, while ids are those
-    it took to see that; "max_copy": every way to go on would have been copied; "length": it was long enough.
-    """
+    "end_of_text": with the id `end`, which is not part of it; "stop": its text came to `stop`, where text is cut, while
+    ids are those it took to see that; "max_copy": every way to go on would have been copied; "length": it was long
+    enough."""
 
     def __init__(self, tokenizer, end=None, stop=""):
         self.tokenizer, self.end, self.stop = tokenizer, end, stop
@@ -53,13 +53,24 @@ class Sample:
 
 
 def draw(
-    model, tokenizer, prompt, num_samples=1, max_new_tokens=200, seed=1337, stop="", ignore_eos=False, followers=None, show=None, **settings
-):  # fmt: skip
-    """`num_samples` Samples that go on from the prompt (int64 ids), all in one batch; the seed decides them, whatever else is asked.
+    model,
+    tokenizer,
+    prompt,
+    num_samples=1,
+    max_new_tokens=200,
+    seed=1337,
+    stop="",
+    ignore_eos=False,
+    followers=None,
+    show=None,
+    **settings,
+):
+    """`num_samples` Samples that go on from the prompt (int64 ids), all in one batch; the seed decides them, whatever
+    else is asked.
 
-    End-of-text ends a sample unless `ignore_eos`. `followers`, `data.copied.Followers`, says what must not come next. `show(sample)`
-    sees the first sample after each of its tokens. `settings` are those of `generate`. `seed` may be a generator that goes on.
-    """
+    End-of-text ends a sample unless `ignore_eos`. `followers`, `data.copied.Followers`, says what must not come next.
+    `show(sample)` sees the first sample after each of its tokens. `settings` are those of `generate`. `seed` may be a
+    generator that goes on."""
     device = model.wte.weight.device
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator(device).manual_seed(seed)
     end = None if ignore_eos else tokenizer.eot
@@ -103,7 +114,8 @@ def _excluded(ids, tokenizer, end):
 
 
 def print_samples(model, tokenizer, prompt, **options):
-    """Print what `draw` gives for the options, each sample with the prompt before it; on a terminal the first one as it is written."""
+    """Print what `draw` gives for the options, each sample with the prompt before it; on a terminal the first one as it
+    is written."""
     print("---------------")
     print(tokenizer.decode(prompt), end="", flush=True)
     live = sys.stdout.isatty()

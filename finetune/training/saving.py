@@ -15,8 +15,8 @@ from finetune.training.progress import read_metrics
 
 
 def publish_model(run, progress, name, facts):
-    """Make out_dir/NAME a complete Hugging Face directory: weights, configuration, tokenizer and card. Adapters are merged into the
-    weights, and lie beside them by themselves. True when that worked."""
+    """Make out_dir/NAME a complete Hugging Face directory: weights, configuration, tokenizer and card. Adapters are
+    merged into the weights, and lie beside them by themselves. True when that worked."""
     out_dir = Path(run.recipe.out_dir)
     tensors = model_weights(run)
 
@@ -29,13 +29,16 @@ def publish_model(run, progress, name, facts):
             run.tokenizer.save(directory, config.block_size)
         (directory / "finetune.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         title, events = out_dir.resolve().name, read_metrics(progress.path)
-        (directory / "README.md").write_text(model_card(title, f"{title}/{name}", config, facts, events, run.tokenizer), encoding="utf-8")
+        (directory / "README.md").write_text(
+            model_card(title, f"{title}/{name}", config, facts, events, run.tokenizer), encoding="utf-8"
+        )
 
     return _on_main(run, progress, name, lambda: checkpoint.publish(out_dir / name, fill))
 
 
 def model_weights(run):
-    """{name: tensor} of the model, whole and with adapters merged, on the main process; {} on the others, which have to ask as well."""
+    """{name: tensor} of the model, whole and with adapters merged, on the main process; {} on the others, which have to
+    ask as well."""
     main = run.machine.accelerator.is_main_process
     if run.recipe.lora_rank:
         return lora.merged(run.network) if main else {}
@@ -45,32 +48,46 @@ def model_weights(run):
 def save_state(run, progress, must_succeed):
     """Publish a resumable state. Raises Diverged when the weights are no numbers, which are never written."""
     accelerator, config = run.machine.accelerator, run.network.config
-    finite = torch.stack([sharding.local(parameter.detach()).isfinite().all() for parameter in run.network.parameters()]).all()
+    finite = torch.stack(
+        [sharding.local(parameter.detach()).isfinite().all() for parameter in run.network.parameters()]
+    ).all()
     if accelerator.reduce(finite.to(run.machine.device, torch.float32)) < accelerator.num_processes:
         raise Diverged(f"step {run.iteration}: the weights are not finite")
     everything = lora.trained(run.network), checkpoint.optimizer_tensors(run.optimizer, run.names)
     tensors, moments = (sharding.gathered(group, keep=accelerator.is_main_process) for group in everything)
 
     def write():
-        padded = {name: tensor[: config.vocab_size] if name.endswith(".wte.weight") else tensor for name, tensor in moments.items()}
+        padded = {
+            name: tensor[: config.vocab_size] if name.endswith(".wte.weight") else tensor
+            for name, tensor in moments.items()
+        }
         group = {name: tensor.contiguous() for name, tensor in convert.without_padding(tensors, config).items()}
-        checkpoint.save_state(run.recipe.out_dir, group, {name: tensor.contiguous() for name, tensor in padded.items()}, run.state())
+        checkpoint.save_state(
+            run.recipe.out_dir, group, {name: tensor.contiguous() for name, tensor in padded.items()}, run.state()
+        )
 
     if _on_main(run, progress, "last", write):
         run.saved_at, run.save_due = run.iteration, False
     elif must_succeed:
-        raise Failure(f"out_dir {run.recipe.out_dir}: the state after {run.iteration} updates could not be saved; the one before it is whole", 1)
+        raise Failure(
+            f"out_dir {run.recipe.out_dir}: the state after {run.iteration} updates could not be saved; the one before"
+            " it is whole",
+            1,
+        )
 
 
 def _on_main(run, progress, what, write):
-    """Let the main process write something; True when that worked. A disk that is full now need not be so at the next try, so
-    training goes on, and what was there before is still there."""
+    """Let the main process write something; True when that worked. A disk that is full now need not be so at the next
+    try, so training goes on, and what was there before is still there."""
     accelerator, problem = run.machine.accelerator, None
     if accelerator.is_main_process:
         try:
             write()
         except OSError as error:
-            problem = f"{what} at step {run.iteration} could not be saved: {error.strerror or error}; what was there before is untouched"
+            problem = (
+                f"{what} at step {run.iteration} could not be saved: {error.strerror or error}; what was there before"
+                " is untouched"
+            )
             progress.say(f"warning: {problem}")
             progress.record("save_failed", step=run.iteration, problem=problem)
     failed = accelerator.reduce(torch.tensor(float(problem is not None), device=run.machine.device))

@@ -1,9 +1,9 @@
 """FSDP2: weights, gradients and optimizer in shards, one for each process.
 
-`accelerate config` says whether and how; torch's `fully_shard` does it. accelerate's own way rebuilds the optimizer and takes processes
-on a CPU for data parallel ones. A shard is a range of a tensor's rows, cut as torch.chunk does; files hold whole tensors, so that a state
-goes on with any number of processes, sharded or not. What is not in shards passes through the functions here unchanged.
-"""
+`accelerate config` says whether and how; torch's `fully_shard` does it. accelerate's own way rebuilds the optimizer and
+takes processes on a CPU for data parallel ones. A shard is a range of a tensor's rows, cut as torch.chunk does; files
+hold whole tensors, so that a state goes on with any number of processes, sharded or not. What is not in shards passes
+through the functions here unchanged."""
 
 import os
 from dataclasses import dataclass
@@ -13,14 +13,19 @@ import torch
 from finetune.cli import UsageError
 
 REFUSED = {"MEGATRON_LM": "Megatron-LM", "PARALLELISM_CONFIG": "tensor, context or hybrid parallelism"}
-INSTEAD = "distributed_type: FSDP with fsdp_version: 2 shards weights, gradients and optimizer, as ZeRO-3 does; with fsdp_reshard_after_forward: false as ZeRO-2"
+INSTEAD = (
+    "distributed_type: FSDP with fsdp_version: 2 shards weights, gradients and optimizer, as ZeRO-3 does; with"
+    " fsdp_reshard_after_forward: false as ZeRO-2"
+)
 
 
 @dataclass
 class Sharding:
     """What the launcher asks for."""
 
-    reshard_after_forward: bool = True  # weights are given up after the forward pass of a block and fetched again for its backward pass
+    reshard_after_forward: bool = (
+        True  # weights are given up after the forward pass of a block and fetched again for its backward pass
+    )
     cpu_offload: bool = False  # shards live in the memory of the host, and the optimizer computes there
     activation_checkpointing: bool = False  # the same as the recipe's gradient_checkpointing
     zero: int | None = None  # the stage of DeepSpeed's ZeRO that this stands for
@@ -31,7 +36,8 @@ class Sharding:
 
 
 def from_launcher():
-    """The Sharding that the launcher's environment asks for, or None. Raises UsageError for options that would have no effect here."""
+    """The Sharding that the launcher's environment asks for, or None. Raises UsageError for options that would have no
+    effect here."""
     for name, words in REFUSED.items():
         if _is_true(f"ACCELERATE_USE_{name}"):
             raise UsageError(f"the launcher is configured for {words}, which is not supported; {INSTEAD}")
@@ -43,7 +49,10 @@ def from_launcher():
     if version != "2":
         raise UsageError(f"the launcher is configured for FSDP version {version}; set fsdp_version: 2")
     if strategy not in ("FULL_SHARD", "1"):
-        raise UsageError(f"fsdp_sharding_strategy: {strategy} is FSDP 1's; with fsdp_version: 2 it is fsdp_reshard_after_forward: true or false")
+        raise UsageError(
+            f"fsdp_sharding_strategy: {strategy} is FSDP 1's; with fsdp_version: 2 it is fsdp_reshard_after_forward:"
+            " true or false"
+        )
     from accelerate import FullyShardedDataParallelPlugin
     from torch.distributed.fsdp import CPUOffloadPolicy
 
@@ -52,24 +61,39 @@ def from_launcher():
     except ValueError as error:
         raise UsageError(f"the launcher's FSDP options: {error}") from None
     if plugin.min_num_params is not None:
-        raise UsageError("fsdp_auto_wrap_policy: SIZE_BASED_WRAP cannot apply, a shard is cut block by block; set TRANSFORMER_BASED_WRAP")
+        raise UsageError(
+            "fsdp_auto_wrap_policy: SIZE_BASED_WRAP cannot apply, a shard is cut block by block; set"
+            " TRANSFORMER_BASED_WRAP"
+        )
     if any(name != "Block" for name in plugin.transformer_cls_names_to_wrap or ()):
-        raise UsageError(f"fsdp_transformer_layer_cls_to_wrap: {','.join(plugin.transformer_cls_names_to_wrap)} is not in this network; set Block")
+        raise UsageError(
+            f"fsdp_transformer_layer_cls_to_wrap: {','.join(plugin.transformer_cls_names_to_wrap)} is not in this"
+            " network; set Block"
+        )
     if plugin.ignored_modules:
-        raise UsageError(f"fsdp_ignored_modules: {plugin.ignored_modules} cannot apply, everything is sharded; remove it")
+        raise UsageError(
+            f"fsdp_ignored_modules: {plugin.ignored_modules} cannot apply, everything is sharded; remove it"
+        )
     if plugin.activation_checkpointing_offload:
         raise UsageError("fsdp_activation_checkpointing_offload: true is not supported; set it to false")
-    return Sharding(plugin.reshard_after_forward, isinstance(plugin.cpu_offload, CPUOffloadPolicy), plugin.activation_checkpointing)
+    return Sharding(
+        plugin.reshard_after_forward, isinstance(plugin.cpu_offload, CPUOffloadPolicy), plugin.activation_checkpointing
+    )
 
 
 def _from_deepspeed():
-    """What a DeepSpeed configuration asks for, done by torch: its engine would clip, step and save by itself, and keep one flat tensor for
-    the optimizer, so that states would not go on elsewhere. Stages 2 and 3 share out what FSDP2 does."""
+    """What a DeepSpeed configuration asks for, done by torch: its engine would clip, step and save by itself, and keep
+    one flat tensor for the optimizer, so that states would not go on elsewhere. Stages 2 and 3 share out what FSDP2
+    does."""
     if path := os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):
-        raise UsageError(f"deepspeed_config_file: {path} is not read; give zero_stage, or take a file with distributed_type: FSDP")
+        raise UsageError(
+            f"deepspeed_config_file: {path} is not read; give zero_stage, or take a file with distributed_type: FSDP"
+        )
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     if stage not in ("2", "3"):
-        raise UsageError(f"zero_stage: {stage} is not supported; 2 shares out gradients and optimizer, 3 weights as well")
+        raise UsageError(
+            f"zero_stage: {stage} is not supported; 2 shares out gradients and optimizer, 3 weights as well"
+        )
     devices = {os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", "none") for what in ("OPTIMIZER", "PARAM")}
     if devices - {"none", "cpu"}:
         raise UsageError(f"deepspeed_config: offloading to {max(devices)} is not supported; none and cpu are")
@@ -78,8 +102,8 @@ def _from_deepspeed():
 
 
 def shard(network, sharding, device):
-    """Leave each process its shard of a network, in place, and return it. It moves to the device block by block, so that a GPU need
-    not hold all of it at any time."""
+    """Leave each process its shard of a network, in place, and return it. It moves to the device block by block, so
+    that a GPU need not hold all of it at any time."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
@@ -97,7 +121,8 @@ def is_sharded(network):
 
 
 def settle(network):
-    """Give up weights that a pass without a backward pass has left whole, so that nobody takes them for what the optimizer holds."""
+    """Give up weights that a pass without a backward pass has left whole, so that nobody takes them for what the
+    optimizer holds."""
     for module in network.modules():
         if is_sharded(module):
             module.reshard()
@@ -110,7 +135,8 @@ def local(tensor):
 
 @torch.no_grad()
 def fill(tensor, whole):
-    """Write the rows of a whole tensor into one that may be in shards. Rows beyond those of `whole` stay as they are."""
+    """Write the rows of a whole tensor into one that may be in shards. Rows beyond those of `whole` stay as they
+    are."""
     mine, first = local(tensor), 0
     if mine is not tensor:
         first = tensor.device_mesh.get_local_rank() * -(-len(tensor) // tensor.device_mesh.size())
@@ -130,7 +156,8 @@ def whole(tensor):
 
 
 def gathered(tensors, keep):
-    """{name: whole tensor on the CPU} where `keep`, else {}. All processes take part, one tensor at a time: a GPU holds one of them whole."""
+    """{name: whole tensor on the CPU} where `keep`, else {}. All processes take part, one tensor at a time: a GPU holds
+    one of them whole."""
     kept = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach()

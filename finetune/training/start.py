@@ -20,7 +20,8 @@ SELECTIVE = 0.8  # just low enough for the compiler to compute inputs of product
 
 @dataclass
 class Run:
-    """A run at some iteration. What must survive a restart is in `state()`, the weights and the optimizer; all else follows."""
+    """A run at some iteration. What must survive a restart is in `state()`, the weights and the optimizer; all else
+    follows."""
 
     recipe: recipes.Recipe
     schedule: recipes.Schedule
@@ -40,7 +41,9 @@ class Run:
     data: dict  # the facts of its dataset
     init_from: str  # where the first weights came from
     iteration: int = 0  # updates made
-    best: dict = dataclasses.field(default_factory=dict)  # {"val_loss", "step"} of best/, empty before the first evaluation
+    best: dict = dataclasses.field(
+        default_factory=dict
+    )  # {"val_loss", "step"} of best/, empty before the first evaluation
     evaluations: list = dataclasses.field(default_factory=list)  # [{"step", "train_loss", "val_loss"}]
     watch: guard.Watch = dataclasses.field(default_factory=guard.Watch)
     lr_scale: float = 1.0  # halved by every rollback
@@ -54,7 +57,11 @@ class Run:
     @property
     def names(self):
         """{parameter: name} of what is trained."""
-        return {parameter: lora.plain(name) for name, parameter in self.network.named_parameters() if parameter.requires_grad}
+        return {
+            parameter: lora.plain(name)
+            for name, parameter in self.network.named_parameters()
+            if parameter.requires_grad
+        }
 
     def state(self):
         """What state.json keeps; weights and optimizer lie beside it."""
@@ -79,9 +86,16 @@ def assemble(recipe, machine, say):
     """The Run that a recipe describes, at its first iteration or where it is resumed. Raises UsageError."""
     saved = checkpoint.load_state(recipe.out_dir, say) if recipe.init_from == "resume" else None
     chosen = None
-    if saved and recipe.memory == "auto" and (chosen := memory.as_before(recipe, saved[2]["recipe"], machine.accelerator.num_processes)):
+    if (
+        saved
+        and recipe.memory == "auto"
+        and (chosen := memory.as_before(recipe, saved[2]["recipe"], machine.accelerator.num_processes))
+    ):
         recipe = chosen
-        say(f"memory=auto: as it was chosen for this run, {', '.join(f'{name}={getattr(recipe, name)}'.lower() for name in memory.CHOSEN)}")
+        say(
+            "memory=auto: as it was chosen for this run,"
+            f" {', '.join(f'{name}={getattr(recipe, name)}'.lower() for name in memory.CHOSEN)}"
+        )
     choosing = recipe.memory == "auto" and chosen is None and not recipe.eval_only
     if machine.sharding:
         _check_sharded(recipe, choosing, recipe.auto_batch_size and not _has_found_batch_size(saved, machine))
@@ -98,19 +112,29 @@ def assemble(recipe, machine, say):
             parts = []
             for number, dataset in enumerate(datasets, 1):
                 contents = bins.survey(dataset, split)
-                bins.check_ids(dataset, split, contents, config.vocab_size, recipe.init_from if saved is None else recipe.out_dir)
-                parts.append(Blocks.from_arrow(cache.open_cache(dataset, split, block_size, contents, isolated), contents.tokens))
+                bins.check_ids(
+                    dataset, split, contents, config.vocab_size, recipe.init_from if saved is None else recipe.out_dir
+                )
+                parts.append(
+                    Blocks.from_arrow(cache.open_cache(dataset, split, block_size, contents, isolated), contents.tokens)
+                )
                 if parts[-1].num_targets(range(parts[-1].num_rows)) == 0:
-                    raise UsageError(f"{dataset.mask(split)}: no token of {split}.bin is a target, so there is nothing to learn from it")
+                    raise UsageError(
+                        f"{dataset.mask(split)}: no token of {split}.bin is a target, so there is nothing to learn"
+                        " from it"
+                    )
                 identity[bins.named(f"{split}.bin", number, len(datasets))] = contents.sha256
                 if contents.mask_sha256:
                     identity[bins.named(f"{split}_mask.bin", number, len(datasets))] = contents.mask_sha256
                 if isolated:
-                    identity[bins.named(f"{split} documents end by", number, len(datasets))] = contents.documents_sha256 or f"token {dataset.eot}"
+                    identity[bins.named(f"{split} documents end by", number, len(datasets))] = (
+                        contents.documents_sha256 or f"token {dataset.eot}"
+                    )
             splits[split] = parts[0] if len(parts) == 1 else Mixture(parts)
             if (
                 machine.device.type == "cuda"
-                and 12 * splits[split].num_tokens <= RESIDENT * torch.cuda.get_device_properties(machine.device).total_memory
+                and 12 * splits[split].num_tokens
+                <= RESIDENT * torch.cuda.get_device_properties(machine.device).total_memory
             ):
                 splits[split].keep_on(machine.device)
     identity |= {
@@ -118,7 +142,9 @@ def assemble(recipe, machine, say):
         "isolate_documents": isolated,
         "dataset_weights": recipe.dataset_weights,
         "seed": recipe.seed,
-        "rows per iteration (batch_size x gradient_accumulation_steps)": recipe.batch_size * recipe.gradient_accumulation_steps,
+        "rows per iteration (batch_size x gradient_accumulation_steps)": (
+            recipe.batch_size * recipe.gradient_accumulation_steps
+        ),
         "lora_rank": recipe.lora_rank,
         "lora_alpha": recipes.alpha(recipe),
     }
@@ -166,21 +192,27 @@ def assemble(recipe, machine, say):
 def _check_sharded(recipe, choosing_mode, trying_batch_size):
     """Raise UsageError for what does not go with weights in shards."""
     if trying_batch_size:
-        raise UsageError("batch_size: auto cannot try what fits when weights are sharded, because a process that fails leaves the others waiting")
+        raise UsageError(
+            "batch_size: auto cannot try what fits when weights are sharded, because a process that fails leaves the"
+            " others waiting"
+        )
     if recipe.lora_rank:
         raise UsageError(
-            "lora_rank: adapters are not sharded; launch with recipes/accelerate/multi_gpu.yaml, as the frozen weights need little memory"
+            "lora_rank: adapters are not sharded; launch with recipes/accelerate/multi_gpu.yaml, as the frozen weights"
+            " need little memory"
         )
     if recipe.optimizer_dtype != "float32":
         raise UsageError(
-            f"optimizer_dtype: {recipe.optimizer_dtype} cannot apply to an optimizer in shards, which take less memory with every process"
+            f"optimizer_dtype: {recipe.optimizer_dtype} cannot apply to an optimizer in shards, which take less memory"
+            " with every process"
         )
     if choosing_mode:
         raise UsageError("memory: auto counts for whole weights, not for shards; choose gradient_checkpointing by hand")
 
 
 def ready(network, recipe, machine, block_size, isolated, say):
-    """`(model, optimizer)`: a network on the device, checked, compiled and wrapped as the recipe and the machine have it."""
+    """`(model, optimizer)`: a network on the device, checked, compiled and wrapped as the recipe and the machine have
+    it."""
     sharded = machine.sharding
     network.gradient_checkpointing = bool(sharded and sharded.activation_checkpointing) or recipe.gradient_checkpointing
     network.chunked_loss = recipe.chunked_loss
@@ -200,7 +232,10 @@ def ready(network, recipe, machine, block_size, isolated, say):
 def check_rank(recipe, config):
     """Raise UsageError when adapters would be larger than what they are beside."""
     if recipe.lora_rank > config.n_embd:
-        raise UsageError(f"lora_rank: {recipe.lora_rank:,} is more than the rank of matrices {config.n_embd:,} wide; 8 to 64 are usual")
+        raise UsageError(
+            f"lora_rank: {recipe.lora_rank:,} is more than the rank of matrices {config.n_embd:,} wide; 8 to 64 are"
+            " usual"
+        )
 
 
 def _order(recipe, train):
@@ -211,10 +246,13 @@ def _order(recipe, train):
 
 
 def _compile(network, whole):
-    """Compile in place, as a whole or by block: deep networks would take minutes as a whole, and data parallelism cuts a whole into
-    pieces of its own, which in older versions of PyTorch excludes gradient checkpointing. The loss is a region of its own either way."""
+    """Compile in place, as a whole or by block: deep networks would take minutes as a whole, and data parallelism cuts
+    a whole into pieces of its own, which in older versions of PyTorch excludes gradient checkpointing. The loss is a
+    region of its own either way."""
     # what the compiler keeps for the backward pass, of what it would: with less it computes layer norms and GELU again
-    torch._functorch.config.activation_memory_budget = SELECTIVE if network.gradient_checkpointing == "selective" else 1.0
+    torch._functorch.config.activation_memory_budget = (
+        SELECTIVE if network.gradient_checkpointing == "selective" else 1.0
+    )
     if whole:
         network.hidden = torch.compile(network.hidden, dynamic=False)
     else:
@@ -250,7 +288,10 @@ def _resume(run, saved, say):
     if run.recipe.learning_rate != state["recipe"]["learning_rate"]:
         run.lr_scale = 1.0
     if run.lr_scale != 1.0:
-        say(f"learning rates are times {run.lr_scale:g} after {run.rollbacks} rollbacks; another learning_rate would start afresh")
+        say(
+            f"learning rates are times {run.lr_scale:g} after {run.rollbacks} rollbacks; another learning_rate would"
+            " start afresh"
+        )
     run.best = checkpoint.published_best(run.recipe.out_dir)
     if not run.best:
         say(f"{run.recipe.out_dir}/best: there is none, or it is damaged; the next evaluation writes it")
@@ -258,12 +299,16 @@ def _resume(run, saved, say):
 
 def _has_found_batch_size(saved, machine):
     """Whether a saved state holds micro-batches that so many processes can share."""
-    return saved is not None and saved[2]["recipe"]["gradient_accumulation_steps"] % machine.accelerator.num_processes == 0
+    return (
+        saved is not None and saved[2]["recipe"]["gradient_accumulation_steps"] % machine.accelerator.num_processes == 0
+    )
 
 
 def begin_again(run):
     """Put a run back to its start, before the first state was saved. What has happened to it so far is kept."""
-    fresh = _network(run.recipe, dataclasses.replace(run.network.config), run.train.block_size, None, lambda line: None, {})
+    fresh = _network(
+        run.recipe, dataclasses.replace(run.network.config), run.train.block_size, None, lambda line: None, {}
+    )
     sharding.load(run.network, fresh.state_dict())
     checkpoint.fill_optimizer(run.optimizer, run.names)
     run.iteration, run.saved_at, run.save_due, run.evaluations, run.watch = 0, None, False, [], guard.Watch()
@@ -273,13 +318,34 @@ def _check_resumed(recipe, identity, state, say):
     """Refuse to go on as another run; say what else has changed."""
     if state.get("format") != checkpoint.FORMAT:
         raise UsageError(f"{recipe.out_dir}: its state has format {state.get('format')!r}, not {checkpoint.FORMAT}")
-    newer = {"isolate_documents": False, "dataset_weights": None, "lora_rank": 0}  # of runs from before there were these
+    newer = {
+        "isolate_documents": False,
+        "dataset_weights": None,
+        "lora_rank": 0,
+    }  # of runs from before there were these
     before = {**newer, **state["identity"], **{name: state["config"][name] for name in ("n_layer", "n_head", "n_embd")}}
-    now = {**identity, **{name: getattr(recipe, name) for name in ("n_layer", "n_head", "n_embd") if getattr(recipe, name) is not None}}
-    changed = [f"  {name}: {before.get(name)} in the run, {value} now" for name, value in now.items() if before.get(name) != value]
+    now = {
+        **identity,
+        **{
+            name: getattr(recipe, name) for name in ("n_layer", "n_head", "n_embd") if getattr(recipe, name) is not None
+        },
+    }
+    changed = [
+        f"  {name}: {before.get(name)} in the run, {value} now"
+        for name, value in now.items()
+        if before.get(name) != value
+    ]
     if changed:
         raise UsageError(
-            "\n".join([f"{recipe.out_dir}: cannot be resumed as another run; give these back or start with another init_from:", *changed])
+            "\n".join(
+                [
+                    (
+                        f"{recipe.out_dir}: cannot be resumed as another run; give these back or start with another"
+                        " init_from:"
+                    ),
+                    *changed,
+                ]
+            )
         )
     for field in dataclasses.fields(recipe):
         old, new = state["recipe"].get(field.name, field.default), getattr(recipe, field.name)
@@ -294,11 +360,15 @@ def _check_disk(recipe, schedule, config):
     needed = sum(checkpoint_bytes(recipe, schedule, config).values())
     free = checkpoint.free_bytes(recipe.out_dir) + checkpoint.used_bytes(recipe.out_dir)
     if free < needed:
-        raise UsageError(f"out_dir {recipe.out_dir}: {free / 1e9:.1f} GB free for them, and the checkpoints of this run need {needed / 1e9:.1f} GB")
+        raise UsageError(
+            f"out_dir {recipe.out_dir}: {free / 1e9:.1f} GB free for them, and the checkpoints of this run need"
+            f" {needed / 1e9:.1f} GB"
+        )
 
 
 def checkpoint_bytes(recipe, schedule, config):
-    """{what: bytes} that the checkpoints of a run take at most, with the one more of each that there is while it is written."""
+    """{what: bytes} that the checkpoints of a run take at most, with the one more of each that there is while it is
+    written."""
     parameters, adapters = convert.num_parameters(config), lora.num_parameters(config, recipe.lora_rank)
     states = checkpoint.KEEP + 1
     models = 2 + (schedule.length // schedule.eval_interval if recipe.always_save_checkpoint else 0)
@@ -312,7 +382,8 @@ def state_bytes(recipe, config):
 
 
 def _network(recipe, config, block_size, saved, say, identity):
-    """The network that is trained. With adapters, `identity` is told what they are trained over, which no state holds."""
+    """The network that is trained. With adapters, `identity` is told what they are trained over, which no state
+    holds."""
     network = _weights(recipe, config, block_size, saved, say)
     if recipe.lora_rank:
         identity["weights under the adapters (sha256)"] = lora.fingerprint(network)
@@ -330,7 +401,9 @@ def _weights(recipe, config, block_size, saved, say):
         try:
             return GPT.from_pretrained(saved[2]["init_from"], block_size, recipe.dropout)
         except UsageError as error:
-            raise UsageError(f"{recipe.out_dir}: holds adapters and not the weights they were trained over: {error}") from None
+            raise UsageError(
+                f"{recipe.out_dir}: holds adapters and not the weights they were trained over: {error}"
+            ) from None
     if recipe.init_from == "scratch":
         say("initializing a new model from scratch")
         network = GPT.from_scratch(config, recipe.seed)

@@ -1,8 +1,7 @@
 """One update, and one evaluation.
 
-Losses are summed over target tokens, counted over all processes, and divided once; so how a batch is cut into micro-batches and
-spread over processes does not change what is learned.
-"""
+Losses are summed over target tokens, counted over all processes, and divided once; so how a batch is cut into
+micro-batches and spread over processes does not change what is learned."""
 
 from contextlib import contextmanager, nullcontext
 
@@ -22,15 +21,17 @@ class Outcome:
 
     def __init__(self, numbers):
         self.numbers, self.copied = numbers, None
-        if numbers.is_cuda:  # on its way to the host from here on, not from when somebody asks, which would be behind the next update
+        if (
+            numbers.is_cuda
+        ):  # on its way to the host from here on, not from when somebody asks, which would be behind the next update
             self.numbers = torch.empty(numbers.shape, pin_memory=True)
             self.numbers.copy_(numbers, non_blocking=True)
             self.copied = torch.cuda.Event()
             self.copied.record()
 
     def read(self):
-        """`(loss, grad_norm, signals)`: mean nats per token, the norm of the gradient before clipping, and how many processes saw each
-        of `Signals.NAMES`. Waits for the device."""
+        """`(loss, grad_norm, signals)`: mean nats per token, the norm of the gradient before clipping, and how many
+        processes saw each of `Signals.NAMES`. Waits for the device."""
         if self.copied:
             self.copied.synchronize()
         loss, grad_norm, *signals = self.numbers.tolist()
@@ -42,7 +43,9 @@ def update(run, iteration, lr):
     loss = _backward(run, iteration)
     if run.scaler:
         run.scaler.unscale_(run.optimizer)
-    norm = sharding.whole(torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.grad_clip or torch.inf)).to(loss.device)
+    norm = sharding.whole(torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.grad_clip or torch.inf)).to(
+        loss.device
+    )
     accelerator = run.machine.accelerator
     flags = sent(torch.tensor(run.signals.flags()), loss.device)
     # one exchange; what is no number in one process is no number in the sum
@@ -50,13 +53,18 @@ def update(run, iteration, lr):
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.optimizer.seed = _seed(run.recipe.seed, iteration, ROUNDING)  # for moments in bfloat16
-    outcome, sound = Outcome(numbers), numbers[:2].isfinite().all()  # before the step, which cannot be made again if memory fails here
+    outcome, sound = (
+        Outcome(numbers),
+        numbers[:2].isfinite().all(),
+    )  # before the step, which cannot be made again if memory fails here
     if run.scaler:  # skips by itself an update that overflowed float16
         run.scaler.step(run.optimizer)
         run.scaler.update()
     elif run.optimizer.defaults["fused"]:
         weights = run.optimizer.param_groups[0]["params"]
-        run.optimizer.found_inf = (1.0 - sound.float()).to(weights[0].device)  # where it is 1, the fused kernel changes nothing
+        run.optimizer.found_inf = (1.0 - sound.float()).to(
+            weights[0].device
+        )  # where it is 1, the fused kernel changes nothing
         run.optimizer.step()
     elif sound:
         run.optimizer.step()
@@ -88,8 +96,9 @@ def _backward(run, iteration):
 
 @contextmanager
 def _more_to_come(run):
-    """The context of a backward pass that is not the last of its update: data parallelism need not exchange gradients yet. Shards are
-    exchanged each time, since whole gradients are what they are to save, but weights that stay whole after the forward pass stay."""
+    """The context of a backward pass that is not the last of its update: data parallelism need not exchange gradients
+    yet. Shards are exchanged each time, since whole gradients are what they are to save, but weights that stay whole
+    after the forward pass stay."""
     if not sharding.is_sharded(run.network):
         with run.machine.accelerator.no_sync(run.model):
             yield
@@ -102,8 +111,9 @@ def _more_to_come(run):
 
 
 def settle(run):
-    """Let data parallelism settle before the first update. DDP regroups gradients after its first backward passes, which changes the
-    order of summation from three processes on; two passes that leave nothing behind make fresh and resumed runs equal to the bit."""
+    """Let data parallelism settle before the first update. DDP regroups gradients after its first backward passes,
+    which changes the order of summation from three processes on; two passes that leave nothing behind make fresh and
+    resumed runs equal to the bit."""
     batch = run.train.batch([0], run.machine.device)
     for _ in range(2):
         with run.machine.uncompiled(), run.machine.autocast():
@@ -113,13 +123,18 @@ def settle(run):
 
 @torch.no_grad()
 def evaluate(run, blocks, rows):
-    """Mean nats per target token over these rows, the same for every batch size and number of processes. Draws no random number."""
+    """Mean nats per target token over these rows, the same for every batch size and number of processes. Draws no
+    random number."""
     accelerator, model = run.machine.accelerator, run.network
     rows, exchanged = np.asarray(rows), sharding.is_sharded(model)
     mine = rows[accelerator.process_index :: accelerator.num_processes]
-    end = -(-len(rows) // accelerator.num_processes) if exchanged else len(mine)  # as many passes as the process with most rows makes
+    end = (
+        -(-len(rows) // accelerator.num_processes) if exchanged else len(mine)
+    )  # as many passes as the process with most rows makes
     size = rows_of_evaluation(model.config, blocks.block_size, run.machine.device.type)
-    total = torch.zeros((), device=run.machine.device, dtype=torch.float64 if run.machine.device.type != "mps" else torch.float32)
+    total = torch.zeros(
+        (), device=run.machine.device, dtype=torch.float64 if run.machine.device.type != "mps" else torch.float32
+    )
     was_training = model.training
     model.eval()
     done = 0
@@ -133,7 +148,10 @@ def evaluate(run, blocks, rows):
             done += size
         except RuntimeError as error:
             if is_out_of_memory(error) and exchanged:  # the others wait for this process, so it cannot try with less
-                advice = "a smaller block_size, more processes or fsdp_offload_params: true need less; what was saved goes on with --init_from=resume"
+                advice = (
+                    "a smaller block_size, more processes or fsdp_offload_params: true need less; what was saved goes"
+                    " on with --init_from=resume"
+                )
                 raise Failure(f"out of memory in an evaluation of {size} blocks; {advice}", 1, alone=True) from error
             if not is_out_of_memory(error) or size == 1:
                 raise
@@ -144,6 +162,6 @@ def evaluate(run, blocks, rows):
 
 
 def _seed(seed, iteration, index):
-    """A seed of its own for each micro-batch, so that dropout does not depend on what ran before or on the number of processes, and one for
-    the rounding of the update."""
+    """A seed of its own for each micro-batch, so that dropout does not depend on what ran before or on the number of
+    processes, and one for the rounding of the update."""
     return int(np.random.SeedSequence([seed, iteration, index]).generate_state(1, np.uint64)[0] >> 1)

@@ -8,7 +8,12 @@ import importlib
 import importlib.util
 from pathlib import Path
 
-METRICS = {"bleu": "sacrebleu", "chrf": "sacrebleu", "rouge": "rouge_score", "exact_match": None}  # and the library behind each
+METRICS = {
+    "bleu": "sacrebleu",
+    "chrf": "sacrebleu",
+    "rouge": "rouge_score",
+    "exact_match": None,
+}  # and the library behind each
 
 
 def problem(name):
@@ -17,7 +22,8 @@ def problem(name):
         library = METRICS[name]
         missing = library and importlib.util.find_spec(library) is None
         return (
-            f"{name} needs {library.replace('_', '-')}, which is not installed: pip install -e '.[metrics]' where finetune was cloned to"
+            f"{name} needs {library.replace('_', '-')}, which is not installed: pip install -e '.[metrics]' where"
+            " finetune was cloned to"
             if missing
             else None
         )

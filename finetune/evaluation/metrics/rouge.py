@@ -1,4 +1,5 @@
-"""ROUGE-1, ROUGE-2 and ROUGE-L, F-scores of 0 to 1 by rouge-score, without stemming: means over the texts. Knows a-z and 0-9 only."""
+"""ROUGE-1, ROUGE-2 and ROUGE-L, F-scores of 0 to 1 by rouge-score, without stemming: means over the texts. Knows a-z
+and 0-9 only."""
 
 import datasets
 import evaluate
