@@ -166,11 +166,8 @@ class Recipe:
         "auto", "arithmetic of the matrix products; weights stay float32", resume="free"
     )
     compile: Literal["auto", "true", "false"] = key("auto", "torch.compile; auto is on for CUDA", resume="free")
-    gradient_checkpointing: bool | Literal["selective"] = key(
-        False,
-        "compute activations again in the backward pass: true all of a block, less memory, slower; selective what layer"
-        " norms and GELU hand on",
-        resume="free",
+    gradient_checkpointing: bool = key(
+        False, "compute activations again in the backward pass: less memory, slower", resume="free"
     )
     chunked_loss: Literal["auto", "true", "false"] = key(
         "auto",
@@ -180,7 +177,7 @@ class Recipe:
     memory: Literal["recipe", "auto"] = key(
         "recipe",
         "auto takes the first that is predicted to fit, each with smaller micro-batches: chunked_loss,"
-        " gradient_checkpointing selective and full, optimizer_dtype=bfloat16",
+        " gradient_checkpointing, optimizer_dtype=bfloat16",
         resume="free",
     )
     cpu_threads: int = key(0, "threads of each process on CPU; 0 shares out all cores", resume="free")

@@ -258,14 +258,10 @@ def modes(options, work):
         return memory.needs_of(recipe, config, options.block_size, this.device.type, dtype, this.compile, **more).peak
 
     shared = prepared(options, work, tokens=max(40, 2 * options.steps * options.batch_size) * options.block_size)
-    whole, selective, full = (
-        {"chunked_loss": "false"},
-        {"gradient_checkpointing": "selective"},
-        {"gradient_checkpointing": True},
-    )
+    whole, full = {"chunked_loss": "false"}, {"gradient_checkpointing": True}
     compact, adapters = {"optimizer_dtype": "bfloat16"}, {"lora_rank": 16}
     # two groups, because adapters learn something else from the same start
-    groups = [[whole, {}, selective, full, compact, full | compact], [adapters, adapters | selective, adapters | full]]
+    groups = [[whole, {}, full, compact, full | compact], [adapters, adapters | full]]
     groups = [
         [Contender(_flags(given) or "as it is", {"tool": "finetune", "options": given}, 2e-2) for given in group]
         for group in groups

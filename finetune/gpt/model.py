@@ -60,7 +60,7 @@ class Transformer(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False  # or True, or "selective"
+        self.gradient_checkpointing = False
         self.chunked_loss = "auto"
         self.cross_entropy = ops.cross_entropy  # a place for its compiled self
         self.wte = Embedding(config.padded_vocab_size, config.n_embd)
@@ -95,12 +95,11 @@ class Transformer(nn.Module):
         if position_ids is None:
             position_ids = cache.positions(T) if cache else torch.arange(T, device=idx.device)
         x = self.drop(self.wte(idx) + self.wpe(position_ids))
-        selective = self.gradient_checkpointing == "selective" and self.training
         for layer, block in enumerate(self.h):
-            if self.gradient_checkpointing is True and self.training:
+            if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, None, starts, use_reentrant=False)
             else:
-                x = block(x, cache.layer(layer) if cache else None, starts, selective)
+                x = block(x, cache.layer(layer) if cache else None, starts)
         if cache and cache.place is None:
             cache.length = length
         return self.ln_f(x)
@@ -167,10 +166,7 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x, cache=None, starts=None, selective=False):
-        if selective and not torch.compiler.is_compiling():  # the compiler is told in another way, training/start.py
-            x = x + ops.recomputed(self.ln_1, x, lambda y: self.attn(y, starts=starts))
-            return x + ops.recomputed(self.ln_2, x, lambda y: self.mlp(y, selective=True))
+    def forward(self, x, cache=None, starts=None):
         x = x + self.attn(self.ln_1(x), cache, starts)
         return x + self.mlp(self.ln_2(x))
 
@@ -208,6 +204,5 @@ class MLP(nn.Module):
         self.c_proj = Linear(inner, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, selective=False):
-        x = self.c_fc(x)
-        return self.dropout(ops.recomputed(self.act, x, self.c_proj) if selective else self.c_proj(self.act(x)))
+    def forward(self, x):
+        return self.dropout(self.c_proj(self.act(self.c_fc(x))))

@@ -38,27 +38,6 @@ def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, starts=No
     return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal)
 
 
-def recomputed(function, x, then):
-    """`then(function(x))` whose backward pass computes `function(x)` again wherever it would have been kept: for
-    functions that cost little beside the products that read them."""
-    y = function(x)
-    if torch.is_autocast_enabled(x.device.type):
-        y = y.to(torch.get_autocast_dtype(x.device.type))  # here, so that what the product keeps is this tensor
-    place, dtype, count = y.data_ptr(), y.dtype, y.numel()
-
-    def pack(tensor):
-        same = (
-            tensor.data_ptr() == place and tensor.dtype == dtype and tensor.numel() == count and tensor.is_contiguous()
-        )
-        return tensor.shape if same else tensor
-
-    def unpack(kept):
-        return kept if isinstance(kept, torch.Tensor) else function(x).to(dtype).view(kept)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return then(y)
-
-
 def document_starts(position_ids):
     """Where in its row the document of each token begins, (B, T), from positions that begin again with each
     document."""

@@ -118,9 +118,7 @@ def _less_memory(run, tries):
         smaller = next(n for n in range(batch // 2, 0, -1) if batch % n == 0)
         flags = {"batch_size": smaller, "gradient_accumulation_steps": steps * batch // smaller}
         return [], f"smaller micro-batches, at the same blocks an update{chooses}", _go_on(run, **flags)
-    if recipe.get("gradient_checkpointing") is not True and not any(
-        "gradient_checkpointing=true" in done for done in tries
-    ):
+    if not recipe.get("gradient_checkpointing") and not any("gradient_checkpointing=true" in done for done in tries):
         return [], f"recompute activations instead of keeping them{chooses}", _go_on(run, gradient_checkpointing="true")
     reached = {name: size for name, size in sizes.items() if size != recipe.get(name)} | {
         "gradient_checkpointing": "true"

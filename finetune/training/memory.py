@@ -121,7 +121,7 @@ def use_less_memory(run, progress):
             f"batch_size {recipe.batch_size} -> {smaller}, gradient_accumulation_steps"
             f" {recipe.gradient_accumulation_steps} -> {steps}"
         )
-    elif run.network.gradient_checkpointing is not True:
+    elif not run.network.gradient_checkpointing:
         run.network.gradient_checkpointing = True
         run.recipe = dataclasses.replace(recipe, gradient_checkpointing=True)
         done = "gradient_checkpointing=true"
@@ -141,16 +141,8 @@ def use_less_memory(run, progress):
 def modes(recipe, takes):
     """Changes to a recipe that each take less memory than the one before, by `takes(recipe)`, beginning with none: what
     costs least comes first, and last what changes what is learned, by rounding."""
-    found, steps = (
-        [{}],
-        [
-            {"chunked_loss": "true"},
-            {"gradient_checkpointing": "selective"},
-            {"gradient_checkpointing": True},
-            {"optimizer_dtype": "bfloat16"},
-        ],
-    )
-    for step in steps:
+    found = [{}]
+    for step in {"chunked_loss": "true"}, {"gradient_checkpointing": True}, {"optimizer_dtype": "bfloat16"}:
         before, after = (dataclasses.replace(recipe, **changes) for changes in (found[-1], found[-1] | step))
         if takes(after) < takes(before):
             found.append(found[-1] | step)
@@ -311,10 +303,10 @@ def needs(
     )
     adapters = num_adapter_parameters(config, lora_rank)
     trained = adapters or parameters
-    layer = activations_of_layer(config, B, T, device, e, compiled, dropout, checkpointing == "selective", lora_rank)
-    kept = layer + (L - 1) * 4 * B * T * C if checkpointing is True else L * layer
+    layer = activations_of_layer(config, B, T, device, e, compiled, dropout, lora_rank)
+    kept = layer + (L - 1) * 4 * B * T * C if checkpointing else L * layer
     # the copies of frozen ones are kept like activations
-    read = adapters + (matrices // L if adapters and checkpointing is True else matrices)
+    read = adapters + (matrices // L if adapters and checkpointing else matrices)
     parts = {
         "program": program + (FIRST_USE + PEFT * (adapters > 0) if device == "cpu" else 0),
         "weights": 4 * parameters,
@@ -363,17 +355,14 @@ def _evaluation(config, N, device):
     return 4 * N * (10 * config.n_embd + 2 * _inner(config)) + logits
 
 
-def activations_of_layer(config, B, T, device, e, compiled, dropout, selective=False, lora_rank=0):
+def activations_of_layer(config, B, T, device, e, compiled, dropout, lora_rank=0):
     """Bytes of activations that the forward pass of a layer leaves for the backward pass: the two inputs of layer norms
     in float32; in the arithmetic of products their outputs, q, k, v, what attention hands on and the hidden layer
-    before and after GELU. Compiled, the second input is computed again from what attention adds to the first. Selective
-    checkpointing computes the outputs of layer norms and of GELU again."""
+    before and after GELU. Compiled, the second input is computed again from what attention adds to the first."""
     C, H = config.n_embd, config.n_head
     each = 8 * C + e * (6 * C + 2 * _inner(config) + 4 * lora_rank) + 4 * H
     if compiled:
         each -= (4 - e) * C
-    if selective:
-        each -= e * (2 * C + _inner(config))
     if dropout and not compiled:  # masks of the two residual ones, which compiled code draws again
         each += 2 * C if device == "cuda" else 2 * e * C
     if (

@@ -15,7 +15,6 @@ from finetune.training import checkpoint, corpus, guard, isolation, lora, memory
 
 RESIDENT = 0.02  # of a GPU's memory, which a split may take to be kept there
 COMPILED_WHOLE = 12  # layers
-SELECTIVE = 0.8  # just low enough for the compiler to compute inputs of products again (docs/log.md)
 
 
 @dataclass
@@ -214,7 +213,7 @@ def ready(network, recipe, machine, block_size, isolated, say):
     """`(model, optimizer)`: a network on the device, checked, compiled and wrapped as the recipe and the machine have
     it."""
     sharded = machine.sharding
-    network.gradient_checkpointing = bool(sharded and sharded.activation_checkpointing) or recipe.gradient_checkpointing
+    network.gradient_checkpointing = recipe.gradient_checkpointing or bool(sharded and sharded.activation_checkpointing)
     network.chunked_loss = recipe.chunked_loss
     network.train()
     if not sharded:  # which moves it itself, piece by piece
@@ -249,10 +248,6 @@ def _compile(network, whole):
     """Compile in place, as a whole or by block: deep networks would take minutes as a whole, and data parallelism cuts
     a whole into pieces of its own, which in older versions of PyTorch excludes gradient checkpointing. The loss is a
     region of its own either way."""
-    # what the compiler keeps for the backward pass, of what it would: with less it computes layer norms and GELU again
-    torch._functorch.config.activation_memory_budget = (
-        SELECTIVE if network.gradient_checkpointing == "selective" else 1.0
-    )
     if whole:
         network.hidden = torch.compile(network.hidden, dynamic=False)
     else:
