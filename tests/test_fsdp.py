@@ -93,8 +93,8 @@ WAYS = {
 
 def test_five_updates_in_shards_are_those_of_one_process(tiny):
     """Clipped, with dropout and accumulation, over 2 processes in all ways, and over 3, which cannot divide rows and
-    tensors evenly: one of them holds nothing of the smallest, and has no row to evaluate. These 3 are asked for
-    ZeRO-2."""
+    tensors evenly: one of them holds nothing of the smallest, and has no row to evaluate. These 3 keep the
+    weights from the forward pass on."""
     shape = {
         "n_layer": 2,
         "n_embd": 10,
@@ -110,7 +110,11 @@ def test_five_updates_in_shards_are_those_of_one_process(tiny):
     jobs = [job(dataclasses.replace(recipe, out_dir=name), environment=FSDP | more) for name, more in WAYS.items()]
     finish(
         *jobs,
-        job(dataclasses.replace(recipe, out_dir="three"), world=3, environment={"ACCELERATE_USE_DEEPSPEED": "true"}),
+        job(
+            dataclasses.replace(recipe, out_dir="three"),
+            world=3,
+            environment=FSDP | {"FSDP_RESHARD_AFTER_FORWARD": "false"},
+        ),
     )
     for out_dir in (*WAYS, "three"):
         assert is_sharded(out_dir) and len(events(out_dir, "eval")) == 4
@@ -281,9 +285,7 @@ REFUSED = {
     },
     "the launcher's FSDP options": {"FSDP_RESHARD_AFTER_FORWARD": "perhaps"},
     "cannot apply to a process that no launcher started": {"FSDP_OFFLOAD_PARAMS": "true"},
-    "zero_stage: 1 is not supported": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"},
-    "ds.json is not read": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"},
-    "offloading to nvme": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "nvme"},
+    "DeepSpeed, which is not supported; recipes/accelerate/fsdp2.yaml": {"ACCELERATE_USE_DEEPSPEED": "true"},
     "Megatron-LM, which is not supported": {"ACCELERATE_USE_MEGATRON_LM": "true"},
     "parallelism, which is not supported": {"ACCELERATE_USE_PARALLELISM_CONFIG": "true"},
 }
@@ -313,27 +315,6 @@ def test_what_the_launcher_asks_for(monkeypatch):
     assert sharding.from_launcher() == sharding.Sharding(
         reshard_after_forward=False, cpu_offload=True, activation_checkpointing=True
     )
-
-
-def test_a_deepspeed_configuration_is_answered_by_the_same_shards(monkeypatch):
-    """What accelerate makes of recipes/accelerate/deepspeed_zero2.yaml, and of other stages and devices."""
-    asked = {
-        "ACCELERATE_USE_DEEPSPEED": "true",
-        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
-        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
-    }
-    for more, wanted in (
-        ({}, sharding.Sharding(False, False, zero=2)),
-        (
-            {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"},
-            sharding.Sharding(True, True, zero=3),
-        ),
-    ):
-        for name, value in (asked | more).items():
-            monkeypatch.setenv(name, value)
-        found = sharding.from_launcher()
-        assert found == wanted and f"ZeRO-{wanted.zero} does" in found.describe()
-        assert os.environ["ACCELERATE_USE_DEEPSPEED"] == "false"  # Accelerator would look for the package
 
 
 def test_what_torch_is_told(monkeypatch):

@@ -228,19 +228,15 @@ def test_every_configuration_is_understood_by_accelerates_launcher(path, monkeyp
     words = shlex.split(first)
     assert words[:3] == ["accelerate", "launch", f"--config_file=recipes/accelerate/{path.name}"]
     chosen = []
-    for kind in ("simple", "multi_gpu", "deepspeed"):
+    for kind in ("simple", "multi_gpu"):
         monkeypatch.setattr(launching, f"{kind}_launcher", lambda args, kind=kind: chosen.append((kind, args)))
     launching.launch_command(launching.launch_command_parser().parse_args(words[2:]))
     [(kind, args)] = chosen
-    assert kind == {"one_gpu": "simple", "deepspeed_zero2": "deepspeed"}.get(path.stem, "multi_gpu")
-    prepare = {"simple": "simple_launcher_cmd_env", "multi_gpu": "multi_gpu_env", "deepspeed": "deepspeed_cmd_env"}[
-        kind
-    ]
+    assert kind == {"one_gpu": "simple"}.get(path.stem, "multi_gpu")
+    prepare = {"simple": "simple_launcher_cmd_env", "multi_gpu": "multi_gpu_env"}[kind]
     prepared = getattr(environments, f"prepare_{prepare}")(args)
     environment = prepared if kind == "multi_gpu" else prepared[1]
     assert environment["ACCELERATE_MIXED_PRECISION"] == "no"  # the recipe decides
-    if kind == "deepspeed":
-        assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "2"
     several = "node" in path.stem
     assert (args.num_machines, args.num_processes) == (
         {"cpu": (1, 2), "one_gpu": (1, 1)}.get(path.stem, (2, 16) if several else (1, 8))
@@ -263,7 +259,6 @@ def test_there_are_these_configurations():
         "multi_node",
         "fsdp2",
         "fsdp2_multi_node",
-        "deepspeed_zero2",
     }
 
 

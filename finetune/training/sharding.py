@@ -12,9 +12,13 @@ import torch
 
 from finetune.cli import UsageError
 
-REFUSED = {"MEGATRON_LM": "Megatron-LM", "PARALLELISM_CONFIG": "tensor, context or hybrid parallelism"}
+REFUSED = {
+    "DEEPSPEED": "DeepSpeed",
+    "MEGATRON_LM": "Megatron-LM",
+    "PARALLELISM_CONFIG": "tensor, context or hybrid parallelism",
+}
 INSTEAD = (
-    "distributed_type: FSDP with fsdp_version: 2 shards weights, gradients and optimizer, as ZeRO-3 does; with"
+    "recipes/accelerate/fsdp2.yaml shards weights, gradients and optimizer, as ZeRO-3 does; with"
     " fsdp_reshard_after_forward: false as ZeRO-2"
 )
 
@@ -28,11 +32,9 @@ class Sharding:
     )
     cpu_offload: bool = False  # shards live in the memory of the host, and the optimizer computes there
     activation_checkpointing: bool = False  # the same as the recipe's gradient_checkpointing
-    zero: int | None = None  # the stage of DeepSpeed's ZeRO that this stands for
 
     def describe(self):
-        as_zero = f" as DeepSpeed's ZeRO-{self.zero} does" if self.zero else ""
-        return f"sharded by FSDP2{as_zero}{' and offloaded to the CPU' if self.cpu_offload else ''}"
+        return f"sharded by FSDP2{' and offloaded to the CPU' if self.cpu_offload else ''}"
 
 
 def from_launcher():
@@ -41,8 +43,6 @@ def from_launcher():
     for name, words in REFUSED.items():
         if _is_true(f"ACCELERATE_USE_{name}"):
             raise UsageError(f"the launcher is configured for {words}, which is not supported; {INSTEAD}")
-    if _is_true("ACCELERATE_USE_DEEPSPEED"):
-        return _from_deepspeed()
     if not _is_true("ACCELERATE_USE_FSDP"):
         return None
     version, strategy = os.environ.get("FSDP_VERSION", "1"), os.environ.get("FSDP_SHARDING_STRATEGY", "FULL_SHARD")
@@ -79,26 +79,6 @@ def from_launcher():
     return Sharding(
         plugin.reshard_after_forward, isinstance(plugin.cpu_offload, CPUOffloadPolicy), plugin.activation_checkpointing
     )
-
-
-def _from_deepspeed():
-    """What a DeepSpeed configuration asks for, done by torch: its engine would clip, step and save by itself, and keep
-    one flat tensor for the optimizer, so that states would not go on elsewhere. Stages 2 and 3 share out what FSDP2
-    does."""
-    if path := os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):
-        raise UsageError(
-            f"deepspeed_config_file: {path} is not read; give zero_stage, or take a file with distributed_type: FSDP"
-        )
-    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-    if stage not in ("2", "3"):
-        raise UsageError(
-            f"zero_stage: {stage} is not supported; 2 shares out gradients and optimizer, 3 weights as well"
-        )
-    devices = {os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", "none") for what in ("OPTIMIZER", "PARAM")}
-    if devices - {"none", "cpu"}:
-        raise UsageError(f"deepspeed_config: offloading to {max(devices)} is not supported; none and cpu are")
-    os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"  # or accelerate would start the engine
-    return Sharding(reshard_after_forward=stage == "3", cpu_offload="cpu" in devices, zero=int(stage))
 
 
 def shard(network, sharding, device):
