@@ -162,6 +162,12 @@ def test_a_model_learns_to_answer_and_to_stop(tokenizer, command):
         assert theirs.decode(out[0, asked["input_ids"].size(1) :]) == f"{word}<|endoftext|>"
 
 
+def test_an_answer_without_an_end_is_refused():
+    with pytest.raises(UsageError, match="have no end-of-text"):
+        prepare([write(examples())], "data", "char")
+    assert not list(Path("data").iterdir())
+
+
 def test_a_mask_that_does_not_belong_is_refused(tokenizer):
     dataset = prepare([write(examples())], "data", tokenizer)
     whole = dataset.mask("train").read_bytes()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import random
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from finetune.cli import UsageError
 from finetune.data import bins, nanogpt_meta, sources
+from finetune.data import prepare as preparing
 from finetune.data import tokenizer as tokenizers
 from finetune.data.pieces import Piece, cut
 from finetune.data.prepare import prepare
@@ -233,3 +235,44 @@ def test_meta_json_is_the_record_of_the_data(corpus, tmp_path):
     assert meta["sources"] == [{"name": "corpus.txt", "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}]
     assert meta["val_fraction"] == 0.2 and meta["vocab_size"] == len(set(raw.decode()))
     assert meta["splits"]["train"]["characters"] == int(len(raw.decode()) * 0.8)
+
+
+def write_rows(name, rows):
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+def sentences(count, seed=0):
+    rng = random.Random(seed)
+    words = ["".join(rng.choices("abcdeéß漢", k=1 + i % 7)) for i in range(90)]
+    return " ".join(" ".join(rng.choices(words, k=9)).capitalize() + "." for _ in range(count))
+
+
+def documents():
+    return write_rows("documents.jsonl", [{"text": sentences(i % 7, i)} for i in range(60)])  # some of them empty
+
+
+def conversations():
+    turn = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": sentences(1)}]
+    return write_rows("conversations.jsonl", [{"messages": turn * (1 + i % 3)} for i in range(30)])
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        lambda: {"names": [documents(), conversations()]},
+        lambda: {"names": [documents()], "val": [conversations()]},
+        lambda: {"names": [conversations()], "overflow": "drop", "max_tokens": 70},
+    ],
+    ids=["documents, then conversations", "another source for validation", "long conversations dropped"],
+)
+def test_any_number_of_threads_writes_the_same(choices, monkeypatch, bpe_directory):
+    """With chunks so small that a few kilobytes are many."""
+    monkeypatch.setattr(preparing, "PIECE_CHARACTERS", 300)
+    monkeypatch.setattr(preparing, "PIECE_DOCUMENTS", 4)
+    monkeypatch.setattr(bins, "CHUNK_BYTES", 256)
+    tokenizer, written = str(bpe_directory(sentences(40, 3))), []
+    for threads in (1, 2, 7):
+        prepare(out_dir=f"threads-{threads}", num_proc=threads, tokenizer=tokenizer, **choices())
+        written.append({path.name: path.read_bytes() for path in Path(f"threads-{threads}").iterdir()})
+    assert written[0] == written[1] == written[2]

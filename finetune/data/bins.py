@@ -300,37 +300,14 @@ class Writer:
             if piece.ends:
                 self.ends.append(self.tokens)
 
-    def append(self, path, facts):
-        """Append the bin of another Writer that was a part of this one, with what lies beside it. Raises UsageError
-        where its files are not those of the `facts` that it closed with."""
-        if self.mask_file is None and "mask_sha256" in facts:
-            self._begin_mask()
-        for chunk in _checked(path, facts["sha256"]):
-            self.file.write(chunk)
-            self.digest.update(chunk)
-        if "mask_sha256" in facts:
-            for chunk in _checked(path.with_name(f"{path.stem}_mask.bin"), facts["mask_sha256"]):
-                self.mask_file.write(chunk)
-                self.mask_digest.update(chunk)
-        elif self.mask_file:
-            self._write_ones(facts["tokens"])
-        for chunk in _checked(path.with_name(f"{path.stem}_documents.bin"), facts["documents_sha256"]):
-            self.ends.extend((np.frombuffer(chunk, dtype="<u8") + np.uint64(self.tokens)).tolist())
-        self.stops |= facts["stops"]
-        for name in ("tokens", "characters", "bytes", "targets"):
-            setattr(self, name, getattr(self, name) + facts[name])
-
-    def close(self, whole=True):
-        """Finish the files and return what meta.json says of them; of a part (not `whole`) also what `append` wants to
-        know."""
+    def close(self):
+        """Close the files and return their entry of meta.json."""
         facts = {"tokens": self.tokens, "characters": self.characters, "bytes": self.bytes, "documents": len(self.ends)}
         facts["sha256"] = self.digest.hexdigest()
         if self.mask_file:
             facts |= {"targets": self.targets, "mask_sha256": self.mask_digest.hexdigest()}
-        if not whole:
-            facts |= {"targets": self.targets, "stops": self.stops}
         files = [self.file, self.mask_file]
-        if not whole or self.stops or (self.eot is None and len(self.ends) > 1):  # no end-of-text says where they end
+        if self.stops or (self.eot is None and len(self.ends) > 1):  # no end-of-text says where they end
             ends = np.frombuffer(self.ends, dtype=np.uint64).astype("<u8").tobytes()
             facts["documents_sha256"] = hashlib.sha256(ends).hexdigest()
             files.append(open(self._beside("documents"), "wb"))
@@ -355,29 +332,9 @@ class Writer:
 
     def _begin_mask(self):
         self.mask_file = open(self._beside("mask"), "wb")
-        self._write_ones(self.tokens)
-
-    def _write_ones(self, count):
-        for first in range(0, count, CHUNK_BYTES):
-            self._write_mask(np.ones(min(CHUNK_BYTES, count - first), dtype=np.uint8))
+        for first in range(0, self.tokens, CHUNK_BYTES):
+            self._write_mask(np.ones(min(CHUNK_BYTES, self.tokens - first), dtype=np.uint8))
 
     def _write_mask(self, mask):
         self.mask_file.write(mask.tobytes())
         self.mask_digest.update(mask.tobytes())
-
-
-def _checked(path, sha256):
-    """The bytes of a file in chunks. Raises UsageError where it is not there, and at its end where it is another
-    one."""
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                digest.update(chunk)
-                yield chunk
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}; prepare this part again") from None
-    if digest.hexdigest() != sha256:
-        raise UsageError(
-            f"{path}: is not the file that was written there (its sha256 differs); prepare this part again"
-        )

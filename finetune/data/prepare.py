@@ -373,9 +373,8 @@ class Overflow:
         return True
 
 
-def tokenize(plan, directory, num_proc, whole=True):
-    """Write train.bin and val.bin of a Plan, and what they came to into its meta. `whole` is of `bins.Writer.close`.
-    Raises UsageError."""
+def tokenize(plan, directory, num_proc):
+    """Write train.bin and val.bin of a Plan, and what they came to into its meta. Raises UsageError."""
     threads = num_proc or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     waiting, eot, overflow = deque(), plan.meta["end_of_text"], plan.overflow
     with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as open_writers:
@@ -391,7 +390,7 @@ def tokenize(plan, directory, num_proc, whole=True):
             _write(writers, overflow, *waiting.popleft())
         for split, pieces, ids in overflow.rest():
             writers[split].add(pieces, ids)
-        plan.meta["splits"] = {split: writer.close(whole) for split, writer in writers.items()}
+        plan.meta["splits"] = {split: writer.close() for split, writer in writers.items()}
     if "overflow" in plan.meta:
         plan.meta["overflow"]["kept" if overflow.answer == "split" else "dropped"] = overflow.count
     if plan.tokenizer.eot is None and any("mask_sha256" in facts for facts in plan.meta["splits"].values()):
