@@ -1,7 +1,6 @@
 """Runs side by side: in what their recipes differ, what they reached, how fast."""
 
-from finetune.reporting.chart import Line, chart
-from finetune.reporting.page import clean, page, section, shown, table
+from finetune.reporting.page import shown
 from finetune.training.progress import duration
 
 BESIDES = ("out_dir", "overwrite", "wandb_run_name")  # differ between any two runs, and tell nothing
@@ -52,38 +51,6 @@ def screen(runs):
         for row in rows
     ]
     return "\n".join([*lines, *(["", *notes(runs)] if notes(runs) else [])])
-
-
-def html(runs):
-    """The comparison as a page."""
-    names, parts = [str(run.out_dir) for run in runs], compare(runs)
-    title = " and ".join(run.title for run in runs)
-    charts = []
-    for words, kind, place, name in (
-        ("Validation loss", "eval", "step", "val_loss"),
-        ("Train loss", "eval", "step", "train_loss"),
-        ("Tokens per second", "iter", "iter", "tokens_per_second"),
-    ):
-        events = [run.evaluations if kind == "eval" else run.updates for run in runs]
-        lines = [
-            Line(
-                label,
-                [(event[place], event[name]) for event in own if isinstance(event.get(name), (int, float))],
-                "abdec"[number % 5],
-                dots=kind == "eval",
-            )
-            for number, (label, own) in enumerate(zip(names, events))
-        ]
-        charts.append(chart(words, lines))
-    return page(
-        f"{title}: comparison",
-        [
-            "<header><h1>Comparison</h1></header>",
-            section("Result", table(("", *names), parts["result"]), *(f"<p>{clean(line)}</p>" for line in notes(runs))),
-            section("Curves", f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""),
-            section("Where the recipes differ", table(("", *names), parts["recipe"]) or "<p>They are the same.</p>"),
-        ],
-    )
 
 
 def _reached(run):

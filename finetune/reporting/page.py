@@ -71,13 +71,9 @@ body{max-width:none;padding:0;font-size:11pt}.wide{overflow:visible}h2{break-aft
 def write(run, findings, path=None):
     """Write the report of a Record, by default as report.html of its out_dir; return the path. Raises OSError, and then
     nothing has changed."""
-    return save(page(f"{run.title}: report", _report(run, findings)), path or run.out_dir / "report.html")
-
-
-def save(text, path):
-    """Put a page in place, whole or not at all."""
-    path = Path(path)
+    path = Path(path or run.out_dir / "report.html")
     partial = path.with_name(f".tmp-{path.name}")
+    text = page(f"{run.title}: report", _report(run, findings))
     try:
         partial.write_text(text, encoding="utf-8", errors="replace")  # of an out_dir whose name is no UTF-8
         os.replace(partial, path)
