@@ -26,7 +26,7 @@ class Options(Recipe):
     )
     num_processes: int = key(1, "processes of the run, each with a device like this one, or all on this CPU")
     quick: bool = key(False, "count and time nothing")
-    explain: bool = key(False, "tell of every key its value, where that is from and why")
+    explain: bool = key(False, "list every key with its value, where that is from and its help")
     suggest: bool = key(False, "write a recipe for this data and this machine")
     to: str | None = key(None, "with suggest: the file to write; without, it is printed")
     find_lr: bool = key(False, "try some learning rates in short runs, judged by validation loss")

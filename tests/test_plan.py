@@ -252,16 +252,15 @@ def test_every_key_is_explained_with_where_it_is_from(command):
         for line in out.splitlines()
         if line.split() and line.split()[0] in Recipe.__dataclass_fields__
     }
-    assert len(rows) == len(dataclasses.fields(Recipe)) and all(row[3] for row in rows.values())
+    assert {name: row[3] for name, row in rows.items()} == {
+        field.name: field.metadata["help"] for field in dataclasses.fields(Recipe)
+    }
     assert (
         rows["epochs"][1:3] == ["3", "r.yaml:2"]
         and rows["seed"][1:3] == ["7", "--seed"]
         and rows["beta1"][1:3] == ["0.9", "default"]
     )
-    assert (
-        rows["warmup_iters"][1:3] == ["1", "derived"]
-        and "the 100 of r.yaml:3 are for a longer run" in rows["warmup_iters"][3]
-    )
+    assert rows["warmup_iters"][1:3] == ["1", "derived"]  # 100 are for a longer run
     assert rows["min_lr"][1:3] == ["3e-06", "derived"] and rows["block_size"][1:3] == ["1024", "derived"]
 
 

@@ -40,31 +40,25 @@ def shortage(plan):
 
 
 def explanation(plan):
-    """Every key of the recipe: its value, where that is from, and why."""
-    rows = []
-    for field in dataclasses.fields(recipes.Recipe):
-        value, origin, why = resolved(plan, field)
-        rows.append((field.name, value, origin, why))
+    """Every key of the recipe: its value, its origin and its help."""
+    rows = [
+        (field.name, *_resolved(plan, field.name), field.metadata["help"])
+        for field in dataclasses.fields(recipes.Recipe)
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join("  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths)), row[3]]) for row in rows)
 
 
-def resolved(plan, field):
-    """`(value, origin, why)` of a key in words; what was worked out from other keys is 'derived'."""
-    name, value = field.name, getattr(plan.recipe, field.name)
-    origin = plan.origins.get(name, "default")
-    why = WHY[name](plan) if name in WHY else None
+def _resolved(plan, name):
+    """`(value, origin)` of a key as text. The origin is "derived" where the value follows from other keys."""
+    value, origin = getattr(plan.recipe, name), plan.origins.get(name, "default")
     if name in DERIVED and value in (None, "auto"):
-        return _value(DERIVED[name](plan)), "derived", why or field.metadata["help"]
-    if name == "warmup_iters" and value != plan.schedule.warmup_iters:
-        return _value(plan.schedule.warmup_iters), "derived", f"{why}; the {value:,} of {origin} are for a longer run"
-    if plan.recipe.auto_batch_size and name in ("batch_size", "gradient_accumulation_steps"):
-        return (
-            _value(value),
-            "derived",
-            "batch_size=auto: the largest micro-batch that fits and pays, at the same blocks an update",
-        )
-    return _value(value), origin, why or field.metadata["help"]
+        value, origin = DERIVED[name](plan), "derived"
+    elif name == "warmup_iters" and value != plan.schedule.warmup_iters:  # shortened, because the run is short
+        value, origin = plan.schedule.warmup_iters, "derived"
+    elif plan.recipe.auto_batch_size and name in ("batch_size", "gradient_accumulation_steps"):
+        origin = "derived"
+    return _value(value), origin
 
 
 DERIVED = {
@@ -85,77 +79,6 @@ DERIVED = {
     "compile": lambda plan: str(plan.compile).lower(),
     "lora_alpha": lambda plan: recipes.alpha(plan.recipe),
     "wandb_run_name": lambda plan: plan.recipe.out_dir.rstrip("/").split("/")[-1],
-}
-
-WHY = {
-    "init_from": lambda plan: (
-        f"{convert.num_parameters(plan.config):,} parameters; the guide takes"
-        f" {advice.size_for(plan.data.tokens['train'])[0]} for this much text"
-    ),
-    "dataset": lambda plan: (
-        f"{plan.data.tokens['train']:,} tokens to train on, {plan.data.tokens['val']:,} to validate on"
-    ),
-    "tokenizer": lambda plan: "the ids that data and model share",
-    "block_size": lambda plan: (
-        "the positions of the model"
-        if plan.recipe.block_size is None
-        else "less context than the model has saves memory and time"
-    ),
-    "n_layer": lambda plan: "the model's own" if plan.pretrained else "from scratch",
-    "n_head": lambda plan: "the model's own" if plan.pretrained else "from scratch",
-    "n_embd": lambda plan: "the model's own" if plan.pretrained else "from scratch",
-    "batch_size": lambda plan: (
-        f"{plan.recipe.batch_size} x {plan.block_size:,} tokens go through the model at a time; memory decides how"
-        " many can"
-    ),
-    "gradient_accumulation_steps": lambda plan: (
-        f"{plan.recipe.batch_size} x {plan.recipe.gradient_accumulation_steps} x {plan.block_size:,} = {plan.tokens:,}"
-        " tokens an update"
-    ),
-    "max_iters": lambda plan: (
-        "ends the run"
-        if plan.schedule.length == plan.recipe.max_iters
-        else f"a ceiling; epochs ends the run at {plan.schedule.length:,}"
-    ),
-    "epochs": lambda plan: (
-        f"the run is {passes(plan)} passes over the data; {advice.sensible_passes(plan)} are the most that pay"
-    ),
-    "learning_rate": (
-        lambda plan: (
-            "{:.2g} to {:.2g} is usual for ".format(*advice.rates_for(plan))
-            + (
-                "LoRA"
-                if plan.recipe.lora_rank
-                else (
-                    f"pretrained weights and {plan.data.tokens['train']:,} tokens"
-                    if plan.pretrained
-                    else f"{plan.config.n_embd} wide from scratch"
-                )
-            )
-        )
-    ),
-    "warmup_iters": lambda plan: (
-        f"a tenth of {plan.schedule.length:,} updates, at most 100"
-        if plan.recipe.warmup_iters != plan.schedule.warmup_iters
-        else "as given"
-    ),
-    "lr_decay_iters": lambda plan: (
-        "the decay ends where the run ends" if plan.recipe.lr_decay_iters is None else "as given"
-    ),
-    "min_lr": lambda plan: "a tenth of learning_rate" if plan.recipe.min_lr is None else "as given",
-    "eval_interval": lambda plan: f"{plan.evaluations:,} evaluations of {sum(plan.rows_of_evaluation):,} blocks",
-    "save_interval": lambda plan: "as often as evaluations" if plan.recipe.save_interval is None else "as given",
-    "val_fraction": lambda plan: "of a text that is prepared; data that are prepared have theirs",
-    "device": lambda plan: device_name(plan),
-    "dtype": lambda plan: (
-        "the fastest arithmetic of matrix products that this device has; weights stay float32"
-        if plan.recipe.dtype == "auto"
-        else "as given"
-    ),
-    "compile": lambda plan: "pays on CUDA only" if plan.recipe.compile == "auto" else "as given",
-    "isolate_documents": lambda plan: (
-        "on for instruction data" if plan.recipe.isolate_documents == "auto" else "as given"
-    ),
 }
 
 
