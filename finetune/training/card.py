@@ -1,6 +1,7 @@
 """The model card: README.md of a model directory, from what the run, its weights and the export recorded.
 
-The text is in model_card.md.j2; this module gathers the values. The card omits a value that was not recorded."""
+The text is in model_card.md.j2, which escapes names where it shows them; this module gathers the values. The card omits
+a value that was not recorded."""
 
 from __future__ import annotations
 
@@ -95,13 +96,13 @@ class History:
         """Source of the first weights: a Hub id, the last part of a path, `scratch`, or None if unknown."""
         if base := self.facts.get("base_model"):
             return base
-        return escape_markdown(Path(self.facts["init_from"]).name) if "init_from" in self.facts else None
+        return _one_line(Path(self.facts["init_from"]).name) if "init_from" in self.facts else None
 
     @property
     def dataset(self) -> str:
         """The name of the data, or of each dataset, without folders."""
         given = self.recipe.get("dataset") or self.data.get("name") or "validation split"
-        return ", ".join(escape_markdown(Path(name.strip()).name) for name in given.split(","))
+        return ", ".join(_one_line(Path(name.strip()).name) for name in given.split(","))
 
 
 def _metadata(title: str, run: History, is_adapter: bool) -> str:
@@ -182,7 +183,7 @@ def _measurements(event: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for group, prefix in (("metrics", ""), ("general", "on a general text: ")):
         for name, value in (event.get(group) or {}).items():
             if _is_number(value):
-                yield prefix + escape_markdown(name).replace("_", " "), _number(value)
+                yield prefix + _one_line(name).replace("_", " "), _number(value)
     if copied := event.get("memorisation"):
         yield f"{copied['ngram']}-grams of its samples that stand in the training data", f"{copied['copied']:.1%}"
         yield "longest passage copied from there, in tokens", str(copied["longest"])
@@ -231,9 +232,13 @@ def public(name: object) -> str:
     """A name without local folders; a Hub id stays as it is."""
     text = str(name)
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not Path(text).exists()
-    return escape_markdown(text if is_hub_id else Path(text).name or text)
+    return _one_line(text if is_hub_id else Path(text).name or text)
 
 
 def escape_markdown(text: object) -> str:
-    """Text on one line, without the marks of tables, code and links."""
+    """Text for a heading, a sentence, a list or a table cell: one line without tables, code, links or HTML."""
+    return _one_line(text).replace("<", "&lt;")
+
+
+def _one_line(text: object) -> str:
     return re.sub(r"[|\s`\[\]]+", " ", str(text)).strip()
