@@ -4,6 +4,7 @@ exported."""
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -436,6 +437,28 @@ def test_a_card_tells_only_of_its_own_weights(runs):
     assert "loss" not in plain and "None" not in plain and "## Data" not in plain
     nasty = {**samples, "texts": ["a\n```\n# not a heading"]}
     assert "````text\na\n```\n# not a heading\n````" in model_card("x", "x", config, facts, [before, nasty])
+
+
+def test_no_name_breaks_the_card(runs):
+    config, evil = GPT.from_pretrained(runs / "base").config, "a\n---\n# | b `c` [d](e) <script>f</script>"
+    started = next(event for event in read_metrics(runs / "tuned" / "metrics.jsonl") if event["event"] == "start")
+    started["recipe"]["dataset"] = started["machine"] = evil
+    started["data"] |= {"tokenizer": evil, "sources": [{"name": evil, "sha256": "0" * 64}]}
+    measured = {"event": "evaluation", "split": evil, "dataset": evil, "loss": 2.0, "metrics": {evil: 1.0}}
+    events = [started, {"event": "best", "step": 20, "val_loss": 2.0}, measured]
+    mixture = {"base": evil, "weight": 1.0, "losses": [[1.0, 2.0]], "chosen": True}
+    for facts in (
+        {"step": 20, "val_loss": 2.0, "init_from": evil},
+        {"step": 20, "val_loss": 2.0, "base_model": evil},
+        {"val_loss": 2.0, "init_from": evil, "interpolation": mixture},
+    ):
+        card = model_card(evil, evil, config, facts, events)
+        _, metadata, text = re.split("^---$", card, flags=re.MULTILINE)
+        assert yaml.safe_load(metadata)["model-index"][0]["name"] == evil
+        words = re.sub("```.*?```", "", text, flags=re.DOTALL)
+        assert "<" not in words and "](" not in words
+        assert re.findall("^# .*", words, re.MULTILINE) == ["# a --- # b c d (e) &lt;script>f&lt;/script>"]
+        assert {line.count("|") for line in words.splitlines() if "script" in line} <= {0, 3, 4}
 
 
 def test_the_card_shows_a_chat_only_where_there_is_a_template(model_directory, bpe_directory, command):

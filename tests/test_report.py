@@ -243,7 +243,7 @@ def test_a_browser_shows_the_curves(tmp_path):
         pixels = imread(picture)[..., :3]
         back = tuple(round(255 * float(value)) for value in pixels[3, 3])
         assert back == ((15, 18, 22) if dark else (255, 255, 255))
-        style = page.STYLE.split("prefers-color-scheme:dark")[dark]
+        style = path.read_text(encoding="utf-8").split("prefers-color-scheme:dark")[dark]
         for name in "abde":  # validation, train and gradient norm, learning rate, tokens per second
             colour = re.search(rf"--{name}:#(\w+)", style)[1]
             wanted = [int(colour[place : place + 2], 16) / 255 for place in (0, 2, 4)]
