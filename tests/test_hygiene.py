@@ -49,6 +49,13 @@ def test_nothing_that_runs_what_it_reads(name):
         assert not {"pickle", "dill", "marshal", "shelve", "joblib"} & set(imported) - allowed, imported
 
 
+@pytest.mark.parametrize("name", TREES)
+def test_no_module_needs_unix_to_be_imported(name):
+    for node in TREES[name].body:
+        if isinstance(node, ast.Import):
+            assert not {"fcntl", "resource", "pwd", "grp", "termios"} & {alias.name for alias in node.names}
+
+
 def ours(tree):
     """Modules of ours that a tree imports, also inside functions."""
     for node in ast.walk(tree):
