@@ -247,7 +247,7 @@ def test_healthy_runs_get_none(name):
 def test_a_run_that_goes_on_lacks_nothing_yet():
     synthesised([], end=None, best=False, states=0)
     code = (
-        "import fcntl, sys, time; f = open('out/.lock', 'a+'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True);"
+        "import fcntl, sys, time; f = open('out/.lock', 'a+'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True);"
         " sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

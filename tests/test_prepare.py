@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import pickle
+import pickletools
 import random
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -194,16 +196,94 @@ def test_odd_pickles_are_refused_quickly(data):
     assert time.perf_counter() - began < 1
 
 
-def test_random_damage_to_a_meta_pkl_never_does_more_than_raise_value_error():
-    rng = np.random.default_rng(0)
-    whole = nanogpt_pickle(sorted("abcdefgh"), 4)
-    for _ in range(3000):
+def sized(opcode, size, body=b"abc"):
+    """An opcode whose length prefix promises `size` bytes."""
+    return opcode + size.to_bytes(4 if opcode in b"XBTJ\x8b" else 8, "little") + body
+
+
+RUNS_CODE = {
+    "GLOBAL": b"cos\nmkdir\n(Vran\ntR.",
+    "STACK_GLOBAL": b"\x80\x04\x8c\x02os\x8c\x05mkdir\x93(Vran\ntR.",
+    "INST": b"(Vran\nios\nmkdir\n.",
+    "OBJ": b"(cos\nmkdir\nVran\no.",
+    "NEWOBJ": b"\x80\x02Nt\x81.",
+    "NEWOBJ_EX": b"\x80\x04N)}\x92.",
+    "REDUCE": b"}}R.",
+    "BUILD": b"}}b.",
+    "EXT1": b"\x80\x02\x82\x01.",
+    "EXT2": b"\x80\x02\x83\x01\x00.",
+    "EXT4": b"\x80\x02\x84\x01\x00\x00\x00.",
+    "PERSID": b"Pname\n.",
+    "BINPERSID": b"Vname\nQ.",
+    "NEXT_BUFFER": b"\x80\x05\x97.",
+    "READONLY_BUFFER": b"\x80\x05}\x98.",
+}
+HUGE = {
+    "LONG_BINPUT": b"}r\xff\xff\xff\xff.",
+    "PUT": b"}p" + b"9" * 4000 + b"\n.",
+    "GET": b"}g" + b"9" * 4000 + b"\n.",
+    "INT": b"I" + b"9" * 1_000_000 + b"\n.",
+    "marks": b"(" * 4_000_000,
+    "lists in lists": b"](" * 1_000_000 + b"e" * 1_000_000 + b".",
+    "tuples that double": b")" + b"2\x86" * 200 + b"}" + b"s.",
+    **{
+        f"{name} of {size:,}": prefix + sized(opcode, size)
+        for name, opcode, sizes in [
+            ("BINUNICODE", b"X", [2**31, 2**32 - 1]),
+            ("BINUNICODE8", b"\x8d", [2**31, 2**33, 2**40, 2**63 - 1, 2**64 - 1]),
+            ("BINBYTES", b"B", [2**31, 2**32 - 1]),
+            ("BINBYTES8", b"\x8e", [2**31, 2**33, 2**63 - 1, 2**64 - 1]),
+            ("BYTEARRAY8", b"\x96", [2**31, 2**33, 2**63 - 1, 2**64 - 1]),
+            ("BINSTRING", b"T", [2**31 - 1, 2**31]),
+            ("LONG4", b"\x8b", [2**31 - 1, 2**31]),
+            ("FRAME", b"\x95", [2**31, 2**33, 2**63 - 1, 2**64 - 1]),
+        ]
+        for size in sizes
+        for prefix in [b"\x80\x05"]
+    },
+    "a string of 2^40 within a frame": b"\x80\x04\x95\x0c" + bytes(7) + sized(b"\x8d", 2**40),
+}
+
+
+@pytest.mark.parametrize("name", RUNS_CODE)
+def test_an_opcode_that_is_not_plain_data_is_refused_by_name(name):
+    with pytest.raises(ValueError, match="can run code"):
+        nanogpt_meta.read(RUNS_CODE[name])
+    with pytest.raises(ValueError, match=rf"opcode {name} "):  # also where it comes first
+        opcode = next(code for code in pickletools.opcodes if code.name == name)
+        nanogpt_meta.read(opcode.code.encode("latin-1") + bytes(16))
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_a_meta_pkl_that_promises_much_takes_no_memory(name):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError) as caught:
+            nanogpt_meta.read(HUGE[name])
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) <= 200
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_random_damage_to_a_meta_pkl_never_does_more_than_raise_value_error(protocol):
+    rng = np.random.default_rng(protocol)
+    whole = nanogpt_pickle(sorted("abcdefghé漢"), protocol)
+    opcodes = [ord(opcode.code) for opcode in pickletools.opcodes]
+    for _ in range(1000):
         damaged = bytearray(whole)
         for _ in range(rng.integers(1, 4)):
-            damaged[rng.integers(len(damaged))] = rng.integers(256)
+            place = int(rng.integers(len(damaged)))
+            new = rng.choice(opcodes) if rng.random() < 0.5 else rng.integers(256)
+            damaged[place : place + int(rng.integers(2))] = bytes([new])  # instead of a byte, or beside it
+        if rng.random() < 0.1:
+            del damaged[int(rng.integers(len(damaged))) :]
         try:
             chars = nanogpt_meta.read(bytes(damaged))
-        except ValueError:
+        except ValueError as error:
+            assert len(str(error).splitlines()) == 1
             continue
         assert len(set(chars)) == len(chars)
 

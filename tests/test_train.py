@@ -1,14 +1,21 @@
 """A run learns, tells the truth about it, and leaves what it promises."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from finetune import GPT
+from finetune.cli import UsageError
 from finetune.data.tokenizer import from_directory, prompt_ids
+from finetune.training import checkpoint
 from finetune.training.loop import Clock, train
 from finetune.training.progress import read_metrics
 from finetune.training.samples import draw
@@ -451,9 +458,6 @@ def test_wandb_that_is_absent_or_offline_never_stops_a_run(tiny_run, monkeypatch
 
 
 def test_two_runs_cannot_share_an_out_dir(tiny_run, command, corpus):
-    import subprocess
-    import sys
-
     Path("out").mkdir()
     code = (
         "from finetune.training.checkpoint import lock\nimport sys\nwith lock('out'):\n print('locked', flush=True)\n"
@@ -467,6 +471,26 @@ def test_two_runs_cannot_share_an_out_dir(tiny_run, command, corpus):
         other.stdin.close()
     assert status == 2 and f"is in use by process {other.pid}" in error
     tiny_run("out", "--max_iters=1")  # the lock went with its process
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_killed_run_frees_its_out_dir_though_its_child_lives():
+    code = (
+        "import os, time\nfrom finetune.training.checkpoint import lock\nwith lock('out'):\n"
+        " child = os.fork() or time.sleep(60)\n print(child, flush=True)\n time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
+        child = int(owner.stdout.readline())
+        for _ in range(2):  # a refused run takes nothing from the owner
+            with pytest.raises(UsageError, match=f"is in use by process {owner.pid} on "), checkpoint.lock("out"):
+                pass
+        owner.kill()
+        owner.wait()
+        try:
+            with checkpoint.lock("out"):
+                assert psutil.pid_exists(child)
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 def test_a_run_without_updates_still_evaluates_and_saves(tiny_run):

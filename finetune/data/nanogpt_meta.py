@@ -1,38 +1,48 @@
-"""nanoGPT's meta.pkl, read and written as plain data.
+"""nanoGPT's meta.pkl, read and written as plain data: nothing in the file is ever run."""
 
-A pickle is a program. This reader knows only the instructions that build numbers, strings, lists and dictionaries; any
-other instruction, among them all that import or call something, is refused by name, so nothing in the file is ever run.
-"""
+from __future__ import annotations
 
+import io
+import pickle
 import pickletools
-import struct
 
 MAX_BYTES = 16 * 1024 * 1024
-IGNORED = {"PROTO", "FRAME"}
-VALUES = {
-    "INT",
-    "BININT",
-    "BININT1",
-    "BININT2",
-    "LONG",
-    "LONG1",
-    "UNICODE",
-    "BINUNICODE",
-    "SHORT_BINUNICODE",
-    "BINUNICODE8",
-    "FLOAT",
-    "BINFLOAT",
-}
+MAX_MARKS = 8  # open at once; a vocabulary has at most two
+PLAIN = (
+    "PROTO FRAME STOP MARK INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT"
+    " UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 EMPTY_DICT DICT EMPTY_LIST LIST SETITEM SETITEMS"
+    " PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET"
+)  # opcodes that build numbers, strings, lists and dictionaries, and none that imports, calls or takes a buffer's size
 
 
-def read(data):
-    """The `{"vocab_size", "stoi", "itos"}` of a meta.pkl's bytes, as `chars`, the list of characters in id order.
+class _Dispatch(dict):
+    def __missing__(self, code: int) -> None:
+        opcode = pickletools.code2op.get(chr(code))
+        name = opcode.name if opcode else f"{code:#04x}"
+        raise pickle.UnpicklingError(f"opcode {name} is not plain data; refused, because a pickle can run code")
 
-    Raises ValueError, saying at which byte, for anything but such plain data.
-    """
+
+class _Unpickler(pickle._Unpickler):  # written in Python: its memo is a dict, so a huge index costs no memory
+    dispatch = _Dispatch(
+        {getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in PLAIN.split()}
+    )
+
+    def load_mark(self) -> None:
+        if len(self.metastack) == MAX_MARKS:
+            raise pickle.UnpicklingError("it is nested too deeply")
+        super().load_mark()
+
+    dispatch[pickle.MARK[0]] = load_mark
+
+    def find_class(self, module: str, name: str) -> None:  # a second guard: no opcode in `dispatch` calls it
+        raise pickle.UnpicklingError("it imports something; refused, because a pickle can run code")
+
+
+def read(data: bytes) -> list[str]:
+    """The characters of a meta.pkl in id order. Raises ValueError, in one line, for anything but a sound vocabulary."""
     if len(data) > MAX_BYTES:
         raise ValueError(f"{len(data):,} bytes are too many for a character vocabulary")
-    meta = _interpret(data)
+    meta = _load(data)
     if not isinstance(meta, dict) or not {"vocab_size", "stoi", "itos"} <= meta.keys():
         raise ValueError("expected a dictionary of vocab_size, stoi and itos")
     itos, stoi = meta["itos"], meta["stoi"]
@@ -46,70 +56,18 @@ def read(data):
     return chars
 
 
-def write(chars):
+def write(chars: list[str]) -> bytes:
     """The bytes of a meta.pkl (protocol 2) that nanoGPT loads."""
-
-    def number(value):
-        return b"J" + struct.pack("<i", value)
-
-    def text(value):
-        raw = value.encode("utf-8", "surrogatepass")
-        return b"X" + struct.pack("<I", len(raw)) + raw
-
-    def dictionary(pairs):
-        return b"}(" + b"".join(key + value for key, value in pairs) + b"u"
-
-    itos = dictionary((number(i), text(char)) for i, char in enumerate(chars))
-    stoi = dictionary((text(char), number(i)) for i, char in enumerate(chars))
-    body = dictionary([(text("vocab_size"), number(len(chars))), (text("itos"), itos), (text("stoi"), stoi)])
-    return b"\x80\x02" + body + b"."
+    itos = dict(enumerate(chars))
+    return pickle.dumps({"vocab_size": len(chars), "itos": itos, "stoi": {char: i for i, char in itos.items()}}, 2)
 
 
-def _interpret(data):
-    stack, marks, memo = [], [], {}
+def _load(data: bytes) -> object:
     try:
-        for opcode, argument, position in pickletools.genops(data):
-            name = opcode.name
-            if name in IGNORED:
-                continue
-            elif name in VALUES:
-                stack.append(argument)
-            elif name in ("EMPTY_DICT", "DICT", "EMPTY_LIST", "LIST"):
-                if name in ("DICT", "LIST"):  # protocol 0 builds these from what lies above the mark
-                    items = _pop_mark(stack, marks)
-                    stack.append(dict(zip(items[::2], items[1::2], strict=True)) if name == "DICT" else items)
-                else:
-                    stack.append({} if name == "EMPTY_DICT" else [])
-            elif name == "MARK":
-                marks.append(len(stack))
-            elif name == "SETITEM":
-                value, item = stack.pop(), stack.pop()
-                stack[-1][item] = value
-            elif name == "SETITEMS":
-                items = _pop_mark(stack, marks)
-                stack[-1].update(zip(items[::2], items[1::2], strict=True))
-            elif name in (
-                "PUT",
-                "BINPUT",
-                "LONG_BINPUT",
-                "MEMOIZE",
-            ):  # a dictionary, so that a huge index costs nothing
-                memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
-            elif name in ("GET", "BINGET", "LONG_BINGET"):
-                stack.append(memo[argument])
-            elif name == "STOP":
-                return stack.pop()
-            else:
-                raise ValueError(
-                    f"instruction {name} at byte {position} is not plain data; refused, because a pickle can run code"
-                )
-    except (IndexError, KeyError, TypeError, AttributeError) as error:
+        return _Unpickler(io.BytesIO(data)).load()
+    except EOFError:
+        raise ValueError("it ends too early") from None
+    except pickle.UnpicklingError as error:
+        raise ValueError(str(error)[:200]) from None  # the index of a memo can have thousands of digits
+    except Exception as error:  # struct.error, IndexError, TypeError and more: the file decides
         raise ValueError(f"not a well-formed pickle of plain data ({type(error).__name__})") from None
-    raise ValueError("it ends too early")
-
-
-def _pop_mark(stack, marks):
-    start = marks.pop()
-    items = stack[start:]
-    del stack[start:]
-    return items

@@ -10,7 +10,7 @@ import tempfile
 import zlib
 from array import array
 from collections import Counter
-from functools import cache
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,9 @@ NEAR = 0.8
 SHORT = 20  # words: below, one other word may be another answer, so only case and spacing may differ
 # two documents of similarity 0.8 agree in no band with a chance of (1 - 0.8^4)^20 = 3 in 100,000
 BANDS, ROWS = 20, 4
+FACTORS, SHIFTS = np.random.RandomState(0).randint(1 << 32, size=(2, BANDS * ROWS, 1), dtype=np.uint32)
+FACTORS |= np.uint32(1)
+CHUNK = 1024  # shingles that are hashed at a time, so that the products stay in the cache
 SLOTS = 1 << 19  # places in the table of a band
 MAX_DOCUMENTS = 1 << 19  # of a split; 20 x 2^19 x (4 + 4 + 2) bytes = 105 MB for the tables of that many
 DEPTH = 8  # how many documents that agree in a band are looked at,
@@ -62,24 +65,25 @@ def sketch(digest, hashes=None):
     if hashes is None or not len(hashes):
         return Sketch(digest)
     shingles = np.unique(_runs(hashes, 5 if len(hashes) >= SHORT else len(hashes)).astype(np.uint32))
-    minhash = _minhash()
-    minhash.clear()
-    for start in range(0, len(shingles), 10_000):  # a row of 64 products a shingle
-        minhash.update_batch(shingles[start : start + 10_000].tolist())
-    return Sketch(digest, shingles, _fold(minhash.hashvalues.astype(np.uint64).reshape(BANDS, ROWS).T))
+    return Sketch(digest, shingles, _fold(minhash(shingles).reshape(BANDS, ROWS).T))
 
 
-@cache
-def _minhash():
-    from datasketch import MinHash
+def minhash(shingles: np.ndarray) -> np.ndarray:
+    """The MinHash signature of a document, (BANDS * ROWS,) uint32. Two signatures agree in each value with a chance
+    that is the Jaccard similarity of the two sets."""
 
-    return MinHash(num_perm=BANDS * ROWS, hashfunc=int)  # shingles are hashes already
+    def lowest(part: np.ndarray) -> np.ndarray:
+        hashes = part * FACTORS  # modulo 2^32: a permutation, because the factors are odd
+        hashes += SHIFTS
+        return np.minimum.reduce(hashes, axis=1)
+
+    return reduce(np.minimum, (lowest(shingles[start : start + CHUNK]) for start in range(0, len(shingles), CHUNK)))
 
 
 class Seen:
     """The documents of a split so far, to be asked which of them a new one repeats.
 
-    The bands of the signatures lie in tables of fixed size: datasketch's MinHashLSH would keep 5 KB a document.
+    The bands of the signatures lie in tables of fixed size, so memory is constant.
     """
 
     def __init__(self):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from finetune.data.batches import Blocks, Order
@@ -199,19 +200,10 @@ def _import_the_rest():
 
 def _program(plan):
     """Bytes that this process takes now, which has no model yet."""
-    return _status("VmRSS") or plan.program if plan.device == "cpu" else 0
+    return psutil.Process().memory_info().rss if plan.device == "cpu" else 0
 
 
 def _peak_memory(place):
     if place.device.type == "cuda":
         return torch.cuda.max_memory_allocated(place.device)
-    return _status("VmHWM") if place.device.type == "cpu" else None
-
-
-def _status(name):
-    """A figure of /proc/self/status in bytes; None where there is none."""
-    try:
-        with open("/proc/self/status", encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
-    except (OSError, StopIteration):
-        return None
+    return machine.peak_memory() if place.device.type == "cpu" else None

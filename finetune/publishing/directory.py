@@ -9,6 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
+import psutil
 import torch
 
 import finetune
@@ -250,18 +251,8 @@ def _sweep(to):
     """Remove what exports to this place left behind that were killed."""
     for path in to.parent.glob(f".tmp-{to.name}-*"):
         owner = re.fullmatch(r"\d+", path.name.rsplit("-", 1)[1])
-        if owner and path.is_dir() and not _is_running(int(owner[0])):
+        if owner and path.is_dir() and not psutil.pid_exists(int(owner[0])):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_running(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        pass
-    return True
 
 
 def _json(path):

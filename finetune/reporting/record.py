@@ -1,6 +1,7 @@
 """What a run left in its out_dir, for whoever judges or shows it."""
 
-import fcntl
+from __future__ import annotations
+
 import json
 import math
 import re
@@ -8,6 +9,8 @@ import statistics
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from finetune.cli import UsageError
 from finetune.data import bins
@@ -242,14 +245,15 @@ def _damage(directory, verify):
     return None if (directory / MANIFEST).is_file() else f"it has no {MANIFEST}, so it was never finished"
 
 
-def _running(out_dir):
-    """Whether a process has the out_dir now."""
+def _running(out_dir: Path) -> bool:
+    """Whether a run holds the lock of out_dir."""
+    path = out_dir / ".lock"
     try:
-        with open(out_dir / ".lock", "r+", encoding="utf-8") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if path.is_file():  # to lock would create it
+            FileLock(path, timeout=0).acquire().lock.release()
+    except Timeout:
         return True
-    except OSError:  # no such file, or not ours to write
+    except OSError:  # no permission to write
         return False
     return False
 

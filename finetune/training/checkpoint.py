@@ -8,10 +8,10 @@ state whose manifest does not check is never loaded. safetensors and JSON only; 
     out_dir/best/                 the model with the lowest validation loss, a Hugging Face directory
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -20,9 +20,11 @@ import shutil
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -189,41 +191,34 @@ def fill_optimizer(optimizer, names, tensors=None, updates=0):
 
 
 @contextlib.contextmanager
-def lock(out_dir):
-    """Hold `out_dir` for one run. Raises UsageError naming the run that has it, or when the directory cannot be
-    written. Where a run is refused that would have been the first in it, nothing is left of it.
+def lock(out_dir: str | Path) -> Iterator[None]:
+    """Hold `out_dir` for one run. Raises UsageError if another run holds it, with that run's name, or if the directory
+    cannot be written. A refused run leaves no directory behind.
 
-    lockf, because the kernel frees it however the process ends, and children do not inherit it.
+    The kernel frees the lock however the process ends.
     """
     out_dir = Path(out_dir)
-    is_new = not out_dir.is_dir()
+    is_new, path = not out_dir.is_dir(), out_dir / ".lock"
     try:
         if is_new:
             out_dir.mkdir(parents=True)
             _sync(out_dir.parent)
-        file = open(out_dir / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+        held = FileLock(path, timeout=0).acquire()
+    except Timeout:
+        owner = path.read_text(encoding="utf-8").strip() or "another run"
+        raise UsageError(f"out_dir {out_dir}: is in use by {owner}; end that run or choose another out_dir") from None
     except OSError as error:
         raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
-    with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-            file.seek(0)
-            raise UsageError(
-                f"out_dir {out_dir}: is in use by {file.read().strip() or 'another run'}; end that run or choose"
-                " another out_dir"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}\n")
-        file.flush()
+    with held:
+        path.write_text(
+            f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}\n", encoding="utf-8"
+        )
         clean(out_dir)
         try:
             yield
         except UsageError:
             if is_new and os.listdir(out_dir) == [".lock"]:
-                os.unlink(out_dir / ".lock")
+                path.unlink()
                 os.rmdir(out_dir)
             raise
 

@@ -1,15 +1,17 @@
 """What a run computes on: device, processes, arithmetic, threads, and how fast that could be."""
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import datetime
 import os
 import re
-import resource
 import sys
 import time
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from finetune.cli import UsageError
@@ -82,8 +84,7 @@ class Machine:
                 torch.cuda.max_memory_allocated(self.device),
                 torch.cuda.get_device_properties(self.device).total_memory,
             )
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return used, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return peak_memory(), psutil.virtual_memory().total
 
     def describe(self):
         processes = self.accelerator.num_processes
@@ -214,6 +215,20 @@ def best_dtype(choice, device):
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and _cpu_has_bfloat16() else torch.float32
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held so far."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:  # getrusage would count the parent's memory at exec
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        pass
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def keep_memory():

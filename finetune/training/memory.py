@@ -8,6 +8,7 @@ import dataclasses
 import os
 from pathlib import Path
 
+import psutil
 import torch
 
 from finetune.cli import Failure, UsageError
@@ -173,7 +174,7 @@ def needs_of(recipe, config, T, device, dtype, compiled, processes=1, **more):
 def first_that_fits(recipe, takes, available):
     """For memory=auto: `(recipe, bytes, line)`, the recipe in the first of its `modes` that `takes(recipe)` no more
     than FILLED of what is available, with the largest micro-batch that does so, and what was chosen and why in a line.
-    None when none does; where nobody can tell what is available (None), the first does."""
+    None when none does."""
     rows, smallest = recipe.batch_size * recipe.gradient_accumulation_steps, None
     for mode in modes(recipe, takes):
         for size in (size for size in range(recipe.batch_size, 0, -1) if recipe.batch_size % size == 0):
@@ -182,13 +183,12 @@ def first_that_fits(recipe, takes, available):
             needed = takes(chosen)
             if smallest is None:
                 smallest = needed
-            if available is None or needed <= FILLED * available:
+            if needed <= FILLED * available:
                 told = ", ".join(
                     f"{name}={str(value).lower()}" for name, value in changes.items() if value != getattr(recipe, name)
                 )
                 line = f"memory=auto: {told or 'all as the recipe says'}, predicted to take {needed / 1e9:.2f} GB"
-                if available is not None:
-                    line += f" of {available / 1e9:.2f} GB that are free"
+                line += f" of {available / 1e9:.2f} GB that are free"
                 if told:
                     line += f"; as the recipe says it would be {smallest / 1e9:.2f} GB"
                 if "optimizer_dtype" in mode:
@@ -204,11 +204,10 @@ def choose_mode(recipe, config, T, machine, say):
     UsageError when nothing is predicted to fit."""
     accelerator, device, dtype = machine.accelerator, machine.device.type, str(machine.dtype).removeprefix("torch.")
     free = available_bytes(device)
-    if free is not None and device == "cpu":
+    if device == "cpu":
         free //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     # processes may see different memory, and must choose alike
-    free = int(accelerator.gather(torch.tensor([-1 if free is None else free], device=machine.device)).min())
-    free = None if free < 0 else free
+    free = int(accelerator.gather(torch.tensor([free], device=machine.device)).min())
 
     def takes(recipe):
         evaluated = 256 if device == "cpu" else 1  # where a GPU has no room, evaluations take less by themselves
@@ -397,8 +396,8 @@ def _most_tokens(run):
     """Tokens of the largest micro-batch that pays; on a CPU also of one whose activations take a quarter of what memory
     is free."""
     most, device = MOST_TOKENS[run.machine.device.type], run.machine.device.type
-    if device == "cpu" and (free := available_bytes("cpu")) is not None:
-        T = run.train.block_size
+    if device == "cpu":
+        free, T = available_bytes("cpu"), run.train.block_size
         dtype = str(run.machine.dtype).removeprefix("torch.")
         most = min(
             most,
@@ -410,18 +409,13 @@ def _most_tokens(run):
     return most
 
 
-def available_bytes(device):
-    """Memory that a device has to give: of a CPU what Linux says can be had without swapping and a container's limit
-    leaves, None where nothing says it."""
+def available_bytes(device: str) -> int:
+    """Free memory of a device. On a CPU: what the system can give without swapping, within the container's limit."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
     if device == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None
+    free = psutil.virtual_memory().available
     try:
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text())  # "max" where there is none
