@@ -5,7 +5,8 @@ import importlib
 import sys
 from pathlib import Path
 
-from finetune.cli import UsageError, run
+from finetune.common.errors import UsageError
+from finetune.config.cli import run
 
 VERBS = ("prepare", "doctor", "plan", "train", "sample", "eval", "export", "diagnose", "report", "compare")
 

@@ -5,7 +5,7 @@ python -m finetune.compare out-one out-other
 
 from dataclasses import dataclass
 
-from finetune.cli import key, parse, run
+from finetune.config.cli import option, parse, run
 
 USAGE = """usage: python -m finetune.compare OUT OUT...
 
@@ -14,7 +14,7 @@ Prints a table of two or more runs."""
 
 @dataclass
 class Options:
-    sources: list = key([], "the runs")
+    sources: list = option([], "the runs")
 
     def problems(self):
         if len(self.sources) < 2:
@@ -23,7 +23,7 @@ class Options:
 
 def main(argv):
     options, _ = parse(Options, argv, USAGE)
-    from finetune.reporting import comparison, record
+    from finetune.tools.report import comparison, record
 
     print(comparison.screen([record.load(out_dir) for out_dir in options.sources]))
 

@@ -5,7 +5,7 @@ python -m finetune.diagnose --out_dir=out-mine
 
 from dataclasses import dataclass
 
-from finetune.cli import key, parse, run
+from finetune.config.cli import option, parse, run
 
 USAGE = """usage: python -m finetune.diagnose --out_dir=OUT
 
@@ -16,13 +16,13 @@ Says nothing of a healthy run. What it finds does not change the exit code."""
 
 @dataclass
 class Options:
-    out_dir: str = key("out", "the run to look at")
-    verify: bool = key(True, "compare the checkpoints with their checksums, which reads them whole")
+    out_dir: str = option("out", "the run to look at")
+    verify: bool = option(True, "compare the checkpoints with their checksums, which reads them whole")
 
 
 def main(argv):
     options, _ = parse(Options, argv, USAGE)
-    from finetune.reporting import diagnosis, record
+    from finetune.tools.report import diagnosis, record
 
     found = record.load(options.out_dir, options.verify)
     print(diagnosis.screen(diagnosis.diagnose(found)) or f"{options.out_dir}: nothing to say")

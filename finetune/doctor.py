@@ -12,8 +12,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.cli import UsageError, key, parse, run
-from finetune.data.columns import chosen_columns, problems_of_columns
+from finetune.common.errors import UsageError
+from finetune.config.cli import option, parse, run
+from finetune.data.sources import chosen_columns, problems_of_columns
 
 USAGE = """usage: python -m finetune.doctor DIR|SOURCE... [--fix=dedup,leaks,encoding --out_dir=DIR] [--key=value ...]
 
@@ -24,27 +25,27 @@ code."""
 
 @dataclass
 class Options:
-    sources: list = key([], "a prepared directory, or whatever prepare reads")
-    val: str = key(
+    sources: list = option([], "a prepared directory, or whatever prepare reads")
+    val: str = option(
         "",
         "what validates what is trained on the sources, several with commas between them; a prepared directory has"
         " its own",
     )
-    text_column: str | None = key(
+    text_column: str | None = option(
         None, "the column of a table that holds the text [text, or the only one that holds any]", derived=True
     )
-    prompt_column: str | None = key(None, "the column of what is asked [prompt]", derived=True)
-    completion_column: str | None = key(None, "the column of the answer [completion]", derived=True)
-    messages_column: str | None = key(
+    prompt_column: str | None = option(None, "the column of what is asked [prompt]", derived=True)
+    completion_column: str | None = option(None, "the column of the answer [completion]", derived=True)
+    messages_column: str | None = option(
         None, "the column of conversations, lists of {role, content} [messages]", derived=True
     )
-    tokenizer: str = key(
+    tokenizer: str = option(
         "",
         "of text: gpt2 or a model directory, to count tokens with; gpt2 where it can be found. A prepared directory has"
         " its own",
     )
-    fix: str = key("", "what to mend, some of dedup,leaks,encoding: writes cleaned documents to out_dir")
-    out_dir: str = key("", "directory for the cleaned documents, a new one or without such files")
+    fix: str = option("", "what to mend, some of dedup,leaks,encoding: writes cleaned documents to out_dir")
+    out_dir: str = option("", "directory for the cleaned documents, a new one or without such files")
 
     def problems(self):
         if not self.sources:
@@ -56,7 +57,7 @@ class Options:
                 ),
             )
         if self.fix:
-            from finetune.data.doctor import FIXES
+            from finetune.tools.doctor.quality import FIXES
 
             for name in self.fixes():
                 if name not in FIXES:
@@ -78,29 +79,30 @@ class Options:
 
 def main(argv):
     options, _ = parse(Options, argv, USAGE)
-    from finetune.data import doctor
+    from finetune.tools.doctor import quality
 
     splits, tokenizer = _open(options)
     corpus = splits()
     outputs = _outputs(options.out_dir, corpus) if options.fix else None
-    facts = doctor.examine(_watched(corpus), tokenizer)
+    facts = quality.examine(_watched(corpus), tokenizer)
     reading = ("val", "text_column", "prompt_column", "completion_column", "messages_column")
     facts["names"] = [
         *options.sources,
         *(f"--{name}={getattr(options, name)}" for name in reading if getattr(options, name)),
     ]
-    print(doctor.report(facts))
+    print(quality.report(facts))
     if options.fix:
-        print("\n" + _write(doctor.clean(_watched(splits()), options.fixes()), outputs))
+        print("\n" + _write(quality.clean(_watched(splits()), options.fixes()), outputs))
 
 
 def _open(options):
     """(a function that gives the splits anew, the tokenizer for what nobody counted or None)"""
-    from finetune.data import bins, documents
+    from finetune.data import dataset as datasets
+    from finetune.data import documents as data_documents
     from finetune.data import sources as found
     from finetune.data.prepare import find_tokenizer
 
-    directories = [name for name in options.sources if bins.is_prepared(name)]
+    directories = [name for name in options.sources if datasets.is_prepared(name)]
     if not directories:
         try:
             tokenizer = find_tokenizer(options.tokenizer or "gpt2")
@@ -112,24 +114,28 @@ def _open(options):
         sources = {"train": found.find(options.sources, columns)} | (
             {"val": found.find(options.val.split(","), columns)} if options.val else {}
         )
-        return lambda: {split: documents.of_sources(texts) for split, texts in sources.items()}, tokenizer
+        return lambda: {
+            split: data_documents.documents_of_sources(texts) for split, texts in sources.items()
+        }, tokenizer
     if len(options.sources) > 1 or options.val or chosen_columns(options):
         raise UsageError(f"{directories[0]}: a prepared directory has its own train and val, and is examined by itself")
-    dataset = bins.load(directories[0])
+    dataset = datasets.load(directories[0])
     if dataset.tokenizer and options.tokenizer:
         raise UsageError(f"--tokenizer: has no effect, because {directories[0]} says which tokenizer it was made with")
     tokenizer = dataset.tokenizer or find_tokenizer(
         options.tokenizer or "gpt2"
     )  # nanoGPT's bins are GPT-2's unless a meta.pkl says otherwise
     for split in ("train", "val"):
-        bins.check_ids(
+        datasets.check_ids(
             dataset,
             split,
-            bins.survey(dataset, split),
+            datasets.scan(dataset, split),
             tokenizer.vocab_size,
             f"the tokenizer ({tokenizer.describe()['name']})",
         )
-    return lambda: {split: documents.of_bin(dataset, split, tokenizer) for split in ("train", "val")}, tokenizer
+    return lambda: {
+        split: data_documents.documents_of_bin(dataset, split, tokenizer) for split in ("train", "val")
+    }, tokenizer
 
 
 def _watched(splits):
@@ -154,7 +160,7 @@ def _outputs(out_dir, splits):
 
 def _write(documents, outputs):
     """Write Cleaned documents, every file or none; return what was done, in words."""
-    from finetune.data.doctor import KINDS
+    from finetune.tools.doctor.quality import KINDS
 
     written, changed = Counter(dict.fromkeys(outputs, 0)), Counter()
     out_dir = outputs["removed"].parent

@@ -6,7 +6,8 @@ python -m finetune.eval --out_dir=out-mine --baseline=auto
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune.cli import UsageError, key, parse, run, run_problem
+from finetune.common.errors import UsageError
+from finetune.config.cli import check_run_dir, option, parse, run
 
 USAGE = """usage: python -m finetune.eval --out_dir=OUT [--key=value ...]
 
@@ -16,42 +17,44 @@ OUT/metrics.jsonl."""
 
 @dataclass
 class Options:
-    out_dir: str | None = key(None, "the run whose best model is measured")
-    init_from: str | None = key(None, "another model instead: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt")
-    dataset: str | None = key(None, "a prepared directory, or a text [that of the run]", derived=True)
-    split: str = key("val", "val, train, or the name of another .bin of the dataset")
-    block_size: int | None = key(None, "tokens of context [all that the model has]", derived=True)
-    stride: int | None = key(
+    out_dir: str | None = option(None, "the run whose best model is measured")
+    init_from: str | None = option(
+        None, "another model instead: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt"
+    )
+    dataset: str | None = option(None, "a prepared directory, or a text [that of the run]", derived=True)
+    split: str = option("val", "val, train, or the name of another .bin of the dataset")
+    block_size: int | None = option(None, "tokens of context [all that the model has]", derived=True)
+    stride: int | None = option(
         None, "tokens from one block to the next; fewer give every token more context [block_size]", derived=True
     )
-    documents: bool | None = key(
+    documents: bool | None = option(
         None,
         "every document from its own start instead of one block after the other [as the run was trained; of instruction"
         " data]",
         derived=True,
     )
-    batch_size: int | None = key(
+    batch_size: int | None = option(
         None, "blocks in one forward pass; changes nothing but the speed [what the device likes]", derived=True
     )
-    baseline: str | None = key(None, "a model measured on the same tokens; auto is what the run started from")
-    general: str | None = key(
+    baseline: str | None = option(None, "a model measured on the same tokens; auto is what the run started from")
+    general: str | None = option(
         None, "a text or a prepared directory unlike the data: what was forgotten of it since the baseline"
     )
-    metrics: str = key(
+    metrics: str = option(
         "", "of the answers to instruction data, some of bleu,chrf,rouge,exact_match, or the path of an evaluate metric"
     )
-    completions: int = key(0, "answer this many prompts, spread evenly over the split; 0 is all")
-    samples: int = key(0, "write this many samples, and tell what of them is copied from the training data")
-    start: str = key("\n", "prompt of these samples")
-    max_new_tokens: int = key(256, "length of a completion or sample that does not end by itself")
-    temperature: float | None = key(
+    completions: int = option(0, "answer this many prompts, spread evenly over the split; 0 is all")
+    samples: int = option(0, "write this many samples, and tell what of them is copied from the training data")
+    start: str = option("\n", "prompt of these samples")
+    max_new_tokens: int = option(256, "length of a completion or sample that does not end by itself")
+    temperature: float | None = option(
         None, "0 is always the likeliest token [0 for completions, 0.8 for samples]", derived=True
     )
-    top_k: int = key(200, "draw from the k likeliest tokens only; 0 is all")
-    top_p: float = key(1.0, "draw from the likeliest tokens that together have this probability; 1 is all")
-    seed: int = key(1337, "of what is drawn: samples, and units for the interval of the difference")
-    device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "where to compute")
-    dtype: Literal["float32", "bfloat16", "float16"] = key(
+    top_k: int = option(200, "draw from the k likeliest tokens only; 0 is all")
+    top_p: float = option(1.0, "draw from the likeliest tokens that together have this probability; 1 is all")
+    seed: int = option(1337, "of what is drawn: samples, and units for the interval of the difference")
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute")
+    dtype: Literal["float32", "bfloat16", "float16"] = option(
         "float32", "arithmetic of the matrix products; float32 is what training evaluates in"
     )
 
@@ -90,9 +93,13 @@ class Options:
                 ),
             )
         if self.metrics:
-            from finetune.evaluation import metrics
+            from finetune.evaluation import metrics as evaluation_metrics
 
-            yield from (("metrics", problem) for name in self.metrics.split(",") if (problem := metrics.problem(name)))
+            yield from (
+                ("metrics", problem)
+                for name in self.metrics.split(",")
+                if (problem := evaluation_metrics.problem(name))
+            )
 
 
 LEAST = {
@@ -110,16 +117,16 @@ LEAST = {
 
 def main(argv):
     options, _ = parse(Options, argv, USAGE)
-    if problem := run_problem(options.out_dir):
+    if problem := check_run_dir(options.out_dir):
         raise UsageError(problem)
-    from finetune.evaluation import report
-    from finetune.evaluation.evaluation import evaluate
+    from finetune.evaluation import table
+    from finetune.evaluation.evaluator import evaluate
 
     event, main_process = evaluate(options)
     if main_process:
-        print(report.table(event))
+        print(table.table(event))
         if options.out_dir is not None:
-            report.record(options.out_dir, event)
+            table.record(options.out_dir, event)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
-from finetune.cli import UsageError, key, parse, run, run_problem
-from finetune.recipe import repository_problem
+from finetune.common.errors import UsageError
+from finetune.config.cli import check_run_dir, option, parse, run
+from finetune.config.recipe import repository_problem
 
 USAGE = """usage: python -m finetune.export --out_dir=OUT --to=DIR [--key=value ...]
 
@@ -19,23 +20,25 @@ in place."""
 
 @dataclass
 class Options:
-    out_dir: str | None = key(None, "the run whose best model is exported")
-    init_from: str | None = key(None, "another model instead: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt")
-    to: str | None = key(None, "the directory to write: a new one, or an earlier export, which is replaced")
-    format: Literal["hf", "nanogpt", "peft"] = key(
+    out_dir: str | None = option(None, "the run whose best model is exported")
+    init_from: str | None = option(
+        None, "another model instead: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt"
+    )
+    to: str | None = option(None, "the directory to write: a new one, or an earlier export, which is replaced")
+    format: Literal["hf", "nanogpt", "peft"] = option(
         "hf",
         "hf is what transformers loads, nanogpt a ckpt.pt for nanoGPT's sample.py, peft the adapters of a LoRA run"
         " alone",
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = key("float32", "of the weights in the files")
-    interpolate: str | None = key(
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the weights in the files")
+    interpolate: str | None = option(
         None,
         "mix the run's base back in: auto keeps the best mixture on validation, 0.7 takes 0.7 of the finetuned weights",
     )
-    push_to_hub: str | None = key(
+    push_to_hub: str | None = option(
         None, "USER/NAME: push the export there. The token is that of `hf auth login` or HF_TOKEN"
     )
-    private: bool = key(True, "make the repository a private one")
+    private: bool = option(True, "make the repository a private one")
 
     def problems(self):
         if (self.out_dir is None) == (self.init_from is None):
@@ -70,26 +73,24 @@ class Options:
 
 def main(argv):
     options, _ = parse(Options, argv, USAGE)
-    if problem := run_problem(options.out_dir):
+    if problem := check_run_dir(options.out_dir):
         raise UsageError(problem)
-    from finetune.gpt import weights
-    from finetune.publishing import directory, hub
+    from finetune.gpt import pretrained
+    from finetune.publishing import export, hub
 
-    directory.destination(options.to)
-    source = weights.find(options.out_dir or options.init_from)
+    export.destination(options.to)
+    source = pretrained.find(options.out_dir or options.init_from)
     if (
         options.format == "peft"
         and options.push_to_hub
         and (source / "adapter").is_dir()
-        and not directory.base_on_hub(source)
+        and not export.base_on_hub(source)
     ):
         raise UsageError(
             "push_to_hub: format=peft needs a base that others can load, and that of this run is not on the Hub; push"
             " format=hf instead"
         )
-    written = directory.export(
-        source, options.to, options.format, options.dtype, options.interpolate, options.push_to_hub
-    )
+    written = export.export(source, options.to, options.format, options.dtype, options.interpolate, options.push_to_hub)
     if options.push_to_hub:
         hub.push(written, options.push_to_hub, options.private, again=f"python -m finetune.export {shlex.join(argv)}")
 

@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.cli import key, parse, run
-from finetune.recipe import Recipe
+from finetune.config.cli import option, parse, run
+from finetune.config.recipe import Recipe
 
 USAGE = """usage: python -m finetune.plan [RECIPE.yaml] [--key=value ...]
 
@@ -21,16 +21,16 @@ with exit code 1 when memory or disk do not suffice."""
 
 @dataclass
 class Options(Recipe):
-    tokens: int | None = key(
+    tokens: int | None = option(
         None, "plan for so many tokens of text, of which val_fraction validate, instead of the dataset"
     )
-    num_processes: int = key(1, "processes of the run, each with a device like this one, or all on this CPU")
-    quick: bool = key(False, "count and time nothing")
-    explain: bool = key(False, "list every key with its value, where that is from and its help")
-    suggest: bool = key(False, "write a recipe for this data and this machine")
-    to: str | None = key(None, "with suggest: the file to write; without, it is printed")
-    find_lr: bool = key(False, "try some learning rates in short runs, judged by validation loss")
-    trial_minutes: float = key(5.0, "with find_lr: the longest all of them may take together")
+    num_processes: int = option(1, "processes of the run, each with a device like this one, or all on this CPU")
+    quick: bool = option(False, "count and time nothing")
+    explain: bool = option(False, "list every key with its value, where that is from and its help")
+    suggest: bool = option(False, "write a recipe for this data and this machine")
+    to: str | None = option(None, "with suggest: the file to write; without, it is printed")
+    find_lr: bool = option(False, "try some learning rates in short runs, judged by validation loss")
+    trial_minutes: float = option(5.0, "with find_lr: the longest all of them may take together")
 
     def problems(self):
         for name, message in super().problems():
@@ -71,29 +71,30 @@ class Options(Recipe):
 def main(argv):
     began = time.perf_counter()
     options, origins = parse(Options, argv, USAGE)
-    from finetune.planning import outlook, suggestion, trial, words
+    from finetune.tools.plan import estimate, lr_finder, report
+    from finetune.tools.plan import suggest as suggests
 
     if options.to:
-        suggestion.check_target(options.to)
-    plan = outlook.plan(options.recipe(), origins, options.tokens, options.num_processes)
+        suggests.check_target(options.to)
+    plan = estimate.plan(options.recipe(), origins, options.tokens, options.num_processes)
     if not options.quick:
-        from finetune.planning import timing
+        from finetune.tools.plan import timing
 
         plan = timing.timed(plan, began)
-    print(words.report(plan))
+    print(report.report(plan))
     if options.explain:
-        print(f"\n{words.explanation(plan)}")
+        print(f"\n{report.explanation(plan)}")
     learning_rate = None
     if options.find_lr:
-        tried = trial.find_lr(plan, options.trial_minutes)
+        tried = lr_finder.find_lr(plan, options.trial_minutes)
         print(f"\n{tried.report()}")
         learning_rate = tried.best
     if options.suggest:
-        text = suggestion.recipe(plan, options.to or "FILE.yaml", learning_rate)
+        text = suggests.recipe(plan, options.to or "FILE.yaml", learning_rate)
         if options.to:
             Path(options.to).write_text(text, encoding="utf-8")
         print(f"\nwrote {options.to}" if options.to else f"\n{text.rstrip()}")
-    if shortage := words.shortage(plan):
+    if shortage := report.shortage(plan):
         print(f"\n{shortage}")
         return 1
     return 0

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from finetune.cli import key, parse, run
-from finetune.data.columns import chosen_columns, problems_of_columns
+from finetune.config.cli import option, parse, run
+from finetune.data.sources import chosen_columns, problems_of_columns
 
 EXAMINED = 100_000_000  # bytes of text that the doctor examines unasked, in some twenty seconds
-
 USAGE = """usage: python -m finetune.prepare SOURCE... --out_dir=DIR [--key=value ...]
 
 Tokenizes text into train.bin and val.bin. SOURCE is a file (txt, md, jsonl, json, csv, parquet; also compressed), a
@@ -21,34 +20,36 @@ python_docs (part of Python)."""
 
 @dataclass
 class Options:
-    sources: list = key([], "files, directories, patterns, data sets, or the names of texts")
-    out_dir: str = key("", "directory to write; data/SOURCE when there is one source")
-    tokenizer: str = key(
+    sources: list = option([], "files, directories, patterns, data sets, or the names of texts")
+    out_dir: str = option("", "directory to write; data/SOURCE when there is one source")
+    tokenizer: str = option(
         "gpt2", "gpt2 (byte-level BPE), char (one id a character, for training from scratch), or a model directory"
     )
-    text_column: str | None = key(
+    text_column: str | None = option(
         None, "the column of a table that holds the text [text, or the only one that holds any]", derived=True
     )
-    prompt_column: str | None = key(None, "the column of what is asked [prompt]", derived=True)
-    completion_column: str | None = key(
+    prompt_column: str | None = option(None, "the column of what is asked [prompt]", derived=True)
+    completion_column: str | None = option(
         None, "the column of the answer, the only part that is learned [completion]", derived=True
     )
-    messages_column: str | None = key(
+    messages_column: str | None = option(
         None, "the column of conversations, lists of {role, content} [messages]", derived=True
     )
-    split: str = key("train", "the split of a Hub data set to read")
-    revision: str | None = key(None, "the revision of a Hub data set")
-    val_fraction: float = key(
+    split: str = option("train", "the split of a Hub data set to read")
+    revision: str | None = option(None, "the revision of a Hub data set")
+    val_fraction: float = option(
         0.1, "share kept for validation: of the documents, or of a single text's characters, at its end"
     )
-    val: str | None = key(None, "a source to validate on instead; several with commas between them")
-    seed: int = key(1337, "decides which documents are kept for validation")
-    overflow: Literal["split", "drop", "error"] = key(
+    val: str | None = option(None, "a source to validate on instead; several with commas between them")
+    seed: int = option(1337, "decides which documents are kept for validation")
+    overflow: Literal["split", "drop", "error"] = option(
         "split", "documents of more than max_tokens: cut in training, left out, or refused"
     )
-    max_tokens: int = key(1024, "the longest document that is no overflow, end-of-text included; give your block_size")
-    num_proc: int = key(0, "threads that tokenize; 0 is one a core")
-    doctor: Literal["auto", "true", "false"] = key(
+    max_tokens: int = option(
+        1024, "the longest document that is no overflow, end-of-text included; give your block_size"
+    )
+    num_proc: int = option(0, "threads that tokenize; 0 is one a core")
+    doctor: Literal["auto", "true", "false"] = option(
         "auto", "examine the data at the end as finetune.doctor does; auto is for up to 100 MB of text"
     )
 
@@ -74,8 +75,9 @@ class Options:
 
 def main(argv):
     options, _ = parse(Options, argv, USAGE)
-    from finetune.data import doctor
-    from finetune.data.prepare import examine, prepare, summary
+    from finetune.data.prepare import prepare, summary
+    from finetune.tools.doctor import quality
+    from finetune.tools.doctor.quality import examine_dataset
 
     out_dir = options.out_dir or f"data/{Path(options.sources[0]).stem}"
     dataset = prepare(**_choices(options, out_dir))
@@ -84,7 +86,7 @@ def main(argv):
     if options.doctor == "true" or (
         options.doctor == "auto" and sum(dataset.num_bytes(split) for split in ("train", "val")) <= EXAMINED
     ):
-        print(f"\n{doctor.report(examine(dataset))}")
+        print(f"\n{quality.report(examine_dataset(dataset))}")
     elif options.doctor == "auto":
         print(f"not examined, being large: python -m finetune.doctor {out_dir}")
 
@@ -93,9 +95,9 @@ def _choices(options, out_dir):
     """The arguments of `data.prepare.prepare` that the options mean."""
     tokenizer = options.tokenizer
     if tokenizer not in ("gpt2", "char") and not Path(tokenizer).is_dir():
-        from finetune.gpt import weights
+        from finetune.gpt import pretrained
 
-        tokenizer = weights.find(tokenizer)
+        tokenizer = pretrained.find(tokenizer)
     same = ("val_fraction", "seed", "num_proc", "max_tokens", "overflow", "split", "revision")
     val = options.val.split(",") if options.val else ()
     given = {

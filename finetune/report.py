@@ -5,7 +5,8 @@ python -m finetune.report --out_dir=out-mine
 
 from dataclasses import dataclass
 
-from finetune.cli import UsageError, key, parse, run
+from finetune.common.errors import UsageError
+from finetune.config.cli import option, parse, run
 
 USAGE = """usage: python -m finetune.report --out_dir=OUT [--to=FILE.html]
 
@@ -15,8 +16,8 @@ ends; this writes it anew, also of a run that is still going on."""
 
 @dataclass
 class Options:
-    out_dir: str = key("out", "the run to show")
-    to: str | None = key(None, "where the page is written [report.html in out_dir]", derived=True)
+    out_dir: str = option("out", "the run to show")
+    to: str | None = option(None, "where the page is written [report.html in out_dir]", derived=True)
 
     def problems(self):
         if self.to is not None and not self.to.endswith(".html"):
@@ -25,11 +26,11 @@ class Options:
 
 def main(argv):
     options, _ = parse(Options, argv, USAGE)
-    from finetune.reporting import diagnosis, page, record
+    from finetune.tools.report import diagnosis, html_report, record
 
     found = record.load(options.out_dir)
     try:
-        print(f"report in {page.write(found, diagnosis.diagnose(found), options.to)}")
+        print(f"report in {html_report.write(found, diagnosis.diagnose(found), options.to)}")
     except OSError as error:
         raise UsageError(
             f"{options.to or found.out_dir}: the report cannot be written there: {error.strerror}"

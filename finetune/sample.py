@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from finetune.cli import UsageError, key, parse, run, run_problem
+from finetune.common.errors import UsageError
+from finetune.config.cli import check_run_dir, option, parse, run
+from finetune.runs.inputs import data_of_run, describe_model, gpt2_for
 
 USAGE = """usage: python -m finetune.sample --out_dir=OUT [--key=value ...]
 
@@ -16,26 +18,30 @@ Prints samples of the best model of a run."""
 
 @dataclass
 class Options:
-    out_dir: str | None = key(None, "the run whose best model speaks")
-    init_from: str | None = key(None, "another model instead: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt")
-    start: str = key("\n", "the prompt, or FILE:path to read it from a file; <|endoftext|> is the token")
-    prompts: str = key("", "a file of prompts instead: a line each, or .jsonl with prompt or messages")
-    chat: bool = key(False, "talk with a model that was trained on conversations, a line of standard input a turn")
-    num_samples: int = key(10, "how many samples of each prompt")
-    max_new_tokens: int = key(500, "tokens in each sample at most")
-    temperature: float = key(0.8, "below 1.0 more predictable, above more random, 0 always the likeliest token")
-    top_k: int = key(200, "draw from the k likeliest tokens only; 0 is all")
-    top_p: float = key(1.0, "draw from the likeliest tokens that together have this probability; 1 is all")
-    min_p: float = key(0.0, "draw from tokens of at least this share of the likeliest one's probability; 0 is all")
-    repetition_penalty: float = key(1.0, "above 1 tokens that have been there become less likely; 1 is off")
-    stop: str = key("", "a text at which a sample ends")
-    ignore_eos: bool = key(False, "write on after end-of-text, which otherwise ends a sample")
-    max_copy: int = key(0, "never repeat more than this many tokens in a row from the training data; 0 is off")
-    dataset: str = key("", "for max_copy: the prepared directory of the training data [that of the run]")
-    out: str = key("", "write the samples to this file instead, .jsonl: one object a sample, with its ids and settings")
-    seed: int = key(1337, "the same seed gives the same samples")
-    device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "where to compute")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("auto", "arithmetic of the matrix products")
+    out_dir: str | None = option(None, "the run whose best model speaks")
+    init_from: str | None = option(
+        None, "another model instead: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt"
+    )
+    start: str = option("\n", "the prompt, or FILE:path to read it from a file; <|endoftext|> is the token")
+    prompts: str = option("", "a file of prompts instead: a line each, or .jsonl with prompt or messages")
+    chat: bool = option(False, "talk with a model that was trained on conversations, a line of standard input a turn")
+    num_samples: int = option(10, "how many samples of each prompt")
+    max_new_tokens: int = option(500, "tokens in each sample at most")
+    temperature: float = option(0.8, "below 1.0 more predictable, above more random, 0 always the likeliest token")
+    top_k: int = option(200, "draw from the k likeliest tokens only; 0 is all")
+    top_p: float = option(1.0, "draw from the likeliest tokens that together have this probability; 1 is all")
+    min_p: float = option(0.0, "draw from tokens of at least this share of the likeliest one's probability; 0 is all")
+    repetition_penalty: float = option(1.0, "above 1 tokens that have been there become less likely; 1 is off")
+    stop: str = option("", "a text at which a sample ends")
+    ignore_eos: bool = option(False, "write on after end-of-text, which otherwise ends a sample")
+    max_copy: int = option(0, "never repeat more than this many tokens in a row from the training data; 0 is off")
+    dataset: str = option("", "for max_copy: the prepared directory of the training data [that of the run]")
+    out: str = option(
+        "", "write the samples to this file instead, .jsonl: one object a sample, with its ids and settings"
+    )
+    seed: int = option(1337, "the same seed gives the same samples")
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("auto", "arithmetic of the matrix products")
 
     def problems(self):
         if (self.out_dir is None) == (self.init_from is None):
@@ -71,42 +77,45 @@ def main(argv):
     if problems := [*_contradictions(options, given), *_wrong_paths(options)]:
         raise UsageError("\n".join(problems))
 
-    from finetune.data import chat, prompts
+    from finetune.data import chat as chats
+    from finetune.data import prompts as data_prompts
     from finetune.data import tokenizer as tokenizers
-    from finetune.gpt import GPT, weights
-    from finetune.training import machine, samples
+    from finetune.gpt import GPT, pretrained, sampling
+    from finetune.runtime import device as devices
 
-    source = weights.find(options.out_dir or options.init_from)
+    source = pretrained.find(options.out_dir or options.init_from)
     directory = source if source.is_dir() else source.parent
-    tokenizer = tokenizers.from_directory(directory) or _gpt2_for(weights.load_config(source), source)
-    template = chat.template_of(directory)
+    tokenizer = tokenizers.from_directory(directory) or gpt2_for(pretrained.load_config(source), source)
+    template = chats.template_of(directory)
     if options.chat and template is None:
         raise UsageError(
             f"{source}: has no chat template; --chat=true is for models that were trained on conversations"
         )
     if options.prompts:
         starts = [
-            tokenizers.encode_prompt(tokenizer, text, place) for place, text in prompts.read(options.prompts, template)
+            tokenizers.encode_prompt(tokenizer, text, place)
+            for place, text in data_prompts.read(options.prompts, template)
         ]
     else:
         starts = [] if options.chat else [tokenizers.prompt_ids(tokenizer, options.start)]
     settings = {name: getattr(options, name) for name in SETTINGS}
     settings["followers"] = _followers(options, tokenizer) if options.max_copy else None
-    device = machine.choose_device(options.device)
+    device = devices.choose_device(options.device)
     if device.type == "cpu":
-        machine.keep_memory()
-        machine.use_all_cores()
-    model = GPT.from_pretrained(source).to(device, machine.best_dtype(options.dtype, device)).eval()
+        devices.keep_heap()
+        devices.use_all_cores()
+    model = GPT.from_pretrained(source).to(device, devices.best_dtype(options.dtype, device)).eval()
     print(
-        f"{_name(source)}, {model.num_parameters() / 1e6:.2f}M parameters, {tokenizer.describe()['name']}", flush=True
+        f"{describe_model(source)}, {model.num_parameters() / 1e6:.2f}M parameters, {tokenizer.describe()['name']}",
+        flush=True,
     )
     if options.chat:
         _chat(model, tokenizer, template, options.seed, settings)
     elif options.out:
-        _write(model, tokenizer, starts, options, settings, _name(source))
+        _write(model, tokenizer, starts, options, settings, describe_model(source))
     else:
         for start in starts:
-            samples.print_samples(
+            sampling.print_samples(
                 model, tokenizer, start, num_samples=options.num_samples, seed=options.seed, **settings
             )
 
@@ -123,7 +132,7 @@ def _contradictions(options, given):
 
 def _wrong_paths(options):
     """What is there and should not be, and the other way round."""
-    if problem := run_problem(options.out_dir):
+    if problem := check_run_dir(options.out_dir):
         yield problem
     for path in (options.start[5:] if options.start.startswith("FILE:") else "", options.prompts):
         if path and not Path(path).is_file():
@@ -140,13 +149,13 @@ def _write(model, tokenizer, starts, options, settings, name):
 
     from tqdm import tqdm
 
-    from finetune.training.samples import draw
+    from finetune.gpt.sampling import draw_samples
 
     plain = {"model": name, "seed": options.seed, **{name: getattr(options, name) for name in (*SETTINGS, "max_copy")}}
     with open(options.out, "x", encoding="utf-8") as file:
         for start in tqdm(starts, unit=" prompts", disable=None, leave=False):
             for number, sample in enumerate(
-                draw(model, tokenizer, start, options.num_samples, seed=options.seed, **settings)
+                draw_samples(model, tokenizer, start, options.num_samples, seed=options.seed, **settings)
             ):
                 row = {
                     "prompt": tokenizer.decode(start),
@@ -166,9 +175,9 @@ def _chat(model, tokenizer, template, seed, settings):
 
     import torch
 
-    from finetune.data import chat
+    from finetune.data import chat as chats
     from finetune.data.tokenizer import encode_prompt
-    from finetune.training.samples import draw, write_fresh
+    from finetune.gpt.sampling import draw_samples, write_fresh
 
     generator = torch.Generator(model.wte.weight.device).manual_seed(seed)
     room = model.config.block_size - min(settings["max_new_tokens"], model.config.block_size // 2)
@@ -186,15 +195,15 @@ def _chat(model, tokenizer, template, seed, settings):
             continue
         messages.append({"role": "user", "content": line})
         try:
-            start = encode_prompt(tokenizer, chat.render(template, messages), "this turn")
+            start = encode_prompt(tokenizer, chats.render(template, messages), "this turn")
             while len(start) > room and len(messages) > 1:
                 del messages[:2]
-                start = encode_prompt(tokenizer, chat.render(template, messages), "this turn")
+                start = encode_prompt(tokenizer, chats.render(template, messages), "this turn")
         except UsageError as error:
             messages.pop()
             print(error, flush=True)
             continue
-        [sample] = draw(
+        [sample] = draw_samples(
             model, tokenizer, start, seed=generator, show=write_fresh if sys.stdout.isatty() else None, **settings
         )
         write_fresh(sample)
@@ -204,69 +213,23 @@ def _chat(model, tokenizer, template, seed, settings):
 
 def _followers(options, tokenizer):
     """What max_copy asks at each step: which ids follow in the training data."""
-    from finetune.data import bins
-    from finetune.data.copied import Followers
+    from finetune.data import dataset as datasets
+    from finetune.data.verbatim import CopyBlocker
 
     if options.dataset:
-        named = [path for path in (Path(options.dataset), Path("data") / options.dataset) if bins.is_prepared(path)]
+        named = [path for path in (Path(options.dataset), Path("data") / options.dataset) if datasets.is_prepared(path)]
         if not named:
             raise UsageError(f"dataset {options.dataset}: no train.bin there; `python -m finetune.prepare` makes one")
-        dataset = bins.load(named[0])
+        dataset = datasets.load(named[0])
     else:
-        dataset = _data_of(options.out_dir)
+        dataset = data_of_run(options.out_dir)
     if dataset.tokenizer and dataset.tokenizer.fingerprint != tokenizer.fingerprint:
         ours, theirs = tokenizer.describe()["name"], dataset.tokenizer.describe()["name"]
         raise UsageError(
             f"{dataset.directory} holds ids of {theirs}, but the model works with {ours}; it was trained on something"
             " else"
         )
-    return Followers(dataset, options.max_copy)
-
-
-def _data_of(out_dir):
-    """The Dataset that a run was trained on, recognized by its sha256."""
-    from finetune.data import bins
-    from finetune.recipe import Recipe
-    from finetune.training.progress import read_metrics
-
-    recipe, told = Path(out_dir) / "recipe.yaml", f"max_copy: the data that {out_dir} was trained on"
-    identities = [event["identity"] for event in read_metrics(Path(out_dir) / "metrics.jsonl") if "identity" in event]
-    if not recipe.is_file() or not identities:
-        raise UsageError(f"{told} is not known (no recipe.yaml and metrics.jsonl there); give --dataset=DIR")
-    value = parse(Recipe, [str(recipe)], "")[0].dataset
-    if "," in value:
-        raise UsageError(f"{told} are several: {value}; give one of them, --dataset=DIR")
-    candidates = [
-        Path(value),
-        Path("data") / value,
-        *sorted(Path("data").glob(f"{Path(value).stem}-*")),
-    ]  # a text is prepared into such a one
-    for directory in candidates:
-        if bins.is_prepared(directory):
-            dataset = bins.load(directory)
-            if bins.survey(dataset, "train").sha256 == identities[-1]["train.bin"]:
-                return dataset
-    raise UsageError(f"{told}, {value}, is not here any more, or another text by now; give --dataset=DIR")
-
-
-def _gpt2_for(config, source):
-    """GPT-2's own tokenizer for a model that came without one."""
-    from finetune.data import tokenizer as tokenizers
-
-    if config.vocab_size != 50257:
-        raise UsageError(f"{source}: has no tokenizer, and {config.vocab_size:,} ids are not GPT-2's")
-    return tokenizers.gpt2()
-
-
-def _name(source):
-    """Which weights speak: their place and, for a run, the update and validation loss they are from."""
-    import json
-
-    try:
-        facts = json.loads((source / "finetune.json").read_text(encoding="utf-8"))
-        return f"{source} (step {facts['step']}, val loss {facts['val_loss']:.4f})"
-    except (OSError, ValueError, KeyError):
-        return str(source)
+    return CopyBlocker(dataset, options.max_copy)
 
 
 if __name__ == "__main__":

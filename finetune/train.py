@@ -3,8 +3,10 @@
 accelerate launch -m finetune.train recipes/small.yaml --dataset=data/mine --out_dir=out-mine
 """
 
-from finetune.cli import Failure, UsageError, die_with_launcher, parse, reasons, run
-from finetune.recipe import Recipe
+from finetune.common.errors import Failure, UsageError
+from finetune.config.cli import die_with_launcher, parse, run
+from finetune.config.recipe import Recipe
+from finetune.config.recipe_file import comments_by_key
 
 USAGE = """usage: accelerate launch -m finetune.train [RECIPE.yaml] [--key=value ...]
        python -m finetune.train [RECIPE.yaml] [--key=value ...]
@@ -16,11 +18,11 @@ In brackets the default; "derived" values follow from the others and are shown w
 def main(argv):
     recipe, origins = parse(Recipe, argv, USAGE)
     die_with_launcher()
-    from finetune.reporting.ending import told
-    from finetune.training.loop import train
+    from finetune.tools.report.after_training import report_after
+    from finetune.training.trainer import train
 
-    with told(recipe):
-        done = train(recipe, reasons(origins))
+    with report_after(recipe):
+        done = train(recipe, comments_by_key(origins))
     if recipe.push_to_hub and not recipe.eval_only and done.machine.accelerator.is_main_process:
         _push(recipe)
 
@@ -38,10 +40,10 @@ def _push(recipe):
     if not recipe.push:
         print(f"nothing is pushed to {recipe.push_to_hub} without --push=true; by hand: {by_hand}")
         return
-    from finetune.publishing import directory, hub
+    from finetune.publishing import export, hub
 
     try:
-        exported = directory.export(out_dir / "best", to, name=recipe.push_to_hub)
+        exported = export.export(out_dir / "best", to, name=recipe.push_to_hub)
     except (UsageError, Failure) as error:  # all is done but this
         raise Failure(
             f"{recipe.push_to_hub} was not pushed: {error}. The model is in {out_dir}/best; again: {by_hand}", 4

@@ -36,7 +36,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune.cli import key, parse, run
+from finetune.config.cli import option, parse, run
 
 ROOT = Path(__file__).parents[1]
 CONTENDERS = ROOT / "scripts" / "contenders.py"
@@ -52,20 +52,20 @@ WARM_UP = 2  # updates that are not timed: allocators, first optimizer state, co
 
 @dataclass
 class Options:
-    sources: list = key(
+    sources: list = option(
         [],
         "what to measure: train, start, memory, modes, plan, processes, packing, sample, command, load, prepare,"
         " convert, char or gpu",
     )
-    nanogpt: str = key("", "a checkout of nanoGPT to compare with")
-    rounds: int = key(5, "how often every tool has its turn")
-    size: str = key("124M", "the shape: 124M, 355M, 774M, 1558M, or tiny to try the script itself")
-    batch_size: int = key(1, "train: blocks of an update")
-    block_size: int = key(1024, "train, memory, load: tokens of a block")
-    steps: int = key(6, "train: updates, the first two of which are not timed")
-    tokens: int = key(200, "sample: new tokens of each sample")
-    text: str = key("shakespeare", "the text for char: tiny Shakespeare, or a file")
-    out: str = key(str(ROOT / "docs" / "benchmarks"), "directory for the results")
+    nanogpt: str = option("", "a checkout of nanoGPT to compare with")
+    rounds: int = option(5, "how often every tool has its turn")
+    size: str = option("124M", "the shape: 124M, 355M, 774M, 1558M, or tiny to try the script itself")
+    batch_size: int = option(1, "train: blocks of an update")
+    block_size: int = option(1024, "train, memory, load: tokens of a block")
+    steps: int = option(6, "train: updates, the first two of which are not timed")
+    tokens: int = option(200, "sample: new tokens of each sample")
+    text: str = option("shakespeare", "the text for char: tiny Shakespeare, or a file")
+    out: str = option(str(ROOT / "docs" / "benchmarks"), "directory for the results")
 
     def problems(self):
         if len(self.sources) != 1 or self.sources[0] not in LANES:
@@ -169,11 +169,11 @@ def start(options, work):
     a text."""
     from tokenizers import ByteLevelBPETokenizer
 
-    from finetune.data import sources
+    from finetune.data import sources as data_sources
 
     options.block_size, options.steps = 128, 1
     shared = prepared(options, work, tokens=400 * options.block_size)
-    text = "".join(piece.text for piece in sources.find(["python_docs"])[0].pieces())
+    text = "".join(piece.text for piece in data_sources.find(["python_docs"])[0].pieces())
     (work / "text.txt").write_text(text, encoding="utf-8")
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator([text], vocab_size=8000, special_tokens=["<|endoftext|>"], show_progress=False)
@@ -243,19 +243,25 @@ def memory(options, work):
 def modes(options, work):
     """Memory and time of an update in each memory mode, beside the predictions that finetune.plan and memory=auto go
     by."""
-    from finetune.gpt import GPTConfig, convert
-    from finetune.recipe import Recipe
-    from finetune.training import lora, machine, memory
+    from finetune import GPTConfig
+    from finetune.config.recipe import Recipe
+    from finetune.gpt import lora
+    from finetune.gpt import size as sizes
+    from finetune.runtime import device as devices
+    from finetune.runtime import memory as memorys
+    from finetune.runtime import memory_modes
 
-    this = machine.start(Recipe(dataset="-"))
+    this = devices.start(Recipe(dataset="-"))
     n_layer, n_head, n_embd = SIZES[options.size]
     config = GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
     dtype = str(this.dtype).removeprefix("torch.")
 
     def predicted(given):
         recipe = Recipe(dataset="-", batch_size=options.batch_size, gradient_accumulation_steps=1, **given)
-        more = {"program": memory.PROGRAM if this.device.type == "cpu" else 0, "evaluated": options.batch_size}
-        return memory.needs_of(recipe, config, options.block_size, this.device.type, dtype, this.compile, **more).peak
+        more = {"program": memorys.BASE_RSS if this.device.type == "cpu" else 0, "evaluated": options.batch_size}
+        return memory_modes.estimate_of(
+            recipe, config, options.block_size, this.device.type, dtype, this.compile, **more
+        ).peak
 
     shared = prepared(options, work, tokens=max(40, 2 * options.steps * options.batch_size) * options.block_size)
     whole, full = {"chunked_loss": "false"}, {"gradient_checkpointing": True}
@@ -286,7 +292,7 @@ def modes(options, work):
             {
                 "mode": c.name,
                 "trainable parameters": (
-                    f"{lora.num_parameters(config, given.get('lora_rank', 0)) or convert.num_parameters(config):,}"
+                    f"{lora.num_parameters(config, given.get('lora_rank', 0)) or sizes.num_parameters(config):,}"
                 ),
                 "peak MB": f"{peak:,.0f}",
                 "predicted": f"{said:,.0f} ({said / peak - 1:+.0%})" if ours else "",
@@ -446,25 +452,27 @@ def packing(options, work):
     apart by positions."""
     import numpy as np
 
-    from finetune.data import bins, cache
-    from finetune.data.batches import Blocks, Order
+    from finetune.data import arrow_cache
+    from finetune.data import dataset as datasets
+    from finetune.data.batches import Blocks
+    from finetune.data.sampler import BlockSampler
 
     options.batch_size = 4
     shared = prepared(options, work, tokens=200 * options.block_size) | {"saves": False}
     rng = np.random.default_rng(1)
     for split in ("train", "val"):
         ids = np.fromfile(work / "data" / f"{split}.bin", dtype=np.uint16)
-        ids[ids == bins.GPT2_EOT] = 1
+        ids[ids == datasets.GPT2_EOT] = 1
         ends = np.cumsum(rng.geometric(1 / 250, len(ids)).clip(20, options.block_size))
-        ids[ends[ends < len(ids)] - 1] = bins.GPT2_EOT
+        ids[ends[ends < len(ids)] - 1] = datasets.GPT2_EOT
         ids.tofile(work / "data" / f"{split}.bin")
-    dataset = bins.load(work / "data")
-    contents = bins.survey(dataset, "train")
+    dataset = datasets.load(work / "data")
+    contents = datasets.scan(dataset, "train")
     blocks = Blocks.from_arrow(
-        cache.open_cache(dataset, "train", options.block_size, contents, isolated=True), contents.tokens
+        arrow_cache.open_cache(dataset, "train", options.block_size, contents, isolated=True), contents.tokens
     )
     np.savez(work / "packed.npz", **{name: np.concatenate(chunks) for name, chunks in blocks.columns.items()})
-    order = Order(blocks.num_rows, options.batch_size, 1337)
+    order = BlockSampler(blocks.num_rows, options.batch_size, 1337)
     (work / "rows.json").write_text(json.dumps([int(row) for i in range(options.steps) for row in order.rows(i)]))
     flattened = {"dtype": "bfloat16", "dropout": 0.0, "flattened": True}
     contenders = [
@@ -551,7 +559,7 @@ def command(options, work):
     import torch
 
     from finetune.data.tokenizer import CharTokenizer
-    from finetune.training.machine import best_dtype
+    from finetune.runtime.device import best_dtype
 
     shared = prepared(options, work, tokens=2**15)
     chars = ["\n", *(chr(point) for point in range(0x100, 0x100 + 50256))]
@@ -934,7 +942,7 @@ def prepared(options, work, tokens, device="cpu"):
     import torch
 
     from finetune import GPT, GPTConfig
-    from finetune.data.batches import Order
+    from finetune.data.sampler import BlockSampler
 
     data = work / "data"
     data.mkdir(exist_ok=True)
@@ -956,7 +964,7 @@ def prepared(options, work, tokens, device="cpu"):
         "gradient_accumulation_steps": 1,
         "max_iters": options.steps,
     }
-    order = Order(-(-tokens // options.block_size), options.batch_size, 1337)
+    order = BlockSampler(-(-tokens // options.block_size), options.batch_size, 1337)
     (work / "rows.json").write_text(json.dumps([int(row) for i in range(options.steps) for row in order.rows(i)]))
     return {
         "work": str(work),

@@ -27,21 +27,18 @@ def main(path):
 
 # training: which updates were told of (the first is 0), their losses, when each was done (seconds since the process was
 # started), and peak memory in MB: on a GPU from the first update to the last, on a CPU of the whole process
-
-
 def finetune_train(job):
-    from finetune import recipe
-    from finetune.cli import parse
-    from finetune.training import loop
-    from finetune.training.progress import read_metrics
+    from finetune.config import recipe
+    from finetune.config.cli import parse
+    from finetune.runs.events import read_metrics
+    from finetune.training import session, validation
+    from finetune.training import trainer as trainers
 
     _without_datasets()
     if not job["saves"]:
-        loop.publish_model, loop.save_state, loop.plot = (
-            (lambda *args, **more: True),
-            (lambda *args, **more: None),
-            (lambda out_dir: None),
-        )
+        validation.publish_model = lambda *args, **more: True
+        trainers.save_state = lambda *args, **more: None
+        session.plot_loss = lambda out_dir: None
     out_dir = Path(job["work"], "out")
     flags = {
         "init_from": job["weights"],
@@ -65,15 +62,15 @@ def finetune_train(job):
         [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in flags.items()],
         "",
     )
-    peak, update = Peak(job), loop.update
+    peak, update = Peak(job), trainers.update
 
     def watched(*args):
         outcome = update(*args)
         peak.look()
         return outcome
 
-    loop.update = watched
-    loop.train(recipe)
+    trainers.update = watched
+    trainers.train(recipe)
     updates = [event for event in read_metrics(out_dir / "metrics.jsonl") if event["event"] == "iter"]
     return _training(job, peak, [(event["iter"], event["loss"], event["time"]) for event in updates])
 
@@ -159,32 +156,28 @@ def trainer_train(job):
 
 
 # what a plan says, and the whole command
-
-
 def finetune_plan(job):
-    from finetune.cli import parse
+    from finetune.config.cli import parse
     from finetune.plan import Options
-    from finetune.planning import outlook, timing
+    from finetune.tools.plan import estimate, timing
 
     options, origins = parse(Options, job["argv"], "")
-    plan = timing.timed(outlook.plan(options.recipe(), origins), time.perf_counter() - (time.time() - job["began"]))
+    plan = timing.timed(estimate.plan(options.recipe(), origins), time.perf_counter() - (time.time() - job["began"]))
     parts = plan.seconds()
     return {"seconds": sum(parts.values()), "peak_gb": plan.takes() / 1e9, "parts": parts, "timing": vars(plan.timing)}
 
 
 def finetune_run(job):
-    from finetune.cli import parse
-    from finetune.recipe import Recipe
-    from finetune.training import loop
+    from finetune.config.cli import parse
+    from finetune.config.recipe import Recipe
+    from finetune.training import trainer as trainers
 
     recipe, _ = parse(Recipe, job["argv"], "")
-    loop.train(recipe)
+    trainers.train(recipe)
     return {"seconds": time.time() - job["began"], "peak_gb": Peak.resident() * 2**20 / 1e9}
 
 
 # from nothing but a text and a model on disk to the first update
-
-
 def finetune_start(job):
     flags = {"dataset": f"{job['work']}/text.txt", "save_interval": 10**9}
     Path(job["work"], "start").mkdir(exist_ok=True)
@@ -330,18 +323,16 @@ def nanogpt_setup(job):
 
 
 # sampling: seconds of each call, after one that does not count
-
-
 def finetune_sample(job):
     import torch
 
     from finetune import GPT
-    from finetune.training import machine
+    from finetune.runtime import device as devices
 
     device = torch.device(job["device"])
     if device.type == "cpu":
-        machine.keep_memory()
-        machine.use_all_cores()
+        devices.keep_heap()
+        devices.use_all_cores()
     model = GPT.from_pretrained(job["weights"]).to(device, getattr(torch, job["dtype"])).eval()
     return _sampling(job, lambda idx, new, **how: model.generate(idx.to(device), new, **how))
 
@@ -385,19 +376,19 @@ def _sampling(job, write):
 
 
 # loading: milliseconds of one batch
-
-
 def finetune_load(job):
     import numpy as np
 
-    from finetune.data import bins, cache
-    from finetune.data.batches import Blocks, Order
+    from finetune.data import arrow_cache
+    from finetune.data import dataset as data_dataset
+    from finetune.data.batches import Blocks
+    from finetune.data.sampler import BlockSampler
 
     shape = job["shape"]
-    dataset = bins.load(Path(job["work"], "data"))
-    contents = bins.survey(dataset, "train")
-    blocks = Blocks.from_arrow(cache.open_cache(dataset, "train", shape["block_size"], contents), contents.tokens)
-    order = Order(blocks.num_rows, shape["batch_size"], 1337)
+    dataset = data_dataset.load(Path(job["work"], "data"))
+    contents = data_dataset.scan(dataset, "train")
+    blocks = Blocks.from_arrow(arrow_cache.open_cache(dataset, "train", shape["block_size"], contents), contents.tokens)
+    order = BlockSampler(blocks.num_rows, shape["batch_size"], 1337)
     np.asarray(order.rows(0))
     return _loading(lambda i: blocks.batch(order.rows(i)))
 
@@ -482,13 +473,14 @@ def _preparing(job, tokens):
 
 def finetune_convert(job):
     """train.bin to Arrow, in MB/s, and how much memory that took on top."""
-    from finetune.data import bins, cache
+    from finetune.data import arrow_cache
+    from finetune.data import dataset as data_dataset
 
-    dataset = bins.load(Path(job["work"], "data"))
-    contents = bins.Contents(tokens=os.path.getsize(dataset.bin("train")) // 2, sha256="0" * 64, largest=0)
-    cache._folders(dataset)  # imports
+    dataset = data_dataset.load(Path(job["work"], "data"))
+    contents = data_dataset.BinStats(tokens=os.path.getsize(dataset.bin("train")) // 2, sha256="0" * 64, largest=0)
+    arrow_cache._folders(dataset)  # imports
     before, began = Peak.resident(), time.perf_counter()
-    cache._build(dataset, "train", Path(job["work"], f"{contents.sha256}.arrow"), job["shape"]["block_size"])
+    arrow_cache._build(dataset, "train", Path(job["work"], f"{contents.sha256}.arrow"), job["shape"]["block_size"])
     seconds = time.perf_counter() - began
     return {"mb_per_second": contents.tokens * 2 / 1e6 / seconds, "grown_mb": Peak.resident() - before}
 
@@ -540,11 +532,11 @@ def _without_datasets():
 
     import numpy as np
 
-    from finetune.data import cache
+    from finetune.data import arrow_cache
     from finetune.data.batches import Blocks
 
     if not find_spec("datasets"):
-        cache.open_cache = lambda dataset, split, block_size, contents, isolated: (
+        arrow_cache.open_cache = lambda dataset, split, block_size, contents, isolated: (
             np.memmap(dataset.bin(split), dtype=np.uint16, mode="r"),
             block_size,
         )

@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.cli import key, parse, run
+from finetune.config.cli import option, parse, run
 
 ROOT = Path(__file__).parents[1]
 BLOCK_SIZE = 128
@@ -25,10 +25,10 @@ ALONE = "transformers, one after the other, a sum in float64"
 
 @dataclass
 class Options:
-    documents: int = key(64, "how many documents")
-    max_iters: int = key(200, "updates of the model")
-    seed: int = key(0, "of the documents")
-    out: str = key(str(ROOT / "docs" / "benchmarks"), "directory for the table")
+    documents: int = option(64, "how many documents")
+    max_iters: int = option(200, "updates of the model")
+    seed: int = option(0, "of the documents")
+    out: str = option(str(ROOT / "docs" / "benchmarks"), "directory for the table")
 
 
 def main(argv):
@@ -97,8 +97,8 @@ def prepared(options):
 
 
 def trained(options):
-    from finetune.recipe import Recipe
-    from finetune.training.loop import train
+    from finetune.config.recipe import Recipe
+    from finetune.training.trainer import train
 
     train(
         Recipe(
@@ -121,12 +121,12 @@ def trained(options):
 
 def ours():
     """What the command finds: document by document, and all of them packed into blocks."""
-    from finetune import eval as verb
+    from finetune import eval
 
     for documents in (True, False):
         for batch_size in (1, 4, 64):
             with contextlib.redirect_stdout(io.StringIO()):
-                verb.main(["--out_dir=out", f"--documents={str(documents).lower()}", f"--batch_size={batch_size}"])
+                eval.main(["--out_dir=out", f"--documents={str(documents).lower()}", f"--batch_size={batch_size}"])
             event = json.loads(Path("out/metrics.jsonl").read_text().splitlines()[-1])
             name = f"finetune.eval, {'--documents=true ' if documents else ''}--batch_size={batch_size}"
             yield row(

@@ -21,7 +21,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.cli import key, parse, run
+from finetune.config.cli import option, parse, run
 
 ROOT = Path(__file__).parents[1]
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64}
@@ -29,11 +29,11 @@ SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64}
 
 @dataclass
 class Options:
-    kills: int = key(25, "kills of each contender")
-    nanogpt: str = key("", "a checkout of nanoGPT")
-    contender: str = key("", "only this one, its result as JSON; used by the script itself")
-    seed: int = key(0, "of the moments of the kills")
-    out: str = key(str(ROOT / "docs" / "benchmarks"), "directory for the table")
+    kills: int = option(25, "kills of each contender")
+    nanogpt: str = option("", "a checkout of nanoGPT")
+    contender: str = option("", "only this one, its result as JSON; used by the script itself")
+    seed: int = option(0, "of the moments of the kills")
+    out: str = option(str(ROOT / "docs" / "benchmarks"), "directory for the table")
 
 
 def main(argv):
@@ -115,18 +115,19 @@ class Ours:
     def __init__(self, options):
         import torch
 
-        from finetune.training import loop, machine
+        from finetune.runtime import device as devices
+        from finetune.training import session, trainer
 
         torch.set_num_threads(1)
-        machine.peak_flops = lambda device, dtype: (1e12, "not measured")
-        loop.plot = lambda out_dir: None
-        self.loop = loop
+        devices.peak_flops = lambda device, dtype: (1e12, "not measured")
+        session.plot_loss = lambda out_dir: None
+        self.loop = trainer
 
     def prepare(self, work):
         tokens(work)
 
     def recipe(self, **values):
-        from finetune.recipe import Recipe
+        from finetune.config.recipe import Recipe
 
         common = {
             "dataset": "data",
@@ -146,10 +147,10 @@ class Ours:
         return any(Path("out/last").glob("step-*"))
 
     def resume(self):
-        from finetune.training import checkpoint
+        from finetune.common import files
 
         newest = max(int(path.name.split("-")[1]) for path in Path("out/last").glob("step-*"))
-        assert checkpoint.damage(f"out/last/step-{newest:08d}") is None
+        assert files.find_damage(f"out/last/step-{newest:08d}") is None
         run = self.loop.train(self.recipe(init_from="resume", max_iters=newest + 1, learning_rate=1e-3))
         assert run.iteration == newest + 1
 

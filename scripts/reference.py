@@ -9,8 +9,8 @@ import typing
 from pathlib import Path
 
 from finetune.__main__ import VERBS
-from finetune.cli import default_words, type_words
-from finetune.recipe import Recipe
+from finetune.config.cli import default_words, type_words
+from finetune.config.recipe import Recipe
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration-reference.md"
 RESUME = {"identity": "refused", "schedule": "applied", "free": ""}

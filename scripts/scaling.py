@@ -8,13 +8,12 @@ import math
 import re
 from pathlib import Path
 
-from finetune.cli import parse
-from finetune.gpt.convert import num_parameters
+from finetune.config.cli import parse
+from finetune.config.recipe import Recipe
 from finetune.gpt.model import SHAPES, GPTConfig
-from finetune.recipe import Recipe
-from finetune.training.machine import PEAK_TFLOPS
-from finetune.training.memory import needs
-from finetune.training.progress import flops_per_token
+from finetune.gpt.size import flops_per_token, num_parameters
+from finetune.runtime.device import PEAK_TFLOPS
+from finetune.runtime.memory import estimate_memory
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scaling.md"
@@ -50,14 +49,14 @@ def parameters(config):
 
 def whole(config, B, checkpointing=False, processes=8):
     """Bytes of a process that has all of the model."""
-    return needs(config, B, T, compiled=True, checkpointing=checkpointing, processes=processes).peak
+    return estimate_memory(config, B, T, compiled=True, checkpointing=checkpointing, processes=processes).peak
 
 
 def sharded(config, B, processes, checkpointing=False):
     """Bytes of a process with FSDP2: its share of weights, gradients and moments; whole, what is no block, and two
     blocks, each with its gradient; and what computing takes anyway."""
     block, rest = parameters(config)
-    parts = needs(config, B, T, compiled=True, checkpointing=checkpointing).parts
+    parts = estimate_memory(config, B, T, compiled=True, checkpointing=checkpointing).parts
     always = 16 * num_parameters(config) // processes + 8 * rest
     computing = sum(
         parts[name]

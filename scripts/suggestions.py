@@ -19,7 +19,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.cli import key, parse, run
+from finetune.config.cli import option, parse, run
 
 ROOT = Path(__file__).parents[1]
 CODE_TOKENS = 5_000_000
@@ -36,10 +36,10 @@ FIXED = {
 
 @dataclass
 class Options:
-    shakespeare: str = key("shakespeare", "the small text: a file, or shakespeare, which is downloaded")
-    base_iters: int = key(300, "updates of the model before it is finetuned")
-    code_tokens: int = key(CODE_TOKENS, "tokens of the larger corpus")
-    out: str = key(str(ROOT / "docs" / "benchmarks"), "directory for the table")
+    shakespeare: str = option("shakespeare", "the small text: a file, or shakespeare, which is downloaded")
+    base_iters: int = option(300, "updates of the model before it is finetuned")
+    code_tokens: int = option(CODE_TOKENS, "tokens of the larger corpus")
+    out: str = option(str(ROOT / "docs" / "benchmarks"), "directory for the table")
 
 
 def main(argv):
@@ -111,8 +111,8 @@ def pretrained(options):
 def compared(name, which, text):
     """The rows of the table about one text."""
     from finetune import plan
+    from finetune.config.recipe import Recipe
     from finetune.data.prepare import prepare
-    from finetune.recipe import Recipe
 
     data = prepare([text], f"data/{which}", "bpe", val_fraction=VAL_FRACTION[which])
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -157,8 +157,8 @@ def trained(recipe=None, **values):
     """The finished Run."""
     import dataclasses
 
-    from finetune.recipe import Recipe
-    from finetune.training.loop import train
+    from finetune.config.recipe import Recipe
+    from finetune.training.trainer import train
 
     return train(dataclasses.replace(recipe, **values) if recipe else Recipe(**values))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune import cli
+from finetune.config import cli
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +160,7 @@ def tiny(data):
     every step."""
 
     def make(out_dir="out", **values):
-        from finetune.recipe import Recipe
+        from finetune.config.recipe import Recipe
 
         return Recipe(
             **{

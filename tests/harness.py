@@ -29,12 +29,16 @@ import datasets  # noqa: F401
 import torch._dynamo  # noqa: F401  the optimizer wants it
 import torch.distributed.fsdp  # noqa: F401
 
-from finetune.cli import Failure
-from finetune.recipe import Recipe
-from finetune.training import checkpoint, loop, machine, sharding
+from finetune.common import files
+from finetune.common.errors import Failure
+from finetune.config.recipe import Recipe
+from finetune.runs import checkpoints
+from finetune.runtime import device as devices
+from finetune.runtime import fsdp
+from finetune.training import session, trainer
 
-machine.peak_flops = lambda device, dtype: (1e12, "not measured")  # a matrix product would only cost time
-loop.plot = lambda out_dir: None
+devices.peak_flops = lambda device, dtype: (1e12, "not measured")  # a matrix product would only cost time
+session.plot_loss = lambda out_dir: None
 
 
 def poison(rank, iteration):
@@ -47,9 +51,9 @@ def poison(rank, iteration):
         backward, done = step._backward, []
 
         def poisoned(run, number):
-            if this_rank == rank and number == iteration and not done and sharding.is_sharded(run.network):
+            if this_rank == rank and number == iteration and not done and fsdp.is_sharded(run.network):
                 loss = backward(run, number)
-                done.append(sharding.local(run.network.wte.weight.grad).mul_(float("nan")))
+                done.append(fsdp.local_shard(run.network.wte.weight.grad).mul_(float("nan")))
                 return loss
             if this_rank == rank and number == iteration and not done:
                 done.append(run.network.ln_f.bias.register_hook(lambda gradient: gradient * float("nan")))
@@ -106,16 +110,16 @@ def start(recipe, world=1, report=None, prepare=None):
                 }
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
             if report is not None:
-                save = checkpoint.save_state
+                save = checkpoints.save_state
 
                 def saved(out_dir, weights, optimizer, state):
                     save(out_dir, weights, optimizer, state)
                     os.write(report, f"{state['iteration']}\n".encode())
 
-                checkpoint.save_state = saved
+                checkpoints.save_state = saved
             if prepare:
                 prepare(rank)
-            loop.train(recipe)
+            trainer.train(recipe)
             code = 0
         except Failure as failure:
             code = failure.code
@@ -141,7 +145,7 @@ def killed(recipe, world, kills, seed, slowest):
     acknowledged, lost, inside_save, broken = 0, 0, 0, []
     for number in range(kills + 1):
         read, write = os.pipe()
-        resumed = any(checkpoint.damage(state) is None for state in checkpoint.states(recipe.out_dir))
+        resumed = any(files.find_damage(state) is None for state in checkpoints.states(recipe.out_dir))
         this = dataclasses.replace(recipe, init_from="resume" if resumed else recipe.init_from, overwrite=not resumed)
         pids = start(this, world, report=write)
         os.close(write)
@@ -170,8 +174,8 @@ def killed(recipe, world, kills, seed, slowest):
         acknowledged = max([acknowledged, *map(int, text.split())])
         inside_save += any(name.startswith(".tmp") for name in os.listdir(f"{recipe.out_dir}/last"))
         valid = []
-        for state in checkpoint.states(recipe.out_dir):
-            problem = checkpoint.damage(state)
+        for state in checkpoints.states(recipe.out_dir):
+            problem = files.find_damage(state)
             valid.append(int(state.name.split("-")[1])) if problem is None else broken.append(f"{state}: {problem}")
         lost += max(valid, default=0) < acknowledged
 

@@ -5,14 +5,14 @@ import json
 import os
 
 from finetune import train
-from finetune.cli import run
+from finetune.config.cli import run
 
 
 def main(argv):
     from finetune.data.batches import Blocks
-    from finetune.training import loop, step
+    from finetune.training import step, validation
 
-    batch, backward, evaluate, doing = Blocks.batch, step._backward, loop.evaluate, []
+    batch, backward, evaluate, doing = Blocks.batch, step._backward, validation.split_loss, []
 
     def note(**facts):
         with open(f"rank-{os.environ.get('RANK', 0)}.jsonl", "a") as file:
@@ -32,7 +32,7 @@ def main(argv):
 
     Blocks.batch = noted
     step._backward = lambda run, iteration: within(f"update {iteration}", backward, run, iteration)
-    loop.evaluate = lambda run, blocks, rows: within(
+    validation.split_loss = lambda run, blocks, rows: within(
         f"{'val' if blocks is run.val else 'train'} loss {run.iteration}", evaluate, run, blocks, rows
     )
     note(pid=os.getpid())

@@ -10,20 +10,22 @@ import pytest
 import torch
 from conftest import write_bins
 
-from finetune.cli import UsageError
-from finetune.data import bins, cache
-from finetune.data.batches import Blocks, Order
+from finetune.common.errors import UsageError
+from finetune.data import arrow_cache
+from finetune.data import dataset as data_dataset
+from finetune.data.batches import Blocks
+from finetune.data.sampler import BlockSampler
 
 
 def blocks_of(directory, split="train", block_size=8):
-    dataset = bins.load(directory)
-    contents = bins.survey(dataset, split)
-    return Blocks.from_arrow(cache.open_cache(dataset, split, block_size, contents), contents.tokens)
+    dataset = data_dataset.load(directory)
+    contents = data_dataset.scan(dataset, split)
+    return Blocks.from_arrow(arrow_cache.open_cache(dataset, split, block_size, contents), contents.tokens)
 
 
 @pytest.mark.parametrize("tokens", [9, 10, 16, 17, 18, 100, 1000])
 def test_every_token_is_predicted_once_a_pass(tmp_path, monkeypatch, tokens):
-    monkeypatch.setattr(cache, "ROWS_BYTES", 100)  # many record batches
+    monkeypatch.setattr(arrow_cache, "ROWS_BYTES", 100)  # many record batches
     ids = np.random.default_rng(0).integers(0, 60000, tokens, dtype=np.uint16)
     blocks = blocks_of(write_bins(tmp_path, ids, ids))
     idx, targets, _ = blocks.batch(range(blocks.num_rows))
@@ -38,8 +40,8 @@ def test_every_token_is_predicted_once_a_pass(tmp_path, monkeypatch, tokens):
 
 def test_the_cache_is_a_dataset_of_fixed_size_rows(tmp_path):
     ids = np.arange(100, dtype=np.uint16)
-    dataset = bins.load(write_bins(tmp_path, ids, ids))
-    opened = cache.open_cache(dataset, "train", 8, bins.survey(dataset, "train"))
+    dataset = data_dataset.load(write_bins(tmp_path, ids, ids))
+    opened = arrow_cache.open_cache(dataset, "train", 8, data_dataset.scan(dataset, "train"))
     assert isinstance(opened, datasets.Dataset)
     assert opened[1]["input_ids"] == list(range(8, 17))
     assert len(opened) == 13
@@ -98,13 +100,13 @@ def test_processes_that_build_at_once_end_with_one_valid_cache(tmp_path):
 
 def test_building_takes_constant_memory(tmp_path):
     ids = np.zeros(16 << 20, dtype=np.uint16)
-    dataset = bins.load(write_bins(tmp_path, ids, ids[:2000]))
-    contents = bins.survey(dataset, "train")
-    cache.open_cache(dataset, "val", 1024, bins.survey(dataset, "val"))  # libraries are loaded
+    dataset = data_dataset.load(write_bins(tmp_path, ids, ids[:2000]))
+    contents = data_dataset.scan(dataset, "train")
+    arrow_cache.open_cache(dataset, "val", 1024, data_dataset.scan(dataset, "val"))  # libraries are loaded
     del ids
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     (tmp_path / "x").mkdir()
-    cache._build(dataset, "train", tmp_path / "x" / "a.arrow", 1024)
+    arrow_cache._build(dataset, "train", tmp_path / "x" / "a.arrow", 1024)
     assert contents.tokens == 16 << 20
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 50  # MB
 
@@ -119,21 +121,21 @@ def test_a_split_shorter_than_a_block_is_named(tmp_path):
 
 @pytest.mark.parametrize("num_rows, rows", [(10, 4), (7, 16), (1, 3), (64, 64)])
 def test_order_visits_every_row_once_a_pass_and_depends_on_the_iteration_only(num_rows, rows):
-    order = Order(num_rows, rows, seed=3)
+    order = BlockSampler(num_rows, rows, seed=3)
     iterations = [order.rows(i).tolist() for i in range(40)]
     stream = [row for iteration in iterations for row in iteration]
     passes = [stream[i : i + num_rows] for i in range(0, len(stream) - num_rows + 1, num_rows)]
     assert all(sorted(one) == list(range(num_rows)) for one in passes)
     assert num_rows < 5 or passes[0] != passes[1]
-    assert Order(num_rows, rows, seed=3).rows(25).tolist() == iterations[25]  # without the ones before
-    assert num_rows < 5 or Order(num_rows, rows, seed=4).rows(0).tolist() != iterations[0]
+    assert BlockSampler(num_rows, rows, seed=3).rows(25).tolist() == iterations[25]  # without the ones before
+    assert num_rows < 5 or BlockSampler(num_rows, rows, seed=4).rows(0).tolist() != iterations[0]
 
 
 def test_finding_a_late_iteration_costs_no_more_than_an_early_one():
     import time
 
     def seconds(iteration):
-        order = Order(1000, 64, seed=0)
+        order = BlockSampler(1000, 64, seed=0)
         began = time.perf_counter()
         order.rows(iteration)
         return time.perf_counter() - began

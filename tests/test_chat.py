@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from finetune import GPT
-from finetune.cli import UsageError
-from finetune.data import bins, cache, chat
+from finetune.common.errors import UsageError
+from finetune.data import arrow_cache, chat
+from finetune.data import dataset as datasets
 from finetune.data.batches import Blocks
 from finetune.data.prepare import prepare
 
@@ -101,8 +102,8 @@ def test_the_exported_chat_template_is_what_was_trained_on(tokenizer):
 def test_masked_loss_is_that_of_hugging_face_with_its_labels(tokenizer, hf_model):
     dataset = prepare([write(examples())], "data", tokenizer)
     T, hf = 32, hf_model(vocab_size=dataset.tokenizer.vocab_size)
-    contents = bins.survey(dataset, "train")
-    blocks = Blocks.from_arrow(cache.open_cache(dataset, "train", T, contents), contents.tokens)
+    contents = datasets.scan(dataset, "train")
+    blocks = Blocks.from_arrow(arrow_cache.open_cache(dataset, "train", T, contents), contents.tokens)
     rows = list(range(blocks.num_rows))
     idx, targets, _ = blocks.batch(rows)
     loss, count = GPT.from_hf(hf)(idx, targets)
@@ -173,13 +174,13 @@ def test_a_mask_that_does_not_belong_is_refused(tokenizer):
     whole = dataset.mask("train").read_bytes()
     dataset.mask("train").write_bytes(whole[:-1])
     with pytest.raises(UsageError, match=r"train_mask.bin: .* bytes for the .* tokens"):
-        bins.survey(dataset, "train")
+        datasets.scan(dataset, "train")
     dataset.mask("train").write_bytes(bytes(len(whole)))
     with pytest.raises(UsageError, match="train_mask.bin: is not the file that meta.json describes"):
-        bins.survey(dataset, "train")
+        datasets.scan(dataset, "train")
     dataset.mask("train").unlink()
     with pytest.raises(UsageError, match="train_mask.bin: there is no such file"):
-        bins.survey(dataset, "train")
+        datasets.scan(dataset, "train")
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.cli import UsageError
-from finetune.training import checkpoint
+from finetune.common import files
+from finetune.common.errors import UsageError
+from finetune.runs import checkpoints
 
 
 def tensors(step):
@@ -22,15 +23,15 @@ def tensors(step):
 
 
 def save(out_dir, step):
-    checkpoint.save_state(out_dir, tensors(step), {"exp_avg.w": torch.ones(64) * step}, {"iteration": step})
+    checkpoints.save_state(out_dir, tensors(step), {"exp_avg.w": torch.ones(64) * step}, {"iteration": step})
 
 
 def newest(out_dir):
     """The step that a new start would go on with, after it has cleaned up; 0 when there is none. Its content is
     checked."""
-    checkpoint.clean(out_dir)
+    files.sweep(out_dir)
     try:
-        weights, optimizer, state = checkpoint.load_state(out_dir, say=lambda line: None)
+        weights, optimizer, state = checkpoints.load_state(out_dir, say=lambda line: None)
     except UsageError:
         return 0
     step = state["iteration"]
@@ -41,7 +42,7 @@ def newest(out_dir):
 def test_the_newest_two_states_are_kept(tmp_path):
     for step in (1, 2, 3, 10):
         save(tmp_path, step)
-    assert [path.name for path in checkpoint.states(tmp_path)] == ["step-00000010", "step-00000003"]
+    assert [path.name for path in checkpoints.states(tmp_path)] == ["step-00000010", "step-00000003"]
     assert newest(tmp_path) == 10
 
 
@@ -58,7 +59,7 @@ def test_a_damaged_state_is_skipped_by_name_and_the_one_before_it_used(tmp_path,
     if damage == "remove":
         path.unlink()
     said = []
-    state = checkpoint.load_state(tmp_path, said.append)[2]
+    state = checkpoints.load_state(tmp_path, said.append)[2]
     assert state["iteration"] == 1
     assert "step-00000002" in said[0] and "using" in said[1] and "step-00000001" in said[1]
 
@@ -67,7 +68,7 @@ def test_nothing_whole_to_resume_lists_why(tmp_path):
     save(tmp_path, 1)
     (tmp_path / "last" / "step-00000001" / "model.safetensors").unlink()
     with pytest.raises(UsageError, match="model.safetensors is missing"):
-        checkpoint.load_state(tmp_path, print)
+        checkpoints.load_state(tmp_path, print)
 
 
 class Interrupted(BaseException):
@@ -91,8 +92,8 @@ def interrupt_at(monkeypatch, number):
 
     for name in OPERATIONS:
         monkeypatch.setattr(os, name, wrap(getattr(os, name)))
-    monkeypatch.setattr(checkpoint, "write_tensors", wrap(checkpoint.write_tensors))
-    monkeypatch.setattr(checkpoint, "_exchange", wrap(checkpoint._exchange))
+    monkeypatch.setattr(checkpoints, "write_tensors", wrap(checkpoints.write_tensors))
+    monkeypatch.setattr(files, "exchange", wrap(files.exchange))
     monkeypatch.setattr(Path, "write_text", wrap(Path.write_text))
     return count
 
@@ -113,7 +114,7 @@ def test_every_crash_point_of_a_save(tmp_path, monkeypatch):
             except Interrupted:
                 pass
         assert newest(out) >= acknowledged
-        assert all(checkpoint.damage(state) is None for state in checkpoint.states(out))
+        assert all(files.find_damage(state) is None for state in checkpoints.states(out))
         assert not list(out.rglob(".*"))
         save(out, 5)  # and the next save works
         assert newest(out) == 5
@@ -127,7 +128,7 @@ def test_every_crash_point_of_a_save(tmp_path, monkeypatch):
 @pytest.mark.parametrize("exchange", [True, False], ids=["one rename", "two renames"])
 def test_every_crash_point_of_replacing_best(tmp_path, monkeypatch, exchange):
     if not exchange:
-        monkeypatch.setattr(checkpoint.sys, "platform", "other")
+        monkeypatch.setattr(files.sys, "platform", "other")
 
     def write(value):
         return lambda directory: (directory / "model").write_text(value)
@@ -135,19 +136,19 @@ def test_every_crash_point_of_replacing_best(tmp_path, monkeypatch, exchange):
     for point in range(1000):
         out = tmp_path / str(point)
         out.mkdir()
-        checkpoint.publish(out / "best", write("old"))
+        files.write_directory(out / "best", write("old"))
         done = False
         with monkeypatch.context() as patch:
             interrupt_at(patch, point)
             if exchange:
-                patch.setattr(checkpoint, "_exchange", checkpoint._exchange)
+                patch.setattr(files, "exchange", files.exchange)
             try:
-                checkpoint.publish(out / "best", write("new"))
+                files.write_directory(out / "best", write("new"))
                 done = True
             except Interrupted:
                 pass
-        checkpoint.clean(out)
-        assert checkpoint.damage(out / "best") is None
+        files.sweep(out)
+        assert files.find_damage(out / "best") is None
         assert (out / "best" / "model").read_text() in (("new",) if done else ("old", "new"))
         assert [path.name for path in out.iterdir()] == ["best"]
         if done:
@@ -269,8 +270,8 @@ def recorded(out_dir, monkeypatch, steps, drop=()):
         patch.setattr(os, "rename", rename)
         patch.setattr(os, "unlink", removed("unlink"))
         patch.setattr(os, "rmdir", removed("rmdir"))
-        patch.setattr(checkpoint, "_sync", sync)
-        patch.setattr(checkpoint, "write_tensors", written(checkpoint.write_tensors, lambda path, tensors: path))
+        patch.setattr(files, "sync", sync)
+        patch.setattr(checkpoints, "write_tensors", written(checkpoints.write_tensors, lambda path, tensors: path))
         patch.setattr(Path, "write_text", written(Path.write_text, lambda path, *args: path))
         for step in steps:
             save(out_dir, step)
@@ -293,9 +294,9 @@ def after_every_power_loss(log, tmp_path, tries):
             shutil.rmtree(out, ignore_errors=True)
             disk.after_power_loss(out, rng)
             states += 1
-            published = checkpoint.states(out)
-            invalid += any(checkpoint.damage(state) for state in published)
-            whole = [int(state.name.split("-")[1]) for state in published if checkpoint.damage(state) is None]
+            published = checkpoints.states(out)
+            invalid += any(files.find_damage(state) for state in published)
+            whole = [int(state.name.split("-")[1]) for state in published if files.find_damage(state) is None]
             lost += max(whole, default=0) < acknowledged
     return states, invalid, lost
 
@@ -346,5 +347,5 @@ def test_replacing_a_directory_is_one_step_on_linux(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "a" / "new").touch()
     inode = (tmp_path / "b").stat().st_ino
-    checkpoint._exchange(tmp_path / "a", tmp_path / "b")
+    files.exchange(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b" / "new").exists() and (tmp_path / "a").stat().st_ino == inode

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.data import bins, copied
-from finetune.data.bins import Dataset
+from finetune.data import dataset as datasets
+from finetune.data import verbatim
+from finetune.data.dataset import Dataset
 from finetune.data.prepare import prepare
 
 
@@ -40,8 +41,8 @@ def plainly(train, samples, n):
 
 @pytest.mark.parametrize("seed", range(40))
 def test_the_report_is_what_trying_everything_finds(seed, monkeypatch):
-    monkeypatch.setattr(copied, "CHUNK", 37)  # many chunks, and spans over their borders
-    monkeypatch.setattr(copied, "PAIRS", 2)
+    monkeypatch.setattr(verbatim, "CHUNK", 37)  # many chunks, and spans over their borders
+    monkeypatch.setattr(verbatim, "PAIRS", 2)
     rng = np.random.default_rng(seed)
     V, n = rng.choice([2, 5, 300]), int(rng.choice([1, 3, 8]))
     train = rng.integers(0, V, rng.integers(1, 400))
@@ -50,7 +51,7 @@ def test_the_report_is_what_trying_everything_finds(seed, monkeypatch):
         first = rng.integers(0, len(train))
         span = train[first : first + rng.integers(1, 40)][: max(0, len(sample) - 3)]
         sample[2 : 2 + len(span)] = span
-    found = copied.report(dataset_of(train), samples, n)
+    found = verbatim.report_copies(dataset_of(train), samples, n)
     share, longest = plainly(train, samples, n)
     assert found["copied"] == pytest.approx(share) and found["longest"] == longest and found["ngram"] == n
     if longest:
@@ -64,7 +65,7 @@ def test_the_longest_span_is_told_as_text(corpus):
     dataset = prepare([corpus()], "data", "char")
     train = np.fromfile(dataset.bin("train"), dtype=np.uint16)
     sample = np.concatenate([train[:5], train[700:760], train[:5]])
-    found = copied.report(dataset, [sample])
+    found = verbatim.report_copies(dataset, [sample])
     assert found["text"] in dataset.tokenizer.decode(sample) and len(found["text"]) == found["longest"] >= 60
     assert dataset.tokenizer.decode(train)[found["offset"] :].startswith(found["text"])
 
@@ -74,7 +75,7 @@ def test_followers_are_what_follows(length):
     rng = np.random.default_rng(length)
     train = np.tile(rng.integers(0, 3, 150), 2)
     train[-30:] = 2  # many equal places
-    followers = copied.Followers(dataset_of(train), length)
+    followers = verbatim.CopyBlocker(dataset_of(train), length)
     for end in range(len(train) + 1):
         before = train[max(0, end - length) : end].tolist()
         follow = {
@@ -85,7 +86,7 @@ def test_followers_are_what_follows(length):
 
 
 def test_data_shorter_than_a_span_has_no_followers():
-    assert copied.Followers(dataset_of([1, 2]), 5)([1, 2, 1, 2, 1]).tolist() == []
+    assert verbatim.CopyBlocker(dataset_of([1, 2]), 5)([1, 2, 1, 2, 1]).tolist() == []
 
 
 def test_a_model_that_learned_by_heart_is_found_out_and_can_be_kept_from_it(corpus, tiny_run, command):
@@ -94,7 +95,7 @@ def test_a_model_that_learned_by_heart_is_found_out_and_can_be_kept_from_it(corp
     shape = ["--n_embd=64", "--block_size=256", "--batch_size=4", "--gradient_accumulation_steps=1", "--tokenizer=auto"]
     tiny_run("out", *shape, "--max_iters=250", "--eval_interval=250", text="data/mine")
     tiny_run("untrained", *shape, "--max_iters=0", text="data/mine")
-    dataset = bins.load("data/mine")
+    dataset = datasets.load("data/mine")
     train = dataset.tokenizer.decode(np.fromfile(dataset.bin("train"), dtype=np.uint16))
 
     def write(out_dir, *flags):
@@ -111,7 +112,7 @@ def test_a_model_that_learned_by_heart_is_found_out_and_can_be_kept_from_it(corp
         code, _, error = command("sample", *flags, f"--out={out}")
         assert code == 0, error
         rows = [json.loads(line) for line in Path(out).read_text().splitlines()]
-        return copied.report(dataset, [row["tokens"] for row in rows]), [row["text"] for row in rows]
+        return verbatim.report_copies(dataset, [row["tokens"] for row in rows]), [row["text"] for row in rows]
 
     learned, _ = write("out")
     assert learned["copied"] > 0.9 and learned["longest"] > 100 and learned["text"] in train

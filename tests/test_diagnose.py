@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from finetune import recipe as recipes
-from finetune.cli import UsageError, parse
-from finetune.recipe import Recipe
-from finetune.reporting import diagnosis, record
-from finetune.training import checkpoint, memory, sharding
-from finetune.training.progress import read_metrics
+from finetune.common import files
+from finetune.common.errors import UsageError
+from finetune.config import recipe_file
+from finetune.config.cli import parse
+from finetune.config.recipe import Recipe
+from finetune.runs.events import read_metrics
+from finetune.runtime import fsdp, memory_modes
+from finetune.tools.report import diagnosis, record
 
 GPU = "1 process on cuda (NVIDIA A100-SXM4-40GB), bfloat16"
 CPU = "1 process on cpu (8 threads), bfloat16"
@@ -46,7 +48,7 @@ def synthesised(
     steps = [every * number for number in range(len(losses))]
     length = max(values.get("max_iters", 0), steps[-1]) if losses else 5000
     derived = {"block_size": recipe.block_size or 1024, "min_lr": recipe.learning_rate / 10}
-    (out / "recipe.yaml").write_text(recipes.dump(recipe, derived))
+    (out / "recipe.yaml").write_text(recipe_file.dump(recipe, derived))
     began = time.time() - 3600
     shape = {"recipe": dataclasses.asdict(recipe) | derived, "identity": {}, "machine": machine, "memory": 16e9}
     told = [{"event": "start", "step": 0, "length": length, **shape}]
@@ -67,7 +69,7 @@ def synthesised(
     )
     for name in ["best"] * best + [f"last/step-{step:08d}" for step in (steps[-states:] if states else [])]:
         (out / name).parent.mkdir(exist_ok=True)
-        checkpoint.publish(out / name, lambda place: (place / "config.json").write_text('{"vocab_size": 50257}'))
+        files.write_directory(out / name, lambda place: (place / "config.json").write_text('{"vocab_size": 50257}'))
     return out_dir
 
 
@@ -297,11 +299,11 @@ def train(command, corpus, *flags):
 
 
 def test_a_run_that_diverges_is_diagnosed_by_itself(command, corpus, monkeypatch):
-    from finetune.training import step
+    from finetune.training import step as training_step
 
-    backward = step._backward
+    backward = training_step._backward
     monkeypatch.setattr(
-        step, "_backward", lambda run, number: backward(run, number) * (float("nan") if number == 7 else 1.0)
+        training_step, "_backward", lambda run, number: backward(run, number) * (float("nan") if number == 7 else 1.0)
     )
     code, _, error = train(command, corpus, "--max_iters=20", "--max_rollbacks=0", "--learning_rate=0.5")
     lines = error.splitlines()
@@ -313,13 +315,13 @@ def test_a_run_that_diverges_is_diagnosed_by_itself(command, corpus, monkeypatch
 
 
 def test_a_run_without_memory_is_diagnosed_by_itself_and_the_advice_is_a_recipe(command, corpus, monkeypatch):
-    from finetune.training import loop
+    from finetune.training import trainer
 
     def exhausted(*_):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "update", exhausted)
+        patch.setattr(trainer, "update", exhausted)
         code, _, error = train(command, corpus, "--max_iters=20")
     assert code == 1 and error.startswith("out of memory with one block of 16 tokens and gradient_checkpointing=true")
     assert "\ndiagnosis: out_of_memory: " in error and "--block_size=8" in error
@@ -357,7 +359,7 @@ def test_less_memory_is_found_in_the_order_in_which_training_names_it():
         values["block_size"] = 1024
     assert taken == ["batch_size", "gradient_checkpointing", "optimizer_dtype", "lora_rank", "init_from"]
     assert (values["learning_rate"], values["init_from"]) == (2e-4, "gpt2-medium")
-    words = memory.what_would_fit(
+    words = memory_modes.oom_advice(
         GPTConfig(n_layer=36, n_head=20, n_embd=1280), 1024, Recipe(dataset="x", init_from="gpt2-large")
     )
     assert list(dict.fromkeys(re.findall(r"--(\w+)=", words))) == [*taken[2:], "block_size"]
@@ -366,9 +368,7 @@ def test_less_memory_is_found_in_the_order_in_which_training_names_it():
 def test_what_a_run_in_shards_or_from_scratch_cannot_have_is_not_advised():
     out, failed = Recipe(dataset="x"), {"event": "failed", "problem": OUT_OF_MEMORY, "code": 1}
     least = {"batch_size": 1, "gradient_checkpointing": True, "block_size": 64}
-    synthesised(
-        LEARNS[:1], end=failed, machine=f"2 processes on cuda (H100), {sharding.Sharding(True).describe()}", **least
-    )
+    synthesised(LEARNS[:1], end=failed, machine=f"2 processes on cuda (H100), {fsdp.FSDP(True).describe()}", **least)
     synthesised(LEARNS[:1], end=failed, out_dir="scratch", init_from="scratch", optimizer_dtype="bfloat16", **least)
     for out in ("out", "scratch"):
         (finding,) = diagnosis.diagnose(record.load(out))
@@ -439,12 +439,12 @@ def test_one_of_two_processes_without_memory_tells_it_and_nobody_else(tiny, rank
 
 
 def test_a_crash_of_any_kind_is_recorded_and_told(command, corpus, monkeypatch, capsys):
-    from finetune.training import loop
+    from finetune.training import trainer
 
     def broken(*_):
         raise ZeroDivisionError("in a kernel")
 
-    monkeypatch.setattr(loop, "update", broken)
+    monkeypatch.setattr(trainer, "update", broken)
     with pytest.raises(ZeroDivisionError):
         train(command, corpus, "--max_iters=20")
     assert "diagnosis: interrupted: after 0 updates: in a kernel" in capsys.readouterr().err
@@ -462,7 +462,7 @@ def test_a_mistake_before_the_run_begins_tells_nothing_of_the_run_before(command
 def test_the_words_of_memory_are_those_that_are_looked_for():
     from finetune.gpt import GPTConfig
 
-    assert "out of memory" in memory.what_would_fit(GPTConfig(), 1024, Recipe(dataset="x"))
+    assert "out of memory" in memory_modes.oom_advice(GPTConfig(), 1024, Recipe(dataset="x"))
 
 
 def test_old_and_strange_records_are_borne():

@@ -12,8 +12,8 @@ import yaml
 
 import finetune
 from finetune.__main__ import VERBS
-from finetune.cli import parse
-from finetune.recipe import Recipe
+from finetune.config.cli import parse
+from finetune.config.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "recipes/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -150,23 +150,23 @@ QUICKSTART = ROOT / "docs/quickstart.md"
 
 
 def test_what_the_sizes_take_is_what_plan_computes(monkeypatch):
-    from finetune.gpt.convert import num_parameters
-    from finetune.planning import outlook
+    from finetune.gpt.size import num_parameters
+    from finetune.tools.plan import estimate
 
     monkeypatch.chdir(ROOT)
     rows = list(table(QUICKSTART, "recipe"))
     assert len(rows) == 4
     for name, count, fixed, peak, disk, *_ in rows:
         options, _ = parse(Recipe, [f"recipes/{name}", "--dataset=x", "--device=cpu", "--dtype=bfloat16"], "")
-        plan = outlook.plan(options, {}, tokens=1_000_000)
+        plan = estimate.plan(options, {}, tokens=1_000_000)
         parameters = num_parameters(plan.config)
         assert (count, fixed) == (f"{parameters:,}", f"{16 * parameters / 1e9:.1f} GB")
         assert peak == f"{plan.takes() / 1e9:.1f} GB" and disk == f"{plan.disk_needed / 1e9:.1f} GB"
 
 
 def test_rules_of_thumb_are_those_that_plan_applies():
-    from finetune.data import doctor
-    from finetune.planning import advice
+    from finetune.tools.doctor import quality
+    from finetune.tools.plan import advice
 
     rates = [
         [float(rate) for rate in re.findall("`(.*?)`", cells[1])]
@@ -175,14 +175,14 @@ def test_rules_of_thumb_are_those_that_plan_applies():
     assert rates == [[low, high] for _, low, high in advice.RATES]
     models = list(table(QUICKSTART, "tokens to train on | model"))
     assert [cells[1].split("`")[1] for cells in models] == list(advice.MODELS)
-    assert all(recipe in cells[2] for cells, (_, _, recipe) in zip(models, doctor.SIZES))
+    assert all(recipe in cells[2] for cells, (_, _, recipe) in zip(models, quality.SIZES))
     assert [cells[0] for cells in models] == ["fewer than a million", "one to ten million", "more than ten million"]
-    assert [limit for limit, _, _ in doctor.SIZES][:2] == [1_000_000, 10_000_000]
+    assert [limit for limit, _, _ in quality.SIZES][:2] == [1_000_000, 10_000_000]
     assert "8,192 to 65,536 is usual" in TEXTS[QUICKSTART] and advice.TOKENS_OF_UPDATE == (8192, 65536)
 
 
 def test_the_quickstart_names_what_is_there():
-    from finetune.reporting.diagnosis import ISSUES
+    from finetune.tools.report.diagnosis import ISSUES
 
     assert {cells[1].strip("`") for cells in table(QUICKSTART, "you see")} == set(ISSUES)
     for cells in table(QUICKSTART, "you have"):

@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.cli import UsageError
-from finetune.data import bins, doctor, documents, similar
+from finetune.common.errors import UsageError
+from finetune.data import bin_writer
+from finetune.data import dataset as datasets
+from finetune.data import documents as data_documents
 from finetune.data import tokenizer as tokenizers
-from finetune.data.pieces import Piece
+from finetune.data.documents import Chunk
+from finetune.tools.doctor import near_duplicates, quality
 
-CLEAN = dict.fromkeys(doctor.KINDS, 0)
+CLEAN = dict.fromkeys(quality.KINDS, 0)
 
 
 def texts(count, rng, words=100):
@@ -67,9 +70,9 @@ def planted():
 
 
 def counts(splits, tokenizer=None):
-    facts = doctor.examine({split: iter(documents) for split, documents in splits.items()}, tokenizer)
+    facts = quality.examine({split: iter(documents) for split, documents in splits.items()}, tokenizer)
     assert json.loads(json.dumps(facts)) == facts
-    assert len(doctor.report(facts).splitlines()) <= 40
+    assert len(quality.report(facts).splitlines()) <= 40
     return {kind: finding["count"] for kind, finding in facts["findings"].items()}
 
 
@@ -81,28 +84,28 @@ def test_planted_faults_are_counted_exactly():
 def test_a_clean_corpus_raises_nothing():
     _, _, clean = planted()
     assert counts(clean) == CLEAN
-    assert "nothing wrong" in doctor.report(doctor.examine(clean))
+    assert "nothing wrong" in quality.report(quality.examine(clean))
 
 
 def test_cleaning_restores_the_corpus_from_before():
     corpus, _, clean = planted()
     kept = {"train": [], "val": []}
-    for document in doctor.clean(corpus, doctor.FIXES):
+    for document in quality.clean(corpus, quality.FIXES):
         if not document.removed:
             kept[document.split].append(document.text)
     assert kept == clean
 
 
 @pytest.mark.parametrize(
-    "fix", [fixes for size in (1, 2, 3) for fixes in itertools.combinations(doctor.FIXES, size)], ids=",".join
+    "fix", [fixes for size in (1, 2, 3) for fixes in itertools.combinations(quality.FIXES, size)], ids=",".join
 )
 def test_each_fix_mends_its_own_faults_and_no_others(fix):
     corpus, expected, _ = planted()
     kept = {"train": [], "val": []}
-    for document in doctor.clean(corpus, fix):
+    for document in quality.clean(corpus, fix):
         if not document.removed:
             kept[document.split].append(document.text)
-    assert counts(kept) == {kind: 0 if doctor.KINDS[kind][1] in fix else count for kind, count in expected.items()}
+    assert counts(kept) == {kind: 0 if quality.KINDS[kind][1] in fix else count for kind, count in expected.items()}
 
 
 def jaccard(one, other):
@@ -139,9 +142,9 @@ def test_signatures_agree_as_often_as_the_sets_are_similar(size, similarity):
         common = round(2 * size * similarity / (1 + similarity))
         values = rng.integers(0, 2**32, 2 * size - common, dtype=np.uint32)
         one, other = np.unique(values[:size]), np.unique(values[size - common :])
-        agreements.append(np.mean(similar.minhash(one) == similar.minhash(other)))
+        agreements.append(np.mean(near_duplicates.minhash(one) == near_duplicates.minhash(other)))
         similarities.append(len(np.intersect1d(one, other)) / len(np.union1d(one, other)))
-    noise = np.sqrt(similarity * (1 - similarity) / (similar.BANDS * similar.ROWS))
+    noise = np.sqrt(similarity * (1 - similarity) / (near_duplicates.BANDS * near_duplicates.ROWS))
     assert abs(np.mean(agreements) - np.mean(similarities)) < 4 * noise / np.sqrt(len(agreements))
     assert np.std(np.subtract(agreements, similarities)) < 1.3 * noise  # as many values as they count for
 
@@ -150,7 +153,7 @@ def test_signatures_take_constant_memory():
     shingles = np.arange(2_000_000, dtype=np.uint32)
     tracemalloc.start()
     try:
-        similar.minhash(shingles)
+        near_duplicates.minhash(shingles)
         assert tracemalloc.get_traced_memory()[1] < 2 << 20
     finally:
         tracemalloc.stop()
@@ -208,14 +211,14 @@ def test_a_passage_of_val_inside_a_longer_document_of_train():
     ):  # words; the last two are too few
         passage, words = val[n].split()[at : at + size], train[n].split()
         train[n] = " ".join([*words[:111], *passage, *words[111:]])
-    facts = doctor.examine({"train": train, "val": val})
+    facts = quality.examine({"train": train, "val": val})
     assert facts["findings"]["passages"]["count"] == 3
     assert facts["findings"]["passages"]["words"] == 50 + 50 + 97
     assert facts["findings"]["passages"]["examples"][0] == {
         "split": "train",
         "document": 1,
         "like": "val 1",
-        "text": doctor._excerpt(" ".join(val[0].split()[:12])),
+        "text": quality._excerpt(" ".join(val[0].split()[:12])),
     }
     assert sum(finding["count"] for finding in facts["findings"].values()) == 3
 
@@ -226,17 +229,17 @@ def test_pieces_of_a_document_are_examined_as_the_whole():
     words = train.split(" ")
     train = " ".join([*words[:500], *val.split(" ")[1000:1200], *words[500:]])
     starts = [n for n, char in enumerate(train) if char == " "][::60]  # so that the passage lies in four of them
-    cut = [Piece(train[a:b], ends=b is None) for a, b in itertools.pairwise([0, *starts, None])]
-    whole, pieces = doctor.examine({"train": [train], "val": [val]}), doctor.examine({"train": cut, "val": [val]})
+    cut = [Chunk(train[a:b], ends=b is None) for a, b in itertools.pairwise([0, *starts, None])]
+    whole, pieces = quality.examine({"train": [train], "val": [val]}), quality.examine({"train": cut, "val": [val]})
     assert len(cut) > 100 and whole["findings"]["passages"]["words"] == 200
     for facts in (whole, pieces):
-        assert facts["one_text"] and "one text" in doctor.report(facts)
+        assert facts["one_text"] and "one text" in quality.report(facts)
         assert {kind: finding["count"] for kind, finding in facts["findings"].items()} == CLEAN | {"passages": 1}
     assert pieces["splits"] == whole["splits"] and pieces["findings"]["passages"]["words"] == 200
 
 
 def test_a_text_that_repeats_itself_is_searched_quickly():
-    facts = doctor.examine({"train": ["0 " * 100_000 + texts(1, random.Random(7))[0]], "val": ["0 " * 10_000]})
+    facts = quality.examine({"train": ["0 " * 100_000 + texts(1, random.Random(7))[0]], "val": ["0 " * 10_000]})
     assert facts["findings"]["passages"]["words"] == 10_000
 
 
@@ -251,7 +254,7 @@ def test_next_to_nothing_can_be_examined(splits):
 
 
 def test_lengths_and_sizes():
-    facts = doctor.examine({"train": [Piece("x" * n, ends=True, tokens=n) for n in range(1, 2049)]})["splits"]["train"]
+    facts = quality.examine({"train": [Chunk("x" * n, ends=True, tokens=n) for n in range(1, 2049)]})["splits"]["train"]
     assert facts["lengths"] == {"unit": "tokens", "p50": 1024, "p90": 1844, "p99": 2028, "max": 2048}
     assert facts["truncation"] == {"at": 1024, "documents": 0.5, "tokens": sum(range(1, 1025)) / sum(range(1, 2049))}
     assert facts["tokens_per_byte"] == 1
@@ -262,20 +265,25 @@ def test_lengths_and_sizes():
     [(99_999, "small", True), (999_999, "small", False), (10**6, "medium", False), (10**7, "large", False)],
 )
 def test_the_recipe_is_that_of_the_size(tokens, recipe, few):
-    facts = doctor.examine({"train": [Piece("text", ends=True, tokens=tokens)]})
+    facts = quality.examine({"train": [Chunk("text", ends=True, tokens=tokens)]})
     path = f"recipes/{recipe}.yaml"
-    assert (Path(__file__).parents[1] / path).is_file() and path in doctor.report(facts)
-    assert ("may overfit" in doctor.report(facts)) == few
+    assert (Path(__file__).parents[1] / path).is_file() and path in quality.report(facts)
+    assert ("may overfit" in quality.report(facts)) == few
 
 
 def prepared(splits, directory, tokenizer):
     """A prepared directory in which end-of-text ends each document."""
     directory.mkdir()
-    meta = {"format": bins.FORMAT, "tokenizer": tokenizer.describe(), "vocab_size": tokenizer.vocab_size, "splits": {}}
+    meta = {
+        "format": datasets.FORMAT,
+        "tokenizer": tokenizer.describe(),
+        "vocab_size": tokenizer.vocab_size,
+        "splits": {},
+    }
     for split, corpus in splits.items():
-        writer = bins.Writer(directory / f"{split}.bin")
+        writer = bin_writer.BinWriter(directory / f"{split}.bin")
         for text in corpus:
-            writer.add([Piece(text, ends=True)], [[*tokenizer.encode(text), tokenizer.eot]])
+            writer.add([Chunk(text, ends=True)], [[*tokenizer.encode(text), tokenizer.eot]])
         meta["splits"][split] = writer.close()
     tokenizer.save(directory)
     (directory / "meta.json").write_text(json.dumps(meta))
@@ -283,13 +291,15 @@ def prepared(splits, directory, tokenizer):
 
 @pytest.mark.parametrize("piece_tokens", [100, 1 << 18])
 def test_a_prepared_directory_has_the_faults_of_its_source(piece_tokens, bpe_directory, tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "PIECE_TOKENS", piece_tokens)
+    monkeypatch.setattr(data_documents, "CHUNK_TOKENS", piece_tokens)
     corpus, expected, _ = planted()
     tokenizer = tokenizers.from_directory(bpe_directory("\n".join(corpus["val"])))
     prepared(corpus, tmp_path / "data", tokenizer)
-    dataset = bins.load(tmp_path / "data")
-    facts = doctor.examine({split: documents.of_bin(dataset, split, tokenizer) for split in ("val", "train")})
-    source = doctor.examine(corpus, tokenizer)
+    dataset = datasets.load(tmp_path / "data")
+    facts = quality.examine(
+        {split: data_documents.documents_of_bin(dataset, split, tokenizer) for split in ("val", "train")}
+    )
+    source = quality.examine(corpus, tokenizer)
     assert facts["splits"] == source["splits"]
     assert {kind: finding["count"] for kind, finding in facts["findings"].items()} == expected
     if piece_tokens > 100:  # the example of a leak is the document's first line or its last piece's
@@ -335,17 +345,17 @@ def test_text_files_are_documents_and_val_can_be_another_file(command):
 
 def test_a_failed_fix_leaves_nothing(command, monkeypatch):
     Path("a.txt").write_text("some text")
-    monkeypatch.setattr(doctor, "clean", lambda *_: iter(lambda: (_ for _ in ()).throw(UsageError("stopped")), None))
+    monkeypatch.setattr(quality, "clean", lambda *_: iter(lambda: (_ for _ in ()).throw(UsageError("stopped")), None))
     code, _, error = command("doctor", "a.txt", "--fix=dedup", "--out_dir=out")
     assert code == 2 and "stopped" in error and not list(Path("out").iterdir())
 
 
 def test_more_documents_than_the_search_takes_are_said(monkeypatch):
-    monkeypatch.setattr(similar, "MAX_DOCUMENTS", 10)
-    assert doctor.examine({"train": texts(10, random.Random(6))})["limits"] == []
-    facts = doctor.examine({"train": texts(11, random.Random(6))})
+    monkeypatch.setattr(near_duplicates, "MAX_DOCUMENTS", 10)
+    assert quality.examine({"train": texts(10, random.Random(6))})["limits"] == []
+    facts = quality.examine({"train": texts(11, random.Random(6))})
     assert facts["limits"] == ["near duplicates among the first 10 documents of train"]
-    assert facts["limits"][0] in doctor.report(facts)
+    assert facts["limits"][0] in quality.report(facts)
 
 
 def test_other_columns_and_several_sources_to_validate_on(command):

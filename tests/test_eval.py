@@ -16,14 +16,13 @@ from conftest import spread, write_bins
 from torch.nn import functional as F
 
 from finetune import GPT, GPTConfig
-from finetune.data import bins, cache
+from finetune.config.recipe import Recipe
+from finetune.data import arrow_cache
+from finetune.data import dataset as datasets
 from finetune.data.batches import Blocks
 from finetune.data.prepare import prepare
-from finetune.evaluation import compare, losses
-from finetune.evaluation import completions as answering
-from finetune.evaluation import metrics as all_metrics
-from finetune.recipe import Recipe
-from finetune.training import machine as machines
+from finetune.evaluation import bootstrap, completions, loss, metrics
+from finetune.runtime import device
 
 T = 32
 WORDS = "what is one plus two and why does everybody know that it is so".split()
@@ -99,7 +98,7 @@ def evaluated(command):
 
 @pytest.fixture
 def machine():
-    return machines.start(Recipe(device="cpu", dtype="float32", compile="false", gradient_accumulation_steps=1))
+    return device.start(Recipe(device="cpu", dtype="float32", compile="false", gradient_accumulation_steps=1))
 
 
 @torch.no_grad()
@@ -169,7 +168,7 @@ def test_windows_predict_every_token_but_the_first_of_a_span_once():
     for block_size, stride in ((8, 8), (8, 3), (8, 1), (1, 1), (40, 40)):
         ends = np.cumsum(rng.integers(1, 30, 20))
         spans = np.stack([np.append(0, ends[:-1]), ends], 1)
-        windows = losses.windows(spans, block_size, stride, by_span=True)
+        windows = loss.windows(spans, block_size, stride, by_span=True)
         told = [
             (place, start)
             for start, end, counted in zip(windows.starts, windows.ends, windows.counted)
@@ -188,7 +187,7 @@ def test_the_loss_is_the_validation_loss_of_training(tiny_run, evaluated):
     best = json.loads(Path("out/best/finetune.json").read_text())
     event = evaluated()
     assert event["loss"] == pytest.approx(best["val_loss"], abs=1e-6) and event["step"] == best["step"]
-    facts = bins.load(event["dataset"]).meta["splits"]["val"]
+    facts = datasets.load(event["dataset"]).meta["splits"]["val"]
     assert event["targets"] == facts["tokens"] - 1
     bits = event["bits_per_byte"] * (facts["bytes"] - 1)  # of characters; nothing precedes the first
     assert bits == pytest.approx(event["loss"] * event["targets"] / math.log(2), rel=1e-9)
@@ -214,8 +213,8 @@ def test_conversations_of_several_turns_are_documents_and_equal_packed_blocks(bp
     hf = published("out", dataset)
     event = evaluated("--dataset=turns", f"--block_size={T}")
     assert event["documents"] == dataset.meta["splits"]["val"]["documents"] == 4
-    contents = bins.survey(dataset, "val")
-    blocks = Blocks.from_arrow(cache.open_cache(dataset, "val", T, contents, isolated=True), contents.tokens)
+    contents = datasets.scan(dataset, "val")
+    blocks = Blocks.from_arrow(arrow_cache.open_cache(dataset, "val", T, contents, isolated=True), contents.tokens)
     nats, count = GPT.from_hf(hf)(*blocks.batch(range(blocks.num_rows)))
     assert event["targets"] == count.item() and event["loss"] == pytest.approx(nats.item() / count.item(), abs=1e-5)
     stream = evaluated("--dataset=turns", f"--block_size={T}", "--documents=false")
@@ -351,27 +350,27 @@ def test_the_interval_is_that_of_a_paired_bootstrap():
         targets = rng.integers(20, 200, 80).astype(float)
         hardness = rng.normal(3, 1, 80)  # shared by both models, so only pairing sees the difference
         nats, other = targets * (hardness + truth + rng.normal(0, 0.1, 80)), targets * hardness
-        found = compare.paired_bootstrap(nats, other, targets, seed=number)
+        found = bootstrap.paired_bootstrap(nats, other, targets, seed=number)
         right += found["low"] <= truth <= found["high"]
         if number == 0:
             rest = (nats - other) - found["mean"] * targets
             error = math.sqrt((rest**2).sum()) / targets.sum()
             assert found["mean"] == pytest.approx((nats.sum() - other.sum()) / targets.sum())
             assert (found["high"] - found["low"]) / 2 == pytest.approx(1.96 * error, rel=0.1)
-            assert found == compare.paired_bootstrap(nats, other, targets, seed=0)
+            assert found == bootstrap.paired_bootstrap(nats, other, targets, seed=0)
     assert 180 <= right <= 198  # of 200, 95% of them 190
-    proportional = compare.paired_bootstrap(
+    proportional = bootstrap.paired_bootstrap(
         0.05 * targets + other, other, targets
     )  # blocks of unequal length, all equally worse
     assert list(proportional.values()) == pytest.approx([0.05] * 3)
-    assert compare.paired_bootstrap(np.ones(1), np.zeros(1), np.ones(1)) == {"mean": 1, "low": None, "high": None}
+    assert bootstrap.paired_bootstrap(np.ones(1), np.zeros(1), np.ones(1)) == {"mean": 1, "low": None, "high": None}
 
 
 def test_long_texts_are_resampled_in_groups_of_neighbours():
     rng = np.random.default_rng(0)
     targets, other = np.full(20_000, 10.0), np.zeros(20_000)
     nats = rng.normal(0.5, 1, 20_000) * targets
-    found = compare.paired_bootstrap(nats, other, targets)
+    found = bootstrap.paired_bootstrap(nats, other, targets)
     assert (found["high"] - found["low"]) / 2 == pytest.approx(1.96 / math.sqrt(20_000), rel=0.1)
 
 
@@ -380,9 +379,9 @@ def test_completions_are_those_of_transformers(answers, published, machine):
     with torch.no_grad():
         hf.transformer.wte.weight.mul_(0.1)  # or it would repeat one token for ever
     ids, mask = np.fromfile("answers/val.bin", dtype="<u2"), np.fromfile("answers/val_mask.bin", dtype=np.uint8)
-    text = losses.Text(ids, mask)
+    text = loss.TokenStream(ids, mask)
     ends = answers.document_ends("val")
-    found = answering.examples(text, np.stack([np.append(0, ends[:-1]), ends], 1))
+    found = completions.examples(text, np.stack([np.append(0, ends[:-1]), ends], 1))
     assert len(found) == 6 == answers.meta["splits"]["val"]["documents"]
     asked = {
         f"User:\n{row['prompt']}\n\nAssistant:\n": row["completion"] + "<|endoftext|>" for row in read("answers.jsonl")
@@ -398,7 +397,9 @@ def test_completions_are_those_of_transformers(answers, published, machine):
     ]
     endless = [out[len(ids) :].tolist() for ids, out in zip(prompts, endless)]
     eot = max(set(sum(endless, [])), key=lambda token: len({ids.index(token) for ids in endless if token in ids}))
-    written = answering.complete(machine, GPT.from_hf(hf), prompts, eot, 4, max_new_tokens=18, seed=0, temperature=0.0)
+    written = completions.complete(
+        machine, GPT.from_hf(hf), prompts, eot, 4, max_new_tokens=18, seed=0, temperature=0.0
+    )
     for ours, out in zip(written, endless):
         assert ours.tolist() == (out[: out.index(eot)] if eot in out else out)
     assert len({len(ids) for ids in written}) > 1  # some ended by themselves, at a place of their own
@@ -462,11 +463,11 @@ def test_shipped_metrics_are_evaluate_modules():
     """And the wheel takes every module below a package."""
     import evaluate
 
-    loaded = {name: all_metrics.load(name) for name in all_metrics.METRICS}
+    loaded = {name: metrics.load(name) for name in metrics.METRICS}
     assert all(isinstance(metric, evaluate.Metric) and metric.description for metric in loaded.values())
     metric = loaded["exact_match"]
     assert metric.compute(predictions=["a", "b", "C"], references=["a", "b", "c"]) == {"exact_match": 2 / 3}
-    assert (Path(all_metrics.__file__).parent / "__init__.py").is_file()
+    assert Path(metrics.__file__).is_file()
 
 
 @pytest.mark.parametrize("name", ["finetune.evaluation.metrics", "finetune.eval"])
@@ -483,7 +484,7 @@ def test_memorisation_is_reported(tiny_run, evaluated):
     assert facts["samples"] == 3 and 0 <= facts["copied"] <= 1 and facts["ngram"] == 8
     assert facts["tokens"] == 120 and "copied 8-grams" in event["out"]
     train = np.fromfile(Path(event["dataset"], "train.bin"), dtype="<u2")
-    whole = copied.report(bins.load(event["dataset"]), [train[100:140].astype(np.int64)])
+    whole = copied.report(datasets.load(event["dataset"]), [train[100:140].astype(np.int64)])
     assert whole["copied"] == 1 and whole["longest"] == 40
 
 
@@ -505,7 +506,7 @@ def with_tokenizer(bpe_directory, name, text):
 def other_tokenizer(bpe_directory):
     for name, text in (("one", "hello world, hello all"), ("two", "the other text of this")):
         with_tokenizer(bpe_directory, name, text)
-        tokenizer = bins.load(name).tokenizer
+        tokenizer = datasets.load(name).tokenizer
         scratch_model(f"model-{name}", vocab_size=tokenizer.vocab_size)
         tokenizer.save(f"model-{name}", 16)
 

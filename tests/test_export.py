@@ -17,13 +17,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from finetune import GPT
-from finetune.data import bins
+from finetune.config.recipe import Recipe
+from finetune.data import dataset as data_dataset
 from finetune.data import tokenizer as tokenizers
 from finetune.data.prepare import prepare
-from finetune.recipe import Recipe
-from finetune.training import loop
-from finetune.training.card import model_card
-from finetune.training.progress import read_metrics
+from finetune.runs.events import read_metrics
+from finetune.runs.model_card import model_card
+from finetune.training import trainer
 
 HARD = (
     "Hello world's  end\n\n don't 12345 na\u00efve \u6771\u4eac \U0001f600\u200d\U0001f467 e\u0301\t\x00 \u2028 ~"
@@ -71,7 +71,7 @@ def runs(tmp_path_factory):
                 "max_new_tokens": 20,
             }
         )
-        loop.train(
+        trainer.train(
             Recipe(
                 **{
                     **SMALL,
@@ -213,11 +213,11 @@ def test_gpt2s_own_vocabulary_has_tiktokens_ids(model_directory, command):
 
 
 def test_an_export_that_is_not_read_back_as_it_was_is_none(runs, command, monkeypatch):
-    from finetune.gpt import weights
+    from finetune.gpt import pretrained
 
     code, _, error = command("export", f"--out_dir={runs / 'base'}", "--to=mine")
     before = {path.name: path.read_bytes() for path in Path("mine").iterdir()}
-    honest = weights.save
+    honest = pretrained.save
 
     def wrong(directory, tensors, config):
         honest(directory, tensors, config)
@@ -225,7 +225,7 @@ def test_an_export_that_is_not_read_back_as_it_was_is_none(runs, command, monkey
         stored["transformer.h.1.mlp.c_fc.bias"][0] += 0.1
         save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
 
-    monkeypatch.setattr(weights, "save", wrong)
+    monkeypatch.setattr(pretrained, "save", wrong)
     for to in ("mine", "other"):
         code, _, error = command("export", f"--out_dir={runs / 'tuned'}", f"--to={to}")
         assert code == 1 and "logits of transformers differ" in error and len(error.splitlines()) == 1
@@ -381,7 +381,7 @@ def test_the_card_says_what_was_recorded(runs, command):
     assert measured == {"loss": 1.25, "perplexity": 3.49, "bits_per_byte": 1.8034, "accuracy": 0.625}
     assert {result.dataset_name for result in card.data.eval_results} == {"tuned"}
     text = card.content
-    dataset = bins.load(runs / "data" / "tuned")
+    dataset = data_dataset.load(runs / "data" / "tuned")
     first = next(event for event in events if event["event"] == "eval")["val_loss"]
     best = json.loads(Path("tuned/best/finetune.json").read_text())
     for figure in (first, best["val_loss"]):
@@ -550,7 +550,7 @@ def test_the_card_tells_what_eval_measured(tiny_run, command):
 def test_a_mixture_is_chosen_on_all_the_datasets_of_a_run(runs, tmp_path, command):
     shape = {"n_layer": None, "n_head": None, "n_embd": None, "block_size": None, "max_iters": 10, "eval_interval": 10}
     datasets = f"{runs / 'data' / 'base'},{runs / 'data' / 'tuned'}"
-    loop.train(Recipe(**{**SMALL, **shape, "init_from": str(runs / "base"), "dataset": datasets, "out_dir": "both"}))
+    trainer.train(Recipe(**{**SMALL, **shape, "init_from": str(runs / "base"), "dataset": datasets, "out_dir": "both"}))
     code, out, error = command("export", "--out_dir=both", "--to=mixed", "--interpolate=auto")
     assert code == 0, error
     best = json.loads(Path("both/best/finetune.json").read_text())["val_loss"]

@@ -14,10 +14,11 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from finetune.cli import UsageError
+from finetune.common.errors import UsageError
 from finetune.gpt import GPT, GPTConfig
-from finetune.training import loop, machine, sharding, start
-from finetune.training.progress import read_metrics
+from finetune.runs.events import read_metrics
+from finetune.runtime import device, fsdp
+from finetune.training import setup, trainer
 
 HARNESS = Path(__file__).with_name("harness.py")
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -105,7 +106,7 @@ def test_five_updates_in_shards_are_those_of_one_process(tiny):
         "sample_interval": 2,
     }
     recipe = tiny("whole", max_iters=5, eval_interval=2, always_save_checkpoint=True, **shape)
-    loop.train(recipe)
+    trainer.train(recipe)
     assert min(event["grad_norm"] for event in events("whole", "iter")) > 2 * recipe.grad_clip
     jobs = [job(dataclasses.replace(recipe, out_dir=name), environment=FSDP | more) for name, more in WAYS.items()]
     finish(
@@ -135,7 +136,7 @@ def test_five_updates_in_shards_are_those_of_one_process(tiny):
 def test_a_state_goes_on_with_any_number_of_processes(tiny):
     """2 in shards, 1, 2 data parallel ones, 3 in shards, against one process all the way."""
     recipe = tiny(dropout=0.0, lr_decay_iters=12, warmup_iters=2, gradient_accumulation_steps=6, eval_interval=4)
-    loop.train(dataclasses.replace(recipe, out_dir="whole", max_iters=12))
+    trainer.train(dataclasses.replace(recipe, out_dir="whole", max_iters=12))
     lengths = (4, 6, 9, 12)
     on = dataclasses.replace(recipe, init_from="resume", n_layer=None, n_head=None, n_embd=None)
     parts = [dataclasses.replace(on if number else recipe, max_iters=length) for number, length in enumerate(lengths)]
@@ -176,7 +177,7 @@ def test_kills_and_bad_numbers_are_survived_in_shards(tiny):
 @pytest.mark.parametrize("dtype, tolerance", [("bfloat16", 2e-2), ("float16", 5e-3)])
 def test_coarser_arithmetic_is_that_of_one_process(tiny, dtype, tolerance):
     recipe = tiny("whole", max_iters=6, gradient_accumulation_steps=2, dropout=0.0, dtype=dtype)
-    loop.train(recipe)
+    trainer.train(recipe)
     finish(job(dataclasses.replace(recipe, out_dir="out")))
     same("out", "whole", tolerance)
 
@@ -184,9 +185,11 @@ def test_coarser_arithmetic_is_that_of_one_process(tiny, dtype, tolerance):
 SCRIPT = """
 import json, os, sys
 from torch.utils._python_dispatch import TorchDispatchMode
-from finetune.recipe import Recipe
-from finetune.training import machine, start, step
-from finetune.training.sharding import local
+from finetune.config.recipe import Recipe
+from finetune.evaluation.split_loss import split_loss
+from finetune.runtime import device
+from finetune.runtime.fsdp import local_shard
+from finetune.training import setup, step
 
 class Exchanges(TorchDispatchMode):
     def __init__(self):
@@ -198,19 +201,19 @@ class Exchanges(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 recipe = Recipe(**json.loads(sys.argv[1]))
-computer, found = machine.start(recipe), {}
+computer, found = device.start(recipe), {}
 for reshard in (True, False):
     assert computer.sharding.reshard_after_forward
     computer.sharding.reshard_after_forward = reshard
-    run = start.assemble(recipe, computer, lambda line: None)
+    run = setup.setup_run(recipe, computer, lambda line: None)
     with Exchanges() as exchanges:
         step._backward(run, 0)
-    step.evaluate(run, run.val, [0])
+    split_loss(run, run.val, [0])
     weights = list(run.network.parameters())
     moments = [state[kind] for state in run.optimizer.state.values() for kind in ("exp_avg", "exp_avg_sq")]
     tensors = {"weights": weights, "gradients": [weight.grad for weight in weights], "moments": moments}
     whole = sum(weight.numel() for weight in weights)
-    held = {name: sum(local(tensor).numel() for tensor in group) / whole for name, group in tensors.items()}
+    held = {name: sum(local_shard(tensor).numel() for tensor in group) / whole for name, group in tensors.items()}
     kinds = ("allgather", "reduce_scatter")
     found[str(reshard)] = held, [sum(kind in name for name in exchanges.seen) for kind in kinds]
     computer.sharding.reshard_after_forward = True
@@ -300,10 +303,10 @@ def test_what_the_launcher_asks_for_in_vain_is_told_in_one_line(data, command, m
 
 
 def test_what_the_launcher_asks_for(monkeypatch):
-    assert sharding.from_launcher() is None
+    assert fsdp.from_launcher() is None
     for name, value in FSDP.items():
         monkeypatch.setenv(name, value)
-    assert sharding.from_launcher() == sharding.Sharding(
+    assert fsdp.from_launcher() == fsdp.FSDP(
         reshard_after_forward=True, cpu_offload=False, activation_checkpointing=False
     )
     for name in ("OFFLOAD_PARAMS", "ACTIVATION_CHECKPOINTING"):
@@ -312,7 +315,7 @@ def test_what_the_launcher_asks_for(monkeypatch):
     monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
     monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "Block")
     monkeypatch.setenv("FSDP_BACKWARD_PREFETCH", "BACKWARD_PRE")
-    assert sharding.from_launcher() == sharding.Sharding(
+    assert fsdp.from_launcher() == fsdp.FSDP(
         reshard_after_forward=False, cpu_offload=True, activation_checkpointing=True
     )
 
@@ -326,7 +329,7 @@ def test_what_torch_is_told(monkeypatch):
         lambda module, **options: told.append(options | {"module": module}) or module,
     )
     network = GPT(GPTConfig(n_layer=2, n_head=1, n_embd=4, vocab_size=8, block_size=4))
-    assert sharding.shard(network, sharding.Sharding(False, True), torch.device("cuda")) is network
+    assert fsdp.shard(network, fsdp.FSDP(False, True), torch.device("cuda")) is network
     assert [options["module"] for options in told] == [*network.h, network]
     assert all(options["mesh"] == ("cuda", (2,)) and options["offload_policy"].pin_memory for options in told)
     assert [options.get("reshard_after_forward") for options in told] == [False, False, None]
@@ -335,12 +338,12 @@ def test_what_torch_is_told(monkeypatch):
 def test_one_process_without_a_launcher_shards_nothing(tiny, monkeypatch):
     for name, value in FSDP.items():
         monkeypatch.setenv(name, value)
-    loop.train(tiny(max_iters=1))
+    trainer.train(tiny(max_iters=1))
     assert not is_sharded("out")
 
 
 def test_one_process_behind_a_launcher_is_a_shard_of_one(tiny, monkeypatch):
-    loop.train(tiny("whole", max_iters=2))
+    trainer.train(tiny("whole", max_iters=2))
     AcceleratorState._reset_state(True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -358,7 +361,7 @@ def test_one_process_behind_a_launcher_is_a_shard_of_one(tiny, monkeypatch):
     for name, value in (FSDP | {"FSDP_OFFLOAD_PARAMS": "true"} | launched).items():
         monkeypatch.setenv(name, str(value))
     try:
-        loop.train(tiny(max_iters=2))
+        trainer.train(tiny(max_iters=2))
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -378,4 +381,4 @@ def test_one_process_behind_a_launcher_is_a_shard_of_one(tiny, monkeypatch):
 def test_what_does_not_go_with_shards_is_refused(tiny, values, told):
     recipe = tiny(**values)
     with pytest.raises(UsageError, match=told):
-        start.assemble(recipe, dataclasses.replace(machine.start(recipe), sharding=sharding.Sharding()), print)
+        setup.setup_run(recipe, dataclasses.replace(device.start(recipe), sharding=fsdp.FSDP()), print)

@@ -24,13 +24,13 @@ def test_the_cache_changes_nothing_also_past_the_context(hf_model, prompt_length
 @torch.no_grad()
 def test_steps_that_are_recorded_are_steps(hf_model):
     """What a GPU replays as a CUDA graph, run without one."""
-    from finetune.gpt.generate import Cache, FixedStep
+    from finetune.gpt.generate import Cache, CUDAGraphStep
 
     model = GPT.from_hf(hf_model()).eval()
     idx = torch.randint(0, 101, (2, 5), generator=torch.Generator().manual_seed(0))
     cache, uncached_idx = Cache(model.config, 2, 20, idx.device), idx
     model.hidden(idx, cache)
-    step = FixedStep(model, cache)
+    step = CUDAGraphStep(model, cache)
     for _ in range(10):
         uncached_idx = uncached(model, uncached_idx, 1)
         x = step(uncached_idx[:, -1:])
@@ -146,7 +146,7 @@ def test_what_is_drawn_is_what_the_processors_of_transformers_leave(hf_model, se
 def test_rounding_to_16_bits_does_not_choose(top_k):
     """Logits around -100, where bfloat16 knows multiples of 0.5 only, as GPT-2's are."""
     from finetune import GPTConfig
-    from finetune.gpt.generate import _exact_head
+    from finetune.gpt.generate import _float32_head
 
     model = GPT.from_scratch(GPTConfig(vocab_size=500, n_layer=1, n_head=1, n_embd=64, block_size=8))
     model.wte.weight[:, 0] = -10.0
@@ -154,7 +154,7 @@ def test_rounding_to_16_bits_does_not_choose(top_k):
     x = torch.randn(20, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     x[:, 0] = 10.0
     exact = x.double() @ model.wte.weight[:500].double().T
-    logits, ids = _exact_head(model, top_k, whole=False)(x)
+    logits, ids = _float32_head(model, top_k, whole=False)(x)
     ids = torch.arange(500).expand(20, -1) if ids is None else ids
     rough = model.head(x)
     assert ((rough == rough.amax(-1, keepdim=True)).sum(-1) > 1).all(), "ties, so that there is something to decide"

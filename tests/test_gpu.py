@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from finetune import GPT
-from finetune.training import isolation, loop, machine, start, step
-from finetune.training.progress import read_metrics
+from finetune.runs.events import read_metrics
+from finetune.runtime import attention_check
+from finetune.runtime import device as devices
+from finetune.training import setup, step, trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -23,12 +25,12 @@ def without_datasets(monkeypatch):
     """Blocks straight from the bin where `datasets` is not installed."""
     from importlib.util import find_spec
 
-    from finetune.data import cache
+    from finetune.data import arrow_cache
     from finetune.data.batches import Blocks
 
     if not find_spec("datasets"):
         monkeypatch.setattr(
-            cache,
+            arrow_cache,
             "open_cache",
             lambda dataset, split, T, contents, isolated: (np.fromfile(dataset.bin(split), dtype=np.uint16), T),
         )
@@ -42,7 +44,7 @@ def losses(out_dir):
 def test_an_update_never_waits_for_the_device(tiny):
     Path("out").mkdir()
     recipe = tiny(device="cuda", compile="false", dtype="bfloat16")
-    run = start.assemble(recipe, machine.start(recipe), print)
+    run = setup.setup_run(recipe, devices.start(recipe), print)
     step.update(run, 0, 1e-3).read()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -58,17 +60,17 @@ def test_an_update_never_waits_for_the_device(tiny):
 )
 def test_a_gpu_learns_what_a_cpu_learns(tiny, dtype, compile, tolerance):
     plain = {"dropout": 0.0, "learning_rate": 1e-3}
-    loop.train(tiny("cpu", **plain))
-    loop.train(tiny("gpu", **plain, device="cuda", dtype=dtype, compile=compile))
+    trainer.train(tiny("cpu", **plain))
+    trainer.train(tiny("gpu", **plain, device="cuda", dtype=dtype, compile=compile))
     assert losses("gpu") == pytest.approx(losses("cpu"), abs=tolerance)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny):
     settings = {"device": "cuda", "compile": "false", "dtype": "bfloat16", "deterministic": True}
-    loop.train(tiny("whole", **settings))
-    loop.train(tiny(**settings, max_iters=9, decay_lr=False))
-    loop.train(tiny("other", **settings, decay_lr=False))
-    loop.train(tiny(**settings, decay_lr=False, init_from="resume"))
+    trainer.train(tiny("whole", **settings))
+    trainer.train(tiny(**settings, max_iters=9, decay_lr=False))
+    trainer.train(tiny("other", **settings, decay_lr=False))
+    trainer.train(tiny(**settings, decay_lr=False, init_from="resume"))
     one, other = (
         load_file(sorted(Path(name, "last").glob("step-*"))[-1] / "model.safetensors") for name in ("out", "other")
     )
@@ -95,10 +97,12 @@ def test_documents_are_isolated(hf_model, compiled):
     idx, targets = torch.randint(101, (2, 3, 128), generator=torch.Generator().manual_seed(0))
     ours, expected = GPT.from_hf(hf_model(n_positions=128)).cuda(), GPT.from_hf(hf_model(n_positions=128))
     said = []
-    isolation.check(ours, machine.Machine(OnGPU(), torch.float32, compile=compiled), 128, 0.0, said.append)
+    attention_check.check_isolation(
+        ours, devices.Device(OnGPU(), torch.float32, compile=compiled), 128, 0.0, said.append
+    )
     assert not said and all(block.attn.flex == compiled for block in ours.h)
     if compiled:
-        start._compile(ours, whole=False)
+        setup._compile(ours, whole=False)
     loss = ours(idx.cuda(), targets.cuda(), positions.cuda())[0]
     wanted = expected(idx, targets, positions)[0]
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-4)
@@ -117,7 +121,7 @@ def test_batch_size_auto_goes_down_until_it_fits(tiny):
     recipe = tiny(device="cuda", compile="false", auto_batch_size=True, **shape)
     torch.cuda.set_per_process_memory_fraction(2**29 / torch.cuda.get_device_properties(0).total_memory)
     try:
-        run = loop.train(recipe)
+        run = trainer.train(recipe)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert run.recipe.batch_size * run.recipe.gradient_accumulation_steps == 4096 and 1 < run.recipe.batch_size < 2048
@@ -128,9 +132,9 @@ def test_attention_is_a_fused_kernel():
 
     q = torch.randn(2, 12, 256, 64, device="cuda", dtype=torch.bfloat16)
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        from finetune.gpt import ops
+        from finetune.gpt import attention
 
-        ops.attention(q, q, q, is_causal=True)
+        attention.attention(q, q, q, is_causal=True)
         torch.cuda.synchronize()
     names = [event.key.lower() for event in seen.key_averages()]
     assert any("flash" in name or "cudnn" in name for name in names), names

@@ -16,11 +16,12 @@ import pytest
 import torch
 from test_trust import command, events, harness
 
-from finetune.cli import UsageError, parse
-from finetune.recipe import Recipe
-from finetune.training import loop, memory
-from finetune.training import machine as machines
-from finetune.training.progress import read_metrics
+from finetune.common.errors import UsageError
+from finetune.config.cli import parse
+from finetune.config.recipe import Recipe
+from finetune.runs.events import read_metrics
+from finetune.runtime import device
+from finetune.training import micro_batch, trainer
 
 ROOT = Path(__file__).parents[1]
 CONFIGURATIONS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
@@ -140,7 +141,7 @@ MORE = {
 @pytest.mark.parametrize("name", [*LAUNCHERS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def test_every_launcher_makes_the_same_run_and_one_set_of_files(tiny, name):
     ranks, launchers = {**LAUNCHERS, **MORE}[name]
-    whole = loop.train(tiny("whole", **PLAIN))
+    whole = trainer.train(tiny("whole", **PLAIN))
     codes, out, error = finish([start(tiny(**PLAIN), launcher) for launcher in launchers()])
     assert set(codes) == {0}, error
     assert f"{ranks} process{'es' * (ranks > 1)} on cpu" in out and out.count("step 6: ") == 1
@@ -188,7 +189,7 @@ def dies(recipe, whole, launchers, ranks, kill):
         for process in processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    loop.train(dataclasses.replace(recipe, init_from="resume", n_layer=None, n_head=None, n_embd=None))
+    trainer.train(dataclasses.replace(recipe, init_from="resume", n_layer=None, n_head=None, n_embd=None))
     one, other = events(whole.recipe.out_dir, "iter"), events("out", "iter")
     assert [event["iter"] for event in other] == [event["iter"] for event in one]
     for expected, event in zip(one, other):
@@ -199,7 +200,7 @@ def dies(recipe, whole, launchers, ranks, kill):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_process_that_dies_takes_the_run_down_with_a_state_to_go_on_from(tiny):
     recipe = tiny(**PLAIN | {"max_iters": 200, "eval_interval": 200, "save_interval": 10, "learning_rate": 1e-3})
-    whole = loop.train(dataclasses.replace(recipe, out_dir="whole"))
+    whole = trainer.train(dataclasses.replace(recipe, out_dir="whole"))
     dies(recipe, whole, [accelerate("cpu")], 2, lambda processes, pids: os.kill(pids[1], signal.SIGKILL))
 
 
@@ -207,7 +208,7 @@ def test_a_process_that_dies_takes_the_run_down_with_a_state_to_go_on_from(tiny)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_machine_that_dies_takes_the_run_down_with_a_state_to_go_on_from(tiny):
     recipe = tiny(**PLAIN | {"max_iters": 200, "eval_interval": 200, "save_interval": 10, "learning_rate": 1e-3})
-    whole = loop.train(dataclasses.replace(recipe, out_dir="whole"))
+    whole = trainer.train(dataclasses.replace(recipe, out_dir="whole"))
 
     def kill(processes, pids):
         processes[1].kill()
@@ -248,7 +249,7 @@ def test_every_configuration_is_understood_by_accelerates_launcher(path, monkeyp
     # what it starts is there, and the recipe can be shared among so many
     assert args.module and args.training_script == "finetune.train" and importlib.util.find_spec(args.training_script)
     recipe, _ = parse(Recipe, args.training_script_args, "")
-    machines.check_shares(recipe, args.num_processes)
+    device.check_accumulation_divides(recipe, args.num_processes)
 
 
 def test_there_are_these_configurations():
@@ -300,11 +301,11 @@ def test_a_launch_configuration_is_no_recipe(command):
 @pytest.mark.parametrize("batch_size, steps, processes", [(8, 8, 8), (8, 8, 1), (1, 8, 4), (3, 6, 2)])
 def test_an_update_is_shared_out_as_the_recipe_says(batch_size, steps, processes):
     recipe = Recipe(dataset="d", batch_size=batch_size, gradient_accumulation_steps=steps)
-    machines.check_shares(recipe, processes)
+    device.check_accumulation_divides(recipe, processes)
     word = "process" if processes == 1 else "processes"
     share = steps // processes
     assert (
-        memory.shares(recipe, processes)
+        micro_batch.describe_shares(recipe, processes)
         == f"{batch_size * steps} blocks an update: {processes} {word} x {share} accumulation"
         f" step{'s' if share > 1 else ''} x batch_size {batch_size}"
     )
@@ -318,7 +319,7 @@ def test_what_cannot_be_shared_is_told_with_what_can(batch_size, steps, processe
     recipe = Recipe(dataset="d", batch_size=batch_size, gradient_accumulation_steps=steps)
     rows = batch_size * steps
     with pytest.raises(UsageError) as error:
-        machines.check_shares(recipe, processes)
+        device.check_accumulation_divides(recipe, processes)
     told = str(error.value)
     assert (
         told.startswith(f"gradient_accumulation_steps: {steps} cannot be shared among {processes} processes")
@@ -329,14 +330,14 @@ def test_what_cannot_be_shared_is_told_with_what_can(batch_size, steps, processe
         ["--dataset=d", f"--batch_size={batch_size}", *(w.strip(",;") for w in told.split() if w.startswith("--"))],
         "",
     )
-    machines.check_shares(advised, processes)
+    device.check_accumulation_divides(advised, processes)
     there = advised.batch_size * advised.gradient_accumulation_steps
     assert (there == rows) == (rows % processes == 0)  # the same update wherever that is possible
     if there != rows:
         assert f"with {there} blocks an update instead of {rows}" in told
         fewer = int(told.split("; ")[1].split()[0])
         assert fewer < processes and steps % fewer == 0
-        machines.check_shares(recipe, fewer)
+        device.check_accumulation_divides(recipe, fewer)
 
 
 STRANGERS = [
@@ -365,12 +366,12 @@ SCRATCH = (
     " --out_dir=out".split()
 )
 BLIND = """
-from finetune.cli import run
+from finetune.config.cli import run
 from finetune.train import main
 
 if __name__ == "__main__":
     import torch
-    from finetune.training import machine
+    from finetune.runtime import device as machine
 
     machine.choose_device = lambda choice: torch.device("cuda")
     run(main)
@@ -404,8 +405,8 @@ def test_the_independent_copies_of_multi_gpu_without_a_gpu_are_refused(data):
 def test_a_batch_size_that_was_found_is_found_again_where_it_cannot_be_shared(tiny):
     """--batch_size=auto on one process leaves an update of one piece, which three cannot share."""
     auto = PLAIN | {"auto_batch_size": True, "lr_decay_iters": 6, "warmup_iters": 1}
-    whole = loop.train(tiny("whole", **PLAIN | {"lr_decay_iters": 6, "warmup_iters": 1}))
-    loop.train(tiny(**auto | {"max_iters": 3}))
+    whole = trainer.train(tiny("whole", **PLAIN | {"lr_decay_iters": 6, "warmup_iters": 1}))
+    trainer.train(tiny(**auto | {"max_iters": 3}))
     assert harness(tiny(init_from="resume", n_layer=None, n_head=None, n_embd=None, **auto), world=3)["codes"] == [
         0,
         0,
@@ -429,7 +430,7 @@ def test_a_mistake_is_told_once_on_each_machine(command, monkeypatch, rank, loca
 def test_an_out_dir_that_is_taken_is_told_by_one_process_alone(tiny):
     """The other one waits for data meanwhile, and finds the first gone."""
     recipe = tiny(**PLAIN | {"max_iters": 1})
-    loop.train(recipe)
+    trainer.train(recipe)
     codes, _, errors = finish([start(recipe, torchrun(2))])
     assert 0 not in codes and "holds a run already" in errors
     assert "gloo" not in errors and "[rank1]" not in errors
@@ -440,7 +441,7 @@ def test_memory_auto_that_cannot_be_shared_is_chosen_anew(tiny):
     recipe = tiny(
         memory="auto", batch_size=4, gradient_accumulation_steps=1, max_iters=2, dropout=0.0, lr_decay_iters=9
     )
-    assert loop.train(recipe).recipe.gradient_accumulation_steps == 1
+    assert trainer.train(recipe).recipe.gradient_accumulation_steps == 1
     halved = {
         "batch_size": 2,
         "gradient_accumulation_steps": 2,

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file
 from test_trust import events, final, harness
 
-from finetune.cli import UsageError
-from finetune.gpt import GPT, convert
-from finetune.recipe import Recipe
-from finetune.training import checkpoint, loop, lora, machine, memory, start
+from finetune.common import files
+from finetune.common.errors import UsageError
+from finetune.config.recipe import Recipe
+from finetune.gpt import GPT, convert, lora
+from finetune.runtime import device, memory_modes
+from finetune.training import recovery, setup, trainer
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*is_gradient_checkpointing.*:FutureWarning"
@@ -26,9 +28,9 @@ ADAPTERS = {"lora_rank": 4, "lora_alpha": 12, "learning_rate": 5e-2}
 @pytest.fixture
 def adapted(tiny, hf_model, data):
     """A function that makes the recipe of a run that adapts a small model of random, trained-like weights."""
-    from finetune.data import bins
+    from finetune.data import dataset
 
-    vocab_size = bins.load(Path(data)).tokenizer.vocab_size
+    vocab_size = dataset.load(Path(data)).tokenizer.vocab_size
 
     def make(out_dir="out", **values):
         if not Path("base").exists():
@@ -42,7 +44,7 @@ def adapted(tiny, hf_model, data):
 
 def assembled(recipe):
     Path(recipe.out_dir).mkdir(exist_ok=True)
-    return start.assemble(recipe, machine.start(recipe), lambda line: None)
+    return setup.setup_run(recipe, device.start(recipe), lambda line: None)
 
 
 def over_base(directory, **options):
@@ -55,7 +57,7 @@ def over_base(directory, **options):
 def test_merged_weights_compute_what_the_adapters_compute_and_peft_loads_them_over_transformers(adapted):
     from transformers import GPT2LMHeadModel
 
-    run = loop.train(adapted(max_iters=8, eval_interval=8, lora_dropout=0.1))
+    run = trainer.train(adapted(max_iters=8, eval_interval=8, lora_dropout=0.1))
     assert run.best["step"] == 8, "best/ is not of adapters that have learned"
     network, idx = run.network.eval(), torch.arange(24).reshape(2, 12) % 20
     logits, before = network(idx), GPT.from_pretrained("base").eval()(idx)
@@ -76,7 +78,7 @@ def test_merged_weights_compute_what_the_adapters_compute_and_peft_loads_them_ov
 
 
 def test_only_adapters_are_trained_and_kept_in_states(adapted, capsys):
-    run = loop.train(adapted(max_iters=3))
+    run = trainer.train(adapted(max_iters=3))
     before = convert.with_padding(GPT.from_pretrained("base").state_dict(), run.network.config)
     trained = {name for name, parameter in run.network.named_parameters() if parameter.requires_grad}
     assert trained and all(".lora_" in name for name in trained)
@@ -110,7 +112,7 @@ def test_training_is_what_peft_does_over_transformers(adapted):
         always_save_checkpoint=True,
         learning_rate=1e-2,
     )
-    run = loop.train(recipe)
+    run = trainer.train(recipe)
     theirs = over_base("out/iter_000000/adapter", is_trainable=True)
     trained = [parameter for parameter in theirs.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
@@ -137,7 +139,7 @@ def test_training_is_what_peft_does_over_transformers(adapted):
 def test_killed_and_resumed_on_two_processes_equals_a_whole_run_on_one_to_the_bit(adapted):
     """With dropout of the adapters as well, and moments in bfloat16."""
     recipe = adapted(max_iters=12, gradient_accumulation_steps=2, lora_dropout=0.2, optimizer_dtype="bfloat16")
-    loop.train(dataclasses.replace(recipe, out_dir="whole"))
+    trainer.train(dataclasses.replace(recipe, out_dir="whole"))
     outcome = harness(recipe, world=2, kills=2, seed=3, slowest=0.03)
     assert (
         outcome["codes"] == [0, 0] and outcome["lost"] == 0 and outcome["broken"] == [] and outcome["acknowledged"] >= 2
@@ -148,7 +150,7 @@ def test_killed_and_resumed_on_two_processes_equals_a_whole_run_on_one_to_the_bi
 
 
 def test_adapters_are_not_resumed_over_other_weights(adapted, hf_model):
-    loop.train(adapted(max_iters=2))
+    trainer.train(adapted(max_iters=2))
     resumed = adapted(init_from="resume", max_iters=4)
     wpe = GPT.from_pretrained("base")
     with torch.no_grad():
@@ -157,12 +159,12 @@ def test_adapters_are_not_resumed_over_other_weights(adapted, hf_model):
     with pytest.raises(
         UsageError, match=r"weights under the adapters \(sha256\): [0-9a-f]{64} in the run, [0-9a-f]{64} now"
     ):
-        loop.train(resumed)
+        trainer.train(resumed)
     Path("base").rename("moved")
     with pytest.raises(
         UsageError, match="out: holds adapters and not the weights they were trained over: base: no such directory"
     ):
-        loop.train(resumed)
+        trainer.train(resumed)
 
 
 def test_a_run_of_adapters_that_begins_again_begins_with_the_same(adapted):
@@ -171,7 +173,7 @@ def test_a_run_of_adapters_that_begins_again_begins_with_the_same(adapted):
     with torch.no_grad():
         for parameter in run.optimizer.state:
             parameter.add_(1.0)
-    start.begin_again(run)
+    recovery.reset_to_initial(run)
     assert all(torch.equal(tensor, first[name]) for name, tensor in lora.state(run.network).items())
 
 
@@ -184,16 +186,16 @@ def test_the_seed_decides_where_adapters_begin(adapted):
 
 
 def test_another_rank_is_another_run(adapted):
-    loop.train(adapted(max_iters=2))
+    trainer.train(adapted(max_iters=2))
     for changed in ({"lora_rank": 8}, {"lora_alpha": 8}, {"lora_rank": 0, "lora_alpha": None}):
         with pytest.raises(UsageError, match=r"lora_(rank|alpha): \d+ in the run"):
-            loop.train(adapted(init_from="resume", max_iters=4, **changed))
+            trainer.train(adapted(init_from="resume", max_iters=4, **changed))
     with pytest.raises(UsageError, match="lora_rank: 33 is more than the rank of matrices 32 wide"):
-        loop.train(adapted("other", lora_rank=33))
+        trainer.train(adapted("other", lora_rank=33))
 
 
 def test_an_export_for_peft_is_the_adapters_alone_and_is_read_back_over_the_base(adapted, command):
-    run = loop.train(adapted(max_iters=8, eval_interval=8))
+    run = trainer.train(adapted(max_iters=8, eval_interval=8))
     code, out, error = command("export", "--out_dir=out", "--to=mine", "--format=peft")
     assert code == 0 and "logits differ by at most" in out, error
     assert not Path("mine/model.safetensors").exists() and Path("mine/tokenizer.json").is_file()
@@ -217,8 +219,8 @@ def test_an_export_over_the_best_of_another_run_names_what_can_be_loaded_and_no_
     from huggingface_hub.utils import validate_repo_id
     from peft import AutoPeftModelForCausalLM
 
-    loop.train(tiny("first", n_embd=32, n_head=4, max_iters=2))
-    run = loop.train(adapted(init_from="first", max_iters=8, eval_interval=8))
+    trainer.train(tiny("first", n_embd=32, n_head=4, max_iters=2))
+    run = trainer.train(adapted(init_from="first", max_iters=8, eval_interval=8))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         code, out, error = command("export", "--out_dir=out", "--to=mine", "--format=peft")
@@ -245,10 +247,10 @@ def test_an_export_over_the_best_of_another_run_names_what_can_be_loaded_and_no_
 
 def test_an_export_over_a_model_of_the_hub_names_it(adapted, command, monkeypatch):
     """As finetune.json says of a run from the Hub, whose files this test has beside it."""
-    loop.train(adapted(max_iters=8, eval_interval=8))
+    trainer.train(adapted(max_iters=8, eval_interval=8))
     facts = json.loads(Path("out/best/finetune.json").read_text())
     Path("out/best/finetune.json").write_text(json.dumps(facts | {"base_model": "someone/base"}))
-    fresh = checkpoint.digest(Path("out/best/finetune.json"))
+    fresh = files.sha256_of(Path("out/best/finetune.json"))
     manifest = json.loads(Path("out/best/manifest.json").read_text())
     manifest["files"]["finetune.json"] = fresh
     Path("out/best/manifest.json").write_text(json.dumps(manifest))
@@ -261,10 +263,10 @@ def test_an_export_over_a_model_of_the_hub_names_it(adapted, command, monkeypatc
 
 
 def test_an_export_for_peft_needs_adapters_and_their_base(adapted, command, hf_model):
-    loop.train(adapted("plain", max_iters=2, lora_rank=0, lora_alpha=None))
+    trainer.train(adapted("plain", max_iters=2, lora_rank=0, lora_alpha=None))
     code, _, error = command("export", "--out_dir=plain", "--to=mine", "--format=peft")
     assert code == 2 and "plain/best has none" in error and not Path("mine").exists()
-    loop.train(adapted(max_iters=8, eval_interval=8))
+    trainer.train(adapted(max_iters=8, eval_interval=8))
     other = GPT.from_pretrained("base")
     with torch.no_grad():
         other.wpe.weight.mul_(1.1)
@@ -290,7 +292,7 @@ def test_a_plan_tells_of_adapters(adapted, command):
 
 def test_without_peft_one_line_names_the_extra(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    monkeypatch.setattr("finetune.recipe.find_spec", lambda name: None)
+    monkeypatch.setattr("finetune.config.recipe.find_spec", lambda name: None)
     for verb in ("train", "plan"):
         code, _, error = command(verb, "--dataset=d", "--lora_rank=4")
         assert (
@@ -301,12 +303,12 @@ def test_without_peft_one_line_names_the_extra(command, monkeypatch):
 
 
 def test_a_frozen_head_has_no_gradient_and_leaves_the_others_as_they_were():
-    from finetune.gpt import ops
+    from finetune.gpt import loss as gpt_loss
 
     torch.manual_seed(0)
     x, weight, targets = torch.randn(50, 8, requires_grad=True), torch.randn(64, 8), torch.randint(0, 60, (50,))
-    ops.chunked_cross_entropy(x, weight, targets, 60).backward()
-    expected = torch.autograd.grad(ops.cross_entropy(x, weight, targets, 60), x)[0]
+    gpt_loss.chunked_cross_entropy(x, weight, targets, 60).backward()
+    expected = torch.autograd.grad(gpt_loss.cross_entropy(x, weight, targets, 60), x)[0]
     torch.testing.assert_close(x.grad, expected)
     assert weight.grad is None
 
@@ -328,13 +330,13 @@ def test_contradictions_are_told(values, told):
 def test_xl_fits_a_card_of_12_gb(command):
     """As predicted: recipes/xl_lora.yaml on a GPU with 11.5 GB free."""
     from finetune import GPTConfig
-    from finetune.cli import parse
+    from finetune.config.cli import parse
 
     recipe, _ = parse(Recipe, [str(Path(__file__).parents[1] / "recipes" / "xl_lora.yaml")], "")
     config = GPTConfig(n_layer=48, n_head=25, n_embd=1600)
 
     def takes(recipe):
-        return memory.needs_of(recipe, config, 1024, "cuda", "bfloat16", True, evaluated=1).peak
+        return memory_modes.estimate_of(recipe, config, 1024, "cuda", "bfloat16", True, evaluated=1).peak
 
-    chosen, needed, line = memory.first_that_fits(recipe, takes, 11.5e9)
+    chosen, needed, line = memory_modes.choose_mode_that_fits(recipe, takes, 11.5e9)
     assert chosen.lora_rank == 16 and needed < 10.35e9 and "gradient_checkpointing=true" in line

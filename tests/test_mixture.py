@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from finetune import GPT
-from finetune.data.batches import Blocks, Mixture, WeightedOrder
+from finetune.data.batches import Blocks, Mixture
 from finetune.data.prepare import prepare
+from finetune.data.sampler import MixtureSampler
 
 SHAPE = [
     "--n_layer=1",
@@ -47,7 +48,7 @@ def test_rows_are_those_of_the_parts_in_any_order():
 
 
 def test_weights_are_kept_exactly_and_parts_are_read_pass_by_pass():
-    order = WeightedOrder([10, 300, 7], [1.0, 6.0, 3.0], rows_per_iteration=50, seed=5)
+    order = MixtureSampler([10, 300, 7], [1.0, 6.0, 3.0], rows_per_iteration=50, seed=5)
     drawn = [order.rows(i).tolist() for i in range(40)]
     stream = [row for rows in drawn for row in rows]
     owners = np.searchsorted([10, 310, 317], stream, side="right")
@@ -58,10 +59,10 @@ def test_weights_are_kept_exactly_and_parts_are_read_pass_by_pass():
         mine = [row - low for row, owner in zip(stream, owners) if owner == part]
         passes = [mine[i : i + size] for i in range(0, len(mine) - size + 1, size)]
         assert passes and all(sorted(one) == list(range(size)) for one in passes)
-    fresh = WeightedOrder([10, 300, 7], [1.0, 6.0, 3.0], rows_per_iteration=50, seed=5)
+    fresh = MixtureSampler([10, 300, 7], [1.0, 6.0, 3.0], rows_per_iteration=50, seed=5)
     assert fresh.rows(33).tolist() == drawn[33]
-    assert WeightedOrder([10, 300, 7], [1.0, 6.0, 3.0], 50, seed=6).rows(0).tolist() != drawn[0]
-    finer = WeightedOrder([10, 300, 7], [1.0, 6.0, 3.0], rows_per_iteration=10, seed=5)
+    assert MixtureSampler([10, 300, 7], [1.0, 6.0, 3.0], 50, seed=6).rows(0).tolist() != drawn[0]
+    finer = MixtureSampler([10, 300, 7], [1.0, 6.0, 3.0], rows_per_iteration=10, seed=5)
     assert [row for i in range(5) for row in finer.rows(i)] == drawn[0]
 
 
@@ -148,9 +149,9 @@ def test_texts_can_share_an_alphabet(corpus, command):
 
 
 def test_small_weights_get_their_share_too():
-    order = WeightedOrder([5, 5, 5], [1.0, 2.0, 2997.0], rows_per_iteration=1000, seed=0)
+    order = MixtureSampler([5, 5, 5], [1.0, 2.0, 2997.0], rows_per_iteration=1000, seed=0)
     assert np.bincount(np.array(order.rows(7)) // 5).tolist() == [1, 1, 998]
-    thirds = WeightedOrder([5, 5, 5], [1.0, 1.0, 1.0], rows_per_iteration=1000, seed=0)
+    thirds = MixtureSampler([5, 5, 5], [1.0, 1.0, 1.0], rows_per_iteration=1000, seed=0)
     assert sorted(np.bincount(np.array(thirds.rows(0)) // 5).tolist()) == [333, 333, 334]
 
 

@@ -10,11 +10,14 @@ from safetensors.torch import load_file
 from test_trust import events, final
 
 from finetune import GPT, GPTConfig
-from finetune.cli import UsageError
-from finetune.gpt import convert
+from finetune.common.errors import UsageError
+from finetune.config.recipe import Recipe
+from finetune.gpt import lora, size
 from finetune.gpt.model import SHAPES
-from finetune.recipe import Recipe
-from finetune.training import loop, lora, machine, memory, optim, sharding, start
+from finetune.runtime import device as devices
+from finetune.runtime import fsdp, memory, memory_modes
+from finetune.training import optimizer as optimizers
+from finetune.training import setup, trainer
 
 XL = GPTConfig(n_layer=48, n_head=25, n_embd=1600)
 
@@ -42,7 +45,7 @@ def test_checkpointing_changes_no_bit_of_a_gradient(hf_model, dtype, rank):
         model.set_dropout(0.1)
         model.gradient_checkpointing = recompute
         if rank:
-            lora.adapt(model, Recipe(dataset="x", lora_rank=rank, lora_dropout=0.1))
+            lora.add_adapters(model, Recipe(dataset="x", lora_rank=rank, lora_dropout=0.1))
             for name, parameter in model.named_parameters():
                 parameter.data += 0.1 * (".lora_B." in name)  # else A has no gradient
         torch.manual_seed(0)
@@ -63,7 +66,7 @@ def test_activations_that_are_predicted_are_those_that_are_kept(dtype, rank):
     def kept(n_layer):
         network = GPT.from_scratch(GPTConfig(block_size=128, vocab_size=64, n_layer=n_layer, n_head=2, n_embd=64))
         if rank:
-            lora.adapt(network, Recipe(dataset="x", lora_rank=rank))
+            lora.add_adapters(network, Recipe(dataset="x", lora_rank=rank))
         adapters = sum(parameter.numel() for name, parameter in network.h[1].named_parameters() if ".lora_" in name)
         idx = torch.zeros(2, 128, dtype=torch.int64)
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -77,14 +80,14 @@ def test_activations_that_are_predicted_are_those_that_are_kept(dtype, rank):
 
 def test_the_loss_in_chunks_is_the_loss_at_once(tiny):
     losses = [
-        loop.train(tiny(chunked, max_iters=3, eval_interval=3, chunked_loss=chunked)).best["val_loss"]
+        trainer.train(tiny(chunked, max_iters=3, eval_interval=3, chunked_loss=chunked)).best["val_loss"]
         for chunked in ("true", "false")
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5) and losses[0] != losses[1]
 
 
 def test_rounding_to_bfloat16_is_right_on_average_and_leaves_what_is_bfloat16():
-    wide = torch.linspace(-3, 3, 1000).repeat(optim.NOISE // 1000 + 1)[: optim.NOISE]
+    wide = torch.linspace(-3, 3, 1000).repeat(optimizers.NOISE_SIZE // 1000 + 1)[: optimizers.NOISE_SIZE]
     below, above = (
         torch.nextafter(wide.bfloat16(), torch.tensor(-8.0).bfloat16()),
         torch.nextafter(wide.bfloat16(), torch.tensor(8.0).bfloat16()),
@@ -92,11 +95,11 @@ def test_rounding_to_bfloat16_is_right_on_average_and_leaves_what_is_bfloat16():
     total, rounds = torch.zeros(len(wide), dtype=torch.float64), 400
     for seed in range(rounds):
         noise = torch.randint(
-            0, 1 << 16, (optim.NOISE,), generator=torch.Generator().manual_seed(seed), dtype=torch.int32
+            0, 1 << 16, (optimizers.NOISE_SIZE,), generator=torch.Generator().manual_seed(seed), dtype=torch.int32
         )
-        rounded = optim._round(wide.clone(), noise)
+        rounded = optimizers._round(wide.clone(), noise)
         assert torch.equal(rounded.bfloat16().float(), rounded) and torch.equal(
-            optim._round(rounded.clone(), noise), rounded
+            optimizers._round(rounded.clone(), noise), rounded
         )
         assert ((rounded >= below.float()) & (rounded <= above.float())).all()
         total += rounded
@@ -114,8 +117,8 @@ def test_a_step_of_compact_adamw_is_torchs_own_on_widened_moments(monkeypatch):
     torch.manual_seed(0)
     mine, theirs = torch.nn.Linear(7, 5), torch.nn.Linear(7, 5)
     theirs.load_state_dict(mine.state_dict())
-    monkeypatch.setattr(optim, "PART", 16)
-    optimizer = optim.adamw(mine, Recipe(dataset="x", optimizer_dtype="bfloat16", learning_rate=1e-2))
+    monkeypatch.setattr(optimizers, "CHUNK", 16)
+    optimizer = optimizers.adamw(mine, Recipe(dataset="x", optimizer_dtype="bfloat16", learning_rate=1e-2))
     for parameter in mine.parameters():
         zeros = [torch.zeros_like(parameter, dtype=torch.bfloat16) for _ in range(2)]
         optimizer.state[parameter] = {"step": torch.tensor(0.0), "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
@@ -149,7 +152,7 @@ def test_a_second_moment_in_bfloat16_reaches_what_it_estimates():
     """At beta2=0.999, where rounding to the nearest stands still at once: after 1,500 steps of gradients of size 1 it
     is at 0.83."""
     parameter = torch.nn.Parameter(torch.zeros(4096))
-    optimizer = optim.CompactAdamW([parameter], lr=0.0, betas=(0.9, 0.999), fused=True)
+    optimizer = optimizers.CompactAdamW([parameter], lr=0.0, betas=(0.9, 0.999), fused=True)
     optimizer.state[parameter] = {"step": torch.tensor(0.0)} | {
         name: torch.full((4096,), 0.25).bfloat16() for name in ("exp_avg", "exp_avg_sq")
     }
@@ -168,7 +171,7 @@ def test_moments_in_bfloat16_learn_as_well(tiny, beta2):
     """Losses of 200 updates, smoothed, never part by more than 2%."""
     smooth = {}
     for dtype in ("float32", "bfloat16"):
-        loop.train(
+        trainer.train(
             tiny(
                 dtype,
                 max_iters=200,
@@ -193,7 +196,7 @@ def modes(recipe, free, monkeypatch):
     """What memory=auto chooses for GPT-2 XL where so many bytes are free, and what it says."""
     monkeypatch.setattr(memory, "available_bytes", lambda device: free)
     said = []
-    return memory.choose_mode(recipe, XL, 1024, machine.start(recipe), said.append), said
+    return memory_modes.choose_mode(recipe, XL, 1024, devices.start(recipe), said.append), said
 
 
 def test_memory_auto_takes_the_first_mode_that_fits(tiny, monkeypatch):
@@ -247,15 +250,17 @@ def test_memory_auto_is_resumed_as_it_was_chosen(tiny, monkeypatch):
         least = dataclasses.replace(
             recipe, batch_size=1, gradient_accumulation_steps=4, gradient_checkpointing=True, **changes
         )
-        return memory.needs_of(least, config, 32, "cpu", "float32", False).peak
+        return memory_modes.estimate_of(least, config, 32, "cpu", "float32", False).peak
 
     monkeypatch.setattr(
-        memory, "available_bytes", lambda device: (takes() + takes(optimizer_dtype="bfloat16")) / 2 / memory.FILLED
+        memory,
+        "available_bytes",
+        lambda device: (takes() + takes(optimizer_dtype="bfloat16")) / 2 / memory_modes.MAX_FILL,
     )
-    loop.train(recipe)
-    loop.train(dataclasses.replace(recipe, out_dir="out", max_iters=2))
+    trainer.train(recipe)
+    trainer.train(dataclasses.replace(recipe, out_dir="out", max_iters=2))
     monkeypatch.setattr(memory, "available_bytes", lambda device: 10**12)
-    run = loop.train(
+    run = trainer.train(
         dataclasses.replace(recipe, out_dir="out", init_from="resume", n_layer=None, n_head=None, n_embd=None)
     )
     assert (run.recipe.batch_size, run.recipe.gradient_checkpointing, run.recipe.optimizer_dtype) == (
@@ -273,26 +278,28 @@ def test_memory_auto_chooses_anew_where_nothing_was_chosen_or_it_cannot_be_kept(
         max_iters=2, batch_size=4, gradient_accumulation_steps=1, dropout=0.0, lr_decay_iters=9, warmup_iters=0
     )
     resumed = dataclasses.replace(recipe, init_from="resume", n_layer=None, n_head=None, n_embd=None, memory="auto")
-    loop.train(recipe)
+    trainer.train(recipe)
     config = GPTConfig(block_size=32, vocab_size=23, n_layer=1, n_head=2, n_embd=16)
     least = dataclasses.replace(recipe, batch_size=1, gradient_accumulation_steps=4, gradient_checkpointing=True)
     takes = [
-        memory.needs_of(dataclasses.replace(least, optimizer_dtype=dtype), config, 32, "cpu", "float32", False).peak
+        memory_modes.estimate_of(
+            dataclasses.replace(least, optimizer_dtype=dtype), config, 32, "cpu", "float32", False
+        ).peak
         for dtype in ("float32", "bfloat16")
     ]
-    monkeypatch.setattr(memory, "available_bytes", lambda device: sum(takes) / 2 / memory.FILLED)
-    run = loop.train(dataclasses.replace(resumed, max_iters=4))  # of a run that had chosen nothing
+    monkeypatch.setattr(memory, "available_bytes", lambda device: sum(takes) / 2 / memory_modes.MAX_FILL)
+    run = trainer.train(dataclasses.replace(resumed, max_iters=4))  # of a run that had chosen nothing
     assert run.recipe.optimizer_dtype == "bfloat16" and "predicted to take" in capsys.readouterr().out
-    run = loop.train(dataclasses.replace(resumed, max_iters=6))
+    run = trainer.train(dataclasses.replace(resumed, max_iters=6))
     assert run.recipe.optimizer_dtype == "bfloat16" and "as it was chosen for this run" in capsys.readouterr().out
     with pytest.raises(UsageError, match="rows per iteration"):
-        loop.train(dataclasses.replace(resumed, max_iters=8, batch_size=8))
+        trainer.train(dataclasses.replace(resumed, max_iters=8, batch_size=8))
     saved = {**dataclasses.asdict(recipe), "memory": "auto"}
-    assert memory.as_before(resumed, saved, 1).batch_size == 4
-    assert memory.as_before(resumed, saved, 2) is None  # one step cannot be shared
-    sharded = dataclasses.replace(machine.start(resumed), sharding=sharding.Sharding())
+    assert memory_modes.previous_choice(resumed, saved, 1).batch_size == 4
+    assert memory_modes.previous_choice(resumed, saved, 2) is None  # one step cannot be shared
+    sharded = dataclasses.replace(devices.start(resumed), sharding=fsdp.FSDP())
     with pytest.raises(UsageError, match="optimizer_dtype: bfloat16 cannot apply"):
-        start.assemble(resumed, sharded, print)
+        setup.setup_run(resumed, sharded, print)
 
 
 def test_a_plan_tells_what_the_modes_take_and_which_one_memory_auto_picks(command, monkeypatch):
@@ -319,8 +326,8 @@ def test_a_plan_tells_what_the_modes_take_and_which_one_memory_auto_picks(comman
         ({"lora_rank": 16}, "--lora_rank=16 (LoRA learns something else than all weights do)"),
     ):
         changed = dataclasses.replace(recipe, **changes)
-        needed = memory.needs_of(
-            changed, config, 1024, "cpu", "bfloat16", False, program=memory.PROGRAM, evaluated=196
+        needed = memory_modes.estimate_of(
+            changed, config, 1024, "cpu", "bfloat16", False, program=memory.BASE_RSS, evaluated=196
         ).peak
         assert f"{needed / 1e9:.2f} GB {told}\n" in out, out
     assert "memory=auto: gradient_checkpointing=true, predicted to take" in out
@@ -348,11 +355,10 @@ def test_the_table_of_the_docs_is_what_is_predicted():
         config, cells = GPTConfig(n_layer=L, n_head=H, n_embd=C), [f"`{name}`"]
         for mode in ({}, full, full | {"optimizer_dtype": "bfloat16"}, {"lora_rank": 16}, full | {"lora_rank": 16}):
             recipe = Recipe(dataset="x", batch_size=1, **mode)
-            cells.append(
-                f"{memory.needs_of(recipe, config, 1024, 'cuda', 'bfloat16', True, evaluated=1).peak / 1e9:.1f}"
-            )
+            estimate = memory_modes.estimate_of(recipe, config, 1024, "cuda", "bfloat16", True, evaluated=1)
+            cells.append(f"{estimate.peak / 1e9:.1f}")
         adapters = lora.num_parameters(config, 16)
-        assert f"| {' | '.join(cells)} | {adapters:,} ({adapters / convert.num_parameters(config):.2%}) |" in page
+        assert f"| {' | '.join(cells)} | {adapters:,} ({adapters / size.num_parameters(config):.2%}) |" in page
 
 
 @pytest.mark.slow
@@ -364,7 +370,7 @@ def test_a_compiled_block_keeps_what_is_predicted():
     x = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0)).requires_grad_()
     network = GPT.from_scratch(config).train()
     torch._dynamo.reset()
-    start._compile(network, whole=False)
+    setup._compile(network, whole=False)
     with torch.autocast("cpu", torch.bfloat16):
         kept = saved_bytes(network.h[0], x)
     plain = memory.activations_of_layer(config, 2, 256, "cuda", 2, True, 0.0)

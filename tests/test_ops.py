@@ -5,14 +5,15 @@ import torch
 from torch.nn import functional as F
 
 from finetune import GPT
-from finetune.gpt import ops
+from finetune.gpt import attention
+from finetune.gpt import loss as gpt_loss
 
 
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("T", [1, 63, 128, 129, 300])
 def test_blockwise_attention_is_attention(monkeypatch, T, kept):
     """Against float64, with at most twice the rounding error of PyTorch's own kernel, value and gradients."""
-    monkeypatch.setattr(ops, "KEPT", 1 << 30 if kept else 0)
+    monkeypatch.setattr(attention, "KEPT", 1 << 30 if kept else 0)
     generator = torch.Generator().manual_seed(T)
     exact = torch.randn(3, 2, 4, T, 16, generator=generator).bfloat16()
     upstream = torch.randn(2, 4, T, 16, generator=generator).bfloat16()
@@ -20,7 +21,7 @@ def test_blockwise_attention_is_attention(monkeypatch, T, kept):
     for name, attend, dtype in (
         ("exact", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), torch.float64),
         ("torch", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), torch.bfloat16),
-        ("ours", lambda q, k, v: ops.attention(q, k, v, is_causal=True), torch.bfloat16),
+        ("ours", lambda q, k, v: attention.attention(q, k, v, is_causal=True), torch.bfloat16),
     ):
         leaf = exact.clone().to(dtype).requires_grad_()
         y = attend(*leaf)
@@ -33,24 +34,24 @@ def test_blockwise_attention_is_attention(monkeypatch, T, kept):
 
 def test_training_on_a_cpu_in_bfloat16_uses_it_and_dropout_does_not(monkeypatch):
     seen = []
-    monkeypatch.setattr(ops.BlockwiseAttention, "apply", lambda *args: seen.append(1) or args[2])
+    monkeypatch.setattr(attention.BlockwiseAttention, "apply", lambda *args: seen.append(1) or args[2])
     q = torch.randn(1, 2, 8, 4).bfloat16()
-    ops.attention(q, q, q, is_causal=True, dropout_p=0.1)
-    ops.attention(q.float(), q.float(), q.float(), is_causal=True)
+    attention.attention(q, q, q, is_causal=True, dropout_p=0.1)
+    attention.attention(q.float(), q.float(), q.float(), is_causal=True)
     assert not seen
-    ops.attention(q, q, q, is_causal=True)
+    attention.attention(q, q, q, is_causal=True)
     assert seen
 
 
 def test_a_loss_of_hundreds_of_nats_is_still_exact():
     x, weight, targets = torch.eye(1, 4) * 300, torch.eye(64, 4), torch.tensor([1])
-    assert ops.LinearCrossEntropy.apply(x, weight, targets, 64, torch.float32).item() == pytest.approx(300)
+    assert gpt_loss.LinearCrossEntropy.apply(x, weight, targets, 64, torch.float32).item() == pytest.approx(300)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_the_loss_in_chunks_is_cross_entropy(monkeypatch, chunk, dtype, tolerance):
-    monkeypatch.setattr(ops, "CHUNK", chunk)
+    monkeypatch.setattr(gpt_loss, "CHUNK", chunk)
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(20, 16, generator=generator), torch.randn(128, 16, generator=generator)
     targets = torch.randint(0, 101, (20,), generator=generator)
@@ -59,7 +60,7 @@ def test_the_loss_in_chunks_is_cross_entropy(monkeypatch, chunk, dtype, toleranc
     for chunked in (True, False):
         a, b = x.clone().requires_grad_(), weight.clone().requires_grad_()
         if chunked:
-            loss = ops.LinearCrossEntropy.apply(a, b, targets, 101, dtype)
+            loss = gpt_loss.LinearCrossEntropy.apply(a, b, targets, 101, dtype)
         else:
             loss = torch.nn.functional.cross_entropy(a @ b[:101].T, targets, reduction="sum")
         (loss / 7).backward()
@@ -83,7 +84,7 @@ def test_training_never_holds_all_logits(hf_model):
             return out
 
     ours = GPT.from_hf(hf_model(vocab_size=1000, n_positions=64)).train()
-    idx = torch.zeros(2 * ops.CHUNK // 64, 64, dtype=torch.long)
+    idx = torch.zeros(2 * gpt_loss.CHUNK // 64, 64, dtype=torch.long)
     with Largest() as seen:
         ours(idx, idx)[0].backward()
-    assert 0 < seen.rows <= ops.CHUNK
+    assert 0 < seen.rows <= gpt_loss.CHUNK

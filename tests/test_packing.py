@@ -9,18 +9,21 @@ import torch
 from test_chat import examples, tokenizer, write  # noqa: F401  a fixture
 
 from finetune import GPT
-from finetune.cli import Failure, UsageError
-from finetune.data import bins, cache, packing
+from finetune.common.errors import Failure, UsageError
+from finetune.data import arrow_cache, packing
+from finetune.data import dataset as datasets
 from finetune.data.batches import Blocks
 from finetune.data.prepare import prepare
-from finetune.gpt import ops
-from finetune.training import isolation
-from finetune.training.machine import Machine
+from finetune.gpt import attention
+from finetune.runtime import attention_check
+from finetune.runtime.device import Device
 
 
 def isolated(dataset, split="train", block_size=32):
-    contents = bins.survey(dataset, split)
-    return Blocks.from_arrow(cache.open_cache(dataset, split, block_size, contents, isolated=True), contents.tokens)
+    contents = datasets.scan(dataset, split)
+    return Blocks.from_arrow(
+        arrow_cache.open_cache(dataset, split, block_size, contents, isolated=True), contents.tokens
+    )
 
 
 def conversations(count=40):
@@ -128,18 +131,18 @@ def test_logits_are_those_of_transformers_for_packed_sequences(hf_model):
 def test_no_gradient_crosses_from_one_document_to_another(hf_model, monkeypatch, way):
     model = GPT.from_hf(hf_model(n_positions=160)).train()
     T, border = 150, 70  # query blocks are 128
-    monkeypatch.setattr(ops, "KEPT", 0 if way == "probabilities computed again" else ops.KEPT)
+    monkeypatch.setattr(attention, "KEPT", 0 if way == "probabilities computed again" else attention.KEPT)
     model.gradient_checkpointing = way == "recomputed"
     if way == "dropout":
         model.set_dropout(0.1)
     if way == "mask":  # as on a GPU
-        blockwise = ops.BlockwiseAttention.apply
-        monkeypatch.setattr(ops.BlockwiseAttention, "apply", lambda *_: pytest.fail(f"{blockwise} is for CPUs"))
+        blockwise = attention.BlockwiseAttention.apply
+        monkeypatch.setattr(attention.BlockwiseAttention, "apply", lambda *_: pytest.fail(f"{blockwise} is for CPUs"))
         monkeypatch.setattr(
-            ops,
+            attention,
             "attention",
             lambda q, k, v, starts, **more: torch.nn.functional.scaled_dot_product_attention(
-                q, k, v, ops.within_documents(starts)
+                q, k, v, attention.within_documents(starts)
             ),
         )
     idx, targets = torch.randint(101, (2, 1, T), generator=torch.Generator().manual_seed(0))
@@ -159,12 +162,14 @@ def test_no_gradient_crosses_from_one_document_to_another(hf_model, monkeypatch,
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_flex_attention_looks_at_the_same():
     _, positions = packed(rows=3, T=64)
-    starts = ops.document_starts(positions)
+    starts = attention.document_starts(positions)
     q, k, v = torch.randn(3, 3, 2, 64, 16, generator=torch.Generator().manual_seed(0))
-    by_flex = ops.flex_attention(q, k, v, starts)
-    by_mask = torch.nn.functional.scaled_dot_product_attention(q, k, v, ops.within_documents(starts))
+    by_flex = attention.flex_attention(q, k, v, starts)
+    by_mask = torch.nn.functional.scaled_dot_product_attention(q, k, v, attention.within_documents(starts))
     torch.testing.assert_close(by_flex, by_mask, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(ops.attention(q, k, v, is_causal=True, starts=starts), by_mask, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        attention.attention(q, k, v, is_causal=True, starts=starts), by_mask, atol=1e-5, rtol=1e-5
+    )
 
 
 class OnCPU:
@@ -174,15 +179,15 @@ class OnCPU:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("T", [1, 2, 32, 300])
 def test_a_run_checks_that_documents_are_kept_apart(hf_model, monkeypatch, dtype, T):
-    model, machine = GPT.from_hf(hf_model()), Machine(OnCPU(), dtype, compile=False)
-    isolation.check(model, machine, T, 0.0, print)
-    broken = ops.attention
+    model, machine = GPT.from_hf(hf_model()), Device(OnCPU(), dtype, compile=False)
+    attention_check.check_isolation(model, machine, T, 0.0, print)
+    broken = attention.attention
     monkeypatch.setattr(
-        ops, "attention", lambda q, k, v, is_causal, starts: broken(q, k, v, is_causal=True)
+        attention, "attention", lambda q, k, v, is_causal, starts: broken(q, k, v, is_causal=True)
     )  # looks at everything before
     if T > 2:
         with pytest.raises(Failure, match="does not keep documents apart on this device"):
-            isolation.check(model, machine, T, 0.0, print)
+            attention_check.check_isolation(model, machine, T, 0.0, print)
 
 
 SHAPE = [
@@ -229,8 +234,6 @@ def test_a_damaged_list_of_documents_is_refused(tokenizer, command):  # noqa: F8
 
 
 # too long examples
-
-
 def long_and_short():
     long = {"prompt": "What is 1 plus 2? " * 8, "completion": "It is 3, as everybody knows. " * 8}
     return [long if i % 10 == 3 else row for i, row in enumerate(examples(60))]
@@ -243,7 +246,7 @@ def test_too_long_examples_are_counted_and_kept_or_left_out(tokenizer, command):
     assert code == 0 and "6 documents of more than 100 tokens: cut where a block of 100 ends" in out
     code, out, _ = command("prepare", *flags, "--out_dir=dropped", "--overflow=drop")
     assert code == 0 and "6 documents of more than 100 tokens: left out" in out
-    kept, dropped = bins.load("kept"), bins.load("dropped")
+    kept, dropped = datasets.load("kept"), datasets.load("dropped")
     for split in ("train", "val"):
         parts = [
             [part.tobytes() for part in np.split(np.fromfile(one.bin(split), "<u2"), one.document_ends(split))[:-1]]
@@ -276,9 +279,9 @@ def test_a_running_text_has_no_overflow(corpus, command):
 
 
 def test_a_long_document_across_tasks_is_dropped_whole(tokenizer, monkeypatch):  # noqa: F811
-    from finetune.data import prepare as module
+    from finetune.data import split as splits
 
-    monkeypatch.setattr(module, "PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(splits, "PIECE_CHARACTERS", 50)
     Path("docs.jsonl").write_text(
         "".join(json.dumps({"text": "What is it? " * (40 if i == 7 else 2) + str(i)}) + "\n" for i in range(20))
     )
@@ -303,15 +306,15 @@ def test_conversations_that_nobody_says_the_ends_of_are_refused(tokenizer):  # n
     with pytest.raises(
         UsageError, match="end-of-texts in 36 documents, and nothing says where one begins; prepare the data again"
     ):
-        bins.load("data").document_ends("train")
+        datasets.load("data").document_ends("train")
 
 
 def test_a_list_of_documents_that_nobody_promised_is_not_read(tokenizer):  # noqa: F811
     dataset = prepare([write(examples())], "data", tokenizer)
     ends = dataset.document_ends("train")
     Path("data/train_documents.bin").write_bytes(np.array([3, 1], dtype="<u8").tobytes())
-    assert bins.load("data").document_ends("train").tolist() == ends.tolist() and len(ends) == 54
-    assert bins.survey(bins.load("data"), "train").documents_sha256 is None
+    assert datasets.load("data").document_ends("train").tolist() == ends.tolist() and len(ends) == 54
+    assert datasets.scan(datasets.load("data"), "train").documents_sha256 is None
 
 
 def test_documents_of_characters_have_ends_without_an_end_of_text(command):
@@ -369,4 +372,4 @@ def test_blocks_are_the_same_whoever_builds_them(tokenizer, monkeypatch):  # noq
 
 
 def _rows_in_child(directory):
-    return [column.sum().item() for column in isolated(bins.load(directory)).batch(range(5))]
+    return [column.sum().item() for column in isolated(datasets.load(directory)).batch(range(5))]

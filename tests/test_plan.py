@@ -12,14 +12,19 @@ import torch
 from conftest import write_bins
 
 from finetune import GPT, GPTConfig
-from finetune.cli import UsageError, parse
-from finetune.gpt.convert import num_parameters
+from finetune.common import files
+from finetune.common.errors import UsageError
+from finetune.config.cli import parse
+from finetune.config.recipe import Recipe
 from finetune.gpt.model import SHAPES
+from finetune.gpt.size import num_parameters
 from finetune.plan import Options
-from finetune.planning import outlook, timing, trial
-from finetune.recipe import Recipe
-from finetune.training import checkpoint, loop, machine, memory, start, step
-from finetune.training.progress import read_metrics
+from finetune.runs import inputs
+from finetune.runs.events import read_metrics
+from finetune.runtime import device as devices
+from finetune.runtime import memory, memory_modes
+from finetune.tools.plan import estimate, lr_finder, timing
+from finetune.training import setup, step, trainer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -29,7 +34,7 @@ def offline_with_much_memory(monkeypatch):
     """No network, so that no weights are needed; and as much memory and disk as a large machine has."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(memory, "available_bytes", lambda device: 80_000_000_000)
-    monkeypatch.setattr(outlook, "_free", lambda out_dir: 200_000_000_000)
+    monkeypatch.setattr(estimate, "_free", lambda out_dir: 200_000_000_000)
     monkeypatch.setattr(timing, "ENOUGH", 0.2)
     monkeypatch.setattr(timing, "PROBE_BYTES", 1 << 20)
 
@@ -41,7 +46,7 @@ def bins_of(train, val=36_059, name="mine"):
 
 
 def planned(recipe):
-    return outlook.plan(recipe, {})
+    return estimate.plan(recipe, {})
 
 
 def told(out, name):
@@ -61,11 +66,11 @@ def test_a_plan_counts_what_the_run_then_does(tiny, monkeypatch):
         sample_interval=4,
     )
     plan, saves = planned(recipe), []
-    save_state = loop.save_state
+    save_state = trainer.save_state
     monkeypatch.setattr(
-        loop, "save_state", lambda run, *args, **more: (saves.append(run.iteration), save_state(run, *args, **more))
+        trainer, "save_state", lambda run, *args, **more: (saves.append(run.iteration), save_state(run, *args, **more))
     )
-    run = loop.train(recipe)
+    run = trainer.train(recipe)
     events = read_metrics("out/metrics.jsonl")
     assert plan.schedule == run.schedule
     assert (plan.data.rows["train"], plan.data.rows["val"]) == (run.train.num_rows, run.val.num_rows)
@@ -78,11 +83,11 @@ def test_a_plan_counts_what_the_run_then_does(tiny, monkeypatch):
 
 
 def test_a_resumed_run_is_planned_from_where_it_is(tiny, command):
-    loop.train(tiny(max_iters=9))
+    trainer.train(tiny(max_iters=9))
     recipe = tiny(init_from="resume", n_layer=None, n_head=None, n_embd=None, max_iters=20)
     plan = planned(recipe)
     before = len(read_metrics("out/metrics.jsonl"))
-    run = loop.train(recipe)
+    run = trainer.train(recipe)
     events = read_metrics("out/metrics.jsonl")[before - 1 :]
     assert (plan.done, plan.remaining) == (9, 11) == (9, sum(event["event"] == "iter" for event in events))
     assert plan.evaluations == sum(event["event"] == "eval" for event in events) and plan.config == run.network.config
@@ -97,7 +102,7 @@ def test_isolated_documents_are_packed_as_training_packs_them(tiny):
         ids.astype(np.uint16).tofile(f"data/d/{split}.bin")
     recipe = tiny(dataset="data/d", isolate_documents="true")
     Path("out").mkdir()
-    plan, run = planned(recipe), start.assemble(recipe, machine.start(recipe), print)
+    plan, run = planned(recipe), setup.setup_run(recipe, devices.start(recipe), print)
     assert (plan.data.rows["train"], plan.data.rows["val"]) == (run.train.num_rows, run.val.num_rows)
 
 
@@ -138,16 +143,16 @@ def test_activations_are_what_pytorch_keeps_for_the_backward_pass(dtype, dropout
 
     (more, config), (less, _) = saved(2), saved(1)
     counted = memory.activations_of_layer(config, 2, 128, "cpu", dtype.itemsize, compiled=False, dropout=dropout)
-    casts = memory.needs(config, 2, 128, "cpu", str(dtype)[6:]).parts["weights as products read them"] // 2
+    casts = memory.estimate_memory(config, 2, 128, "cpu", str(dtype)[6:]).parts["weights as products read them"] // 2
     assert counted + casts == pytest.approx(more - less, rel=0.005)
 
 
 def test_the_end_of_the_ladder_speaks_with_the_same_formula():
     L, H, C = SHAPES["gpt2-xl"]
     config = GPTConfig(n_layer=L, n_head=H, n_embd=C)
-    needed = memory.needs(config, 1, 1024, checkpointing=True).peak / 1e9
+    needed = memory.estimate_memory(config, 1, 1024, checkpointing=True).peak / 1e9
     assert (
-        f"which take {needed:.2f} GB" in memory.what_would_fit(config, 1024, Recipe(dataset="x")) and 25 < needed < 40
+        f"which take {needed:.2f} GB" in memory_modes.oom_advice(config, 1024, Recipe(dataset="x")) and 25 < needed < 40
     )
 
 
@@ -230,8 +235,8 @@ def test_disk_that_does_not_suffice_ends_with_1_where_training_would_refuse(comm
     needed = planned(recipe).disk_needed
     Path("out").mkdir()
     for free, refused in ((needed, False), (needed - 1, True)):
-        monkeypatch.setattr(outlook, "_free", lambda out_dir, free=free: free)
-        monkeypatch.setattr(checkpoint, "free_bytes", lambda out_dir, free=free: free)
+        monkeypatch.setattr(estimate, "_free", lambda out_dir, free=free: free)
+        monkeypatch.setattr(files, "free_bytes", lambda out_dir, free=free: free)
         flags = [
             f"--{name}={getattr(recipe, name)}"
             for name in "init_from dataset out_dir n_layer n_head n_embd block_size batch_size".split()
@@ -240,7 +245,7 @@ def test_disk_that_does_not_suffice_ends_with_1_where_training_would_refuse(comm
         assert (code, "NOT ENOUGH DISK SPACE: CHECKPOINTS TAKE" in out) == (int(refused), refused)
         if refused:
             with pytest.raises(UsageError, match="GB free for them"):
-                start.assemble(recipe, machine.start(recipe), print)
+                setup.setup_run(recipe, devices.start(recipe), print)
 
 
 def test_every_key_is_explained_with_where_it_is_from(command):
@@ -310,8 +315,8 @@ def test_what_is_suggested_goes_with_sizes_that_were_asked_for(command, flags, s
 
 
 def test_a_text_is_prepared_for_a_plan_as_for_training_or_not_at_all(tiny):
-    loop.train(tiny(max_iters=1))
-    choice = lambda **values: outlook._tokenizer_choice(Recipe(dataset="t.txt", **values))  # noqa: E731
+    trainer.train(tiny(max_iters=1))
+    choice = lambda **values: inputs.planned_tokenizer(Recipe(dataset="t.txt", **values))  # noqa: E731
     assert choice(init_from="scratch") == choice(init_from="gpt2-xl") == "gpt2"
     assert choice(init_from="someone/model", tokenizer="char") == "char"
     assert choice(init_from="out").kind == "char"
@@ -320,7 +325,7 @@ def test_a_text_is_prepared_for_a_plan_as_for_training_or_not_at_all(tiny):
 
 
 def test_a_resumed_run_from_scratch_is_judged_as_one(tiny, command):
-    loop.train(tiny(max_iters=4, learning_rate=1e-3, warmup_iters=0))
+    trainer.train(tiny(max_iters=4, learning_rate=1e-3, warmup_iters=0))
     code, out, error = command(
         "plan", "out/recipe.yaml", "--init_from=resume", "--max_iters=30", "--quick=true", "--explain=true"
     )
@@ -354,9 +359,9 @@ def test_what_is_suggested_fits_the_machine(command, monkeypatch, tmp_path):
         (3e9, "gpt2", False),
     ):
         monkeypatch.setattr(memory, "available_bytes", lambda device, free=int(free): free)
-        monkeypatch.setattr(machine, "choose_device", lambda choice: torch.device("cuda"))
-        monkeypatch.setattr(machine, "best_dtype", lambda choice, device: torch.bfloat16)
-        monkeypatch.setattr("finetune.planning.words.device_name", lambda plan: "a card")
+        monkeypatch.setattr(devices, "choose_device", lambda choice: torch.device("cuda"))
+        monkeypatch.setattr(devices, "best_dtype", lambda choice, device: torch.bfloat16)
+        monkeypatch.setattr("finetune.tools.plan.report.device_name", lambda plan: "a card")
         to = f"{free / 1e9:g}.yaml"
         command("plan", RECIPES / "small.yaml", "--tokens=20000000", "--suggest=true", f"--to={to}", "--quick=true")
         recipe, _ = parse(Recipe, [to], "")
@@ -389,7 +394,7 @@ def test_time_is_measured_and_scaled(tiny):
         n_layer=2, n_embd=64, block_size=64, batch_size=8, max_iters=30, dropout=0.0, num_samples=1, max_new_tokens=20
     )
     plan = timing.timed(planned(recipe), time.perf_counter())
-    loop.train(recipe)
+    trainer.train(recipe)
     seconds = sorted(event["seconds"] for event in read_metrics("out/metrics.jsonl") if event["event"] == "iter")[15]
     parts = plan.seconds()
     assert 0.4 < parts["updates"] / plan.remaining / seconds < 2.5
@@ -409,10 +414,10 @@ def test_find_lr_judges_as_a_run_of_that_rate_ends(tiny, monkeypatch, capsys):
     plan = timing.timed(planned(recipe), time.perf_counter())
     with monkeypatch.context() as patched:
         patched.setattr(step, "update", lambda run, *args: (made.append(1), update(run, *args))[1])
-        tried = trial.find_lr(plan, 1.0)
+        tried = lr_finder.find_lr(plan, 1.0)
     assert "trying at most 5 learning rates, 8 updates each" in capsys.readouterr().out
     assert tried.updates == 8 and len(made) == 8 * len(tried.results) <= 40
-    run = loop.train(dataclasses.replace(recipe, learning_rate=max(tried.results), out_dir="again"))
+    run = trainer.train(dataclasses.replace(recipe, learning_rate=max(tried.results), out_dir="again"))
     assert tried.results[max(tried.results)] == pytest.approx(run.evaluations[-1]["val_loss"], abs=1e-5)
     assert tried.best == min(tried.results, key=tried.results.get) > 1e-3  # so far from trained, faster is better
     assert f"suggestion: --learning_rate={tried.best:g}; it is at the edge" in tried.report()
@@ -424,12 +429,12 @@ def test_find_lr_says_how_long_it_would_take_where_that_is_too_long(tiny):
     with pytest.raises(
         UsageError, match=r"5 runs of 5 updates take 6h 5\dm here; allow that with --trial_minutes=41\d"
     ):
-        trial.find_lr(slow, 5.0)
+        lr_finder.find_lr(slow, 5.0)
 
 
 def test_a_rate_as_good_as_the_best_stays():
-    assert trial.Trial({1e-4: 2.003, 3e-4: 2.0, 3e-5: 2.1}, 3.0, 10, given=1e-4).best == 1e-4
-    assert trial.Trial({1e-4: 2.03, 3e-4: 2.0, 9e-4: float("inf")}, 3.0, 10, given=1e-4).best == 3e-4
+    assert lr_finder.Trial({1e-4: 2.003, 3e-4: 2.0, 3e-5: 2.1}, 3.0, 10, given=1e-4).best == 1e-4
+    assert lr_finder.Trial({1e-4: 2.03, 3e-4: 2.0, 9e-4: float("inf")}, 3.0, 10, given=1e-4).best == 3e-4
 
 
 SCRATCH = ["--init_from=scratch", "--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8"]

@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.cli import UsageError
-from finetune.data import bins, nanogpt_meta, sources
-from finetune.data import prepare as preparing
+from finetune.common.errors import UsageError
+from finetune.data import dataset as datasets
+from finetune.data import nanogpt_meta, sources
+from finetune.data import prepare as prepare_module
+from finetune.data import split as preparing
 from finetune.data import tokenizer as tokenizers
-from finetune.data.pieces import Piece, cut
+from finetune.data.documents import Chunk, cut
 from finetune.data.prepare import prepare
 
 SHAKESPEARE = os.environ.get("FINETUNE_SHAKESPEARE", "")
@@ -74,7 +76,7 @@ HARD = (
 def test_pieces_encode_to_the_ids_of_the_whole(corpus, bpe_directory, size):
     text = (Path(corpus(words=400)).read_text() + HARD) * 3
     tokenizer = tokenizers.from_directory(bpe_directory(text))
-    stream = [Piece(text[i : i + 50], ends=i + 50 >= len(text)) for i in range(0, len(text), 50)]
+    stream = [Chunk(text[i : i + 50], ends=i + 50 >= len(text)) for i in range(0, len(text), 50)]
     pieces = list(cut(stream, size))
     assert "".join(piece.text for piece in pieces) == text and len(pieces) > 3
     assert [piece.ends for piece in pieces] == [False] * (len(pieces) - 1) + [True]
@@ -84,12 +86,12 @@ def test_pieces_encode_to_the_ids_of_the_whole(corpus, bpe_directory, size):
 
 
 def test_a_text_without_any_place_to_cut_stays_whole():
-    assert list(cut([Piece("a" * 100), Piece("b" * 100, ends=True)], 30)) == [Piece("a" * 100 + "b" * 100, ends=True)]
+    assert list(cut([Chunk("a" * 100), Chunk("b" * 100, ends=True)], 30)) == [Chunk("a" * 100 + "b" * 100, ends=True)]
 
 
 def test_documents_are_not_run_together():
-    documents = [Piece("one", ends=True), Piece("tw"), Piece("o", ends=True), Piece("three", ends=True)]
-    assert list(cut(documents, 1000)) == [Piece("one", True), Piece("two", True), Piece("three", True)]
+    documents = [Chunk("one", ends=True), Chunk("tw"), Chunk("o", ends=True), Chunk("three", ends=True)]
+    assert list(cut(documents, 1000)) == [Chunk("one", True), Chunk("two", True), Chunk("three", True)]
 
 
 def test_byte_order_mark_and_line_ends_are_normalised(tmp_path):
@@ -304,7 +306,7 @@ def test_an_edited_bin_is_refused(corpus, tmp_path):
         file.seek(10)
         file.write(b"\x01\x00")
     with pytest.raises(UsageError, match="train.bin: is not the file that meta.json describes"):
-        bins.survey(bins.load(tmp_path / "data"), "train")
+        datasets.scan(datasets.load(tmp_path / "data"), "train")
 
 
 def test_meta_json_is_the_record_of_the_data(corpus, tmp_path):
@@ -349,8 +351,8 @@ def conversations():
 def test_any_number_of_threads_writes_the_same(choices, monkeypatch, bpe_directory):
     """With chunks so small that a few kilobytes are many."""
     monkeypatch.setattr(preparing, "PIECE_CHARACTERS", 300)
-    monkeypatch.setattr(preparing, "PIECE_DOCUMENTS", 4)
-    monkeypatch.setattr(bins, "CHUNK_BYTES", 256)
+    monkeypatch.setattr(prepare_module, "PIECE_DOCUMENTS", 4)
+    monkeypatch.setattr(datasets, "CHUNK_BYTES", 256)
     tokenizer, written = str(bpe_directory(sentences(40, 3))), []
     for threads in (1, 2, 7):
         prepare(out_dir=f"threads-{threads}", num_proc=threads, tokenizer=tokenizer, **choices())

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune import recipe as recipes
-from finetune.cli import UsageError, parse
-from finetune.recipe import Recipe, schedule
+from finetune.common.errors import UsageError
+from finetune.config import recipe_file
+from finetune.config.cli import parse
+from finetune.config.recipe import Recipe
+from finetune.config.schedule import schedule
 
 RECIPES = sorted(
     path for path in (Path(__file__).parents[1] / "recipes").rglob("*.yaml") if path.parent.name != "accelerate"
@@ -195,7 +197,7 @@ def test_lengths_follow_the_real_length_of_the_run():
 def test_the_learning_rate_is_nanogpts(monkeypatch):
     import math
 
-    from finetune.training.optim import learning_rate
+    from finetune.config.schedule import learning_rate
 
     recipe = Recipe(dataset="x", max_iters=50, learning_rate=1e-3, warmup_iters=5)
     plan = schedule(recipe, 10**6)
@@ -213,7 +215,7 @@ def test_the_learning_rate_is_nanogpts(monkeypatch):
 
 def test_a_dumped_recipe_is_the_same_recipe():
     recipe = Recipe(dataset="a: b # c", start="\"\n'", init_from="scratch", n_layer=2, epochs=1.5, wandb_log=True)
-    Path("r.yaml").write_text(recipes.dump(recipe, {"min_lr": 1e-9}))
+    Path("r.yaml").write_text(recipe_file.dump(recipe, {"min_lr": 1e-9}))
     assert parse(Recipe, ["r.yaml"], "")[0] == recipe
     assert "min_lr: null  # 1e-09 in this run" in Path("r.yaml").read_text()
 
@@ -221,7 +223,7 @@ def test_a_dumped_recipe_is_the_same_recipe():
 def test_a_path_above_the_working_directory_is_for_the_command_line():
     recipe = read("", "--dataset=../x", "--out_dir=a/../../b")
     assert (recipe.dataset, recipe.out_dir) == ("../x", "a/../../b")
-    again = read(recipes.dump(recipe, {}))  # the resolved recipe names the same places in full
+    again = read(recipe_file.dump(recipe, {}))  # the resolved recipe names the same places in full
     assert Path(again.dataset) == Path("../x").resolve() and Path(again.out_dir) == Path("a/../../b").resolve()
 
 
@@ -258,5 +260,5 @@ def test_batch_size_auto_keeps_the_blocks_of_an_update(tmp_path):
 
 def test_batch_size_auto_survives_the_written_recipe(tmp_path):
     auto, _ = parse(Recipe, ["--dataset=d", "--batch_size=4", "--batch_size=auto"], "")
-    (tmp_path / "r.yaml").write_text(recipes.dump(auto, {}))
+    (tmp_path / "r.yaml").write_text(recipe_file.dump(auto, {}))
     assert parse(Recipe, [str(tmp_path / "r.yaml")], "")[0] == auto

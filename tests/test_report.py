@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from test_diagnose import LEARNS, synthesised
 
-from finetune.reporting import chart, diagnosis, page, record
-from finetune.training import checkpoint
-from finetune.training.progress import Progress, read_metrics
+from finetune.runs import checkpoints
+from finetune.runs.events import read_metrics
+from finetune.runs.logger import RunLogger
+from finetune.tools.report import diagnosis, html_report, record, svg_chart
 
 EVIL = "<script>alert(1)</script><img src=http://evil.example/x onerror=alert(1)>\x00\x1b[31m\ud800 & ‮"
 VOID = {"meta"}
@@ -104,7 +105,7 @@ def test_the_page_is_whole_in_itself_and_well_formed(command):
 
 def test_untrusted_text_stays_text():
     run = record.load(eventful())
-    text, words = read(page.write(run, diagnosis.diagnose(run)))
+    text, words = read(html_report.write(run, diagnosis.diagnose(run)))
     assert words.count("<script>alert(1)</script>") == 9, (
         "problem, in four curves too, sample, dataset, copy and prompt"
     )
@@ -150,7 +151,7 @@ def test_the_comments_of_a_recipe_are_its_reasons(tiny_run, command, corpus):
 def test_a_page_of_a_run_without_anything_is_a_page():
     synthesised([], end=None, best=False, states=0)
     run = record.load("out")
-    _, words = read(page.write(run, diagnosis.diagnose(run)))
+    _, words = read(html_report.write(run, diagnosis.diagnose(run)))
     assert "There is no whole model" in words and "missing_checkpoint" in words
 
 
@@ -163,7 +164,7 @@ def test_what_cannot_be_written_is_said_in_one_line(command):
 
 
 def test_a_report_that_fails_does_not_fail_the_run(tiny_run, monkeypatch, capsys):
-    monkeypatch.setattr(page, "write", lambda *_: 1 / 0)
+    monkeypatch.setattr(html_report, "write", lambda *_: 1 / 0)
     tiny_run("out", "--max_iters=1")  # asserts exit code 0
     assert Path("out/best").is_dir() and not Path("out/report.html").exists()
 
@@ -171,22 +172,24 @@ def test_a_report_that_fails_does_not_fail_the_run(tiny_run, monkeypatch, capsys
 def test_overwriting_a_run_removes_its_report(tiny_run):
     tiny_run("out", "--max_iters=1")
     assert Path("out/report.html").exists()
-    checkpoint.remove_run("out")
+    checkpoints.remove_run("out")
     assert not Path("out/report.html").exists()
 
 
 def test_a_long_line_keeps_its_extremes():
     points = [(x, math.sin(x / 50)) for x in range(20_000)]
     points[12_345] = (12_345, 40.0)
-    kept = chart._thinned(points)
+    kept = svg_chart._thinned(points)
     assert (
-        len(kept) <= 2 * chart.BUCKETS and (12_345, 40.0) in kept and [x for x, _ in kept] == sorted(x for x, _ in kept)
+        len(kept) <= 2 * svg_chart.BUCKETS
+        and (12_345, 40.0) in kept
+        and [x for x, _ in kept] == sorted(x for x, _ in kept)
     )
 
 
 def test_ticks_are_round_and_within():
     for low, high in ((0, 120), (2.5, 4.6), (0, 3e-5), (1e-7, 1.2e-7), (-3, 90_000), (0, 1)):
-        ticks = chart._ticks(low, high)
+        ticks = svg_chart._ticks(low, high)
         assert 2 <= len(ticks) <= 8 and all(low - 1e-12 <= tick <= high + 1e-9 for tick in ticks)
 
 
@@ -227,7 +230,7 @@ def test_a_browser_shows_the_curves(tmp_path):
 
     eventful()
     for width, dark in ((1000, False), (390, True)):
-        path = page.write(record.load("out"), [])
+        path = html_report.write(record.load("out"), [])
         picture = tmp_path / f"{width}.png"
         flags = [
             "--headless",
@@ -263,7 +266,7 @@ def spoken(monkeypatch):
         out, error = (Terminal() if terminal else io.StringIO() for terminal in (out_is_terminal, error_is_terminal))
         monkeypatch.setattr("sys.stdout", out)
         monkeypatch.setattr("sys.stderr", error)
-        progress = Progress(".", write=True)
+        progress = RunLogger(".", write=True)
         progress.open(100)
         progress.record("best", step=0, val_loss=4.2036)
         for iteration in (0, 1):

@@ -10,7 +10,7 @@ import pytest
 from finetune import GPT, GPTConfig
 from finetune.data import chat
 from finetune.data import tokenizer as tokenizers
-from finetune.training.samples import Sample, draw, print_samples
+from finetune.gpt.sampling import Sample, draw_samples, print_samples
 
 TEXT = "Grüße, 世界! 🙂 naïve façade\n" * 20
 
@@ -177,7 +177,7 @@ def test_followers_that_leave_nothing_end_a_sample(model, stop):
     tokenizer, network = tokenizers.from_directory(directory), GPT.from_pretrained(directory)
     every_id = lambda ids: range(tokenizer.vocab_size) if len(ids) >= 4 else []  # noqa: E731
     for ignore_eos, reasons in ((True, {"max_copy"}), (False, {"max_copy", "end_of_text", "length"})):
-        samples = draw(
+        samples = draw_samples(
             network,
             tokenizer,
             tokenizers.prompt_ids(tokenizer, "a"),
@@ -199,7 +199,7 @@ def test_what_must_not_follow_is_not_spelled_in_shorter_tokens_either(model):
     follow = lambda ids: [tokenizer.vocabulary[word]] if not ids else []  # noqa: E731
     firsts = {
         sample.ids[0]
-        for sample in draw(
+        for sample in draw_samples(
             network, tokenizer, tokenizers.prompt_ids(tokenizer, "a"), 2000, 1, followers=follow, ignore_eos=True
         )
     }

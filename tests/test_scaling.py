@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-from finetune.cli import parse
+from finetune.config.cli import parse
+from finetune.config.recipe import Recipe
 from finetune.gpt import GPT, GPTConfig
-from finetune.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")

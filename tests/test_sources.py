@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.cli import UsageError
+from finetune.common.errors import UsageError
 from finetune.data import sources
 from finetune.data.prepare import prepare
 

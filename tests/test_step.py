@@ -10,10 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from finetune import GPTConfig
-from finetune.cli import Failure
-from finetune.training import loop, memory, start, step
-from finetune.training import machine as machines
-from finetune.training.progress import read_metrics
+from finetune.common.errors import Failure
+from finetune.runs.events import read_metrics
+from finetune.runtime import device as machines
+from finetune.runtime import memory
+from finetune.training import micro_batch, setup, step, trainer
 
 
 def events(out_dir, kind):
@@ -23,12 +24,12 @@ def events(out_dir, kind):
 @pytest.fixture
 def looked_at_late(monkeypatch):
     """Updates are looked at one late, as on a GPU."""
-    monkeypatch.setattr(machines.Machine, "late", 1)
+    monkeypatch.setattr(machines.Device, "late", 1)
 
 
 def assembled(recipe):
     Path(recipe.out_dir).mkdir(exist_ok=True)
-    return start.assemble(recipe, machines.start(recipe), print)
+    return setup.setup_run(recipe, machines.start(recipe), print)
 
 
 def test_an_update_never_waits_for_the_device(tiny):
@@ -74,9 +75,9 @@ def test_an_update_with_a_bad_gradient_changes_nothing(tiny, monkeypatch, bad):
 
 
 def test_looking_late_changes_nothing(tiny, looked_at_late, monkeypatch):
-    late = loop.train(tiny("late"))
-    monkeypatch.setattr(machines.Machine, "late", 0)
-    at_once = loop.train(tiny("at_once"))
+    late = trainer.train(tiny("late"))
+    monkeypatch.setattr(machines.Device, "late", 0)
+    at_once = trainer.train(tiny("at_once"))
     told = ("iter", "loss", "lr", "grad_norm")
     one, other = ([[event[key] for key in told] for event in events(name, "iter")] for name in ("late", "at_once"))
     assert one == other and len(one) == 20
@@ -97,7 +98,7 @@ def test_looking_late_still_finds_bad_numbers_and_signals(tiny, looked_at_late, 
 
     monkeypatch.setattr(step, "_backward", harmed)
     with pytest.raises(Failure) as stopped:
-        loop.train(tiny(save_interval=7))
+        trainer.train(tiny(save_interval=7))
     assert stopped.value.code == 143
     (rollback,) = events("out", "rollback")
     assert (rollback["step"], rollback["reached"]) == (7, 9)
@@ -105,12 +106,12 @@ def test_looking_late_still_finds_bad_numbers_and_signals(tiny, looked_at_late, 
     told = [event["iter"] for event in events("out", "iter")]
     assert told == list(range(stop["step"])) and 16 <= stop["step"] <= 17  # everything that was begun was looked at
     monkeypatch.setattr(step, "_backward", backward)
-    assert loop.train(tiny(save_interval=7, init_from="resume")).iteration == 20
+    assert trainer.train(tiny(save_interval=7, init_from="resume")).iteration == 20
 
 
 def test_batch_size_auto_changes_how_an_update_is_cut_and_nothing_else(tiny):
-    plain = loop.train(tiny("plain", dropout=0.0, max_iters=5))
-    auto = loop.train(tiny(dropout=0.0, max_iters=5, auto_batch_size=True))
+    plain = trainer.train(tiny("plain", dropout=0.0, max_iters=5))
+    auto = trainer.train(tiny(dropout=0.0, max_iters=5, auto_batch_size=True))
     assert (plain.recipe.batch_size, plain.recipe.gradient_accumulation_steps) == (2, 3)
     assert (auto.recipe.batch_size, auto.recipe.gradient_accumulation_steps) == (6, 1)
     for one, other in zip(events("plain", "iter"), events("out", "iter"), strict=True):
@@ -124,16 +125,16 @@ class FakeGpu:
 def test_processes_that_see_different_memory_cut_alike(tiny, monkeypatch):
     run = assembled(tiny(batch_size=8, gradient_accumulation_steps=6))
     run.machine.accelerator.gather = lambda tensor: torch.tensor([tensor.item(), 12 * 32])
-    memory.choose_batch_size(run, SimpleNamespace(say=print, record=lambda *args, **values: None))
+    micro_batch.choose_batch_size(run, SimpleNamespace(say=print, record=lambda *args, **values: None))
     assert (run.recipe.batch_size, run.recipe.gradient_accumulation_steps) == (12, 4)
 
 
 def test_an_optimizer_that_is_not_fused_skips_bad_numbers_too(tiny, monkeypatch):
-    from finetune.training import optim
+    from finetune.training import optimizer
 
-    plain = optim.adamw
+    plain = optimizer.adamw
     monkeypatch.setattr(
-        optim, "adamw", lambda network, recipe: torch.optim.AdamW(plain(network, recipe).param_groups, fused=False)
+        optimizer, "adamw", lambda network, recipe: torch.optim.AdamW(plain(network, recipe).param_groups, fused=False)
     )
     run = assembled(tiny())
     run.optimizer.defaults["fused"] = False
@@ -160,9 +161,9 @@ def test_an_optimizer_that_is_not_fused_skips_bad_numbers_too(tiny, monkeypatch)
     ],
 )
 def test_batch_size_auto_takes_the_largest_that_fits(monkeypatch, device, processes, limit, chosen):
-    from finetune.recipe import Recipe
+    from finetune.config.recipe import Recipe
 
-    monkeypatch.setattr(memory, "fits", lambda run, size: size <= limit)
+    monkeypatch.setattr(micro_batch, "fits_in_memory", lambda run, size: size <= limit)
     accelerator = SimpleNamespace(num_processes=processes, gather=lambda tensor: tensor)
     machine = SimpleNamespace(
         device=torch.device("cpu") if device == "cpu" else FakeGpu(), accelerator=accelerator, dtype=torch.bfloat16
@@ -176,7 +177,7 @@ def test_batch_size_auto_takes_the_largest_that_fits(monkeypatch, device, proces
         network=SimpleNamespace(config=config),
     )
     monkeypatch.setattr(memory.torch, "tensor", lambda values, device: torch.as_tensor(values))
-    memory.choose_batch_size(run, SimpleNamespace(say=print, record=lambda *args, **values: None))
+    micro_batch.choose_batch_size(run, SimpleNamespace(say=print, record=lambda *args, **values: None))
     assert (run.recipe.batch_size, run.recipe.gradient_accumulation_steps) == chosen
 
 
@@ -196,7 +197,7 @@ def test_compiled_parts_are_the_network(hf_model, monkeypatch):
     expected.backward()
     for whole in (True, False):
         network = GPT.from_hf(hf_model()).train()
-        start._compile(network, whole)
+        setup._compile(network, whole)
         assert list(network.state_dict()) == list(plain.state_dict())
         loss, _ = network(idx, idx)
         loss.backward()

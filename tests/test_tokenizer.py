@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from stand_in_hub import TOKEN, serving
 
-from finetune.cli import UsageError
+from finetune.common.errors import UsageError
+from finetune.data import bpe_files
 from finetune.data import tokenizer as tokenizers
 
 HARD = "Hello world's  end\n\n don't 12345 naïve 東京 \U0001f600\t\x00 ~ <|endoftext|> "
@@ -39,7 +40,7 @@ def test_vocab_and_merges_mean_the_same_as_tokenizer_json(bpe_directory, tmp_pat
 
 def test_a_vocabulary_of_gpt2s_size_is_read_and_written_in_seconds(tmp_path):
     """50,257 ids: the bytes, pairs of them, and end-of-text."""
-    letters = list(tokenizers._bytes_to_unicode().values())
+    letters = list(bpe_files.bytes_to_unicode().values())
     merges = [(a, b) for a in letters for b in letters][:50000]
     vocab = {token: i for i, token in enumerate([*letters, *map("".join, merges), "<|endoftext|>"])}
     (tmp_path / "vocab.json").write_text(json.dumps(vocab))

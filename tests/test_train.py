@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from finetune import GPT
-from finetune.cli import UsageError
+from finetune.common import files
+from finetune.common.errors import UsageError
 from finetune.data.tokenizer import from_directory, prompt_ids
-from finetune.training import checkpoint
-from finetune.training.loop import Clock, train
-from finetune.training.progress import read_metrics
-from finetune.training.samples import draw
+from finetune.gpt.sampling import draw_samples
+from finetune.runs.events import read_metrics
+from finetune.training.trainer import Clock, train
 
 
 def events(out_dir, kind):
@@ -131,8 +131,9 @@ def test_eight_by_one_equals_two_by_four(tiny_run):
 
 def test_gradients_of_eight_by_one_equal_two_by_four(corpus):
     """The same on the level of one update, where Adam cannot blow up rounding."""
-    from finetune.recipe import Recipe
-    from finetune.training import machine, start
+    from finetune.config.recipe import Recipe
+    from finetune.runtime import device
+    from finetune.training import setup
 
     gradients = []
     for batch_size, steps in ((8, 1), (2, 4)):
@@ -150,7 +151,7 @@ def test_gradients_of_eight_by_one_equal_two_by_four(corpus):
             grad_clip=0.0,
         )
         Path("out").mkdir(exist_ok=True)
-        run = start.assemble(recipe, machine.start(recipe), print)
+        run = setup.setup_run(recipe, device.start(recipe), print)
         seen = {}
         run.optimizer.step = lambda: None
 
@@ -169,8 +170,8 @@ def test_gradients_of_eight_by_one_equal_two_by_four(corpus):
 def test_one_update_is_the_textbook_update(tiny_run, corpus):
     """Rows, loss, clipping, schedule and AdamW against a plain loop over transformers' model and torch's own
     optimizer."""
-    from finetune.data import bins
-    from finetune.data.batches import Order
+    from finetune.data import dataset as datasets
+    from finetune.data.sampler import BlockSampler
 
     flags = [
         "--max_iters=4",
@@ -185,10 +186,10 @@ def test_one_update_is_the_textbook_update(tiny_run, corpus):
     for module in theirs.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    dataset = bins.load(next(Path("data").iterdir()))
+    dataset = datasets.load(next(Path("data").iterdir()))
     ids = data_of("out", "train")
     rows = -(-(len(ids) - 1) // 32)
-    order = Order(rows, 8, 1337)
+    order = BlockSampler(rows, 8, 1337)
     groups = [
         {"params": [p for p in theirs.parameters() if p.dim() >= 2], "weight_decay": 0.1},
         {"params": [p for p in theirs.parameters() if p.dim() < 2], "weight_decay": 0.0},
@@ -373,7 +374,9 @@ def test_samples_while_training_are_those_of_the_model_at_that_step(tiny, capsys
         model = GPT.from_pretrained(f"out/iter_{step:06d}")
         texts = [
             "\n" + sample.text
-            for sample in draw(model, tokenizer, prompt, num_samples=2, max_new_tokens=12, temperature=0.8, top_k=200)
+            for sample in draw_samples(
+                model, tokenizer, prompt, num_samples=2, max_new_tokens=12, temperature=0.8, top_k=200
+            )
         ]
         assert (step, texts) in drawn and f"---------------\n{texts[0]}" in said
     for name in ("model", "optimizer"):
@@ -482,12 +485,12 @@ def test_a_killed_run_frees_its_out_dir_though_its_child_lives():
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
         child = int(owner.stdout.readline())
         for _ in range(2):  # a refused run takes nothing from the owner
-            with pytest.raises(UsageError, match=f"is in use by process {owner.pid} on "), checkpoint.lock("out"):
+            with pytest.raises(UsageError, match=f"is in use by process {owner.pid} on "), files.lock("out"):
                 pass
         owner.kill()
         owner.wait()
         try:
-            with checkpoint.lock("out"):
+            with files.lock("out"):
                 assert psutil.pid_exists(child)
         finally:
             os.kill(child, signal.SIGKILL)

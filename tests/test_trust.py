@@ -14,10 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune.cli import Failure
-from finetune.recipe import Recipe
-from finetune.training import guard, loop, optim, step
-from finetune.training.progress import read_metrics
+from finetune.common.errors import Failure
+from finetune.config import schedule as schedules
+from finetune.config.recipe import Recipe
+from finetune.runs import warning_signs
+from finetune.runs.events import read_metrics
+from finetune.training import monitor, step
+from finetune.training import trainer as trainers
 
 HARNESS = Path(__file__).with_name("harness.py")
 
@@ -118,26 +121,26 @@ def until(process, words):
 
 def test_the_real_command_survives_kills(tiny):
     recipe = tiny(max_iters=60)
-    loop.train(dataclasses.replace(recipe, out_dir="whole"))
+    trainers.train(dataclasses.replace(recipe, out_dir="whole"))
     for number in range(3):
         with launch(dataclasses.replace(recipe, init_from="resume") if number else recipe) as process:
             until(process, f"iter {12 * (number + 1)}:")
             process.kill()
-    loop.train(dataclasses.replace(recipe, init_from="resume"))
+    trainers.train(dataclasses.replace(recipe, init_from="resume"))
     same_run("whole", "out")
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_ends_and_the_resumed_run_is_the_same(tiny, number, code):
     recipe = tiny(max_iters=40, save_interval=1000, eval_interval=10)
-    loop.train(dataclasses.replace(recipe, out_dir="whole"))
+    trainers.train(dataclasses.replace(recipe, out_dir="whole"))
     with launch(recipe) as process:
         until(process, "iter 12:")
         process.send_signal(number)
         assert process.wait(30) == code
         error = process.stderr.read()
     assert f"stopped by {number.name} after" in error and "--init_from=resume" in error and "Traceback" not in error
-    loop.train(dataclasses.replace(recipe, init_from="resume"))
+    trainers.train(dataclasses.replace(recipe, init_from="resume"))
     same_run("whole", "out")
 
 
@@ -177,7 +180,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(tiny, mon
     from finetune.gpt.model import Transformer
 
     plain = {"dropout": 0.0, "batch_size": 8, "gradient_accumulation_steps": 1, "max_iters": 10}
-    loop.train(tiny("whole", **plain))
+    trainers.train(tiny("whole", **plain))
     forward, seen = Transformer.forward, []
 
     def limited(self, idx, targets=None, position_ids=None):
@@ -187,7 +190,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(tiny, mon
         return forward(self, idx, targets, position_ids)
 
     monkeypatch.setattr(Transformer, "forward", limited)
-    loop.train(tiny(**plain))
+    trainers.train(tiny(**plain))
     whole, out = (events(name, "iter") for name in ("whole", "out"))
     assert len(whole) == len(out) == 10
     for one, other in zip(whole, out):
@@ -210,7 +213,7 @@ def test_one_block_that_does_not_fit_recomputes_activations_and_then_says_what_w
         return forward(self, idx, targets, position_ids)
 
     monkeypatch.setattr(Transformer, "forward", limited)
-    run = loop.train(tiny(max_iters=2))
+    run = trainers.train(tiny(max_iters=2))
     assert (run.recipe.batch_size, run.recipe.gradient_accumulation_steps, run.recipe.gradient_checkpointing) == (
         1,
         6,
@@ -224,7 +227,7 @@ def test_one_block_that_does_not_fit_recomputes_activations_and_then_says_what_w
 
     monkeypatch.setattr(Transformer, "forward", never)
     with pytest.raises(Failure, match="out of memory with one block") as failure:
-        loop.train(tiny("other", max_iters=2))
+        trainers.train(tiny("other", max_iters=2))
     assert failure.value.code == 1
 
 
@@ -232,14 +235,14 @@ def test_an_error_that_is_not_about_memory_is_not_taken_for_one(tiny, monkeypatc
     def broken(*args):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(loop, "update", broken)
+    monkeypatch.setattr(trainers, "update", broken)
     with pytest.raises(RuntimeError, match="a bug"):
-        loop.train(tiny())
+        trainers.train(tiny())
 
 
 def faults(monkeypatch, nan_at=(), spike_at=(), forever=False):
     """Make the gradient of these iterations NaN, and the learning rate of those a hundredfold, once each or always."""
-    backward, rate, done = step._backward, optim.learning_rate, set()
+    backward, rate, done = step._backward, schedules.learning_rate, set()
 
     def poisoned(run, iteration):
         loss = backward(run, iteration)
@@ -256,15 +259,15 @@ def faults(monkeypatch, nan_at=(), spike_at=(), forever=False):
         return lr
 
     monkeypatch.setattr(step, "_backward", poisoned)
-    monkeypatch.setattr(optim, "learning_rate", spiked)
+    monkeypatch.setattr(schedules, "learning_rate", spiked)
 
 
 @pytest.mark.parametrize("spike, save_interval", [(90, 10), (95, 10), (98, 10), (99, 10), (90, 1)])
 def test_a_bad_number_and_a_spike_are_survived_and_told(tiny, monkeypatch, spike, save_interval):
     settings = {"max_iters": 200, "dropout": 0.0, "eval_interval": 50, "save_interval": save_interval}
-    clean = loop.train(tiny("clean", **settings)).best["val_loss"]
+    clean = trainers.train(tiny("clean", **settings)).best["val_loss"]
     faults(monkeypatch, nan_at=[33], spike_at=[spike])
-    run = loop.train(tiny(**settings))
+    run = trainers.train(tiny(**settings))
     assert run.best["val_loss"] == pytest.approx(clean, rel=0.05)
     assert run.iteration == 200 and 2 <= run.rollbacks <= 3
     told = [event["problem"] for event in events("out", "rollback")]
@@ -277,27 +280,29 @@ def test_a_bad_number_and_a_spike_are_survived_and_told(tiny, monkeypatch, spike
 def test_a_kill_does_not_make_a_run_forget_its_rollbacks(tiny, monkeypatch):
     faults(monkeypatch, nan_at=[7], forever=True)
     monkeypatch.setattr(
-        guard.Watch, "judge", lambda self, *values, judge=guard.Watch.judge, **more: judge(self, *values, **more)
+        monitor.LossMonitor,
+        "judge",
+        lambda self, *values, judge=monitor.LossMonitor.judge, **more: judge(self, *values, **more),
     )
     with pytest.raises(Failure):
-        loop.train(tiny(max_rollbacks=2))
+        trainers.train(tiny(max_rollbacks=2))
     run_again = tiny(max_rollbacks=2, init_from="resume")
     with pytest.raises(Failure, match="after 2 rollbacks"):
-        loop.train(run_again)
+        trainers.train(run_again)
     assert len(events("out", "rollback")) == 2
 
 
 def test_rolling_back_never_makes_best_worse(tiny, monkeypatch):
     settings = {"max_iters": 60, "dropout": 0.0, "eval_interval": 10, "save_interval": 30}
     faults(monkeypatch, nan_at=[45])
-    run = loop.train(tiny(**settings))
+    run = trainers.train(tiny(**settings))
     best = [event["val_loss"] for event in events("out", "best")]
     assert best == sorted(best, reverse=True) and run.best["val_loss"] == best[-1]
     assert json.loads(Path("out/best/finetune.json").read_text())["val_loss"] == best[-1]
 
 
 def test_a_full_disk_under_the_metrics_loses_no_line(tiny, monkeypatch):
-    from finetune.training import progress
+    from finetune.runs import logger
 
     write, tries = os.write, []
 
@@ -310,13 +315,13 @@ def test_a_full_disk_under_the_metrics_loses_no_line(tiny, monkeypatch):
                 raise OSError(28, "No space left on device")
         return write(handle, data)
 
-    monkeypatch.setattr(progress.os, "write", full)
-    loop.train(tiny(max_iters=10))
+    monkeypatch.setattr(logger.os, "write", full)
+    trainers.train(tiny(max_iters=10))
     assert [event["iter"] for event in events("out", "iter")] == list(range(10))
 
 
 def test_a_signal_in_the_last_update_changes_nothing(tiny, monkeypatch):
-    loop.train(tiny("whole"))
+    trainers.train(tiny("whole"))
     backward = step._backward
 
     def signalled(run, iteration):
@@ -325,7 +330,7 @@ def test_a_signal_in_the_last_update_changes_nothing(tiny, monkeypatch):
         return backward(run, iteration)
 
     monkeypatch.setattr(step, "_backward", signalled)
-    loop.train(tiny())
+    trainers.train(tiny())
     same_run("whole", "out")
 
 
@@ -351,15 +356,15 @@ def test_torchrun_and_forked_processes_are_the_same_run(tiny):
 
 
 def test_deterministic_runs_and_refuses_an_environment_that_contradicts_it(tiny, monkeypatch):
-    from finetune.cli import UsageError
+    from finetune.common.errors import UsageError
 
     try:
         for out_dir in ("one", "two"):
-            loop.train(tiny(out_dir, deterministic=True))
+            trainers.train(tiny(out_dir, deterministic=True))
         same_run("one", "two")
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:1")
         with pytest.raises(UsageError, match="CUBLAS_WORKSPACE_CONFIG=:16:1"):
-            loop.train(tiny("three", deterministic=True))
+            trainers.train(tiny("three", deterministic=True))
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -389,33 +394,33 @@ SCHEDULE = {
 
 @pytest.mark.parametrize("name", IDENTITY)
 def test_what_makes_a_run_itself_cannot_change_on_resume(tiny, name):
-    from finetune.cli import UsageError
+    from finetune.common.errors import UsageError
 
-    loop.train(tiny(max_iters=2))
+    trainers.train(tiny(max_iters=2))
     with pytest.raises(UsageError, match=f"cannot be resumed as another run.*\n.*({name}|rows per iteration)"):
-        loop.train(tiny(init_from="resume", **{name: IDENTITY[name]}))
+        trainers.train(tiny(init_from="resume", **{name: IDENTITY[name]}))
 
 
 def test_other_data_cannot_be_slipped_under_a_run(tiny, corpus):
-    from finetune.cli import UsageError
+    from finetune.common.errors import UsageError
     from finetune.data.prepare import prepare
 
-    loop.train(tiny(max_iters=2))
+    trainers.train(tiny(max_iters=2))
     text = Path(corpus("other.txt", words=640)).read_text()
     Path("other.txt").write_text(text[::-1])
     prepare(["other.txt"], "data/other", "char")
     with pytest.raises(UsageError, match="train.bin"):
-        loop.train(tiny(init_from="resume", dataset="data/other"))
+        trainers.train(tiny(init_from="resume", dataset="data/other"))
 
 
 @pytest.mark.parametrize("name", SCHEDULE)
 def test_the_schedule_can_change_on_resume_and_is_said(tiny, capsys, name):
-    loop.train(tiny(max_iters=6, lr_decay_iters=12))
-    loop.train(tiny("same", max_iters=6, lr_decay_iters=12))
+    trainers.train(tiny(max_iters=6, lr_decay_iters=12))
+    trainers.train(tiny("same", max_iters=6, lr_decay_iters=12))
     changed = {"lr_decay_iters": None if name == "decay_lr" else 12, name: SCHEDULE[name]}
-    loop.train(tiny(init_from="resume", max_iters=8, **changed))
+    trainers.train(tiny(init_from="resume", max_iters=8, **changed))
     assert f"resuming with {name} " in capsys.readouterr().out
-    loop.train(tiny("same", init_from="resume", max_iters=8, lr_decay_iters=12))
+    trainers.train(tiny("same", init_from="resume", max_iters=8, lr_decay_iters=12))
     assert final("out") != final("same")  # it had its effect
 
 
@@ -424,7 +429,7 @@ def test_without_rollbacks_a_bad_number_ends_with_exit_code_3_and_the_last_good_
     with pytest.raises(
         Failure, match=r"training diverged: iter 7: grad_norm is nan.*last state is out/last/step-00000007"
     ) as failure:
-        loop.train(tiny(max_rollbacks=0))
+        trainers.train(tiny(max_rollbacks=0))
     assert failure.value.code == 3
     for path in Path("out").rglob("*.safetensors"):
         assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values()), path
@@ -434,7 +439,7 @@ def test_without_rollbacks_a_bad_number_ends_with_exit_code_3_and_the_last_good_
 def test_a_bad_number_that_always_comes_back_ends_after_max_rollbacks(tiny, monkeypatch):
     faults(monkeypatch, nan_at=[3], forever=True)
     with pytest.raises(Failure, match="after 2 rollbacks") as failure:
-        loop.train(tiny(max_rollbacks=2, save_interval=50))
+        trainers.train(tiny(max_rollbacks=2, save_interval=50))
     assert failure.value.code == 3
     assert [event["step"] for event in events("out", "rollback")] == [0, 0]  # no state yet: back to the start
     assert [path.name for path in Path("out/last").iterdir()] == ["step-00000000"]
@@ -460,22 +465,22 @@ def test_machines_that_see_different_states_do_not_go_back_each_to_its_own(tiny,
     with pytest.raises(
         Failure, match="to go back all machines must see the states in out_dir out, on a shared disk"
     ) as failure:
-        loop.train(tiny())
+        trainers.train(tiny())
     assert failure.value.code == 3
 
 
 def test_a_learning_rate_that_ruins_everything_never_writes_a_bad_number(tiny):
     with pytest.raises(Failure) as failure:
-        loop.train(tiny(learning_rate=1e30, max_rollbacks=1, warmup_iters=0, grad_clip=0))
+        trainers.train(tiny(learning_rate=1e30, max_rollbacks=1, warmup_iters=0, grad_clip=0))
     assert failure.value.code == 3
     for path in Path("out").rglob("*.safetensors"):
         assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values()), path
 
 
 def test_a_save_that_fails_in_between_is_told_and_training_goes_on(tiny, monkeypatch, capsys):
-    from finetune.training import checkpoint
+    from finetune.runs import checkpoints
 
-    real, tries = checkpoint.save_state, []
+    real, tries = checkpoints.save_state, []
 
     def full(*args):
         tries.append(1)
@@ -483,35 +488,35 @@ def test_a_save_that_fails_in_between_is_told_and_training_goes_on(tiny, monkeyp
             raise OSError(28, "No space left on device")
         real(*args)
 
-    monkeypatch.setattr(checkpoint, "save_state", full)
-    loop.train(tiny(max_iters=6))
+    monkeypatch.setattr(checkpoints, "save_state", full)
+    trainers.train(tiny(max_iters=6))
     assert capsys.readouterr().out.count("could not be saved: No space left on device") == 2
     assert [event["step"] for event in events("out", "save_failed")] == [2, 3]
-    monkeypatch.setattr(checkpoint, "save_state", lambda *args: full())
+    monkeypatch.setattr(checkpoints, "save_state", lambda *args: full())
     tries[:] = [1]
     with pytest.raises(Failure, match="could not be saved") as failure:
-        loop.train(tiny("other", max_iters=2))
+        trainers.train(tiny("other", max_iters=2))
     assert failure.value.code == 1
 
 
 def test_a_disk_that_is_too_small_is_told_before_training(tiny, monkeypatch):
-    from finetune.cli import UsageError
-    from finetune.training import checkpoint
+    from finetune.common import files
+    from finetune.common.errors import UsageError
 
-    monkeypatch.setattr(checkpoint, "free_bytes", lambda out_dir: 10_000)
+    monkeypatch.setattr(files, "free_bytes", lambda out_dir: 10_000)
     with pytest.raises(UsageError, match="GB free for them, and the checkpoints of this run need"):
-        loop.train(tiny())
+        trainers.train(tiny())
     assert not Path("out/best").exists()
 
 
 def test_evaluation_does_not_disturb_training(tiny):
     for out_dir, interval in (("often", 1), ("seldom", 20)):
-        loop.train(tiny(out_dir, eval_interval=interval))
+        trainers.train(tiny(out_dir, eval_interval=interval))
     assert final("often") == final("seldom")
 
 
 def test_patience_ends_a_run_that_no_longer_gets_better(tiny, capsys):
-    run = loop.train(
+    run = trainers.train(
         tiny(max_iters=2000, dropout=0.0, patience=3, eval_interval=20, learning_rate=3e-2, decay_lr=False)
     )
     assert run.iteration < 2000
@@ -538,27 +543,27 @@ def evaluations(*losses, every=10):
     ],
 )
 def test_warning_signs(losses, vocab, pretrained, expected):
-    found = guard.warnings(evaluations(*losses), vocab, pretrained)
+    found = warning_signs.warning_signs(evaluations(*losses), vocab, pretrained)
     assert found.keys() == expected
     assert all(any(character.isdigit() for character in line) for line in found.values())
 
 
 def test_the_watch_is_not_alarmed_by_an_ordinary_run():
     rng = np.random.default_rng(0)
-    watch = guard.Watch()
+    watch = monitor.LossMonitor()
     for i in range(2000):
         assert watch.judge(4 * 0.998**i + 1 + rng.normal(0, 0.15) + (0.9 if i % 97 == 0 else 0), 1.0) is None
 
 
 def test_float16_overflows_are_borne_for_a_while():
-    watch = guard.Watch()
-    assert all(watch.judge(1.0, float("inf"), scaled=True) is None for _ in range(guard.OVERFLOWS))
+    watch = monitor.LossMonitor()
+    assert all(watch.judge(1.0, float("inf"), scaled=True) is None for _ in range(monitor.OVERFLOWS))
     assert watch.judge(1.0, float("inf"), scaled=True) == "grad_norm is inf"
 
 
 def test_the_variable_that_makes_accelerate_divide_losses_has_no_effect(tiny, monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "7")
-    loop.train(tiny("one", max_iters=3))
+    trainers.train(tiny("one", max_iters=3))
     assert "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" not in os.environ
-    loop.train(tiny("two", max_iters=3))
+    trainers.train(tiny("two", max_iters=3))
     assert final("one") == final("two")

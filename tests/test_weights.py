@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune import GPT, GPTConfig
-from finetune.cli import UsageError
+from finetune.common.errors import UsageError
 
 IDX = torch.arange(20).view(1, 20) % 7
 

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import torch
 
-from finetune.data import cache
+from finetune.data import arrow_cache
 
 IGNORE = -100  # the target that cross entropy does not count
 
@@ -54,7 +54,7 @@ class Blocks:
         """The same blocks straight from an array of ids, without a cache."""
 
         def rows(values):
-            filled = np.zeros(cache.num_rows(len(ids), block_size) * block_size + 1, dtype=values.dtype)
+            filled = np.zeros(arrow_cache.num_rows(len(ids), block_size) * block_size + 1, dtype=values.dtype)
             filled[: len(values)] = values
             return [np.lib.stride_tricks.sliding_window_view(filled, block_size + 1)[::block_size]]
 
@@ -75,7 +75,7 @@ class Blocks:
         is to be learned; position_ids are None unless documents are isolated. A GPU is given its batch without anybody
         waiting for it."""
         if self.resident is not None:
-            chosen = sent(torch.as_tensor(np.asarray(rows)), device)
+            chosen = to_device(torch.as_tensor(np.asarray(rows)), device)
             return tuple(None if column is None else column[chosen].long() for column in self.resident)
         ids = self._gathered("input_ids", rows)
         idx, targets = ids[:, :-1], ids[:, 1:]
@@ -84,8 +84,8 @@ class Blocks:
         if self.filling and (last := [i for i, row in enumerate(rows) if row == self.num_rows - 1]):
             targets = targets.clone()
             targets[last, -self.filling :] = IGNORE
-        position_ids = sent(self._gathered("position_ids", rows)[:, :-1], device) if self.is_isolated else None
-        return sent(idx, device), sent(targets, device), position_ids
+        position_ids = to_device(self._gathered("position_ids", rows)[:, :-1], device) if self.is_isolated else None
+        return to_device(idx, device), to_device(targets, device), position_ids
 
     def _gathered(self, name, rows):
         """Some rows of a column, int64 (B, T + 1)."""
@@ -125,7 +125,7 @@ class Mixture:
         """As `Blocks.batch`."""
         shares = self.shares(rows)
         batches = zip(*(self.parts[number].batch(there, device) for number, _, there in shares))
-        order = sent(torch.from_numpy(np.argsort(np.concatenate([places for _, places, _ in shares]))), device)
+        order = to_device(torch.from_numpy(np.argsort(np.concatenate([places for _, places, _ in shares]))), device)
         return tuple(None if column[0] is None else torch.cat(column)[order] for column in batches)
 
     def rows_with_targets(self):
@@ -147,87 +147,7 @@ class Mixture:
         ]
 
 
-class Order:
-    """The rows of every iteration: each pass over the data is a permutation of its own, and passes follow each other
-    without a gap."""
-
-    def __init__(self, num_rows, rows_per_iteration, seed):
-        self.rows_per_iteration = rows_per_iteration
-        self.passes = Passes(num_rows, seed)
-
-    def rows(self, iteration):
-        """Row numbers of an iteration, (rows_per_iteration,)."""
-        first = iteration * self.rows_per_iteration
-        return self.passes.rows(np.arange(first, first + self.rows_per_iteration))
-
-
-class WeightedOrder:
-    """The rows of every iteration of a Mixture whose parts are drawn in proportion to `weights`, each part pass by
-    pass.
-
-    Of every CYCLE rows each part has its share exactly, in an order of their own.
-    """
-
-    CYCLE = 1000
-
-    def __init__(self, sizes, weights, rows_per_iteration, seed):
-        exact = np.asarray(weights) / sum(weights) * self.CYCLE
-        self.counts = np.maximum(1, exact.astype(np.int64))
-        lost = np.argsort(self.counts - exact, kind="stable")  # by rounding down, most first
-        self.counts[lost[: max(0, self.CYCLE - self.counts.sum())]] += 1
-        self.counts[np.argmax(self.counts)] += self.CYCLE - self.counts.sum()
-        self.starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        self.passes = [Passes(size, seed, part) for part, size in enumerate(sizes)]
-        self.rows_per_iteration, self.seed = rows_per_iteration, seed
-
-    def rows(self, iteration):
-        """Row numbers of an iteration, (rows_per_iteration,)."""
-        first = iteration * self.rows_per_iteration
-        end = first + self.rows_per_iteration
-        cycles = range(first // self.CYCLE, -(-end // self.CYCLE))
-        parts = np.concatenate([self._parts(cycle) for cycle in cycles])[first - cycles[0] * self.CYCLE :][
-            : end - first
-        ]
-        begun = np.concatenate([self._parts(cycles[0])[: first % self.CYCLE]])
-        rows = np.empty(len(parts), dtype=np.int64)
-        for part in np.unique(parts):
-            mine = parts == part
-            drawn = cycles[0] * self.counts[part] + np.count_nonzero(begun == part)  # rows of this part so far
-            rows[mine] = self.starts[part] + self.passes[part].rows(drawn + np.arange(mine.sum()))
-        return rows
-
-    def _parts(self, cycle):
-        """Which part each row of a cycle is from, (CYCLE,)."""
-        return np.random.Generator(np.random.PCG64([self.seed, cycle])).permutation(
-            np.repeat(np.arange(len(self.counts)), self.counts)
-        )
-
-
-class Passes:
-    """Pass after pass over `num_rows` rows, each in an order of its own that the seeds and its number decide."""
-
-    def __init__(self, num_rows, *seeds):
-        self.num_rows, self.seeds = num_rows, seeds
-        self._permutations = {}
-
-    def rows(self, places):
-        """The rows at some ascending places, counted from the beginning of the first pass."""
-        passes = places // self.num_rows
-        return np.concatenate(
-            [self._permutation(number)[places[passes == number] % self.num_rows] for number in np.unique(passes)]
-        )
-
-    def _permutation(self, number):
-        if number not in self._permutations:
-            generator = np.random.Generator(np.random.PCG64([*self.seeds, number]))
-            kept = {
-                n: order for n, order in self._permutations.items() if n >= number - 1
-            }  # an iteration can straddle two passes
-            self._permutations = {**kept, number: generator.permutation(self.num_rows)}
-        return self._permutations[number]
-
-
-def sent(tensor, device):
+def to_device(tensor, device):
     """A copy on the device; on a GPU without waiting for it."""
     if torch.device(device).type != "cuda":
         return tensor.to(device)

@@ -4,8 +4,8 @@ end-of-text."""
 import json
 from pathlib import Path
 
-from finetune.cli import UsageError
-from finetune.data.pieces import Piece
+from finetune.common.errors import UsageError
+from finetune.data.documents import Chunk
 from finetune.data.tokenizer import END_OF_TEXT
 
 # the same as `pieces`, for transformers: exported as the tokenizer's chat_template
@@ -47,10 +47,10 @@ def pieces(messages):
     for number, message in enumerate(messages, 1):
         last = number == len(messages)
         if message["role"] == "assistant":
-            yield Piece("Assistant:\n", target=False)
-            yield Piece(message["content"], ends=last, stops=not last)
+            yield Chunk("Assistant:\n", target=False)
+            yield Chunk(message["content"], ends=last, stops=not last)
         else:
-            yield Piece(f"{message['role'].capitalize()}:\n{message['content']}\n\n", ends=last, target=False)
+            yield Chunk(f"{message['role'].capitalize()}:\n{message['content']}\n\n", ends=last, target=False)
 
 
 def template_of(directory):

@@ -1,8 +1,6 @@
 """Text to a prepared directory: train.bin, val.bin, meta.json and the tokenizer's own file."""
 
 import contextlib
-import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -14,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.cli import UsageError
-from finetune.data import bins, chat, doctor, documents, nanogpt_meta, sources
+from finetune.common.errors import UsageError
+from finetune.data import bin_writer, chat, nanogpt_meta, sources
+from finetune.data import dataset as datasets
 from finetune.data import tokenizer as tokenizers
-from finetune.data.pieces import cut
+from finetune.data.split import PIECE_CHARACTERS, Overflow, split_documents, survey_documents
 
-PIECE_CHARACTERS = 1 << 18  # of a task for a thread
 PIECE_DOCUMENTS = 1 << 12
 
 
@@ -48,7 +46,7 @@ def prepare(
     with workplace(out_dir) as work:
         tokenize(plan, work, num_proc)
         publish(work, out_dir, plan.meta, plan.tokenizer)
-    return bins.load(out_dir)
+    return datasets.load(out_dir)
 
 
 @dataclass
@@ -65,18 +63,18 @@ class Plan:
 def planned(names, tokenizer, val_fraction, val, seed, max_tokens, overflow, **reading):
     """The Plan of a preparation. Raises UsageError."""
     chosen = sources.find(names, **reading)
-    train, alphabet = _survey(chosen, collect_alphabet=tokenizer == "char")
+    train, alphabet = survey_documents(chosen, collect_alphabet=tokenizer == "char")
     held_out = sources.find(val, **reading) if val else []
-    val_facts, more = _survey(held_out, collect_alphabet=tokenizer == "char")
+    val_facts, more = survey_documents(held_out, collect_alphabet=tokenizer == "char")
     for texts, facts in ((chosen, train), (held_out, val_facts)) if val else ((chosen, train),):
         if facts["characters"] == 0:
             raise UsageError(f"{', '.join(source.name for source in texts)}: no text in it")
     tokenizer = tokenizers.CharTokenizer(sorted(alphabet | more)) if tokenizer == "char" else find_tokenizer(tokenizer)
-    stream, by = _split(chosen, train, held_out, val_fraction, seed, anywhere=tokenizer.kind == "char")
+    stream, by = split_documents(chosen, train, held_out, val_fraction, seed, anywhere=tokenizer.kind == "char")
     if by == "text" and overflow != "split":
         raise UsageError(f"overflow: {overflow} is for documents, and {chosen[0].name} is one running text")
     meta = {
-        "format": bins.FORMAT,
+        "format": datasets.FORMAT,
         "tokenizer": tokenizer.describe(),
         "vocab_size": tokenizer.vocab_size,
         "splits": {},
@@ -162,7 +160,7 @@ def find_tokenizer(choice):
         return choice
     if choice == "gpt2":
         return tokenizers.gpt2()
-    if bins.is_prepared(choice) and (found := bins.load(choice).tokenizer):
+    if datasets.is_prepared(choice) and (found := datasets.load(choice).tokenizer):
         return found
     directories = [Path(choice) / "best", Path(choice)]
     if not Path(choice).is_dir():
@@ -171,58 +169,6 @@ def find_tokenizer(choice):
         if directory.is_dir() and (found := tokenizers.from_directory(directory)):
             return found
     raise UsageError(f"tokenizer {choice}: no tokenizer.json, and no vocab.json with merges.txt, in this directory")
-
-
-def open_dataset(value, tokenizer, val_fraction):
-    """The Dataset that a recipe's `dataset` means: a prepared directory, the name of one under data/, or a text
-    prepared now.
-
-    A text is prepared once into data/, under a name that holds what it was made from. `tokenizer` is a function that
-    gives the choice for that case, so that nobody looks for one that is not needed. Raises UsageError."""
-    for directory in (Path(value), Path("data") / value):
-        if bins.is_prepared(directory):
-            found = bins.load(directory)
-            # a named text is there for every tokenizer, not only for the one it was prepared with first
-            if (
-                value not in sources.NAMED
-                or not found.tokenizer
-                or (tokenizer() == "char") == (found.tokenizer.kind == "char")
-            ):
-                return found
-    if Path(value).is_dir() and not list(Path(value).glob("*.bin")):
-        raise UsageError(
-            f"{value}: no train.bin here; prepare it with `python -m finetune.prepare TEXT --out_dir={value}`"
-        )
-    if Path(value).is_dir():
-        return bins.load(value)  # says which of the two is missing
-    if value not in sources.NAMED and not Path(value).is_file():
-        there = sorted(str(path.parent) for path in Path("data").glob("*/train.bin"))
-        known = f"prepared here: {', '.join(there)}; " if there else ""
-        raise UsageError(
-            f"dataset {value}: no such directory or text file; {known}named texts: {', '.join(sources.NAMED)}"
-        )
-    choice = tokenizer()
-    made_from = _survey(sources.find([value]), collect_alphabet=False)[0]["sources"]
-    kind = choice if choice == "char" else (choice := find_tokenizer(choice)).fingerprint
-    mark = hashlib.sha256(json.dumps([made_from[0]["sha256"], kind, val_fraction, bins.FORMAT]).encode()).hexdigest()[
-        :8
-    ]
-    directory = Path("data") / f"{Path(value).stem}-{choice if choice == 'char' else choice.kind}-{mark}"
-    if (directory / "meta.json").is_file():
-        return bins.load(directory)
-    return prepare([value], directory, choice, val_fraction)
-
-
-def examine(dataset):
-    """What the doctor finds in a prepared directory; its meta.json says it too from then on."""
-    facts = doctor.examine(
-        {split: documents.of_bin(dataset, split, dataset.tokenizer) for split in ("train", "val")}, dataset.tokenizer
-    )
-    dataset.meta["doctor"] = facts
-    partial = dataset.directory / ".tmp-meta.json"
-    partial.write_text(json.dumps(dataset.meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, dataset.directory / "meta.json")
-    return {**facts, "names": [str(dataset.directory)]}
 
 
 def summary(dataset):
@@ -249,137 +195,13 @@ def summary(dataset):
     return "\n".join(lines)
 
 
-def _survey(texts, collect_alphabet):
-    """`(facts, alphabet)`: sources as {name, bytes, sha256}, characters and documents in all; and their characters when
-    asked for."""
-    facts, alphabet = {"sources": [], "characters": 0, "documents": 0}, set()
-    for source in texts:
-        digest, characters, documents, empty = hashlib.sha256(), 0, 0, True
-        for piece in source.pieces(digest):
-            characters += len(piece.text)
-            empty = empty and not piece.text
-            if piece.ends:
-                documents, empty = documents + (not empty), True
-            if collect_alphabet:
-                alphabet.update(piece.text)
-        described = {
-            "name": Path(source.name).name if source.files else source.name,
-            "bytes": source.size(),
-            "sha256": digest.hexdigest(),
-        }
-        facts["sources"].append(described if source.is_one_text else {**described, "documents": documents})
-        facts["characters"] += characters
-        facts["documents"] += documents
-    return facts, alphabet
-
-
-def _split(texts, facts, held_out, val_fraction, seed, anywhere):
-    """`(stream, by)`: (split, Piece) of all documents that are not empty, cut for tokenization; and what was split:
-    "text", "documents", "characters" of documents, or "sources"."""
-    pieces = _not_empty(piece for source in texts for piece in source.pieces())
-    one_text = len(texts) == 1 and texts[0].is_one_text
-    if held_out:
-        rest = _not_empty(piece for source in held_out for piece in source.pieces())
-        runs = [("train", pieces), ("val", rest)]
-        one_text = one_text and len(held_out) == 1 and held_out[0].is_one_text
-        return ((split, piece) for split, run in runs for piece in cut(run, PIECE_CHARACTERS, anywhere)), (
-            "text" if one_text else "sources"
-        )
-    kept = round(facts["documents"] * val_fraction)
-    if kept and not one_text:
-        chosen = set(np.random.default_rng(seed).choice(facts["documents"], kept, replace=False).tolist())
-        return _by_documents(cut(pieces, PIECE_CHARACTERS, anywhere), chosen), "documents"
-    num_train = int(facts["characters"] * (1 - val_fraction))
-    if num_train in (0, facts["characters"]):
-        raise UsageError(
-            f"{facts['characters']:,} characters are too few to keep val_fraction={val_fraction} of them for validation"
-        )
-    runs = itertools.groupby(_by_characters(pieces, num_train), key=lambda item: item[0])
-    stream = (
-        (split, piece) for split, run in runs for piece in cut((piece for _, piece in run), PIECE_CHARACTERS, anywhere)
-    )
-    return stream, "text" if one_text else "characters"
-
-
-def _not_empty(pieces):
-    """The documents that have any text."""
-    begun = False
-    for piece in pieces:
-        if piece.text or begun:
-            begun = not piece.ends
-            yield piece
-
-
-def _by_characters(pieces, num_train):
-    left = num_train
-    for piece in pieces:
-        if 0 < left < len(piece.text):
-            yield "train", piece._replace(text=piece.text[:left], ends=False, stops=False)
-            piece, left = piece._replace(text=piece.text[left:]), 0
-        yield ("train" if left else "val"), piece
-        left = max(0, left - len(piece.text))
-
-
-def _by_documents(pieces, chosen):
-    number = 0
-    for piece in pieces:
-        yield ("val" if number in chosen else "train"), piece
-        number += piece.ends
-
-
-class Overflow:
-    """What becomes of documents with more than `max_tokens` tokens, and how many there were."""
-
-    def __init__(self, answer, max_tokens):
-        self.answer, self.max_tokens, self.count = answer, max_tokens, 0
-        self.lengths, self.begun = {}, {}  # of the document that has not ended yet, by split: tokens; (pieces, ids)
-
-    def kept(self, split, pieces, ids):
-        """`(pieces, ids)` of those documents that stay. One that has not ended waits here, unless all of them stay
-        anyway."""
-        staying, waiting = ([], []), self.begun.pop(split, ([], []))
-        for piece, part in zip(pieces, ids):
-            self.lengths[split] = self.lengths.get(split, 0) + len(part)
-            pieces_there, ids_there = staying if self.answer == "split" else waiting
-            pieces_there.append(piece)
-            ids_there.append(part)
-            if self._is_too_long(split, waiting):
-                waiting = ([], [])
-            if piece.ends:
-                self.count += self.lengths.pop(split) > self.max_tokens
-                staying[0].extend(waiting[0])
-                staying[1].extend(waiting[1])
-                waiting = ([], [])
-        self.begun[split] = waiting
-        return staying
-
-    def rest(self):
-        """(split, pieces, ids) of what has no end, because val begins within it, and stays."""
-        for split, (pieces, ids) in self.begun.items():
-            self.count += self.lengths.get(split, 0) > self.max_tokens
-            if pieces:
-                yield split, pieces, ids
-
-    def _is_too_long(self, split, waiting):
-        """Whether the document that has begun need not wait any longer, being too long. Raises UsageError where that is
-        an error."""
-        if self.answer == "split" or self.lengths[split] <= self.max_tokens:
-            return False
-        if self.answer == "error":
-            raise UsageError(
-                f"a document has more than {self.max_tokens:,} tokens; --overflow=split keeps such, --overflow=drop"
-                f" leaves them out. It begins {waiting[0][0].text[:60]!r}"
-            )
-        return True
-
-
 def tokenize(plan, directory, num_proc):
     """Write train.bin and val.bin of a Plan, and what they came to into its meta. Raises UsageError."""
     threads = num_proc or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     waiting, eot, overflow = deque(), plan.meta["end_of_text"], plan.overflow
     with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as open_writers:
         writers = {
-            split: open_writers.enter_context(bins.Writer(directory / f"{split}.bin", eot))
+            split: open_writers.enter_context(bin_writer.BinWriter(directory / f"{split}.bin", eot))
             for split in ("train", "val")
         }
         for split, group in _groups(_progress(plan.stream, plan.characters)):

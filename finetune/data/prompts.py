@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from finetune.cli import UsageError
+from finetune.common.errors import UsageError
 from finetune.data import chat
 
 

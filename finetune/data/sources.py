@@ -10,10 +10,31 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune.cli import UsageError
+from finetune.common.errors import UsageError
+from finetune.common.network import reach
 from finetune.data import chat
-from finetune.data.pieces import Piece
-from finetune.network import reach
+from finetune.data.documents import Chunk
+
+KINDS = ("text", "messages", "prompt", "completion")
+
+
+def chosen_columns(options):
+    """{kind: name} of the columns that were named."""
+    named = {kind: getattr(options, f"{kind}_column") for kind in KINDS}
+    return {kind: name for kind, name in named.items() if name is not None}
+
+
+def problems_of_columns(options):
+    """(key, message) for each contradiction among them."""
+    named = chosen_columns(options)
+    if ("prompt" in named) != ("completion" in named):
+        yield "prompt_column", "--prompt_column and --completion_column go together"
+    if len(named.keys() - {"completion"}) > 1:
+        yield (
+            "text_column",
+            "a table is read as text, as prompts and completions, or as messages: name the columns of one of them",
+        )
+
 
 CHUNK_BYTES = 1 << 22
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -114,7 +135,7 @@ def _document(row, columns):
             f"column {columns['text']!r} holds"
             f" {'nothing' if text is None else f'a value of type {type(text).__name__}'}, not text"
         )
-    return [Piece(text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text, ends=True)]
+    return [Chunk(text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text, ends=True)]
 
 
 def find(names, columns=None, split="train", revision=None):
@@ -231,10 +252,10 @@ def _text(name, opened, digest):
                 raise UsageError(f"{name}: {_bad_byte(opened, error)}") from None
             done += len(chunk)
             if text:
-                yield Piece(text)
+                yield Chunk(text)
             if not chunk:
                 break
-    yield Piece("", ends=True)
+    yield Chunk("", ends=True)
 
 
 def _bad_byte(opened, error):

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.cli import UsageError
-from finetune.network import hub_file, reach
+from finetune.common.errors import UsageError
+from finetune.common.network import hub_file, reach
+from finetune.data.bpe_files import FILES, bytes_to_unicode, merge_rules, write_tokenizer_config
 
 MAX_VOCABULARY = 65536  # ids are stored as uint16
 END_OF_TEXT = "<|endoftext|>"
@@ -90,7 +91,7 @@ class BPETokenizer:
         config = (
             json.loads(self.files["tokenizer_config.json"]) if "tokenizer_config.json" in self.files else self._config()
         )
-        _write_tokenizer_config(directory, config, block_size)
+        write_tokenizer_config(directory, config, block_size)
 
     def _config(self):
         names = {} if self.eot is None else dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
@@ -100,10 +101,10 @@ class BPETokenizer:
         """Write those of tokenizer.json, vocab.json and merges.txt that did not come with the tokenizer."""
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-        letters = _bytes_to_unicode()
+        letters = bytes_to_unicode()
         vocab = {"".join(letters[byte] for byte in token): i for token, i in self.vocabulary.items()}
         merges = [
-            tuple("".join(letters[byte] for byte in part) for part in parts) for parts in _merges(self.vocabulary)
+            tuple("".join(letters[byte] for byte in part) for part in parts) for parts in merge_rules(self.vocabulary)
         ]
         tokenizer = Tokenizer(models.BPE({**vocab, **self.special}, merges))
         tokenizer.add_special_tokens(
@@ -173,7 +174,7 @@ class CharTokenizer:
         tokenizer.save(str(Path(directory) / "tokenizer.json"))
         # this class name is the one that transformers 4 and 5 both load
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        _write_tokenizer_config(directory, config, block_size)
+        write_tokenizer_config(directory, config, block_size)
 
 
 def gpt2():
@@ -220,17 +221,6 @@ def _tiktoken_has_gpt2():
     )
     urls = [f"https://{TIKTOKEN_HOST}/gpt-2/encodings/main/{name}" for name in ("vocab.bpe", "encoder.json")]
     return all(os.path.isfile(os.path.join(cache, hashlib.sha1(url.encode()).hexdigest())) for url in urls)
-
-
-FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 
 
 def from_directory(directory):
@@ -288,7 +278,7 @@ def _from_tokenizer_json(saved, files):
 def _byte_level(vocab, merges, files):
     """A BPETokenizer from a vocabulary in GPT-2's printable letters. What is neither a byte nor made by a merge is
     special."""
-    numbers = {letter: byte for byte, letter in _bytes_to_unicode().items()}
+    numbers = {letter: byte for byte, letter in bytes_to_unicode().items()}
     merged = ["".join(merge) for merge in merges]
     ids = [vocab[token] for token in merged]
     if ids != sorted(ids):
@@ -302,34 +292,6 @@ def _byte_level(vocab, merges, files):
     vocabulary = {bytes(numbers[letter] for letter in token): vocab[token] for token in ordinary}
     special = {token: i for token, i in vocab.items() if token not in ordinary}
     return BPETokenizer(vocabulary, special, files)
-
-
-def _merges(vocabulary):
-    """The merge list behind a ranked vocabulary: each longer token, in order, as the two parts that BPE makes of it
-    just before."""
-    for token, rank in sorted(vocabulary.items(), key=lambda item: item[1]):
-        if len(token) > 1:
-            parts = [token[i : i + 1] for i in range(len(token))]
-            while len(parts) > 2:
-                ranks = [vocabulary.get(left + right, rank) for left, right in zip(parts, parts[1:])]
-                best = min(range(len(ranks)), key=ranks.__getitem__)
-                parts[best : best + 2] = [parts[best] + parts[best + 1]]
-            yield tuple(parts)
-
-
-def _bytes_to_unicode():
-    """GPT-2's printable letter for each byte: itself where it is printable, else the next unused code point from 256
-    on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + n) for n, byte in enumerate(others)}}
-
-
-def _write_tokenizer_config(directory, config, block_size):
-    config |= {"model_max_length": block_size} if block_size else {}
-    with open(os.path.join(directory, "tokenizer_config.json"), "w", encoding="utf-8") as file:
-        json.dump(config, file, indent=2, ensure_ascii=False)
-        file.write("\n")
 
 
 def prompt_ids(tokenizer, start):

@@ -46,13 +46,13 @@ def complete(machine, model, prompts, eot, batch_size=None, title="answering", *
         idx = torch.from_numpy(np.stack([prompts[prompt] for prompt in batches[number]])).to(machine.device)
         generator = torch.Generator(machine.device).manual_seed((seed + number) % 2**63)
         out = _continued(model, idx, max_new_tokens, eot, generator=generator, **drawing)
-        answers += [(prompt, until(ids, eot)) for prompt, ids in zip(batches[number], out.cpu().numpy())]
+        answers += [(prompt, truncate_at_eot(ids, eot)) for prompt, ids in zip(batches[number], out.cpu().numpy())]
     if accelerator.num_processes > 1:
         answers = gather_object(answers)
     return [ids for _, ids in sorted(answers, key=lambda answer: answer[0])]
 
 
-def until(ids, eot):
+def truncate_at_eot(ids, eot):
     """The ids before the first end-of-text."""
     ends = np.flatnonzero(ids == eot) if eot is not None else []
     return ids[: ends[0]] if len(ends) else ids

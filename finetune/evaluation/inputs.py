@@ -6,19 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.cli import UsageError, parse
-from finetune.data import bins, documents, sources
+from finetune.common.errors import UsageError
+from finetune.config.cli import parse
+from finetune.config.recipe import Recipe
+from finetune.data import dataset as datasets
+from finetune.data import documents, sources
 from finetune.data import tokenizer as tokenizers
-from finetune.data.prepare import open_dataset
-from finetune.evaluation.losses import Text
-from finetune.gpt import GPT, weights
+from finetune.evaluation.loss import TokenStream
+from finetune.gpt import GPT, pretrained
 from finetune.gpt.model import GPTConfig
-from finetune.recipe import Recipe
-from finetune.training.progress import read_metrics
+from finetune.runs.events import read_metrics
+from finetune.runs.inputs import open_dataset
 
 
 @dataclass
-class Subject:
+class ModelRef:
     """A model that is measured: where it is, what is known of it, and its tokenizer where it has one."""
 
     name: str  # as the user gave it
@@ -44,13 +46,13 @@ class Subject:
 
 def find_subject(name):
     """The Subject that anything `init_from` takes means. Raises UsageError."""
-    source = weights.find(name)
+    source = pretrained.find(name)
     directory = source if source.is_dir() else source.parent
     try:
         facts = json.loads((directory / "finetune.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         facts = {}
-    return Subject(str(name), source, weights.load_config(source), tokenizers.from_directory(directory), facts)
+    return ModelRef(str(name), source, pretrained.load_config(source), tokenizers.from_directory(directory), facts)
 
 
 def find_baseline(name, subject):
@@ -120,15 +122,15 @@ def open_general(name, subject):
     """The Text of a general corpus: the val split of a prepared directory, or whatever `prepare` reads. Raises
     UsageError."""
     for directory in (Path(name), Path("data") / name):
-        if bins.is_prepared(directory):
-            return _text_of(bins.load(directory), "val", subject)
+        if datasets.is_prepared(directory):
+            return _text_of(datasets.load(directory), "val", subject)
     found, tokenizer = sources.find([name]), subject.tokenizer
     if tokenizer is None:
         raise UsageError(f"general: {subject.source} has no tokenizer to read {name} with; give a prepared directory")
     ids, end = [], np.array([] if tokenizer.eot is None or found[0].is_one_text else [tokenizer.eot], np.uint16)
-    for piece in documents.of_sources(found):
+    for piece in documents.documents_of_sources(found):
         ids += [tokenizer.encode(piece.text), end] if piece.ends or piece.stops else [tokenizer.encode(piece.text)]
-    text = Text(np.concatenate(ids), token_bytes=token_bytes(tokenizer))
+    text = TokenStream(np.concatenate(ids), token_bytes=token_bytes(tokenizer))
     if len(text.ids) < 2:
         raise UsageError(
             f"general: {name} has {len(text.ids)} tokens, and nothing precedes the first; at least two are needed"
@@ -160,8 +162,8 @@ def _text_of(dataset, split, subject):
                 f"{dataset.directory} holds ids of {ours.describe()['name']}, but {subject.name} works with"
                 f" {_kind(subject)}; prepare the text with {advice}"
             )
-    contents = bins.survey(dataset, split)
-    bins.check_ids(dataset, split, contents, subject.config.vocab_size, subject.name)
+    contents = datasets.scan(dataset, split)
+    datasets.check_ids(dataset, split, contents, subject.config.vocab_size, subject.name)
     if contents.tokens < 2:
         raise UsageError(
             f"{dataset.bin(split)}: has {contents.tokens} token, and nothing precedes the first; at least two are"
@@ -169,7 +171,7 @@ def _text_of(dataset, split, subject):
         )
     mask = dataset.mask(split)
     ids = np.memmap(dataset.bin(split), dtype="<u2", mode="r")
-    text = Text(ids, np.memmap(mask, dtype=np.uint8, mode="r") if mask else None, token_bytes(ours or theirs))
+    text = TokenStream(ids, np.memmap(mask, dtype=np.uint8, mode="r") if mask else None, token_bytes(ours or theirs))
     if mask and not text.mask[1:].any():
         raise UsageError(f"{mask}: no token of {split}.bin is a target, so there is nothing to measure")
     return text

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from finetune.gpt import convert, weights
+from finetune.gpt import convert, pretrained, size
 from finetune.gpt.generate import generate
 from finetune.gpt.model import GPTConfig, Transformer
 
@@ -30,7 +30,7 @@ class GPT(Transformer):
 
         `block_size` keeps only that many positions. Raises UsageError when there is no such model or it is no GPT-2.
         """
-        config, state = weights.load(source)
+        config, state = pretrained.load(source)
         return cls.from_state(config, state, block_size, dropout)
 
     @classmethod
@@ -55,7 +55,7 @@ class GPT(Transformer):
 
     def num_parameters(self):
         """Parameters as they are exported: the tied head once, no padding."""
-        return convert.num_parameters(self.config)
+        return size.num_parameters(self.config)
 
     def to_hf(self):
         """A transformers GPT2LMHeadModel with the same weights, in evaluation mode."""
@@ -73,6 +73,6 @@ class GPT(Transformer):
         """Write the model as a Hugging Face directory, which is made if need be. The tokenizer is saved by its own
         `save`."""
         Path(directory).mkdir(parents=True, exist_ok=True)
-        weights.save(directory, self.state_dict(), self.config)
+        pretrained.save(directory, self.state_dict(), self.config)
 
     generate = generate

@@ -5,11 +5,11 @@ Conv1D matrices a layer are stored (in, out), ours (out, in); everything else is
 """
 
 import dataclasses
-import math
 
 import torch
 
 from finetune.gpt.model import GPTConfig
+from finetune.gpt.size import shapes
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
@@ -99,38 +99,6 @@ def with_padding(state, config):
     wte = state["wte.weight"]
     padding = wte.new_zeros(config.padded_vocab_size - wte.size(0), wte.size(1))
     return {**state, "wte.weight": torch.cat([wte, padding])}
-
-
-def shapes(config):
-    """{name: shape} of all weights of a configuration, without padding."""
-    C, inner = config.n_embd, config.n_inner or 4 * config.n_embd
-    block = {
-        "ln_1.weight": (C,),
-        "ln_1.bias": (C,),
-        "attn.c_attn.weight": (3 * C, C),
-        "attn.c_attn.bias": (3 * C,),
-        "attn.c_proj.weight": (C, C),
-        "attn.c_proj.bias": (C,),
-        "ln_2.weight": (C,),
-        "ln_2.bias": (C,),
-        "mlp.c_fc.weight": (inner, C),
-        "mlp.c_fc.bias": (inner,),
-        "mlp.c_proj.weight": (C, inner),
-        "mlp.c_proj.bias": (C,),
-    }
-    layers = {f"h.{i}.{name}": shape for i in range(config.n_layer) for name, shape in block.items()}
-    return {
-        "wte.weight": (config.vocab_size, C),
-        "wpe.weight": (config.block_size, C),
-        **layers,
-        "ln_f.weight": (C,),
-        "ln_f.bias": (C,),
-    }
-
-
-def num_parameters(config):
-    """Weights of a configuration, the tied head once, without padding."""
-    return sum(math.prod(shape) for shape in shapes(config).values())
 
 
 def config_from_hf(hf):

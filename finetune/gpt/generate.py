@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from finetune.gpt import ops
+from finetune.gpt import attention
 
 WORTH_RECORDING = 16  # tokens to come; recording a CUDA graph costs a few steps
 LIKELIEST = (
@@ -51,7 +51,7 @@ def generate(
         if repetition_penalty != 1
         else None
     )
-    head = _exact_head(model, 1 if temperature == 0 else top_k, whole=seen is not None or process is not None)
+    head = _float32_head(model, 1 if temperature == 0 else top_k, whole=seen is not None or process is not None)
     cache = Cache(model.config, B, min(end, block_size), idx.device)
     x = model.hidden(idx[:, -block_size:], cache)  # (B, T, C)
     step, shown = None, T
@@ -79,7 +79,7 @@ def generate(
         if cache.length == block_size:
             x = model.hidden(out[:, there - block_size : there])
         elif idx.is_cuda and min(end, block_size) - T >= WORTH_RECORDING:
-            step = step or FixedStep(model, cache)
+            step = step or CUDAGraphStep(model, cache)
             x = step(new)
         else:
             x = model.hidden(new, cache)
@@ -98,7 +98,7 @@ def _check(idx, temperature, top_p, min_p, repetition_penalty):
         raise ValueError(f"repetition_penalty must be above 0, got {repetition_penalty}")
 
 
-def _exact_head(model, top_k, whole):
+def _float32_head(model, top_k, whole):
     """A function from hidden states (B, C) to float32 logits and the ids (B, K) they belong to, None being all of the
     vocabulary.
 
@@ -156,17 +156,17 @@ class _Layer:
             keys.index_copy_(2, cache.place, k.to(keys.dtype))
             values.index_copy_(2, cache.place, v.to(values.dtype))
             there = torch.arange(keys.size(2), device=k.device) <= cache.place
-            return ops.attention(q, keys, values, attn_mask=there.view(1, 1, 1, -1))
+            return attention.attention(q, keys, values, attn_mask=there.view(1, 1, 1, -1))
         assert past == 0 or k.size(2) == 1, "after the prompt, one token at a time"
         keys[:, :, past:end], values[:, :, past:end] = k, v
         if past == 0:
-            return ops.attention(q, k, v, is_causal=True)
-        return ops.attention(
+            return attention.attention(q, k, v, is_causal=True)
+        return attention.attention(
             q, keys[:, :, :end], values[:, :, :end]
         )  # of one query, the newest, which may look at everything
 
 
-class FixedStep:
+class CUDAGraphStep:
     """A step of one token whose tensors stay where they are, so that a GPU can replay it as a CUDA graph: instead of
     some two hundred launches a token there is one. Without a GPU it computes the same, step by step."""
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from finetune.gpt import ops
+from finetune.gpt import attention, loss
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Transformer(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         self.chunked_loss = "auto"
-        self.cross_entropy = ops.cross_entropy  # a place for its compiled self
+        self.cross_entropy = loss.cross_entropy  # a place for its compiled self
         self.wte = Embedding(config.padded_vocab_size, config.n_embd)
         self.wpe = Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
@@ -80,9 +80,9 @@ class Transformer(nn.Module):
         if targets is None:
             return self.head(x)
         x, targets, config = x.flatten(0, 1), targets.flatten(), self.config
-        chunked = ops.is_chunked(self.chunked_loss, x.device.type, x.size(0) * config.padded_vocab_size)
-        cross_entropy = ops.chunked_cross_entropy if chunked else self.cross_entropy
-        return cross_entropy(x, self.wte.weight, targets, config.vocab_size), (targets != ops.IGNORE).sum()
+        chunked = loss.is_chunked(self.chunked_loss, x.device.type, x.size(0) * config.padded_vocab_size)
+        cross_entropy = loss.chunked_cross_entropy if chunked else self.cross_entropy
+        return cross_entropy(x, self.wte.weight, targets, config.vocab_size), (targets != loss.IGNORE).sum()
 
     def hidden(self, idx, cache=None, position_ids=None):
         """What the last layer norm hands to the head, (B, T, C). An empty `cache` is filled in place, and a
@@ -91,7 +91,7 @@ class Transformer(nn.Module):
         length = T + (cache.length if cache else 0)
         if length > self.config.block_size:
             raise ValueError(f"{length} tokens are more than block_size={self.config.block_size}")
-        starts = None if position_ids is None else ops.document_starts(position_ids)
+        starts = None if position_ids is None else attention.document_starts(position_ids)
         if position_ids is None:
             position_ids = cache.positions(T) if cache else torch.arange(T, device=idx.device)
         x = self.drop(self.wte(idx) + self.wpe(position_ids))
@@ -190,7 +190,7 @@ class CausalSelfAttention(nn.Module):
         y = (
             cache.attend(q, k, v)
             if cache
-            else ops.attention(q, k, v, dropout_p=dropout, is_causal=True, starts=starts, flex=self.flex)
+            else attention.attention(q, k, v, dropout_p=dropout, is_causal=True, starts=starts, flex=self.flex)
         )
         return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)))
 

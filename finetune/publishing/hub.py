@@ -5,10 +5,10 @@ import hashlib
 import sys
 from pathlib import Path
 
-from finetune.cli import Failure
-from finetune.network import SECONDS as HUB_TIMEOUT
-from finetune.publishing.directory import VERIFICATION
-from finetune.training.checkpoint import CHUNK_BYTES, MANIFEST, digest, published
+from finetune.common.errors import Failure
+from finetune.common.files import CHUNK_BYTES, MANIFEST, is_written, sha256_of
+from finetune.common.network import SECONDS as HUB_TIMEOUT
+from finetune.publishing.export import VERIFICATION
 
 CAME_WITH_AN_EXPORT = {  # removed from the repository when the next export has no such file
     "chat_template.jinja",
@@ -63,7 +63,7 @@ def _push(directory, repository, private, say):
         raise Refused("it holds a model that no export of ours put there; choose another name")
     visibility = "private" if there.private else "public"
     files = sorted(
-        directory / name for name in [*published(directory), MANIFEST]
+        directory / name for name in [*is_written(directory), MANIFEST]
     )  # and nothing else that lies there by now
     stale = sorted((CAME_WITH_AN_EXPORT & names) - {path.name for path in files})
     if not stale and not _different(files, there):
@@ -100,7 +100,7 @@ def _different(files, there):
 def _equal(path, held):
     if held.size != path.stat().st_size:
         return False
-    return digest(path)["sha256"] == held.lfs["sha256"] if held.lfs else _git_sha1(path) == held.blob_id
+    return sha256_of(path)["sha256"] == held.lfs["sha256"] if held.lfs else _git_sha1(path) == held.blob_id
 
 
 def _git_sha1(path):

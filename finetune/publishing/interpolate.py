@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from finetune.cli import UsageError
-from finetune.data import bins, cache
+from finetune.common.errors import UsageError
+from finetune.data import arrow_cache
+from finetune.data import dataset as datasets
 from finetune.data.batches import Blocks, Mixture
-from finetune.gpt import GPT, convert, weights
-from finetune.training.card import public
+from finetune.gpt import GPT, convert, pretrained, size
+from finetune.runs.model_card import without_folders
 
 SWEEP = [a / 10 for a in range(11)]
 
@@ -38,7 +39,7 @@ def interpolate(choice, config, state, facts, events, say=print):
     say(f"keeping {weight:g} of the finetuned weights: val loss {reached:.4f}, without interpolation {alone:.4f}")
     mixture = {
         "weight": weight,
-        "base": facts.get("base_model") or public(facts["init_from"]),
+        "base": facts.get("base_model") or without_folders(facts["init_from"]),
         "chosen": choice == "auto",
         "losses": losses,
     }
@@ -57,9 +58,9 @@ def base_of(what, config, facts):
         raise UsageError(
             f"{what}: the run began from {source or 'nobody knows what'}, so there is no base to go back to"
         )
-    base_config, base = weights.load(source)
+    base_config, base = pretrained.load(source)
     base["wpe.weight"] = base["wpe.weight"][: config.block_size]
-    wanted = convert.shapes(config)
+    wanted = size.shapes(config)
     if (
         base_config.activation_function != config.activation_function
         or {name: tuple(base[name].shape) for name in base} != wanted
@@ -70,27 +71,27 @@ def base_of(what, config, facts):
 
 def _validation(config, network, events):
     """A function that gives the loss of the network on the whole validation split of the run."""
-    from finetune.recipe import Recipe
-    from finetune.training import machine
-    from finetune.training.step import evaluate
+    from finetune.config.recipe import Recipe
+    from finetune.evaluation.split_loss import split_loss
+    from finetune.runtime import device
 
     started = [event for event in events if event["event"] in ("start", "resume") and "data" in event]
     if not started:
         raise UsageError("interpolate: metrics.jsonl of this run does not say which data it was validated on")
     identity, parts = started[-1]["identity"], []
     for number, directory in enumerate(directories := started[-1]["data"]["directories"], 1):
-        dataset = bins.load(directory)
-        contents = bins.survey(dataset, "val")
-        if contents.sha256 != identity[bins.named("val.bin", number, len(directories))]:
+        dataset = datasets.load(directory)
+        contents = datasets.scan(dataset, "val")
+        if contents.sha256 != identity[datasets.identity_key("val.bin", number, len(directories))]:
             raise UsageError(
                 f"interpolate: {dataset.bin('val')} is not the file that this run was validated on (its sha256 differs)"
             )
-        opened = cache.open_cache(
+        opened = arrow_cache.open_cache(
             dataset, "val", identity["block_size"], contents, identity.get("isolate_documents", False)
         )
         parts.append(Blocks.from_arrow(opened, contents.tokens))
     blocks = parts[0] if len(parts) == 1 else Mixture(parts)
-    computer = machine.start(Recipe(dtype="float32", compile="false"))
+    computer = device.start(Recipe(dtype="float32", compile="false"))
     network.to(computer.device)
     run = SimpleNamespace(machine=computer, network=network)  # what an evaluation needs of a Run
-    return lambda: evaluate(run, blocks, np.arange(blocks.num_rows))
+    return lambda: split_loss(run, blocks, np.arange(blocks.num_rows))

@@ -6,8 +6,8 @@ import warnings
 
 import torch
 
-from finetune.cli import Failure
-from finetune.gpt import GPT, weights
+from finetune.common.errors import Failure
+from finetune.gpt import GPT, pretrained
 
 TOLERANCE = 1e-4  # of the largest logit: float32 sums taken in another order stay well below, a wrong tensor far above
 PROMPTS = (
@@ -92,7 +92,7 @@ def _adapted(directory, base):
 def nanogpt(path, config, state):
     """Read a ckpt.pt back and compare its tensors, bit by bit, with the weights it was written from. Return what was
     compared, and how far logits move because nanoGPT computes the exact GELU. Raises Failure."""
-    read_config, read = weights.load(path)
+    read_config, read = pretrained.load(path)
     different = [name for name in state if not torch.equal(read[name], state[name])]
     if different or read_config.activation_function != config.activation_function:
         raise Failure(

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import torch
 
-from finetune.cli import Failure
-from finetune.gpt import convert, weights
-from finetune.training import checkpoint, lora, sharding
-from finetune.training.card import model_card
-from finetune.training.guard import Diverged
-from finetune.training.progress import read_metrics
+from finetune.common import files
+from finetune.common.errors import Failure
+from finetune.gpt import convert, lora, pretrained
+from finetune.runs import checkpoints
+from finetune.runs.events import read_metrics
+from finetune.runs.model_card import model_card
+from finetune.runtime import fsdp
+from finetune.training import optimizer
+from finetune.training.monitor import Diverged
 
 
 def publish_model(run, progress, name, facts):
@@ -22,7 +25,7 @@ def publish_model(run, progress, name, facts):
 
     def fill(directory):
         config = dataclasses.replace(run.network.config, dropout=0.0)
-        weights.save(directory, tensors, config)
+        pretrained.save(directory, tensors, config)
         if run.recipe.lora_rank:
             lora.save(directory / "adapter", run.network, run.recipe, run.init_from)
         if run.tokenizer:
@@ -33,7 +36,7 @@ def publish_model(run, progress, name, facts):
             model_card(title, f"{title}/{name}", config, facts, events, run.tokenizer), encoding="utf-8"
         )
 
-    return _on_main(run, progress, name, lambda: checkpoint.publish(out_dir / name, fill))
+    return _on_main(run, progress, name, lambda: files.write_directory(out_dir / name, fill))
 
 
 def model_weights(run):
@@ -42,19 +45,19 @@ def model_weights(run):
     main = run.machine.accelerator.is_main_process
     if run.recipe.lora_rank:
         return lora.merged(run.network) if main else {}
-    return sharding.gathered(run.network.state_dict(), keep=main)
+    return fsdp.gather_state_dict(run.network.state_dict(), keep=main)
 
 
 def save_state(run, progress, must_succeed):
     """Publish a resumable state. Raises Diverged when the weights are no numbers, which are never written."""
     accelerator, config = run.machine.accelerator, run.network.config
     finite = torch.stack(
-        [sharding.local(parameter.detach()).isfinite().all() for parameter in run.network.parameters()]
+        [fsdp.local_shard(parameter.detach()).isfinite().all() for parameter in run.network.parameters()]
     ).all()
     if accelerator.reduce(finite.to(run.machine.device, torch.float32)) < accelerator.num_processes:
         raise Diverged(f"step {run.iteration}: the weights are not finite")
-    everything = lora.trained(run.network), checkpoint.optimizer_tensors(run.optimizer, run.names)
-    tensors, moments = (sharding.gathered(group, keep=accelerator.is_main_process) for group in everything)
+    everything = lora.trained(run.network), optimizer.optimizer_tensors(run.optimizer, run.names)
+    tensors, moments = (fsdp.gather_state_dict(group, keep=accelerator.is_main_process) for group in everything)
 
     def write():
         padded = {
@@ -62,7 +65,7 @@ def save_state(run, progress, must_succeed):
             for name, tensor in moments.items()
         }
         group = {name: tensor.contiguous() for name, tensor in convert.without_padding(tensors, config).items()}
-        checkpoint.save_state(
+        checkpoints.save_state(
             run.recipe.out_dir, group, {name: tensor.contiguous() for name, tensor in padded.items()}, run.state()
         )
 

@@ -8,15 +8,13 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 
-from finetune.cli import Failure
-from finetune.data.batches import sent
-from finetune.training import sharding
-from finetune.training.memory import is_out_of_memory, rows_of_evaluation
+from finetune.data.batches import to_device
+from finetune.runtime import fsdp
 
-ROUNDING = 1 << 32  # in the place of a micro-batch's number, which it is above
+ROUNDING_STREAM = 1 << 32  # in the place of a micro-batch's number, which it is above
 
 
-class Outcome:
+class UpdateResult:
     """What an update came to, the same on every process. Where loss or norm are not finite, nothing was updated."""
 
     def __init__(self, numbers):
@@ -43,18 +41,18 @@ def update(run, iteration, lr):
     loss = _backward(run, iteration)
     if run.scaler:
         run.scaler.unscale_(run.optimizer)
-    norm = sharding.whole(torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.grad_clip or torch.inf)).to(
-        loss.device
-    )
+    norm = fsdp.full_tensor(
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.grad_clip or torch.inf)
+    ).to(loss.device)
     accelerator = run.machine.accelerator
-    flags = sent(torch.tensor(run.signals.flags()), loss.device)
+    flags = to_device(torch.tensor(run.signals.flags()), loss.device)
     # one exchange; what is no number in one process is no number in the sum
     numbers = accelerator.reduce(torch.cat([loss[None], norm[None] / accelerator.num_processes, flags]))
     for group in run.optimizer.param_groups:
         group["lr"] = lr
-    run.optimizer.seed = _seed(run.recipe.seed, iteration, ROUNDING)  # for moments in bfloat16
+    run.optimizer.seed = _seed(run.recipe.seed, iteration, ROUNDING_STREAM)  # for moments in bfloat16
     outcome, sound = (
-        Outcome(numbers),
+        UpdateResult(numbers),
         numbers[:2].isfinite().all(),
     )  # before the step, which cannot be made again if memory fails here
     if run.scaler:  # skips by itself an update that overflowed float16
@@ -99,7 +97,7 @@ def _more_to_come(run):
     """The context of a backward pass that is not the last of its update: data parallelism need not exchange gradients
     yet. Shards are exchanged each time, since whole gradients are what they are to save, but weights that stay whole
     after the forward pass stay."""
-    if not sharding.is_sharded(run.network):
+    if not fsdp.is_sharded(run.network):
         with run.machine.accelerator.no_sync(run.model):
             yield
         return
@@ -110,7 +108,7 @@ def _more_to_come(run):
         run.model.set_reshard_after_backward(True)
 
 
-def settle(run):
+def warm_up_ddp(run):
     """Let data parallelism settle before the first update. DDP regroups gradients after its first backward passes,
     which changes the order of summation from three processes on; two passes that leave nothing behind make fresh and
     resumed runs equal to the bit."""
@@ -119,46 +117,6 @@ def settle(run):
         with run.machine.uncompiled(), run.machine.autocast():
             (run.model(*batch)[0] * 0.0).backward()
         run.optimizer.zero_grad(set_to_none=True)
-
-
-@torch.no_grad()
-def evaluate(run, blocks, rows):
-    """Mean nats per target token over these rows, the same for every batch size and number of processes. Draws no
-    random number."""
-    accelerator, model = run.machine.accelerator, run.network
-    rows, exchanged = np.asarray(rows), sharding.is_sharded(model)
-    mine = rows[accelerator.process_index :: accelerator.num_processes]
-    end = (
-        -(-len(rows) // accelerator.num_processes) if exchanged else len(mine)
-    )  # as many passes as the process with most rows makes
-    size = rows_of_evaluation(model.config, blocks.block_size, run.machine.device.type)
-    total = torch.zeros(
-        (), device=run.machine.device, dtype=torch.float64 if run.machine.device.type != "mps" else torch.float32
-    )
-    was_training = model.training
-    model.eval()
-    done = 0
-    while done < end:
-        part = mine[done : done + size]
-        try:
-            batch = blocks.batch(part if len(part) else rows[:1], run.machine.device)
-            with run.machine.exactly():
-                loss = model(*batch)[0]
-            total += loss if len(part) else 0.0
-            done += size
-        except RuntimeError as error:
-            if is_out_of_memory(error) and exchanged:  # the others wait for this process, so it cannot try with less
-                advice = (
-                    "a smaller block_size, more processes or fsdp_offload_params: true need less; what was saved goes"
-                    " on with --init_from=resume"
-                )
-                raise Failure(f"out of memory in an evaluation of {size} blocks; {advice}", 1, alone=True) from error
-            if not is_out_of_memory(error) or size == 1:
-                raise
-            size //= 2
-    sharding.settle(model)
-    model.train(was_training)
-    return (accelerator.reduce(total) / blocks.num_targets(rows)).item()
 
 
 def _seed(seed, iteration, index):

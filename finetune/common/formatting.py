@@ -1,0 +1,9 @@
+"""Numbers as people read them."""
+
+
+def duration(seconds):
+    """`3h 02m`, `3m 12s` or `12s`."""
+    seconds = int(seconds + 0.5)
+    if seconds >= 3600:
+        return f"{seconds // 3600}h {seconds % 3600 // 60:02d}m"
+    return f"{seconds // 60}m {seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"

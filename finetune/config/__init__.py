@@ -1,0 +1,1 @@
+"""Recipes and flags, typed and checked, and the schedule that follows from them."""

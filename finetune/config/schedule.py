@@ -1,0 +1,50 @@
+"""Lengths, intervals and the learning rate of a run."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass
+class Schedule:
+    """The lengths and rates that follow from a recipe and the size of the data."""
+
+    length: int  # updates of the whole run
+    warmup_iters: int
+    lr_decay_iters: int
+    min_lr: float
+    eval_interval: int
+    save_interval: int
+
+
+def schedule(recipe, num_rows):
+    """The Schedule of a run over `num_rows` blocks. Whatever depends on the length of the run follows its real
+    length."""
+    rows_per_iteration = recipe.batch_size * recipe.gradient_accumulation_steps
+    length = recipe.max_iters
+    if recipe.epochs is not None:
+        length = min(length, math.ceil(recipe.epochs * num_rows / rows_per_iteration))
+    tenth = length // 10
+    warmup = recipe.warmup_iters if recipe.warmup_iters is not None else min(100, tenth)
+    if warmup > length // 2:  # meant for a longer run
+        warmup = tenth
+    eval_interval = recipe.eval_interval or max(1, min(250, math.ceil(length / 20)))
+    return Schedule(
+        length=length,
+        warmup_iters=warmup,
+        lr_decay_iters=recipe.lr_decay_iters or max(length, 1),
+        min_lr=recipe.min_lr if recipe.min_lr is not None else recipe.learning_rate / 10,
+        eval_interval=eval_interval,
+        save_interval=recipe.save_interval or eval_interval,
+    )
+
+
+def learning_rate(iteration, recipe, schedule):
+    """The rate of an update: linear warmup, then a cosine from learning_rate to min_lr, which later updates keep."""
+    if iteration < schedule.warmup_iters:
+        return recipe.learning_rate * (iteration + 1) / (schedule.warmup_iters + 1)
+    if not recipe.decay_lr:
+        return recipe.learning_rate
+    if iteration >= schedule.lr_decay_iters:
+        return schedule.min_lr
+    progress = (iteration - schedule.warmup_iters) / (schedule.lr_decay_iters - schedule.warmup_iters)
+    return schedule.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (recipe.learning_rate - schedule.min_lr)

@@ -1,0 +1,1 @@
+"""A run directory: what it starts from, its events, checkpoints and model card."""

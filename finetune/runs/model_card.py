@@ -1,0 +1,243 @@
+"""The model card: README.md of a model directory, from what the run, its weights and the export recorded.
+
+The text is in model_card.md.j2, which escapes names where it shows them; this module gathers the values. The card omits
+a value that was not recorded."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.gpt import size
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from finetune.gpt import GPTConfig
+MAX_SAMPLES = 3
+COUNTS = ("tokens", "targets", "characters", "bytes", "documents")
+SETTINGS = (
+    "learning_rate", "min_lr", "warmup_iters", "lr_decay_iters", "weight_decay", "beta1", "beta2", "grad_clip",
+    "dropout", "block_size", "batch_size", "gradient_accumulation_steps", "max_iters", "epochs", "seed",
+)  # fmt: skip
+
+
+def model_card(
+    title: str,
+    place: str,
+    config: GPTConfig,
+    facts: dict[str, Any],
+    events: list[dict[str, Any]],
+    tokenizer: Any = None,
+    picture: str | None = None,
+    verified: dict[str, Any] | None = None,
+) -> str:
+    """README.md of a model directory, in the Hub's format.
+
+    `place` is the directory or repository to load the model from. `facts` (finetune.json) and `events` (metrics.jsonl)
+    are empty for a model that no run of ours made. `picture` is the file name of the loss curve, `verified` the result
+    of the export's checks."""
+    run = History(facts, events)
+    is_adapter = bool(verified) and verified.get("format") == "peft"
+    files = getattr(tokenizer, "files", {})
+    columns, splits = _split_table(run.data)
+    return _template().render(
+        title=title,
+        place=place,
+        config=config,
+        num_parameters=size.num_parameters(config),
+        run=run,
+        is_adapter=is_adapter,
+        base=facts.get("base_model"),
+        metadata=_metadata(title, run, is_adapter),
+        losses=list(_losses(run)),
+        picture=picture,
+        has_chat_template="chat_template.jinja" in files
+        or b'"chat_template"' in files.get("tokenizer_config.json", b""),
+        columns=columns,
+        splits=splits,
+        settings=[(name, run.recipe[name]) for name in SETTINGS if run.recipe.get(name) is not None],
+        measurements=list(_measurements(run.evaluation)) if run.evaluation else [],
+        samples=run.samples.get("texts", [])[:MAX_SAMPLES] if run.samples else [],
+        verified=verified,
+    )
+
+
+def hub_id(init_from: str) -> str | None:
+    """The Hub id of the base model; None for `scratch` and for a local path. `init_from` must have been loaded."""
+    return None if init_from == "scratch" or Path(init_from).expanduser().exists() else init_from
+
+
+class History:
+    """The part of a run's events that describes the weights of `facts` (finetune.json)."""
+
+    def __init__(self, facts: dict[str, Any], events: list[dict[str, Any]]) -> None:
+        started = [event for event in events if event["event"] in ("start", "resume")]
+        best = [number for number, event in enumerate(events) if event["event"] == "best"]
+        # evaluations and samples are of best/: they count only if these weights are the newest best/, not a mixture
+        is_newest = best and events[best[-1]]["step"] == facts.get("step") and "interpolation" not in facts
+        since = events[best[-1] :] if is_newest else []
+        samples = [event for event in since if event["event"] == "samples" and event.get("step") == facts.get("step")]
+        self.facts = facts
+        self.mixture: dict[str, Any] | None = facts.get("interpolation")
+        self.recipe: dict[str, Any] = started[-1].get("recipe", {}) if started else {}
+        self.machine: str | None = started[-1].get("machine") if started else None
+        self.data: dict[str, Any] = next((event["data"] for event in reversed(started) if "data" in event), {})
+        self.first = next((event for event in events if event["event"] == "eval"), None)
+        self.evaluation = next((event for event in reversed(since) if event["event"] == "evaluation"), None)
+        self.samples = samples[-1] if samples else None
+
+    @property
+    def init_from(self) -> str | None:
+        """Source of the first weights: a Hub id, the last part of a path, `scratch`, or None if unknown."""
+        if base := self.facts.get("base_model"):
+            return base
+        return _one_line(Path(self.facts["init_from"]).name) if "init_from" in self.facts else None
+
+    @property
+    def dataset(self) -> str:
+        """The name of the data, or of each dataset, without folders."""
+        given = self.recipe.get("dataset") or self.data.get("name") or "validation split"
+        return ", ".join(_one_line(Path(name.strip()).name) for name in given.split(","))
+
+
+def _metadata(title: str, run: History, is_adapter: bool) -> str:
+    """The YAML front matter: what the Hub indexes, with the measured figures as model-index."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    named = [source["name"].split(":")[0] for source in run.data.get("sources", []) if source.get("bytes") is None]
+    results = [
+        EvalResult("text-generation", dataset, dataset, metric, value, metric_name=name, dataset_split="validation")
+        for dataset, metric, name, value in _indexed_figures(run)
+    ]
+    data = ModelCardData(
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="text-generation",
+        base_model=run.facts.get("base_model"),
+        tags=["gpt2", "finetune", *(["lora"] if run.recipe.get("lora_rank") else [])],
+        datasets=[name for name in named if "/" in name] or None,
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+    return data.to_yaml().strip()
+
+
+def _indexed_figures(run: History) -> Iterator[tuple[str, str, str, float]]:
+    """(dataset, metric, name of the metric, value) of each figure of the validation split."""
+    measured = run.evaluation if run.evaluation and run.evaluation.get("split") == "val" else None
+    loss = measured["loss"] if measured else run.facts.get("val_loss")
+    if not _is_number(loss):
+        return
+    dataset = without_folders(measured["dataset"]) if measured else run.dataset
+    yield dataset, "loss", "cross entropy, nats per token", round(loss, 4)
+    yield dataset, "perplexity", "perplexity per token", round(_perplexity(loss), 2)
+    for metric, name in (("bits_per_byte", "bits per byte"), ("accuracy", "accuracy of the next token")):
+        if measured and _is_number(measured.get(metric)):
+            yield dataset, metric, name, round(measured[metric], 4)
+
+
+def _losses(run: History) -> Iterator[tuple[str, float]]:
+    """(model, validation loss): before and after training, or of each mixture with the base."""
+    if run.mixture:
+        base, chosen = without_folders(run.mixture["base"]), run.mixture["weight"]
+        for weight, loss in run.mixture["losses"]:
+            name = f"{weight:g} of the trained weights, {1 - weight:g} of {base}'s"
+            yield f"{name}, **this model**" if weight == chosen else name, loss
+        return
+    if run.first and run.first["step"] == 0 and _is_number(run.first["val_loss"]):
+        yield "before training", run.first["val_loss"]
+    if _is_number(run.facts.get("val_loss")) and "step" in run.facts:
+        yield f"after {run.facts['step']:,} updates, **this model**", run.facts["val_loss"]
+
+
+def _split_table(data: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """(columns, [(split, counts)]) of a run's data; a running text has no documents to count."""
+    if not data:
+        return [], []
+    splits = {"train": data["splits"]["train"], "validation": data["splits"]["val"]}
+    columns = [name for name in COUNTS if any(name in split for split in splits.values())]
+    if data["split_by"] == "text":
+        columns = [name for name in columns if name != "documents"]
+    rows = [
+        (name, [f"{split[column]:,}" if column in split else "" for column in columns])
+        for name, split in splits.items()
+    ]
+    return columns, rows
+
+
+def _measurements(event: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(name, value) for each row of an `evaluation` event's table."""
+    for name in ("loss", "perplexity", "bits_per_byte", "accuracy", "targets"):
+        if _is_number(event.get(name)):
+            yield name.replace("_", " "), _number(event[name])
+    if (baseline := event.get("baseline")) and _is_number(baseline.get("loss")):
+        yield f"loss of {without_folders(baseline['name'])}", _number(baseline["loss"])
+    if difference := event.get("difference"):
+        has_interval = _is_number(difference.get("low")) and _is_number(difference.get("high"))  # not with one block
+        interval = f" ({difference['low']:+.4f} to {difference['high']:+.4f})" if has_interval else ""
+        yield f"difference{', 95% interval' if has_interval else ''}", f"{difference['mean']:+.4f}{interval}"
+    for group, prefix in (("metrics", ""), ("general", "on a general text: ")):
+        for name, value in (event.get(group) or {}).items():
+            if _is_number(value):
+                yield prefix + _one_line(name).replace("_", " "), _number(value)
+    if copied := event.get("memorisation"):
+        yield f"{copied['ngram']}-grams of its samples that stand in the training data", f"{copied['copied']:.1%}"
+        yield "longest passage copied from there, in tokens", str(copied["longest"])
+
+
+def _template() -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader(__package__, ""),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "fence": _fence,
+        "markdown": escape_markdown,
+        "number": _number,
+        "paragraph": lambda text: " ".join(text.split()) + "\n",  # so that the template may wrap its lines
+        "perplexity": _perplexity,
+        "public": without_folders,
+        "repr": repr,
+    }
+    return environment.get_template("model_card.md.j2")
+
+
+def _fence(text: str) -> str:
+    """A Markdown code fence longer than any row of backticks in the text."""
+    return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700))  # exp(710) overflows
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def without_folders(name: object) -> str:
+    """A name without local folders; a Hub id stays as it is."""
+    text = str(name)
+    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not Path(text).exists()
+    return _one_line(text if is_hub_id else Path(text).name or text)
+
+
+def escape_markdown(text: object) -> str:
+    """Text for a heading, a sentence, a list or a table cell: one line without tables, code, links or HTML."""
+    return _one_line(text).replace("<", "&lt;")
+
+
+def _one_line(text: object) -> str:
+    return re.sub(r"[|\s`\[\]]+", " ", str(text)).strip()

@@ -1,0 +1,1 @@
+"""The device a run uses: precision, process group, FSDP and memory."""

@@ -1,0 +1,1 @@
+"""Read-only companions of training: plan, doctor, report, diagnose, compare."""

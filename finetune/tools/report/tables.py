@@ -1,0 +1,140 @@
+"""The tables of the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from finetune.common.formatting import duration
+from finetune.tools.report import record
+
+LISTED_EVENTS = (
+    "resume", "batch_size", "out_of_memory", "diverged", "rollback", "save_failed", "warning", "stop", "failed", "end",
+)  # fmt: skip
+COUNTS = ("tokens", "targets", "characters", "bytes", "documents")
+MAX_SOURCES = 20
+
+
+class Table(NamedTuple):
+    head: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    long: tuple[int, ...] = ()  # columns that hold sentences
+
+
+def before_and_after(run: record.Record) -> Table:
+    if len(run.evaluations) < 2:
+        return Table((), ())
+    first, best = run.evaluations[0], run.best
+    pairs = [
+        ("validation loss", first["val_loss"], best["val_loss"]),
+        ("train loss", first["train_loss"], best["train_loss"]),
+    ]
+    if "val_losses" in best:
+        of_datasets = first.get("val_losses", {}).items()
+        pairs += [(f"validation loss of {name}", loss, best["val_losses"].get(name)) for name, loss in of_datasets]
+    pairs.append(("perplexity", math.exp(min(first["val_loss"], 50)), math.exp(min(best["val_loss"], 50))))
+    if (bits := run.bits_per_byte(first["val_loss"])) is not None:
+        pairs.append(("bits per byte", bits, run.bits_per_byte(best["val_loss"])))
+    rows = [
+        (name, f"{before:,.4f}", f"{after:,.4f}", f"{after - before:+,.4f}")
+        for name, before, after in pairs
+        if after is not None
+    ]
+    return Table(("", f"step {first['step']}", f"best, step {best['step']}", "change"), rows)
+
+
+def evaluation(event: dict[str, Any]) -> Table:
+    """The result of finetune.eval, beside its baseline if there was one."""
+    baseline, general = event.get("baseline") or {}, event.get("general") or {}
+    copied = event.get("memorisation") or {}
+    rows = [
+        (name.replace("_", " "), f"{event[name]:.4f}", _number(baseline.get(name)))
+        for name in ("loss", "perplexity", "bits_per_byte", "accuracy")
+        if _is_number(event.get(name))
+    ]
+    rows += [(name, f"{value:.4g}", "") for name, value in (event.get("metrics") or {}).items() if _is_number(value)]
+    if _is_number(general.get("loss")):
+        before = _number(general.get("baseline_loss"))
+        rows.append(("forgetting: loss on a general text", f"{general['loss']:.4f}", before))
+    if _is_number(general.get("kl")):
+        rows.append(("forgetting: KL(baseline || model)", f"{general['kl']:.4f}", ""))
+    if _is_number(copied.get("copied")):
+        name = f"memorisation: {copied.get('ngram')}-grams of samples that stand in train.bin"
+        rows.append((name, f"{copied['copied']:.1%}", ""))
+        rows.append(("memorisation: longest copy, tokens", f"{copied.get('longest')}", ""))
+    return Table(("", "model", baseline.get("name", "")), rows)
+
+
+def events(run: record.Record) -> Table:
+    """What happened besides updates, evaluations and samples."""
+    begun = run.events[0]["time"] if run.events else 0
+    listed = [event for event in run.events if event["event"] in LISTED_EVENTS]
+    rows = [
+        (duration(event["time"] - begun), f"{step_of(event):,}", event["event"].replace("_", " "), text_of(event))
+        for event in listed
+    ]
+    return Table(("time", "update", "what", ""), rows, long=(3,))
+
+
+def step_of(event: dict[str, Any]) -> int:
+    """The update at which an event happened; for a rollback, the one before it went back."""
+    step = event.get("reached", event.get("step", 0))
+    return step if isinstance(step, int) else 0
+
+
+def text_of(event: dict[str, Any]) -> str:
+    """The result of an event, or the reason for it."""
+    kind = event["event"]
+    if kind == "rollback":
+        return f"back to step {event['step']}, learning rates times {event['lr_scale']:g}: {event['problem']}"
+    if kind == "end":
+        best = event.get("best")
+        return f"best validation loss {best['val_loss']:.4f} at step {best['step']}" if best else ""
+    if kind == "batch_size":
+        return f"batch_size {event['batch_size']}, gradient_accumulation_steps {event['gradient_accumulation_steps']}"
+    if kind == "resume":
+        return f"went on at step {event['step']}, {event.get('machine', '')}"
+    return str(event.get("problem") or event.get("done") or event.get("line") or event.get("signal") or "")
+
+
+def splits(part: record.Data) -> Table:
+    """The counts of both splits; no rows if the dataset was not found."""
+    found = {name: part.split(name) for name in ("train", "val")}
+    counts = [key for key in COUNTS if any(key in split for split in found.values())]
+    if part.meta.get("split_by") == "text":  # one running text, not documents
+        counts = [key for key in counts if key != "documents"]
+    rows = [
+        (name, *(f"{split[key]:,}" if _is_number(split.get(key)) else "" for key in counts))
+        for name, split in found.items()
+    ]
+    return Table(("split", *counts), rows if any(found.values()) else ())
+
+
+def sources(part: record.Data) -> Table:
+    listed = [*part.meta.get("sources", []), *part.meta.get("val_sources", [])]
+    rows = [
+        (source.get("name"), f"{source.get('bytes', 0):,}", str(source.get("sha256", ""))[:16])
+        for source in listed[:MAX_SOURCES]
+    ]
+    return Table(("source", "bytes", "sha256"), rows)
+
+
+def findings(part: record.Data) -> Table:
+    """What the doctor found, each kind with an example."""
+    from finetune.tools.doctor.quality import KINDS
+
+    rows = []
+    for kind, found in part.findings.items():
+        example = (found.get("examples") or [{}])[0]
+        where = f"{example.get('split', '')} {example.get('document', '')}"
+        rows.append((f"{found['count']:,}", KINDS.get(kind, (kind,))[0], where, example.get("text", "")))
+    return Table(("count", "what the doctor found", "first in", "such as"), rows, long=(1, 3))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _number(value: object) -> str:
+    return f"{value:.4f}" if _is_number(value) else ""

@@ -1,0 +1,121 @@
+"""AdamW with nanoGPT's two groups, and the learning rate as a function of the iteration."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.optim.adamw import adamw as adamw_step
+
+from finetune.gpt import size
+from finetune.runtime import fsdp
+
+
+def optimizer_tensors(optimizer, names):
+    """The optimizer's state as {"exp_avg.NAME": tensor, "exp_avg_sq.NAME": tensor}, as it lies there; `names` maps
+    parameters to names."""
+    tensors = {}
+    for parameter, state in optimizer.state.items():
+        for kind in ("exp_avg", "exp_avg_sq"):
+            tensors[f"{kind}.{names[parameter]}"] = state[kind]
+    return tensors
+
+
+def fill_optimizer(optimizer, names, tensors=None, updates=0):
+    """Give an optimizer the state that `optimizer_tensors` took after so many updates, or that of none."""
+    dtype = getattr(optimizer, "moments_dtype", torch.float32)
+    for parameter, name in names.items():
+        zeros = [torch.zeros_like(parameter, dtype=dtype) for _ in range(2)]
+        if tensors:
+            for kind, moment in zip(("exp_avg", "exp_avg_sq"), zeros):
+                fsdp.copy_rows(moment, tensors[f"{kind}.{name}"])  # without the rows of a padded vocabulary
+        step = torch.tensor(float(updates), device=parameter.device)
+        optimizer.state[parameter] = {"step": step, "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
+
+
+CHUNK = 1 << 22  # numbers of a parameter that are stepped at a time: 32 MB of moments in float32
+NOISE_SIZE = 1 << 16  # random numbers of a step, laid over all moments again and again
+
+
+def adamw(model, recipe):
+    """Fused AdamW over what is trained: weight decay on matrices and embeddings, none on biases and layer norms."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in trained if parameter.dim() >= 2]
+    others = [parameter for parameter in trained if parameter.dim() < 2]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    fused = decayed[0].device.type in ("cpu", "cuda")
+    kind = CompactAdamW if recipe.optimizer_dtype == "bfloat16" else torch.optim.AdamW
+    return kind(groups, lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), eps=1e-8, fused=fused)
+
+
+class CompactAdamW(torch.optim.AdamW):
+    """AdamW whose moments rest in bfloat16. A step is torch's own in float32, for which moments are widened, a part at
+    a time: the fused kernels take one dtype for all.
+
+    Back they are rounded up or down at random, so that the mean is right. To the nearest, a moment that moves by less
+    than 1/256 of itself would stand still, as the second does at beta2=0.999. `seed`, to be set for every step, decides
+    the noise."""
+
+    moments_dtype = torch.bfloat16
+    seed = 0
+
+    @torch.no_grad()
+    def step(self):
+        noise = torch.randint(
+            0, 1 << 16, (2, NOISE_SIZE), generator=torch.Generator().manual_seed(self.seed), dtype=torch.int32
+        )
+        noise = noise.to(self.param_groups[0]["params"][0].device)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                tensors = [
+                    tensor.view(-1).split(CHUNK)
+                    for tensor in (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+                ]
+                steps = [*(state["step"].clone() for _ in tensors[0][1:]), state["step"]]  # every part counts it
+                for weights, gradient, *resting, step in zip(*tensors, steps):
+                    moments = [moment.float() for moment in resting]
+                    self._step(group, weights, gradient, *moments, step)
+                    for moment, wide, bits in zip(resting, moments, noise):
+                        moment.copy_(_round(wide, bits))
+
+    def _step(self, group, weights, gradient, exp_avg, exp_avg_sq, step):
+        beta1, beta2 = group["betas"]
+        options = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize", "fused")}
+        adamw_step(
+            [weights],
+            [gradient],
+            [exp_avg],
+            [exp_avg_sq],
+            [],
+            [step],
+            foreach=False,
+            beta1=beta1,
+            beta2=beta2,
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
+            **options,
+        )
+
+
+def _round(wide, noise):
+    """Float32 numbers, changed in place to ones that bfloat16 holds: the 16 bits that it has no room for, as a share of
+    the step to its next number, are the probability to go there. What bfloat16 holds already stays as it is."""
+    bits = wide.view(torch.int32)
+    whole = len(bits) // NOISE_SIZE * NOISE_SIZE
+    bits[:whole].view(-1, NOISE_SIZE).add_(noise)
+    bits[whole:].add_(noise[: len(bits) - whole])
+    bits.bitwise_and_(-1 << 16)
+    return wide
+
+
+def describe(config):
+    """The two lines that nanoGPT prints about the groups."""
+    groups = {"decayed": [], "non-decayed": []}
+    for shape in size.shapes(config).values():
+        groups["decayed" if len(shape) >= 2 else "non-decayed"].append(math.prod(shape))
+    return "\n".join(
+        f"num {name} parameter tensors: {len(sizes)}, with {sum(sizes):,} parameters" for name, sizes in groups.items()
+    )
