@@ -270,11 +270,11 @@ def spoken(monkeypatch):
         progress.open(100)
         progress.record("best", step=0, val_loss=4.2036)
         for iteration in (0, 1):
-            progress.pace(f"iter {iteration}: loss 3.4081, time 48.16ms", 15946, 0.3706, 252, 3.2e9)
-            progress.advance(iteration, 3.4081)
+            progress.iteration(f"iter {iteration}: loss 3.4081, time 48.16ms", 15946, 0.3706, 252, 3.2e9)
+            progress.update_bar(iteration, 3.4081)
         progress.bar and progress.bar.refresh()
-        progress.say("step 2: train loss 3.4, val loss 3.5")
-        progress.doing("evaluating")
+        progress.print("step 2: train loss 3.4, val loss 3.5")
+        progress.status("evaluating")
         progress.close()
         return out.getvalue(), error.getvalue()
 

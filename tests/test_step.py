@@ -125,7 +125,7 @@ class FakeGpu:
 def test_processes_that_see_different_memory_cut_alike(tiny, monkeypatch):
     run = assembled(tiny(batch_size=8, gradient_accumulation_steps=6))
     run.machine.accelerator.gather = lambda tensor: torch.tensor([tensor.item(), 12 * 32])
-    micro_batch.choose_batch_size(run, SimpleNamespace(say=print, record=lambda *args, **values: None))
+    micro_batch.choose_batch_size(run, SimpleNamespace(print=print, record=lambda *args, **values: None))
     assert (run.recipe.batch_size, run.recipe.gradient_accumulation_steps) == (12, 4)
 
 
@@ -177,7 +177,7 @@ def test_batch_size_auto_takes_the_largest_that_fits(monkeypatch, device, proces
         network=SimpleNamespace(config=config),
     )
     monkeypatch.setattr(memory.torch, "tensor", lambda values, device: torch.as_tensor(values))
-    micro_batch.choose_batch_size(run, SimpleNamespace(say=print, record=lambda *args, **values: None))
+    micro_batch.choose_batch_size(run, SimpleNamespace(print=print, record=lambda *args, **values: None))
     assert (run.recipe.batch_size, run.recipe.gradient_accumulation_steps) == chosen
 
 

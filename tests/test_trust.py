@@ -281,7 +281,7 @@ def test_a_kill_does_not_make_a_run_forget_its_rollbacks(tiny, monkeypatch):
     faults(monkeypatch, nan_at=[7], forever=True)
     monkeypatch.setattr(
         monitor.LossMonitor,
-        "judge",
+        "check",
         lambda self, *values, judge=monitor.LossMonitor.judge, **more: judge(self, *values, **more),
     )
     with pytest.raises(Failure):
@@ -552,13 +552,13 @@ def test_the_watch_is_not_alarmed_by_an_ordinary_run():
     rng = np.random.default_rng(0)
     watch = monitor.LossMonitor()
     for i in range(2000):
-        assert watch.judge(4 * 0.998**i + 1 + rng.normal(0, 0.15) + (0.9 if i % 97 == 0 else 0), 1.0) is None
+        assert watch.check(4 * 0.998**i + 1 + rng.normal(0, 0.15) + (0.9 if i % 97 == 0 else 0), 1.0) is None
 
 
 def test_float16_overflows_are_borne_for_a_while():
     watch = monitor.LossMonitor()
-    assert all(watch.judge(1.0, float("inf"), scaled=True) is None for _ in range(monitor.OVERFLOWS))
-    assert watch.judge(1.0, float("inf"), scaled=True) == "grad_norm is inf"
+    assert all(watch.check(1.0, float("inf"), scaled=True) is None for _ in range(monitor.OVERFLOWS))
+    assert watch.check(1.0, float("inf"), scaled=True) == "grad_norm is inf"
 
 
 def test_the_variable_that_makes_accelerate_divide_losses_has_no_effect(tiny, monkeypatch):

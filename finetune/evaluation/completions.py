@@ -43,8 +43,8 @@ def complete(machine, model, prompts, eot, batch_size=None, title="answering", *
     for number in tqdm(
         mine, desc=title, unit="batch", disable=None if accelerator.is_main_process else True, leave=False
     ):
-        idx = torch.from_numpy(np.stack([prompts[prompt] for prompt in batches[number]])).to(machine.device)
-        generator = torch.Generator(machine.device).manual_seed((seed + number) % 2**63)
+        idx = torch.from_numpy(np.stack([prompts[prompt] for prompt in batches[number]])).to(machine.torch_device)
+        generator = torch.Generator(machine.torch_device).manual_seed((seed + number) % 2**63)
         out = _continued(model, idx, max_new_tokens, eot, generator=generator, **drawing)
         answers += [(prompt, truncate_at_eot(ids, eot)) for prompt, ids in zip(batches[number], out.cpu().numpy())]
     if accelerator.num_processes > 1:

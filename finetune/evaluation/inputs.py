@@ -41,7 +41,7 @@ class ModelRef:
 
     def load(self, machine):
         """The model itself, float32, on the device."""
-        return GPT.from_pretrained(self.source).to(machine.device).eval()
+        return GPT.from_pretrained(self.source).to(machine.torch_device).eval()
 
 
 def find_subject(name):

@@ -95,7 +95,7 @@ def measure(machine, models, text, windows, batch_size=None, divergence=False, t
     number."""
     from tqdm import tqdm
 
-    accelerator, device = machine.accelerator, machine.device
+    accelerator, device = machine.accelerator, machine.torch_device
     batches = _batches(windows, batch_size, TOKENS[device.type])
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     sums = np.zeros((2 * len(models) + 3, windows.num_units))
@@ -161,7 +161,7 @@ def _batch(text, windows, rows):
 def _scores(machine, models, idx, targets, divergence):
     """Nats of each model, whether it was right, and the divergence of the last to the first: float64 (2 M + 1, N), in
     the order of the counted tokens."""
-    device, counted = machine.device, (targets != IGNORE).to(machine.device)
+    device, counted = machine.torch_device, (targets != IGNORE).to(machine.torch_device)
     idx, labels = idx.to(device), targets[targets != IGNORE].to(device)
     nats, right = torch.zeros(len(models), len(labels)), torch.zeros(len(models), len(labels))
     kl = torch.zeros(len(labels))

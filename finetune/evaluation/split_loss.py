@@ -28,9 +28,11 @@ def split_loss(run, blocks, rows):
     end = (
         -(-len(rows) // accelerator.num_processes) if exchanged else len(mine)
     )  # as many passes as the process with most rows makes
-    size = rows_of_evaluation(model.config, blocks.block_size, run.machine.device.type)
+    size = rows_of_evaluation(model.config, blocks.block_size, run.machine.torch_device.type)
     total = torch.zeros(
-        (), device=run.machine.device, dtype=torch.float64 if run.machine.device.type != "mps" else torch.float32
+        (),
+        device=run.machine.torch_device,
+        dtype=torch.float64 if run.machine.torch_device.type != "mps" else torch.float32,
     )
     was_training = model.training
     model.eval()
@@ -38,8 +40,8 @@ def split_loss(run, blocks, rows):
     while done < end:
         part = mine[done : done + size]
         try:
-            batch = blocks.batch(part if len(part) else rows[:1], run.machine.device)
-            with run.machine.exactly():
+            batch = blocks.batch(part if len(part) else rows[:1], run.machine.torch_device)
+            with run.machine.full_precision():
                 loss = model(*batch)[0]
             total += loss if len(part) else 0.0
             done += size

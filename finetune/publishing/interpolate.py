@@ -92,6 +92,6 @@ def _validation(config, network, events):
         parts.append(Blocks.from_arrow(opened, contents.tokens))
     blocks = parts[0] if len(parts) == 1 else Mixture(parts)
     computer = device.start(Recipe(dtype="float32", compile="false"))
-    network.to(computer.device)
+    network.to(computer.torch_device)
     run = SimpleNamespace(machine=computer, network=network)  # what an evaluation needs of a Run
     return lambda: split_loss(run, blocks, np.arange(blocks.num_rows))

@@ -58,7 +58,7 @@ class RunLogger:
             if not self.file and self.path.is_file():
                 self.file = open(self.path, "a", encoding="utf-8")
 
-    def say(self, line):
+    def print(self, line):
         try:
             if self.write and self.bar:
                 self.bar.write(line)
@@ -88,18 +88,18 @@ class RunLogger:
             try:
                 self.tracker(numbers, step)
             except Exception as error:  # whatever a tracker does, training goes on
-                self.say(f"warning: no longer logging to the tracker ({type(error).__name__})")
+                self.print(f"warning: no longer logging to the tracker ({type(error).__name__})")
                 self.tracker = None
 
-    def pace(self, line, tokens_per_second, mfu, left, memory):
+    def iteration(self, line, tokens_per_second, mfu, left, memory):
         """Say the `line` of an iteration; on a terminal the bar says the same instead."""
         self.speed = (
             f", {tokens_per_second:,.0f} tok/s, mfu {mfu * 100:.1f}%, {memory / 1e9:.1f} GB, {duration(left)} left"
         )
         if not (self.bar and sys.stdout.isatty()):
-            self.say(line)
+            self.print(line)
 
-    def advance(self, iteration, loss):
+    def update_bar(self, iteration, loss):
         """Move the bar behind an iteration, back as well."""
         if self.bar:
             self.bar.set_description_str("", refresh=False)
@@ -108,7 +108,7 @@ class RunLogger:
                 self.bar.reset(self.bar.total)
             self.bar.update(iteration + 1 - self.bar.n)
 
-    def doing(self, what):
+    def status(self, what):
         """Let the bar say what takes its time, until it moves again."""
         if self.bar:
             self.bar.set_description_str(f"{what}, ")
@@ -133,7 +133,7 @@ class RunLogger:
                 ]  # a disk that fills up takes a part
         except OSError as error:
             if not self.warned:
-                self.say(f"warning: {self.path} cannot be written: {error.strerror}; its lines are kept until it can")
+                self.print(f"warning: {self.path} cannot be written: {error.strerror}; its lines are kept until it can")
             self.warned = True
 
 

@@ -15,7 +15,7 @@ TOLERANCE = {torch.float32: 4e-3, torch.bfloat16: 0.12, torch.float16: 2e-2}
 def check_isolation(network, machine, block_size, dropout, say):
     """Choose how documents are isolated: by flex attention where everything is compiled and that is exact here, else by
     a mask. Raises Failure when not even the mask gives what each document gives by itself."""
-    if machine.compile and machine.device.type == "cuda" and not dropout:
+    if machine.compile and machine.torch_device.type == "cuda" and not dropout:
         try:
             problem = _problem(
                 network.config, machine, block_size, torch.compile(attentions.flex_attention, dynamic=False)
@@ -40,15 +40,15 @@ def _problem(config, machine, T, attention):
     when nothing is."""
     generator = torch.Generator().manual_seed(0)
     shape = (3, 2, config.n_head, T, config.n_embd // config.n_head)
-    q, k, v = torch.randn(shape, generator=generator).to(machine.device, machine.dtype).requires_grad_()
-    weights = torch.randn(shape[1:], generator=generator).to(machine.device)
+    q, k, v = torch.randn(shape, generator=generator).to(machine.torch_device, machine.dtype).requires_grad_()
+    weights = torch.randn(shape[1:], generator=generator).to(machine.torch_device)
     ends = [
         sorted({*torch.randint(1, T, (min(T - 1, 5),), generator=generator).tolist(), T}) if T > 1 else [1]
         for _ in range(2)
     ]
     starts = torch.stack(
         [torch.cat([torch.full((end - begin,), begin) for begin, end in zip([0, *row], row)]) for row in ends]
-    ).to(machine.device)
+    ).to(machine.torch_device)
     together = attention(q, k, v, starts).float()
     apart = torch.zeros_like(together)
     for number, row in enumerate(ends):

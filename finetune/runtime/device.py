@@ -44,30 +44,30 @@ class Device:
     sharding: fsdp.FSDP | None = None  # None is data parallelism where there are several processes
 
     @property
-    def device(self):
+    def torch_device(self):
         return self.accelerator.device
 
     def autocast(self):
         """The context in which a forward pass runs."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+        return torch.autocast(self.torch_device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     @property
-    def late(self):
+    def max_in_flight(self):
         """How many updates are begun before the first of them is asked for its numbers: a GPU should not wait for the
         host to look."""
-        return 1 if self.device.type == "cuda" else 0
+        return 1 if self.torch_device.type == "cuda" else 0
 
     def uncompiled(self):
         """The context in which nothing is compiled: a single pass of some shape is not worth the wait."""
         return torch.compiler.set_stance("force_eager") if self.compile else contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def exactly(self):
+    def full_precision(self):
         """The context in which losses are measured that people will quote: float32, on recent GPUs with TF32 products
         when training is coarser than that anyway. bfloat16 would be off by some 1e-4 nats, and by more for GPT-2's
         logits of around -100."""
         before = torch.get_float32_matmul_precision()
-        if self.device.type == "cuda" and self.dtype != torch.float32:
+        if self.torch_device.type == "cuda" and self.dtype != torch.float32:
             torch.set_float32_matmul_precision("high")
         try:
             with self.uncompiled():
@@ -77,23 +77,23 @@ class Device:
 
     def memory(self):
         """`(most used so far by this process, all there is)` in bytes, of the GPU or of the computer."""
-        if self.device.type == "cuda":
+        if self.torch_device.type == "cuda":
             return (
-                torch.cuda.max_memory_allocated(self.device),
-                torch.cuda.get_device_properties(self.device).total_memory,
+                torch.cuda.max_memory_allocated(self.torch_device),
+                torch.cuda.get_device_properties(self.torch_device).total_memory,
             )
         return peak_memory(), psutil.virtual_memory().total
 
     def describe(self):
         processes = self.accelerator.num_processes
         where = (
-            torch.cuda.get_device_name(self.device)
-            if self.device.type == "cuda"
+            torch.cuda.get_device_name(self.torch_device)
+            if self.torch_device.type == "cuda"
             else f"{torch.get_num_threads()} threads"
         )
         sharded = f", {self.sharding.describe()}" if self.sharding else ""
         return (
-            f"{processes} process{'es' if processes > 1 else ''} on {self.device.type} ({where}),"
+            f"{processes} process{'es' if processes > 1 else ''} on {self.torch_device.type} ({where}),"
             f" {str(self.dtype).removeprefix('torch.')}{sharded}"
         )
 

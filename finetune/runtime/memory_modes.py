@@ -82,12 +82,16 @@ def choose_mode_that_fits(recipe, takes, available):
 def choose_mode(recipe, config, T, machine, say):
     """The recipe in the mode that memory=auto takes on this machine. To be asked before there is a network. Raises
     UsageError when nothing is predicted to fit."""
-    accelerator, device, dtype = machine.accelerator, machine.device.type, str(machine.dtype).removeprefix("torch.")
+    accelerator, device, dtype = (
+        machine.accelerator,
+        machine.torch_device.type,
+        str(machine.dtype).removeprefix("torch."),
+    )
     free = available_bytes(device)
     if device == "cpu":
         free //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     # processes may see different memory, and must choose alike
-    free = int(accelerator.gather(torch.tensor([free], device=machine.device)).min())
+    free = int(accelerator.gather(torch.tensor([free], device=machine.torch_device)).min())
 
     def takes(recipe):
         evaluated = 256 if device == "cpu" else 1  # where a GPU has no room, evaluations take less by themselves

@@ -18,7 +18,7 @@ def fits_in_memory(run, batch_size=None):
     batch_size = batch_size or run.recipe.batch_size
     machine, failed = run.machine, 0.0
     try:
-        batch = run.train.batch([0] * batch_size, machine.device)
+        batch = run.train.batch([0] * batch_size, machine.torch_device)
         for _ in range(2):  # the second finds the gradients of the first in its way, as in an update
             with machine.accelerator.no_sync(run.model), machine.uncompiled():
                 with machine.autocast():
@@ -29,9 +29,9 @@ def fits_in_memory(run, batch_size=None):
             raise
         failed = 1.0
     run.optimizer.zero_grad(set_to_none=True)
-    if machine.device.type == "cuda":
+    if machine.torch_device.type == "cuda":
         torch.cuda.empty_cache()
-    return not machine.accelerator.reduce(torch.tensor(failed, device=machine.device)).item()
+    return not machine.accelerator.reduce(torch.tensor(failed, device=machine.torch_device)).item()
 
 
 def describe_shares(recipe, processes):
@@ -46,28 +46,28 @@ def describe_shares(recipe, processes):
     )
 
 
-def choose_batch_size(run, progress):
+def choose_batch_size(run, logger):
     """For batch_size=auto: the largest micro-batch that fits every process and still pays, at the same blocks an
     update."""
     recipe, processes = run.recipe, run.machine.accelerator.num_processes
     rows = recipe.batch_size * recipe.gradient_accumulation_steps
     # processes may see different memory, and must cut alike
-    most = int(run.machine.accelerator.gather(torch.tensor([most_tokens(run)], device=run.machine.device)).min())
+    most = int(run.machine.accelerator.gather(torch.tensor([most_tokens(run)], device=run.machine.torch_device)).min())
     most = max(1, min(rows // processes, most // run.train.block_size))
     sizes = [size for size in range(most, 0, -1) if rows % (size * processes) == 0]
     # without an error to tell, a CPU is not tried to its limit
     size = next(
-        (size for size in sizes if size == 1 or run.machine.device.type == "cpu" or fits_in_memory(run, size)), 1
+        (size for size in sizes if size == 1 or run.machine.torch_device.type == "cpu" or fits_in_memory(run, size)), 1
     )
     run.recipe = dataclasses.replace(recipe, batch_size=size, gradient_accumulation_steps=rows // size)
-    progress.say(
+    logger.print(
         f"batch_size=auto: {size}, gradient_accumulation_steps {rows // size}, {rows:,} blocks an update as before"
     )
-    progress.say(describe_shares(run.recipe, processes))
-    progress.record("batch_size", step=run.iteration, batch_size=size, gradient_accumulation_steps=rows // size)
+    logger.print(describe_shares(run.recipe, processes))
+    logger.record("batch_size", step=run.iteration, batch_size=size, gradient_accumulation_steps=rows // size)
 
 
-def handle_oom(run, progress, error):
+def handle_oom(run, logger, error):
     """Answer an error in an update: less memory for the next try when memory was the trouble, else raise it again."""
     if not is_out_of_memory(error):
         raise error
@@ -79,10 +79,10 @@ def handle_oom(run, progress, error):
         raise Failure(
             f"out of memory at iter {run.iteration} with batch_size {run.recipe.batch_size}; {advice}", 1, alone=True
         ) from error
-    reduce_micro_batch(run, progress)
+    reduce_micro_batch(run, logger)
 
 
-def reduce_micro_batch(run, progress):
+def reduce_micro_batch(run, logger):
     """Make the next try of an update smaller, on every process alike, and say so. Raises Failure when nothing is left
     to try."""
     recipe = run.recipe
@@ -102,19 +102,19 @@ def reduce_micro_batch(run, progress):
         raise Failure(oom_advice(run.network.config, run.train.block_size, recipe), 1)
     run.optimizer.zero_grad(set_to_none=True)
     if run.scaler:  # what it noted of the update that failed would be in the way of the next
-        run.scaler = torch.amp.GradScaler(run.machine.device.type, init_scale=run.scaler.get_scale())
-    if run.machine.device.type == "cuda":
+        run.scaler = torch.amp.GradScaler(run.machine.torch_device.type, init_scale=run.scaler.get_scale())
+    if run.machine.torch_device.type == "cuda":
         torch.cuda.empty_cache()
     done += "; blocks per update, their order and the learning rate stay the same"
-    progress.say(f"out of memory at iter {run.iteration}: {done}")
+    logger.print(f"out of memory at iter {run.iteration}: {done}")
     sizes = {"batch_size": run.recipe.batch_size, "gradient_accumulation_steps": run.recipe.gradient_accumulation_steps}
-    progress.record("out_of_memory", step=run.iteration, done=done, **sizes)
+    logger.record("out_of_memory", step=run.iteration, done=done, **sizes)
 
 
 def most_tokens(run):
     """Tokens of the largest micro-batch that pays; on a CPU also of one whose activations take a quarter of what memory
     is free."""
-    most, device = MOST_TOKENS[run.machine.device.type], run.machine.device.type
+    most, device = MOST_TOKENS[run.machine.torch_device.type], run.machine.torch_device.type
     if device == "cpu":
         free, T = available_bytes("cpu"), run.train.block_size
         dtype = str(run.machine.dtype).removeprefix("torch.")

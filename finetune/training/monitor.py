@@ -32,7 +32,7 @@ class Signals:
         """One number for each of NAMES, 1.0 where the signal came."""
         return [float(self.seen[name]) for name in self.NAMES]
 
-    def taken(self, counts):
+    def agree(self, counts):
         """The signals that any process saw, by the agreed `counts`. SIGUSR1 is done with then; the others end the
         run."""
         names = [name for name, count in zip(self.NAMES, counts) if count]
@@ -66,7 +66,7 @@ class LossMonitor:
     def state(self):
         return {"recent": self.recent, "high": self.high, "overflows": self.overflows}
 
-    def judge(self, loss, grad_norm, scaled=False):
+    def check(self, loss, grad_norm, scaled=False):
         """What is wrong with an update's loss or gradient, in words, or None. With float16's loss scaling (`scaled`) an
         overflow now and then is normal, and only many in a row are wrong."""
         for name, value in (("loss", loss), ("grad_norm", grad_norm)):

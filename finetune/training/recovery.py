@@ -16,15 +16,15 @@ from finetune.training.monitor import Diverged
 from finetune.training.saving import save_state
 
 
-def roll_back(run, progress, problem):
+def roll_back(run, logger, problem):
     """Go back to the last good state with half the learning rate. Raises Failure when that has been done often
     enough."""
     recipe, reached, main = run.recipe, run.iteration, run.machine.accelerator.is_main_process
-    progress.say(problem)
-    progress.record("diverged", step=reached, problem=problem)
+    logger.print(problem)
+    logger.record("diverged", step=reached, problem=problem)
     states = checkpoints.states(recipe.out_dir)
     newest = int(states[0].name.removeprefix("step-")) if states else -1
-    if len(set(run.machine.accelerator.gather(torch.tensor([newest], device=run.machine.device)).tolist())) > 1:
+    if len(set(run.machine.accelerator.gather(torch.tensor([newest], device=run.machine.torch_device)).tolist())) > 1:
         raise Failure(
             f"training diverged: {problem}; to go back all machines must see the states in out_dir {recipe.out_dir}, on"
             " a shared disk",
@@ -46,25 +46,23 @@ def roll_back(run, progress, problem):
         run.machine.accelerator.wait_for_everyone()
         states = states[1:]
     if states:
-        restore_state(run, checkpoints.load_state(recipe.out_dir, progress.say))
+        restore_state(run, checkpoints.load_state(recipe.out_dir, logger.print))
     else:
         reset_to_initial(run)
     run.returned_to = run.iteration
     run.rollbacks, run.lr_scale = run.rollbacks + 1, run.lr_scale / 2
-    progress.say(
+    logger.print(
         f"rollback {run.rollbacks} of {recipe.max_rollbacks}: back to step {run.iteration}, learning rates times"
         f" {run.lr_scale:g}"
     )
-    progress.record("rollback", step=run.iteration, reached=reached, lr_scale=run.lr_scale, problem=problem)
+    logger.record("rollback", step=run.iteration, reached=reached, lr_scale=run.lr_scale, problem=problem)
     if main:
         with contextlib.suppress(
             OSError
         ):  # on a full disk the lines of the failed try stay, before the rollback that tells of it
-            progress.rewrite(run)
+            logger.rewrite(run)
     with contextlib.suppress(Diverged):  # weights that came as no numbers; the next update finds it
-        save_state(
-            run, progress, must_succeed=False
-        )  # so that a kill does not make it forget how often it has gone back
+        save_state(run, logger, must_succeed=False)  # so that a kill does not make it forget how often it has gone back
 
 
 def restore_state(run, saved):

@@ -17,7 +17,7 @@ from finetune.training import optimizer
 from finetune.training.monitor import Diverged
 
 
-def publish_model(run, progress, name, facts):
+def publish_model(run, logger, name, facts):
     """Make out_dir/NAME a complete Hugging Face directory: weights, configuration, tokenizer and card. Adapters are
     merged into the weights, and lie beside them by themselves. True when that worked."""
     out_dir = Path(run.recipe.out_dir)
@@ -31,12 +31,12 @@ def publish_model(run, progress, name, facts):
         if run.tokenizer:
             run.tokenizer.save(directory, config.block_size)
         (directory / "finetune.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        title, events = out_dir.resolve().name, read_metrics(progress.path)
+        title, events = out_dir.resolve().name, read_metrics(logger.path)
         (directory / "README.md").write_text(
             model_card(title, f"{title}/{name}", config, facts, events, run.tokenizer), encoding="utf-8"
         )
 
-    return _on_main(run, progress, name, lambda: files.write_directory(out_dir / name, fill))
+    return _on_main(run, logger, name, lambda: files.write_directory(out_dir / name, fill))
 
 
 def model_weights(run):
@@ -48,13 +48,13 @@ def model_weights(run):
     return fsdp.gather_state_dict(run.network.state_dict(), keep=main)
 
 
-def save_state(run, progress, must_succeed):
+def save_state(run, logger, must_succeed):
     """Publish a resumable state. Raises Diverged when the weights are no numbers, which are never written."""
     accelerator, config = run.machine.accelerator, run.network.config
     finite = torch.stack(
         [fsdp.local_shard(parameter.detach()).isfinite().all() for parameter in run.network.parameters()]
     ).all()
-    if accelerator.reduce(finite.to(run.machine.device, torch.float32)) < accelerator.num_processes:
+    if accelerator.reduce(finite.to(run.machine.torch_device, torch.float32)) < accelerator.num_processes:
         raise Diverged(f"step {run.iteration}: the weights are not finite")
     everything = lora.trained(run.network), optimizer.optimizer_tensors(run.optimizer, run.names)
     tensors, moments = (fsdp.gather_state_dict(group, keep=accelerator.is_main_process) for group in everything)
@@ -69,7 +69,7 @@ def save_state(run, progress, must_succeed):
             run.recipe.out_dir, group, {name: tensor.contiguous() for name, tensor in padded.items()}, run.state()
         )
 
-    if _on_main(run, progress, "last", write):
+    if _on_main(run, logger, "last", write):
         run.saved_at, run.save_due = run.iteration, False
     elif must_succeed:
         raise Failure(
@@ -79,7 +79,7 @@ def save_state(run, progress, must_succeed):
         )
 
 
-def _on_main(run, progress, what, write):
+def _on_main(run, logger, what, write):
     """Let the main process write something; True when that worked. A disk that is full now need not be so at the next
     try, so training goes on, and what was there before is still there."""
     accelerator, problem = run.machine.accelerator, None
@@ -91,7 +91,7 @@ def _on_main(run, progress, what, write):
                 f"{what} at step {run.iteration} could not be saved: {error.strerror or error}; what was there before"
                 " is untouched"
             )
-            progress.say(f"warning: {problem}")
-            progress.record("save_failed", step=run.iteration, problem=problem)
-    failed = accelerator.reduce(torch.tensor(float(problem is not None), device=run.machine.device))
+            logger.print(f"warning: {problem}")
+            logger.record("save_failed", step=run.iteration, problem=problem)
+    failed = accelerator.reduce(torch.tensor(float(problem is not None), device=run.machine.torch_device))
     return not failed.item()

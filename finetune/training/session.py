@@ -38,9 +38,9 @@ def check_out_dir(recipe):
     )
 
 
-def log_setup(run, progress):
+def log_setup(run, logger):
     """Say what will be done, in the words of the guide, before it is done."""
-    recipe, schedule, say = run.recipe, run.schedule, progress.say
+    recipe, schedule, say = run.recipe, run.schedule, logger.print
     rows = recipe.batch_size * recipe.gradient_accumulation_steps
     say(f"number of parameters: {run.network.num_parameters() / 1e6:.2f}M")
     say(
@@ -52,7 +52,7 @@ def log_setup(run, progress):
     say(run.machine.describe())
     if recipe.eval_only:
         return
-    run.peak = device.peak_flops(run.machine.device, run.machine.dtype) if progress.write else (math.inf, "")
+    run.peak = device.peak_flops(run.machine.torch_device, run.machine.dtype) if logger.write else (math.inf, "")
     passes = schedule.length * rows / run.train.num_rows
     say(
         f"{schedule.length:,} updates of {rows * run.train.block_size:,} tokens are {passes:.1f} passes over"
@@ -81,7 +81,7 @@ def log_setup(run, progress):
     say(f"mfu is against {run.peak[1]}")
 
 
-def open_run(run, progress, reasons=None):
+def open_run(run, logger, reasons=None):
     """Clear the place, write the resolved recipe, open the records and the trackers."""
     recipe, out_dir, resumed = run.recipe, Path(run.recipe.out_dir), run.recipe.init_from == "resume"
     if not run.machine.accelerator.is_main_process:
@@ -106,13 +106,13 @@ def open_run(run, progress, reasons=None):
         encoding="utf-8",
     )
     os.replace(partial, out_dir / "recipe.yaml")
-    progress.open(run.schedule.length, run if resumed else None)
+    logger.open(run.schedule.length, run if resumed else None)
     values = {
         **dataclasses.asdict(recipe),
         **{name: value for name, value in derived.items() if getattr(recipe, name, 0) is None},
     }
     values["warmup_iters"] = run.schedule.warmup_iters  # fewer than asked for, where the run is too short for those
-    progress.record(
+    logger.record(
         "resume" if resumed else "start",
         step=run.iteration,
         length=run.schedule.length,
@@ -124,39 +124,39 @@ def open_run(run, progress, reasons=None):
         reasons=reasons,
     )
     if recipe.wandb_log:
-        progress.tracker = start_wandb(run.machine.accelerator, recipe, values)
+        logger.tracker = start_wandb(run.machine.accelerator, recipe, values)
 
 
-def sample(run, progress):
+def sample(run, logger):
     """Show what the model writes at this step."""
     if run.prompt is None:
         return
-    progress.doing("sampling")
+    logger.status("sampling")
     tensors = model_weights(run)
     if not run.machine.accelerator.is_main_process:
         return
     config = dataclasses.replace(run.network.config)
     network = (
         GPT.from_state(config, convert.without_padding(tensors, config))
-        .to(run.machine.device, run.machine.dtype)
+        .to(run.machine.torch_device, run.machine.dtype)
         .eval()
     )
     begun, asked = run.tokenizer.decode(run.prompt), samples_asked(run.recipe)
     texts = [begun + sample.text for sample in draw_samples(network, run.tokenizer, run.prompt, **asked)]
     for text in texts:
-        progress.say(f"---------------\n{text}")
-    progress.say("---------------")
-    progress.record("samples", step=run.iteration, start=run.recipe.start, texts=texts, **asked)
+        logger.print(f"---------------\n{text}")
+    logger.print("---------------")
+    logger.record("samples", step=run.iteration, start=run.recipe.start, texts=texts, **asked)
 
 
 def samples_asked(recipe):
     return {name: getattr(recipe, name) for name in ("num_samples", "max_new_tokens", "temperature", "top_k", "seed")}
 
 
-def close_run(run, progress):
+def close_run(run, logger):
     recipe, accelerator = run.recipe, run.machine.accelerator
     if run.iteration < run.schedule.length:
-        progress.say(
+        logger.print(
             f"no better validation loss in {recipe.patience} evaluations: done after {run.iteration} of"
             f" {run.schedule.length} updates"
         )
@@ -164,8 +164,8 @@ def close_run(run, progress):
         raise Failure(
             f"out_dir {recipe.out_dir}: best/ could not be saved; the last state is in {recipe.out_dir}/last", 1
         )
-    progress.record("end", step=run.iteration, best=run.best)
-    progress.close_bar()
+    logger.record("end", step=run.iteration, best=run.best)
+    logger.close_bar()
     for tracker in accelerator.trackers:  # not accelerator.end_training(), which would end the process group as well
         tracker.finish()
     if not accelerator.is_main_process:
@@ -173,11 +173,11 @@ def close_run(run, progress):
     plot_loss(recipe.out_dir)
     print(f"best val loss {run.best['val_loss']:.4f} at step {run.best['step']}, in {recipe.out_dir}/best")
     if run.prompt is not None:
-        best = GPT.from_pretrained(f"{recipe.out_dir}/best").to(run.machine.device, run.machine.dtype)
+        best = GPT.from_pretrained(f"{recipe.out_dir}/best").to(run.machine.torch_device, run.machine.dtype)
         asked = samples_asked(recipe)
         samples = print_samples(best, run.tokenizer, run.prompt, **asked)
         begun = run.tokenizer.decode(run.prompt)
-        progress.record(
+        logger.record(
             "samples",
             step=run.best["step"],
             start=recipe.start,

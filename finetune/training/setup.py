@@ -76,11 +76,11 @@ def setup_run(recipe, machine, say):
                     )
             splits[split] = parts[0] if len(parts) == 1 else Mixture(parts)
             if (
-                machine.device.type == "cuda"
+                machine.torch_device.type == "cuda"
                 and 12 * splits[split].num_tokens
-                <= RESIDENT * torch.cuda.get_device_properties(machine.device).total_memory
+                <= RESIDENT * torch.cuda.get_device_properties(machine.torch_device).total_memory
             ):
-                splits[split].keep_on(machine.device)
+                splits[split].keep_on(machine.torch_device)
     identity |= {
         "block_size": block_size,
         "isolate_documents": isolated,
@@ -110,7 +110,7 @@ def setup_run(recipe, machine, say):
         network=network,
         model=model,
         optimizer=optimizer,
-        scaler=torch.amp.GradScaler(machine.device.type) if machine.dtype == torch.float16 else None,
+        scaler=torch.amp.GradScaler(machine.torch_device.type) if machine.dtype == torch.float16 else None,
         train=splits["train"],
         val=splits["val"],
         order=_order(recipe, splits["train"]),
@@ -162,14 +162,16 @@ def wrap_model_and_make_optimizer(network, recipe, machine, block_size, isolated
     network.chunked_loss = recipe.chunked_loss
     network.train()
     if not sharded:  # which moves it itself, piece by piece
-        network.to(machine.device)
+        network.to(machine.torch_device)
     if isolated:
         attention_check.check_isolation(network, machine, block_size, recipe.dropout, say)
     if machine.compile:
         # flex attention is compiled block by block, as it was checked
         alone = machine.accelerator.num_processes == 1 and not sharded
         _compile(network, whole=network.config.n_layer <= COMPILED_WHOLE and alone and not isolated)
-    model = fsdp.shard(network, sharded, machine.device) if sharded else machine.accelerator.prepare_model(network)
+    model = (
+        fsdp.shard(network, sharded, machine.torch_device) if sharded else machine.accelerator.prepare_model(network)
+    )
     return model, optimizers.adamw(network, recipe)
 
 

@@ -77,9 +77,9 @@ def _backward(run, iteration):
     count = run.train.num_targets(rows)  # over all processes: every one of them knows all rows
     micro_batches = rows.reshape(recipe.gradient_accumulation_steps, recipe.batch_size)
     mine = range(accelerator.process_index, len(micro_batches), accelerator.num_processes)
-    total = torch.zeros((), device=run.machine.device)
+    total = torch.zeros((), device=run.machine.torch_device)
     for index in mine:
-        batch = run.train.batch(micro_batches[index], run.machine.device)
+        batch = run.train.batch(micro_batches[index], run.machine.torch_device)
         if recipe.dropout or recipe.lora_dropout:
             torch.manual_seed(_seed(recipe.seed, iteration, index))
         with _more_to_come(run) if index != mine[-1] else nullcontext():
@@ -112,7 +112,7 @@ def warm_up_ddp(run):
     """Let data parallelism settle before the first update. DDP regroups gradients after its first backward passes,
     which changes the order of summation from three processes on; two passes that leave nothing behind make fresh and
     resumed runs equal to the bit."""
-    batch = run.train.batch([0], run.machine.device)
+    batch = run.train.batch([0], run.machine.torch_device)
     for _ in range(2):
         with run.machine.uncompiled(), run.machine.autocast():
             (run.model(*batch)[0] * 0.0).backward()

@@ -32,47 +32,47 @@ def train(recipe, reasons=None):
     with files.lock(recipe.out_dir) if main and not recipe.eval_only else contextlib.nullcontext():
         if main:
             check_out_dir(recipe)
-        progress = RunLogger(recipe.out_dir, write=main)
-        run = setup_run(recipe, machine, progress.say)
-        log_setup(run, progress)
+        logger = RunLogger(recipe.out_dir, write=main)
+        run = setup_run(recipe, machine, logger.print)
+        log_setup(run, logger)
         try:
             if recipe.eval_only:
-                validate(run, progress)
+                validate(run, logger)
             else:
-                open_run(run, progress, reasons)
+                open_run(run, logger, reasons)
                 with run.signals.caught():
-                    _loop(run, progress)
-                close_run(run, progress)
+                    _loop(run, logger)
+                close_run(run, logger)
         except KeyboardInterrupt:
-            progress.record("stop", step=run.iteration, signal="SIGINT")
+            logger.record("stop", step=run.iteration, signal="SIGINT")
             raise
         except Exception as error:  # so that whoever looks later can tell it from a kill
             code, rank = getattr(error, "code", 1), machine.accelerator.process_index
             if (
                 rank and getattr(error, "alone", False) and not recipe.eval_only
             ):  # the main one will only see that this one is gone
-                progress.join()
+                logger.join()
             if code not in monitor.STOPPING.values():
                 problem = str(error) or type(error).__name__
-                progress.record(
+                logger.record(
                     "failed", step=run.iteration, problem=problem, code=code, **({"rank": rank} if rank else {})
                 )
             raise
         finally:
-            progress.close()
+            logger.close()
         machine.accelerator.wait_for_everyone()
     return run
 
 
-def _loop(run, progress):
+def _loop(run, logger):
     schedule, clock, warned = run.schedule, Clock(run), set()
     if run.recipe.auto_batch_size:
-        choose_batch_size(run, progress)
+        choose_batch_size(run, logger)
     if (
         run.machine.accelerator.num_processes > 1 and not run.machine.sharding
     ):  # then no process can try alone, and nothing settles
         while not fits_in_memory(run):
-            reduce_micro_batch(run, progress)
+            reduce_micro_batch(run, logger)
         warm_up_ddp(run)
     sampled = 0  # the step of the newest samples
     pending, signals = (
@@ -89,17 +89,19 @@ def _loop(run, progress):
         run.save_due = run.save_due or (step > 0 and step % schedule.save_interval == 0)
         try:
             # nothing is measured, saved or ended while an update has not been looked at
-            while len(pending) > (0 if evaluation_due or sample_due or run.save_due or signals else run.machine.late):
-                signals += read_update(run, progress, clock, *pending.popleft())
+            while len(pending) > (
+                0 if evaluation_due or sample_due or run.save_due or signals else run.machine.max_in_flight
+            ):
+                signals += read_update(run, logger, clock, *pending.popleft())
             stop = next((name for name in signals if name in monitor.STOPPING), None)
             evaluated = bool(run.evaluations) and run.evaluations[-1]["step"] == step
             if evaluation_due and not evaluated and (last or not stop):
                 with clock.evaluating():
-                    validate(run, progress)
-                warn(run, progress, warned)
+                    validate(run, logger)
+                warn(run, logger, warned)
                 clock.restart()
             if sample_due and not stop:
-                sample(run, progress)
+                sample(run, logger)
                 sampled = step
                 clock.restart()
             ended = last or out_of_patience(run)
@@ -107,17 +109,17 @@ def _loop(run, progress):
                 run.watch.high == 0
             )  # a state is not saved over a good one while it looks as if training were going wrong
             if (ended or signals or (run.save_due and calm)) and step != run.saved_at:
-                save_state(run, progress, must_succeed=ended or stop is not None)
+                save_state(run, logger, must_succeed=ended or stop is not None)
                 clock.restart()
         except monitor.Diverged as problem:
             pending.clear()
-            roll_back(run, progress, str(problem))
+            roll_back(run, logger, str(problem))
             clock.restart()
             continue
         if ended:
             return
         if stop:
-            progress.record("stop", step=step, signal=stop.name)
+            logger.record("stop", step=step, signal=stop.name)
             raise Failure(
                 f"stopped by {stop.name} after {step} updates; --init_from=resume goes on from here",
                 monitor.STOPPING[stop],
@@ -128,23 +130,23 @@ def _loop(run, progress):
         try:
             outcome = update(run, step, lr)
         except (RuntimeError, MemoryError) as error:
-            handle_oom(run, progress, error)
+            handle_oom(run, logger, error)
             continue
         pending.append((step, lr, outcome))
         run.iteration += 1
 
 
-def read_update(run, progress, clock, step, lr, outcome):
+def read_update(run, logger, clock, step, lr, outcome):
     """Judge an update that was begun, and tell of it. Returns the signals that came meanwhile; raises Diverged."""
     loss, grad_norm, counts = outcome.read()
-    if problem := run.watch.judge(loss, grad_norm, scaled=run.scaler is not None):
+    if problem := run.watch.check(loss, grad_norm, scaled=run.scaler is not None):
         run.iteration = step
         raise monitor.Diverged(f"iter {step}: {problem}, learning rate {lr:.3g}")
     if step % run.recipe.log_interval == 0 or step + 1 == run.schedule.length:
         seconds, tokens, mfu, left = clock.read(step + 1)
         memory, _ = run.machine.memory()
-        progress.pace(iteration_line(step, loss, seconds, tokens, mfu, left), tokens / seconds, mfu, left, memory)
-        progress.record(
+        logger.iteration(iteration_line(step, loss, seconds, tokens, mfu, left), tokens / seconds, mfu, left, memory)
+        logger.record(
             "iter",
             iter=step,
             loss=loss,
@@ -155,8 +157,8 @@ def read_update(run, progress, clock, step, lr, outcome):
             mfu=mfu,
             memory=memory,
         )
-    progress.advance(step, loss)
-    return run.signals.taken(counts)
+    logger.update_bar(step, loss)
+    return run.signals.agree(counts)
 
 
 class Clock:

@@ -9,17 +9,17 @@ from finetune.training import monitor
 from finetune.training.saving import publish_model
 
 
-def validate(run, progress):
+def validate(run, logger):
     """Measure both splits at this step; publish the model when it is the best so far, or when all are kept. Raises
     Diverged when a loss is no number."""
     recipe, step = run.recipe, run.iteration
-    progress.doing("evaluating")
+    logger.status("evaluating")
     probe = max(1, TRAIN_PROBE // run.train.block_size)
     val_loss, by_dataset = val_losses(run)
     train_loss = split_loss(run, run.train, eval_rows(run.train, run.eval_rows or probe))
     each = ", ".join(f"{name} {loss:.4f}" for name, loss in by_dataset.items())
-    progress.say(f"step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}{f' ({each})' if each else ''}")
-    progress.record(
+    logger.print(f"step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}{f' ({each})' if each else ''}")
+    logger.record(
         "eval",
         step=step,
         train_loss=train_loss,
@@ -33,12 +33,12 @@ def validate(run, progress):
     run.evaluations.append({"step": step, "train_loss": train_loss, "val_loss": val_loss})
     facts = {**run.evaluations[-1], "init_from": run.init_from, "base_model": hub_id(run.init_from)}
     again = step == run.best.get("step")  # published before a crash that lost the state of this step
-    if (again or val_loss < run.best.get("val_loss", math.inf)) and publish_model(run, progress, "best", facts):
+    if (again or val_loss < run.best.get("val_loss", math.inf)) and publish_model(run, logger, "best", facts):
         run.best = {"val_loss": val_loss, "step": step}
-        progress.say(f"saving checkpoint to {recipe.out_dir}")
-        progress.record("best", step=step, val_loss=val_loss)
+        logger.print(f"saving checkpoint to {recipe.out_dir}")
+        logger.record("best", step=step, val_loss=val_loss)
     if recipe.always_save_checkpoint:
-        publish_model(run, progress, f"iter_{step:06d}", facts)
+        publish_model(run, logger, f"iter_{step:06d}", facts)
 
 
 def val_losses(run):
@@ -55,15 +55,15 @@ def val_losses(run):
     return total / count, losses
 
 
-def warn(run, progress, warned):
+def warn(run, logger, warned):
     """Say each of the guide's warning signs once."""
     for name, line in warning_signs.warning_signs(
         run.evaluations, run.network.config.vocab_size, run.init_from != "scratch"
     ).items():
         if name not in warned:
             warned.add(name)
-            progress.say(f"warning: {line}")
-            progress.record("warning", step=run.iteration, name=name, line=line)
+            logger.print(f"warning: {line}")
+            logger.record("warning", step=run.iteration, name=name, line=line)
 
 
 def out_of_patience(run):

@@ -66,8 +66,8 @@ def timed(plan, began):
 
 def _time(plan, place, began):
     recipe, T = plan.recipe, plan.block_size
-    with torch.device(place.device):
-        network = GPT(plan.config).init_weights(torch.Generator(place.device).manual_seed(recipe.seed))
+    with torch.device(place.torch_device):
+        network = GPT(plan.config).init_weights(torch.Generator(place.torch_device).manual_seed(recipe.seed))
     if recipe.lora_rank:
         lora.add_adapters(network, recipe)
     model, optimizer = setup.wrap_model_and_make_optimizer(
@@ -81,7 +81,7 @@ def _time(plan, place, began):
         network=network,
         model=model,
         optimizer=optimizer,
-        scaler=torch.amp.GradScaler(place.device.type) if place.dtype == torch.float16 else None,
+        scaler=torch.amp.GradScaler(place.torch_device.type) if place.dtype == torch.float16 else None,
         train=blocks,
         val=blocks,
         order=None,
@@ -100,14 +100,14 @@ def _time(plan, place, began):
         """Seconds of an update of some micro-batches; its learning rate is 0."""
         run.recipe = dataclasses.replace(recipe, batch_size=batch_size, gradient_accumulation_steps=micro_batches)
         run.order = BlockSampler(blocks.num_rows, batch_size * micro_batches, recipe.seed)
-        device.synchronize(place.device)
+        device.synchronize(place.torch_device)
         before = time.perf_counter()
         step.update(run, 0, 0.0).read()
         return time.perf_counter() - before
 
     rows = recipe.batch_size
-    first = updated(1, 1 if place.device.type == "cpu" else rows)
-    if place.device.type == "cpu" and rows > 1:
+    first = updated(1, 1 if place.torch_device.type == "cpu" else rows)
+    if place.torch_device.type == "cpu" and rows > 1:
         rows = rows if (MICRO_BATCHES + 2) * rows * first < PATIENCE else 1
         first = updated(1, rows) if rows > 1 else first
     singles, micro_batches, spent = [], [], 0.0
@@ -137,7 +137,7 @@ def _seconds_of_a_row(run, blocks, place):
     """Of an evaluation, on as many blocks as two seconds allow."""
 
     def evaluated(rows):
-        device.synchronize(place.device)
+        device.synchronize(place.torch_device)
         before = time.perf_counter()
         split_loss.split_loss(run, blocks, range(rows))
         return time.perf_counter() - before
@@ -151,14 +151,14 @@ def _seconds_of_a_row(run, blocks, place):
 def _seconds_of_a_token(network, recipe, place):
     """Of a new token of all samples together, with a short context. The network is of no other use after it."""
     network.to(place.dtype)
-    idx = torch.zeros(recipe.num_samples, 1, dtype=torch.int64, device=place.device)
+    idx = torch.zeros(recipe.num_samples, 1, dtype=torch.int64, device=place.torch_device)
     new = min(NEW_TOKENS, recipe.max_new_tokens)
     with place.uncompiled():
         network.generate(idx, 1)
-        device.synchronize(place.device)
+        device.synchronize(place.torch_device)
         before = time.perf_counter()
         network.generate(idx, new)
-        device.synchronize(place.device)
+        device.synchronize(place.torch_device)
     return (time.perf_counter() - before) / new
 
 
@@ -211,6 +211,6 @@ def _program(plan):
 
 
 def _peak_memory(place):
-    if place.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(place.device)
-    return device.peak_memory() if place.device.type == "cpu" else None
+    if place.torch_device.type == "cuda":
+        return torch.cuda.max_memory_allocated(place.torch_device)
+    return device.peak_memory() if place.torch_device.type == "cpu" else None
