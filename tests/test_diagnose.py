@@ -377,17 +377,18 @@ def test_what_a_run_in_shards_or_from_scratch_cannot_have_is_not_advised():
 
 TWO = """
 import sys
-from finetune import cli, train
-from finetune.training import loop
+from finetune import train
+from finetune.config import cli
+from finetune.training import trainer
 
-update, exhausted = loop.update, int(sys.argv.pop(1))
+update, exhausted = trainer.update, int(sys.argv.pop(1))
 
 def failing(run, step, lr):
     if step == 3 and run.machine.accelerator.process_index == exhausted:
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
     return update(run, step, lr)
 
-loop.update = failing
+trainer.update = failing
 cli.run(train.main)
 """
 

@@ -302,15 +302,15 @@ def test_forgetting_is_the_divergence_of_transformers(documents, published, eval
 SCRIPT = """
 import json, sys
 from finetune.eval import Options
-from finetune.evaluation import evaluation, inputs
+from finetune.evaluation import evaluator, inputs
 from finetune.evaluation.completions import complete
 options = Options(out_dir="out", dataset="data", baseline="base", documents=True, device="cpu")
-machine, subject = evaluation._machine(options), inputs.find_subject("out")
+machine, subject = evaluator._machine(options), inputs.find_subject("out")
 ids = inputs.open_split("data", "val", subject, "out")[1].ids
 prompts = [ids[n : n + 3 + n % 2].astype("int64") for n in range(40)]
 eot = subject.tokenizer.eot
 written = complete(machine, subject.load(machine), prompts, eot, max_new_tokens=8, seed=1, temperature=1.0)
-event, main = evaluation.evaluate(options)
+event, main = evaluator.evaluate(options)
 if main:
     print(json.dumps([event, [ids.tolist() for ids in written]]))
 """
@@ -443,7 +443,7 @@ def test_metrics_are_those_of_the_libraries(answers, published, evaluated, monke
         for text in answers.tokenizer.decode(np.fromfile("answers/val.bin", dtype="<u2")).split("<|endoftext|>")[:-1]
     ]
     said = [references[0], *(f"{text} is one plus" for text in references[1:])]
-    monkeypatch.setattr("finetune.evaluation.evaluation.complete", answer)
+    monkeypatch.setattr("finetune.evaluation.evaluator.complete", answer)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     event = evaluated("--dataset=answers", "--baseline=base", "--metrics=bleu,chrf,rouge,exact_match,mine.py")
     scores = event["metrics"]

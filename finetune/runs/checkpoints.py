@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from finetune.common import files
 from finetune.common.errors import UsageError
-from finetune.common.files import MANIFEST, find_damage, remove, sync, write_directory
+from finetune.common.files import MANIFEST, find_damage, remove, write_directory
 from finetune.gpt import lora, size
 from finetune.gpt.pretrained import write_tensors
 
@@ -37,7 +37,7 @@ def save_state(out_dir, weights, optimizer, state):
     folder = Path(out_dir) / "last"
     if not folder.is_dir():
         folder.mkdir()
-        sync(folder.parent)
+        files.sync(folder.parent)
     target = folder / _name(state["iteration"])
     write_directory(target, fill)
     found = states(out_dir)

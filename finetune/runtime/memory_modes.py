@@ -7,7 +7,8 @@ import torch
 
 from finetune.common.errors import UsageError
 from finetune.gpt.model import SHAPES
-from finetune.runtime.memory import available_bytes, estimate_memory
+from finetune.runtime import memory
+from finetune.runtime.memory import estimate_memory
 
 MAX_FILL = 0.9  # of what is free, by memory=auto: a prediction can be off
 CHOSEN = (
@@ -87,7 +88,7 @@ def choose_mode(recipe, config, T, machine, say):
         machine.torch_device.type,
         str(machine.dtype).removeprefix("torch."),
     )
-    free = available_bytes(device)
+    free = memory.available_bytes(device)
     if device == "cpu":
         free //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     # processes may see different memory, and must choose alike
