@@ -39,7 +39,6 @@ from pathlib import Path
 from finetune.config.cli import option, parse, run
 
 ROOT = Path(__file__).parents[1]
-CONTENDERS = ROOT / "scripts" / "contenders.py"
 SIZES = {
     "124M": (12, 12, 768),
     "355M": (24, 16, 1024),
@@ -58,6 +57,7 @@ class Options:
         " convert, char or gpu",
     )
     nanogpt: str = option("", "a checkout of nanoGPT to compare with")
+    before: str = option("", "train: a checkout of an older commit of this project to compare with")
     rounds: int = option(5, "how often every tool has its turn")
     size: str = option("124M", "the shape: 124M, 355M, 774M, 1558M, or tiny to try the script itself")
     batch_size: int = option(1, "train: blocks of an update")
@@ -76,6 +76,8 @@ class Options:
             yield "steps", f"the first {WARM_UP} are not timed, so at least {WARM_UP + 2}"
         if self.nanogpt and not (Path(self.nanogpt) / "train.py").is_file():
             yield "nanogpt", f"{self.nanogpt} is no checkout of nanoGPT"
+        if self.before and not (Path(self.before) / "scripts" / "contenders.py").is_file():
+            yield "before", f"{self.before} is no checkout of this project"
         if not self.nanogpt and self.sources in (["char"], ["load"], ["command"]):
             yield "nanogpt", "give --nanogpt=PATH, a checkout of nanoGPT"
 
@@ -87,16 +89,18 @@ class Contender:
     name: str
     job: dict
     tolerance: float = 0.0  # nats that its losses may differ from the first contender's
+    root: Path = ROOT  # the checkout of this project whose code runs
     results: list = field(default_factory=list)
 
     def turn(self, shared, timeout=None):
         job = {**shared, **self.job, "began": time.time()}
         path = Path(shared["work"], "job.json")
         path.write_text(json.dumps(job))
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(self.root)}
+        script = self.root / "scripts" / "contenders.py"
         try:
             done = subprocess.run(
-                [sys.executable, CONTENDERS, path], capture_output=True, text=True, env=environment, timeout=timeout
+                [sys.executable, script, path], capture_output=True, text=True, env=environment, timeout=timeout
             )
         except subprocess.TimeoutExpired:
             sys.exit(f"{self.name} took more than {timeout:.0f} s")
@@ -108,9 +112,8 @@ class Contender:
 
 def main(argv):
     options, _ = parse(Options, argv, __doc__)
-    options.given = [arg for arg in argv if not arg.startswith(("--nanogpt=", "--out=", "--text="))] + [
-        "--nanogpt=PATH"
-    ] * bool(options.nanogpt)
+    options.given = [arg for arg in argv if not arg.startswith(("--nanogpt=", "--before=", "--out=", "--text="))]
+    options.given += ["--nanogpt=PATH"] * bool(options.nanogpt) + ["--before=PATH"] * bool(options.before)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as work:
         result = LANES[options.sources[0]](options, Path(work))
@@ -132,6 +135,10 @@ def train(options, work):
         ),
         Contender("Trainer, its defaults (float32, dropout 0.1)", {"tool": "trainer", "options": {}}, 0.3),
     ]
+    if options.before:
+        contenders.append(
+            Contender("finetune, before", {"tool": "finetune", "options": {}}, root=Path(options.before).resolve())
+        )
     if options.nanogpt:
         contenders.append(
             Contender(
