@@ -14,7 +14,7 @@ from pathlib import Path
 
 from finetune.common.errors import UsageError
 from finetune.config.cli import option, parse, run
-from finetune.data.sources import chosen_columns, problems_of_columns
+from finetune.data.tables import chosen_columns, problems_of_columns
 
 USAGE = """usage: python -m finetune.doctor DIR|SOURCE... [--fix=dedup,leaks,encoding --out_dir=DIR] [--key=value ...]
 

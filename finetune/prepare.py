@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from finetune.config.cli import option, parse, run
-from finetune.data.sources import chosen_columns, problems_of_columns
+from finetune.data.tables import chosen_columns, problems_of_columns
 
 EXAMINED = 100_000_000  # bytes of text that the doctor examines unasked, in some twenty seconds
 USAGE = """usage: python -m finetune.prepare SOURCE... --out_dir=DIR [--key=value ...]

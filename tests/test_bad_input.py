@@ -164,7 +164,7 @@ CASES = {
         [*SCRATCH, "--dataset=d"],
         "train.bin: 8 tokens",
     ),
-    "meta.json that is no JSON": (
+    "meta.json that is not JSON": (
         lambda: bins_with(**{"meta.json": b"{"}),
         "train",
         [*SCRATCH, "--dataset=d"],
@@ -349,11 +349,11 @@ CASES = {
         ["--init_from=model", "--prompts=t.txt"],
         "t.txt: no prompt in it",
     ),
-    "prompts that are no JSON": (
+    "prompts that are not JSON": (
         lambda: (speaker(), text(b'{"prompt": "a"}\n{', "t.jsonl")),
         "sample",
         ["--init_from=model", "--prompts=t.jsonl"],
-        "t.jsonl:2: no JSON",
+        "t.jsonl:2: not JSON",
     ),
     "prompts without a prompt": (
         lambda: (speaker(), text(b'{"text": "a"}', "t.jsonl")),
@@ -427,18 +427,17 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input(case, command, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    prepare, verb, argv, told = CASES[case]
+    prepare, verb, argv, expected = CASES[case]
     if prepare:
         prepare()
     before = {path: path.is_file() and path.read_bytes() for path in Path(".").rglob("*")}
     code, _, error = command(verb, *argv)
     assert code == 2
-    assert told in error, error
+    assert expected in error, error
     assert len(error.strip().splitlines()) == 1, error
     after = {path: path.is_file() and path.read_bytes() for path in Path(".").rglob("*") if ".arrow" not in path.parts}
-    locks = {
-        path for path in after if path.name == ".lock" and path.parent in before
-    }  # of a run that was there already
+    # a run that was there already may get a lock
+    locks = {path for path in after if path.name == ".lock" and path.parent in before}
     assert {path: after[path] for path in after if path not in locks} == {
         path: before[path] for path in before if path not in locks
     }

@@ -1,4 +1,4 @@
-"""Instruction data: only answers and their end-of-text are learned, and the model that comes out speaks the same
+"""Chat data: only answers and their end-of-text are targets, and the trained model is exported with the same
 template."""
 
 import json
@@ -184,22 +184,22 @@ def test_a_mask_that_does_not_belong_is_refused(tokenizer):
 
 
 @pytest.mark.parametrize(
-    "row, told",
+    "row, message",
     [
-        ({"messages": []}, "column 'messages' holds nothing, not a list of messages"),
+        ({"messages": []}, "column 'messages' must be a list of messages, not an empty list"),
         ({"messages": [{"role": "user"}]}, "a message needs role and content"),
-        ({"messages": [{"role": "user", "content": "?"}]}, "the assistant says nothing in it"),
-        ({"prompt": "?", "completion": None}, "column 'completion' holds nothing, not text"),
+        ({"messages": [{"role": "user", "content": "?"}]}, "no message of the assistant has content"),
+        ({"prompt": "?", "completion": None}, "column 'completion' must be text, not null"),
     ],
 )
-def test_rows_that_are_no_conversation_are_named(tokenizer, row, told):
-    with pytest.raises(UsageError, match=f"data.jsonl: row 1: {told}"):
+def test_a_row_without_a_conversation_is_named(tokenizer, row, message):
+    with pytest.raises(UsageError, match=f"data.jsonl: row 1: {message}"):
         prepare([write([row])], "data", tokenizer)
 
 
-def test_the_template_and_the_pieces_agree():
+def test_the_template_and_the_chunks_agree():
     import jinja2
 
     messages = [{"role": role, "content": role * 2} for role in ("system", "user", "assistant", "user", "assistant")]
-    text = "".join(piece.text + ("<end>" if piece.ends or piece.stops else "") for piece in chat.pieces(messages))
+    text = "".join(chunk.text + ("<end>" if chunk.ends or chunk.stops else "") for chunk in chat.chunks(messages))
     assert jinja2.Template(chat.TEMPLATE).render(messages=messages, eos_token="<end>") == text

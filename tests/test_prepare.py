@@ -15,7 +15,7 @@ import pytest
 
 from finetune.common.errors import UsageError
 from finetune.data import dataset as datasets
-from finetune.data import nanogpt_meta, sources
+from finetune.data import named_texts, nanogpt_meta, text_files
 from finetune.data import prepare as prepare_module
 from finetune.data import split as preparing
 from finetune.data import tokenizer as tokenizers
@@ -110,17 +110,15 @@ def test_python_docs_need_no_download(tmp_path):
     assert dataset.num_tokens("train") + dataset.num_tokens("val") > 400_000
 
 
-def test_shakespeare_without_network_says_where_to_put_the_file(monkeypatch):
-    monkeypatch.setattr(sources, "SHAKESPEARE_URL", "http://127.0.0.1:9/input.txt")
+def test_shakespeare_without_network_says_where_to_put_the_file():
     with pytest.raises(UsageError, match=r"Put the file http.* at data.shakespeare.input.txt"):
-        sources.find(["shakespeare"])
+        named_texts.shakespeare("http://127.0.0.1:9/input.txt")
 
 
-def test_what_is_downloaded_is_checked(monkeypatch, tmp_path):
+def test_what_is_downloaded_is_checked(tmp_path):
     (tmp_path / "other.txt").write_text("not Shakespeare")
-    monkeypatch.setattr(sources, "SHAKESPEARE_URL", (tmp_path / "other.txt").as_uri())
     with pytest.raises(UsageError, match="sha256 differs"):
-        sources.find(["shakespeare"])
+        named_texts.shakespeare((tmp_path / "other.txt").as_uri())
     assert not Path("data/shakespeare/input.txt").exists()
 
 
@@ -133,13 +131,12 @@ def test_a_failed_preparation_leaves_what_was_there(corpus, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()} == before
 
 
-def test_the_offset_of_a_bad_byte_is_right_in_a_large_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "CHUNK_BYTES", 10)
+def test_the_offset_of_a_bad_byte_is_right_in_a_large_file(tmp_path):
     for lead in (b"", b"\xef\xbb\xbf"):
         content = lead + "zeile ä\n".encode() * 7
         (tmp_path / "x.txt").write_bytes(content + b"\xff")
         with pytest.raises(UsageError, match=rf"0xFF at offset {len(content)} \(line 8\)"):
-            list(sources.find([tmp_path / "x.txt"])[0].pieces())
+            list(text_files.read_file(tmp_path / "x.txt", chunk_bytes=10))
 
 
 def nanogpt_pickle(chars, protocol):

@@ -1,5 +1,4 @@
-"""Any corpus comes in: files of every common kind give the same bins, documents stay whole, and bad input is told in
-one line."""
+"""Sources: files of every common kind give the same bins, documents stay whole, and bad input is one line of error."""
 
 import csv
 import gzip
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stand_in_hub import serving
 
 from finetune.common.errors import UsageError
 from finetune.data import sources
@@ -72,13 +72,13 @@ def test_the_same_documents_of_every_kind_give_the_same_bins(bpe_directory):
     assert sum((ids[split] == eot).sum() for split in ids) == 200 and (ids["val"] == eot).sum() == 20
     found = [text for split in ids for text in first.tokenizer.decode(ids[split]).split("<|endoftext|>")]
     assert first.tokenizer.encode("<|endoftext|>").tolist() != [eot]
-    # every document whole, in one of the splits, in order
+    # every document is whole and in one split, in order
     for split in ids:
         ends = np.flatnonzero(ids[split] == eot)
         parts = [first.tokenizer.decode(part[:-1]) for part in np.split(ids[split], ends + 1)[:-1]]
         assert parts == [text for text in documents if text in set(parts)]
         assert first.meta["splits"][split]["documents"] == len(parts)
-    assert len(found) > 200  # the literal one was split as well: it is text
+    assert len(found) > 200  # the literal <|endoftext|> is text, so its document was cut here as well
 
 
 def test_another_seed_holds_out_other_documents_and_val_names_them(bpe_directory):
@@ -120,7 +120,7 @@ def test_several_sources_and_patterns(bpe_directory):
     ]
 
 
-def test_a_pattern_with_an_ending_says_itself_what_is_text():
+def test_a_pattern_with_a_suffix_takes_every_file_that_it_matches():
     write(texts(6), "directory")
     for name in ("one.py", "two.py", "three.rs", ".hidden.py"):
         Path("directory", name).write_text(f"# {name}\n" * 20)
@@ -144,7 +144,7 @@ def test_compressed_text_is_text():
     )
 
 
-def test_a_hub_data_set_is_asked_for_by_its_name(monkeypatch):
+def test_a_hub_data_set_is_loaded_by_its_name(monkeypatch):
     import datasets
 
     asked = {}
@@ -154,8 +154,10 @@ def test_a_hub_data_set_is_asked_for_by_its_name(monkeypatch):
         return iter([{"text": f"document {i}"} for i in range(30)])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(sources, "_check_hub", lambda name: None)
-    dataset = prepare(["someone/corpus:en"], "data", "char", split="validation", revision="main")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with serving() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        dataset = prepare(["someone/corpus:en"], "data", "char", split="validation", revision="main")
     assert asked == {
         "path": "someone/corpus",
         "name": "en",
@@ -173,7 +175,7 @@ BAD = {
         {"columns": {"text": "text"}},
         r"a.jsonl: has no column 'text'; its columns are id, body, title",
     ),
-    "no telling which column": (
+    "an unclear column": (
         "a.jsonl",
         b'{"id": 1, "body": "x", "title": "y"}\n',
         {},
@@ -183,13 +185,13 @@ BAD = {
         "a.jsonl",
         b'{"text": "x"}\n{"text": 3}\n',
         {},
-        r"a.jsonl: row 2: column 'text' holds a value of type int, not text",
+        r"a.jsonl: row 2: column 'text' must be text, not a value of type int",
     ),
-    "no text in a row": (
+    "a row without text": (
         "a.jsonl",
         b'{"text": "x"}\n{"text": null}\n',
         {},
-        r"a.jsonl: row 2: column 'text' holds nothing, not text",
+        r"a.jsonl: row 2: column 'text' must be text, not null",
     ),
     "broken json": ("a.jsonl", b'{"text": "x"}\n{"text":\n', {}, r"a.jsonl: cannot be read as json: "),
     "json that is not UTF-8": (
@@ -220,7 +222,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_told_in_one_line_and_nothing_is_written(name, command):
+def test_bad_input_is_one_line_of_error_and_nothing_is_written(name, command):
     path, content, options, message = BAD[name]
     Path(path).parent.mkdir(exist_ok=True)
     Path(path).write_bytes(content)
@@ -238,7 +240,14 @@ def test_bad_input_is_told_in_one_line_and_nothing_is_written(name, command):
     assert not Path("data").exists()
 
 
-def test_a_name_that_is_neither_here_nor_reachable_is_given_up_quickly(monkeypatch):
+def test_shakespeare_is_not_downloaded_again():
+    path = Path("data/shakespeare/input.txt")
+    path.parent.mkdir(parents=True)
+    path.write_text("To be, or not to be")
+    assert sources.find(["shakespeare"])[0].files == [path]
+
+
+def test_an_unknown_name_without_network_fails_within_seconds(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UsageError, match="someone/corpus: no such file or directory, and the Hub cannot be asked"):

@@ -1,7 +1,12 @@
 """Reading and writing the tokenizer files of Hugging Face models."""
 
+from __future__ import annotations
+
 import json
-import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 FILES = (
     "tokenizer.json",
@@ -12,11 +17,99 @@ FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+MAX_VOCABULARY = 65536  # ids are stored as uint16
+
+Vocabulary = tuple[dict[bytes, int], dict[str, int]]  # the bytes of each ordinary token, the name of each special one
 
 
-def merge_rules(vocabulary):
-    """The merge list behind a ranked vocabulary: each longer token, in order, as the two parts that BPE makes of it
-    just before."""
+def from_tokenizer_json(saved: dict[str, Any]) -> Vocabulary:
+    """The vocabulary in a parsed tokenizer.json. Raises ValueError if it is not byte-level BPE as in GPT-2."""
+    model, normalizer, steps = saved["model"], saved.get("normalizer"), saved.get("pre_tokenizer") or {}
+    if model.get("type", "BPE") != "BPE":
+        raise ValueError(f"its model is {model.get('type')}; byte-level BPE like GPT-2's is needed")
+    if steps.get("type") != "ByteLevel" or steps.get("add_prefix_space") or not steps.get("use_regex", True):
+        expected = "ByteLevel without a prefix space, with its regex"
+        raise ValueError(f"its pre_tokenizer is {json.dumps(steps)}; GPT-2's is {expected}")
+    if normalizer:
+        raise ValueError(f"it has a normalizer ({normalizer.get('type')}), and GPT-2 has none")
+    added = {token["content"]: token["id"] for token in saved.get("added_tokens", [])}
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    return _byte_level({**model["vocab"], **added}, merges)
+
+
+def from_vocab_and_merges(files: dict[str, bytes]) -> Vocabulary:
+    """The vocabulary in vocab.json, merges.txt and, if there, added_tokens.json. Raises ValueError."""
+    ids = {**json.loads(files["vocab.json"]), **json.loads(files.get("added_tokens.json", b"{}"))}
+    lines = files["merges.txt"].decode("utf-8").splitlines()
+    return _byte_level(ids, [line.split(" ") for line in lines if line and not line.startswith("#version")])
+
+
+def _byte_level(ids: dict[str, int], merges: list[list[str]]) -> Vocabulary:
+    """The bytes of each token, from ids in GPT-2's printable letters. A token that is neither a byte nor the result of
+    a merge is special."""
+    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    merged = ["".join(merge) for merge in merges]
+    merged_ids = [ids[token] for token in merged]
+    if merged_ids != sorted(merged_ids):
+        raise ValueError("its merges are not in the order of their ids")
+    if missing := [letter for letter in byte_of if letter not in ids]:
+        raise ValueError(f"{len(missing)} of the 256 bytes have no token")
+    if max(ids.values()) >= MAX_VOCABULARY:
+        raise ValueError("its ids do not fit into 16 bits")
+    ordinary = dict.fromkeys([*byte_of, *merged])
+    special = {token: i for token, i in ids.items() if token not in ordinary}
+    return {bytes(byte_of[letter] for letter in token): ids[token] for token in ordinary}, special
+
+
+def make_bpe_files(vocabulary: dict[bytes, int], special: dict[str, int]) -> dict[str, bytes]:
+    """The content of tokenizer.json and, for older tools, of vocab.json and merges.txt. Takes seconds for GPT-2."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    letters = bytes_to_unicode()
+
+    def spell(token: bytes) -> str:
+        return "".join(letters[byte] for byte in token)
+
+    ids = {spell(token): i for token, i in vocabulary.items()}
+    merges = [(spell(left), spell(right)) for left, right in merge_rules(vocabulary)]
+    tokenizer = Tokenizer(models.BPE({**ids, **special}, merges))
+    names = sorted(special, key=special.__getitem__)
+    tokenizer.add_special_tokens([AddedToken(name, normalized=True) for name in names])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer.save(f"{directory}/tokenizer.json")
+        tokenizer.model.save(directory)
+        return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
+
+
+def write_characters(directory: str | Path, chars: list[str], block_size: int | None = None) -> None:
+    """Write a character vocabulary, in id order, as files that AutoTokenizer of transformers loads."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    # the library needs an id for unknown characters; a space surprises least
+    unknown = " " if " " in chars else chars[0]
+    tokenizer = Tokenizer(models.WordLevel({char: i for i, char in enumerate(chars)}, unk_token=unknown))
+    # with Oniguruma's option m, . also matches a newline
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(?m:.)"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.save(str(Path(directory) / "tokenizer.json"))
+    # both transformers 4 and 5 load this class
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    write_tokenizer_config(directory, config, block_size)
+
+
+def write_tokenizer_config(directory: str | Path, config: dict[str, Any], block_size: int | None = None) -> None:
+    """Write tokenizer_config.json, with `block_size` as model_max_length if given."""
+    config |= {"model_max_length": block_size} if block_size else {}
+    with open(Path(directory) / "tokenizer_config.json", "w", encoding="utf-8") as file:
+        json.dump(config, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def merge_rules(vocabulary: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
+    """The merge list of a ranked vocabulary: for each longer token, in order, the two parts that BPE merges last."""
     for token, rank in sorted(vocabulary.items(), key=lambda item: item[1]):
         if len(token) > 1:
             parts = [token[i : i + 1] for i in range(len(token))]
@@ -24,19 +117,13 @@ def merge_rules(vocabulary):
                 ranks = [vocabulary.get(left + right, rank) for left, right in zip(parts, parts[1:])]
                 best = min(range(len(ranks)), key=ranks.__getitem__)
                 parts[best : best + 2] = [parts[best] + parts[best + 1]]
-            yield tuple(parts)
+            left, right = parts
+            yield left, right
 
 
-def bytes_to_unicode():
-    """GPT-2's printable letter for each byte: itself where it is printable, else the next unused code point from 256
+def bytes_to_unicode() -> dict[int, str]:
+    """GPT-2's printable letter for each byte: the byte itself if printable, else the next unused code point from 256
     on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + n) for n, byte in enumerate(others)}}
-
-
-def write_tokenizer_config(directory, config, block_size):
-    config |= {"model_max_length": block_size} if block_size else {}
-    with open(os.path.join(directory, "tokenizer_config.json"), "w", encoding="utf-8") as file:
-        json.dump(config, file, indent=2, ensure_ascii=False)
-        file.write("\n")

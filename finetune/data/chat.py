@@ -1,14 +1,22 @@
-"""Conversations as text: who speaks stands in a line of its own, and only what the assistant says is learned, with its
-end-of-text."""
+"""Chat data: conversations as text, and chat templates.
+
+Each message is a line with its role, then its content. Only what the assistant says is a target, with an end-of-text
+token after each of its messages."""
+
+from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 from finetune.common.errors import UsageError
 from finetune.data.documents import Chunk
 from finetune.data.tokenizer import END_OF_TEXT
 
-# the same as `pieces`, for transformers: exported as the tokenizer's chat_template
+Message = dict[str, str]  # role, content
+
+# the text of `chunks` as a chat_template of transformers, exported with the tokenizer
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'].capitalize() + ':\\n' + message['content'] + (eos_token if"
     " message['role'] == 'assistant' else '\\n\\n') }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{%"
@@ -16,45 +24,51 @@ TEMPLATE = (
 )
 
 
-def messages_of(row, columns):
-    """The messages of a row of a table: its `messages`, or its prompt and completion as a user's and an assistant's.
+def messages_of(row: dict[str, Any], columns: list[str]) -> list[Message]:
+    """The messages of a table row: its column(s) of messages, or a prompt and a completion as user and assistant.
 
-    `columns` are one or two names. Raises ValueError in plain words where a value is of another kind.
-    """
-    values = {name: row.get(name) for name in columns}
-    kind, wanted = (
-        (str, "text")
-        if len(columns) == 2 and not any(isinstance(value, list) for value in values.values())
-        else (list, "a list of messages")
-    )
+    Raises ValueError if a value has another type."""
+    values: dict[str, Any] = {name: row.get(name) for name in columns}
+    are_texts = len(columns) == 2 and not any(isinstance(value, list) for value in values.values())
+    expected, description = (str, "text") if are_texts else (list, "a list of messages")
     for name, value in values.items():
-        if not isinstance(value, kind) or value == []:
-            found = "nothing" if value is None or value == [] else f"a value of type {type(value).__name__}"
-            raise ValueError(f"column {name!r} holds {found}, not {wanted}")
-    if kind is str:
-        return [{"role": role, "content": value} for role, value in zip(("user", "assistant"), values.values())]
+        if not isinstance(value, expected) or value == []:
+            raise ValueError(f"column {name!r} must be {description}, not {name_of_type(value)}")
+    if are_texts:
+        return [{"role": role, "content": text} for role, text in zip(("user", "assistant"), values.values())]
     messages = [message for value in values.values() for message in value]
     for message in messages:
-        if not isinstance(message, dict) or not all(isinstance(message.get(part), str) for part in ("role", "content")):
-            raise ValueError(f"a message needs role and content, both text, and here is {str(message)[:60]}")
+        if not is_message(message):
+            raise ValueError(f"a message needs role and content, both text, but found {str(message)[:60]}")
     if not any(message["role"] == "assistant" and message["content"] for message in messages):
-        raise ValueError("the assistant says nothing in it, so there is nothing to learn")
+        raise ValueError("no message of the assistant has content, so there is nothing to learn")
     return messages
 
 
-def pieces(messages):
-    """A conversation as the Pieces of one document."""
+def is_message(value: object) -> bool:
+    """Whether it is a dict with role and content, both text."""
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+
+
+def name_of_type(value: object) -> str:
+    if value is None:
+        return "null"
+    return "an empty list" if value == [] else f"a value of type {type(value).__name__}"
+
+
+def chunks(messages: list[Message]) -> Iterator[Chunk]:
+    """A conversation as the Chunks of one document."""
     for number, message in enumerate(messages, 1):
-        last = number == len(messages)
+        is_last = number == len(messages)
         if message["role"] == "assistant":
             yield Chunk("Assistant:\n", target=False)
-            yield Chunk(message["content"], ends=last, stops=not last)
+            yield Chunk(message["content"], ends=is_last, stops=not is_last)
         else:
-            yield Chunk(f"{message['role'].capitalize()}:\n{message['content']}\n\n", ends=last, target=False)
+            yield Chunk(f"{message['role'].capitalize()}:\n{message['content']}\n\n", ends=is_last, target=False)
 
 
-def template_of(directory):
-    """The chat template of a model directory, or None. Where there are several by name, the one named default."""
+def template_of(directory: str | Path) -> str | None:
+    """The chat template of a model directory, or None. Of several named templates, the one named default."""
     directory = Path(directory)
     if (directory / "chat_template.jinja").is_file():
         return (directory / "chat_template.jinja").read_text(encoding="utf-8")
@@ -65,21 +79,19 @@ def template_of(directory):
         return None
 
 
-def render(template, messages):
-    """What a model is to go on from when these messages were said, as transformers' apply_chat_template has it. Raises
+def render(template: str, messages: Iterable[Message]) -> str:
+    """The text of messages up to the assistant's next one, as apply_chat_template of transformers renders it. Raises
     UsageError."""
     from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment  # the template came with a model, which may be anybody's
+    from jinja2.sandbox import ImmutableSandboxedEnvironment  # the template came with a model, from anybody
 
-    def refuse(reason):
+    def raise_exception(reason: str) -> NoReturn:
         raise TemplateError(reason)
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = refuse
+    tokens = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
     try:
-        rendered = environment.from_string(template)
-        return rendered.render(
-            messages=messages, add_generation_prompt=True, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT
-        )
+        compiled = environment.from_string(template, globals={"raise_exception": raise_exception})
+        return compiled.render(messages=messages, add_generation_prompt=True, **tokens)
     except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
-        raise UsageError(f"the model's chat template cannot be used on these messages: {error}") from None
+        raise UsageError(f"the model's chat template fails on these messages: {error}") from None

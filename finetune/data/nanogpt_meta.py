@@ -1,4 +1,4 @@
-"""nanoGPT's meta.pkl, read and written as plain data: nothing in the file is ever run."""
+"""nanoGPT's meta.pkl, read and written as plain data: nothing in the file is ever executed."""
 
 from __future__ import annotations
 
@@ -8,21 +8,26 @@ import pickletools
 
 MAX_BYTES = 16 * 1024 * 1024
 MAX_MARKS = 8  # open at once; a vocabulary has at most two
+# opcodes that build numbers, strings, lists and dictionaries; none imports, calls or allocates a buffer of a given size
 PLAIN = (
     "PROTO FRAME STOP MARK INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT"
     " UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 EMPTY_DICT DICT EMPTY_LIST LIST SETITEM SETITEMS"
     " PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET"
-)  # opcodes that build numbers, strings, lists and dictionaries, and none that imports, calls or takes a buffer's size
+)
+
+OPCODE_NAMES = {opcode.code: opcode.name for opcode in pickletools.opcodes}
 
 
 class _Dispatch(dict):
     def __missing__(self, code: int) -> None:
-        opcode = pickletools.code2op.get(chr(code))
-        name = opcode.name if opcode else f"{code:#04x}"
+        name = OPCODE_NAMES.get(chr(code), f"{code:#04x}")
         raise pickle.UnpicklingError(f"opcode {name} is not plain data; refused, because a pickle can run code")
 
 
-class _Unpickler(pickle._Unpickler):  # written in Python: its memo is a dict, so a huge index costs no memory
+class _Unpickler(pickle._Unpickler):
+    """The unpickler in Python, whose memo is a dict: a huge index costs no memory."""
+
+    metastack: list[object]
     dispatch = _Dispatch(
         {getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in PLAIN.split()}
     )
@@ -30,7 +35,7 @@ class _Unpickler(pickle._Unpickler):  # written in Python: its memo is a dict, s
     def load_mark(self) -> None:
         if len(self.metastack) == MAX_MARKS:
             raise pickle.UnpicklingError("it is nested too deeply")
-        super().load_mark()
+        super().load_mark()  # pyrefly: ignore[missing-attribute]
 
     dispatch[pickle.MARK[0]] = load_mark
 
@@ -39,7 +44,7 @@ class _Unpickler(pickle._Unpickler):  # written in Python: its memo is a dict, s
 
 
 def read(data: bytes) -> list[str]:
-    """The characters of a meta.pkl in id order. Raises ValueError, in one line, for anything but a sound vocabulary."""
+    """The characters of a meta.pkl in id order. Raises ValueError, in one line, if it is not a valid vocabulary."""
     if len(data) > MAX_BYTES:
         raise ValueError(f"{len(data):,} bytes are too many for a character vocabulary")
     meta = _load(data)
@@ -69,5 +74,5 @@ def _load(data: bytes) -> object:
         raise ValueError("it ends too early") from None
     except pickle.UnpicklingError as error:
         raise ValueError(str(error)[:200]) from None  # the index of a memo can have thousands of digits
-    except Exception as error:  # struct.error, IndexError, TypeError and more: the file decides
+    except Exception as error:  # struct.error, IndexError, TypeError and more, depending on the file
         raise ValueError(f"not a well-formed pickle of plain data ({type(error).__name__})") from None

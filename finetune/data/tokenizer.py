@@ -1,140 +1,116 @@
-"""Text to token ids and back: GPT-2's byte-level BPE through tiktoken, or one id a character.
+"""Text to token ids and back: GPT-2's byte-level BPE through tiktoken, or one id per character.
 
-Both kinds have `encode(text) -> uint16 array`, `decode(ids) -> str`, `decode_bytes(ids)`, which may end within a
-character, `vocab_size`, `eot` (the id that ends a document, or None), `beginnings(id)`, the ids of shorter texts that
-the text of `id` begins with, `fingerprint` (equal vocabularies have equal fingerprints), `describe()` for meta.json and
-`save(directory, block_size)`, which writes the files that transformers loads with AutoTokenizer."""
+`Tokenizer` is either of the two classes, which have the same methods."""
+
+from __future__ import annotations
 
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Literal, SupportsInt
 
 import numpy as np
 
 from finetune.common.errors import UsageError
 from finetune.common.network import hub_file, reach
-from finetune.data.bpe_files import FILES, bytes_to_unicode, merge_rules, write_tokenizer_config
+from finetune.data import bpe_files
+from finetune.data.bpe_files import MAX_VOCABULARY
+from finetune.data.text_files import read_small_file
 
-MAX_VOCABULARY = 65536  # ids are stored as uint16
 END_OF_TEXT = "<|endoftext|>"
+TIKTOKEN_HOST = "openaipublic.blob.core.windows.net"
 
 
 class BPETokenizer:
-    """Byte-level BPE as GPT-2 has it. `vocabulary` maps the bytes of each ordinary token to its id, `special` names to
-    ids.
+    """Byte-level BPE as in GPT-2. `vocabulary` maps the bytes of each ordinary token to its id, `special` names to ids.
 
-    `files` are those of the model directory it came from, {name: content}; they are handed on as they are.
-    """
+    `files` are those of the model directory it came from, {name: content}; `save` writes them unchanged."""
 
-    kind = "bpe"
+    kind: Literal["bpe"] = "bpe"
 
-    def __init__(self, vocabulary, special, files=None):
+    def __init__(
+        self, vocabulary: dict[bytes, int], special: dict[str, int], files: dict[str, bytes] | None = None
+    ) -> None:
         import tiktoken
         from tiktoken_ext.openai_public import r50k_pat_str
 
         self.vocabulary, self.special, self.files = vocabulary, special, files or {}
         self.vocab_size = max([*vocabulary.values(), *special.values()]) + 1
-        self.eot = special.get(END_OF_TEXT)
+        self.eot = special.get(END_OF_TEXT)  # the id that ends a document
         self._known = {*vocabulary.values(), *special.values()}
         self._encoding = tiktoken.Encoding(
             "gpt2-like", pat_str=r50k_pat_str, mergeable_ranks=vocabulary, special_tokens=special
         )
 
-    def encode(self, text, special=False):
-        """Ids of `text` as plain text: a literal <|endoftext|> in it is spelled out, and only with `special` the token
-        of that name."""
+    def encode(self, text: str, special: bool = False) -> np.ndarray:
+        """Ids of `text`, uint16. A literal <|endoftext|> becomes the token of that name only with `special`."""
         allowed = set(self.special) if special else set()
         try:
             ids = self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
-        except UnicodeEncodeError:  # lone surrogates, which no UTF-8 has
+        except UnicodeEncodeError:  # lone surrogates, which UTF-8 cannot hold
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             ids = self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
         return ids.astype(np.uint16)
 
-    def decode(self, ids):
-        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, and ids that mean nothing are left out."""
+    def decode(self, ids: Iterable[SupportsInt]) -> str:
+        """The text of `ids`. Bytes that are not UTF-8 become U+FFFD; unknown ids are skipped."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def decode_bytes(self, ids):
+    def decode_bytes(self, ids: Iterable[SupportsInt]) -> bytes:
+        """The bytes of `ids`, which may end within a character."""
         return self._encoding.decode_bytes([int(i) for i in ids if int(i) in self._known])
 
-    def beginnings(self, token):
+    def beginnings(self, token: int) -> list[int]:
+        """The ids of tokens that are a proper prefix of `token`."""
         text = self.decode_bytes([token])
         return [self.vocabulary[text[:end]] for end in range(1, len(text)) if text[:end] in self.vocabulary]
 
     @cached_property
-    def fingerprint(self):
-        """Of what text is turned into: the ordinary tokens and end-of-text. Other special tokens never appear in
-        data."""
+    def fingerprint(self) -> str:
+        """SHA-256 of the ordinary tokens and end-of-text; other special tokens never appear in data."""
         tokens = sorted((i, token.hex()) for token, i in self.vocabulary.items())
         return _sha256(repr((tokens, self.eot)).encode())
 
-    def describe(self):
-        gpt2 = len(self.vocabulary) == 50256 and self.eot == 50256
-        return {
-            "kind": "bpe",
-            "name": "GPT-2 BPE" if gpt2 else f"BPE of {self.vocab_size:,} ids",
-            "sha256": self.fingerprint,
-        }
+    def describe(self) -> dict[str, str]:
+        """The entry of meta.json."""
+        is_gpt2 = len(self.vocabulary) == 50256 and self.eot == 50256
+        name = "GPT-2 BPE" if is_gpt2 else f"BPE of {self.vocab_size:,} ids"
+        return {"kind": "bpe", "name": name, "sha256": self.fingerprint}
 
-    def save(self, directory, block_size=None):
-        directory = Path(directory)
-        spelled = {"tokenizer.json", "vocab.json", "merges.txt"}
-        if not spelled <= self.files.keys():
-            self._spell_out(directory)  # takes seconds for GPT-2's vocabulary, so once is enough
-            self.files |= {name: (directory / name).read_bytes() for name in spelled - self.files.keys()}
+    def save(self, directory: str | Path, block_size: int | None = None) -> None:
+        """Write the files that AutoTokenizer of transformers loads."""
+        if not {"tokenizer.json", "vocab.json", "merges.txt"} <= self.files.keys():
+            self.files = bpe_files.make_bpe_files(self.vocabulary, self.special) | self.files
         for name, content in self.files.items():
-            (directory / name).write_bytes(content)
-        config = (
-            json.loads(self.files["tokenizer_config.json"]) if "tokenizer_config.json" in self.files else self._config()
-        )
-        write_tokenizer_config(directory, config, block_size)
-
-    def _config(self):
-        names = {} if self.eot is None else dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-        return {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, **names}
-
-    def _spell_out(self, directory):
-        """Write those of tokenizer.json, vocab.json and merges.txt that did not come with the tokenizer."""
-        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-
-        letters = bytes_to_unicode()
-        vocab = {"".join(letters[byte] for byte in token): i for token, i in self.vocabulary.items()}
-        merges = [
-            tuple("".join(letters[byte] for byte in part) for part in parts) for parts in merge_rules(self.vocabulary)
-        ]
-        tokenizer = Tokenizer(models.BPE({**vocab, **self.special}, merges))
-        tokenizer.add_special_tokens(
-            [AddedToken(name, normalized=True) for name in sorted(self.special, key=self.special.get)]
-        )
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-        if "tokenizer.json" not in self.files:
-            tokenizer.save(str(directory / "tokenizer.json"))
-        if not {"vocab.json", "merges.txt"} <= self.files.keys():  # older tools read these
-            tokenizer.model.save(str(directory))
+            (Path(directory) / name).write_bytes(content)
+        if "tokenizer_config.json" in self.files:
+            config = json.loads(self.files["tokenizer_config.json"])
+        else:
+            names = {} if self.eot is None else dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+            config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, **names}
+        bpe_files.write_tokenizer_config(directory, config, block_size)
 
 
 class CharTokenizer:
-    """One id a character, in code point order, as nanoGPT's character-level preparation numbers them."""
+    """One id per character, in code point order, as nanoGPT's character-level preparation numbers them."""
 
-    kind = "char"
-    eot = None
+    kind: Literal["char"] = "char"
+    eot: int | None = None
 
-    def __init__(self, chars):
-        if len(chars) > MAX_VOCABULARY:
-            raise UsageError(f"{len(chars):,} different characters do not fit into 16-bit ids; use a BPE tokenizer")
+    def __init__(self, chars: Iterable[str]) -> None:
         self.chars = list(chars)
         self.vocab_size = len(self.chars)
+        if self.vocab_size > MAX_VOCABULARY:
+            raise UsageError(f"{self.vocab_size:,} different characters do not fit into 16-bit ids; use BPE")
         self._points = np.array([ord(char) for char in self.chars], dtype=np.uint32)
-        self._order = np.argsort(self._points)  # a vocabulary from elsewhere need not be sorted
+        self._order = np.argsort(self._points)  # a vocabulary from elsewhere may be unsorted
 
-    def encode(self, text, special=False):
-        """Ids of `text`; there are no `special` ones. Raises UsageError naming characters outside the vocabulary."""
+    def encode(self, text: str, special: bool = False) -> np.ndarray:
+        """Ids of `text`, uint16; there are no `special` ones. Raises UsageError naming unknown characters."""
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         found = np.searchsorted(self._points, points, sorter=self._order).clip(max=self.vocab_size - 1)
         ids = self._order[found]
@@ -144,50 +120,38 @@ class CharTokenizer:
             raise UsageError(f"{examples} not among the {self.vocab_size} characters of this vocabulary")
         return ids.astype(np.uint16)
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[SupportsInt]) -> str:
         return "".join(self.chars[int(i)] for i in ids)
 
-    def decode_bytes(self, ids):
+    def decode_bytes(self, ids: Iterable[SupportsInt]) -> bytes:
         return self.decode(ids).encode("utf-8", "surrogatepass")
 
-    def beginnings(self, token):
+    def beginnings(self, token: int) -> list[int]:
         return []
 
     @cached_property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         return _sha256("".join(self.chars).encode("utf-8", "surrogatepass"))
 
-    def describe(self):
+    def describe(self) -> dict[str, str]:
         name = f"{self.vocab_size} characters"
         return {"kind": "char", "name": name, "sha256": self.fingerprint, "chars": "".join(self.chars)}
 
-    def save(self, directory, block_size=None):
-        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
-        # an unknown character must become some id without adding one; a space is the least surprising
-        unknown = " " if " " in self.chars else self.chars[0]
-        tokenizer = Tokenizer(models.WordLevel({char: i for i, char in enumerate(self.chars)}, unk_token=unknown))
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(
-            Regex("(?m:.)"), behavior="isolated"
-        )  # Oniguruma's m: . matches newlines
-        tokenizer.decoder = decoders.Fuse()
-        tokenizer.save(str(Path(directory) / "tokenizer.json"))
-        # this class name is the one that transformers 4 and 5 both load
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        write_tokenizer_config(directory, config, block_size)
+    def save(self, directory: str | Path, block_size: int | None = None) -> None:
+        bpe_files.write_characters(directory, self.chars, block_size)
 
 
-def gpt2():
-    """GPT-2's own tokenizer, from tiktoken or from the model gpt2 of the Hub: downloaded once, and from then on in the
-    cache of either.
+Tokenizer = BPETokenizer | CharTokenizer
 
-    Raises UsageError, within seconds, when it can neither be found nor reached.
-    """
+
+def gpt2() -> BPETokenizer:
+    """GPT-2's own tokenizer, from the cache of tiktoken or of the Hub, else downloaded to it. Raises UsageError within
+    seconds if neither works."""
     failures = []
     for find in (_gpt2_of_tiktoken, _gpt2_of_the_hub):
         try:
             return find()
-        except Exception as error:  # every way in which a network fails has its own class
+        except Exception as error:  # each library has its own classes of network errors
             failures.append(type(error).__name__)
     raise UsageError(
         "tokenizer gpt2: not in tiktoken's cache or that of the Hub, and neither server can be reached"
@@ -196,59 +160,54 @@ def gpt2():
     )
 
 
-def _gpt2_of_tiktoken():
+def _gpt2_of_tiktoken() -> BPETokenizer:
     import tiktoken
 
     if not _tiktoken_has_gpt2():
-        reach(f"https://{TIKTOKEN_HOST}")  # tiktoken itself would wait without end
+        reach(f"https://{TIKTOKEN_HOST}")  # tiktoken has no timeout
     encoding = tiktoken.get_encoding("gpt2")
     return BPETokenizer(dict(encoding._mergeable_ranks), dict(encoding._special_tokens))
 
 
-def _gpt2_of_the_hub():
-    return from_directory(Path(hub_file("gpt2", "tokenizer.json")).parent)
+def _gpt2_of_the_hub() -> BPETokenizer:
+    found = from_directory(Path(hub_file("gpt2", "tokenizer.json")).parent)
+    if not isinstance(found, BPETokenizer):
+        raise ValueError("the model gpt2 of the Hub has no BPE tokenizer")
+    return found
 
 
-TIKTOKEN_HOST = "openaipublic.blob.core.windows.net"
-
-
-def _tiktoken_has_gpt2():
-    """Whether tiktoken's cache holds both files of GPT-2's vocabulary, so that it will not ask the network."""
-    cache = (
-        os.environ.get("TIKTOKEN_CACHE_DIR")
-        or os.environ.get("DATA_GYM_CACHE_DIR")
-        or os.path.join(tempfile.gettempdir(), "data-gym-cache")
-    )
+def _tiktoken_has_gpt2() -> bool:
+    """Whether tiktoken's cache holds both files of GPT-2's vocabulary, so that it needs no network."""
+    default = os.path.join(tempfile.gettempdir(), "data-gym-cache")
+    cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or default
     urls = [f"https://{TIKTOKEN_HOST}/gpt-2/encodings/main/{name}" for name in ("vocab.bpe", "encoder.json")]
     return all(os.path.isfile(os.path.join(cache, hashlib.sha1(url.encode()).hexdigest())) for url in urls)
 
 
-def from_directory(directory):
-    """The tokenizer of a model directory, or None when it has none. Raises UsageError when it is of a kind we do not
-    have."""
+def from_directory(directory: str | Path) -> Tokenizer | None:
+    """The tokenizer of a model directory, or None if it has none. Raises UsageError for an unsupported kind."""
     directory = Path(directory)
-    files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
+    files = {name: (directory / name).read_bytes() for name in bpe_files.FILES if (directory / name).is_file()}
     try:
         if "tokenizer.json" in files:
-            return _from_tokenizer_json(json.loads(files["tokenizer.json"]), files)
+            saved = json.loads(files["tokenizer.json"])
+            if saved["model"].get("type") == "WordLevel":
+                ids = saved["model"]["vocab"]
+                return CharTokenizer(sorted(ids, key=ids.get))
+            return BPETokenizer(*bpe_files.from_tokenizer_json(saved), files)
         if {"vocab.json", "merges.txt"} <= files.keys():
-            vocab = {**json.loads(files["vocab.json"]), **json.loads(files.get("added_tokens.json", b"{}"))}
-            lines = files["merges.txt"].decode("utf-8").splitlines()
-            merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-            return _byte_level(vocab, merges, files)
+            return BPETokenizer(*bpe_files.from_vocab_and_merges(files), files)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{directory}: its tokenizer cannot be used: {error}") from None
     return None
 
 
-def from_description(description, directory):
-    """The tokenizer that a meta.json describes; BPE files lie beside it. Raises UsageError when it is not there or
-    another one."""
-    tokenizer = CharTokenizer(description["chars"]) if description["kind"] == "char" else from_directory(directory)
+def from_description(description: dict[str, str], directory: str | Path) -> Tokenizer:
+    """The tokenizer of a meta.json entry; BPE files lie beside meta.json. Raises UsageError if missing or changed."""
+    is_char = description["kind"] == "char"
+    tokenizer = CharTokenizer(description["chars"]) if is_char else from_directory(directory)
     if tokenizer is None:
-        raise UsageError(
-            f"{directory}: the tokenizer that meta.json speaks of, tokenizer.json, is not there; run prepare again"
-        )
+        raise UsageError(f"{directory}: tokenizer.json, named in meta.json, is missing; run prepare again")
     if tokenizer.fingerprint != description.get("sha256"):
         raise UsageError(
             f"{directory}: the tokenizer here is not the one these tokens were made with; run prepare again"
@@ -256,67 +215,22 @@ def from_description(description, directory):
     return tokenizer
 
 
-def _from_tokenizer_json(saved, files):
-    model = saved["model"]
-    if model.get("type") == "WordLevel":
-        return CharTokenizer(sorted(model["vocab"], key=model["vocab"].get))
-    if model.get("type", "BPE") != "BPE":
-        raise ValueError(f"its model is {model.get('type')}; byte-level BPE like GPT-2's is needed")
-    steps, normalizer = saved.get("pre_tokenizer") or {}, saved.get("normalizer")
-    if steps.get("type") != "ByteLevel" or steps.get("add_prefix_space") or not steps.get("use_regex", True):
-        raise ValueError(
-            f"its pre_tokenizer is {json.dumps(steps)}; GPT-2's is ByteLevel without a prefix space, with its regex"
-        )
-    if normalizer:
-        raise ValueError(f"it has a normalizer ({normalizer.get('type')}), and GPT-2 has none")
-    vocab = {**model["vocab"], **{token["content"]: token["id"] for token in saved.get("added_tokens", [])}}
-    return _byte_level(
-        vocab, [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]], files
-    )
-
-
-def _byte_level(vocab, merges, files):
-    """A BPETokenizer from a vocabulary in GPT-2's printable letters. What is neither a byte nor made by a merge is
-    special."""
-    numbers = {letter: byte for byte, letter in bytes_to_unicode().items()}
-    merged = ["".join(merge) for merge in merges]
-    ids = [vocab[token] for token in merged]
-    if ids != sorted(ids):
-        raise ValueError("its merges are not in the order of their ids")
-    missing = [letter for letter in numbers if letter not in vocab]
-    if missing:
-        raise ValueError(f"{len(missing)} of the 256 bytes have no token")
-    if max(vocab.values()) >= MAX_VOCABULARY:
-        raise ValueError("its ids do not fit into 16 bits")
-    ordinary = dict.fromkeys([*numbers, *merged])
-    vocabulary = {bytes(numbers[letter] for letter in token): vocab[token] for token in ordinary}
-    special = {token: i for token, i in vocab.items() if token not in ordinary}
-    return BPETokenizer(vocabulary, special, files)
-
-
-def prompt_ids(tokenizer, start):
-    """The ids of a prompt, an int64 array: of the text itself, or of a file when it is FILE:path. Raises UsageError."""
+def prompt_ids(tokenizer: Tokenizer, start: str) -> np.ndarray:
+    """The int64 ids of a prompt: of the text itself, or of a file if it is FILE:path. Raises UsageError."""
     if start.startswith("FILE:"):
-        path = start.removeprefix("FILE:")
-        try:
-            start = Path(path).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{path}: byte at offset {error.start:,} is not UTF-8") from None
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+        start = read_small_file(start.removeprefix("FILE:"))
     if not start:
-        raise UsageError("start: the prompt is empty; a model needs at least one token to go on from")
+        raise UsageError("start: the prompt is empty; the model needs at least one token")
     return encode_prompt(tokenizer, start, "start")
 
 
-def encode_prompt(tokenizer, text, place):
-    """The ids of a prompt, an int64 array; <|endoftext|> in it is the token, so that a prompt can begin a document.
-    Raises UsageError naming the `place` the prompt is from."""
+def encode_prompt(tokenizer: Tokenizer, text: str, place: str) -> np.ndarray:
+    """The int64 ids of a prompt, in which <|endoftext|> is the special token. Raises UsageError naming `place`."""
     try:
         return tokenizer.encode(text, special=True).astype(np.int64)
     except UsageError as error:
         raise UsageError(f"{place}: {error}") from None
 
 
-def _sha256(data):
+def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
