@@ -336,7 +336,7 @@ def test_xl_fits_a_card_of_12_gb(command):
     config = GPTConfig(n_layer=48, n_head=25, n_embd=1600)
 
     def takes(recipe):
-        return memory_modes.estimate_of(recipe, config, 1024, "cuda", "bfloat16", True, evaluated=1).peak
+        return memory_modes.estimate_of(recipe, config, 1024, "cuda", "bfloat16", True, max_eval_rows=1).peak
 
     chosen, needed, line = memory_modes.choose_mode_that_fits(recipe, takes, 11.5e9)
     assert chosen.lora_rank == 16 and needed < 10.35e9 and "gradient_checkpointing=true" in line
