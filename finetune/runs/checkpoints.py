@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 
 from finetune.common import files
 from finetune.common.errors import UsageError
-from finetune.common.files import MANIFEST, find_damage, remove, sync, write_directory
 from finetune.config.recipe import Recipe
 from finetune.config.schedule import Schedule
 from finetune.gpt import lora, size
@@ -53,13 +52,13 @@ def save_state(
     folder = Path(out_dir) / "last"
     if not folder.is_dir():
         folder.mkdir()
-        sync(folder.parent)
+        files.sync(folder.parent)
     target = folder / _name(state["iteration"])
-    write_directory(target, fill)
+    files.write_directory(target, fill)
     found = states(out_dir)
     newer = [path for path in found if path.name > target.name]  # damaged, or rolled back
     for path in newer + found[len(newer) + KEEP :]:
-        remove(path)
+        files.remove(path)
 
 
 def _name(iteration: int) -> str:
@@ -69,7 +68,7 @@ def _name(iteration: int) -> str:
 def read_best(out_dir: str | Path) -> dict[str, Any]:
     """{"val_loss", "step"} of the model in best/, or {} if there is none or it is damaged."""
     directory = Path(out_dir) / "best"
-    if not directory.is_dir() or find_damage(directory):
+    if not directory.is_dir() or files.find_damage(directory):
         return {}
     facts = json.loads((directory / "finetune.json").read_text(encoding="utf-8"))
     return {"val_loss": facts["val_loss"], "step": facts["step"]}
@@ -77,7 +76,7 @@ def read_best(out_dir: str | Path) -> dict[str, Any]:
 
 def delete_state(out_dir: str | Path, iteration: int) -> None:
     """Delete the state of an iteration."""
-    remove(Path(out_dir) / "last" / _name(iteration))
+    files.remove(Path(out_dir) / "last" / _name(iteration))
 
 
 def states(out_dir: str | Path) -> list[Path]:
@@ -89,7 +88,7 @@ def load_state(out_dir: str | Path, log: Callable[[str], object] = print) -> Sav
     """The newest undamaged state; damaged ones are logged. Raises UsageError if there is none."""
     problems = []
     for directory in states(out_dir):
-        problem = find_damage(directory)
+        problem = files.find_damage(directory)
         if problem is None:
             try:
                 state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
@@ -111,8 +110,8 @@ def remove_run(out_dir: str | Path) -> None:
     report."""
     out_dir = Path(out_dir)
     for path in [out_dir / "best", out_dir / "export", *sorted(out_dir.glob("iter_*")), *states(out_dir)]:
-        if (path / MANIFEST).is_file() and not path.is_symlink():
-            remove(path)
+        if (path / files.MANIFEST).is_file() and not path.is_symlink():
+            files.remove(path)
     for name in ("metrics.jsonl", "loss.png", "report.html"):
         (out_dir / name).unlink(missing_ok=True)
 
