@@ -142,17 +142,18 @@ def test_activations_are_what_pytorch_keeps_for_the_backward_pass(dtype, dropout
         return sum(storages.values()), network.config
 
     (more, config), (less, _) = saved(2), saved(1)
-    counted = memory.activations_of_layer(config, 2, 128, "cpu", dtype.itemsize, compiled=False, dropout=dropout)
-    casts = memory.estimate_memory(config, 2, 128, "cpu", str(dtype)[6:]).parts["weights as products read them"] // 2
+    work = memory.Workload(config, 2, 128, "cpu", str(dtype)[6:], dropout=dropout)
+    counted = memory.activations_of_layer(work)
+    casts = memory.estimate_memory(work).parts["cast weights"] // 2
     assert counted + casts == pytest.approx(more - less, rel=0.005)
 
 
 def test_the_end_of_the_ladder_speaks_with_the_same_formula():
     L, H, C = SHAPES["gpt2-xl"]
     config = GPTConfig(n_layer=L, n_head=H, n_embd=C)
-    needed = memory.estimate_memory(config, 1, 1024, checkpointing=True).peak / 1e9
+    needed = memory.estimate_memory(memory.Workload(config, 1, 1024, gradient_checkpointing=True)).peak / 1e9
     assert (
-        f"which take {needed:.2f} GB" in memory_modes.oom_advice(config, 1024, Recipe(dataset="x")) and 25 < needed < 40
+        f"estimated {needed:.2f} GB" in memory_modes.oom_advice(config, 1024, Recipe(dataset="x")) and 25 < needed < 40
     )
 
 

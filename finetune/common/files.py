@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from finetune.common.errors import UsageError
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+MANIFEST_FORMAT = 1
 CHUNK_BYTES = 1 << 22
 
 
@@ -35,7 +35,7 @@ def write_directory(target, fill):
         fill(work)
         found = sorted(work.rglob("*"))
         manifest = {
-            "format": FORMAT,
+            "format": MANIFEST_FORMAT,
             "files": {str(path.relative_to(work)): sha256_of(path) for path in found if path.is_file()},
         }
         for path in found:  # directories as well: the names in them are theirs to keep

@@ -1,7 +1,7 @@
-"""The model card: README.md of a model directory, from what the run, its weights and the export recorded.
+"""The model card: README.md of a model directory, from the records of the run and the export.
 
-The text is in model_card.md.j2, which escapes names where it shows them; this module gathers the values. The card omits
-a value that was not recorded."""
+This module collects the values; the text is in model_card.md.j2, which escapes names. The card omits values that were
+not recorded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from finetune.gpt import size
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
     from finetune.gpt import GPTConfig
+
 MAX_SAMPLES = 3
 COUNTS = ("tokens", "targets", "characters", "bytes", "documents")
 SETTINGS = (
@@ -38,7 +39,7 @@ def model_card(
     """README.md of a model directory, in the Hub's format.
 
     `place` is the directory or repository to load the model from. `facts` (finetune.json) and `events` (metrics.jsonl)
-    are empty for a model that no run of ours made. `picture` is the file name of the loss curve, `verified` the result
+    are empty for a model without a run. `picture` is the file name of the loss curve, `verified` the result
     of the export's checks."""
     run = History(facts, events)
     is_adapter = bool(verified) and verified.get("format") == "peft"
@@ -77,7 +78,7 @@ class History:
     def __init__(self, facts: dict[str, Any], events: list[dict[str, Any]]) -> None:
         started = [event for event in events if event["event"] in ("start", "resume")]
         best = [number for number, event in enumerate(events) if event["event"] == "best"]
-        # evaluations and samples are of best/: they count only if these weights are the newest best/, not a mixture
+        # evaluations and samples describe best/: use them only if these weights are the newest best/, not a mixture
         is_newest = best and events[best[-1]]["step"] == facts.get("step") and "interpolation" not in facts
         since = events[best[-1] :] if is_newest else []
         samples = [event for event in since if event["event"] == "samples" and event.get("step") == facts.get("step")]
@@ -154,7 +155,7 @@ def _losses(run: History) -> Iterator[tuple[str, float]]:
 
 
 def _split_table(data: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """(columns, [(split, counts)]) of a run's data; a running text has no documents to count."""
+    """(columns, [(split, counts)]) of a run's data; a continuous text has no documents to count."""
     if not data:
         return [], []
     splits = {"train": data["splits"]["train"], "validation": data["splits"]["val"]}
@@ -184,15 +185,15 @@ def _measurements(event: dict[str, Any]) -> Iterator[tuple[str, str]]:
             if _is_number(value):
                 yield prefix + _one_line(name).replace("_", " "), _number(value)
     if copied := event.get("memorisation"):
-        yield f"{copied['ngram']}-grams of its samples that stand in the training data", f"{copied['copied']:.1%}"
-        yield "longest passage copied from there, in tokens", str(copied["longest"])
+        yield f"{copied['ngram']}-grams of its samples found in the training data", f"{copied['copied']:.1%}"
+        yield "longest passage copied from there (tokens)", str(copied["longest"])
 
 
 def _template() -> Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader(__package__, ""),
+        loader=PackageLoader("finetune.runs", ""),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -202,12 +203,17 @@ def _template() -> Template:
         "fence": _fence,
         "markdown": escape_markdown,
         "number": _number,
-        "paragraph": lambda text: " ".join(text.split()) + "\n",  # so that the template may wrap its lines
+        "paragraph": _paragraph,
         "perplexity": _perplexity,
-        "public": without_folders,
         "repr": repr,
+        "without_folders": without_folders,
     }
     return environment.get_template("model_card.md.j2")
+
+
+def _paragraph(text: str) -> str:
+    """Text on one line, so that the template may wrap its lines."""
+    return " ".join(text.split()) + "\n"
 
 
 def _fence(text: str) -> str:
@@ -219,7 +225,7 @@ def _perplexity(loss: float) -> float:
     return math.exp(min(loss, 700))  # exp(710) overflows
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

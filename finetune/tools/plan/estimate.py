@@ -115,7 +115,7 @@ class Plan:
         return min(train, self.data.rows["train"]), min(limit or self.data.rows["val"], self.data.rows["val"])
 
     def needs(self, evaluated=None, **changes):
-        """The memory.Needs of a process; of the plan with another batch_size or another mode, if given."""
+        """The memory estimate of a process; of the plan with another batch_size or another mode, if given."""
         if "batch_size" in changes:
             changes = {"gradient_accumulation_steps": self.rows // changes["batch_size"], **changes}
         recipe, evaluated = dataclasses.replace(self.recipe, **changes), evaluated or max(self.rows_of_evaluation)
@@ -127,8 +127,8 @@ class Plan:
             self.dtype,
             self.compile,
             self.processes,
-            program=self.program,
-            evaluated=evaluated,
+            base_rss=self.program,
+            max_eval_rows=evaluated,
         )
 
     def takes(self, **changes):
