@@ -152,7 +152,7 @@ def test_a_page_of_a_run_without_anything_is_a_page():
     synthesised([], end=None, best=False, states=0)
     run = record.load("out")
     _, words = read(html_report.write(run, diagnosis.diagnose(run)))
-    assert "There is no whole model" in words and "missing_checkpoint" in words
+    assert "There is no complete model" in words and "missing_checkpoint" in words
 
 
 def test_what_cannot_be_written_is_said_in_one_line(command):
@@ -179,7 +179,7 @@ def test_overwriting_a_run_removes_its_report(tiny_run):
 def test_a_long_line_keeps_its_extremes():
     points = [(x, math.sin(x / 50)) for x in range(20_000)]
     points[12_345] = (12_345, 40.0)
-    kept = svg_chart._thinned(points)
+    kept = svg_chart.thin_out(points)
     assert (
         len(kept) <= 2 * svg_chart.BUCKETS
         and (12_345, 40.0) in kept
@@ -189,7 +189,7 @@ def test_a_long_line_keeps_its_extremes():
 
 def test_ticks_are_round_and_within():
     for low, high in ((0, 120), (2.5, 4.6), (0, 3e-5), (1e-7, 1.2e-7), (-3, 90_000), (0, 1)):
-        ticks = svg_chart._ticks(low, high)
+        ticks = svg_chart.round_ticks(low, high)
         assert 2 <= len(ticks) <= 8 and all(low - 1e-12 <= tick <= high + 1e-9 for tick in ticks)
 
 
