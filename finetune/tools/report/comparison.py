@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune.common.formatting import duration, recipe_value
+from finetune.common.formatting import duration, setting
 from finetune.tools.report.record import Record
 
 ALWAYS_DIFFERENT = ("out_dir", "overwrite", "wandb_run_name")
@@ -29,10 +29,10 @@ def to_text(runs: Sequence[Record]) -> str:
 def _recipes(runs: Sequence[Record]) -> list[Row]:
     """The keys in which the recipes differ."""
     keys = dict.fromkeys(key for run in runs for key in run.recipe)
-    rows = [("init_from", *(recipe_value(run.init_from) for run in runs))]
+    rows = [("init_from", *(setting(run.init_from) for run in runs))]
     for key in keys:
         if key not in ("init_from", *ALWAYS_DIFFERENT):
-            rows.append((key, *(recipe_value(run.recipe.get(key)) for run in runs)))
+            rows.append((key, *(setting(run.recipe.get(key)) for run in runs)))
     return [row for row in rows if len(set(row[1:])) > 1]
 
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.common.formatting import duration, recipe_value
+from finetune.common.formatting import duration, figure, is_number, setting
 from finetune.config.recipe import Recipe
 from finetune.tools.report import diagnosis, svg_chart, tables
 from finetune.tools.report.record import Event, Record
 from finetune.tools.report.rules import Finding
-from finetune.tools.report.svg_chart import Chart, Line, Mark, chart, figure
+from finetune.tools.report.svg_chart import Chart, Line, Mark, chart
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -68,7 +68,7 @@ def _template() -> Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader(__package__, ""),
+        loader=PackageLoader("finetune.tools.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -119,7 +119,7 @@ def _charts(run: Record) -> list[Chart]:
         ("Tokens per second", "tokens_per_second", "e"),
         ("Gradient norm", "grad_norm", "b"),
     ):
-        points = [(event["iter"], event[name]) for event in updates if isinstance(event.get(name), (int, float))]
+        points = [(event["iter"], event[name]) for event in updates if is_number(event.get(name))]
         charts.append(chart(title, [Line(title.lower(), points, style)], marks, run.done))
     return [made for made in charts if made]
 
@@ -143,7 +143,7 @@ def _settings(run: Record) -> tuple[list[Setting], list[Setting]]:
     given, defaults = [], []
     for name, value in run.recipe.items():
         reason, metadata = reasons.get(name), fields[name].metadata if name in fields else {}
-        text, description = recipe_value(value), metadata.get("help", "")
+        text, description = setting(value), metadata.get("help", "")
         is_derived = metadata.get("derived") and value is not None
         if reason:
             given.append((name, text, reason.get("origin", ""), reason.get("why") or description))

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from finetune.common.errors import UsageError
 from finetune.common.files import MANIFEST, find_damage
+from finetune.common.formatting import is_number
 from finetune.data import dataset
 from finetune.runs.events import read_metrics
 
@@ -165,8 +166,8 @@ class Record:
     @property
     def train_tokens(self) -> int | None:
         """Tokens to train on, None if unknown."""
-        known = [part.split("train").get("tokens") for part in self.data]
-        return sum(known) if known and None not in known else None
+        known = [part.split("train")["tokens"] for part in self.data if "tokens" in part.split("train")]
+        return sum(known) if known and len(known) == len(self.data) else None
 
     def passes(self, updates: int) -> float | None:
         """Passes over the training data in so many updates, None if unknown."""
@@ -294,5 +295,5 @@ def _printable(value: Any) -> Any:
 
 
 def has_numbers(event: Event, *names: str) -> bool:
-    """Whether these values are finite; metrics.jsonl holds NaN and infinity as text."""
-    return all(isinstance(event.get(name), (int, float)) and math.isfinite(event[name]) for name in names)
+    """Whether these values are finite numbers."""
+    return all(is_number(event.get(name)) for name in names)

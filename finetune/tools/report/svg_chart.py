@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from finetune.common.formatting import figure
+
 WIDTH, HEIGHT = 480, 240  # about a pixel on a phone each, so that text is legible there too
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 20, 30  # margins
 BUCKETS = 240  # of a longer line the least and the greatest value of each are drawn
@@ -91,13 +93,6 @@ def chart(title: str, lines: Sequence[Line], marks: Sequence[Mark] = (), x_max: 
         placed,
         [curve(line) for line in lines],
     )
-
-
-def figure(value: float) -> str:
-    """A number as short as an axis needs it: 15,946, 0.25, 3e-05, 1.2M."""
-    if abs(value) >= 1e6:
-        return f"{value / 1e6:.4g}M"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _bounds(lines: Sequence[Line]) -> Point:
