@@ -60,10 +60,6 @@ class Record:
     states: list[Path]  # complete states to resume from, newest first
     running: bool
 
-    @property
-    def title(self) -> str:
-        return self.out_dir.resolve().name
-
     @cached_property
     def started(self) -> Event:
         """The newest `start` or `resume` event, or {}."""
