@@ -25,7 +25,7 @@ def main(argv):
     options, _ = parse(Options, argv, USAGE)
     from finetune.tools.report import comparison, record
 
-    print(comparison.screen([record.load(out_dir) for out_dir in options.sources]))
+    print(comparison.to_text([record.load(out_dir) for out_dir in options.sources]))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def main(argv):
     from finetune.tools.report import diagnosis, record
 
     found = record.load(options.out_dir, options.verify)
-    print(diagnosis.screen(diagnosis.diagnose(found)) or f"{options.out_dir}: nothing to say")
+    print(diagnosis.to_text(diagnosis.diagnose(found)) or f"{options.out_dir}: nothing to say")
 
 
 if __name__ == "__main__":
