@@ -14,6 +14,7 @@ from test_trust import events, final, harness
 
 from finetune.common import files
 from finetune.common.errors import UsageError
+from finetune.config.options import find_problems
 from finetune.config.recipe import Recipe
 from finetune.gpt import GPT, convert, lora
 from finetune.runtime import device, memory_modes
@@ -250,7 +251,8 @@ def test_an_export_over_a_model_of_the_hub_names_it(adapted, command, monkeypatc
     trainer.train(adapted(max_iters=8, eval_interval=8))
     facts = json.loads(Path("out/best/finetune.json").read_text())
     Path("out/best/finetune.json").write_text(json.dumps(facts | {"base_model": "someone/base"}))
-    fresh = files.sha256_of(Path("out/best/finetune.json"))
+    path = Path("out/best/finetune.json")
+    fresh = {"bytes": path.stat().st_size, "sha256": files.sha256_of(path)}
     manifest = json.loads(Path("out/best/manifest.json").read_text())
     manifest["files"]["finetune.json"] = fresh
     Path("out/best/manifest.json").write_text(json.dumps(manifest))
@@ -323,7 +325,7 @@ def test_a_frozen_head_has_no_gradient_and_leaves_the_others_as_they_were():
     ],
 )
 def test_contradictions_are_told(values, told):
-    (found,) = Recipe(**{"dataset": "x"} | values).problems()
+    (found,) = find_problems(Recipe(**{"dataset": "x"} | values))
     assert told in found[1]
 
 

@@ -9,7 +9,6 @@ renames. A state that differs from its manifest is never loaded. Files are safet
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +46,7 @@ def save_state(
     def fill(directory: Path) -> None:
         write_tensors(directory / "model.safetensors", weights)
         write_tensors(directory / "optimizer.safetensors", optimizer)
-        (directory / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        files.write_json(directory / "state.json", state)
 
     folder = Path(out_dir) / "last"
     if not folder.is_dir():
@@ -70,7 +69,7 @@ def read_best(out_dir: str | Path) -> dict[str, Any]:
     directory = Path(out_dir) / "best"
     if not directory.is_dir() or files.find_damage(directory):
         return {}
-    facts = json.loads((directory / "finetune.json").read_text(encoding="utf-8"))
+    facts = files.read_json(directory / "finetune.json")
     return {"val_loss": facts["val_loss"], "step": facts["step"]}
 
 
@@ -91,7 +90,7 @@ def load_state(out_dir: str | Path, log: Callable[[str], object] = print) -> Sav
         problem = files.find_damage(directory)
         if problem is None:
             try:
-                state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+                state = files.read_json(directory / "state.json")
                 weights, optimizer = (load_file(directory / f"{name}.safetensors") for name in ("model", "optimizer"))
                 if problems:
                     log(f"using {directory}")

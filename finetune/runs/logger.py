@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from finetune.common.files import write_file
 from finetune.common.formatting import duration
 from finetune.runs.events import Progress, events_until, read_metrics
 from finetune.runs.wandb_log import Tracker
@@ -48,12 +49,7 @@ class RunLogger:
     def rewrite(self, run: Progress | None = None) -> None:
         """Drop the events after the iteration that a run was rolled back to; without a run, drop all."""
         kept = events_until(read_metrics(self.path), run) if run else []
-        partial = self.path.with_name(".tmp-metrics.jsonl")
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(event) + "\n" for event in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.path)
+        write_file(self.path, "".join(json.dumps(event) + "\n" for event in kept))
         if self.file:
             self.file.close()
         self.file = open(self.path, "a", encoding="utf-8")

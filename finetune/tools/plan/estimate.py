@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,7 +243,7 @@ def _saved(recipe: Recipe) -> dict[str, Any]:
     """state.json of the newest state that can be read."""
     for directory in checkpoints.states(recipe.out_dir):
         try:
-            return json.loads((directory / "state.json").read_text(encoding="utf-8"))
+            return files.read_json(directory / "state.json")
         except (OSError, ValueError):
             continue
     raise UsageError(f"{recipe.out_dir}: nothing to resume; it has no last/step-*. Start a run with another init_from")

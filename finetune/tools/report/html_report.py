@@ -4,12 +4,12 @@ asset. This module gathers the values; report.html.j2 escapes and shows them."""
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.common.files import write_file
 from finetune.common.formatting import duration, figure, is_number, setting
 from finetune.config.recipe import Recipe
 from finetune.tools.report import diagnosis, svg_chart, tables
@@ -31,13 +31,7 @@ def write(run: Record, findings: list[Finding], path: str | Path | None = None) 
     """Write the report of a run, by default to report.html in its out_dir; return the path. Raises OSError and leaves
     the old file."""
     path = Path(path or run.out_dir / "report.html")
-    partial = path.with_name(f".tmp-{path.name}")
-    text = html(run, findings)
-    try:
-        partial.write_text(text, encoding="utf-8", errors="replace")  # out_dir may not be UTF-8
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(path, html(run, findings).encode("utf-8", "replace"))  # the name of out_dir may not be UTF-8
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
@@ -11,10 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from finetune.common import files
 from finetune.common.errors import UsageError
-from finetune.common.files import MANIFEST, find_damage
 from finetune.common.formatting import is_number
 from finetune.data import dataset
 from finetune.runs.events import read_metrics
@@ -214,7 +211,7 @@ def load(out_dir: str | Path, verify: bool = False) -> Record:
         data=[],
         damaged={str(path.relative_to(out_dir)): problem for path, problem in problems.items() if problem},
         states=[path for path in saved if not problems[path]],
-        running=_is_running(out_dir),
+        running=files.is_locked(out_dir),
     )
     if found.failure:  # the other ranks are about to end as well
         found.running = False
@@ -257,28 +254,13 @@ def _damage(directory: Path, verify: bool) -> str | None:
     if not directory.is_dir():
         return MISSING
     if verify:
-        return find_damage(directory)
-    return None if (directory / MANIFEST).is_file() else f"it has no {MANIFEST}, so it was never finished"
-
-
-def _is_running(out_dir: Path) -> bool:
-    """Whether a run holds the lock of out_dir."""
-    path = out_dir / ".lock"
-    try:
-        if path.is_file():  # locking would create it
-            FileLock(path, timeout=0).acquire().lock.release()
-    except OSError as error:  # a Timeout, or no permission to write
-        return isinstance(error, Timeout)
-    return False
+        return files.find_damage(directory)
+    return None if (directory / files.MANIFEST).is_file() else f"it has no {files.MANIFEST}, so it was never finished"
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file, {} without one."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return _printable(found) if isinstance(found, dict) else {}
+    return _printable(files.read_json_object(path))
 
 
 def _printable(value: Any) -> Any:
