@@ -32,7 +32,7 @@ def check_isolation(network, machine, block_size, dropout, say):
 
 
 def _by_mask(q, k, v, starts):
-    return attentions.attention(q, k, v, is_causal=True, starts=starts)
+    return attentions.causal_attention(q, k, v, starts)
 
 
 def _problem(config, machine, T, attention):
