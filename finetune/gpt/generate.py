@@ -159,8 +159,8 @@ def _float32_head(
 ) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
     """A function from hidden states (B, C) to float32 logits (B, V), None or (B, K), ids (B, K).
 
-    16-bit weights give 16-bit logits, which are multiples of 0.5 near -100, where GPT-2's are. So the logits of LIKELIEST ids
-    are computed again in float32; without `top_k`, or for the `whole` vocabulary, all logits are."""
+    16-bit weights give 16-bit logits, and near -100, where GPT-2's are, these are multiples of 0.5. So the logits of
+    LIKELIEST ids are computed again in float32; without `top_k`, or for the `whole` vocabulary, all logits are."""
     weight, V = model.wte.weight, model.config.vocab_size
     if weight.dtype == torch.float32:
         return lambda x: (model.head(x).float(), None)
