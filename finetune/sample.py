@@ -88,7 +88,7 @@ def main(argv):
     else:
         starts = [] if options.chat else [tokenizers.prompt_ids(tokenizer, options.start)]
     settings = {name: getattr(options, name) for name in SETTINGS}
-    settings["followers"] = _followers(options, tokenizer) if options.max_copy else None
+    settings["copy_blocker"] = _copy_blocker(options, tokenizer) if options.max_copy else None
     device = devices.choose_device(options.device)
     if device.type == "cpu":
         devices.keep_heap()
@@ -144,7 +144,7 @@ def _write(model, tokenizer, starts, options, settings, name):
     with open(options.out, "x", encoding="utf-8") as file:
         for start in tqdm(starts, unit=" prompts", disable=None, leave=False):
             for number, sample in enumerate(
-                draw_samples(model, tokenizer, start, options.num_samples, seed=options.seed, **settings)
+                draw_samples(model, tokenizer, start, num_samples=options.num_samples, seed=options.seed, **settings)
             ):
                 row = {
                     "prompt": tokenizer.decode(start),
@@ -200,7 +200,7 @@ def _chat(model, tokenizer, template, seed, settings):
         messages.append({"role": "assistant", "content": sample.text})
 
 
-def _followers(options, tokenizer):
+def _copy_blocker(options, tokenizer):
     """What max_copy asks at each step: which ids follow in the training data."""
     from finetune.data import dataset as datasets
     from finetune.data.verbatim import CopyBlocker

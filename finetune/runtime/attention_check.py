@@ -41,7 +41,7 @@ def check_isolation(
 
 
 def _masked_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-    return attentions.attention(q, k, v, is_causal=True, starts=starts)
+    return attentions.causal_attention(q, k, v, starts)
 
 
 def _find_error(config: GPTConfig, device: Device, T: int, attention: Attention) -> str | None:
