@@ -57,6 +57,7 @@ OTHERS = (
     "vllm serve",
     "python llama.cpp/convert_hf_to_gguf.py",
     "llama-cli",
+    "python scripts/golden.py",
 )
 
 
@@ -103,6 +104,7 @@ def test_flags_named_in_prose_exist():
         "config_file num_processes num_machines machine_rank main_process_ip main_process_port gpu_ids cpu"
         " multi_gpu".split()
     )  # accelerate
+    known |= {"write", "compare", "before"}  # scripts/golden.py and scripts/bench.py
     known |= set("nodes ntasks gpus cpus time signal requeue kill".split())  # SLURM
     for page, text in TEXTS.items():
         if page.parent.name == "benchmarks":  # these name flags of the scripts that wrote them
