@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -164,6 +165,25 @@ def exchange(work, target):
     os.rename(work, target)
     sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file. Raises OSError or ValueError."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def read_json_object(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file; {} if there is none that can be read."""
+    try:
+        value = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_json(path: Path, value: object, ensure_ascii: bool = True) -> None:
+    """Write indented JSON, not atomically: into the directory of a `fill`, or to the path of `replacing`."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=ensure_ascii) + "\n", encoding="utf-8")
 
 
 def sha256_of(path):

@@ -9,6 +9,7 @@ from finetune.data.documents import Chunk
 from finetune.data.tokenizer import END_OF_TEXT
 
 # the same as `pieces`, for transformers: exported as the tokenizer's chat_template
+Message = dict[str, str]  # role, content
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'].capitalize() + ':\\n' + message['content'] + (eos_token if"
     " message['role'] == 'assistant' else '\\n\\n') }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{%"

@@ -177,6 +177,9 @@ class CharTokenizer:
         write_tokenizer_config(directory, config, block_size)
 
 
+Tokenizer = BPETokenizer | CharTokenizer
+
+
 def gpt2():
     """GPT-2's own tokenizer, from tiktoken or from the model gpt2 of the Hub: downloaded once, and from then on in the
     cache of either.

@@ -19,8 +19,9 @@ from finetune.data import dataset as data_dataset
 from finetune.evaluation import split_loss
 from finetune.gpt import GPTConfig, lora
 from finetune.gpt import size as gpt_size
-from finetune.runs import checkpoints, inputs
-from finetune.runs.inputs import PLANNED_CHARACTERS, find_shape, planned_tokenizer
+from finetune.runs import checkpoints
+from finetune.runs.datasets import is_isolated
+from finetune.runs.inputs import PLANNED_CHARACTERS, find_model_and_datasets, find_model_of_recipe, with_block_size
 from finetune.runtime import device as devices
 from finetune.runtime import memory, memory_modes
 from finetune.training import micro_batch
@@ -198,16 +199,14 @@ def plan(recipe, origins, tokens=None, processes=1):
     device = devices.choose_device(recipe.device)
     saved = _saved(recipe) if recipe.init_from == "resume" else {}
     if tokens is None:
-        datasets = inputs.open_datasets(recipe, lambda: planned_tokenizer(recipe))
-        config, tokenizer = find_shape(recipe, datasets[0].tokenizer, saved)
-        tokenizer = inputs.agreed_tokenizer(recipe, datasets[0], config, tokenizer)
-        block_size = inputs.block_size_of(recipe, config)
-        data = _measured(recipe, datasets, config, block_size, tokenizer)
+        model, datasets = find_model_and_datasets(recipe, saved.get("config"), shape_only=True)
+        model = with_block_size(model, recipe.block_size)
+        data = _measured(recipe, datasets, model)
     else:
-        config, _ = find_shape(recipe, None, saved)
-        block_size = inputs.block_size_of(recipe, config)
-        data = _imagined(recipe, tokens, block_size)
-    config = dataclasses.replace(config, block_size=block_size, dropout=recipe.dropout)
+        model = find_model_of_recipe(recipe, None, saved.get("config"), shape_only=True)
+        model = with_block_size(model, recipe.block_size)
+        data = _imagined(recipe, tokens, model.config.block_size)
+    config = dataclasses.replace(model.config, dropout=recipe.dropout)
     schedule = schedules.schedule(recipe, data.rows["train"])
     dtype = str(devices.best_dtype(recipe.dtype, device)).removeprefix("torch.")
     lora.check_rank(recipe, config)
@@ -246,14 +245,15 @@ def plan(recipe, origins, tokens=None, processes=1):
     return made
 
 
-def _measured(recipe, datasets, config, block_size, tokenizer):
+def _measured(recipe, datasets, model):
     """The Data of prepared directories, checked as training checks them."""
-    isolated, tokens, rows, documents = inputs.is_isolated(recipe, datasets), {}, {}, []
+    block_size, tokenizer = model.config.block_size, model.tokenizer
+    isolated, tokens, rows, documents = is_isolated(recipe, datasets), {}, {}, []
     for split in ("train", "val"):
         tokens[split] = rows[split] = 0
         for dataset in datasets:
             contents = data_dataset.scan(dataset, split)
-            data_dataset.check_ids(dataset, split, contents, config.vocab_size, recipe.init_from)
+            data_dataset.check_ids(dataset, split, contents, model.config.vocab_size, model.name)
             tokens[split] += contents.tokens
             if isolated:
                 ends = dataset.document_ends(split)

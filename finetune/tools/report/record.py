@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from finetune.common.errors import UsageError
 from finetune.data import dataset
+from finetune.runs.datasets import places_of
 from finetune.runs.events import read_metrics
 
 MANIFEST = "manifest.json"
@@ -222,9 +223,8 @@ def load(out_dir, verify=False):
 def _find_data(name, *wanted):
     """The Data that a recipe calls so; a text that was prepared on the fly lies under data/ by another name, and is
     known by its sums."""
-    candidates = [Path(name), Path("data") / name, *sorted(Path("data").glob("*"))]
     named = None
-    for number, directory in enumerate(candidates):
+    for number, directory in enumerate(places_of(name)):
         if (directory / "train.bin").is_file():
             meta = _json(directory / "meta.json")
             splits = meta.get("splits") if isinstance(meta.get("splits"), dict) else {}
