@@ -43,7 +43,7 @@ def _push(recipe):
     from finetune.publishing import export, hub
 
     try:
-        exported = export.export(out_dir / "best", to, name=recipe.push_to_hub)
+        exported = export.export(out_dir / "best", to, repository=recipe.push_to_hub)
     except (UsageError, Failure) as error:  # all is done but this
         raise Failure(
             f"{recipe.push_to_hub} was not pushed: {error}. The model is in {out_dir}/best; again: {by_hand}", 4
