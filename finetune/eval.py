@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune.common.errors import UsageError
-from finetune.config.cli import check_run_dir, option, parse, run
+from finetune.config.cli import check_run_dir, parse, run
+from finetune.config.options import option
 
 USAGE = """usage: python -m finetune.eval --out_dir=OUT [--key=value ...]
 
@@ -26,9 +27,12 @@ class Options:
     )
     dataset: str | None = option(None, "a prepared directory, or a text [that of the run]", derived=True)
     split: str = option("val", "val, train, or the name of another .bin of the dataset")
-    block_size: int | None = option(None, "tokens of context [all that the model has]", derived=True)
+    block_size: int | None = option(None, "tokens of context [all that the model has]", ge=1, derived=True)
     stride: int | None = option(
-        None, "tokens between the starts of two blocks; fewer give every token more context [block_size]", derived=True
+        None,
+        "tokens between the starts of two blocks; fewer give every token more context [block_size]",
+        ge=1,
+        derived=True,
     )
     documents: bool | None = option(
         None,
@@ -37,7 +41,7 @@ class Options:
         derived=True,
     )
     batch_size: int | None = option(
-        None, "blocks in one forward pass; does not change results [chosen for the device]", derived=True
+        None, "blocks in one forward pass; does not change results [chosen for the device]", ge=1, derived=True
     )
     baseline: str | None = option(None, "a model to compare on the same tokens; auto is the one the run started from")
     general: str | None = option(
@@ -46,14 +50,16 @@ class Options:
     metrics: str = option(
         "", "metrics of answers to instruction data: bleu,chrf,rouge,exact_match, or the path of an evaluate metric"
     )
-    completions: int = option(0, "number of prompts to answer, spread evenly over the split; 0 is all")
-    samples: int = option(0, "number of samples in which to look for copies of the training data")
+    completions: int = option(0, "number of prompts to answer, spread evenly over the split; 0 is all", ge=0)
+    samples: int = option(0, "number of samples in which to look for copies of the training data", ge=0)
     start: str = option("\n", "prompt of these samples")
-    max_new_tokens: int = option(256, "length limit of a completion or sample, in tokens")
-    temperature: float | None = option(None, "0 is greedy [0 for completions, 0.8 for samples]", derived=True)
-    top_k: int = option(200, "sample from the k likeliest tokens; 0 is all")
-    top_p: float = option(1.0, "sample from the likeliest tokens that together have this probability; 1 is all")
-    seed: int = option(1337, "seed of samples, and of the interval of the difference")
+    max_new_tokens: int = option(256, "length limit of a completion or sample, in tokens", ge=1)
+    temperature: float | None = option(None, "0 is greedy [0 for completions, 0.8 for samples]", ge=0, derived=True)
+    top_k: int = option(200, "sample from the k likeliest tokens; 0 is all", ge=0)
+    top_p: float = option(
+        1.0, "sample from the likeliest tokens that together have this probability; 1 is all", gt=0, le=1
+    )
+    seed: int = option(1337, "seed of samples, and of the interval of the difference", ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute")
     dtype: Literal["float32", "bfloat16", "float16"] = option(
         "float32", "arithmetic of the matrix products; training evaluates in float32"
@@ -66,13 +72,6 @@ class Options:
             yield "dataset", "give --dataset=DIR; only a run knows its own"
         if not self.split or "/" in self.split or self.split.endswith(("_mask", "_documents")):
             yield "split", f"{self.split!r} is not the name of a split, such as val or train"
-        for name, low in LEAST.items():
-            if getattr(self, name) is not None and getattr(self, name) < low:
-                yield name, f"must be at least {low}, got {getattr(self, name)}"
-        if self.seed >= 2**63:
-            yield "seed", f"must be below 2**63, got {self.seed}"
-        if not 0 < self.top_p <= 1:
-            yield "top_p", f"must be above 0 and at most 1, got {self.top_p}"
         if self.general is not None and self.baseline is None:
             yield "general", "needs a baseline to measure forgetting; give --baseline=auto or --baseline=MODEL too"
         if self.completions and not self.metrics:
@@ -90,19 +89,6 @@ class Options:
 
             problems = map(problem, self.metrics.split(","))
             yield from (("metrics", found) for found in problems if found)
-
-
-LEAST = {
-    "block_size": 1,
-    "stride": 1,
-    "batch_size": 1,
-    "completions": 0,
-    "samples": 0,
-    "max_new_tokens": 1,
-    "temperature": 0,
-    "top_k": 0,
-    "seed": 0,
-}
 
 
 def main(argv: list[str]) -> None:

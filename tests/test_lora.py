@@ -14,6 +14,7 @@ from test_trust import events, final, harness
 
 from finetune.common import files
 from finetune.common.errors import UsageError
+from finetune.config.options import find_problems
 from finetune.config.recipe import Recipe
 from finetune.gpt import GPT, convert, lora
 from finetune.runtime import device, memory_modes
@@ -323,7 +324,7 @@ def test_a_frozen_head_has_no_gradient_and_leaves_the_others_as_they_were():
     ],
 )
 def test_contradictions_are_told(values, told):
-    (found,) = Recipe(**{"dataset": "x"} | values).problems()
+    (found,) = find_problems(Recipe(**{"dataset": "x"} | values))
     assert told in found[1]
 
 

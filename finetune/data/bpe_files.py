@@ -1,7 +1,8 @@
 """Reading and writing the tokenizer files of Hugging Face models."""
 
-import json
-import os
+from pathlib import Path
+
+from finetune.common.files import write_json
 
 FILES = (
     "tokenizer.json",
@@ -37,6 +38,4 @@ def bytes_to_unicode():
 
 def write_tokenizer_config(directory, config, block_size):
     config |= {"model_max_length": block_size} if block_size else {}
-    with open(os.path.join(directory, "tokenizer_config.json"), "w", encoding="utf-8") as file:
-        json.dump(config, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+    write_json(Path(directory) / "tokenizer_config.json", config, ensure_ascii=False)

@@ -1,15 +1,14 @@
 """Conversations as text: who speaks stands in a line of its own, and only what the assistant says is learned, with its
 end-of-text."""
 
-import json
 from pathlib import Path
 
 from finetune.common.errors import UsageError
+from finetune.common.files import read_json
 from finetune.data.documents import Chunk
 from finetune.data.tokenizer import END_OF_TEXT
 
 # the same as `pieces`, for transformers: exported as the tokenizer's chat_template
-Message = dict[str, str]  # role, content
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'].capitalize() + ':\\n' + message['content'] + (eos_token if"
     " message['role'] == 'assistant' else '\\n\\n') }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{%"
@@ -60,7 +59,7 @@ def template_of(directory):
     if (directory / "chat_template.jinja").is_file():
         return (directory / "chat_template.jinja").read_text(encoding="utf-8")
     try:
-        found = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+        found = read_json(directory / "tokenizer_config.json").get("chat_template")
         return {each["name"]: each["template"] for each in found}.get("default") if isinstance(found, list) else found
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

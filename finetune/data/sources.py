@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune.common.errors import UsageError
+from finetune.common.files import write_file
 from finetune.common.network import reach
 from finetune.data import chat
 from finetune.data.documents import Chunk
@@ -346,7 +347,5 @@ def _shakespeare():
             f"shakespeare: what {SHAKESPEARE_URL} sent is not tiny Shakespeare (its sha256 differs); nothing was kept"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_bytes(content)
-    partial.rename(path)
+    write_file(path, content)
     return path

@@ -1,7 +1,6 @@
 """The files of a model: finding them, from a Hub id to a nanoGPT checkpoint, reading them without executing anything,
 writing them."""
 
-import json
 import os
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from finetune.common.errors import UsageError
+from finetune.common.files import read_json, write_json
 from finetune.common.network import SECONDS, hub_file
 from finetune.gpt import convert
 
@@ -116,29 +116,22 @@ def save(directory, weights, config):
     }  # before the transposed copies, which a GPU may have no room for
     write_tensors(directory / "model.safetensors", convert.to_hf(weights, config))
     dtype = str(weights["wte.weight"].dtype).removeprefix("torch.")
-    _write_json(directory / "config.json", convert.config_to_hf(config, dtype))
+    write_json(directory / "config.json", convert.config_to_hf(config, dtype))
     # max_length keeps pipeline() from running past the last position of a short context
     generation = {
         "max_length": config.block_size,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_id,
     }
-    _write_json(
+    write_json(
         directory / "generation_config.json", {name: value for name, value in generation.items() if value is not None}
     )
 
 
 def _read_config(path):
     try:
-        with open(path, encoding="utf-8") as file:
-            return convert.config_from_hf(json.load(file))
-    except (
-        ValueError,
-        TypeError,
-        ArithmeticError,
-        AttributeError,
-        OSError,
-    ) as error:  # json.JSONDecodeError is a ValueError
+        return convert.config_from_hf(read_json(path))
+    except (ValueError, TypeError, ArithmeticError, AttributeError, OSError) as error:
         raise UsageError(f"{path}: {error}") from None
 
 
@@ -238,8 +231,7 @@ def _has_weights(folder):
 
 def _shards(index):
     """The files that a model.safetensors.index.json names. Raises ValueError when one lies elsewhere."""
-    with open(index, encoding="utf-8") as file:
-        shards = sorted(set(json.load(file)["weight_map"].values()))
+    shards = sorted(set(read_json(index)["weight_map"].values()))
     if any(Path(shard).name != shard for shard in shards):
         raise ValueError(f"{index.name} names files outside its directory")
     return shards
@@ -254,9 +246,3 @@ def write_tensors(path, tensors):
         os.chmod(path, 0o666 & ~umask)  # safetensors leaves them to their owner alone
     except SafetensorError as error:
         raise OSError(str(error)) from error
-
-
-def _write_json(path, value):
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")

@@ -7,14 +7,12 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 import finetune
@@ -78,7 +76,7 @@ def export(
         say(f"{to} is this export already")
         return to
     content = _gather(source, run_dir, request, say)
-    _remove_unfinished(to)
+    files.sweep_target(to)
     files.write_directory(to, lambda work: _write(work, content, to.name))
     say(_summary(to, content.verified))
     return to
@@ -97,7 +95,7 @@ def destination(to: str | Path) -> Path:
                 f"to {to}: is there already and was not written by an export, so it is not overwritten; choose another"
                 " directory"
             )
-        ours = {*files.is_written(path), files.MANIFEST}
+        ours = {*files.files_in_manifest(path), files.MANIFEST}
         if others := sorted({one.name for one in path.iterdir()} - ours):
             raise UsageError(
                 f"to {to}: holds {', '.join(others[:5])} besides an earlier export, which replacing it would remove;"
@@ -129,7 +127,7 @@ def _request(source: Path, run_dir: Path | None, **asked: str | None) -> dict[st
         paths = sorted({path for pattern in SOURCE_FILES for path in source.glob(pattern)})
     if run_dir:
         paths.append(run_dir / "metrics.jsonl")
-    sums = {path.name: files.sha256_of(path)["sha256"] for path in paths if path.is_file()}
+    sums = {path.name: files.sha256_of(path) for path in paths if path.is_file()}
     made_from = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
     return {"made_from": made_from, "versions": {"finetune": finetune.__version__, **verify.versions()}, **asked}
 
@@ -269,11 +267,3 @@ def _read_verification(directory: Path) -> dict[str, Any]:
     """The verification.json of an earlier export, {} if there is none."""
     found = read_json_object(directory / VERIFICATION)
     return found if "request" in found else {}
-
-
-def _remove_unfinished(to: Path) -> None:
-    """Remove the temporary directories of killed exports to this place."""
-    for path in to.parent.glob(f".tmp-{to.name}-*"):
-        owner = re.fullmatch(r"\d+", path.name.rsplit("-", 1)[1])
-        if owner and path.is_dir() and not psutil.pid_exists(int(owner[0])):
-            shutil.rmtree(path, ignore_errors=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.common.errors import Failure
-from finetune.common.files import CHUNK_BYTES, MANIFEST, is_written, sha256_of
+from finetune.common.files import MANIFEST, files_in_manifest, read_chunks, sha256_of
 from finetune.common.network import SECONDS as HUB_TIMEOUT
 from finetune.publishing.export import VERIFICATION
 
@@ -71,7 +71,7 @@ def _push(directory: Path, repository: str, private: bool, say: Callable[[str], 
     if VERIFICATION not in names and any(name.endswith((".safetensors", ".bin", "config.json")) for name in names):
         raise Refused("it holds a model that was not exported by finetune; choose another name")
     visibility = "private" if info.private else "public"
-    files = sorted(directory / name for name in [*is_written(directory), MANIFEST])
+    files = sorted(directory / name for name in [*files_in_manifest(directory), MANIFEST])
     stale = sorted((OPTIONAL_FILES & names) - {path.name for path in files})
     if not stale and not _different(files, info):
         say(f"{repository} ({visibility}) holds this export already; nothing to push")
@@ -107,15 +107,14 @@ def _different(files: list[Path], info: ModelInfo | None) -> list[str]:
 def _equal(path: Path, held: RepoSibling) -> bool:
     if held.size != path.stat().st_size:
         return False
-    return sha256_of(path)["sha256"] == held.lfs["sha256"] if held.lfs else _git_sha1(path) == held.blob_id
+    return sha256_of(path) == held.lfs["sha256"] if held.lfs else _git_sha1(path) == held.blob_id
 
 
 def _git_sha1(path: Path) -> str:
     """The id of a file as a git blob."""
     summed = hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            summed.update(chunk)
+    for chunk in read_chunks(path):
+        summed.update(chunk)
     return summed.hexdigest()
 
 

@@ -10,7 +10,6 @@ import torch
 
 from finetune.common.errors import UsageError
 from finetune.data import chat
-from finetune.data.chat import Message
 from finetune.data.tokenizer import Tokenizer, encode_prompt
 from finetune.gpt import GPT
 from finetune.gpt.sampling import draw_samples, write_fresh
@@ -21,7 +20,7 @@ def run_chat(model: GPT, tokenizer: Tokenizer, template: str, seed: int, setting
     generator = torch.Generator(model.wte.weight.device).manual_seed(seed)
     # at least half of the context is left for the conversation
     max_prompt = model.config.block_size - min(settings["max_new_tokens"], model.config.block_size // 2)
-    messages: list[Message] = []
+    messages: list[dict[str, str]] = []
     is_terminal = sys.stdin.isatty()
     while (line := _read_line(len(messages) // 2, is_terminal)) is not None:
         if not line.strip():
@@ -49,8 +48,8 @@ def _read_line(turns: int, is_terminal: bool) -> str | None:
 
 
 def _add_turn(
-    messages: list[Message], line: str, tokenizer: Tokenizer, template: str, max_prompt: int
-) -> tuple[list[Message], np.ndarray]:
+    messages: list[dict[str, str]], line: str, tokenizer: Tokenizer, template: str, max_prompt: int
+) -> tuple[list[dict[str, str]], np.ndarray]:
     """`(messages, prompt)` with a line of the user. The oldest turns are dropped when the prompt would be too long.
     Raises UsageError."""
     messages = [*messages, {"role": "user", "content": line}]

@@ -10,7 +10,6 @@ state whose manifest does not check is never loaded. safetensors and JSON only; 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -32,7 +31,7 @@ def save_state(out_dir, weights, optimizer, state):
     def fill(directory):
         write_tensors(directory / "model.safetensors", weights)
         write_tensors(directory / "optimizer.safetensors", optimizer)
-        (directory / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        files.write_json(directory / "state.json", state)
 
     folder = Path(out_dir) / "last"
     if not folder.is_dir():
@@ -57,7 +56,7 @@ def read_best(out_dir):
     directory = Path(out_dir) / "best"
     if not directory.is_dir() or find_damage(directory):
         return {}
-    facts = json.loads((directory / "finetune.json").read_text(encoding="utf-8"))
+    facts = files.read_json(directory / "finetune.json")
     return {"val_loss": facts["val_loss"], "step": facts["step"]}
 
 
@@ -80,8 +79,7 @@ def load_state(out_dir, say=print):
         problem = find_damage(directory)
         if problem is None:
             try:
-                with open(directory / "state.json", encoding="utf-8") as file:
-                    state = json.load(file)
+                state = files.read_json(directory / "state.json")
                 loaded = (
                     load_file(directory / "model.safetensors"),
                     load_file(directory / "optimizer.safetensors"),

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from finetune.common.files import write_file
 from finetune.common.formatting import duration
 from finetune.runs.events import events_until, read_metrics
 
@@ -42,12 +43,7 @@ class RunLogger:
         """Cut off what lies behind the place a run was put back to, because it will happen again; without a run,
         everything."""
         kept = events_until(read_metrics(self.path), run) if run else []
-        partial = self.path.with_name(".tmp-metrics.jsonl")
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(event) + "\n" for event in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.path)
+        write_file(self.path, "".join(json.dumps(event) + "\n" for event in kept))
         if self.file:
             self.file.close()
         self.file = open(self.path, "a", encoding="utf-8")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.common.formatting import is_number
 from finetune.gpt import size
 
 if TYPE_CHECKING:
@@ -129,13 +130,13 @@ def _indexed_figures(run: History) -> Iterator[tuple[str, str, str, float]]:
     """(dataset, metric, name of the metric, value) of each figure of the validation split."""
     measured = run.evaluation if run.evaluation and run.evaluation.get("split") == "val" else None
     loss = measured["loss"] if measured else run.facts.get("val_loss")
-    if not _is_number(loss):
+    if not is_number(loss):
         return
     dataset = without_folders(measured["dataset"]) if measured else run.dataset
     yield dataset, "loss", "cross entropy, nats per token", round(loss, 4)
     yield dataset, "perplexity", "perplexity per token", round(_perplexity(loss), 2)
     for metric, name in (("bits_per_byte", "bits per byte"), ("accuracy", "accuracy of the next token")):
-        if measured and _is_number(measured.get(metric)):
+        if measured and is_number(measured.get(metric)):
             yield dataset, metric, name, round(measured[metric], 4)
 
 
@@ -147,9 +148,9 @@ def _losses(run: History) -> Iterator[tuple[str, float]]:
             name = f"{weight:g} of the trained weights, {1 - weight:g} of {base}'s"
             yield f"{name}, **this model**" if weight == chosen else name, loss
         return
-    if run.first and run.first["step"] == 0 and _is_number(run.first["val_loss"]):
+    if run.first and run.first["step"] == 0 and is_number(run.first["val_loss"]):
         yield "before training", run.first["val_loss"]
-    if _is_number(run.facts.get("val_loss")) and "step" in run.facts:
+    if is_number(run.facts.get("val_loss")) and "step" in run.facts:
         yield f"after {run.facts['step']:,} updates, **this model**", run.facts["val_loss"]
 
 
@@ -171,17 +172,17 @@ def _split_table(data: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[
 def _measurements(event: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(name, value) for each row of an `evaluation` event's table."""
     for name in ("loss", "perplexity", "bits_per_byte", "accuracy", "targets"):
-        if _is_number(event.get(name)):
+        if is_number(event.get(name)):
             yield name.replace("_", " "), _number(event[name])
-    if (baseline := event.get("baseline")) and _is_number(baseline.get("loss")):
+    if (baseline := event.get("baseline")) and is_number(baseline.get("loss")):
         yield f"loss of {without_folders(baseline['name'])}", _number(baseline["loss"])
     if difference := event.get("difference"):
-        has_interval = _is_number(difference.get("low")) and _is_number(difference.get("high"))  # not with one block
+        has_interval = is_number(difference.get("low")) and is_number(difference.get("high"))  # not with one block
         interval = f" ({difference['low']:+.4f} to {difference['high']:+.4f})" if has_interval else ""
         yield f"difference{', 95% interval' if has_interval else ''}", f"{difference['mean']:+.4f}{interval}"
     for group, prefix in (("metrics", ""), ("general", "on a general text: ")):
         for name, value in (event.get(group) or {}).items():
-            if _is_number(value):
+            if is_number(value):
                 yield prefix + _one_line(name).replace("_", " "), _number(value)
     if copied := event.get("memorisation"):
         yield f"{copied['ngram']}-grams of its samples that stand in the training data", f"{copied['copied']:.1%}"
@@ -217,10 +218,6 @@ def _fence(text: str) -> str:
 
 def _perplexity(loss: float) -> float:
     return math.exp(min(loss, 700))  # exp(710) overflows
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _number(value: float) -> str:

@@ -6,8 +6,6 @@
 A document is a str, or, where it is long, several Pieces. Each is read once. Memory holds hashes of them (see
 similar.py), the whole of one document when it is cleaned, and never the corpus."""
 
-import json
-import os
 import shlex
 from array import array
 from collections import Counter
@@ -15,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from finetune.common import files
 from finetune.data import documents as data_documents
 from finetune.data.documents import Chunk
 from finetune.tools.doctor import near_duplicates
@@ -320,7 +319,6 @@ def examine_dataset(dataset):
         dataset.tokenizer,
     )
     dataset.meta["doctor"] = facts
-    partial = dataset.directory / ".tmp-meta.json"
-    partial.write_text(json.dumps(dataset.meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, dataset.directory / "meta.json")
+    with files.replacing(dataset.directory / "meta.json") as path:
+        files.write_json(path, dataset.meta, ensure_ascii=False)
     return {**facts, "names": [str(dataset.directory)]}

@@ -2,7 +2,6 @@
 will not."""
 
 import dataclasses
-import json
 import math
 import shutil
 from dataclasses import dataclass
@@ -301,7 +300,7 @@ def _saved(recipe):
     """What state.json of the newest state says, without its tensors."""
     for directory in checkpoints.states(recipe.out_dir):
         try:
-            return json.loads((directory / "state.json").read_text(encoding="utf-8"))
+            return files.read_json(directory / "state.json")
         except (OSError, ValueError):
             continue
     raise UsageError(f"{recipe.out_dir}: nothing to resume; it has no last/step-*. Start a run with another init_from")

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from finetune.common.formatting import duration
+from finetune.common.formatting import duration, gigabytes, setting
 from finetune.config import recipe as recipes
 from finetune.gpt import lora
 from finetune.gpt import size as sizes
@@ -59,7 +59,7 @@ def _resolved(plan, name):
         value, origin = plan.schedule.warmup_iters, "derived"
     elif plan.recipe.auto_batch_size and name in ("batch_size", "gradient_accumulation_steps"):
         origin = "derived"
-    return _value(value), origin
+    return setting(value), origin
 
 
 DERIVED = {
@@ -81,10 +81,6 @@ DERIVED = {
     "lora_alpha": lambda plan: recipes.lora_alpha(plan.recipe),
     "wandb_run_name": lambda plan: plan.recipe.out_dir.rstrip("/").split("/")[-1],
 }
-
-
-def gigabytes(size):
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
 def passes(plan):
@@ -242,17 +238,3 @@ def _may_adapt(plan):
 
 def _flags(changes):
     return " ".join(f"--{name}={str(value).lower()}" for name, value in changes.items())
-
-
-def _value(value):
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    return (
-        "none"
-        if value is None
-        else repr(value)
-        if isinstance(value, str) and (not value or value != value.strip())
-        else str(value)
-    )

@@ -1,7 +1,6 @@
 """Runs side by side: in what their recipes differ, what they reached, how fast."""
 
-from finetune.common.formatting import duration
-from finetune.tools.report.html_report import shown
+from finetune.common.formatting import duration, setting
 
 BESIDES = ("out_dir", "overwrite", "wandb_run_name")  # differ between any two runs, and tell nothing
 
@@ -10,8 +9,8 @@ def compare(runs):
     """The comparison of some Records as {title: rows}, each row a name and one text a run. Rows that all share are left
     out of recipes."""
     keys = dict.fromkeys(key for run in runs for key in run.recipe if key not in BESIDES)
-    recipes = [(key, *(shown(run.recipe.get(key)) for run in runs)) for key in keys if key != "init_from"]
-    recipes.insert(0, ("init_from", *(shown(run.init_from) for run in runs)))
+    recipes = [(key, *(setting(run.recipe.get(key)) for run in runs)) for key in keys if key != "init_from"]
+    recipes.insert(0, ("init_from", *(setting(run.init_from) for run in runs)))
     reached = [
         (name, *(_reached(run).get(name, "") for run in runs))
         for name in dict.fromkeys(name for run in runs for name in _reached(run))

@@ -6,16 +6,16 @@ The markup is in report.html.j2, which escapes every value; this module gathers 
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.common.formatting import duration
+from finetune.common.files import write_file
+from finetune.common.formatting import duration, figure, setting
 from finetune.config.recipe import Recipe
 from finetune.tools.report import diagnosis, record, tables
-from finetune.tools.report.svg_chart import Line, Mark, chart, figure
+from finetune.tools.report.svg_chart import Line, Mark, chart
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -31,13 +31,7 @@ def write(run: record.Record, findings: list[diagnosis.Finding], path: str | Pat
     """Write the report of a run, by default to report.html of its out_dir; return the path. Raises OSError, with the
     old file untouched."""
     path = Path(path or run.out_dir / "report.html")
-    partial = path.with_name(f".tmp-{path.name}")
-    text = html(run, findings)
-    try:
-        partial.write_text(text, encoding="utf-8", errors="replace")  # the name of an out_dir may not be UTF-8
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(path, html(run, findings).encode("utf-8", "replace"))  # the name of an out_dir may not be UTF-8
     return path
 
 
@@ -145,7 +139,7 @@ def _settings(run: record.Record) -> tuple[list[Setting], list[Setting]]:
     given, defaults = [], []
     for name, value in run.recipe.items():
         reason, metadata = reasons.get(name), fields[name].metadata if name in fields else {}
-        text, description = shown(value), metadata.get("help", "")
+        text, description = setting(value), metadata.get("help", "")
         is_derived = metadata.get("derived") and value is not None
         if reason:
             given.append((name, text, reason.get("origin", ""), reason.get("why") or description))
@@ -154,14 +148,3 @@ def _settings(run: record.Record) -> tuple[list[Setting], list[Setting]]:
         else:
             defaults.append((name, text, "worked out" if is_derived else "default", description))
     return given, defaults
-
-
-def shown(value: object) -> str:
-    """The value of a key as a recipe file has it."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return repr(value) if value != value.strip() else value
-    return f"{value:g}" if isinstance(value, float) else str(value)

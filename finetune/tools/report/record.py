@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
@@ -10,14 +9,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from finetune.common import files
 from finetune.common.errors import UsageError
+from finetune.common.formatting import is_number
 from finetune.data import dataset
 from finetune.runs.datasets import places_of
 from finetune.runs.events import read_metrics
 
-MANIFEST = "manifest.json"
 MISSING = "there is none"
 NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -206,7 +204,7 @@ def load(out_dir, verify=False):
         [],
         damaged,
         states,
-        _running(out_dir),
+        files.is_locked(out_dir),
     )
     if found.failure:  # its other processes are about to end as well
         found.running = False
@@ -241,33 +239,13 @@ def _damage(directory, verify):
     if not directory.is_dir():
         return MISSING
     if verify:
-        from finetune.common.files import find_damage
-
-        return find_damage(directory)
-    return None if (directory / MANIFEST).is_file() else f"it has no {MANIFEST}, so it was never finished"
-
-
-def _running(out_dir: Path) -> bool:
-    """Whether a run holds the lock of out_dir."""
-    path = out_dir / ".lock"
-    try:
-        if path.is_file():  # to lock would create it
-            FileLock(path, timeout=0).acquire().lock.release()
-    except Timeout:
-        return True
-    except OSError:  # no permission to write
-        return False
-    return False
+        return files.find_damage(directory)
+    return None if (directory / files.MANIFEST).is_file() else f"it has no {files.MANIFEST}, so it was never finished"
 
 
 def _json(path):
-    """The object in a JSON file, {} where there is none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    except (OSError, ValueError):
-        return {}
-    return _text(found) if isinstance(found, dict) else {}
+    """The object in a JSON file; {} if there is none that can be read."""
+    return _text(files.read_json_object(path))
 
 
 def _text(value):
@@ -281,5 +259,5 @@ def _text(value):
 
 
 def _numbers(event, *names):
-    """Whether these values are numbers; in metrics.jsonl those that are none stand as words."""
-    return all(isinstance(event.get(name), (int, float)) and math.isfinite(event[name]) for name in names)
+    """Whether these values are finite numbers."""
+    return all(is_number(event.get(name)) for name in names)

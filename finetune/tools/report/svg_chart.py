@@ -4,6 +4,8 @@ import math
 from html import escape
 from typing import NamedTuple
 
+from finetune.common.formatting import figure
+
 WIDTH, HEIGHT = 480, 240  # in units of about a pixel on a phone, so that letters are read there too
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 20, 30  # margins
 BUCKETS = 240  # of a longer line the least and the greatest value of each are drawn
@@ -82,15 +84,6 @@ def chart(title, lines, marks=(), to=None):
         f"<figure><figcaption><b>{escape(title)}</b> {legend}</figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(words)}">{"".join(parts)}</svg></figure>'
     )
-
-
-def figure(value):
-    """A number as short as an axis wants it: 15,946, 0.25, 3e-05, 1.2M."""
-    if abs(value) >= 1e6:
-        return f"{value / 1e6:.4g}M"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
 
 
 def _bounds(lines):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from finetune.common.formatting import duration
+from finetune.common.formatting import duration, is_number
 from finetune.tools.report import record
 
 LISTED_EVENTS = (
@@ -51,15 +51,15 @@ def evaluation(event: dict[str, Any]) -> Table:
     rows = [
         (name.replace("_", " "), f"{event[name]:.4f}", _number(baseline.get(name)))
         for name in ("loss", "perplexity", "bits_per_byte", "accuracy")
-        if _is_number(event.get(name))
+        if is_number(event.get(name))
     ]
-    rows += [(name, f"{value:.4g}", "") for name, value in (event.get("metrics") or {}).items() if _is_number(value)]
-    if _is_number(general.get("loss")):
+    rows += [(name, f"{value:.4g}", "") for name, value in (event.get("metrics") or {}).items() if is_number(value)]
+    if is_number(general.get("loss")):
         before = _number(general.get("baseline_loss"))
         rows.append(("forgetting: loss on a general text", f"{general['loss']:.4f}", before))
-    if _is_number(general.get("kl")):
+    if is_number(general.get("kl")):
         rows.append(("forgetting: KL(baseline || model)", f"{general['kl']:.4f}", ""))
-    if _is_number(copied.get("copied")):
+    if is_number(copied.get("copied")):
         name = f"memorisation: {copied.get('ngram')}-grams of samples that stand in train.bin"
         rows.append((name, f"{copied['copied']:.1%}", ""))
         rows.append(("memorisation: longest copy, tokens", f"{copied.get('longest')}", ""))
@@ -105,7 +105,7 @@ def splits(part: record.Data) -> Table:
     if part.meta.get("split_by") == "text":  # one running text, not documents
         counts = [key for key in counts if key != "documents"]
     rows = [
-        (name, *(f"{split[key]:,}" if _is_number(split.get(key)) else "" for key in counts))
+        (name, *(f"{split[key]:,}" if is_number(split.get(key)) else "" for key in counts))
         for name, split in found.items()
     ]
     return Table(("split", *counts), rows if any(found.values()) else ())
@@ -132,9 +132,5 @@ def findings(part: record.Data) -> Table:
     return Table(("count", "what the doctor found", "first in", "such as"), rows, long=(1, 3))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
 def _number(value: object) -> str:
-    return f"{value:.4f}" if _is_number(value) else ""
+    return f"{value:.4f}" if is_number(value) else ""
