@@ -1,8 +1,11 @@
-"""Measure a model: loss, perplexity, bits per byte and accuracy, beside a baseline, and what it answers and copies.
+"""Measure a model: loss, perplexity, bits per byte and accuracy, with a baseline, and its answers and copies.
 
 python -m finetune.eval --out_dir=out-mine --baseline=auto
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +21,7 @@ OUT/metrics.jsonl."""
 
 @dataclass
 class Options:
-    out_dir: str | None = option(None, "the run whose best model is measured")
+    out_dir: str | None = option(None, "run directory; its best model is measured")
     init_from: str | None = option(
         None, "another model instead: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt"
     )
@@ -26,53 +29,51 @@ class Options:
     split: str = option("val", "val, train, or the name of another .bin of the dataset")
     block_size: int | None = option(None, "tokens of context [all that the model has]", ge=1, derived=True)
     stride: int | None = option(
-        None, "tokens from one block to the next; fewer give every token more context [block_size]", ge=1, derived=True
+        None,
+        "tokens between the starts of two blocks; fewer give every token more context [block_size]",
+        ge=1,
+        derived=True,
     )
     documents: bool | None = option(
         None,
-        "every document from its own start instead of one block after the other [as the run was trained; of instruction"
-        " data]",
+        "read each document from its start instead of one block after another [as the run was trained; true for"
+        " instruction data]",
         derived=True,
     )
     batch_size: int | None = option(
-        None, "blocks in one forward pass; changes nothing but the speed [what the device likes]", ge=1, derived=True
+        None, "blocks in one forward pass; does not change results [chosen for the device]", ge=1, derived=True
     )
-    baseline: str | None = option(None, "a model measured on the same tokens; auto is what the run started from")
+    baseline: str | None = option(None, "a model to compare on the same tokens; auto is the one the run started from")
     general: str | None = option(
-        None, "a text or a prepared directory unlike the data: what was forgotten of it since the baseline"
+        None, "a text or prepared directory unlike the data, to measure forgetting since the baseline"
     )
     metrics: str = option(
-        "", "of the answers to instruction data, some of bleu,chrf,rouge,exact_match, or the path of an evaluate metric"
+        "", "metrics of answers to instruction data: bleu,chrf,rouge,exact_match, or the path of an evaluate metric"
     )
-    completions: int = option(0, "answer this many prompts, spread evenly over the split; 0 is all", ge=0)
-    samples: int = option(0, "write this many samples, and tell what of them is copied from the training data", ge=0)
+    completions: int = option(0, "number of prompts to answer, spread evenly over the split; 0 is all", ge=0)
+    samples: int = option(0, "number of samples in which to look for copies of the training data", ge=0)
     start: str = option("\n", "prompt of these samples")
-    max_new_tokens: int = option(256, "length of a completion or sample that does not end by itself", ge=1)
-    temperature: float | None = option(
-        None, "0 is always the likeliest token [0 for completions, 0.8 for samples]", ge=0, derived=True
-    )
-    top_k: int = option(200, "draw from the k likeliest tokens only; 0 is all", ge=0)
+    max_new_tokens: int = option(256, "length limit of a completion or sample, in tokens", ge=1)
+    temperature: float | None = option(None, "0 is greedy [0 for completions, 0.8 for samples]", ge=0, derived=True)
+    top_k: int = option(200, "sample from the k likeliest tokens; 0 is all", ge=0)
     top_p: float = option(
-        1.0, "draw from the likeliest tokens that together have this probability; 1 is all", gt=0, le=1
+        1.0, "sample from the likeliest tokens that together have this probability; 1 is all", gt=0, le=1
     )
-    seed: int = option(1337, "of what is drawn: samples, and units for the interval of the difference", ge=0, lt=2**63)
+    seed: int = option(1337, "seed of samples, and of the interval of the difference", ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute")
     dtype: Literal["float32", "bfloat16", "float16"] = option(
-        "float32", "arithmetic of the matrix products; float32 is what training evaluates in"
+        "float32", "arithmetic of the matrix products; training evaluates in float32"
     )
 
-    def problems(self):
+    def problems(self) -> Iterator[tuple[str, str]]:
         if (self.out_dir is None) == (self.init_from is None):
             yield "out_dir", "give --out_dir=OUT of a run, or --init_from=MODEL, one of them"
         elif self.init_from is not None and self.dataset is None:
             yield "dataset", "give --dataset=DIR; only a run knows its own"
         if not self.split or "/" in self.split or self.split.endswith(("_mask", "_documents")):
-            yield "split", f"{self.split!r} is no name of a split, such as val or train"
+            yield "split", f"{self.split!r} is not the name of a split, such as val or train"
         if self.general is not None and self.baseline is None:
-            yield (
-                "general",
-                "what was forgotten is told against a baseline; give --baseline=auto or --baseline=MODEL too",
-            )
+            yield "general", "needs a baseline to measure forgetting; give --baseline=auto or --baseline=MODEL too"
         if self.completions and not self.metrics:
             yield "completions", "has no effect without --metrics=bleu,chrf,rouge,exact_match"
         if self.start != Options.start and not self.samples:
@@ -81,24 +82,16 @@ class Options:
             if getattr(self, name) != getattr(Options, name) and not self.metrics and not self.samples:
                 yield name, "has no effect without --metrics or --samples, for which text is generated"
         if self.samples > 1 and self.temperature == 0:
-            yield (
-                "samples",
-                (
-                    f"temperature=0 would write the same sample {self.samples} times; give --samples=1 or another"
-                    " temperature"
-                ),
-            )
+            same = f"temperature=0 would write the same sample {self.samples} times"
+            yield "samples", f"{same}; give --samples=1 or another temperature"
         if self.metrics:
-            from finetune.evaluation import metrics as evaluation_metrics
+            from finetune.evaluation.metrics import problem
 
-            yield from (
-                ("metrics", problem)
-                for name in self.metrics.split(",")
-                if (problem := evaluation_metrics.problem(name))
-            )
+            problems = map(problem, self.metrics.split(","))
+            yield from (("metrics", found) for found in problems if found)
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     options, _ = parse(Options, argv, USAGE)
     if problem := check_run_dir(options.out_dir):
         raise UsageError(problem)

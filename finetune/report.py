@@ -23,7 +23,7 @@ class Options:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.to is not None and not self.to.endswith(".html"):
-            yield "to", f"must end in .html, got {self.to}"
+            yield "to", f"must be an .html file, got {self.to}"
 
 
 def main(argv: list[str]) -> None:

@@ -41,7 +41,7 @@ def _export_and_push(recipe: Recipe, repository: str) -> None:
     from finetune.publishing import export, hub
 
     try:
-        exported = export.export(out_dir / "best", to, name=repository)
+        exported = export.export(out_dir / "best", to, repository=repository)
     except (UsageError, Failure) as error:  # the model itself is saved
         place = f"The model is in {out_dir}/best; again: {by_hand}"
         raise Failure(f"{repository} was not pushed: {error}. {place}", 4) from error

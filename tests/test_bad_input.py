@@ -199,7 +199,7 @@ CASES = {
         characters,
         "train",
         [*SCRATCH, "--dataset=d", "--val_fraction=0.2"],
-        "split already",
+        "already split",
     ),
     "text that is not UTF-8": (
         lambda: text(b"ab\n\xe9" * 50),
@@ -212,7 +212,7 @@ CASES = {
         lambda: (characters(), model(vocab_size=50257)),
         "train",
         ["--dataset=d", "--init_from=model", "--out_dir=out"],
-        "5 characters, but model works with",
+        "5 characters, but model uses",
     ),
     "ids beyond the model's": (
         lambda: (bins_with(train=b"\xc8\0" * 40), model()),
@@ -418,7 +418,7 @@ CASES = {
         lambda: (speaker("abcdx"), characters()),
         "sample",
         ["--init_from=model", "--start=a", "--max_copy=3", "--dataset=d"],
-        "it was trained on something else",
+        "d holds ids of 5 characters, but model uses another vocabulary",
     ),
     "data without max_copy": (speaker, "sample", ["--init_from=model", "--dataset=d"], "no effect without --max_copy"),
 }

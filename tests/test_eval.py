@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from finetune import GPT, GPTConfig
 from finetune.config.recipe import Recipe
-from finetune.data import arrow_cache
+from finetune.data import arrow_cache, verbatim
 from finetune.data import dataset as datasets
 from finetune.data.batches import Blocks
 from finetune.data.prepare import prepare
@@ -97,7 +97,7 @@ def evaluated(command):
 
 
 @pytest.fixture
-def machine():
+def cpu():
     return device.start(Recipe(device="cpu", dtype="float32", compile="false", gradient_accumulation_steps=1))
 
 
@@ -302,14 +302,15 @@ def test_forgetting_is_the_divergence_of_transformers(documents, published, eval
 SCRIPT = """
 import json, sys
 from finetune.eval import Options
-from finetune.evaluation import evaluator, inputs
-from finetune.evaluation.completions import complete
+from finetune.evaluation import evaluator
+from finetune.evaluation.completions import Decoding, complete
 options = Options(out_dir="out", dataset="data", baseline="base", documents=True, device="cpu")
-machine, subject = evaluator._machine(options), inputs.find_subject("out")
-ids = inputs.open_split("data", "val", subject, "out")[1].ids
+device = evaluator.start_device(options)
+inputs = evaluator.find_inputs(options, device)
+model, ids = inputs.models[0].load(), inputs.stream.ids
 prompts = [ids[n : n + 3 + n % 2].astype("int64") for n in range(40)]
-eot = subject.tokenizer.eot
-written = complete(machine, subject.load(machine), prompts, eot, max_new_tokens=8, seed=1, temperature=1.0)
+decoding = Decoding(max_new_tokens=8, seed=1, temperature=1.0)
+written = complete(device, model, prompts, inputs.eot, decoding)
 event, main = evaluator.evaluate(options)
 if main:
     print(json.dumps([event, [ids.tolist() for ids in written]]))
@@ -374,7 +375,7 @@ def test_long_texts_are_resampled_in_groups_of_neighbours():
     assert (found["high"] - found["low"]) / 2 == pytest.approx(1.96 / math.sqrt(20_000), rel=0.1)
 
 
-def test_completions_are_those_of_transformers(answers, published, machine):
+def test_completions_are_those_of_transformers(answers, published, cpu):
     hf = spread(published("out", answers), 2.0)
     with torch.no_grad():
         hf.transformer.wte.weight.mul_(0.1)  # or it would repeat one token for ever
@@ -397,9 +398,8 @@ def test_completions_are_those_of_transformers(answers, published, machine):
     ]
     endless = [out[len(ids) :].tolist() for ids, out in zip(prompts, endless)]
     eot = max(set(sum(endless, [])), key=lambda token: len({ids.index(token) for ids in endless if token in ids}))
-    written = completions.complete(
-        machine, GPT.from_hf(hf), prompts, eot, 4, max_new_tokens=18, seed=0, temperature=0.0
-    )
+    decoding = completions.Decoding(max_new_tokens=18, seed=0, temperature=0.0, batch_size=4)
+    written = completions.complete(cpu, GPT.from_hf(hf), prompts, eot, decoding)
     for ours, out in zip(written, endless):
         assert ours.tolist() == (out[: out.index(eot)] if eot in out else out)
     assert len({len(ids) for ids in written}) > 1  # some ended by themselves, at a place of their own
@@ -431,10 +431,9 @@ def test_metrics_are_those_of_the_libraries(answers, published, evaluated, monke
     Path("mine.py").write_text(OWN_METRIC)
     asked = []
 
-    def answer(
-        machine, model, prompts, *_, **drawing
-    ):  # what a model says is for the test above; here it says something like English
-        assert drawing["temperature"] == 0
+    # the test above is about the answers of a model; these are something like English
+    def answer(device, model, prompts, eot, decoding, title):
+        assert decoding.temperature == 0
         asked.append(len(prompts))
         return [answers.tokenizer.encode(text).astype(np.int64) for text in said]
 
@@ -477,14 +476,13 @@ def test_evaluate_is_imported_only_when_a_metric_is_loaded(name):
 
 
 def test_memorisation_is_reported(tiny_run, evaluated):
-    copied = pytest.importorskip("finetune.data.copied")
     tiny_run("out")
     event = evaluated("--samples=3", "--max_new_tokens=40")
     facts = event["memorisation"]
     assert facts["samples"] == 3 and 0 <= facts["copied"] <= 1 and facts["ngram"] == 8
     assert facts["tokens"] == 120 and "copied 8-grams" in event["out"]
     train = np.fromfile(Path(event["dataset"], "train.bin"), dtype="<u2")
-    whole = copied.report(datasets.load(event["dataset"]), [train[100:140].astype(np.int64)])
+    whole = verbatim.report_copies(datasets.load(event["dataset"]), [train[100:140].astype(np.int64)])
     assert whole["copied"] == 1 and whole["longest"] == 40
 
 
@@ -528,7 +526,7 @@ CASES = {
         [*BARE, "--split=test"],
         "d has no test.bin; its splits are train, val",
     ),
-    "a split that is a path": (None, [*BARE, "--split=../val"], "no name of a split"),
+    "a split that is a path": (None, [*BARE, "--split=../val"], "not the name of a split"),
     "an unknown metric": (None, [*BARE, "--metrics=bleau"], "Did you mean 'bleu'?"),
     "a missing metric file": (None, [*BARE, "--metrics=mine.py"], "mine.py: there is no such file"),
     "metrics without instruction data": (

@@ -161,7 +161,7 @@ def test_an_interrupted_push_changes_nothing_and_the_next_one_finishes_it(hub, e
 def test_what_is_not_ours_or_is_public_is_not_pushed_to(hub, exported, push):
     hub.repositories["me/tiny"] = {"private": True, "files": {"config.json": b"{}", "model.safetensors": b"theirs"}}
     code, _, error = push()
-    assert code == 4 and "no export of ours put there" in error
+    assert code == 4 and "was not exported by finetune" in error
     hub.repositories["me/tiny"] = {"private": False, "files": {"README.md": b"hello"}}
     code, _, error = push()
     assert code == 4 and "is public already; --private=false" in error and hub.commits == []

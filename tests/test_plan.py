@@ -313,7 +313,7 @@ def test_what_is_suggested_goes_with_sizes_that_were_asked_for(command, flags, s
 
 def test_a_text_is_prepared_for_a_plan_as_for_training_or_not_at_all(tiny):
     trainer.train(tiny(max_iters=1))
-    choice = lambda **values: inputs.planned_tokenizer(Recipe(dataset="t.txt", **values))  # noqa: E731
+    choice = lambda **values: inputs.tokenizer_choice(Recipe(dataset="t.txt", **values), shape_only=True)  # noqa: E731
     assert choice(init_from="scratch") == choice(init_from="gpt2-xl") == "gpt2"
     assert choice(init_from="someone/model", tokenizer="char") == "char"
     assert choice(init_from="out").kind == "char"

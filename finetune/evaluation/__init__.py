@@ -1,1 +1,1 @@
-"""What can be believed of a model: its losses, what they are compared with, its completions and what it copies."""
+"""Losses of a model, their comparison with a baseline, metrics of its answers, and what it copies."""

@@ -1,174 +1,198 @@
-"""One evaluation, from what the user asked for to an event with all its figures."""
+"""One evaluation, from the options of `finetune.eval` to an event with all figures."""
+
+from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from finetune.common.errors import Failure, UsageError
 from finetune.config.recipe import Recipe
-from finetune.data.tokenizer import prompt_ids
-from finetune.evaluation import bootstrap, inputs, loss, metrics
-from finetune.evaluation.completions import complete, examples, truncate_at_eot
-from finetune.runtime import device
+from finetune.data.dataset import Dataset
+from finetune.data.tokenizer import Tokenizer, prompt_ids
+from finetune.evaluation import loss, metrics, token_streams
+from finetune.evaluation.bootstrap import paired_bootstrap
+from finetune.evaluation.completions import Decoding, complete, examples, truncate_at_eot
+from finetune.evaluation.loss import TokenStream, Windows
+from finetune.gpt import GPT
+from finetune.runs.inputs import ModelRef, find_baseline, find_model, with_block_size
+from finetune.runtime import device as devices
+from finetune.runtime.device import Device
+
+if TYPE_CHECKING:
+    import evaluate as hf_evaluate
 
 
-def evaluate(options):
-    """`(event, whether this is the main process)`: the fields of an "evaluation" event, for the `Options` of
-    `finetune.eval`.
+class EvalOptions(Protocol):
+    """The options of `finetune.eval`, which explains them."""
 
-    Everything is checked before any weights are loaded. Raises UsageError.
-    """
-    machine = _machine(options)
-    main = machine.accelerator.is_main_process
-    with machine.accelerator.local_main_process_first():  # one process downloads or prepares, the others find it
-        subject = inputs.find_subject(options.out_dir or options.init_from)
-        baseline = inputs.find_baseline(options.baseline, subject) if options.baseline else None
-        dataset, text = inputs.open_split(options.dataset, options.split, subject, options.out_dir)
-        general = inputs.open_general(options.general, subject) if options.general else None
-    block_size, stride = _lengths(options, subject, baseline)
-    eot = _end_of_text(dataset, subject)
-    documents = (
-        inputs.by_documents(dataset, options.split, options.out_dir) if options.documents is None else options.documents
-    )
-    if documents or options.metrics:
-        spans = _documents(dataset, options, documents)
-    asked = _examples(dataset, options, text, spans, subject) if options.metrics else None
-    loaded = _loaded(options) if options.metrics and main else {}
-    prompt = _sample_prompt(options, dataset, subject) if options.samples else None
-    windows = loss.windows(spans if documents else loss.whole(text), block_size, stride, by_span=documents)
+    out_dir: str | None
+    init_from: str | None
+    dataset: str | None
+    split: str
+    block_size: int | None
+    stride: int | None
+    documents: bool | None
+    batch_size: int | None
+    baseline: str | None
+    general: str | None
+    metrics: str
+    completions: int
+    samples: int
+    start: str
+    max_new_tokens: int
+    temperature: float | None
+    top_k: int
+    top_p: float
+    seed: int
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    dtype: Literal["float32", "bfloat16", "float16"]
 
-    subjects = [subject, baseline] if baseline else [subject]
-    models = [one.load(machine) for one in subjects]
-    unit = "documents" if documents else "blocks"
-    if main:
-        print(f"{subject.title}, {models[0].num_parameters() / 1e6:.2f}M parameters, {machine.describe()}")
-        strided = f", {stride:,} apart" if stride != block_size else ""
-        print(
-            f"{dataset.bin(options.split)}: {len(text.ids):,} tokens in {windows.num_units:,} {unit} of up to"
-            f" {block_size:,}{strided}",
-            flush=True,
-        )
-    sums = loss.measure(machine, models, text, windows, options.batch_size, title=options.split)
-    event = {
-        "model": subject.name,
-        **({"step": subject.facts["step"]} if "step" in subject.facts else {}),
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that an evaluation reads, found and checked before any weights are loaded."""
+
+    models: list[ModelRef]  # the model, then the baseline if there is one
+    dataset: Dataset
+    stream: TokenStream
+    general: TokenStream | None
+    windows: Windows
+    unit: str  # of the windows: documents or blocks
+    block_size: int
+    stride: int
+    tokenizer: Tokenizer | None  # of the model, else of the dataset
+    eot: int | None
+    examples: list[tuple[np.ndarray, np.ndarray]]  # prompt and reference, for metrics
+    metrics: dict[str, hf_evaluate.EvaluationModule]  # only on the main process
+    prompt: np.ndarray | None  # of the samples
+
+
+def evaluate(options: EvalOptions) -> tuple[dict[str, Any], bool]:
+    """`(event, whether this is the main process)`: the fields of an "evaluation" event. Raises UsageError."""
+    device = start_device(options)
+    inputs = find_inputs(options, device)
+    model, dataset, stream = inputs.models[0], inputs.dataset, inputs.stream
+    loaded = [one.load().to(device.torch_device).eval() for one in inputs.models]
+    if device.accelerator.is_main_process:
+        print(f"{model.describe()}, {loaded[0].num_parameters() / 1e6:.2f}M parameters, {device.describe()}")
+        apart = f", {inputs.stride:,} apart" if inputs.stride != inputs.block_size else ""
+        units = f"{inputs.windows.num_units:,} {inputs.unit} of up to {inputs.block_size:,}{apart}"
+        print(f"{dataset.bin(options.split)}: {len(stream.ids):,} tokens in {units}", flush=True)
+    sums = loss.measure(device, loaded, stream, inputs.windows, options.batch_size, title=options.split)
+    event: dict[str, Any] = {
+        "model": model.name,
+        **({"step": model.facts["step"]} if "step" in model.facts else {}),
         "dataset": str(dataset.directory),
         "split": options.split,
-        "block_size": block_size,
-        "stride": stride,
+        "block_size": inputs.block_size,
+        "stride": inputs.stride,
         "dtype": options.dtype,
-        unit: windows.num_units,
+        inputs.unit: inputs.windows.num_units,
         "targets": int(sums.targets.sum()),
         **sums.figures(0),
     }
-    if baseline:
-        event["baseline"] = {"name": baseline.name, **sums.figures(1)}
-        event["difference"] = bootstrap.paired_bootstrap(sums.nats[0], sums.nats[1], sums.targets, options.seed)
-    if general is not None:
-        event["general"] = _forgotten(machine, models, options.general, general, block_size, stride, options.batch_size)
-    if options.metrics:
-        tokenizer = subject.tokenizer or dataset.tokenizer
-        for place, one, model in zip([event, event.get("baseline")], subjects, models):
-            place["metrics"] = _answered(machine, model, options, asked, eot, tokenizer, loaded, one.name)
-        event["completions"] = len(asked)
-    if options.samples:
-        event["memorisation"] = _copied(machine, models[0], options, prompt, eot, dataset)
-    machine.accelerator.wait_for_everyone()
-    return event, main
+    if len(loaded) > 1:
+        event["baseline"] = {"name": inputs.models[1].name, **sums.figures(1)}
+        event["difference"] = paired_bootstrap(sums.nats[0], sums.nats[1], sums.targets, options.seed)
+    if options.general and inputs.general:
+        event["general"] = {"name": options.general, **_measure_forgetting(device, loaded, inputs, options.batch_size)}
+    if inputs.examples:
+        decoding = _decoding(options, default_temperature=0.0)
+        for figures, ref, network in zip([event, event.get("baseline", {})], inputs.models, loaded):
+            figures["metrics"] = _score_answers(device, network, inputs, decoding, ref.name)
+        event["completions"] = len(inputs.examples)
+    if inputs.prompt is not None:
+        event["memorisation"] = _find_copies(device, loaded[0], inputs.dataset, inputs.prompt, inputs.eot, options)
+    device.accelerator.wait_for_everyone()
+    return event, device.accelerator.is_main_process
 
 
-def _machine(options):
-    """The Machine to compute on: the whole of what the launcher started, with nothing to accumulate or to compile."""
+def start_device(options: EvalOptions) -> Device:
+    """The device of an evaluation: all processes of the launcher, nothing compiled."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    return device.start(
+    return devices.start(
         Recipe(device=options.device, dtype=options.dtype, compile="false", gradient_accumulation_steps=processes)
     )
 
 
-def _lengths(options, subject, baseline):
+def find_inputs(options: EvalOptions, device: Device) -> Inputs:
+    """The Inputs of an evaluation. Raises UsageError."""
+    with device.accelerator.local_main_process_first():  # one process downloads or prepares, the others find it
+        model = find_model(options.out_dir or options.init_from or "")
+        models = [model, find_baseline(options.baseline, model)] if options.baseline else [model]
+        dataset = token_streams.open_dataset(options.dataset, model, options.out_dir)
+        stream = token_streams.open_split(dataset, options.split, model)
+        general = token_streams.open_general(options.general, model) if options.general else None
+    block_size, stride = _lengths(options, models)
+    by_document = options.documents
+    if by_document is None:
+        by_document = token_streams.is_by_document(dataset, options.split, options.out_dir)
+    spans = stream.as_span()
+    if by_document or options.metrics:
+        asked_by = "documents" if by_document else "metrics"
+        spans = token_streams.document_spans(dataset, options.split, asked_by)
+    tokenizer = model.tokenizer or dataset.tokenizer
+    if tokenizer is None and options.samples:
+        raise UsageError(f"samples: neither {model.path} nor {dataset.directory} has a tokenizer for their prompt")
+    # documents end with the end-of-text of the dataset
+    ends_with = dataset.tokenizer or model.tokenizer
+    wants_metrics = options.metrics and device.accelerator.is_main_process
+    return Inputs(
+        models=models,
+        dataset=dataset,
+        stream=stream,
+        general=general,
+        examples=_find_examples(dataset, options, stream, spans, tokenizer) if options.metrics else [],
+        metrics=_load_metrics(options.metrics) if wants_metrics else {},
+        prompt=prompt_ids(tokenizer, options.start) if tokenizer and options.samples else None,
+        windows=loss.windows(spans if by_document else stream.as_span(), block_size, stride, by_span=by_document),
+        unit="documents" if by_document else "blocks",
+        block_size=block_size,
+        stride=stride,
+        tokenizer=tokenizer,
+        eot=ends_with.eot if ends_with else model.config.eos_token_id,
+    )
+
+
+def _lengths(options: EvalOptions, models: list[ModelRef]) -> tuple[int, int]:
     """`(block_size, stride)`. Raises UsageError."""
-    block_size = options.block_size or subject.config.block_size
-    for one in filter(None, (subject, baseline)):
-        if block_size > one.config.block_size:
-            raise UsageError(
-                f"block_size: {block_size:,} is more than the {one.config.block_size:,} positions of {one.name}; "
-                f"give --block_size={one.config.block_size} or less"
-            )
-    if (options.stride or 0) > block_size:
+    block_size = options.block_size or models[0].config.block_size
+    for model in models:
+        with_block_size(model, block_size)
+    stride = options.stride or block_size
+    if stride > block_size:
         raise UsageError(
-            f"stride: {options.stride:,} is more than block_size={block_size:,}; the tokens between two blocks would be"
-            " left out"
+            f"stride: {stride:,} is more than block_size={block_size:,}; the tokens between two blocks would be left"
+            " out"
         )
-    return block_size, options.stride or block_size
+    return block_size, stride
 
 
-def _end_of_text(dataset, subject):
-    tokenizer = dataset.tokenizer or subject.tokenizer
-    return tokenizer.eot if tokenizer else subject.config.eos_token_id
-
-
-def _documents(dataset, options, documents):
-    """The documents of a split, (D, 2): first token and end. Raises UsageError where nothing says where one ends."""
-    ends = dataset.document_ends(options.split)
-    if dataset.is_running_text(options.split):
-        raise UsageError(
-            f"{'documents' if documents else 'metrics'}: {dataset.bin(options.split)} is one running text and no"
-            " documents"
-        )
-    return np.stack([np.append(0, ends[:-1]), ends], 1)
-
-
-def _examples(dataset, options, text, spans, subject):
-    """The prompts and references that metrics are of. Raises UsageError."""
-    if text.mask is None:
+def _find_examples(
+    dataset: Dataset, options: EvalOptions, stream: TokenStream, spans: np.ndarray, tokenizer: Tokenizer | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The prompts and references for metrics. Raises UsageError."""
+    if stream.mask is None:
         raise UsageError(
             f"metrics: {dataset.directory} has no {options.split}_mask.bin, so it is no instruction data and has no"
             " references; prepare a table with the columns prompt and completion"
         )
-    if subject.tokenizer is None and dataset.tokenizer is None:
-        raise UsageError(
-            f"metrics: neither {subject.source} nor {dataset.directory} has a tokenizer to turn ids into text"
-        )
-    found = examples(text, spans)
+    if tokenizer is None:
+        raise UsageError(f"metrics: neither the model nor {dataset.directory} has a tokenizer to turn ids into text")
+    found = examples(stream, spans)
     if not found:
         raise UsageError(f"metrics: no document of {dataset.bin(options.split)} has both a prompt and a completion")
     count = min(options.completions or len(found), len(found))
     return [found[number] for number in np.linspace(0, len(found) - 1, count).round().astype(int)]
 
 
-def _sample_prompt(options, dataset, subject):
-    tokenizer = subject.tokenizer or dataset.tokenizer
-    if tokenizer is None:
-        raise UsageError(f"samples: neither {subject.source} nor {dataset.directory} has a tokenizer for their prompt")
-    return prompt_ids(tokenizer, options.start)
-
-
-def _forgotten(machine, models, name, text, block_size, stride, batch_size):
-    """Loss on a general text, before and after, and how far the model has moved there: KL(baseline || model), a mean
-    over tokens."""
-    sums = loss.measure(
-        machine,
-        models,
-        text,
-        loss.windows(loss.whole(text), block_size, stride),
-        batch_size,
-        divergence=True,
-        title="general text",
-    )
-    targets = sums.targets.sum()
-    return {
-        "name": name,
-        "targets": int(targets),
-        "loss": sums.figures(0)["loss"],
-        "baseline_loss": sums.figures(1)["loss"],
-        "kl": float(sums.divergence.sum() / targets),
-    }
-
-
-def _loaded(options):
-    """{name: metric} of what was asked for. Raises UsageError."""
+def _load_metrics(names: str) -> dict[str, hf_evaluate.EvaluationModule]:
+    """{name: metric}. Raises UsageError."""
     found = {}
-    for name in options.metrics.split(","):
+    for name in names.split(","):
         try:
             found[name] = metrics.load(name)
         except Exception as error:  # a file of the user's own may do anything
@@ -176,38 +200,57 @@ def _loaded(options):
     return found
 
 
-def _answered(machine, model, options, asked, eot, tokenizer, loaded, name):
-    """{metric: value} of the completions of a model; on the main process, which has the metrics `loaded`."""
-    prompts, references = (
-        [prompt for prompt, _ in asked],
-        [tokenizer.decode(truncate_at_eot(reference, eot)) for _, reference in asked],
-    )
-    answers = complete(machine, model, prompts, eot, options.batch_size, f"answers of {name}", **_drawing(options, 0.0))
-    answers, scores = [tokenizer.decode(ids) for ids in answers], {}
-    for metric, computer in loaded.items():
+def _measure_forgetting(device: Device, models: list[GPT], inputs: Inputs, batch_size: int | None) -> dict[str, Any]:
+    """Loss on the general text before and after training, and KL(baseline || model) there, a mean over tokens."""
+    stream = inputs.general
+    assert stream is not None
+    windows = loss.windows(stream.as_span(), inputs.block_size, inputs.stride)
+    sums = loss.measure(device, models, stream, windows, batch_size, divergence=True, title="general text")
+    targets = sums.targets.sum()
+    return {
+        "targets": int(targets),
+        "loss": sums.figures(0)["loss"],
+        "baseline_loss": sums.figures(1)["loss"],
+        "kl": float(sums.divergence.sum() / targets),
+    }
+
+
+def _score_answers(device: Device, model: GPT, inputs: Inputs, decoding: Decoding, name: str) -> dict[str, Any]:
+    """{metric: value} of a model's answers; {} except on the main process."""
+    prompts = [prompt for prompt, _ in inputs.examples]
+    answers = complete(device, model, prompts, inputs.eot, decoding, f"answers of {name}")
+    decode = inputs.tokenizer.decode if inputs.tokenizer else str
+    predictions = [decode(ids) for ids in answers]
+    references = [decode(truncate_at_eot(reference, inputs.eot)) for _, reference in inputs.examples]
+    scores = {}
+    for metric, computer in inputs.metrics.items():
         try:
-            found = computer.compute(predictions=answers, references=references)
+            found = computer.compute(predictions=predictions, references=references)
         except Exception as error:
             raise Failure(f"metrics: {metric}: {_first_line(error)}", 1, alone=True) from error
-        scores |= {key: value.item() if isinstance(value, np.generic) else value for key, value in found.items()}
+        for key, value in (found or {}).items():
+            scores[key] = value.item() if isinstance(value, np.generic) else value
     return scores
 
 
-def _copied(machine, model, options, prompt, eot, dataset):
-    """What of the model's samples stands in the training data."""
+def _find_copies(
+    device: Device, model: GPT, dataset: Dataset, prompt: np.ndarray, eot: int | None, options: EvalOptions
+) -> dict[str, Any]:
+    """Which parts of the model's samples are verbatim in the training data."""
     from finetune.data import verbatim
 
-    drawing = _drawing(options, 0.8)
-    written = complete(machine, model, [prompt] * options.samples, eot, options.batch_size, "samples", **drawing)
-    facts = {"samples": len(written), "tokens": sum(map(len, written)), "temperature": drawing["temperature"]}
-    return {**verbatim.report_copies(dataset, written), **facts} if machine.accelerator.is_main_process else facts
+    decoding = _decoding(options, default_temperature=0.8)
+    written = complete(device, model, [prompt] * options.samples, eot, decoding, "samples")
+    facts = {"samples": len(written), "tokens": sum(map(len, written)), "temperature": decoding.temperature}
+    if not device.accelerator.is_main_process:
+        return facts
+    return {**verbatim.report_copies(dataset, written), **facts}
 
 
-def _drawing(options, temperature):
-    """How text is generated; `temperature` is the default for this kind of text."""
-    chosen = {name: getattr(options, name) for name in ("max_new_tokens", "seed", "temperature", "top_k", "top_p")}
-    return chosen if options.temperature is not None else {**chosen, "temperature": temperature}
+def _decoding(options: EvalOptions, default_temperature: float) -> Decoding:
+    temperature = default_temperature if options.temperature is None else options.temperature
+    return Decoding(options.max_new_tokens, options.seed, temperature, options.top_k, options.top_p, options.batch_size)
 
 
-def _first_line(error):
+def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -66,8 +66,8 @@ def problem(name: str) -> str | None:
     return known + (f". Did you mean {nearest[0]!r}?" if nearest else "")
 
 
-def load(name: str) -> evaluate.Metric:
-    """The metric of that name, or that in a file of the user's own."""
+def load(name: str) -> evaluate.EvaluationModule:
+    """The metric of that name, or the one in a file of the user's own."""
     import datasets
     import evaluate
 
@@ -78,13 +78,14 @@ def load(name: str) -> evaluate.Metric:
         def _info(self) -> evaluate.MetricInfo:
             text = datasets.Value("string")
             return evaluate.MetricInfo(
-                description=METRICS[name].__doc__,
+                description=METRICS[name].__doc__ or "",
                 citation="",
                 inputs_description="predictions and references, one text each",
                 features=datasets.Features(predictions=text, references=text),
             )
 
-        def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float | str]:
+        # pyrefly: ignore[bad-override]
+        def _compute(self, *, predictions: list[str], references: list[str], **_: object) -> dict[str, float | str]:
             return METRICS[name](predictions, references)
 
     return Metric(keep_in_memory=True)

@@ -1,1 +1,1 @@
-"""What others get: a directory that was verified, and a repository that was compared."""
+"""A model for others: a verified directory, and a repository on the Hub that was compared with it."""

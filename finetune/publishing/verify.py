@@ -1,15 +1,25 @@
-"""An export is read back before it is published, by the code that its users will read it with."""
+"""Reads an export back, with the library of its users, and compares it with the model."""
+
+from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from finetune.common.errors import Failure
-from finetune.gpt import GPT, pretrained
+from finetune.data.tokenizer import CharTokenizer, Tokenizer
+from finetune.gpt import GPT, GPTConfig, pretrained
 
-TOLERANCE = 1e-4  # of the largest logit: float32 sums taken in another order stay well below, a wrong tensor far above
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOLERANCE = 1e-4  # of the largest logit: sums in another order differ by far less, a wrong tensor by far more
 PROMPTS = (
     "Once upon a time, in a village by the sea,",
     "ROMEO:\nO, she doth teach the torches to burn bright!\n\nJULIET:\n",
@@ -24,23 +34,23 @@ PROMPTS = (
 )
 
 
-def versions():
+def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers", "safetensors")}
 
 
 @torch.no_grad()
-def hugging_face(directory, model, tokenizer, base=None):
-    """Load `directory` with transformers and compare ids of real prompts, and logits on them and on a full context,
-    with those of our model and tokenizer. Where it holds adapters, peft loads them over `base`, a GPT. Return what was
-    compared; raise Failure, saying what differs, when they do not agree."""
+def hugging_face(directory: Path, model: GPT, tokenizer: Tokenizer, base: GPT | None = None) -> dict[str, Any]:
+    """Load `directory` with transformers and compare its ids of real prompts, and its logits there and on a full
+    context, with those of our model and tokenizer. peft loads adapters over `base`. Returns counts and differences.
+    Raises Failure when they differ."""
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    theirs = _adapted(directory, base) if base else _loaded(directory)
-    their_tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    theirs = _load_adapters(directory, base) if base else _load_model(directory)
+    their_tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     block_size, rows, ids_compared = model.config.block_size, [], 0
-    for prompt in _spoken(tokenizer):
+    for prompt in _prompts_for(tokenizer):
         ours = tokenizer.encode(prompt).tolist()
         if their_tokenizer(prompt, verbose=False)["input_ids"] != ours:
             raise Failure(
@@ -64,7 +74,8 @@ def hugging_face(directory, model, tokenizer, base=None):
     }
 
 
-def _loaded(directory):
+def _load_model(directory: Path) -> PreTrainedModel:
+    """The model as transformers loads it. Raises Failure when tensors are missing or left over."""
     from transformers import AutoModelForCausalLM
 
     theirs, loading = AutoModelForCausalLM.from_pretrained(
@@ -80,18 +91,18 @@ def _loaded(directory):
     return theirs
 
 
-def _adapted(directory, base):
+def _load_adapters(directory: Path, base: GPT) -> Any:
     from peft import PeftModel
 
-    with warnings.catch_warnings():  # peft asks transformers by a name that is going to change
+    with warnings.catch_warnings():  # peft uses a deprecated name of transformers
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         return PeftModel.from_pretrained(base.to_hf(), str(directory)).eval()
 
 
 @torch.no_grad()
-def nanogpt(path, config, state):
-    """Read a ckpt.pt back and compare its tensors, bit by bit, with the weights it was written from. Return what was
-    compared, and how far logits move because nanoGPT computes the exact GELU. Raises Failure."""
+def nanogpt(path: Path, config: GPTConfig, state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Read a ckpt.pt back and compare its tensors with the weights, bit by bit. Returns their count, and how far
+    logits move because nanoGPT computes the exact GELU. Raises Failure."""
     read_config, read = pretrained.load(path)
     different = [name for name in state if not torch.equal(read[name], state[name])]
     if different or read_config.activation_function != config.activation_function:
@@ -105,31 +116,33 @@ def nanogpt(path, config, state):
     return {"tensors_compared": len(state), "max_difference_by_exact_gelu": difference, "largest_logit": largest}
 
 
-def every_position(config):
+def every_position(config: GPTConfig) -> torch.Tensor:
     """Ids (T,) that fill the context and are spread over the vocabulary."""
     return torch.arange(config.block_size) * 7919 % config.vocab_size
 
 
-def compare(model, other, rows):
+def compare(
+    model: Callable[[torch.Tensor], torch.Tensor],
+    other: Callable[[torch.Tensor], torch.Tensor],
+    rows: Sequence[torch.Tensor],
+) -> tuple[float, float]:
     """`(largest difference, largest absolute logit)` of two functions from idx (1, T) to logits (1, T, V), over rows of
-    ids (T,)."""
+    ids (T,). The difference is NaN as soon as one is."""
     difference = largest = 0.0
     for row in rows:
         logits = model(row[None])
         largest = max(largest, logits.abs().max().item())
         gap = (other(row[None]) - logits).abs().max().item()
-        difference = gap if gap != gap else max(difference, gap)  # what is no number stays
-        if difference != difference:
-            break
+        if math.isnan(gap):
+            return gap, largest
+        difference = max(difference, gap)
     return difference, largest
 
 
-def _spoken(tokenizer):
-    """The prompts as far as the vocabulary has their characters, and for a character vocabulary all of it."""
-    if tokenizer.kind != "char":
+def _prompts_for(tokenizer: Tokenizer) -> Sequence[str]:
+    """The prompts; for a character vocabulary all its characters, and the characters of each prompt that it has."""
+    if not isinstance(tokenizer, CharTokenizer):
         return PROMPTS
     known = set(tokenizer.chars)
-    return [
-        "".join(tokenizer.chars),
-        *filter(None, ("".join(char for char in prompt if char in known) for prompt in PROMPTS)),
-    ]
+    prompts = ["".join(char for char in prompt if char in known) for prompt in PROMPTS]
+    return ["".join(tokenizer.chars), *filter(None, prompts)]

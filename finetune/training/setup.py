@@ -11,8 +11,10 @@ from finetune.data.batches import Blocks, Mixture
 from finetune.data.sampler import BlockSampler, MixtureSampler
 from finetune.data.tokenizer import prompt_ids
 from finetune.gpt.lora import check_rank
-from finetune.runs import checkpoints, inputs
+from finetune.runs import checkpoints
 from finetune.runs.checkpoints import check_disk
+from finetune.runs.datasets import is_isolated
+from finetune.runs.inputs import find_model_and_datasets, with_block_size
 from finetune.runtime import attention_check, fsdp, memory, memory_modes
 from finetune.training import optimizer as optimizers
 from finetune.training.recovery import check_resumed, has_found_batch_size, make_model, resume
@@ -40,21 +42,18 @@ def setup_run(recipe, machine, say):
     if machine.sharding:
         _check_sharded(recipe, choosing, recipe.auto_batch_size and not has_found_batch_size(saved, machine))
     with machine.accelerator.local_main_process_first():  # one process prepares and builds caches, the others find them
-        datasets = inputs.open_datasets(recipe, lambda: inputs.tokenizer_choice(recipe))
-        config, model_tokenizer = inputs.model_of(recipe, datasets[0], saved)
-        tokenizer = inputs.agreed_tokenizer(recipe, datasets[0], config, model_tokenizer)
+        found, datasets = find_model_and_datasets(recipe, saved[2]["config"] if saved else None)
+        config, tokenizer = found.config, found.tokenizer
         prompt = prompt_ids(tokenizer, recipe.start) if recipe.num_samples and tokenizer else None
-        block_size = inputs.block_size_of(recipe, config)
+        block_size = with_block_size(found, recipe.block_size).config.block_size
         check_rank(recipe, config)
-        isolated = inputs.is_isolated(recipe, datasets)
+        isolated = is_isolated(recipe, datasets)
         splits, identity = {}, {}
         for split in ("train", "val"):
             parts = []
             for number, dataset in enumerate(datasets, 1):
                 contents = data_dataset.scan(dataset, split)
-                data_dataset.check_ids(
-                    dataset, split, contents, config.vocab_size, recipe.init_from if saved is None else recipe.out_dir
-                )
+                data_dataset.check_ids(dataset, split, contents, config.vocab_size, found.name)
                 parts.append(
                     Blocks.from_arrow(
                         arrow_cache.open_cache(dataset, split, block_size, contents, isolated), contents.tokens

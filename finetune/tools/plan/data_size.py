@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from finetune.common.errors import UsageError
 from finetune.config.recipe import Recipe
 from finetune.data import arrow_cache, packing
 from finetune.data import dataset as data_dataset
 from finetune.data.dataset import Dataset
-from finetune.gpt import GPTConfig
-from finetune.runs import inputs
-from finetune.runs.inputs import PLANNED_CHARACTERS
+from finetune.runs.datasets import is_isolated
+from finetune.runs.inputs import PLANNED_CHARACTERS, ModelRef
 
 
 @dataclass
@@ -29,14 +27,15 @@ class DataSize:
     exists: bool = True  # False for --tokens
 
 
-def measured(recipe: Recipe, datasets: list[Dataset], config: GPTConfig, block_size: int, tokenizer: Any) -> DataSize:
+def measured(recipe: Recipe, datasets: list[Dataset], model: ModelRef) -> DataSize:
     """Of prepared directories, checked as training checks them."""
-    isolated, tokens, rows, documents = inputs.is_isolated(recipe, datasets), {}, {}, []
+    config, tokenizer, block_size = model.config, model.tokenizer, model.config.block_size
+    isolated, tokens, rows, documents = is_isolated(recipe, datasets), {}, {}, []
     for split in ("train", "val"):
         tokens[split] = rows[split] = 0
         for dataset in datasets:
             contents = data_dataset.scan(dataset, split)
-            data_dataset.check_ids(dataset, split, contents, config.vocab_size, recipe.init_from)
+            data_dataset.check_ids(dataset, split, contents, config.vocab_size, model.name)
             tokens[split] += contents.tokens
             if isolated:
                 ends = dataset.document_ends(split)

@@ -17,8 +17,8 @@ from finetune.config.recipe import Recipe
 from finetune.evaluation import split_loss
 from finetune.gpt import GPTConfig, lora
 from finetune.gpt import size as gpt_size
-from finetune.runs import checkpoints, inputs
-from finetune.runs.inputs import find_shape, planned_tokenizer
+from finetune.runs import checkpoints
+from finetune.runs.inputs import find_model_and_datasets, find_model_of_recipe, with_block_size
 from finetune.runtime import device as devices
 from finetune.runtime import memory, memory_modes
 from finetune.tools.plan import data_size
@@ -189,16 +189,14 @@ def plan(recipe: Recipe, origins: dict[str, str], tokens: int | None = None, pro
     """The Plan of a recipe for its dataset, or for so many `tokens` of text that need not exist. Raises UsageError."""
     saved = _saved(recipe) if recipe.init_from == "resume" else {}
     if tokens is None:
-        datasets = inputs.open_datasets(recipe, lambda: planned_tokenizer(recipe))
-        config, tokenizer = find_shape(recipe, datasets[0].tokenizer, saved)
-        tokenizer = inputs.agreed_tokenizer(recipe, datasets[0], config, tokenizer)
-        block_size = inputs.block_size_of(recipe, config)
-        data = data_size.measured(recipe, datasets, config, block_size, tokenizer)
+        model, datasets = find_model_and_datasets(recipe, saved.get("config"), shape_only=True)
+        model = with_block_size(model, recipe.block_size)
+        data = data_size.measured(recipe, datasets, model)
     else:
-        config, _ = find_shape(recipe, None, saved)
-        block_size = inputs.block_size_of(recipe, config)
-        data = data_size.imagined(recipe, tokens, block_size)
-    config = dataclasses.replace(config, block_size=block_size, dropout=recipe.dropout)
+        model = find_model_of_recipe(recipe, None, saved.get("config"), shape_only=True)
+        model = with_block_size(model, recipe.block_size)
+        data = data_size.imagined(recipe, tokens, model.config.block_size)
+    config = dataclasses.replace(model.config, dropout=recipe.dropout)
     lora.check_rank(recipe, config)
     schedule = schedules.schedule(recipe, data.rows["train"])
     device = devices.choose_device(recipe.device)

@@ -14,6 +14,7 @@ from finetune.common import files
 from finetune.common.errors import UsageError
 from finetune.common.formatting import is_number
 from finetune.data import dataset
+from finetune.runs.datasets import places_of
 from finetune.runs.events import read_metrics
 
 MISSING = "does not exist"
@@ -236,7 +237,7 @@ def _find_data(name: str, wanted: list[str | None]) -> Data:
     """The dataset of a recipe, by its name or by the sha256 of its splits: a text that training prepared is under data/
     by another name."""
     named = None
-    for directory in (Path(name), Path("data") / name, *sorted(Path("data").glob("*"))):
+    for directory in places_of(name):
         if not (directory / "train.bin").is_file():
             continue
         meta = _read_object(directory / "meta.json")

@@ -1,0 +1,93 @@
+"""The texts of an evaluation as token ids, checked against the model before any weights are loaded."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from finetune.common.errors import UsageError
+from finetune.data import dataset as datasets
+from finetune.data import documents, sources
+from finetune.data.dataset import Dataset
+from finetune.data.tokenizer import CharTokenizer, Tokenizer
+from finetune.evaluation.loss import TokenStream
+from finetune.runs.datasets import find_dataset, find_dataset_of_run, find_prepared, newest_start
+from finetune.runs.inputs import ModelRef, check_vocabulary
+
+
+def open_dataset(name: str | None, model: ModelRef, out_dir: str | None) -> Dataset:
+    """The dataset `name`; None is the one that the run in `out_dir` was trained on. Raises UsageError."""
+    recipe = newest_start(out_dir).get("recipe", {}) if out_dir else {}
+    if name is None:
+        return find_dataset_of_run(out_dir or "")
+    if name != recipe.get("dataset"):
+        return find_dataset(name, lambda: model.tokenizer or "gpt2")
+    # the run's own text is prepared as the run prepared it
+    is_char = model.tokenizer is not None and model.tokenizer.kind == "char"
+    return find_dataset(name, lambda: "char" if is_char else model.tokenizer or "gpt2", recipe["val_fraction"] or 0.1)
+
+
+def open_split(dataset: Dataset, split: str, model: ModelRef) -> TokenStream:
+    """A split of a dataset, its files and ids checked. Raises UsageError."""
+    bins = [path.stem for path in dataset.directory.glob("*.bin")]
+    splits = sorted(name for name in bins if not name.endswith(("_mask", "_documents")))
+    if split not in splits:
+        raise UsageError(f"split: {dataset.directory} has no {split}.bin; its splits are {', '.join(splits)}")
+    check_vocabulary(dataset, model)
+    stats = datasets.scan(dataset, split)
+    datasets.check_ids(dataset, split, stats, model.config.vocab_size, model.name)
+    if stats.tokens < 2:
+        raise UsageError(f"{dataset.bin(split)}: has {stats.tokens} token; at least two are needed to predict one")
+    ids, mask = np.memmap(dataset.bin(split), dtype="<u2", mode="r"), None
+    if path := dataset.mask(split):
+        mask = np.memmap(path, dtype=np.uint8, mode="r")
+        if not mask[1:].any():
+            raise UsageError(f"{path}: no token of {split}.bin is a target, so there is nothing to measure")
+    return TokenStream(ids, mask, token_bytes(dataset.tokenizer or model.tokenizer))
+
+
+def open_general(name: str, model: ModelRef) -> TokenStream:
+    """A general text: the val split of a prepared directory, or any source that `prepare` reads. Raises UsageError."""
+    if dataset := find_prepared(name):
+        return open_split(dataset, "val", model)
+    found, tokenizer = sources.find([name]), model.tokenizer
+    if tokenizer is None:
+        raise UsageError(f"general: {model.path} has no tokenizer to read {name} with; give a prepared directory")
+    eot = None if found[0].is_one_text else tokenizer.eot
+    ids = []
+    for chunk in documents.documents_of_sources(found):
+        ids.append(tokenizer.encode(chunk.text))
+        if eot is not None and (chunk.ends or chunk.stops):
+            ids.append(np.array([eot], np.uint16))
+    stream = TokenStream(np.concatenate(ids), token_bytes=token_bytes(tokenizer))
+    if len(stream.ids) < 2:
+        raise UsageError(f"general: {name} has {len(stream.ids)} tokens; at least two are needed to predict one")
+    return stream
+
+
+def is_by_document(dataset: Dataset, split: str, out_dir: str | None) -> bool:
+    """Whether a run saw each document alone; for a model without a run, whether one would with this dataset."""
+    identity = newest_start(out_dir).get("identity") if out_dir else None
+    if identity is None:
+        return dataset.mask(split) is not None
+    return identity.get("isolate_documents", False)
+
+
+def document_spans(dataset: Dataset, split: str, asked_by: str) -> np.ndarray:
+    """The documents of a split, int64 (D, 2): first token and end. Raises UsageError, which names the option that
+    needs them, when the split is one running text."""
+    ends = dataset.document_ends(split)
+    if dataset.is_running_text(split):
+        raise UsageError(f"{asked_by}: {dataset.bin(split)} is one running text and no documents")
+    return np.stack([np.append(0, ends[:-1]), ends], 1)
+
+
+def token_bytes(tokenizer: Tokenizer | None) -> np.ndarray | None:
+    """Bytes of text of each id, (65536,), 0 for special tokens; None without a tokenizer."""
+    if tokenizer is None:
+        return None
+    sizes = np.zeros(1 << 16)
+    if isinstance(tokenizer, CharTokenizer):
+        sizes[: tokenizer.vocab_size] = [len(char.encode("utf-8", "surrogatepass")) for char in tokenizer.chars]
+    else:
+        sizes[list(tokenizer.vocabulary.values())] = [len(token) for token in tokenizer.vocabulary]
+    return sizes

@@ -1,0 +1,60 @@
+"""A conversation with a model over standard input and output."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune.common.errors import UsageError
+from finetune.data import chat
+from finetune.data.tokenizer import Tokenizer, encode_prompt
+from finetune.gpt import GPT
+from finetune.gpt.sampling import draw_samples, write_fresh
+
+
+def run_chat(model: GPT, tokenizer: Tokenizer, template: str, seed: int, settings: dict[str, Any]) -> None:
+    """Answer each line of standard input. `settings` are those of `draw_samples`. Raises UsageError."""
+    generator = torch.Generator(model.wte.weight.device).manual_seed(seed)
+    # at least half of the context is left for the conversation
+    max_prompt = model.config.block_size - min(settings["max_new_tokens"], model.config.block_size // 2)
+    messages: list[dict[str, str]] = []
+    is_terminal = sys.stdin.isatty()
+    while (line := _read_line(len(messages) // 2, is_terminal)) is not None:
+        if not line.strip():
+            continue
+        try:
+            messages, prompt = _add_turn(messages, line, tokenizer, template, max_prompt)
+        except UsageError as error:
+            print(error, flush=True)
+            continue
+        show = write_fresh if sys.stdout.isatty() else None
+        [sample] = draw_samples(model, tokenizer, prompt, seed=generator, show=show, **settings)
+        write_fresh(sample)
+        print("\n" if is_terminal else "", flush=True)
+        messages.append({"role": "assistant", "content": sample.text})
+
+
+def _read_line(turns: int, is_terminal: bool) -> str | None:
+    """The next line, None at the end of standard input. Raises UsageError."""
+    try:
+        return input("> " if is_terminal else "")
+    except EOFError:
+        return None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input: the text after turn {turns} is not UTF-8 ({error.reason})") from None
+
+
+def _add_turn(
+    messages: list[dict[str, str]], line: str, tokenizer: Tokenizer, template: str, max_prompt: int
+) -> tuple[list[dict[str, str]], np.ndarray]:
+    """`(messages, prompt)` with a line of the user. The oldest turns are dropped when the prompt would be too long.
+    Raises UsageError."""
+    messages = [*messages, {"role": "user", "content": line}]
+    prompt = encode_prompt(tokenizer, chat.render(template, messages), "this turn")
+    while len(prompt) > max_prompt and len(messages) > 1:
+        messages = messages[2:]
+        prompt = encode_prompt(tokenizer, chat.render(template, messages), "this turn")
+    return messages, prompt
