@@ -1,10 +1,10 @@
-"""From your text to your GPT-2: prepare, train, sample. `from finetune import GPT` is the library's face."""
+"""From your text to your GPT-2: prepare, train, sample. As a library: `from finetune import GPT`."""
 
 __version__ = "0.1.0"
 __all__ = ["GPT", "GPTConfig", "__version__"]
 
 
-def __getattr__(name):  # torch is loaded when GPT is first asked for, so that --help need not wait for it
+def __getattr__(name: str) -> object:  # imports torch only when GPT is used, so that --help is fast
     if name in ("GPT", "GPTConfig"):
         from finetune import gpt
 

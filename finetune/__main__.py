@@ -1,8 +1,7 @@
-"""`finetune` or `python -m finetune`: list the verbs, or run one of them."""
+"""`finetune` or `python -m finetune`: list the commands, or run one of them."""
 
 import ast
 import importlib
-import sys
 from pathlib import Path
 
 from finetune.common.errors import UsageError
@@ -11,7 +10,7 @@ from finetune.config.cli import run
 VERBS = ("prepare", "doctor", "plan", "train", "sample", "eval", "export", "diagnose", "report", "compare")
 
 
-def dispatch(argv):
+def dispatch(argv: list[str]) -> int | None:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: finetune VERB [...], the same as python -m finetune.VERB\n")
         for verb in VERBS:
@@ -23,15 +22,15 @@ def dispatch(argv):
     return importlib.import_module(f"finetune.{argv[0]}").main(argv[1:])
 
 
-def _first_line(verb):
-    """The first line of a verb's docstring, without importing it."""
-    source = Path(__file__).with_name(f"{verb}.py").read_text(encoding="utf-8")
-    return ast.get_docstring(ast.parse(source)).splitlines()[0]
+def _first_line(verb: str) -> str:
+    """The first line of a command's docstring, without importing it."""
+    tree = ast.parse(Path(__file__).with_name(f"{verb}.py").read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").partition("\n")[0]
 
 
-def main():
+def main() -> None:
     run(dispatch)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,11 +1,13 @@
-"""Put runs side by side: in what their recipes differ, what they reached, how fast.
+"""Put runs side by side: differences of their recipes, results, speed.
 
 python -m finetune.compare out-one out-other
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from finetune.config.cli import option, parse, run
+from finetune.config.cli import parse, run
+from finetune.config.options import option
 
 USAGE = """usage: python -m finetune.compare OUT OUT...
 
@@ -14,18 +16,18 @@ Prints a table of two or more runs."""
 
 @dataclass
 class Options:
-    sources: list = option([], "the runs")
+    sources: list[str] = option([], "the runs")
 
-    def problems(self):
+    def problems(self) -> Iterator[tuple[str, str]]:
         if len(self.sources) < 2:
             yield "OUT", f"two runs or more are compared, got {len(self.sources)}; name their out_dirs"
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     options, _ = parse(Options, argv, USAGE)
     from finetune.tools.report import comparison, record
 
-    print(comparison.screen([record.load(out_dir) for out_dir in options.sources]))
+    print(comparison.to_text([record.load(out_dir) for out_dir in options.sources]))
 
 
 if __name__ == "__main__":

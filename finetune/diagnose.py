@@ -1,31 +1,32 @@
-"""Say what is wrong with a run, with the evidence and the command that would help.
+"""Find what is wrong with a run, with evidence and the command that helps.
 
 python -m finetune.diagnose --out_dir=out-mine
 """
 
 from dataclasses import dataclass
 
-from finetune.config.cli import option, parse, run
+from finetune.config.cli import parse, run
+from finetune.config.options import option
 
 USAGE = """usage: python -m finetune.diagnose --out_dir=OUT
 
-Looks at what a run left, at its data and at its checkpoints for the troubles that finetuning has: out of memory, a
-checkpoint that is missing, gibberish, a loss that does not fall, overfitting, slowness, and less than could be had.
-Says nothing of a healthy run. What it finds does not change the exit code."""
+Checks the files of a run, its data and its checkpoints for common problems of finetuning: out of memory, missing
+checkpoints, gibberish, a loss that does not fall, overfitting, slow training, settings that could do better. A healthy
+run has no findings. Findings do not change the exit code."""
 
 
 @dataclass
 class Options:
-    out_dir: str = option("out", "the run to look at")
-    verify: bool = option(True, "compare the checkpoints with their checksums, which reads them whole")
+    out_dir: str = option("out", "directory of the run")
+    verify: bool = option(True, "verify the checksums of the checkpoints, which reads all of their bytes")
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     options, _ = parse(Options, argv, USAGE)
     from finetune.tools.report import diagnosis, record
 
     found = record.load(options.out_dir, options.verify)
-    print(diagnosis.screen(diagnosis.diagnose(found)) or f"{options.out_dir}: nothing to say")
+    print(diagnosis.to_text(diagnosis.diagnose(found)) or f"{options.out_dir}: nothing to say")
 
 
 if __name__ == "__main__":

@@ -6,14 +6,14 @@ python -m finetune.doctor data/mine
 import contextlib
 import difflib
 import json
-import shutil
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.common.errors import UsageError
-from finetune.config.cli import option, parse, run
+from finetune.common.files import temporary_directory
+from finetune.config.cli import parse, run
+from finetune.config.options import option
 from finetune.data.tables import chosen_columns, problems_of_columns
 
 USAGE = """usage: python -m finetune.doctor DIR|SOURCE... [--fix=dedup,leaks,encoding --out_dir=DIR] [--key=value ...]
@@ -164,12 +164,7 @@ def _write(documents, outputs):
 
     written, changed = Counter(dict.fromkeys(outputs, 0)), Counter()
     out_dir = outputs["removed"].parent
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".tmp-doctor-", dir=out_dir))
-    except OSError as error:
-        raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
-    try:
+    with temporary_directory(out_dir) as work:
         with contextlib.ExitStack() as stack:
             # backslashreplace: half a surrogate pair, which UTF-8 has not, becomes an escape that JSON has
             opened = {
@@ -189,8 +184,6 @@ def _write(documents, outputs):
         for name, path in outputs.items():
             if written[name] or name != "removed":
                 (work / path.name).rename(path)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     verbs = {kind: "mended" if mends == "encoding" else "removed" for kind, (_, mends) in KINDS.items()}
     lines = [f"{verbs[kind]} {count:>8,} {KINDS[kind][0]} ({split})" for (split, kind), count in changed.items()] or [
         "nothing to mend"

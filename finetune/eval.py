@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune.common.errors import UsageError
-from finetune.config.cli import check_run_dir, option, parse, run
+from finetune.config.cli import check_run_dir, parse, run
+from finetune.config.options import option
 
 USAGE = """usage: python -m finetune.eval --out_dir=OUT [--key=value ...]
 
@@ -23,9 +24,9 @@ class Options:
     )
     dataset: str | None = option(None, "a prepared directory, or a text [that of the run]", derived=True)
     split: str = option("val", "val, train, or the name of another .bin of the dataset")
-    block_size: int | None = option(None, "tokens of context [all that the model has]", derived=True)
+    block_size: int | None = option(None, "tokens of context [all that the model has]", ge=1, derived=True)
     stride: int | None = option(
-        None, "tokens from one block to the next; fewer give every token more context [block_size]", derived=True
+        None, "tokens from one block to the next; fewer give every token more context [block_size]", ge=1, derived=True
     )
     documents: bool | None = option(
         None,
@@ -34,7 +35,7 @@ class Options:
         derived=True,
     )
     batch_size: int | None = option(
-        None, "blocks in one forward pass; changes nothing but the speed [what the device likes]", derived=True
+        None, "blocks in one forward pass; changes nothing but the speed [what the device likes]", ge=1, derived=True
     )
     baseline: str | None = option(None, "a model measured on the same tokens; auto is what the run started from")
     general: str | None = option(
@@ -43,16 +44,18 @@ class Options:
     metrics: str = option(
         "", "of the answers to instruction data, some of bleu,chrf,rouge,exact_match, or the path of an evaluate metric"
     )
-    completions: int = option(0, "answer this many prompts, spread evenly over the split; 0 is all")
-    samples: int = option(0, "write this many samples, and tell what of them is copied from the training data")
+    completions: int = option(0, "answer this many prompts, spread evenly over the split; 0 is all", ge=0)
+    samples: int = option(0, "write this many samples, and tell what of them is copied from the training data", ge=0)
     start: str = option("\n", "prompt of these samples")
-    max_new_tokens: int = option(256, "length of a completion or sample that does not end by itself")
+    max_new_tokens: int = option(256, "length of a completion or sample that does not end by itself", ge=1)
     temperature: float | None = option(
-        None, "0 is always the likeliest token [0 for completions, 0.8 for samples]", derived=True
+        None, "0 is always the likeliest token [0 for completions, 0.8 for samples]", ge=0, derived=True
     )
-    top_k: int = option(200, "draw from the k likeliest tokens only; 0 is all")
-    top_p: float = option(1.0, "draw from the likeliest tokens that together have this probability; 1 is all")
-    seed: int = option(1337, "of what is drawn: samples, and units for the interval of the difference")
+    top_k: int = option(200, "draw from the k likeliest tokens only; 0 is all", ge=0)
+    top_p: float = option(
+        1.0, "draw from the likeliest tokens that together have this probability; 1 is all", gt=0, le=1
+    )
+    seed: int = option(1337, "of what is drawn: samples, and units for the interval of the difference", ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute")
     dtype: Literal["float32", "bfloat16", "float16"] = option(
         "float32", "arithmetic of the matrix products; float32 is what training evaluates in"
@@ -65,13 +68,6 @@ class Options:
             yield "dataset", "give --dataset=DIR; only a run knows its own"
         if not self.split or "/" in self.split or self.split.endswith(("_mask", "_documents")):
             yield "split", f"{self.split!r} is no name of a split, such as val or train"
-        for name, low in LEAST.items():
-            if getattr(self, name) is not None and getattr(self, name) < low:
-                yield name, f"must be at least {low}, got {getattr(self, name)}"
-        if self.seed >= 2**63:
-            yield "seed", f"must be below 2**63, got {self.seed}"
-        if not 0 < self.top_p <= 1:
-            yield "top_p", f"must be above 0 and at most 1, got {self.top_p}"
         if self.general is not None and self.baseline is None:
             yield (
                 "general",
@@ -100,19 +96,6 @@ class Options:
                 for name in self.metrics.split(",")
                 if (problem := evaluation_metrics.problem(name))
             )
-
-
-LEAST = {
-    "block_size": 1,
-    "stride": 1,
-    "batch_size": 1,
-    "completions": 0,
-    "samples": 0,
-    "max_new_tokens": 1,
-    "temperature": 0,
-    "top_k": 0,
-    "seed": 0,
-}
 
 
 def main(argv):

@@ -9,7 +9,8 @@ from importlib.util import find_spec
 from typing import Literal
 
 from finetune.common.errors import UsageError
-from finetune.config.cli import check_run_dir, option, parse, run
+from finetune.config.cli import check_run_dir, parse, run
+from finetune.config.options import option
 from finetune.config.recipe import repository_problem
 
 USAGE = """usage: python -m finetune.export --out_dir=OUT --to=DIR [--key=value ...]

@@ -1,74 +1,65 @@
-"""What a run will take and come to, before it is run.
+"""Predict updates, memory, disk and time of a run before it starts.
 
 python -m finetune.plan recipes/small.yaml --dataset=data/mine
 """
 
 import dataclasses
-import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.config.cli import option, parse, run
+from finetune.config.cli import parse, run
+from finetune.config.options import option
 from finetune.config.recipe import Recipe
 
 USAGE = """usage: python -m finetune.plan [RECIPE.yaml] [--key=value ...]
 
-Tells what training as the recipe says takes: updates, passes over the data, memory, disk and time, and whether it makes
-sense. Takes the keys of finetune.train and, at the end of this list, its own. The model's weights are not needed. Ends
-with exit code 1 when memory or disk do not suffice."""
+Predicts updates, passes over the data, memory, disk and time of a training run, and gives advice. Takes the keys of
+finetune.train and, at the end of this list, its own. Does not need the model's weights. Exit code 1 if memory or disk
+are too small."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Options(Recipe):
     tokens: int | None = option(
-        None, "plan for so many tokens of text, of which val_fraction validate, instead of the dataset"
+        None, "plan for this many tokens of text instead of the dataset; val_fraction of them validate", ge=2
     )
-    num_processes: int = option(1, "processes of the run, each with a device like this one, or all on this CPU")
-    quick: bool = option(False, "count and time nothing")
-    explain: bool = option(False, "list every key with its value, where that is from and its help")
+    num_processes: int = option(1, "processes of the run, each with a device like this one, or all on this CPU", ge=1)
+    quick: bool = option(False, "skip counting tokens and timing")
+    explain: bool = option(False, "list every key with its value, its origin and its help")
     suggest: bool = option(False, "write a recipe for this data and this machine")
-    to: str | None = option(None, "with suggest: the file to write; without, it is printed")
-    find_lr: bool = option(False, "try some learning rates in short runs, judged by validation loss")
-    trial_minutes: float = option(5.0, "with find_lr: the longest all of them may take together")
+    to: str | None = option(None, "with suggest: the file to write; without it the recipe is printed")
+    find_lr: bool = option(False, "try some learning rates in short runs, compared by validation loss")
+    trial_minutes: float = option(5.0, "with find_lr: time limit of all short runs together", gt=0)
 
-    def problems(self):
+    def problems(self) -> Iterator[tuple[str, str]]:
         for name, message in super().problems():
             if name != "dataset" or self.tokens is None:
                 yield name, message
-        if self.tokens is not None and self.tokens < 2:
-            yield "tokens", f"must be at least 2, got {self.tokens}"
-        if self.num_processes < 1:
-            yield "num_processes", f"must be at least 1, got {self.num_processes}"
-        elif self.gradient_accumulation_steps * (self.batch_size if self.auto_batch_size else 1) % self.num_processes:
+        blocks = self.gradient_accumulation_steps * (self.batch_size if self.auto_batch_size else 1)
+        if self.num_processes >= 1 and blocks % self.num_processes:
             more = -(-self.gradient_accumulation_steps // self.num_processes) * self.num_processes
             advice = f"cannot be shared among {self.num_processes}; --gradient_accumulation_steps={more} can"
             yield "num_processes", f"gradient_accumulation_steps={self.gradient_accumulation_steps} {advice}"
-        if not 0 < self.trial_minutes < math.inf:
-            yield "trial_minutes", f"must be above 0, got {self.trial_minutes}"
-        elif self.trial_minutes != 5.0 and not self.find_lr:
+        if self.trial_minutes != 5.0 and not self.find_lr:
             yield "trial_minutes", "has no effect without --find_lr=true"
         if self.to is not None and not self.suggest:
             yield "to", "has no effect without --suggest=true"
         if self.eval_only:
             yield "eval_only", "there is nothing to plan in a single evaluation"
         if self.find_lr and (self.tokens is not None or self.quick):
-            yield (
-                "find_lr",
-                (
-                    "trains on data that is there, and takes its time; remove"
-                    f" {'tokens' if self.tokens is not None else 'quick'}"
-                ),
-            )
+            other = "tokens" if self.tokens is not None else "quick"
+            yield "find_lr", f"trains on real data, and that takes time; remove {other}"
         elif self.find_lr and self.init_from == "resume":
             yield "find_lr", "a resumed run has its rate already; give the model it began with as init_from"
 
-    def recipe(self):
-        """The part that is finetune.train's."""
+    def recipe(self) -> Recipe:
+        """The keys of finetune.train."""
         return Recipe(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)})
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     began = time.perf_counter()
     options, origins = parse(Options, argv, USAGE)
     from finetune.tools.plan import estimate, lr_finder, report

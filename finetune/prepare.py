@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from finetune.config.cli import option, parse, run
+from finetune.config.cli import parse, run
+from finetune.config.options import option
 from finetune.data.tables import chosen_columns, problems_of_columns
 
 EXAMINED = 100_000_000  # bytes of text that the doctor examines unasked, in some twenty seconds
@@ -38,17 +39,17 @@ class Options:
     split: str = option("train", "the split of a Hub data set to read")
     revision: str | None = option(None, "the revision of a Hub data set")
     val_fraction: float = option(
-        0.1, "share kept for validation: of the documents, or of a single text's characters, at its end"
+        0.1, "share kept for validation: of the documents, or of a single text's characters, at its end", gt=0, le=0.5
     )
     val: str | None = option(None, "a source to validate on instead; several with commas between them")
-    seed: int = option(1337, "decides which documents are kept for validation")
+    seed: int = option(1337, "decides which documents are kept for validation", ge=0)
     overflow: Literal["split", "drop", "error"] = option(
         "split", "documents of more than max_tokens: cut in training, left out, or refused"
     )
     max_tokens: int = option(
-        1024, "the longest document that is no overflow, end-of-text included; give your block_size"
+        1024, "the longest document that is no overflow, end-of-text included; give your block_size", ge=2
     )
-    num_proc: int = option(0, "threads that tokenize; 0 is one a core")
+    num_proc: int = option(0, "threads that tokenize; 0 is one a core", ge=0)
     doctor: Literal["auto", "true", "false"] = option(
         "auto", "examine the data at the end as finetune.doctor does; auto is for up to 100 MB of text"
     )
@@ -62,12 +63,6 @@ class Options:
                     " needs no download"
                 ),
             )
-        if not 0 < self.val_fraction <= 0.5:
-            yield "val_fraction", f"must be above 0 and at most 0.5, got {self.val_fraction}"
-        if self.max_tokens < 2:
-            yield "max_tokens", f"must be at least 2, got {self.max_tokens}"
-        if self.num_proc < 0 or self.seed < 0:
-            yield "num_proc" if self.num_proc < 0 else "seed", "must be at least 0"
         yield from problems_of_columns(self)
         if not self.out_dir and len(self.sources) > 1:
             yield "out_dir", "several sources need --out_dir=DIR"

@@ -1,40 +1,42 @@
-"""Show a run as one page: curves, data, recipe, before and after.
+"""Show a run as one page: curves, data, recipe, samples before and after.
 
 python -m finetune.report --out_dir=out-mine
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from finetune.common.errors import UsageError
-from finetune.config.cli import option, parse, run
+from finetune.config.cli import parse, run
+from finetune.config.options import option
 
 USAGE = """usage: python -m finetune.report --out_dir=OUT [--to=FILE.html]
 
-Writes one page that holds everything and needs neither a network nor scripts. Training writes it by itself when it
-ends; this writes it anew, also of a run that is still going on."""
+Writes one self-contained page, without network access or scripts. Training writes it when it ends; this command writes
+it again, also for a run in progress."""
 
 
 @dataclass
 class Options:
-    out_dir: str = option("out", "the run to show")
-    to: str | None = option(None, "where the page is written [report.html in out_dir]", derived=True)
+    out_dir: str = option("out", "directory of the run")
+    to: str | None = option(None, "file to write [report.html in out_dir]", derived=True)
 
-    def problems(self):
+    def problems(self) -> Iterator[tuple[str, str]]:
         if self.to is not None and not self.to.endswith(".html"):
-            yield "to", f"names a page, which ends in .html, got {self.to}"
+            yield "to", f"must end in .html, got {self.to}"
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     options, _ = parse(Options, argv, USAGE)
     from finetune.tools.report import diagnosis, html_report, record
 
     found = record.load(options.out_dir)
     try:
-        print(f"report in {html_report.write(found, diagnosis.diagnose(found), options.to)}")
+        path = html_report.write(found, diagnosis.diagnose(found), options.to)
     except OSError as error:
-        raise UsageError(
-            f"{options.to or found.out_dir}: the report cannot be written there: {error.strerror}"
-        ) from None
+        place = options.to or found.out_dir
+        raise UsageError(f"{place}: the report cannot be written there: {error.strerror}") from None
+    print(f"report in {path}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from finetune.common.errors import UsageError
-from finetune.config.cli import check_run_dir, option, parse, run
+from finetune.config.cli import check_run_dir, parse, run
+from finetune.config.options import option
 from finetune.runs.inputs import data_of_run, describe_model, gpt2_for
 
 USAGE = """usage: python -m finetune.sample --out_dir=OUT [--key=value ...]
@@ -25,45 +26,33 @@ class Options:
     start: str = option("\n", "the prompt, or FILE:path to read it from a file; <|endoftext|> is the token")
     prompts: str = option("", "a file of prompts instead: a line each, or .jsonl with prompt or messages")
     chat: bool = option(False, "talk with a model that was trained on conversations, a line of standard input a turn")
-    num_samples: int = option(10, "how many samples of each prompt")
-    max_new_tokens: int = option(500, "tokens in each sample at most")
-    temperature: float = option(0.8, "below 1.0 more predictable, above more random, 0 always the likeliest token")
-    top_k: int = option(200, "draw from the k likeliest tokens only; 0 is all")
-    top_p: float = option(1.0, "draw from the likeliest tokens that together have this probability; 1 is all")
-    min_p: float = option(0.0, "draw from tokens of at least this share of the likeliest one's probability; 0 is all")
-    repetition_penalty: float = option(1.0, "above 1 tokens that have been there become less likely; 1 is off")
+    num_samples: int = option(10, "how many samples of each prompt", ge=1)
+    max_new_tokens: int = option(500, "tokens in each sample at most", ge=1)
+    temperature: float = option(
+        0.8, "below 1.0 more predictable, above more random, 0 always the likeliest token", ge=0
+    )
+    top_k: int = option(200, "draw from the k likeliest tokens only; 0 is all", ge=0)
+    top_p: float = option(
+        1.0, "draw from the likeliest tokens that together have this probability; 1 is all", gt=0, le=1
+    )
+    min_p: float = option(
+        0.0, "draw from tokens of at least this share of the likeliest one's probability; 0 is all", ge=0, le=1
+    )
+    repetition_penalty: float = option(1.0, "above 1 tokens that have been there become less likely; 1 is off", gt=0)
     stop: str = option("", "a text at which a sample ends")
     ignore_eos: bool = option(False, "write on after end-of-text, which otherwise ends a sample")
-    max_copy: int = option(0, "never repeat more than this many tokens in a row from the training data; 0 is off")
+    max_copy: int = option(0, "never repeat more than this many tokens in a row from the training data; 0 is off", ge=0)
     dataset: str = option("", "for max_copy: the prepared directory of the training data [that of the run]")
     out: str = option(
         "", "write the samples to this file instead, .jsonl: one object a sample, with its ids and settings"
     )
-    seed: int = option(1337, "the same seed gives the same samples")
+    seed: int = option(1337, "the same seed gives the same samples", ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("auto", "arithmetic of the matrix products")
 
     def problems(self):
         if (self.out_dir is None) == (self.init_from is None):
             yield "out_dir", "give --out_dir=OUT of a run, or --init_from=MODEL, one of them"
-        for name, low in (
-            ("num_samples", 1),
-            ("max_new_tokens", 1),
-            ("temperature", 0),
-            ("top_k", 0),
-            ("max_copy", 0),
-            ("seed", 0),
-        ):
-            if getattr(self, name) < low:
-                yield name, f"must be at least {low}, got {getattr(self, name)}"
-        if self.seed >= 2**63:
-            yield "seed", f"must be below 2**63, got {self.seed}"
-        if not 0 < self.top_p <= 1:
-            yield "top_p", f"must be above 0 and at most 1, got {self.top_p}"
-        if not 0 <= self.min_p <= 1:
-            yield "min_p", f"must be at least 0 and at most 1, got {self.min_p}"
-        if self.repetition_penalty <= 0:
-            yield "repetition_penalty", f"must be above 0, got {self.repetition_penalty}"
         if not self.start:
             yield "start", "the prompt is empty; a model needs at least one token to go on from"
         if self.dataset and not self.max_copy:
@@ -99,7 +88,7 @@ def main(argv):
     else:
         starts = [] if options.chat else [tokenizers.prompt_ids(tokenizer, options.start)]
     settings = {name: getattr(options, name) for name in SETTINGS}
-    settings["followers"] = _followers(options, tokenizer) if options.max_copy else None
+    settings["copy_blocker"] = _copy_blocker(options, tokenizer) if options.max_copy else None
     device = devices.choose_device(options.device)
     if device.type == "cpu":
         devices.keep_heap()
@@ -155,7 +144,7 @@ def _write(model, tokenizer, starts, options, settings, name):
     with open(options.out, "x", encoding="utf-8") as file:
         for start in tqdm(starts, unit=" prompts", disable=None, leave=False):
             for number, sample in enumerate(
-                draw_samples(model, tokenizer, start, options.num_samples, seed=options.seed, **settings)
+                draw_samples(model, tokenizer, start, num_samples=options.num_samples, seed=options.seed, **settings)
             ):
                 row = {
                     "prompt": tokenizer.decode(start),
@@ -211,7 +200,7 @@ def _chat(model, tokenizer, template, seed, settings):
         messages.append({"role": "assistant", "content": sample.text})
 
 
-def _followers(options, tokenizer):
+def _copy_blocker(options, tokenizer):
     """What max_copy asks at each step: which ids follow in the training data."""
     from finetune.data import dataset as datasets
     from finetune.data.verbatim import CopyBlocker

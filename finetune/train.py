@@ -3,6 +3,9 @@
 accelerate launch -m finetune.train recipes/small.yaml --dataset=data/mine --out_dir=out-mine
 """
 
+import shlex
+from pathlib import Path
+
 from finetune.common.errors import Failure, UsageError
 from finetune.config.cli import die_with_launcher, parse, run
 from finetune.config.recipe import Recipe
@@ -11,11 +14,11 @@ from finetune.config.recipe_file import comments_by_key
 USAGE = """usage: accelerate launch -m finetune.train [RECIPE.yaml] [--key=value ...]
        python -m finetune.train [RECIPE.yaml] [--key=value ...]
 
-Trains a GPT-2 on prepared data. Values come from the recipe, then from the flags; the last mention wins.
-In brackets the default; "derived" values follow from the others and are shown when training starts."""
+Trains a GPT-2 on prepared data. Flags replace values of the recipe, and the last mention of a key counts. Defaults are
+in brackets; "derived" values follow from other keys and are shown when training starts."""
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     recipe, origins = parse(Recipe, argv, USAGE)
     die_with_launcher()
     from finetune.tools.report.after_training import report_after
@@ -24,31 +27,25 @@ def main(argv):
     with report_after(recipe):
         done = train(recipe, comments_by_key(origins))
     if recipe.push_to_hub and not recipe.eval_only and done.machine.accelerator.is_main_process:
-        _push(recipe)
+        _export_and_push(recipe, recipe.push_to_hub)
 
 
-def _push(recipe):
-    """Export the best model into the run and push it there, which is the same as doing it by hand."""
-    import shlex
-    from pathlib import Path
-
+def _export_and_push(recipe: Recipe, repository: str) -> None:
+    """Export the best model to out_dir/export and push it, as finetune.export would."""
     out_dir, to = Path(recipe.out_dir), Path(recipe.out_dir) / "export"
-    by_hand = (
-        "python -m finetune.export"
-        f" {shlex.join([f'--out_dir={out_dir}', f'--to={to}', f'--push_to_hub={recipe.push_to_hub}'])}"
-    )
+    flags = shlex.join([f"--out_dir={out_dir}", f"--to={to}", f"--push_to_hub={repository}"])
+    by_hand = f"python -m finetune.export {flags}"
     if not recipe.push:
-        print(f"nothing is pushed to {recipe.push_to_hub} without --push=true; by hand: {by_hand}")
+        print(f"nothing is pushed to {repository} without --push=true; by hand: {by_hand}")
         return
     from finetune.publishing import export, hub
 
     try:
-        exported = export.export(out_dir / "best", to, name=recipe.push_to_hub)
-    except (UsageError, Failure) as error:  # all is done but this
-        raise Failure(
-            f"{recipe.push_to_hub} was not pushed: {error}. The model is in {out_dir}/best; again: {by_hand}", 4
-        ) from error
-    hub.push(exported, recipe.push_to_hub, again=by_hand)
+        exported = export.export(out_dir / "best", to, name=repository)
+    except (UsageError, Failure) as error:  # the model itself is saved
+        place = f"The model is in {out_dir}/best; again: {by_hand}"
+        raise Failure(f"{repository} was not pushed: {error}. {place}", 4) from error
+    hub.push(exported, repository, again=by_hand)
 
 
 if __name__ == "__main__":

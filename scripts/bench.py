@@ -265,7 +265,7 @@ def modes(options, work):
 
     def predicted(given):
         recipe = Recipe(dataset="-", batch_size=options.batch_size, gradient_accumulation_steps=1, **given)
-        more = {"program": memorys.BASE_RSS if this.device.type == "cpu" else 0, "evaluated": options.batch_size}
+        more = {"base_rss": memorys.BASE_RSS if this.device.type == "cpu" else 0, "max_eval_rows": options.batch_size}
         return memory_modes.estimate_of(
             recipe, config, options.block_size, this.device.type, dtype, this.compile, **more
         ).peak

@@ -164,7 +164,12 @@ def finetune_plan(job):
     options, origins = parse(Options, job["argv"], "")
     plan = timing.timed(estimate.plan(options.recipe(), origins), time.perf_counter() - (time.time() - job["began"]))
     parts = plan.seconds()
-    return {"seconds": sum(parts.values()), "peak_gb": plan.takes() / 1e9, "parts": parts, "timing": vars(plan.timing)}
+    return {
+        "seconds": sum(parts.values()),
+        "peak_gb": plan.peak_bytes() / 1e9,
+        "parts": parts,
+        "timing": vars(plan.timing),
+    }
 
 
 def finetune_run(job):

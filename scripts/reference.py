@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 
 from finetune.__main__ import VERBS
-from finetune.config.cli import default_words, type_words
+from finetune.config.options import describe_default, describe_type
 from finetune.config.recipe import Recipe
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration-reference.md"
@@ -42,8 +42,8 @@ def page():
                 continue
             cells = [
                 f"`{field.name}`",
-                type_words(hints[field.name], short=True),
-                f"`{default_words(field)}`",
+                describe_type(hints[field.name], short=True),
+                f"`{describe_default(field)}`",
                 field.metadata["help"],
             ]
             cells += [RESUME[field.metadata["resume"]]] if resume else []

@@ -13,7 +13,7 @@ from finetune.config.recipe import Recipe
 from finetune.gpt.model import SHAPES, GPTConfig
 from finetune.gpt.size import flops_per_token, num_parameters
 from finetune.runtime.device import PEAK_TFLOPS
-from finetune.runtime.memory import estimate_memory
+from finetune.runtime.memory import Workload, estimate_memory
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scaling.md"
@@ -49,18 +49,19 @@ def parameters(config):
 
 def whole(config, B, checkpointing=False, processes=8):
     """Bytes of a process that has all of the model."""
-    return estimate_memory(config, B, T, compiled=True, checkpointing=checkpointing, processes=processes).peak
+    return estimate_memory(
+        Workload(config, B, T, compiled=True, gradient_checkpointing=checkpointing, processes=processes)
+    ).peak
 
 
 def sharded(config, B, processes, checkpointing=False):
     """Bytes of a process with FSDP2: its share of weights, gradients and moments; whole, what is no block, and two
     blocks, each with its gradient; and what computing takes anyway."""
     block, rest = parameters(config)
-    parts = estimate_memory(config, B, T, compiled=True, checkpointing=checkpointing).parts
+    parts = estimate_memory(Workload(config, B, T, compiled=True, gradient_checkpointing=checkpointing)).parts
     always = 16 * num_parameters(config) // processes + 8 * rest
     computing = sum(
-        parts[name]
-        for name in ("weights as products read them", "activations", "logits and loss", "backward pass of a layer")
+        parts[name] for name in ("cast weights", "activations", "logits and loss", "backward pass of a layer")
     )
     return always + max(16 * block + computing, 8 * block + parts["evaluation"])
 

@@ -1,13 +1,15 @@
-"""What `plan --suggest` is worth: the recipe it suggests against the usual fixed settings, given more time, on a tiny
+"""Compare the recipe of `plan --suggest` with the usual fixed settings, which are given more time, on a tiny
 pretrained model.
 
     python scripts/suggestions.py [--shakespeare=FILE] [--out=docs/benchmarks]
 
 A small GPT-2 with a vocabulary of its own is trained on the prose in Python's library: docstrings and the language
 reference. It is finetuned on a small text (tiny Shakespeare, or a file like it) and on 5 million tokens of Python code,
-once as `finetune.plan --suggest=true` says and once with the fixed settings of the rules of thumb for such a corpus:
-10,000 or 5,000 updates of 64 or 32 blocks, and a cosine over all of them. These are ended after a quarter more tokens
-than the suggested run took in all. Losses are of the whole validation split."""
+once with the recipe of `finetune.plan --suggest=true` and once with the usual fixed settings for such a corpus: 10,000
+or 5,000 updates of 64 or 32 blocks, and a cosine over all of them. The latter stop after a quarter more tokens than the
+suggested run read. Losses are of the whole validation split."""
+
+from __future__ import annotations
 
 import ast
 import contextlib
@@ -16,10 +18,15 @@ import re
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from finetune.config.cli import option, parse, run
+
+if TYPE_CHECKING:
+    from finetune.config.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 CODE_TOKENS = 5_000_000
@@ -42,17 +49,17 @@ class Options:
     out: str = option(str(ROOT / "docs" / "benchmarks"), "directory for the table")
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     options, _ = parse(Options, argv, __doc__)
     out, back = Path(options.out).resolve(), os.getcwd()
     small = options.shakespeare if options.shakespeare == "shakespeare" else str(Path(options.shakespeare).resolve())
     with tempfile.TemporaryDirectory() as work:
         os.chdir(work)
         try:
-            pretrained(options)
+            pretrain(options)
             rows = [
-                *compared("tiny Shakespeare", "small", small),
-                *compared("Python code", "medium", code(options.code_tokens)),
+                *compare("tiny Shakespeare", "small", small),
+                *compare("Python code", "medium", code(options.code_tokens)),
             ]
         finally:
             os.chdir(back)
@@ -84,8 +91,8 @@ def main(argv):
     )
 
 
-def pretrained(options):
-    """Leave a tokenizer in bpe/ and a model in base/best/."""
+def pretrain(options: Options) -> None:
+    """Write a tokenizer to bpe/ and a model to base/best/."""
     from tokenizers import ByteLevelBPETokenizer
 
     from finetune.data import sources
@@ -108,7 +115,7 @@ def pretrained(options):
     trained(init_from="scratch", dataset="data/prose", out_dir="base", **SHAPE, **scratch)
 
 
-def compared(name, which, text):
+def compare(name: str, which: str, text: str) -> Iterator[dict[str, str]]:
     """The rows of the table about one text."""
     from finetune import plan
     from finetune.config.recipe import Recipe
@@ -149,12 +156,12 @@ def compared(name, which, text):
         }
 
 
-def rows_of(recipe):
+def rows_of(recipe: Recipe) -> int:
     return recipe.batch_size * recipe.gradient_accumulation_steps
 
 
-def trained(recipe=None, **values):
-    """The finished Run."""
+def trained(recipe: Recipe | None = None, **values: Any) -> Any:
+    """What `train` returns."""
     import dataclasses
 
     from finetune.config.recipe import Recipe
@@ -163,14 +170,14 @@ def trained(recipe=None, **values):
     return train(dataclasses.replace(recipe, **values) if recipe else Recipe(**values))
 
 
-def library():
-    """The modules of Python's library, the same order everywhere."""
+def library() -> list[Path]:
+    """The modules of Python's library, sorted."""
     return sorted(
         path for path in Path(sysconfig.get_paths()["stdlib"]).rglob("*.py") if "site-packages" not in path.parts
     )
 
 
-def docstrings(path):
+def docstrings(path: Path) -> str:
     """The prose in a module."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -180,8 +187,8 @@ def docstrings(path):
     return "\n\n".join(text for node in ast.walk(tree) if isinstance(node, nodes) and (text := ast.get_docstring(node)))
 
 
-def code(tokens):
-    """A file with about so many tokens of code, docstrings and comments left out."""
+def code(tokens: int) -> str:
+    """A file with about so many tokens of code, without docstrings and comments."""
     from finetune.data import tokenizer as tokenizers
 
     encoder, count = tokenizers.from_directory(Path("bpe")), 0

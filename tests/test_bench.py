@@ -58,3 +58,16 @@ def test_lanes_run_on_a_toy(lane, tmp_path):
     assert done.returncode == 0, done.stderr
     (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
     assert lane == "modes" or result["rows"][0]["tool"].startswith("1 process" if lane == "processes" else "finetune")
+
+
+@pytest.mark.slow
+def test_the_golden_record_is_the_same_twice_and_notices_a_digit(tmp_path):
+    golden, record = [sys.executable, SCRIPTS / "golden.py"], tmp_path / "golden.json"
+    assert subprocess.run([*golden, f"--write={record}"]).returncode == 0
+    same = subprocess.run([*golden, f"--compare={record}"], capture_output=True, text=True)
+    assert same.returncode == 0 and same.stdout.startswith("equal")
+    changed = json.loads(record.read_text())
+    changed["runs"]["bpe"]["iterations"][3][1] += 1e-7
+    record.write_text(json.dumps(changed))
+    other = subprocess.run([*golden, f"--compare={record}"], capture_output=True, text=True)
+    assert other.returncode == 1 and "/runs/bpe/iterations/3/1" in other.stdout

@@ -31,7 +31,7 @@ def newest(out_dir):
     checked."""
     files.sweep(out_dir)
     try:
-        weights, optimizer, state = checkpoints.load_state(out_dir, say=lambda line: None)
+        weights, optimizer, state = checkpoints.load_state(out_dir, log=lambda line: None)
     except UsageError:
         return 0
     step = state["iteration"]

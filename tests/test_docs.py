@@ -57,6 +57,7 @@ OTHERS = (
     "vllm serve",
     "python llama.cpp/convert_hf_to_gguf.py",
     "llama-cli",
+    "python scripts/golden.py",
 )
 
 
@@ -103,6 +104,7 @@ def test_flags_named_in_prose_exist():
         "config_file num_processes num_machines machine_rank main_process_ip main_process_port gpu_ids cpu"
         " multi_gpu".split()
     )  # accelerate
+    known |= {"write", "compare", "before"}  # scripts/golden.py and scripts/bench.py
     known |= set("nodes ntasks gpus cpus time signal requeue kill".split())  # SLURM
     for page, text in TEXTS.items():
         if page.parent.name == "benchmarks":  # these name flags of the scripts that wrote them
@@ -161,24 +163,23 @@ def test_what_the_sizes_take_is_what_plan_computes(monkeypatch):
         plan = estimate.plan(options, {}, tokens=1_000_000)
         parameters = num_parameters(plan.config)
         assert (count, fixed) == (f"{parameters:,}", f"{16 * parameters / 1e9:.1f} GB")
-        assert peak == f"{plan.takes() / 1e9:.1f} GB" and disk == f"{plan.disk_needed / 1e9:.1f} GB"
+        assert peak == f"{plan.peak_bytes() / 1e9:.1f} GB" and disk == f"{plan.disk_needed / 1e9:.1f} GB"
 
 
 def test_rules_of_thumb_are_those_that_plan_applies():
-    from finetune.tools.doctor import quality
-    from finetune.tools.plan import advice
+    from finetune.runs import thresholds
 
     rates = [
         [float(rate) for rate in re.findall("`(.*?)`", cells[1])]
         for cells in table(QUICKSTART, "tokens to train on | learning rate, a rule of thumb")
     ]
-    assert rates == [[low, high] for _, low, high in advice.RATES]
+    assert rates == [[low, high] for _, low, high in thresholds.RATES]
     models = list(table(QUICKSTART, "tokens to train on | model"))
-    assert [cells[1].split("`")[1] for cells in models] == list(advice.MODELS)
-    assert all(recipe in cells[2] for cells, (_, _, recipe) in zip(models, quality.SIZES))
+    assert [cells[1].split("`")[1] for cells in models] == [model for _, model, _ in thresholds.MODELS]
+    assert all(recipe in cells[2] for cells, (_, _, recipe) in zip(models, thresholds.MODELS))
     assert [cells[0] for cells in models] == ["fewer than a million", "one to ten million", "more than ten million"]
-    assert [limit for limit, _, _ in quality.SIZES][:2] == [1_000_000, 10_000_000]
-    assert "8,192 to 65,536 is usual" in TEXTS[QUICKSTART] and advice.TOKENS_OF_UPDATE == (8192, 65536)
+    assert [limit for limit, _, _ in thresholds.MODELS][:2] == [1_000_000, 10_000_000]
+    assert "8,192 to 65,536 is usual" in TEXTS[QUICKSTART] and thresholds.TOKENS_OF_UPDATE == (8192, 65536)
 
 
 def test_the_quickstart_names_what_is_there():

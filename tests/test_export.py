@@ -542,7 +542,7 @@ def test_the_card_tells_what_eval_measured(tiny_run, command):
     assert code == 0, error
     card = Path("mine/README.md").read_text()
     assert f"| loss | {event['loss']:.4f} |" in card and f"| bits per byte | {event['bits_per_byte']:.4f} |" in card
-    assert f"| 8-grams of its samples that stand in the training data | {event['memorisation']['copied']:.1%} |" in card
+    assert f"| 8-grams of its samples found in the training data | {event['memorisation']['copied']:.1%} |" in card
     results = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]
     assert {"bits_per_byte", "loss"} <= {metric["type"] for result in results for metric in result["metrics"]}
 

@@ -277,7 +277,7 @@ REFUSED = {
     "fsdp_version: 2": {"FSDP_VERSION": "1"},
     "fsdp_reshard_after_forward": {"FSDP_SHARDING_STRATEGY": "HYBRID_SHARD"},
     "SIZE_BASED_WRAP cannot apply": {"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"},
-    "GPT2Block is not in this network; set Block": {
+    "GPT2Block is not in this model; set Block": {
         "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
         "FSDP_TRANSFORMER_CLS_TO_WRAP": "GPT2Block",
     },
@@ -287,7 +287,7 @@ REFUSED = {
         "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "true",
     },
     "the launcher's FSDP options": {"FSDP_RESHARD_AFTER_FORWARD": "perhaps"},
-    "cannot apply to a process that no launcher started": {"FSDP_OFFLOAD_PARAMS": "true"},
+    "cannot apply without a launcher": {"FSDP_OFFLOAD_PARAMS": "true"},
     "DeepSpeed, which is not supported; recipes/accelerate/fsdp2.yaml": {"ACCELERATE_USE_DEEPSPEED": "true"},
     "Megatron-LM, which is not supported": {"ACCELERATE_USE_MEGATRON_LM": "true"},
     "parallelism, which is not supported": {"ACCELERATE_USE_PARALLELISM_CONFIG": "true"},

@@ -24,12 +24,13 @@ def test_the_cache_changes_nothing_also_past_the_context(hf_model, prompt_length
 @torch.no_grad()
 def test_steps_that_are_recorded_are_steps(hf_model):
     """What a GPU replays as a CUDA graph, run without one."""
-    from finetune.gpt.generate import Cache, CUDAGraphStep
+    from finetune.gpt.attention import KVCache
+    from finetune.gpt.generate import CUDAGraphStep, prefill
 
     model = GPT.from_hf(hf_model()).eval()
     idx = torch.randint(0, 101, (2, 5), generator=torch.Generator().manual_seed(0))
-    cache, uncached_idx = Cache(model.config, 2, 20, idx.device), idx
-    model.hidden(idx, cache)
+    cache, uncached_idx = KVCache(2, (2, 4, 20, 8), idx.device), idx
+    prefill(model, idx, cache)
     step = CUDAGraphStep(model, cache)
     for _ in range(10):
         uncached_idx = uncached(model, uncached_idx, 1)
@@ -65,7 +66,9 @@ def test_the_same_seed_gives_the_same_text(hf_model):
 
 def logits_of_each_step(model, idx, new):
     seen = []
-    out = model.generate(idx, new, temperature=0, process=lambda ids, logits: seen.append(logits.clone()) or logits)
+    out = model.generate(
+        idx, new, temperature=0, logits_processor=lambda ids, logits: seen.append(logits.clone()) or logits
+    )
     return out, torch.stack(seen, 1)  # (B, new, V)
 
 
@@ -164,17 +167,19 @@ def test_rounding_to_16_bits_does_not_choose(top_k):
 
 
 @pytest.mark.parametrize("every", [1, 7, 50])
-def test_who_watches_sees_every_id_once_and_can_end_it(hf_model, every):
+def test_a_callback_sees_every_id_once_and_can_end_it(hf_model, every):
     model, idx = GPT.from_hf(hf_model()), torch.zeros(2, 3, dtype=torch.long)
     whole = model.generate(idx, 40, generator=torch.Generator().manual_seed(1))
     for enough in (25, 1000):
         seen = []
 
-        def watch(new, seen=seen, enough=enough):
+        def callback(new, seen=seen, enough=enough):
             seen.append(new.clone())
             return sum(part.size(1) for part in seen) >= enough
 
-        out = model.generate(idx, 40, generator=torch.Generator().manual_seed(1), watch=watch, watch_every=every)
+        out = model.generate(
+            idx, 40, generator=torch.Generator().manual_seed(1), callback=callback, callback_every=every
+        )
         assert torch.equal(out, whole[:, : out.size(1)]) and torch.equal(torch.cat(seen, 1), out[:, 3:])
         assert out.size(1) - 3 == (40 if enough > 40 else min(40, -(-25 // every) * every))
 
@@ -204,3 +209,5 @@ def test_generation_keeps_the_mode_of_the_model_and_refuses_nonsense(hf_model):
     for name, value in {"temperature": -1, "top_p": 0, "min_p": 1.1, "repetition_penalty": 0}.items():
         with pytest.raises(ValueError, match=name):
             model.generate(torch.zeros(1, 1, dtype=torch.long), 2, **{name: value})
+    with pytest.raises(TypeError, match="temprature"):
+        model.generate(torch.zeros(1, 1, dtype=torch.long), 2, temprature=0.5)

@@ -134,7 +134,7 @@ def test_attention_is_a_fused_kernel():
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         from finetune.gpt import attention
 
-        attention.attention(q, q, q, is_causal=True)
+        attention.causal_attention(q, q, q)
         torch.cuda.synchronize()
     names = [event.key.lower() for event in seen.key_averages()]
     assert any("flash" in name or "cudnn" in name for name in names), names

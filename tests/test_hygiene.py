@@ -1,4 +1,4 @@
-"""The package cannot run what it reads, and keeps no secrets."""
+"""The package never executes files that it reads, and writes no secrets."""
 
 import ast
 import json
@@ -42,6 +42,19 @@ def test_no_module_needs_unix_to_be_imported(name):
     for node in TREES[name].body:
         if isinstance(node, ast.Import):
             assert not {"fcntl", "resource", "pwd", "grp", "termios"} & {alias.name for alias in node.names}
+
+
+def ours(tree):
+    """Modules of ours that a tree imports, also inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "finetune":
+            yield from ([node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names])
+
+
+def test_the_network_stands_alone():
+    assert set(ours(TREES["gpt/model.py"])) == {"gpt"}, "its own attention and loss, nothing else"
+    for name in ("gpt/attention.py", "gpt/loss.py"):
+        assert not list(ours(TREES[name])), name
 
 
 def test_tokens_appear_in_nothing_that_a_run_writes(tiny_run, monkeypatch):

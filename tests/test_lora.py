@@ -14,6 +14,7 @@ from test_trust import events, final, harness
 
 from finetune.common import files
 from finetune.common.errors import UsageError
+from finetune.config.options import find_problems
 from finetune.config.recipe import Recipe
 from finetune.gpt import GPT, convert, lora
 from finetune.runtime import device, memory_modes
@@ -72,7 +73,7 @@ def test_merged_weights_compute_what_the_adapters_compute_and_peft_loads_them_ov
     manifest = json.loads(Path("out/best/manifest.json").read_text())["files"]
     assert "adapter/adapter_model.safetensors" in manifest
     assert (
-        "LoRA of rank 4, alpha 12, was trained on c_attn, c_proj and c_fc and is merged"
+        "LoRA adapters of rank 4, alpha 12, were trained on c_attn, c_proj and c_fc and merged"
         in Path("out/best/README.md").read_text()
     )
 
@@ -235,7 +236,7 @@ def test_an_export_over_the_best_of_another_run_names_what_can_be_loaded_and_no_
     card = Path("mine/README.md").read_text()
     assert (
         "from_pretrained('PATH_OF_THE_BASE_MODEL')" in card
-        and "over first, the model they were trained from. It is not on the Hub" in card
+        and "need the base model they were trained from, first. It is not on the Hub" in card
     )
     assert "from_pretrained('first" not in card
     code, _, error = command("export", "--out_dir=out", "--to=pushed", "--format=peft", "--push_to_hub=me/mine")
@@ -250,7 +251,8 @@ def test_an_export_over_a_model_of_the_hub_names_it(adapted, command, monkeypatc
     trainer.train(adapted(max_iters=8, eval_interval=8))
     facts = json.loads(Path("out/best/finetune.json").read_text())
     Path("out/best/finetune.json").write_text(json.dumps(facts | {"base_model": "someone/base"}))
-    fresh = files.sha256_of(Path("out/best/finetune.json"))
+    path = Path("out/best/finetune.json")
+    fresh = {"bytes": path.stat().st_size, "sha256": files.sha256_of(path)}
     manifest = json.loads(Path("out/best/manifest.json").read_text())
     manifest["files"]["finetune.json"] = fresh
     Path("out/best/manifest.json").write_text(json.dumps(manifest))
@@ -323,7 +325,7 @@ def test_a_frozen_head_has_no_gradient_and_leaves_the_others_as_they_were():
     ],
 )
 def test_contradictions_are_told(values, told):
-    (found,) = Recipe(**{"dataset": "x"} | values).problems()
+    (found,) = find_problems(Recipe(**{"dataset": "x"} | values))
     assert told in found[1]
 
 
@@ -336,7 +338,7 @@ def test_xl_fits_a_card_of_12_gb(command):
     config = GPTConfig(n_layer=48, n_head=25, n_embd=1600)
 
     def takes(recipe):
-        return memory_modes.estimate_of(recipe, config, 1024, "cuda", "bfloat16", True, evaluated=1).peak
+        return memory_modes.estimate_of(recipe, config, 1024, "cuda", "bfloat16", True, max_eval_rows=1).peak
 
     chosen, needed, line = memory_modes.choose_mode_that_fits(recipe, takes, 11.5e9)
     assert chosen.lora_rank == 16 and needed < 10.35e9 and "gradient_checkpointing=true" in line

@@ -73,7 +73,7 @@ def test_activations_that_are_predicted_are_those_that_are_kept(dtype, rank):
             return saved_bytes(network.train(), idx, idx), network.config, adapters
 
     (more, config, adapters), (less, _, _) = kept(3), kept(2)
-    counted = memory.activations_of_layer(config, 2, 128, "cpu", dtype.itemsize, False, 0.0, rank)
+    counted = memory.activations_of_layer(memory.Workload(config, 2, 128, "cpu", str(dtype)[6:], lora_rank=rank))
     casts = dtype.itemsize * (12 * 64 * 64 + adapters) if dtype != torch.float32 else 0
     assert counted + casts == pytest.approx(more - less, rel=0.02)
 
@@ -221,12 +221,12 @@ def test_memory_auto_takes_the_first_mode_that_fits(tiny, monkeypatch):
     assert all(r.batch_size * r.gradient_accumulation_steps == 8 and r.memory == "auto" for r, _ in chosen)
     (line,) = chosen[-1][1]
     assert (
-        "gradient_checkpointing=true, optimizer_dtype=bfloat16, predicted to take" in line
-        and "learns a little differently" in line
+        "gradient_checkpointing=true, optimizer_dtype=bfloat16, estimated " in line
+        and "changes the result slightly" in line
     )
-    assert "all as the recipe says" in chosen[0][1][0]
+    assert "recipe unchanged" in chosen[0][1][0]
     with pytest.raises(
-        UsageError, match=r"nothing is predicted to fit in 90% of the 12.00 GB .*--lora_rank=16 needs 13.\d\d GB"
+        UsageError, match=r"no mode is estimated to fit in 90% of the 12.00 GB free.*--lora_rank=16 needs 13.\d\d GB"
     ):
         modes(recipe, 12e9, monkeypatch)
     adapters = dataclasses.replace(recipe, lora_rank=16)
@@ -289,7 +289,7 @@ def test_memory_auto_chooses_anew_where_nothing_was_chosen_or_it_cannot_be_kept(
     ]
     monkeypatch.setattr(memory, "available_bytes", lambda device: sum(takes) / 2 / memory_modes.MAX_FILL)
     run = trainer.train(dataclasses.replace(resumed, max_iters=4))  # of a run that had chosen nothing
-    assert run.recipe.optimizer_dtype == "bfloat16" and "predicted to take" in capsys.readouterr().out
+    assert run.recipe.optimizer_dtype == "bfloat16" and ", estimated " in capsys.readouterr().out
     run = trainer.train(dataclasses.replace(resumed, max_iters=6))
     assert run.recipe.optimizer_dtype == "bfloat16" and "as it was chosen for this run" in capsys.readouterr().out
     with pytest.raises(UsageError, match="rows per iteration"):
@@ -327,10 +327,10 @@ def test_a_plan_tells_what_the_modes_take_and_which_one_memory_auto_picks(comman
     ):
         changed = dataclasses.replace(recipe, **changes)
         needed = memory_modes.estimate_of(
-            changed, config, 1024, "cpu", "bfloat16", False, program=memory.BASE_RSS, evaluated=196
+            changed, config, 1024, "cpu", "bfloat16", False, base_rss=memory.BASE_RSS, max_eval_rows=196
         ).peak
         assert f"{needed / 1e9:.2f} GB {told}\n" in out, out
-    assert "memory=auto: gradient_checkpointing=true, predicted to take" in out
+    assert "memory=auto: gradient_checkpointing=true, estimated " in out
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_the_table_of_the_docs_is_what_is_predicted():
         config, cells = GPTConfig(n_layer=L, n_head=H, n_embd=C), [f"`{name}`"]
         for mode in ({}, full, full | {"optimizer_dtype": "bfloat16"}, {"lora_rank": 16}, full | {"lora_rank": 16}):
             recipe = Recipe(dataset="x", batch_size=1, **mode)
-            estimate = memory_modes.estimate_of(recipe, config, 1024, "cuda", "bfloat16", True, evaluated=1)
+            estimate = memory_modes.estimate_of(recipe, config, 1024, "cuda", "bfloat16", True, max_eval_rows=1)
             cells.append(f"{estimate.peak / 1e9:.1f}")
         adapters = lora.num_parameters(config, 16)
         assert f"| {' | '.join(cells)} | {adapters:,} ({adapters / size.num_parameters(config):.2%}) |" in page
@@ -373,6 +373,6 @@ def test_a_compiled_block_keeps_what_is_predicted():
     setup._compile(network, whole=False)
     with torch.autocast("cpu", torch.bfloat16):
         kept = saved_bytes(network.h[0], x)
-    plain = memory.activations_of_layer(config, 2, 256, "cuda", 2, True, 0.0)
+    plain = memory.activations_of_layer(memory.Workload(config, 2, 256, "cuda", "bfloat16", compiled=True))
     casts, probabilities = 2 * 12 * 256 * 256, 2 * 2 * 4 * (128 * 128 + 128 * 256)
     assert kept == pytest.approx(plain + casts + probabilities, rel=0.02)

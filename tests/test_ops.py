@@ -21,7 +21,7 @@ def test_blockwise_attention_is_attention(monkeypatch, T, kept):
     for name, attend, dtype in (
         ("exact", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), torch.float64),
         ("torch", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), torch.bfloat16),
-        ("ours", lambda q, k, v: attention.attention(q, k, v, is_causal=True), torch.bfloat16),
+        ("ours", lambda q, k, v: attention.causal_attention(q, k, v), torch.bfloat16),
     ):
         leaf = exact.clone().to(dtype).requires_grad_()
         y = attend(*leaf)
@@ -36,10 +36,10 @@ def test_training_on_a_cpu_in_bfloat16_uses_it_and_dropout_does_not(monkeypatch)
     seen = []
     monkeypatch.setattr(attention.BlockwiseAttention, "apply", lambda *args: seen.append(1) or args[2])
     q = torch.randn(1, 2, 8, 4).bfloat16()
-    attention.attention(q, q, q, is_causal=True, dropout_p=0.1)
-    attention.attention(q.float(), q.float(), q.float(), is_causal=True)
+    attention.causal_attention(q, q, q, dropout_p=0.1)
+    attention.causal_attention(q.float(), q.float(), q.float())
     assert not seen
-    attention.attention(q, q, q, is_causal=True)
+    attention.causal_attention(q, q, q)
     assert seen
 
 

@@ -140,8 +140,8 @@ def test_no_gradient_crosses_from_one_document_to_another(hf_model, monkeypatch,
         monkeypatch.setattr(attention.BlockwiseAttention, "apply", lambda *_: pytest.fail(f"{blockwise} is for CPUs"))
         monkeypatch.setattr(
             attention,
-            "attention",
-            lambda q, k, v, starts, **more: torch.nn.functional.scaled_dot_product_attention(
+            "causal_attention",
+            lambda q, k, v, starts, *more: torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, attention.within_documents(starts)
             ),
         )
@@ -167,9 +167,7 @@ def test_flex_attention_looks_at_the_same():
     by_flex = attention.flex_attention(q, k, v, starts)
     by_mask = torch.nn.functional.scaled_dot_product_attention(q, k, v, attention.within_documents(starts))
     torch.testing.assert_close(by_flex, by_mask, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        attention.attention(q, k, v, is_causal=True, starts=starts), by_mask, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(attention.causal_attention(q, k, v, starts), by_mask, atol=1e-5, rtol=1e-5)
 
 
 class OnCPU:
@@ -181,9 +179,9 @@ class OnCPU:
 def test_a_run_checks_that_documents_are_kept_apart(hf_model, monkeypatch, dtype, T):
     model, machine = GPT.from_hf(hf_model()), Device(OnCPU(), dtype, compile=False)
     attention_check.check_isolation(model, machine, T, 0.0, print)
-    broken = attention.attention
+    broken = attention.causal_attention
     monkeypatch.setattr(
-        attention, "attention", lambda q, k, v, is_causal, starts: broken(q, k, v, is_causal=True)
+        attention, "causal_attention", lambda q, k, v, starts: broken(q, k, v)
     )  # looks at everything before
     if T > 2:
         with pytest.raises(Failure, match="does not keep documents apart on this device"):

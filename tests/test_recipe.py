@@ -12,6 +12,7 @@ import pytest
 from finetune.common.errors import UsageError
 from finetune.config import recipe_file
 from finetune.config.cli import parse
+from finetune.config.options import find_problems
 from finetune.config.recipe import Recipe
 from finetune.config.schedule import schedule
 
@@ -141,7 +142,7 @@ def test_a_yaml_bomb_is_one_short_line():
     ],
 )
 def test_contradictions_are_told(values, told):
-    found = list(Recipe(**{"dataset": "x"} | values).problems())
+    found = list(find_problems(Recipe(**{"dataset": "x"} | values)))
     assert len(found) == 1 and told in found[0][1]
 
 

@@ -1,4 +1,4 @@
-"""The page of a run: whole in itself, well formed, true; runs side by side; and the live line on a terminal."""
+"""The report: one well-formed file with the figures of the run; runs side by side; the live line on a terminal."""
 
 import io
 import json
@@ -64,7 +64,7 @@ def read(path):
 
 
 def eventful(out_dir="out"):
-    """A run to which everything has happened, some of it by somebody who means ill."""
+    """A run with every kind of event, some with hostile text."""
     events = [
         {"event": "rollback", "step": 50, "reached": 70, "lr_scale": 0.5, "problem": EVIL},
         {
@@ -93,7 +93,7 @@ def eventful(out_dir="out"):
     return synthesised(LEARNS, events=events, out_dir=out_dir, start=EVIL)
 
 
-def test_the_page_is_whole_in_itself_and_well_formed(command):
+def test_the_page_is_one_well_formed_file(command):
     eventful()
     assert command("report", "--out_dir=out") == (0, "report in out/report.html\n", "")
     text, words = read("out/report.html")
@@ -148,19 +148,19 @@ def test_the_comments_of_a_recipe_are_its_reasons(tiny_run, command, corpus):
     assert "small networks # take large steps" in words and "r.yaml:3" in words
 
 
-def test_a_page_of_a_run_without_anything_is_a_page():
+def test_an_empty_run_has_a_page():
     synthesised([], end=None, best=False, states=0)
     run = record.load("out")
     _, words = read(html_report.write(run, diagnosis.diagnose(run)))
-    assert "There is no whole model" in words and "missing_checkpoint" in words
+    assert "There is no complete model" in words and "missing_checkpoint" in words
 
 
-def test_what_cannot_be_written_is_said_in_one_line(command):
+def test_an_unwritable_path_is_one_line(command):
     synthesised(LEARNS)
     code, _, error = command("report", "--out_dir=out", "--to=nowhere/x.html")
     assert code == 2 and error.count("\n") == 1 and "nowhere/x.html" in error
     code, _, error = command("report", "--out_dir=out", "--to=out/best/model.safetensors")
-    assert code == 2 and "ends in .html" in error
+    assert code == 2 and "must end in .html" in error
 
 
 def test_a_report_that_fails_does_not_fail_the_run(tiny_run, monkeypatch, capsys):
@@ -179,7 +179,7 @@ def test_overwriting_a_run_removes_its_report(tiny_run):
 def test_a_long_line_keeps_its_extremes():
     points = [(x, math.sin(x / 50)) for x in range(20_000)]
     points[12_345] = (12_345, 40.0)
-    kept = svg_chart._thinned(points)
+    kept = svg_chart.thin_out(points)
     assert (
         len(kept) <= 2 * svg_chart.BUCKETS
         and (12_345, 40.0) in kept
@@ -189,7 +189,7 @@ def test_a_long_line_keeps_its_extremes():
 
 def test_ticks_are_round_and_within():
     for low, high in ((0, 120), (2.5, 4.6), (0, 3e-5), (1e-7, 1.2e-7), (-3, 90_000), (0, 1)):
-        ticks = svg_chart._ticks(low, high)
+        ticks = svg_chart.round_ticks(low, high)
         assert 2 <= len(ticks) <= 8 and all(low - 1e-12 <= tick <= high + 1e-9 for tick in ticks)
 
 
@@ -225,7 +225,7 @@ def test_a_browser_shows_the_curves(tmp_path):
         None,
     )
     if chromium is None:
-        pytest.skip("no Chromium is installed, so nobody looked at the page")
+        pytest.skip("Chromium is not installed")
     from matplotlib.image import imread
 
     eventful()
@@ -259,30 +259,30 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def spoken(monkeypatch):
-    """A function that lets a Progress tell of two updates and returns (what stdout got, what stderr got)."""
+def logged(monkeypatch):
+    """A function that logs two updates and returns (stdout, stderr)."""
 
-    def speak(out_is_terminal, error_is_terminal):
+    def log(out_is_terminal, error_is_terminal):
         out, error = (Terminal() if terminal else io.StringIO() for terminal in (out_is_terminal, error_is_terminal))
         monkeypatch.setattr("sys.stdout", out)
         monkeypatch.setattr("sys.stderr", error)
-        progress = RunLogger(".", write=True)
-        progress.open(100)
-        progress.record("best", step=0, val_loss=4.2036)
+        logger = RunLogger(".", write=True)
+        logger.open(100)
+        logger.record("best", step=0, val_loss=4.2036)
         for iteration in (0, 1):
-            progress.iteration(f"iter {iteration}: loss 3.4081, time 48.16ms", 15946, 0.3706, 252, 3.2e9)
-            progress.update_bar(iteration, 3.4081)
-        progress.bar and progress.bar.refresh()
-        progress.print("step 2: train loss 3.4, val loss 3.5")
-        progress.status("evaluating")
-        progress.close()
+            logger.iteration(f"iter {iteration}: loss 3.4081, time 48.16ms", 15946, 0.3706, 252, 3.2e9)
+            logger.update_bar(iteration, 3.4081)
+        logger.bar and logger.bar.refresh()
+        logger.print("step 2: train loss 3.4, val loss 3.5")
+        logger.status("evaluating")
+        logger.close()
         return out.getvalue(), error.getvalue()
 
-    return speak
+    return log
 
 
-def test_a_terminal_gets_one_live_line(spoken):
-    out, error = spoken(True, True)
+def test_a_terminal_gets_one_live_line(logged):
+    out, error = logged(True, True)
     assert out == "step 2: train loss 3.4, val loss 3.5\n"
     live = max(error.split("\r"), key=len)
     for words in (
@@ -298,12 +298,12 @@ def test_a_terminal_gets_one_live_line(spoken):
     assert "evaluating" in error
 
 
-def test_a_pipe_gets_the_plain_lines(spoken):
+def test_a_pipe_gets_the_plain_lines(logged):
     plain = (
         "iter 0: loss 3.4081, time 48.16ms\niter 1: loss 3.4081, time 48.16ms\nstep 2: train loss 3.4, val loss 3.5\n"
     )
-    assert spoken(False, False) == (plain, "")
-    assert spoken(False, True)[0] == plain, "also when only the errors go to the terminal"
+    assert logged(False, False) == (plain, "")
+    assert logged(False, True)[0] == plain, "also when only the errors go to the terminal"
 
 
 def test_what_is_printed_of_a_record_cannot_steer_a_terminal(command):

@@ -172,7 +172,7 @@ def test_a_terminal_shows_the_first_sample_as_it_is_written_and_the_same_text(mo
 
 
 @pytest.mark.parametrize("stop", ["", "zzz"])
-def test_followers_that_leave_nothing_end_a_sample(model, stop):
+def test_a_copy_blocker_that_leaves_nothing_ends_a_sample(model, stop):
     directory = model()
     tokenizer, network = tokenizers.from_directory(directory), GPT.from_pretrained(directory)
     every_id = lambda ids: range(tokenizer.vocab_size) if len(ids) >= 4 else []  # noqa: E731
@@ -181,11 +181,11 @@ def test_followers_that_leave_nothing_end_a_sample(model, stop):
             network,
             tokenizer,
             tokenizers.prompt_ids(tokenizer, "a"),
-            3,
-            9,
+            num_samples=3,
+            max_new_tokens=9,
             stop=stop,
             ignore_eos=ignore_eos,
-            followers=every_id,
+            copy_blocker=every_id,
         )
         assert {sample.finish_reason for sample in samples} <= reasons
         assert all(len(sample.ids) == 4 for sample in samples if sample.finish_reason == "max_copy")
@@ -200,7 +200,13 @@ def test_what_must_not_follow_is_not_spelled_in_shorter_tokens_either(model):
     firsts = {
         sample.ids[0]
         for sample in draw_samples(
-            network, tokenizer, tokenizers.prompt_ids(tokenizer, "a"), 2000, 1, followers=follow, ignore_eos=True
+            network,
+            tokenizer,
+            tokenizers.prompt_ids(tokenizer, "a"),
+            num_samples=2000,
+            max_new_tokens=1,
+            copy_blocker=follow,
+            ignore_eos=True,
         )
     }
     assert len(firsts) > 200 and not any(

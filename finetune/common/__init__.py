@@ -1,1 +1,1 @@
-"""Errors, files, the network and numbers as text: what every module may use."""
+"""Errors, files, the network and numbers as text: usable by every module."""

@@ -1,14 +1,14 @@
-"""Errors that end a command with one line and an exit code."""
+"""Errors that end a command without a traceback."""
 
 
 class UsageError(ValueError):
-    """A mistake in the user's recipe, data or arguments, told in one line a problem. Commands end with exit code 2."""
+    """A mistake in the user's recipe, data or arguments, one line per problem. The command ends with exit code 2."""
 
 
 class Failure(Exception):
-    """An end that is not the user's mistake, told in plain words, with its exit code. What only one process knows
-    (`alone`) is told by that process, everything else by the first of each machine."""
+    """Runtime failure with an exit code. Printed by rank 0 and by the first rank of each node, or by the raising rank
+    if `alone`."""
 
-    def __init__(self, message, code, alone=False):
+    def __init__(self, message: str, code: int, alone: bool = False) -> None:
         super().__init__(message)
         self.code, self.alone = code, alone

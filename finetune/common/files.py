@@ -1,4 +1,4 @@
-"""Crash-safe files: a directory appears complete or not at all."""
+"""Crash-safe files: a file or directory appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -11,21 +11,47 @@ import re
 import shutil
 import socket
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from finetune.common.errors import UsageError
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+MANIFEST_FORMAT = 1
 CHUNK_BYTES = 1 << 22
+PUBLISHED = r"best|iter_\d+|step-\d+"  # directories that `write_directory` writes into an out_dir
+UNFINISHED = re.compile(rf"\.tmp-({PUBLISHED})-(\d+|old)|\.old-({PUBLISHED})")
 
 
-def write_directory(target, fill):
-    """Make `target` the directory that `fill(directory)` writes. Until the rename the old one stays as it was; after it
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Generator[Path]:
+    """A temporary path beside `path`: the file written there is synced and takes the place of `path` when the block
+    ends. After an error `path` is as before."""
+    path = Path(path)
+    work = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        yield work
+        sync(work)
+        os.replace(work, path)
+        sync(path.parent)
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def write_file(path: str | Path, content: str | bytes) -> None:
+    """Write a file, complete or not at all."""
+    with replacing(path) as work:
+        work.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_directory(target: str | Path, fill: Callable[[Path], object]) -> None:
+    """Make `target` the directory that `fill(directory)` writes. The old one stays until the rename; after the rename
     the new one is safely on disk. Raises OSError, and then nothing has changed."""
     target = Path(target)
     work = target.parent / f".tmp-{target.name}-{os.getpid()}"
@@ -34,13 +60,10 @@ def write_directory(target, fill):
         work.mkdir(parents=True)
         fill(work)
         found = sorted(work.rglob("*"))
-        manifest = {
-            "format": FORMAT,
-            "files": {str(path.relative_to(work)): sha256_of(path) for path in found if path.is_file()},
-        }
-        for path in found:  # directories as well: the names in them are theirs to keep
+        entries = {str(path.relative_to(work)): _manifest_entry(path) for path in found if path.is_file()}
+        for path in found:  # directories too: they hold the names of the files
             sync(path)
-        (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        write_json(work / MANIFEST, {"format": MANIFEST_FORMAT, "files": entries})
         sync(work / MANIFEST)
         sync(work)
         if target.exists():
@@ -49,30 +72,42 @@ def write_directory(target, fill):
             os.rename(work, target)
         sync(target.parent)
     finally:
-        shutil.rmtree(work, ignore_errors=True)  # after an exchange: what stood there before
+        shutil.rmtree(work, ignore_errors=True)  # after an exchange: the old directory
 
 
-def is_written(directory):
-    """The names of the files that a directory was published with; those of none when it was not."""
+@contextlib.contextmanager
+def temporary_directory(out_dir: str | Path) -> Generator[Path]:
+    """A directory in `out_dir`, which is made if needed; removed when the block ends. Raises UsageError if it cannot be
+    made."""
     try:
-        with open(Path(directory) / MANIFEST, encoding="utf-8") as file:
-            return sorted(json.load(file)["files"])
+        Path(out_dir).mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".tmp-", dir=out_dir))
+    except OSError as error:
+        raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def files_in_manifest(directory: str | Path) -> list[str]:
+    """The names of the files that `write_directory` put into a directory; [] without a manifest."""
+    try:
+        return sorted(read_json(Path(directory) / MANIFEST)["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
-def find_damage(directory):
-    """What is wrong with a published directory, in words, or None when every file is as its manifest says."""
+def find_damage(directory: str | Path) -> str | None:
+    """How a directory differs from its manifest; None if it does not."""
     try:
-        with open(Path(directory) / MANIFEST, encoding="utf-8") as file:
-            manifest = json.load(file)
-        for name, wanted in manifest["files"].items():
+        for name, wanted in read_json(Path(directory) / MANIFEST)["files"].items():
             path = Path(directory) / name
             if not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != wanted["bytes"]:
                 return f"{name} has {path.stat().st_size:,} bytes instead of {wanted['bytes']:,}"
-            if sha256_of(path) != wanted:
+            if _manifest_entry(path) != wanted:
                 return f"{name} is not what was written (its sha256 differs)"
     except FileNotFoundError:
         return f"it has no {MANIFEST}, so it was never finished"
@@ -82,12 +117,9 @@ def find_damage(directory):
 
 
 @contextlib.contextmanager
-def lock(out_dir: str | Path) -> Iterator[None]:
-    """Hold `out_dir` for one run. Raises UsageError if another run holds it, with that run's name, or if the directory
-    cannot be written. A refused run leaves no directory behind.
-
-    The kernel frees the lock however the process ends.
-    """
+def lock(out_dir: str | Path) -> Generator[None]:
+    """Hold `out_dir` for one run; the kernel frees the lock however the process ends. Raises UsageError if another run
+    holds it or it cannot be written; a directory made for a run that is refused is removed again."""
     out_dir = Path(out_dir)
     is_new, path = not out_dir.is_dir(), out_dir / ".lock"
     try:
@@ -101,9 +133,8 @@ def lock(out_dir: str | Path) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
     with held:
-        path.write_text(
-            f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}\n", encoding="utf-8"
-        )
+        owner = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}\n"
+        path.write_text(owner, encoding="utf-8")
         sweep(out_dir)
         try:
             yield
@@ -114,44 +145,61 @@ def lock(out_dir: str | Path) -> Iterator[None]:
             raise
 
 
-def sweep(out_dir):
-    """Remove what a crashed run left unfinished; put back a directory that was being replaced where that takes two
-    renames. Only names that `publish` gives are touched: the directory may hold other things of the user's."""
+def is_locked(out_dir: str | Path) -> bool:
+    """Whether a run holds `out_dir`; False if it cannot be known because the lock is not writable."""
+    path = Path(out_dir) / ".lock"
+    try:
+        if path.is_file():  # FileLock would create it
+            FileLock(path, timeout=0).acquire().lock.release()
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def sweep(out_dir: str | Path) -> None:
+    """Remove the unfinished directories of a crashed run, and put back one that was moved away by `exchange`. Only
+    names of checkpoints are touched: `out_dir` may hold other files of the user."""
     for folder in (Path(out_dir), Path(out_dir) / "last"):
         for path in folder.glob(".old-*"):
             target = folder / path.name.removeprefix(".old-")
-            if OURS.fullmatch(target.name) and not target.exists():
+            if UNFINISHED.fullmatch(path.name) and not target.exists():
                 os.rename(path, target)
         for path in folder.glob(".*"):
-            if path.is_dir() and (UNFINISHED.fullmatch(path.name) or OURS.fullmatch(path.name.removeprefix(".old-"))):
+            if path.is_dir() and UNFINISHED.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
 
 
-OURS = re.compile(r"best|iter_\d+|step-\d+")
-UNFINISHED = re.compile(r"\.tmp-(best|iter_\d+|step-\d+)-(\d+|old)")
+def sweep_target(target: Path) -> None:
+    """Remove the unfinished directories that killed processes left of `write_directory(target)`."""
+    for path in target.parent.glob(f".tmp-{target.name}-*"):
+        owner = path.name.rpartition("-")[2]
+        if owner.isdecimal() and path.is_dir() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def used_bytes(out_dir):
-    """What the checkpoints in `out_dir` take on disk."""
+def used_bytes(out_dir: str | Path) -> int:
+    """Bytes of the checkpoints in `out_dir`."""
     folders = [Path(out_dir) / "best", Path(out_dir) / "last"]
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
 
-def free_bytes(out_dir):
+def free_bytes(out_dir: str | Path) -> int:
     return shutil.disk_usage(out_dir).free
 
 
-def remove(directory):
-    """Delete a published directory so that no half of it can be taken for a whole one."""
+def remove(directory: Path) -> None:
+    """Delete a directory of `write_directory` in one step, so that no half of it remains under its name."""
     trash = directory.parent / f".tmp-{directory.name}-old"
     os.rename(directory, trash)
     sync(directory.parent)
     shutil.rmtree(trash, ignore_errors=True)
 
 
-def exchange(work, target):
-    """Swap two directories in one step (Linux), else in two, between which the old one lies at .old-NAME for `clean` to
-    put back."""
+def exchange(work: Path, target: Path) -> None:
+    """Swap two directories in one step on Linux, else in two steps: between them the old one is at .old-NAME, and
+    `sweep` puts it back."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if hasattr(libc, "renameat2"):
@@ -166,17 +214,45 @@ def exchange(work, target):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def sha256_of(path):
-    """{"bytes", "sha256"} of a file."""
-    summed, size = hashlib.sha256(), 0
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file. Raises OSError or ValueError."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def read_json_object(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file; {} if there is none that can be read."""
+    try:
+        value = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_json(path: Path, value: object, ensure_ascii: bool = True) -> None:
+    """Write indented JSON, not atomically: into the directory of a `fill`, or to the path of `replacing`."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=ensure_ascii) + "\n", encoding="utf-8")
+
+
+def read_chunks(path: str | Path) -> Iterator[bytes]:
+    """The bytes of a file, CHUNK_BYTES at a time."""
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK_BYTES):
-            summed.update(chunk)
-            size += len(chunk)
-    return {"bytes": size, "sha256": summed.hexdigest()}
+            yield chunk
 
 
-def sync(path):
+def sha256_of(path: str | Path) -> str:
+    digest = hashlib.sha256()
+    for chunk in read_chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _manifest_entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def sync(path: str | Path) -> None:
+    """Wait until a file, or the names in a directory, are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

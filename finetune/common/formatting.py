@@ -1,9 +1,42 @@
-"""Numbers as people read them."""
+"""Numbers and settings as people read them."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeGuard
 
 
-def duration(seconds):
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value of JSON is a finite number; metrics.jsonl holds NaN and infinity as text."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def duration(seconds: float) -> str:
     """`3h 02m`, `3m 12s` or `12s`."""
     seconds = int(seconds + 0.5)
     if seconds >= 3600:
         return f"{seconds // 3600}h {seconds % 3600 // 60:02d}m"
     return f"{seconds // 60}m {seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
+
+
+def gigabytes(num_bytes: float) -> str:
+    """`1.25 GB`, or `12 MB` below 0.1 GB."""
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.0f} MB"
+
+
+def figure(value: float) -> str:
+    """A number as short as an axis needs it: `15,946`, `0.25`, `3e-05`, `1.2M`."""
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:.4g}M"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def setting(value: object) -> str:
+    """The value of a key: `none`, `true`, `3e-05`, text, or quoted text if it is empty or has spaces around it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, str) and (not value or value != value.strip()):
+        return repr(value)
+    return "none" if value is None else str(value)

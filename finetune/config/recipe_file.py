@@ -1,139 +1,156 @@
 """Recipe files: flat YAML, read with line numbers and written with comments."""
 
+from __future__ import annotations
+
 import dataclasses
 import difflib
 import math
 import os
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from finetune.common.errors import UsageError
+
+if TYPE_CHECKING:
+    from yaml import MappingNode
+
+    from finetune.config.recipe import Recipe
 
 MAX_RECIPE_BYTES = 256 * 1024
-COMMENT = re.compile(
-    r"""\s*[\w"']+\s*:\s*(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^"'#\s].*?|)\s+#\s*(.*)"""
-)  # on a line 'key: value'
+# the comment on a line 'key: value  # comment'
+COMMENT = re.compile(r"""\s*[\w"']+\s*:\s*(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^"'#\s].*?|)\s+#\s*(.*)""")
 
 
-def comments_by_key(origins):
-    """{key: {"origin", "why"}} for the `origins` of `parse`: where each was given, and what the comment on that line of
-    a recipe says."""
-    lines = {}
-    for origin in origins.values():
-        path, _, _ = origin.rpartition(":")
-        if path and path not in lines:
-            with open(path, encoding="utf-8") as file:
-                lines[path] = file.read().splitlines()
+class Entry(NamedTuple):
+    """A line of a recipe or a flag."""
+
+    key: str
+    text: str | None  # None is a YAML null
+    origin: str  # 'recipes/x.yaml:3' or '--key'; empty for a default
+
+    @property
+    def is_flag(self) -> bool:
+        return self.origin.startswith("--")
+
+    @property
+    def place(self) -> str:
+        """The beginning of an error message."""
+        if self.is_flag or not self.origin:
+            return self.origin or self.key
+        return f"{self.origin}: {self.key}"
+
+
+def comments_by_key(origins: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """{key: {"origin", "why"}} for the `origins` of `parse`; `why` is the comment on that line of the recipe."""
+    lines: dict[str, list[str]] = {}
     found = {}
     for name, origin in origins.items():
         path, _, number = origin.rpartition(":")
+        if path and path not in lines:
+            lines[path] = Path(path).read_text(encoding="utf-8").splitlines()
         comment = COMMENT.match(lines[path][int(number) - 1]) if path else None
         why = comment[1].strip() if comment else ""
-        found[name] = {
-            "origin": origin,
-            "why": "" if why.endswith(" in this run") else why,
-        }  # it speaks of the run whose recipe.yaml this is
+        # a figure that `dump` wrote into the recipe.yaml of another run
+        found[name] = {"origin": origin, "why": "" if why.endswith(" in this run") else why}
     return found
 
 
-def read_recipe(path, problems):
-    """[(key, text, 'path:line')] of a flat YAML file; what is wrong goes to `problems`.
+def read_recipe(path: str, problems: list[str]) -> list[Entry]:
+    """The entries of a flat YAML file; problems are appended to `problems`."""
+    try:
+        root = _compose(path)
+    except UsageError as error:
+        problems.append(str(error))
+        return []
+    entries: list[Entry] = []
+    first_lines: dict[str, int] = {}
+    for name_node, node in root.value if root else ():
+        line, name = name_node.start_mark.line + 1, name_node.value
+        place = f"{path}:{line}"
+        if not isinstance(name, str):
+            problems.append(f"{place}: a key must be a word")
+            continue
+        if name in first_lines:
+            problems.append(f"{place}: key '{name}' is given twice, first in line {first_lines[name]}")
+        elif not isinstance(node.value, str) or not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
+            problems.append(f"{place}: {name}: expected a single plain value")
+        else:
+            is_null = node.style is None and node.tag == "tag:yaml.org,2002:null"
+            entries.append(Entry(name, None if is_null else node.value, place))
+        first_lines.setdefault(name, line)
+    return entries
 
-    Only the node graph is built, nothing is constructed, so tags cannot run anything and aliases cannot expand.
+
+def _compose(path: str) -> MappingNode | None:
+    """The node graph of a recipe; None of an empty file. Raises UsageError.
+
+    Nothing is constructed, so that tags cannot run code and aliases cannot expand.
     """
     import yaml
 
     if not path.endswith((".yaml", ".yml")):
-        problems.append(f"{path}: a recipe is a .yaml file; flags are written --key=value")
-        return []
+        raise UsageError(f"{path}: a recipe is a .yaml file; flags are written --key=value")
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_RECIPE_BYTES + 1)
     except OSError as error:
-        problems.append(f"{path}: cannot be read: {error.strerror}" + nearest_recipe(path))
-        return []
+        raise UsageError(f"{path}: cannot be read: {error.strerror}" + nearest_recipe(path)) from None
     if len(raw) > MAX_RECIPE_BYTES:
-        problems.append(f"{path}: over {MAX_RECIPE_BYTES // 1024} KB, which is no recipe")
-        return []
+        raise UsageError(f"{path}: over {MAX_RECIPE_BYTES // 1024} KB, which is no recipe")
     try:
         root = yaml.compose(raw.decode("utf-8"), Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
-        problems.append(f"{path}: byte {error.start} is not UTF-8")
-        return []
+        raise UsageError(f"{path}: byte {error.start} is not UTF-8") from None
     except RecursionError:
-        problems.append(f"{path}: nested too deeply for a recipe")
-        return []
+        raise UsageError(f"{path}: nested too deeply for a recipe") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        problems.append(
-            f"{path}{f':{mark.line + 1}' if mark else ''}: not YAML: {getattr(error, 'problem', None) or error}"
-        )
-        return []
-    if root is None:
-        return []
-    if not isinstance(root, yaml.MappingNode):
-        problems.append(f"{path}: a recipe is lines of 'key: value'")
-        return []
-    if "distributed_type" in [name.value for name, _ in root.value]:
-        problems.append(
-            f"{path}: configures accelerate launch and is no recipe; accelerate launch --config_file={path} -m"
-            " finetune.train RECIPE.yaml"
-        )
-        return []
-    given, seen = [], {}
-    for name_node, node in root.value:
-        place = f"{path}:{name_node.start_mark.line + 1}"
-        name = getattr(name_node, "value", None)
-        if not isinstance(name, str):
-            problems.append(f"{place}: a key must be a word")
-        elif name in seen:
-            problems.append(f"{place}: key '{name}' is given twice, first in line {seen[name]}")
-        elif (
-            not isinstance(node, yaml.ScalarNode)
-            or not node.tag.startswith("tag:yaml.org,2002:")
-            or "python" in node.tag
-        ):
-            problems.append(f"{place}: {name}: expected a single plain value")
-        else:
-            null = node.style is None and node.tag == "tag:yaml.org,2002:null"
-            given.append((name, None if null else node.value, place))
-        seen.setdefault(name if isinstance(name, str) else id(name_node), name_node.start_mark.line + 1)
-    return given
+        line = f":{mark.line + 1}" if mark else ""
+        raise UsageError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    if root is not None and not isinstance(root, yaml.MappingNode):
+        raise UsageError(f"{path}: a recipe is lines of 'key: value'")
+    if root and "distributed_type" in [name.value for name, _ in root.value]:
+        launch = f"accelerate launch --config_file={path} -m finetune.train RECIPE.yaml"
+        raise UsageError(f"{path}: configures accelerate launch and is no recipe; {launch}")
+    return root
 
 
-def nearest(name, names, prefix):
-    close = difflib.get_close_matches(name, [n for n in names if n != "sources"], n=1)
+def nearest(name: str, names: Collection[str], prefix: str) -> str:
+    """The end of a message about an unknown key."""
+    close = difflib.get_close_matches(name, [known for known in names if known != "sources"], n=1)
     return f" Did you mean '{prefix}{close[0]}'?" if close else " --help lists them all."
 
 
-def nearest_recipe(path):
+def nearest_recipe(path: str) -> str:
+    """The end of a message about a recipe that is not there: a similar one, or the first in that folder."""
     folder = os.path.dirname(path) or "."
-    there = (
-        [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".yaml")]
-        if os.path.isdir(folder)
-        else []
-    )
-    close = difflib.get_close_matches(path, there, n=1) or there[:1]
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    recipes = [os.path.join(folder, name) for name in names if name.endswith(".yaml")]
+    close = difflib.get_close_matches(path, recipes, n=1) or recipes[:1]
     return f". Did you mean {close[0]}?" if close else ""
 
 
-def dump(recipe, derived):
-    """The recipe as YAML that is itself a recipe: what was given or is the default stands as a value, and what was
-    worked out stays open with the figure of this run beside it, so that changing one key moves what follows from it."""
+def dump(recipe: Recipe, derived: Mapping[str, Any]) -> str:
+    """The recipe as YAML that can be read as a recipe. A derived key stays null, with its value in this run as a
+    comment, so that it still follows from the other keys."""
     lines = []
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
         if value is None:
             note = f"  # {derived[field.name]} in this run" if derived.get(field.name) is not None else ""
             lines.append(f"{field.name}: null{note}")
-        else:
-            if field.metadata.get("path"):  # a recipe cannot say it with ..
-                value = ",".join(
-                    str(Path(part).resolve()) if ".." in Path(part).parts else part for part in value.split(",")
-                )
-            lines.append(f"{field.name}: {scalar(value)}")
+            continue
+        if field.metadata.get("path"):  # a recipe must not contain `..`
+            parts = value.split(",")
+            value = ",".join(str(Path(part).resolve()) if ".." in Path(part).parts else part for part in parts)
+        lines.append(f"{field.name}: {scalar(value)}")
     return "\n".join(lines) + "\n"
 
 
-def scalar(value):
+def scalar(value: str | bool | float) -> str:
+    """A value as YAML writes it."""
     import yaml
 
     if isinstance(value, str):

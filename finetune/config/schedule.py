@@ -1,7 +1,11 @@
 """Lengths, intervals and the learning rate of a run."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+
+from finetune.config.recipe import Recipe
 
 
 @dataclass
@@ -16,9 +20,8 @@ class Schedule:
     save_interval: int
 
 
-def schedule(recipe, num_rows):
-    """The Schedule of a run over `num_rows` blocks. Whatever depends on the length of the run follows its real
-    length."""
+def schedule(recipe: Recipe, num_rows: int) -> Schedule:
+    """The Schedule of a run over `num_rows` blocks; derived values follow the real length of the run."""
     rows_per_iteration = recipe.batch_size * recipe.gradient_accumulation_steps
     length = recipe.max_iters
     if recipe.epochs is not None:
@@ -38,8 +41,8 @@ def schedule(recipe, num_rows):
     )
 
 
-def learning_rate(iteration, recipe, schedule):
-    """The rate of an update: linear warmup, then a cosine from learning_rate to min_lr, which later updates keep."""
+def learning_rate(iteration: int, recipe: Recipe, schedule: Schedule) -> float:
+    """The learning rate of an update: linear warmup, then cosine decay to min_lr."""
     if iteration < schedule.warmup_iters:
         return recipe.learning_rate * (iteration + 1) / (schedule.warmup_iters + 1)
     if not recipe.decay_lr:

@@ -7,13 +7,12 @@ build at once write the same file."""
 
 import contextlib
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from finetune.common.errors import UsageError
+from finetune.common.files import replacing
 from finetune.data import packing
 
 ROWS_BYTES = 1 << 22  # bytes of tokens in one Arrow record batch
@@ -171,22 +170,11 @@ def _write(path, rows, width, dtypes, fill):
         {"huggingface": json.dumps({"info": {"features": features.to_dict()}}), ROWS: str(rows)}
     )
     buffers = {name: np.empty((step, width), dtype=dtype) for name, dtype in dtypes.items()}
-    handle, work = tempfile.mkstemp(prefix=".tmp-", suffix=".arrow", dir=path.parent)
-    os.close(handle)
-    try:
-        with pa.OSFile(work, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-            for first in tqdm(
-                range(0, rows, step), desc=f"caching {path.name.split('-')[0]}", disable=None, leave=False
-            ):
-                columns = {name: buffer[: rows - first] for name, buffer in buffers.items()}
-                fill(first, columns)
-                arrays = [
-                    pa.FixedSizeListArray.from_arrays(pa.array(rows_of.reshape(-1)), width)
-                    for rows_of in columns.values()
-                ]
-                writer.write_batch(pa.record_batch(arrays, schema=schema))
-        os.chmod(work, 0o644)  # mkstemp made it private
-        os.replace(work, path)
-    finally:
-        if os.path.exists(work):
-            os.unlink(work)
+    with replacing(path) as work, pa.OSFile(str(work), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for first in tqdm(range(0, rows, step), desc=f"caching {path.name.split('-')[0]}", disable=None, leave=False):
+            columns = {name: buffer[: rows - first] for name, buffer in buffers.items()}
+            fill(first, columns)
+            arrays = [
+                pa.FixedSizeListArray.from_arrays(pa.array(rows_of.reshape(-1)), width) for rows_of in columns.values()
+            ]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))

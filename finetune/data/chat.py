@@ -5,12 +5,12 @@ token after each of its messages."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from finetune.common.errors import UsageError
+from finetune.common.files import read_json
 from finetune.data.documents import Chunk
 from finetune.data.tokenizer import END_OF_TEXT
 
@@ -73,7 +73,7 @@ def template_of(directory: str | Path) -> str | None:
     if (directory / "chat_template.jinja").is_file():
         return (directory / "chat_template.jinja").read_text(encoding="utf-8")
     try:
-        found = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+        found = read_json(directory / "tokenizer_config.json").get("chat_template")
         return {each["name"]: each["template"] for each in found}.get("default") if isinstance(found, list) else found
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -2,13 +2,13 @@
 are."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from finetune.common.errors import UsageError
+from finetune.common.files import read_chunks, read_json
 from finetune.data import nanogpt_meta
 from finetune.data import tokenizer as tokenizers
 
@@ -154,8 +154,7 @@ def load(directory):
         )
     if described:
         try:
-            with open(directory / "meta.json", encoding="utf-8") as file:
-                meta = json.load(file)
+            meta = read_json(directory / "meta.json")
             if meta.get("format") != FORMAT:
                 raise UsageError(
                     f"{directory / 'meta.json'}: format {meta.get('format')!r} is not {FORMAT}; prepare the data again"
@@ -228,10 +227,9 @@ def scan(dataset, split):
         if not path.is_file():
             raise UsageError(f"{path}: there is no such file, and meta.json speaks of one; prepare the data again")
         found = hashlib.sha256()
-        with open(path, "rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                found.update(chunk)
-                look(chunk)
+        for chunk in read_chunks(path):
+            found.update(chunk)
+            look(chunk)
         if promised.get(name, found.hexdigest()) != found.hexdigest():
             raise UsageError(
                 f"{path}: is not the file that meta.json describes (its sha256 differs); prepare the data again"

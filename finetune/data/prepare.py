@@ -1,10 +1,7 @@
 """Text to a prepared directory: train.bin, val.bin, meta.json and the tokenizer's own file."""
 
 import contextlib
-import json
 import os
-import shutil
-import tempfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from finetune.common import files
 from finetune.common.errors import UsageError
 from finetune.data import bin_writer, chat, nanogpt_meta, sources
 from finetune.data import dataset as datasets
@@ -43,7 +41,7 @@ def prepare(
     `overflow`: "split" takes them as they are, and training cuts them, "drop" leaves them out, "error" raises. Two
     passes over the text, in constant memory; `out_dir` changes only when all is well. Raises UsageError."""
     plan = planned(names, tokenizer, val_fraction, val, seed, max_tokens, overflow, **reading)
-    with workplace(out_dir) as work:
+    with files.temporary_directory(out_dir) as work:
         tokenize(plan, work, num_proc)
         publish(work, out_dir, plan.meta, plan.tokenizer)
     return datasets.load(out_dir)
@@ -93,20 +91,6 @@ def planned(names, tokenizer, val_fraction, val, seed, max_tokens, overflow, **r
     return Plan(stream, train["characters"] + val_facts["characters"], tokenizer, Overflow(overflow, max_tokens), meta)
 
 
-@contextlib.contextmanager
-def workplace(out_dir):
-    """A directory in `out_dir` that is gone afterwards. Raises UsageError where none can be made."""
-    try:
-        Path(out_dir).mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".tmp-prepare-", dir=out_dir))
-    except OSError as error:
-        raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
 def publish(work, out_dir, meta, tokenizer):
     """Make the bins in `work` and what belongs to them the prepared directory `out_dir`. Raises UsageError before it
     changes anything."""
@@ -133,8 +117,8 @@ def publish(work, out_dir, meta, tokenizer):
         else:  # left by an earlier preparation with another tokenizer
             (out_dir / name).unlink(missing_ok=True)
     # last, because with it the directory is complete; bins beside an older meta.json are refused by their sha256
-    (work / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(work / "meta.json", out_dir / "meta.json")
+    with files.replacing(out_dir / "meta.json") as path:
+        files.write_json(path, meta, ensure_ascii=False)
 
 
 KEPT = (

@@ -1,12 +1,12 @@
 """What an evaluation reads: models and texts, found and checked against each other before any weights are loaded."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from finetune.common.errors import UsageError
+from finetune.common.files import read_json
 from finetune.config.cli import parse
 from finetune.config.recipe import Recipe
 from finetune.data import dataset as datasets
@@ -49,7 +49,7 @@ def find_subject(name):
     source = pretrained.find(name)
     directory = source if source.is_dir() else source.parent
     try:
-        facts = json.loads((directory / "finetune.json").read_text(encoding="utf-8"))
+        facts = read_json(directory / "finetune.json")
     except (OSError, ValueError):
         facts = {}
     return ModelRef(str(name), source, pretrained.load_config(source), tokenizers.from_directory(directory), facts)

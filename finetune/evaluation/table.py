@@ -14,7 +14,7 @@ def table(event):
     rows += [
         (name, value, base.get("metrics", {}).get(name), "{:.4g}")
         for name, value in event.get("metrics", {}).items()
-        if _is_number(value)
+        if isinstance(value, int | float)
     ]
     if general:
         rows.append((f"loss on {Path(general['name']).name}", general["loss"], general["baseline_loss"], "{:.4f}"))
@@ -60,10 +60,6 @@ def _short(name):
 def _one_line(text):
     text = " ".join(text.split())
     return f"“{text if len(text) <= 100 else text[:99] + '…'}”"
-
-
-def _is_number(value):
-    return isinstance(value, (int, float))
 
 
 def _plain(value):

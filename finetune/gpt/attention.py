@@ -1,77 +1,128 @@
-"""The two places of GPT-2 where a plain formula costs too much: attention and the loss.
+"""Causal attention: PyTorch's kernels, a faster one for bfloat16 on a CPU, and the key/value cache of decoding.
 
-Shapes: B batch, H heads, T tokens, D head size; N tokens of a batch, C width, V vocabulary, P its padded size.
+Shapes: B batch, H heads, T tokens, D head size. `starts` (B, T) says where in its row the document of each token
+starts.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-QUERIES = 128  # of blockwise attention that are looked at together
-KEPT = 1 << 24  # probabilities of one attention that are kept for its backward pass at most: 19 MB in bfloat16
+QUERIES = 128  # queries in a block of BlockwiseAttention
+KEPT = 1 << 24  # most probabilities kept for a backward pass; 19 MB in bfloat16, as half of each row is masked
 
 
-def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, starts=None, flex=False):
-    """Scaled dot product attention of q, k, v (B, H, T, D): flash attention, but where PyTorch's kernel is slow, which
-    is in bfloat16 on a CPU: there causal attention goes by blocks of queries and takes half the time (docs/log.md).
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None, dropout_p: float = 0.0, flex: bool = False
+) -> Tensor:
+    """Causal scaled dot product attention of q, k, v (B, H, T, D).
 
-    With `starts` (B, T) it is causal within documents: the query at t looks at the keys from starts[t] to t. With
-    `flex` that is flex attention where it is being compiled, without which it is slow."""
+    With `starts` it stays within documents: the query at t attends to the keys from starts[t] to t. `flex` allows flex
+    attention for that, which is fast only when compiled. On a CPU, attention in bfloat16 or within documents goes by
+    blocks of queries, in half the time of PyTorch's kernel (docs/log.md)."""
     if flex and starts is not None and torch.compiler.is_compiling():
         return flex_attention(q, k, v, starts)
-    if (
-        q.device.type == "cpu"
-        and is_causal
-        and not dropout_p
-        and (starts is not None or q.dtype == k.dtype == torch.bfloat16)
-    ):
+    bfloat16 = q.dtype == k.dtype == torch.bfloat16
+    if q.device.type == "cpu" and not dropout_p and (starts is not None or bfloat16):
         return BlockwiseAttention.apply(q, k, v, starts)
     if starts is not None:
-        attn_mask, is_causal = within_documents(starts), False
-    if q.dtype != k.dtype:  # keys and values of a cache, which is kept in float32
-        with torch.autocast(q.device.type, enabled=False):
-            return F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask, dropout_p, is_causal).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal)
+        return F.scaled_dot_product_attention(q, k, v, within_documents(starts), dropout_p)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
 
 
-def document_starts(position_ids):
-    """Where in its row the document of each token begins, (B, T), from positions that begin again with each
-    document."""
+def document_starts(position_ids: Tensor) -> Tensor:
+    """`starts` (B, T) from positions (B, T) that start at 0 in each document."""
     return torch.arange(position_ids.size(1), device=position_ids.device) - position_ids
 
 
-def within_documents(starts):
-    """The mask (B, 1, T, T) that is True where the query may look at the key."""
-    places = torch.arange(starts.size(1), device=starts.device)
-    return ((places >= starts[..., None]) & (places <= places[:, None]))[:, None]
+def within_documents(starts: Tensor) -> Tensor:
+    """The mask (B, 1, T, T), True where a query attends to a key."""
+    positions = torch.arange(starts.size(1), device=starts.device)
+    return ((positions >= starts[..., None]) & (positions <= positions[:, None]))[:, None]
 
 
-def flex_attention(q, k, v, starts):
-    """Attention within documents by a kernel that skips what no query of a block may look at."""
+def flex_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
+    """Attention within documents by PyTorch's flex attention, which skips blocks that are masked whole."""
     from torch.nn.attention import flex_attention as flex
 
-    def may_look(b, h, query, key):
+    def attends(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (key >= starts[b, query])
 
     B, T = starts.shape
-    return flex.flex_attention(
-        q, k, v, block_mask=flex.create_block_mask(may_look, B, None, T, T, device=starts.device)
-    )
+    mask = flex.create_block_mask(attends, B, None, T, T, device=starts.device)
+    return flex.flex_attention(q, k, v, block_mask=mask)
+
+
+class KVCache:
+    """Keys and values of all layers, for up to T tokens of `shape` (B, H, T, D). `length` tokens are in it.
+
+    A CUDA graph repeats its kernels with the same tensors. Its steps therefore read the position of their token from
+    `input_pos` (1,)."""
+
+    def __init__(self, n_layer: int, shape: tuple[int, int, int, int], device: torch.device) -> None:
+        self.shape, self.device = shape, device
+        self.length = 0
+        self.input_pos: Tensor | None = None
+        self.layers: list[Tensor | None] = [None] * n_layer  # (2, B, H, T, D) each
+
+    def positions(self, T: int) -> Tensor:
+        """Positions (T,) of the next T tokens."""
+        if self.input_pos is not None:
+            return self.input_pos
+        return torch.arange(self.length, self.length + T, device=self.device)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Add keys and values to a layer, then attend to all of them; q, k, v and the result are (B, H, T, D)."""
+        keys, values = self._buffers(layer, k)
+        if self.input_pos is not None:
+            keys.index_copy_(2, self.input_pos, k.to(keys.dtype))
+            values.index_copy_(2, self.input_pos, v.to(values.dtype))
+            mask = torch.arange(keys.size(2), device=k.device) <= self.input_pos
+            return _attend_to_cache(q, keys, values, mask.view(1, 1, 1, -1))
+        T, end = k.size(2), self.length + k.size(2)
+        assert self.length == 0 or T == 1, "after the prompt, one token at a time"
+        keys[:, :, self.length : end], values[:, :, self.length : end] = k, v
+        if self.length == 0:
+            return causal_attention(q, k, v)
+        return _attend_to_cache(q, keys[:, :, :end], values[:, :, :end])
+
+    def _buffers(self, layer: int, k: Tensor) -> Tensor:
+        """Keys and values of a layer, (2, B, H, T, D). On a CPU they are float32, where one query is three times as
+        fast; elsewhere they have the dtype of the first keys."""
+        buffers = self.layers[layer]
+        if buffers is None:
+            dtype = torch.float32 if k.device.type == "cpu" else k.dtype
+            buffers = self.layers[layer] = k.new_zeros(2, *self.shape, dtype=dtype)
+        return buffers
+
+
+def _attend_to_cache(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of one query (B, H, 1, D) to cached keys and values, in their dtype."""
+    if q.dtype == keys.dtype:
+        return F.scaled_dot_product_attention(q, keys, values, mask)
+    with torch.autocast(q.device.type, enabled=False):
+        return F.scaled_dot_product_attention(q.to(keys.dtype), keys, values, mask).to(q.dtype)
 
 
 class BlockwiseAttention(torch.autograd.Function):
-    """Causal attention in plain matrix products, each over a block of queries and the keys they may see.
+    """Causal attention in plain matrix products, each of a block of queries and the keys they attend to.
 
-    Probabilities are kept for the backward pass while they are few, else computed again.
+    At most KEPT probabilities are kept for the backward pass; more are computed again there.
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, starts=None):
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> Tensor:
         q, k, v = (q * q.size(-1) ** -0.5).contiguous(), k.contiguous(), v.contiguous()
         keep = any(ctx.needs_input_grad) and q.size(0) * q.size(1) * q.size(2) ** 2 <= KEPT
-        out, kept = _as_projected(q), []
-        for block, seen in _query_blocks(q, starts):
-            p = _probabilities(q, k, block, seen, starts)
-            out[:, :, block] = p @ v[:, :, seen]
+        out, kept = _empty_heads(q), []
+        for queries, keys in _blocks(q, starts):
+            p = _probabilities(q, k, queries, keys, starts)
+            out[:, :, queries] = p @ v[:, :, keys]
             if keep:
                 kept.append(p)
         ctx.save_for_backward(q, k, v, *kept)
@@ -79,39 +130,39 @@ class BlockwiseAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, *kept = ctx.saved_tensors
-        grad, grad_q = grad.contiguous(), _as_projected(q)
+        grad, grad_q = grad_outputs[0].contiguous(), _empty_heads(q)
         grad_k, grad_v = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
-        for number, (block, seen) in enumerate(_query_blocks(q, ctx.starts)):
-            p = kept[number] if kept else _probabilities(q, k, block, seen, ctx.starts)
-            grad_v[:, :, seen] += p.transpose(-1, -2) @ grad[:, :, block]
-            grad_p = grad[:, :, block] @ v[:, :, seen].transpose(-1, -2)
+        for i, (queries, keys) in enumerate(_blocks(q, ctx.starts)):
+            p = kept[i] if kept else _probabilities(q, k, queries, keys, ctx.starts)
+            grad_v[:, :, keys] += p.transpose(-1, -2) @ grad[:, :, queries]
+            grad_p = grad[:, :, queries] @ v[:, :, keys].transpose(-1, -2)
             grad_scores = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
-            grad_q[:, :, block] = grad_scores @ k[:, :, seen]
-            grad_k[:, :, seen] += grad_scores.transpose(-1, -2) @ q[:, :, block]
+            grad_q[:, :, queries] = grad_scores @ k[:, :, keys]
+            grad_k[:, :, keys] += grad_scores.transpose(-1, -2) @ q[:, :, queries]
         return grad_q.mul_(q.size(-1) ** -0.5), grad_k.to(k.dtype), grad_v.to(v.dtype), None
 
 
-def _query_blocks(q, starts):
-    """(queries, keys) as slices: blocks of queries with all the keys that any of them may see."""
+def _blocks(q: Tensor, starts: Tensor | None) -> Iterator[tuple[slice, slice]]:
+    """(queries, keys): blocks of queries, and the keys that any of them attends to."""
     for first in range(0, q.size(2), QUERIES):
         end = min(first + QUERIES, q.size(2))
         yield slice(first, end), slice(0 if starts is None else int(starts[:, first].min()), end)
 
 
-def _probabilities(q, k, block, seen, starts):
-    """What a block of queries looks at: (B, H, queries, keys). q is scaled already."""
-    q = q[:, :, block]
-    scores = q @ k[:, :, seen].transpose(-1, -2)
+def _probabilities(q: Tensor, k: Tensor, queries: slice, keys: slice, starts: Tensor | None) -> Tensor:
+    """Attention probabilities (B, H, queries, keys) of a block. q is scaled already."""
+    q = q[:, :, queries]
+    scores = q @ k[:, :, keys].transpose(-1, -2)
     scores[..., -q.size(2) :] += torch.full((q.size(2), q.size(2)), -torch.inf, dtype=q.dtype).triu(1)
     if starts is not None:
-        before = torch.arange(seen.start, seen.stop) < starts[:, block, None]  # keys of an earlier document
-        scores.masked_fill_(before[:, None], -torch.inf)
+        earlier = torch.arange(keys.start, keys.stop) < starts[:, queries, None]  # keys of earlier documents
+        scores.masked_fill_(earlier[:, None], -torch.inf)
     return scores.softmax(-1)
 
 
-def _as_projected(like):
-    """An empty (B, H, T, D) laid out as the next projection reads it, (B, T, H, D)."""
+def _empty_heads(like: Tensor) -> Tensor:
+    """An empty (B, H, T, D) with the memory layout (B, T, H, D), which c_proj reads without a copy."""
     B, H, T, D = like.shape
     return like.new_empty(B, T, H, D).transpose(1, 2)

@@ -1,12 +1,15 @@
-"""One set of weights, several spellings: ours, Hugging Face's GPT2LMHeadModel and nanoGPT's checkpoints.
+"""Weights and configurations to and from Hugging Face's GPT2LMHeadModel and nanoGPT's checkpoints.
 
-Pure functions on dictionaries of tensors and on configurations. The one rule between Hugging Face and us: its four
-Conv1D matrices a layer are stored (in, out), ours (out, in); everything else is equal, so both directions are exact.
+Hugging Face stores the four Conv1D matrices of a layer as (in, out), we as (out, in). Nothing else differs, so that
+both directions are exact.
 """
 
-import dataclasses
+from __future__ import annotations
+
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from finetune.gpt.model import GPTConfig
 from finetune.gpt.size import shapes
@@ -14,42 +17,36 @@ from finetune.gpt.size import shapes
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
-def from_hf(state, config):
-    """Our weights from a GPT2LMHeadModel or GPT2Model state dict, or from a Hub file with or without `transformer.`
-    prefixes.
+def from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """Our weights from those of a GPT2LMHeadModel or GPT2Model, with or without `transformer.` in their names.
 
-    Old attention-mask buffers are dropped. Raises ValueError when the head is not tied to the embedding, when tensors
-    are missing, unknown or of another shape than `config` says."""
+    Raises ValueError for a head that is not tied to the embedding, and for tensors that are missing, unknown or of
+    another shape than `config` says."""
     state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
-    state = {name: tensor for name, tensor in state.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
+    masks = (".attn.bias", ".attn.masked_bias")  # buffers of old files
+    state = {name: tensor for name, tensor in state.items() if not name.endswith(masks)}
     head = state.pop("lm_head.weight", None)
     if head is not None and "wte.weight" in state and not torch.equal(head, state["wte.weight"]):
-        raise ValueError(
-            "lm_head.weight differs from wte.weight; GPT-2 ties them, and an untied head cannot be represented"
-        )
-    return _checked(
-        {name: tensor.t().contiguous() if name.endswith(CONV1D) else tensor for name, tensor in state.items()}, config
-    )
+        raise ValueError("lm_head.weight differs from wte.weight; only a GPT-2 with a tied head can be represented")
+    state = {name: tensor.t().contiguous() if name.endswith(CONV1D) else tensor for name, tensor in state.items()}
+    return _checked(state, config)
 
 
-def to_hf(state, config):
-    """The state dict that `GPT2LMHeadModel.save_pretrained` writes: `transformer.` prefixes, Conv1D matrices, no copy
-    of the head."""
-    state = without_padding(state, config)
+def to_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """The weights as `GPT2LMHeadModel.save_pretrained` writes them, without the tied head."""
     return {
         f"transformer.{name}": (tensor.t() if name.endswith(CONV1D) else tensor).contiguous()
-        for name, tensor in state.items()
+        for name, tensor in without_padding(state, config).items()
     }
 
 
-def from_nanogpt(checkpoint):
-    """`(config, weights)` from the dictionary in a nanoGPT ckpt.pt.
+def from_nanogpt(checkpoint: dict[str, Any]) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """`(config, weights)` from the contents of a nanoGPT ckpt.pt.
 
-    torch.compile's prefixes are stripped, a vocabulary padded to 50304 is cut back to GPT-2's 50257, and missing biases
-    (`bias=False`) become zeros, which compute the same. nanoGPT uses the exact GELU, so the configuration says so,
-    unless the checkpoint is one of `to_nanogpt`, which remembers what the weights were trained with."""
-    args, kept = checkpoint["model_args"], checkpoint.get("config")
-    kept = kept if isinstance(kept, dict) else {}
+    torch.compile's prefixes are removed, a vocabulary padded to 50304 is cut to GPT-2's 50257, and missing biases
+    (`bias=False`) become zeros. The activation is nanoGPT's exact GELU unless `to_nanogpt` has noted another."""
+    args, trained_with = checkpoint["model_args"], checkpoint.get("config")
+    trained_with = trained_with if isinstance(trained_with, dict) else {}
     vocab_size = 50257 if args["vocab_size"] == 50304 else args["vocab_size"]
     end = 50256 if vocab_size == 50257 else None
     config = GPTConfig(
@@ -59,9 +56,9 @@ def from_nanogpt(checkpoint):
         n_head=args["n_head"],
         n_embd=args["n_embd"],
         dropout=args.get("dropout", 0.0),
-        activation_function=kept.get("activation_function", "gelu"),
-        bos_token_id=kept.get("bos_token_id", end),
-        eos_token_id=kept.get("eos_token_id", end),
+        activation_function=trained_with.get("activation_function", "gelu"),
+        bos_token_id=trained_with.get("bos_token_id", end),
+        eos_token_id=trained_with.get("eos_token_id", end),
     )
     state = {name.removeprefix("_orig_mod.").removeprefix("transformer."): t for name, t in checkpoint["model"].items()}
     state = {name: t for name, t in state.items() if name != "lm_head.weight" and not name.endswith(".attn.bias")}
@@ -72,12 +69,11 @@ def from_nanogpt(checkpoint):
     return config, _checked(state, config)
 
 
-def to_nanogpt(state, config):
-    """The `model`, `model_args` and `config` of a nanoGPT ckpt.pt with these weights. Raises ValueError for what
-    nanoGPT cannot be.
+def to_nanogpt(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Any]:
+    """The contents of a nanoGPT ckpt.pt: `model`, `model_args` and `config`. Raises ValueError for a configuration that
+    nanoGPT does not have.
 
-    The vocabulary is not padded: a padding row of zeros would give its id a logit of 0, and GPT-2's logits lie far
-    below that."""
+    Without padding, because rows of zeros give logits of 0, far above those of GPT-2."""
     if config.n_inner not in (None, 4 * config.n_embd):
         raise ValueError(f"n_inner={config.n_inner}: nanoGPT's is four times n_embd={config.n_embd}")
     if config.layer_norm_epsilon != 1e-5:
@@ -89,21 +85,20 @@ def to_nanogpt(state, config):
     return {"model": model, "model_args": {**shape, "bias": True, "dropout": 0.0}, "config": kept}
 
 
-def without_padding(state, config):
-    """The same weights with the embedding cut to the true vocabulary."""
+def without_padding(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """The weights with the embedding cut to the vocabulary."""
     return {name: tensor[: config.vocab_size] if name == "wte.weight" else tensor for name, tensor in state.items()}
 
 
-def with_padding(state, config):
-    """The same weights with zero rows appended to the embedding, as the network holds it."""
+def with_padding(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """The weights with rows of zeros appended to the embedding, as `Transformer` has it."""
     wte = state["wte.weight"]
     padding = wte.new_zeros(config.padded_vocab_size - wte.size(0), wte.size(1))
     return {**state, "wte.weight": torch.cat([wte, padding])}
 
 
-def config_from_hf(hf):
-    """A GPTConfig from the dictionary of a Hugging Face config.json. Raises ValueError naming what cannot be
-    represented."""
+def config_from_hf(hf: dict[str, Any]) -> GPTConfig:
+    """A GPTConfig from the contents of a Hugging Face config.json. Raises ValueError for what GPTConfig lacks."""
     if hf.get("model_type") != "gpt2":
         raise ValueError(f"model_type is {hf.get('model_type')!r}, not 'gpt2'")
     wanted = {
@@ -136,9 +131,8 @@ def config_from_hf(hf):
         raise ValueError(f"not a GPT-2 configuration: {error}") from None
 
 
-def config_to_hf(config, dtype="float32"):
-    """The dictionary of the config.json of `config` beside weights of that dtype. Dropout is left at what was trained
-    with, so it is 0 unless asked for."""
+def config_to_hf(config: GPTConfig, dtype: str = "float32") -> dict[str, Any]:
+    """The contents of a Hugging Face config.json for weights of this dtype."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -167,20 +161,15 @@ def config_to_hf(config, dtype="float32"):
     }
 
 
-def _checked(state, config):
-    """`state` in the order of `shapes(config)`, if it is exactly that."""
-    wanted = shapes(config)
-    missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    if missing or unknown:
-        parts = [
-            f"{len(names)} {word}, such as {names[0]}"
-            for names, word in ((missing, "missing"), (unknown, "unknown"))
-            if names
-        ]
-        raise ValueError(
-            f"tensors do not match a GPT-2 of {dataclasses.asdict(config)['n_layer']} layers: {'; '.join(parts)}"
-        )
-    for name, shape in wanted.items():
+def _checked(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """`state` in the order of `shapes(config)`. Raises ValueError if names or shapes differ."""
+    expected = shapes(config)
+    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    problems = [f"{len(missing)} missing, such as {missing[0]}"] if missing else []
+    problems += [f"{len(unknown)} unknown, such as {unknown[0]}"] if unknown else []
+    if problems:
+        raise ValueError(f"tensors do not match a GPT-2 of {config.n_layer} layers: {'; '.join(problems)}")
+    for name, shape in expected.items():
         if tuple(state[name].shape) != shape:
             raise ValueError(f"{name} has shape {tuple(state[name].shape)}, the configuration says {shape}")
-    return {name: state[name] for name in wanted}
+    return {name: state[name] for name in expected}

@@ -1,118 +1,174 @@
-"""The voice of a model: sampling with a key/value cache, all samples in one batch."""
+"""Sampling of token ids with a key/value cache, all samples in one batch.
+
+Shapes: B samples, T tokens, C width, V vocabulary, K likeliest ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from finetune.gpt import attention
+from finetune.gpt.attention import KVCache
+from finetune.gpt.model import Transformer
 
-WORTH_RECORDING = 16  # tokens to come; recording a CUDA graph costs a few steps
-LIKELIEST = (
-    64  # ids whose logits are computed again; for all 200 of the default top_k it took 2 ms of a step's 30 on two cores
-)
+MIN_GRAPH_STEPS = 16  # recording a CUDA graph costs a few steps, so that fewer tokens go without
+LIKELIEST = 64  # ids with logits in float32; all 200 of the default top_k took 2 ms of a step's 30 on two cores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How an id is chosen from logits, as in transformers. Raises ValueError for values out of range."""
+
+    temperature: float = 1.0  # 0 is greedy
+    top_k: int | None = None  # keep the k likeliest ids; None or 0 keeps all
+    top_p: float = 1.0  # keep the likeliest ids that together have this probability
+    min_p: float = 0.0  # keep ids of at least this share of the likeliest id's probability
+    repetition_penalty: float = 1.0  # above 1, ids of the prompt and of the sample become less likely
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must be at least 0 and at most 1, got {self.min_p}")
+        if self.repetition_penalty <= 0:
+            raise ValueError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
 
 
 @torch.no_grad()
 def generate(
-    model,
-    idx,
-    max_new_tokens,
-    temperature=1.0,
-    top_k=None,
-    top_p=1.0,
-    generator=None,
-    min_p=0.0,
-    repetition_penalty=1.0,
-    process=None,
-    watch=None,
-    watch_every=1,
-):
-    """`idx` (B, T) continued by up to `max_new_tokens` ids, (B, T + max_new_tokens) unless `watch` ends it.
+    model: Transformer,
+    idx: Tensor,
+    max_new_tokens: int,
+    *,
+    generator: torch.Generator | None = None,
+    logits_processor: Callable[[Tensor, Tensor], Tensor] | None = None,
+    callback: Callable[[Tensor], bool] | None = None,
+    callback_every: int = 1,
+    **sampling: Any,
+) -> Tensor:
+    """Continue `idx` (B, T) by `max_new_tokens` ids: (B, T + max_new_tokens), or fewer if `callback` stops it.
 
-    temperature 0 is greedy; `top_k` keeps the k likeliest ids, `top_p` the likeliest that together have that
-    probability, `min_p` those of at least that share of the likeliest's probability. `repetition_penalty` divides
-    positive logits of ids that have been there, prompt included, and multiplies negative ones (Keskar et al. 2019,
-    arXiv:1909.05858). All are as in transformers. `process(ids, logits)`, float32 (B, V) after the penalty, returns the
-    logits to choose from. `watch(ids)` is shown the new ids (B, n) every `watch_every` tokens and at the end, and
-    returns True when it has seen enough.
+    `sampling` are the fields of `Sampler`: temperature, top_k, top_p, min_p, repetition_penalty.
+    `logits_processor(ids, logits)` gets all ids so far and logits (B, V) in float32, and returns logits (B, V).
+    `callback(ids)` gets the new ids (B, n) every `callback_every` tokens and at the end; True stops.
 
-    Only the last block_size tokens are seen: within the context each step costs one token thanks to the cache, past it
-    the window slides and every step recomputes, because positions move. Raises ValueError for an empty prompt and for
-    values out of range."""
-    _check(idx, temperature, top_p, min_p, repetition_penalty)
-    block_size = model.config.block_size
+    The model sees the last block_size tokens. Beyond these all positions move with each token, so that the cache is of
+    no use and every step computes the whole window. Raises ValueError for an empty prompt and for values out of range,
+    TypeError for an unknown name."""
+    sampler = Sampler(**sampling)
+    if idx.size(1) == 0:
+        raise ValueError("the prompt is empty; a model needs at least one token to go on from")
     was_training = model.training
     model.eval()
-    B, T = idx.shape
-    end = T + max_new_tokens
-    out = torch.empty(B, end, dtype=idx.dtype, device=idx.device)
-    out[:, :T] = idx
-    seen = (
-        torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=idx.device).scatter_(1, idx, True)
-        if repetition_penalty != 1
-        else None
-    )
-    head = _float32_head(model, 1 if temperature == 0 else top_k, whole=seen is not None or process is not None)
-    cache = Cache(model.config, B, min(end, block_size), idx.device)
-    x = model.hidden(idx[:, -block_size:], cache)  # (B, T, C)
-    step, shown = None, T
-    for position in range(T, end):
-        logits, ids = head(x[:, -1])  # (B, V), or (B, K) of these ids
-        if seen is not None:
-            logits = torch.where(
-                seen, torch.where(logits < 0, logits * repetition_penalty, logits / repetition_penalty), logits
-            )
-        if process is not None:
-            logits = process(out[:, :position], logits)
-        new = _choose(logits, temperature, top_k, top_p, min_p, generator)
-        new = new if ids is None else ids.gather(-1, new)
-        out[:, position : position + 1] = new
-        if seen is not None:
-            seen.scatter_(1, new, True)
-        there = position + 1
-        if watch is not None and (there == end or there - shown == watch_every):
-            if watch(out[:, shown:there]):
-                out = out[:, :there]
+    out = torch.cat([idx, idx.new_empty(len(idx), max_new_tokens)], 1)
+    shown = idx.size(1)
+    for end in decode_tokens(model, out, idx.size(1), sampler, logits_processor, generator):
+        if callback is not None and (end == out.size(1) or end - shown == callback_every):
+            if callback(out[:, shown:end]):
+                out = out[:, :end]
                 break
-            shown = there
-        if there == end:
-            break
-        if cache.length == block_size:
-            x = model.hidden(out[:, there - block_size : there])
-        elif idx.is_cuda and min(end, block_size) - T >= WORTH_RECORDING:
-            step = step or CUDAGraphStep(model, cache)
-            x = step(new)
-        else:
-            x = model.hidden(new, cache)
+            shown = end
     model.train(was_training)
     return out
 
 
-def _check(idx, temperature, top_p, min_p, repetition_penalty):
-    if idx.size(1) == 0:
-        raise ValueError("the prompt is empty; a model needs at least one token to go on from")
-    if temperature < 0:
-        raise ValueError(f"temperature must be at least 0, got {temperature}")
-    if not (0 < top_p <= 1 and 0 <= min_p <= 1):
-        raise ValueError(f"top_p must be above 0, min_p at least 0, and both at most 1; got {top_p} and {min_p}")
-    if repetition_penalty <= 0:
-        raise ValueError(f"repetition_penalty must be above 0, got {repetition_penalty}")
+def decode_tokens(
+    model: Transformer,
+    out: Tensor,
+    prompt_length: int,
+    sampler: Sampler,
+    logits_processor: Callable[[Tensor, Tensor], Tensor] | None,
+    generator: torch.Generator | None,
+) -> Iterator[int]:
+    """Fill `out` (B, prompt_length + new tokens) in place, and yield its length so far after each token."""
+    block_size, end = model.config.block_size, out.size(1)
+    penalty = sampler.repetition_penalty
+    top_k = 1 if sampler.temperature == 0 else sampler.top_k
+    head = _float32_head(model, top_k, whole=penalty != 1 or logits_processor is not None)
+    shape = (len(out), model.config.n_head, min(end, block_size), model.config.n_embd // model.config.n_head)
+    cache = KVCache(model.config.n_layer, shape, out.device)
+    x = prefill(model, out[:, :prompt_length][:, -block_size:], cache)
+    use_graph = out.is_cuda and min(end, block_size) - prompt_length >= MIN_GRAPH_STEPS
+    step = CUDAGraphStep(model, cache) if use_graph else None
+    for t in range(prompt_length, end):
+        logits, ids = head(x[:, -1])
+        if penalty != 1:
+            logits = penalize_repetition(logits, out[:, :t], penalty)
+        if logits_processor is not None:
+            logits = logits_processor(out[:, :t], logits)
+        choice = sample(logits, sampler, generator)
+        out[:, t : t + 1] = choice if ids is None else ids.gather(-1, choice)
+        yield t + 1
+        if t + 1 == end:
+            return
+        if cache.length == block_size:
+            x = model.hidden(out[:, t + 1 - block_size : t + 1])
+        elif step is not None:
+            x = step(out[:, t : t + 1])
+        else:
+            x = decode_one_token(model, out[:, t : t + 1], cache)
 
 
-def _float32_head(model, top_k, whole):
-    """A function from hidden states (B, C) to float32 logits and the ids (B, K) they belong to, None being all of the
-    vocabulary.
+def prefill(model: Transformer, idx: Tensor, cache: KVCache) -> Tensor:
+    """Hidden states (B, T, C) of a prompt (B, T), which fills the empty cache."""
+    x = model.hidden(idx, cache)
+    cache.length = idx.size(1)
+    return x
 
-    Weights of 16 bits give logits of 16 bits, which around -100, where GPT-2's are, are multiples of 0.5. Then those of
-    the LIKELIEST are computed again in float32, or all where `top_k` does not say which are needed or the `whole`
-    vocabulary is."""
+
+def decode_one_token(model: Transformer, idx: Tensor, cache: KVCache) -> Tensor:
+    """Hidden states (B, 1, C) of the next token (B, 1)."""
+    x = model.hidden(idx, cache)
+    cache.length += 1
+    return x
+
+
+def penalize_repetition(logits: Tensor, idx: Tensor, penalty: float) -> Tensor:
+    """Divide positive logits (B, V) of the ids `idx` (B, T) by the penalty and multiply negative ones (Keskar et al.
+    2019, arXiv:1909.05858)."""
+    seen = logits.gather(-1, idx)
+    return logits.scatter(-1, idx, torch.where(seen < 0, seen * penalty, seen / penalty))
+
+
+def sample(logits: Tensor, sampler: Sampler, generator: torch.Generator | None) -> Tensor:
+    """The column (B, 1) of the chosen logit in each row of `logits` (B, V)."""
+    if sampler.temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    ids, V = None, logits.size(-1)
+    if (sampler.top_k and sampler.top_k < V) or sampler.top_p < 1:
+        logits, ids = logits.topk(min(sampler.top_k or V, V))  # likeliest first
+    p = F.softmax(logits / sampler.temperature, -1)
+    if sampler.top_p < 1:
+        p = p.masked_fill(p.cumsum(-1) - p >= sampler.top_p, 0.0)  # the ids before it reach top_p already
+    if sampler.min_p > 0:
+        p = p.masked_fill(p < sampler.min_p * p.amax(-1, keepdim=True), 0.0)
+    # a draw in proportion to p, without torch.multinomial's wait of the host for the GPU
+    choice = (p / torch.empty_like(p).exponential_(generator=generator)).argmax(-1, keepdim=True)
+    return choice if ids is None else ids.gather(-1, choice)
+
+
+def _float32_head(
+    model: Transformer, top_k: int | None, whole: bool
+) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+    """A function from hidden states (B, C) to float32 logits (B, V), None or (B, K), ids (B, K).
+
+    16-bit weights give 16-bit logits, and near -100, where GPT-2's are, these are multiples of 0.5. So the logits of
+    LIKELIEST ids are computed again in float32; without `top_k`, or for the `whole` vocabulary, all logits are."""
     weight, V = model.wte.weight, model.config.vocab_size
     if weight.dtype == torch.float32:
         return lambda x: (model.head(x).float(), None)
     if whole or not top_k or max(top_k, LIKELIEST) >= V:
-        wide = weight[:V].float()
-        return lambda x: (F.linear(x.float(), wide), None)
+        float32_weight = weight[:V].float()
+        return lambda x: (F.linear(x.float(), float32_weight), None)
 
-    def likeliest(x):
+    def likeliest(x: Tensor) -> tuple[Tensor, Tensor]:
         logits, ids = model.head(x).topk(max(top_k, LIKELIEST))
         logits = logits.float()
         logits[:, :LIKELIEST] = torch.bmm(weight[ids[:, :LIKELIEST]].float(), x.float().unsqueeze(-1)).squeeze(-1)
@@ -121,80 +177,32 @@ def _float32_head(model, top_k, whole):
     return likeliest
 
 
-class Cache:
-    """Keys and values of every layer for up to `size` tokens, allocated once."""
-
-    def __init__(self, config, batch_size, size, device):
-        self.shape = (batch_size, config.n_head, size, config.n_embd // config.n_head)  # (B, H, T, D)
-        self.device = device
-        self.length = 0
-        self.place = None  # where the next token goes as a tensor (1,), when steps are recorded
-        self.layers = [None] * config.n_layer
-
-    def positions(self, T):
-        """Positions of the next T tokens, (T,)."""
-        return torch.arange(self.length, self.length + T, device=self.device) if self.place is None else self.place
-
-    def layer(self, index):
-        return _Layer(self, index)
-
-
-class _Layer:
-    def __init__(self, cache, index):
-        self.cache, self.index = cache, index
-
-    def attend(self, q, k, v):
-        """Append keys and values and let the queries look at all there are; each (B, H, T, D)."""
-        cache, past, end = self.cache, self.cache.length, self.cache.length + k.size(2)
-        if cache.layers[self.index] is None:  # allocated with the first keys, which know the dtype of the computation
-            dtype = (
-                torch.float32 if k.device.type == "cpu" else k.dtype
-            )  # a CPU attends to one query three times as fast in float32
-            cache.layers[self.index] = k.new_zeros(2, *cache.shape, dtype=dtype)
-        keys, values = cache.layers[self.index]
-        if cache.place is not None:
-            keys.index_copy_(2, cache.place, k.to(keys.dtype))
-            values.index_copy_(2, cache.place, v.to(values.dtype))
-            there = torch.arange(keys.size(2), device=k.device) <= cache.place
-            return attention.attention(q, keys, values, attn_mask=there.view(1, 1, 1, -1))
-        assert past == 0 or k.size(2) == 1, "after the prompt, one token at a time"
-        keys[:, :, past:end], values[:, :, past:end] = k, v
-        if past == 0:
-            return attention.attention(q, k, v, is_causal=True)
-        return attention.attention(
-            q, keys[:, :, :end], values[:, :, :end]
-        )  # of one query, the newest, which may look at everything
-
-
 class CUDAGraphStep:
-    """A step of one token whose tensors stay where they are, so that a GPU can replay it as a CUDA graph: instead of
-    some two hundred launches a token there is one. Without a GPU it computes the same, step by step."""
+    """`decode_one_token` as a CUDA graph: one launch for a token instead of two hundred. Without a GPU the same step
+    runs uncaptured."""
 
-    def __init__(self, model, cache):
+    def __init__(self, model: Transformer, cache: KVCache) -> None:
         self.cache = cache
-        self.new = torch.zeros(cache.shape[0], 1, dtype=torch.long, device=cache.device)
-        cache.place = torch.tensor([cache.length], device=cache.device)
-        self.run = _recorded(lambda: model.hidden(self.new, cache), cache.device)
+        self.idx = torch.zeros(cache.shape[0], 1, dtype=torch.long, device=cache.device)
+        self.input_pos = cache.input_pos = torch.tensor([cache.length], device=cache.device)
+        step = lambda: model.hidden(self.idx, cache)  # noqa: E731
+        self.replay = _capture(step, cache.device) if cache.device.type == "cuda" else step
 
-    def __call__(self, new):
-        """Hidden states (B, 1, C) after the tokens `new` (B, 1)."""
-        self.new.copy_(new)
-        x = self.run()
-        self.cache.place += 1
+    def __call__(self, idx: Tensor) -> Tensor:
+        """Hidden states (B, 1, C) of the next token (B, 1)."""
+        self.idx.copy_(idx)
+        x = self.replay()
+        self.input_pos += 1
         self.cache.length += 1
         return x
 
 
-def _recorded(step, device):
-    """A function that does what `step` does; on a GPU by replaying it."""
-    if device.type != "cuda":
-        return step
+def _capture(step: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """A function that replays the kernels of `step` from a CUDA graph."""
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(
-            stream
-        ):  # libraries set themselves up before anything is recorded; what this writes is written again
+        with torch.cuda.stream(stream):  # warm-up, in which libraries allocate; the first replay overwrites its keys
             step()
             step()
         torch.cuda.current_stream().wait_stream(stream)
@@ -202,28 +210,9 @@ def _recorded(step, device):
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             x = step()
 
-    def replay():
+    def replay() -> Tensor:
         with torch.cuda.device(device):
             graph.replay()
         return x
 
     return replay
-
-
-def _choose(logits, temperature, top_k, top_p, min_p, generator):
-    """The place of the chosen logit in each row of `logits` (B, V), as (B, 1). Never makes a GPU wait for the host, as
-    torch.multinomial does."""
-    if temperature == 0:
-        return logits.argmax(-1, keepdim=True)
-    ids, V = None, logits.size(-1)
-    if (top_k and top_k < V) or top_p < 1:
-        logits, ids = logits.topk(min(top_k or V, V))  # likeliest first
-    p = F.softmax(logits / temperature, -1)
-    if top_p < 1:
-        p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0)  # those before it have that probability already
-    if min_p > 0:
-        p = p.masked_fill(p < min_p * p.amax(-1, keepdim=True), 0.0)
-    chosen = (p / torch.empty_like(p).exponential_(generator=generator)).argmax(
-        -1, keepdim=True
-    )  # a draw in proportion to p
-    return chosen if ids is None else ids.gather(-1, chosen)

@@ -1,68 +1,76 @@
-"""LoRA: two small matrices beside each large one, trained in its place. The `peft` package brings them.
+"""LoRA by the `peft` package: two small matrices beside each large one are trained in its place.
 
-An adapted matrix computes W x + b + lora_alpha / lora_rank * B (A x) with A (rank, in) and B (out, rank). W and b stay
-as they were, and B begins at zero, so that training begins with the model itself. States and files do not show how peft
-nests its modules:
+An adapted matrix computes W x + b + lora_alpha / lora_rank * B (A x), with A (rank, in) and B (out, rank). W and b are
+frozen. B starts at zero, so that training starts with the given model. Names of parameters in states and files are
+without peft's additions:
 
     h.0.attn.c_attn.weight   h.0.attn.c_attn.lora_A.weight   h.0.attn.c_attn.lora_B.weight
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from finetune.common.errors import UsageError
-from finetune.config.recipe import lora_alpha
+from finetune.config.recipe import Recipe, lora_alpha
 from finetune.gpt import convert, size
+from finetune.gpt.model import GPTConfig
 from finetune.gpt.pretrained import write_tensors
 
-TARGETS = ["c_attn", "c_fc", "c_proj"]  # the names that `convert.CONV1D` ends in
-ADAPTER = "default"  # peft's name for the only one
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+TARGETS = ["c_attn", "c_fc", "c_proj"]  # the last parts of the names in convert.CONV1D
+ADAPTER = "default"  # peft's name for the only adapter
 
 
-def add_adapters(network, recipe):
-    """Freeze a network and put adapters beside its matrices, in place. The seed decides what A begins with."""
+def add_adapters(network: nn.Module, recipe: Recipe) -> None:
+    """Freeze a network and add adapters to its matrices, in place. A is drawn from the seed."""
     from peft import inject_adapter_in_model
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        inject_adapter_in_model(_config(recipe), network, ADAPTER)
+        inject_adapter_in_model(_peft_config(recipe), network, ADAPTER)
     for module in _adapted(network).values():
-        module.cast_input_dtype_enabled = False  # to float32, which autocast would only cast back
+        module.cast_input_dtype_enabled = False  # no cast to float32, which autocast would undo
 
 
-def num_parameters(config, rank):
-    """Parameters of the adapters of a network."""
+def num_parameters(config: GPTConfig, rank: int) -> int:
+    """Number of parameters in the adapters."""
     return sum(rank * sum(shape) for name, shape in size.shapes(config).items() if name.endswith(convert.CONV1D))
 
 
-def strip_peft_names(name):
-    """The name of a parameter without what peft adds to it."""
+def strip_peft_names(name: str) -> str:
+    """The name of a parameter without peft's additions."""
     return name.replace(".base_layer.", ".").replace(f".{ADAPTER}.", ".")
 
 
-def state(network):
-    """Weights and adapters of a network, which need not have any."""
+def state(network: nn.Module) -> dict[str, Tensor]:
+    """Weights and adapters, if any."""
     return {strip_peft_names(name): tensor for name, tensor in network.state_dict().items()}
 
 
-def trained(network):
-    """The part of `state` that training changes: adapters where there are some, else all of it."""
-    found = state(network)
-    return {name: tensor for name, tensor in found.items() if ".lora_" in name} or found
+def trained(network: nn.Module) -> dict[str, Tensor]:
+    """What training changes: the adapters, or all weights if there are none."""
+    tensors = state(network)
+    return {name: tensor for name, tensor in tensors.items() if ".lora_" in name} or tensors
 
 
-def load(network, tensors):
-    """Give a network what `trained` took from one like it."""
-    names = {strip_peft_names(name): name for name in network.state_dict()}
-    given = {names.get(name, name): tensor for name, tensor in tensors.items()}
-    network.load_state_dict(given if len(given) == len(names) else network.state_dict() | given)
+def load(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load what `trained` returned."""
+    peft_names = {strip_peft_names(name): name for name in network.state_dict()}
+    given = {peft_names.get(name, name): tensor for name, tensor in tensors.items()}
+    network.load_state_dict(given if len(given) == len(peft_names) else network.state_dict() | given)
 
 
-def fingerprint(network):
-    """sha256 of the weights of a network on the CPU that has no adapters yet: what they will be trained over."""
+def fingerprint(network: nn.Module) -> str:
+    """sha256 of the weights of a network on the CPU, before it gets adapters."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -71,28 +79,28 @@ def fingerprint(network):
 
 
 @torch.no_grad()
-def merged(network):
-    """The weights of the model without adapters that computes the same. The network stays as it is: to add what they
-    add and take it away again would leave other weights, by rounding. What was added to is on the CPU, where there is
-    room for it."""
-    found = {name: tensor for name, tensor in state(network).items() if ".lora_" not in name}
+def merged(network: nn.Module) -> dict[str, Tensor]:
+    """Weights with the adapters merged in, those that change as copies on the CPU. Not merged in place, because undoing
+    it would round the weights."""
+    weights = {name: tensor for name, tensor in state(network).items() if ".lora_" not in name}
     for name, module in _adapted(network).items():
         weight = module.base_layer.weight + module.get_delta_weight(ADAPTER)
-        found[f"{name}.weight"] = weight.t().contiguous().t().cpu()  # as a file has it, which then needs no copy
-    return found
+        # (out, in), with the memory layout (in, out) of a Hugging Face file, so that saving needs no copy
+        weights[f"{name}.weight"] = weight.t().contiguous().t().cpu()
+    return weights
 
 
-def save(directory, network, recipe, init_from):
-    """Write the adapters alone as peft does, for `PeftModel.from_pretrained` over the GPT2LMHeadModel of
-    `init_from`."""
+def save(directory: str | Path, network: nn.Module, recipe: Recipe, init_from: str) -> None:
+    """Write the adapters alone, for `PeftModel.from_pretrained` over the GPT2LMHeadModel of `init_from`."""
     directory = Path(directory)
     directory.mkdir()
     path = Path(init_from).expanduser()
-    here = next((place for place in (path / "best", path) if (place / "config.json").is_file()), None)
-    # no Hub id begins with a dot: what is not there later shall not be looked for among the models of strangers
-    source = init_from if here is None else str(here) if here.is_absolute() else os.path.join(".", here)
-    # the matrices of a GPT2LMHeadModel are stored (in, out)
-    config = _config(
+    base = next((place for place in (path / "best", path) if (place / "config.json").is_file()), None)
+    source = init_from
+    if base is not None:  # "./" tells a relative directory from a Hub id, should the directory be gone later
+        source = str(base) if base.is_absolute() else os.path.join(".", base)
+    # fan_in_fan_out: Conv1D matrices of a GPT2LMHeadModel are stored (in, out)
+    config = _peft_config(
         recipe, base_model_name_or_path=source, task_type="CAUSAL_LM", fan_in_fan_out=True, inference_mode=True
     )
     config.target_modules = TARGETS
@@ -101,37 +109,34 @@ def save(directory, network, recipe, init_from):
     write_tensors(directory / "adapter_model.safetensors", adapters)
 
 
-def describe(config, recipe):
-    """What is trained, in a line."""
-    trained = num_parameters(config, recipe.lora_rank)
-    share = trained / size.num_parameters(config)
+def describe(config: GPTConfig, recipe: Recipe) -> str:
+    """A line about the trainable parameters."""
+    trainable = num_parameters(config, recipe.lora_rank)
     return (
-        f"rank {recipe.lora_rank}, alpha {lora_alpha(recipe)}: {trained:,} trainable parameters beside c_attn,"
-        f" c_proj and c_fc, {share:.2%} of the model's"
+        f"rank {recipe.lora_rank}, alpha {lora_alpha(recipe)}: {trainable:,} trainable parameters beside c_attn,"
+        f" c_proj and c_fc, {trainable / size.num_parameters(config):.2%} of the model's"
     )
 
 
-def _config(recipe, **more):
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=recipe.lora_rank,
-        lora_alpha=lora_alpha(recipe),
-        lora_dropout=recipe.lora_dropout,
-        target_modules=TARGETS,
-        **more,
-    )
-
-
-def _adapted(network):
-    """{name: module} of the matrices with adapters."""
-    return {name: module for name, module in network.named_modules() if hasattr(module, "lora_A")}
-
-
-def check_rank(recipe, config):
-    """Raise UsageError when adapters would be larger than what they are beside."""
+def check_rank(recipe: Recipe, config: GPTConfig) -> None:
+    """Raise UsageError for a rank above that of the matrices."""
     if recipe.lora_rank > config.n_embd:
         raise UsageError(
             f"lora_rank: {recipe.lora_rank:,} is more than the rank of matrices {config.n_embd:,} wide; 8 to 64 are"
             " usual"
         )
+
+
+def _peft_config(recipe: Recipe, **more: Any) -> LoraConfig:
+    from peft import LoraConfig
+
+    alpha = lora_alpha(recipe)
+    assert alpha is not None, "a rank of 0 has no adapters"
+    return LoraConfig(
+        r=recipe.lora_rank, lora_alpha=alpha, lora_dropout=recipe.lora_dropout, target_modules=TARGETS, **more
+    )
+
+
+def _adapted(network: nn.Module) -> dict[str, Any]:
+    """{name: peft module} of the matrices with adapters."""
+    return {name: module for name, module in network.named_modules() if hasattr(module, "lora_A")}

@@ -1,72 +1,81 @@
-"""Cross entropy, also in chunks that never hold all logits."""
+"""Cross entropy of logits x @ weight.T, also in chunks of tokens so that all logits never exist at once.
+
+Shapes: N tokens of a batch, n of a chunk, C width, V vocabulary, P its padded size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-IGNORE = -100  # a target that is not counted
-CHUNK = 1024  # tokens whose logits exist at a time: 100 MB in bfloat16 for GPT-2's vocabulary
-MANY_LOGITS = 1 << 32  # on a GPU, where chunks cost time: 8 GB of them in bfloat16
-ROWS = 64  # of a chunk's logits that become probabilities at a time on a CPU: 13 MB in float32, which its cache holds
-IDS = 16384  # rows of the weight's gradient that are computed at a time
+IGNORE = -100  # a target that does not count
+CHUNK = 1024  # tokens in a chunk; their logits take 100 MB in bfloat16 with GPT-2's vocabulary
+MANY_LOGITS = 1 << 32  # 8 GB in bfloat16: from here a GPU takes chunks, although they cost time there
+ROWS = 64  # tokens in a softmax on a CPU: 13 MB in float32, which fit its cache
+IDS = 16384  # rows of the weight's gradient in one matrix product
 
 
-def cross_entropy(x, weight, targets, vocab_size):
-    """Cross entropy in nats of `x @ weight.T` against `targets`, summed over those that are not IGNORE.
+def cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """Cross entropy in nats, summed over all targets but IGNORE.
 
-    x (N, C), weight (P, C), of which the first `vocab_size` rows count, targets (N,). Made to be compiled: then logits
-    stay in bfloat16, and float32 is what the softmax computes in."""
+    x (N, C), weight (P, C) of which the first `vocab_size` rows count, targets (N,). A compiler fuses the conversion to
+    float32 with the softmax, so that logits stay in bfloat16."""
     logits = F.linear(x, weight)[:, :vocab_size]
     return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
 
 
-def is_chunked(chunked, device, count):
-    """Whether a loss of so many logits goes by chunks: as `chunked` ("true", "false") has it, and by "auto" on a CPU,
-    where that is faster, and where they would take gigabytes."""
-    return device == "cpu" or count > MANY_LOGITS if chunked == "auto" else chunked == "true"
+def is_chunked(chunked: str, device: str, num_logits: int) -> bool:
+    """Whether the loss goes by chunks: "true" or "false"; "auto" is true on a CPU, where chunks are faster, and for
+    more than MANY_LOGITS."""
+    if chunked == "auto":
+        return device == "cpu" or num_logits > MANY_LOGITS
+    return chunked == "true"
 
 
-def chunked_cross_entropy(x, weight, targets, vocab_size):
-    """The same without ever holding all logits."""
+def chunked_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """`cross_entropy` with the logits of one chunk at a time."""
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     return LinearCrossEntropy.apply(x, weight, targets, vocab_size, dtype)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """`chunked_cross_entropy` as a function with a gradient.
+    """`chunked_cross_entropy` with a gradient that is computed in the forward pass, where the logits are.
 
-    Products are computed in `dtype`, sums and softmax in float32. A chunk's logits become its share of both gradients
-    before the next chunk begins, so the backward pass only scales what is there already."""
+    Matrix products are computed in `dtype`, sums and softmax in float32. Frozen weights get no gradient."""
 
     @staticmethod
-    def forward(ctx, x, weight, targets, vocab_size, dtype):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, dtype: torch.dtype) -> Tensor:
         w = weight.to(dtype)
         loss = x.new_zeros((), dtype=torch.float32)
-        grad_x, grad_w = (
-            torch.empty_like(tensor) if wanted else None for tensor, wanted in zip((x, weight), ctx.needs_input_grad)
-        )
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        grad_w = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         for first in range(0, x.size(0), CHUNK):
             part = x[first : first + CHUNK].to(dtype)
             logits = part @ w.T  # (n, P)
-            loss += _cross_entropy_(logits, targets[first : first + CHUNK], vocab_size)
+            loss += _cross_entropy_(logits, targets[first : first + CHUNK], vocab_size)  # logits are gradients now
             if grad_x is not None:
                 grad_x[first : first + CHUNK] = logits @ w
-            for ids in range(0, len(weight) if grad_w is not None else 0, IDS):  # frozen weights have no gradient
-                product = logits[:, ids : ids + IDS].T @ part
-                (grad_w[ids : ids + IDS].add_ if first else grad_w[ids : ids + IDS].copy_)(product)
+            if grad_w is not None:
+                for ids in range(0, len(weight), IDS):
+                    rows, product = grad_w[ids : ids + IDS], logits[:, ids : ids + IDS].T @ part
+                    rows.add_(product) if first else rows.copy_(product)
         ctx.save_for_backward(grad_x, grad_w)
         return loss
 
     @staticmethod
-    def backward(ctx, grad):
-        grad_x, grad_w = (
-            ctx.saved_tensors
-        )  # in place, because just now all activations are there; a second pass would be refused
-        return *(None if each is None else each.mul_(grad) for each in (grad_x, grad_w)), None, None, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        grad_x, grad_w = ctx.saved_tensors
+        # in place, because memory is short while all activations exist; a second backward pass would be refused
+        grad_x, grad_w = (None if saved is None else saved.mul_(grad_outputs[0]) for saved in (grad_x, grad_w))
+        return grad_x, grad_w, None, None, None
 
 
-def _cross_entropy_(logits, targets, vocab_size):
-    """The summed cross entropy of logits (n, P), which are overwritten with its gradient."""
+def _cross_entropy_(logits: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """The summed cross entropy of logits (n, P), which are overwritten with their gradients."""
     loss = logits.new_zeros((), dtype=torch.float32)
     logits[:, vocab_size:] = -torch.inf
     rows = ROWS if logits.device.type == "cpu" else CHUNK
@@ -76,10 +85,8 @@ def _cross_entropy_(logits, targets, vocab_size):
         scores = part.float()
         picked, top = scores.gather(-1, index), scores.amax(-1, keepdim=True)
         p = scores.softmax(-1)
-        # log-sum-exp by the likeliest id, whose probability cannot underflow; torch.logsumexp takes several times as
-        # long
+        # log-sum-exp by way of the likeliest id, whose probability cannot underflow: faster than torch.logsumexp
         loss += ((top - p.amax(-1, keepdim=True).log() - picked) * counted).sum()
-        part.copy_(
-            p.mul_(counted).scatter_add_(-1, index, -counted.float())
-        )  # the gradient: probabilities, less one at the target
+        # the gradient: probabilities, minus one at the target
+        part.copy_(p.mul_(counted).scatter_add_(-1, index, -counted.float()))
     return loss

@@ -1,72 +1,72 @@
-"""The files of a model: finding them, from a Hub id to a nanoGPT checkpoint, reading them without executing anything,
-writing them."""
+"""Model files: find them on disk or on the Hub, read them without running code in them, write them."""
 
-import json
+from __future__ import annotations
+
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from finetune.common.errors import UsageError
+from finetune.common.files import read_json, write_json
 from finetune.common.network import SECONDS, hub_file
 from finetune.gpt import convert
+from finetune.gpt.model import GPTConfig
 
 MODEL_FILES = ["*.json", "*.safetensors", "merges.txt"]
 
 
-def find(source):
-    """The directory or ckpt.pt that `source` means: itself, the `best/` of a run's out_dir, or the local copy of a Hub
-    model.
+def find(source: str | Path) -> Path:
+    """The directory or ckpt.pt of a model: `source` itself, `best/` of a run's out_dir, or the local copy of a Hub
+    model, which is downloaded if need be.
 
-    Raises UsageError when there is none, within seconds also when the network is down.
-    """
+    Raises UsageError if there is none, within seconds also without a network."""
     path = Path(source).expanduser()
     if path.is_file():
         return path
     if path.is_dir():
-        for candidate in (path / "best", path):
-            if (candidate / "config.json").is_file():
-                return candidate
-        if (path / "ckpt.pt").is_file():
-            return path / "ckpt.pt"
-        if (path / "adapter_config.json").is_file():
-            merged = path.parent if path.name == "adapter" and (path.parent / "config.json").is_file() else None
-            instead = (
-                f"use {merged}, where they are merged"
-                if merged
-                else "export their run without --format=peft and use that"
-            )
-            raise UsageError(f"{source}: holds adapters alone, without the model they belong to; {instead}")
-        raise UsageError(f"{source}: no model here; expected config.json, best/config.json or ckpt.pt")
+        return _find_in(path, source)
     if not is_hub_id(source):
         raise UsageError(f"{source}: no such file or directory")
     return _from_hub(str(source))
 
 
-def is_hub_id(source):
-    """Whether `source` can only mean a model of the Hub."""
+def _find_in(path: Path, source: str | Path) -> Path:
+    for candidate in (path / "best", path):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if (path / "ckpt.pt").is_file():
+        return path / "ckpt.pt"
+    if (path / "adapter_config.json").is_file():
+        instead = "export their run without --format=peft and use that"
+        if path.name == "adapter" and (path.parent / "config.json").is_file():
+            instead = f"use {path.parent}, where they are merged"
+        raise UsageError(f"{source}: holds adapters alone, without the model they belong to; {instead}")
+    raise UsageError(f"{source}: no model here; expected config.json, best/config.json or ckpt.pt")
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Whether `source` can only be the id of a Hub model."""
     if Path(source).expanduser().exists():
         return False
-    return (
-        str(source).count("/") <= 1
-        and not str(source).startswith((".", "/", "~"))
-        and not str(source).endswith((".pt", ".safetensors"))
-    )
+    name = str(source)
+    return name.count("/") <= 1 and not name.startswith((".", "/", "~")) and not name.endswith((".pt", ".safetensors"))
 
 
-def load_config(source):
-    """The GPTConfig of anything `find` finds, without reading its weights where they lie in files of their own. Raises
-    UsageError."""
+def load_config(source: str | Path) -> GPTConfig:
+    """The GPTConfig of a model that `find` finds; reads its weights only from a ckpt.pt. Raises UsageError."""
     path = find(source)
     if path.is_file():
         return load(source)[0]
     return _read_config(path / "config.json")
 
 
-def load_hub_config(repo):
-    """The GPTConfig of a Hub model, from its config.json alone, or from the local cache. Raises UsageError."""
+def load_hub_config(repo: str) -> GPTConfig:
+    """The GPTConfig of a Hub model, of which at most config.json is downloaded. Raises UsageError."""
     from huggingface_hub.errors import HFValidationError
 
     try:
@@ -75,17 +75,16 @@ def load_hub_config(repo):
         raise UsageError(f"{repo}: no such directory, and not the name of a Hub model either") from None
     except UsageError:
         raise
-    except Exception as error:  # every way in which a network fails has its own class
+    except Exception as error:  # each network failure has its own class
         raise UsageError(
             f"{repo}: no such directory, not in the local cache, and its config.json cannot be had from the Hub"
-            f" ({type(error).__name__}). Run `hf download {repo}` while online, or give the directory of a downloaded"
-            " model"
+            f" ({type(error).__name__}). {_download_hint(repo)}"
         ) from None
 
 
-def load(source):
-    """`(config, weights)` of anything `find` finds; weights are ours, float32, on the CPU, without padding. Raises
-    UsageError."""
+def load(source: str | Path) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """`(config, weights)` of a model that `find` finds. Weights are named as ours, float32, on the CPU, without
+    padding. Raises UsageError."""
     path = find(source)
     try:
         if path.is_file():
@@ -98,53 +97,40 @@ def load(source):
         raise UsageError(f"{path}: {error} is missing in it") from None
     except (ValueError, TypeError, AttributeError, SafetensorError) as error:
         raise UsageError(f"{path}: {error}") from None
-    # copies, because one tensor of a safetensors file that is only mapped would keep all that was read of it in memory
+    # Copied, because one tensor that is still mapped keeps the whole file in memory. Conv1D is copied already.
     return config, {
         name: tensor.to(torch.float32, copy=not name.endswith(convert.CONV1D)) for name, tensor in weights.items()
     }
 
 
-def save(directory, weights, config):
+def save(directory: str | Path, weights: dict[str, Tensor], config: GPTConfig) -> None:
     """Write `model.safetensors`, `config.json` and `generation_config.json` into an existing directory, in the dtype of
-    the weights.
-
-    They may still carry the padding of the vocabulary; the files do not.
-    """
+    the weights and without the padding of the vocabulary."""
     directory = Path(directory)
-    weights = {
-        name: tensor.detach().cpu() for name, tensor in weights.items()
-    }  # before the transposed copies, which a GPU may have no room for
+    # to the CPU before `to_hf` makes transposed copies, for which a GPU may lack memory
+    weights = {name: tensor.detach().cpu() for name, tensor in weights.items()}
     write_tensors(directory / "model.safetensors", convert.to_hf(weights, config))
     dtype = str(weights["wte.weight"].dtype).removeprefix("torch.")
-    _write_json(directory / "config.json", convert.config_to_hf(config, dtype))
+    write_json(directory / "config.json", convert.config_to_hf(config, dtype))
     # max_length keeps pipeline() from running past the last position of a short context
     generation = {
         "max_length": config.block_size,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_id,
     }
-    _write_json(
-        directory / "generation_config.json", {name: value for name, value in generation.items() if value is not None}
-    )
+    given = {name: value for name, value in generation.items() if value is not None}
+    write_json(directory / "generation_config.json", given)
 
 
-def _read_config(path):
+def _read_config(path: Path) -> GPTConfig:
     try:
-        with open(path, encoding="utf-8") as file:
-            return convert.config_from_hf(json.load(file))
-    except (
-        ValueError,
-        TypeError,
-        ArithmeticError,
-        AttributeError,
-        OSError,
-    ) as error:  # json.JSONDecodeError is a ValueError
+        return convert.config_from_hf(read_json(path))
+    except (ValueError, TypeError, ArithmeticError, AttributeError, OSError) as error:
         raise UsageError(f"{path}: {error}") from None
 
 
-def _read_tensors(directory):
-    """All tensors of a Hugging Face directory: safetensors, sharded or whole, else pytorch_model.bin read as weights
-    only."""
+def _read_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a Hugging Face directory: model.safetensors, or else pytorch_model.bin, whole or in shards."""
     for name, read in (("model.safetensors", load_file), ("pytorch_model.bin", _read_pickle)):
         index = directory / f"{name}.index.json"
         if (directory / name).is_file():
@@ -158,7 +144,7 @@ def _read_tensors(directory):
     raise ValueError("no model.safetensors and no pytorch_model.bin")
 
 
-def _load_nanogpt(path):
+def _load_nanogpt(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     checkpoint = _read_pickle(path)
     if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= checkpoint.keys():
         raise ValueError("not a nanoGPT checkpoint: it has no 'model' and 'model_args'")
@@ -166,21 +152,18 @@ def _load_nanogpt(path):
     return config, {name: tensor.float() for name, tensor in weights.items()}
 
 
-def _read_pickle(path):
-    """A torch file as plain tensors and values; anything in it that would run code is refused."""
+def _read_pickle(path: Path) -> Any:
+    """The contents of a torch file. Raises ValueError if it holds more than tensors and plain values."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = (
-            str(error).splitlines()[0]
-            if "Weights only" not in str(error)
-            else "it holds more than weights, which could run code"
-        )
+    except Exception as error:  # from the pickle, zipfile and torch modules
+        unsafe = "Weights only" in str(error)
+        reason = "it holds more than weights, which could run code" if unsafe else str(error).splitlines()[0]
         raise ValueError(f"{path.name} cannot be read as weights only: {reason}") from None
 
 
-def _from_hub(repo):
-    """The local snapshot of a Hub model: from the cache when all is there, else downloaded."""
+def _from_hub(repo: str) -> Path:
+    """The directory of a Hub model in the local cache, downloaded if incomplete."""
     from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
@@ -191,12 +174,9 @@ def _from_hub(repo):
     if isinstance(cached, str) and _is_complete(Path(cached).parent):
         return Path(cached).parent
     try:
-        names = [file.rfilename for file in HfApi().model_info(repo, timeout=SECONDS).siblings]
-        patterns = (
-            MODEL_FILES
-            if any(name.endswith(".safetensors") for name in names)
-            else [*MODEL_FILES, "pytorch_model*.bin"]
-        )
+        names = [file.rfilename for file in HfApi().model_info(repo, timeout=SECONDS).siblings or []]
+        has_safetensors = any(name.endswith(".safetensors") for name in names)
+        patterns = MODEL_FILES if has_safetensors else [*MODEL_FILES, "pytorch_model*.bin"]
         return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*/*"], etag_timeout=SECONDS))
     except GatedRepoError:
         raise UsageError(
@@ -206,26 +186,27 @@ def _from_hub(repo):
         raise UsageError(
             f"{repo}: no such directory, and no such model on the Hub (or it is private: `hf auth login`)"
         ) from None
-    except Exception as error:  # every way in which a network fails has its own class
+    except Exception as error:  # each network failure has its own class
         if isinstance(cached, str) and _has_weights(Path(cached).parent):
             return Path(cached).parent
         raise UsageError(
             f"{repo}: no such directory, not in the local cache, and the Hub cannot be reached"
-            f" ({type(error).__name__}). Run `hf download {repo}` while online, or give the directory of a downloaded"
-            " model"
+            f" ({type(error).__name__}). {_download_hint(repo)}"
         ) from None
 
 
-def _is_complete(folder):
-    """Whether a directory has configuration, weights and tokenizer."""
-    tokenizer = (folder / "tokenizer.json").exists() or (
-        (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
-    )
-    return tokenizer and _has_weights(folder)
+def _download_hint(repo: str) -> str:
+    return f"Run `hf download {repo}` while online, or give the directory of a downloaded model"
 
 
-def _has_weights(folder):
-    """Whether all files of the weights are there, beside a configuration."""
+def _is_complete(folder: Path) -> bool:
+    """Whether configuration, weights and tokenizer are there."""
+    vocab_and_merges = (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
+    return (vocab_and_merges or (folder / "tokenizer.json").exists()) and _has_weights(folder)
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether configuration and weights are there."""
     if not (folder / "config.json").exists():
         return False
     for name in ("model.safetensors", "pytorch_model.bin"):
@@ -236,27 +217,20 @@ def _has_weights(folder):
     return False
 
 
-def _shards(index):
-    """The files that a model.safetensors.index.json names. Raises ValueError when one lies elsewhere."""
-    with open(index, encoding="utf-8") as file:
-        shards = sorted(set(json.load(file)["weight_map"].values()))
+def _shards(index: Path) -> list[str]:
+    """The file names in a model.safetensors.index.json. Raises ValueError if one is outside its directory."""
+    shards = sorted(set(read_json(index)["weight_map"].values()))
     if any(Path(shard).name != shard for shard in shards):
         raise ValueError(f"{index.name} names files outside its directory")
     return shards
 
 
-def write_tensors(path, tensors):
-    """Write a safetensors file as transformers does. Raises OSError when the disk does not take it."""
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file as transformers does. Raises OSError if that fails."""
     try:
         save_file(tensors, path, metadata={"format": "pt"})
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(path, 0o666 & ~umask)  # safetensors leaves them to their owner alone
+        os.chmod(path, 0o666 & ~umask)  # safetensors lets only the owner read them
     except SafetensorError as error:
         raise OSError(str(error)) from error
-
-
-def _write_json(path, value):
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")

@@ -1,27 +1,62 @@
-"""Samples as people read them: text that grows with its tokens, ends where it should, and is shown."""
+"""Samples of text: ids become text as they come, end at end-of-text or a stop text, and are printed."""
+
+from __future__ import annotations
 
 import codecs
 import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, SupportsInt
 
+import numpy as np
 import torch
+from torch import Tensor
 
-LOOK_EVERY = 16  # tokens between looks at what a GPU has written, because each look waits for it
+from finetune.gpt import GPT
+from finetune.gpt.generate import Sampler
+
+CopyBlocker = Callable[[list[int]], Iterable[SupportsInt]]  # from the ids of a sample to those that must not follow
+GPU_CALLBACK_EVERY = 16  # tokens between looks at the ids on a GPU, because each look waits for it
+
+
+class Tokenizer(Protocol):
+    @property
+    def eot(self) -> int | None: ...
+
+    def decode(self, ids: Any) -> str: ...
+
+    def decode_bytes(self, ids: Any) -> bytes: ...
+
+    def beginnings(self, token: int) -> list[int]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions(Sampler):
+    """How samples are drawn and where they end."""
+
+    num_samples: int = 1
+    max_new_tokens: int = 200
+    seed: int | torch.Generator = 1337  # a generator goes on where it is
+    stop: str = ""  # a text that ends a sample
+    ignore_eos: bool = False  # end-of-text does not end a sample
+    copy_blocker: CopyBlocker | None = None
 
 
 class Sample:
-    """What a model wrote after a prompt, as its ids come: `ids`, their `text`, and why it ended, `finish_reason`.
+    """One continuation of a prompt: `ids`, their `text`, and `finish_reason`, None until it ends.
 
-    "end_of_text": with the id `end`, which is not part of it; "stop": its text came to `stop`, where text is cut, while
-    ids are those it took to see that; "max_copy": every way to go on would have been copied; "length": it was long
-    enough."""
+    "end_of_text": the id `end` came, which is not in `ids`. "stop": `stop` came; the text is cut before it, `ids` are
+    not. "max_copy": the copy blocker left no id. "length": max_new_tokens."""
 
-    def __init__(self, tokenizer, end=None, stop=""):
+    def __init__(self, tokenizer: Tokenizer, end: int | None = None, stop: str = "") -> None:
         self.tokenizer, self.end, self.stop = tokenizer, end, stop
-        self.ids, self.text, self.finish_reason = [], "", None
+        self.ids: list[int] = []
+        self.text = ""
+        self.finish_reason: str | None = None
         self.shown = 0  # characters
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be spread over several tokens
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may take several tokens
 
-    def add(self, ids):
+    def add(self, ids: list[int]) -> None:
         for i in ids:
             if self.finish_reason:
                 return
@@ -31,21 +66,21 @@ class Sample:
             self.ids.append(i)
             self._append(self.tokenizer.decode_bytes([i]))
 
-    def finish(self, reason):
-        """Let it end here for this reason, unless it has ended before."""
+    def finish(self, reason: str) -> None:
+        """End here for this reason, unless it has ended."""
         if not self.finish_reason:
             self._append(b"", final=True)
             self.finish_reason = self.finish_reason or reason
 
-    def fresh(self):
-        """The text that was not shown yet and that no later token can take back."""
+    def fresh(self) -> str:
+        """The text since the last call, without what may turn out to be the beginning of `stop`."""
         held = 0
-        if self.stop and not self.finish_reason:  # what may be the begin of the stop text
+        if self.stop and not self.finish_reason:
             held = max(n for n in range(len(self.stop)) if self.text.endswith(self.stop[:n]))
         start, self.shown = self.shown, max(self.shown, len(self.text) - held)
         return self.text[start : self.shown]
 
-    def _append(self, more, final=False):
+    def _append(self, more: bytes, final: bool = False) -> None:
         before = len(self.text)
         self.text += self.decoder.decode(more, final)
         if self.stop and (at := self.text.find(self.stop, max(0, before - len(self.stop) + 1))) >= 0:
@@ -53,73 +88,69 @@ class Sample:
 
 
 def draw_samples(
-    model,
-    tokenizer,
-    prompt,
-    num_samples=1,
-    max_new_tokens=200,
-    seed=1337,
-    stop="",
-    ignore_eos=False,
-    followers=None,
-    show=None,
-    **settings,
-):
-    """`num_samples` Samples that go on from the prompt (int64 ids), all in one batch; the seed decides them, whatever
-    else is asked.
+    model: GPT, tokenizer: Tokenizer, prompt: np.ndarray, show: Callable[[Sample], None] | None = None, **options: Any
+) -> list[Sample]:
+    """Continuations of a prompt (int64 ids), in one batch. `options` are the fields of `SampleOptions`.
 
-    End-of-text ends a sample unless `ignore_eos`. `followers`, `data.copied.Followers`, says what must not come next.
-    `show(sample)` sees the first sample after each of its tokens. `settings` are those of `generate`. `seed` may be a
-    generator that goes on."""
+    `show(sample)` is called with the first sample after each of its tokens."""
+    asked = SampleOptions(**options)
     device = model.wte.weight.device
+    seed = asked.seed
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator(device).manual_seed(seed)
-    end = None if ignore_eos else tokenizer.eot
-    samples = [Sample(tokenizer, end, stop) for _ in range(num_samples)]
+    end = None if asked.ignore_eos else tokenizer.eot
+    samples = [Sample(tokenizer, end, asked.stop) for _ in range(asked.num_samples)]
 
-    def watch(new):
+    def add_tokens(new: Tensor) -> bool:
         for sample, ids in zip(samples, new.tolist()):
             sample.add(ids)
         if show:
             show(samples[0])
         return all(sample.finish_reason for sample in samples)
 
-    def without_copies(_, logits):
-        for sample, row in zip(samples, logits):
-            if sample.finish_reason or not (excluded := _excluded(followers(sample.ids), tokenizer, end)):
-                continue
-            if len(excluded) == len(row):
-                sample.finish("max_copy")
-            else:
-                row[torch.tensor(excluded, device=device)] = -torch.inf
-        return logits
-
     model.generate(
-        torch.from_numpy(prompt).to(device).expand(num_samples, -1),
-        max_new_tokens,
+        torch.from_numpy(prompt).to(device).expand(asked.num_samples, -1),
+        asked.max_new_tokens,
         generator=generator,
-        process=without_copies if followers else None,
-        watch=watch,
-        watch_every=1 if show or followers or device.type == "cpu" else LOOK_EVERY,
-        **settings,
+        logits_processor=_copy_processor(asked.copy_blocker, samples, tokenizer, end) if asked.copy_blocker else None,
+        callback=add_tokens,
+        callback_every=1 if show or asked.copy_blocker or device.type == "cpu" else GPU_CALLBACK_EVERY,
+        temperature=asked.temperature,
+        top_k=asked.top_k,
+        top_p=asked.top_p,
+        min_p=asked.min_p,
+        repetition_penalty=asked.repetition_penalty,
     )
     for sample in samples:
         sample.finish("length")
     return samples
 
 
-def _excluded(ids, tokenizer, end):
-    """These ids and all that would begin the same text in shorter tokens; never `end`, which adds no text."""
-    ids = {int(i) for i in ids} - {end}
-    return sorted(ids.union(*(tokenizer.beginnings(i) for i in ids)))
+def _copy_processor(
+    copy_blocker: CopyBlocker, samples: list[Sample], tokenizer: Tokenizer, end: int | None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A logits processor that excludes what `copy_blocker` names, also spelled in shorter tokens, but never `end`."""
+
+    def process(_: Tensor, logits: Tensor) -> Tensor:
+        for sample, row in zip(samples, logits):
+            if sample.finish_reason:
+                continue
+            blocked = {int(i) for i in copy_blocker(sample.ids)} - {end}
+            blocked = sorted(blocked.union(*(tokenizer.beginnings(i) for i in blocked)))
+            if len(blocked) == len(row):
+                sample.finish("max_copy")
+            elif blocked:
+                row[torch.tensor(blocked, device=row.device)] = -torch.inf
+        return logits
+
+    return process
 
 
-def print_samples(model, tokenizer, prompt, **options):
-    """Print what `draw` gives for the options, each sample with the prompt before it; on a terminal the first one as it
-    is written."""
+def print_samples(model: GPT, tokenizer: Tokenizer, prompt: np.ndarray, **options: Any) -> list[Sample]:
+    """`draw_samples`, and print each with the prompt before it; a terminal shows the first one token by token."""
     print("---------------")
     print(tokenizer.decode(prompt), end="", flush=True)
-    live = sys.stdout.isatty()
-    samples = draw_samples(model, tokenizer, prompt, show=write_fresh if live else None, **options)
+    show = write_fresh if sys.stdout.isatty() else None
+    samples = draw_samples(model, tokenizer, prompt, show, **options)
     write_fresh(samples[0])
     print()
     for sample in samples[1:]:
@@ -128,6 +159,6 @@ def print_samples(model, tokenizer, prompt, **options):
     return samples
 
 
-def write_fresh(sample):
+def write_fresh(sample: Sample) -> None:
     sys.stdout.write(sample.fresh())
     sys.stdout.flush()

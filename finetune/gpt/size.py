@@ -1,11 +1,15 @@
 """Parameters and FLOPs of a configuration."""
 
+from __future__ import annotations
+
 import math
 
+from finetune.gpt.model import GPTConfig
 
-def shapes(config):
-    """{name: shape} of all weights of a configuration, without padding."""
-    C, inner = config.n_embd, config.n_inner or 4 * config.n_embd
+
+def shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of all weights, without padding."""
+    C, inner = config.n_embd, config.mlp_width
     block = {
         "ln_1.weight": (C,),
         "ln_1.bias": (C,),
@@ -20,26 +24,25 @@ def shapes(config):
         "mlp.c_proj.weight": (C, inner),
         "mlp.c_proj.bias": (C,),
     }
-    layers = {f"h.{i}.{name}": shape for i in range(config.n_layer) for name, shape in block.items()}
     return {
         "wte.weight": (config.vocab_size, C),
         "wpe.weight": (config.block_size, C),
-        **layers,
+        **{f"h.{i}.{name}": shape for i in range(config.n_layer) for name, shape in block.items()},
         "ln_f.weight": (C,),
         "ln_f.bias": (C,),
     }
 
 
-def num_parameters(config):
-    """Weights of a configuration, the tied head once, without padding."""
+def num_parameters(config: GPTConfig) -> int:
+    """Number of weights without padding; the tied head counts once."""
     return sum(math.prod(shape) for shape in shapes(config).values())
 
 
-def flops_per_token(config, adapters=0):
-    """Useful floating point operations of training on one token, forward and backward: 6 for each weight of a matrix
-    product (the tied head included, embedding look-ups not), and causal attention counted once: 6 L C (T + 1). Where
-    only so many parameters of `adapters` are trained, the weights have no gradients, and count 4."""
+def flops_per_token(config: GPTConfig, adapters: int = 0) -> int:
+    """FLOPs of training on one token, forward and backward, without recomputation.
+
+    6 per weight in a matrix product (the head counts, embedding look-ups do not), plus 6 L C (T + 1) for causal
+    attention. With `adapters`, a number of parameters, only these have gradients: the frozen weights count 4."""
     C, L = config.n_embd, config.n_layer
-    inner = config.n_inner or 4 * C
-    matrices = L * (4 * C * C + 2 * C * inner) + config.vocab_size * C
+    matrices = L * (4 * C * C + 2 * C * config.mlp_width) + config.vocab_size * C
     return (4 * matrices + 6 * adapters if adapters else 6 * matrices) + 6 * L * C * (config.block_size + 1)

@@ -5,11 +5,9 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
-import psutil
 import torch
 
 import finetune
@@ -55,7 +53,7 @@ def export(source, to, format="hf", dtype="float32", interpolate=None, name=None
     config, state = pretrained.load(source)
     config = dataclasses.replace(config, dropout=0.0)
     tokenizer = _tokenizer(source, config, say)
-    facts = _json(source / "finetune.json") if source.is_dir() else {}
+    facts = common_files.read_json_object(source / "finetune.json") if source.is_dir() else {}
     events = read_metrics(run_dir / "metrics.jsonl") if run_dir else []
     if interpolate:
         if not run_dir:
@@ -104,10 +102,10 @@ def export(source, to, format="hf", dtype="float32", interpolate=None, name=None
                 request["name"].split("/")[-1], request["name"], config, facts, events, tokenizer, picture, verified
             )
             (work / "README.md").write_text(card, encoding="utf-8")
-            _write_json(work / "finetune.json", facts)
-        _write_json(work / VERIFICATION, verified)
+            common_files.write_json(work / "finetune.json", facts)
+        common_files.write_json(work / VERIFICATION, verified)
 
-    _sweep(to)
+    common_files.sweep_target(to)
     common_files.write_directory(to, fill)
     say(_summary(to, verified))
     return to
@@ -126,7 +124,7 @@ def destination(to):
             " directory"
         )
     others = (
-        sorted({one.name for one in path.iterdir()} - {*common_files.is_written(path), common_files.MANIFEST})
+        sorted({one.name for one in path.iterdir()} - {*common_files.files_in_manifest(path), common_files.MANIFEST})
         if path.is_dir()
         else []
     )
@@ -145,7 +143,7 @@ def _request(source, run_dir, **asked):
     """What an export is made from, so that the same one is recognised."""
     files = sorted({path for pattern in READ for path in source.glob(pattern)}) if source.is_dir() else [source]
     files += [run_dir / "metrics.jsonl"] if run_dir else []
-    sums = {path.name: common_files.sha256_of(path)["sha256"] for path in files if path.is_file()}
+    sums = {path.name: common_files.sha256_of(path) for path in files if path.is_file()}
     made_from = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
     return {"made_from": made_from, "versions": {"finetune": finetune.__version__, **verify.versions()}, **asked}
 
@@ -189,15 +187,17 @@ def _rounded(config, state, dtype):
 def base_on_hub(source):
     """The Hub id of the model that the run of the model at `source` began with, None where that is no model of the
     Hub."""
-    return _json(Path(source) / "finetune.json").get("base_model")
+    return common_files.read_json_object(Path(source) / "finetune.json").get("base_model")
 
 
 def _fill_adapter(work, adapter, base):
     """Write the adapters of a run as peft has them; their base keeps the name that the run gave it, unless it is one of
     the Hub."""
     shutil.copyfile(adapter / "adapter_model.safetensors", work / "adapter_model.safetensors")
-    described = _json(adapter / "adapter_config.json")
-    _write_json(work / "adapter_config.json", described | ({"base_model_name_or_path": base} if base else {}))
+    described = common_files.read_json_object(adapter / "adapter_config.json")
+    common_files.write_json(
+        work / "adapter_config.json", described | ({"base_model_name_or_path": base} if base else {})
+    )
 
 
 def _fill_nanogpt(work, config, state, dtype, tokenizer, facts, name):
@@ -248,25 +248,5 @@ def _summary(to, verified):
 
 def _verified(directory):
     """The verification.json of an earlier export, {} where there is none."""
-    found = _json(directory / VERIFICATION)
+    found = common_files.read_json_object(directory / VERIFICATION)
     return found if "request" in found else {}
-
-
-def _sweep(to):
-    """Remove what exports to this place left behind that were killed."""
-    for path in to.parent.glob(f".tmp-{to.name}-*"):
-        owner = re.fullmatch(r"\d+", path.name.rsplit("-", 1)[1])
-        if owner and path.is_dir() and not psutil.pid_exists(int(owner[0])):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _json(path):
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _write_json(path, value):
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from finetune.common.errors import Failure
-from finetune.common.files import CHUNK_BYTES, MANIFEST, is_written, sha256_of
+from finetune.common.files import MANIFEST, files_in_manifest, read_chunks, sha256_of
 from finetune.common.network import SECONDS as HUB_TIMEOUT
 from finetune.publishing.export import VERIFICATION
 
@@ -63,7 +63,7 @@ def _push(directory, repository, private, say):
         raise Refused("it holds a model that no export of ours put there; choose another name")
     visibility = "private" if there.private else "public"
     files = sorted(
-        directory / name for name in [*is_written(directory), MANIFEST]
+        directory / name for name in [*files_in_manifest(directory), MANIFEST]
     )  # and nothing else that lies there by now
     stale = sorted((CAME_WITH_AN_EXPORT & names) - {path.name for path in files})
     if not stale and not _different(files, there):
@@ -100,15 +100,14 @@ def _different(files, there):
 def _equal(path, held):
     if held.size != path.stat().st_size:
         return False
-    return sha256_of(path)["sha256"] == held.lfs["sha256"] if held.lfs else _git_sha1(path) == held.blob_id
+    return sha256_of(path) == held.lfs["sha256"] if held.lfs else _git_sha1(path) == held.blob_id
 
 
 def _git_sha1(path):
     """The name that git gives to the content of a file."""
     summed = hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            summed.update(chunk)
+    for chunk in read_chunks(path):
+        summed.update(chunk)
     return summed.hexdigest()
 
 

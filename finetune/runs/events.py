@@ -1,10 +1,25 @@
-"""metrics.jsonl: one JSON object an event."""
+"""metrics.jsonl: one JSON object per event."""
+
+from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+Event = dict[str, Any]  # its "event" is the name
 
 
-def read_metrics(path):
-    """The events of a metrics.jsonl. A last line that a crash cut short is dropped."""
+class Progress(Protocol):
+    """How far a run has come."""
+
+    iteration: int
+    evaluations: list[dict[str, Any]]  # each with its "step"
+    best: dict[str, Any]  # "val_loss" and "step", or empty
+
+
+def read_metrics(path: str | Path) -> list[Event]:
+    """The events of a metrics.jsonl, without lines that a crash cut short; none if there is no file."""
     events = []
     try:
         with open(path, encoding="utf-8") as file:
@@ -20,12 +35,12 @@ def read_metrics(path):
     return events
 
 
-def events_until(events, run):
-    """The events that are still true of a run at its iteration: updates before it, evaluations it knows of, and all
-    that happened to it."""
+def events_until(events: Sequence[Event], run: Progress) -> list[Event]:
+    """The events that precede a run's iteration: earlier updates, the evaluations it knows, and everything else that
+    happened, except its end."""
     evaluated = {evaluation["step"] for evaluation in run.evaluations}
 
-    def true(event):
+    def precedes(event: Event) -> bool:
         if event["event"] == "iter":
             return event["iter"] < run.iteration
         if event["event"] == "samples":
@@ -34,4 +49,4 @@ def events_until(events, run):
             return event["step"] in evaluated
         return event["event"] != "end"
 
-    return [event for event in events if true(event)]
+    return [event for event in events if precedes(event)]

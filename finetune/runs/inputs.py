@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from finetune.common.errors import UsageError
+from finetune.common.files import read_json
 from finetune.config.cli import parse
 from finetune.data import dataset as datasets
 from finetune.data import sources
@@ -133,10 +134,8 @@ def gpt2_for(config, source):
 
 def describe_model(source):
     """Which weights speak: their place and, for a run, the update and validation loss they are from."""
-    import json
-
     try:
-        facts = json.loads((source / "finetune.json").read_text(encoding="utf-8"))
+        facts = read_json(source / "finetune.json")
         return f"{source} (step {facts['step']}, val loss {facts['val_loss']:.4f})"
     except (OSError, ValueError, KeyError):
         return str(source)

@@ -1,5 +1,6 @@
-"""What a run tells: console lines, metrics.jsonl, trackers and the loss curve. metrics.jsonl is the truth the others
-follow."""
+"""Output of a run: console, progress bar, metrics.jsonl and trackers."""
+
+from __future__ import annotations
 
 import contextlib
 import json
@@ -7,143 +8,139 @@ import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
+from finetune.common.files import write_file
 from finetune.common.formatting import duration
-from finetune.runs.events import events_until, read_metrics
+from finetune.runs.events import Progress, events_until, read_metrics
+from finetune.runs.wandb_log import Tracker
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class RunLogger:
-    """The voice of a run. Only the main process has one that speaks; `write` is False on the others."""
+    """Prints and records the events of a run. `write` is False on ranks other than 0, which print nothing."""
 
-    def __init__(self, out_dir, write):
+    def __init__(self, out_dir: str | Path, write: bool) -> None:
         self.path = Path(out_dir) / "metrics.jsonl"
         self.write = write
-        self.tracker = None
-        self.bar = None
-        self.best = ""  # the best evaluation so far, and how fast it goes, for the bar
-        self.speed = ""
-        self.file = None
-        self.waiting = b""  # what the disk has not taken yet
+        self.tracker: Tracker | None = None
+        self.bar: tqdm | None = None
+        self.best = ""  # best evaluation so far, for the bar
+        self.speed = ""  # for the bar
+        self.file: TextIO | None = None
+        self.pending = b""  # lines that the disk has not taken yet
         self.warned = False
 
-    def open(self, length, run=None):
-        """Begin the record of a run of `length` updates, or go on with that of a resumed `run`."""
+    def open(self, length: int, run: Progress | None = None) -> None:
+        """Start the metrics of a run of `length` updates, or continue those of a resumed `run`."""
         from tqdm import tqdm
 
         self.rewrite(run)
         if run and run.best:
-            self.best = _best_words(run.best)
+            self.best = _describe_best(run.best)
         if self.write and sys.stderr.isatty():
             layout = "{desc}iter {n:,}/{total:,} {bar:10}{postfix}"
             self.bar = tqdm(total=length, initial=run.iteration if run else 0, dynamic_ncols=True, bar_format=layout)
 
-    def rewrite(self, run=None):
-        """Cut off what lies behind the place a run was put back to, because it will happen again; without a run,
-        everything."""
+    def rewrite(self, run: Progress | None = None) -> None:
+        """Drop the events after the iteration that a run was rolled back to; without a run, drop all."""
         kept = events_until(read_metrics(self.path), run) if run else []
-        partial = self.path.with_name(".tmp-metrics.jsonl")
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(event) + "\n" for event in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.path)
+        write_file(self.path, "".join(json.dumps(event) + "\n" for event in kept))
         if self.file:
             self.file.close()
         self.file = open(self.path, "a", encoding="utf-8")
 
-    def join(self):
-        """Let a process that is not the main one append to the record as well, where there is one."""
+    def join(self) -> None:
+        """Let a rank other than 0 append to metrics.jsonl if it exists."""
         with contextlib.suppress(OSError):
             if not self.file and self.path.is_file():
                 self.file = open(self.path, "a", encoding="utf-8")
 
-    def print(self, line):
+    def print(self, line: str) -> None:
         try:
             if self.write and self.bar:
                 self.bar.write(line)
             elif self.write:
                 print(line, flush=True)
-        except BrokenPipeError:  # whoever listened is gone; the run is not
+        except BrokenPipeError:  # the reader of the output is gone, and the run goes on
             sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
-    def record(self, event, **values):
-        """Append one event to metrics.jsonl, in one write. What a full disk does not take is kept and tried again with
-        the next."""
+    def record(self, event: str, **values: Any) -> None:
+        """Append an event to metrics.jsonl in one write, and send its numbers to the tracker. On a full disk lines are
+        kept and written with the next event."""
         if event == "best":
-            self.best = _best_words(values)
+            self.best = _describe_best(values)
         if self.file:
-            # JSON has no word for numbers that are none
+            # JSON has no NaN or infinity
             plain = {
                 name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
                 for name, value in values.items()
             }
-            self.waiting += (
-                json.dumps({"event": event, "time": round(time.time(), 3), **plain}, allow_nan=False).encode() + b"\n"
-            )
+            line = json.dumps({"event": event, "time": round(time.time(), 3), **plain}, allow_nan=False)
+            self.pending += line.encode() + b"\n"
             self._flush()
         if self.tracker and event in ("iter", "eval"):
-            step = values.get("iter", values.get("step"))
+            step = values["iter" if event == "iter" else "step"]
             numbers = {f"{event}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
             try:
                 self.tracker(numbers, step)
-            except Exception as error:  # whatever a tracker does, training goes on
+            except Exception as error:  # a tracker may raise anything, and training goes on
                 self.print(f"warning: no longer logging to the tracker ({type(error).__name__})")
                 self.tracker = None
 
-    def iteration(self, line, tokens_per_second, mfu, left, memory):
-        """Say the `line` of an iteration; on a terminal the bar says the same instead."""
-        self.speed = (
-            f", {tokens_per_second:,.0f} tok/s, mfu {mfu * 100:.1f}%, {memory / 1e9:.1f} GB, {duration(left)} left"
-        )
+    def iteration(self, line: str, tokens_per_second: float, mfu: float, left: float, memory: int) -> None:
+        """Print the `line` of an iteration, or show its figures in the bar on a terminal."""
+        speed = f"{tokens_per_second:,.0f} tok/s, mfu {mfu * 100:.1f}%"
+        self.speed = f", {speed}, {memory / 1e9:.1f} GB, {duration(left)} left"
         if not (self.bar and sys.stdout.isatty()):
             self.print(line)
 
-    def update_bar(self, iteration, loss):
-        """Move the bar behind an iteration, back as well."""
+    def update_bar(self, iteration: int, loss: float) -> None:
+        """Move the bar past an iteration, forward or back."""
         if self.bar:
             self.bar.set_description_str("", refresh=False)
             self.bar.set_postfix_str(f"loss {loss:.4f}{self.best}{self.speed}", refresh=False)
-            if iteration < self.bar.n:  # a run that was put back
+            if iteration < self.bar.n:  # after a rollback
                 self.bar.reset(self.bar.total)
             self.bar.update(iteration + 1 - self.bar.n)
 
-    def status(self, what):
-        """Let the bar say what takes its time, until it moves again."""
+    def status(self, what: str) -> None:
+        """Show in the bar what is running, until it moves again."""
         if self.bar:
             self.bar.set_description_str(f"{what}, ")
 
-    def close_bar(self):
+    def close_bar(self) -> None:
         if self.bar:
             self.bar.close()
             self.bar = None
 
-    def close(self):
+    def close(self) -> None:
         self.close_bar()
         if self.file:
             self._flush()
             self.file.close()
             self.file = None
 
-    def _flush(self):
+    def _flush(self) -> None:
         try:
-            while self.waiting:
-                self.waiting = self.waiting[
-                    os.write(self.file.fileno(), self.waiting) :
-                ]  # a disk that fills up takes a part
+            while self.file and self.pending:
+                written = os.write(self.file.fileno(), self.pending)  # only a part while the disk fills up
+                self.pending = self.pending[written:]
         except OSError as error:
             if not self.warned:
                 self.print(f"warning: {self.path} cannot be written: {error.strerror}; its lines are kept until it can")
             self.warned = True
 
 
-def iteration_line(iteration, loss, seconds, tokens, mfu, left):
+def iteration_line(iteration: int, loss: float, seconds: float, tokens: int, mfu: float, left: float) -> str:
     """`iter 10: loss 2.9234, time 156.78ms, mfu 15.23%, 418,000 tok/s, 3m 12s left`."""
-    return (
-        f"iter {iteration}: loss {loss:.4f}, time {seconds * 1000:.2f}ms, mfu {mfu * 100:.2f}%, {tokens / seconds:,.0f}"
-        f" tok/s, {duration(left)} left"
-    )
+    speed = f"mfu {mfu * 100:.2f}%, {tokens / seconds:,.0f} tok/s"
+    return f"iter {iteration}: loss {loss:.4f}, time {seconds * 1000:.2f}ms, {speed}, {duration(left)} left"
 
 
-def _best_words(best):
+def _describe_best(best: Mapping[str, Any]) -> str:
     return f", best val loss {best['val_loss']:.4f} at {best['step']:,}"

@@ -1,12 +1,14 @@
-"""loss.png."""
+"""The loss curve, loss.png."""
+
+from __future__ import annotations
 
 from pathlib import Path
 
 from finetune.runs.events import read_metrics
 
 
-def plot_loss(out_dir, path=None, title=None):
-    """Draw the losses in out_dir/metrics.jsonl as a picture at `path`, by default out_dir/loss.png."""
+def plot_loss(out_dir: str | Path, path: str | Path | None = None, title: str | None = None) -> None:
+    """Draw the losses in out_dir/metrics.jsonl into `path`, by default out_dir/loss.png."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -16,23 +18,11 @@ def plot_loss(out_dir, path=None, title=None):
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     updates = [event for event in events if event["event"] == "iter"]
     evaluations = [event for event in events if event["event"] == "eval"]
-    axes.plot(
-        [e["iter"] for e in updates], [e["loss"] for e in updates], color="0.75", linewidth=1, label="each update"
-    )
-    axes.plot(
-        [e["step"] for e in evaluations],
-        [e["train_loss"] for e in evaluations],
-        marker="o",
-        markersize=3,
-        label="train",
-    )
-    axes.plot(
-        [e["step"] for e in evaluations],
-        [e["val_loss"] for e in evaluations],
-        marker="o",
-        markersize=3,
-        label="validation",
-    )
+    iterations, losses = [event["iter"] for event in updates], [event["loss"] for event in updates]
+    axes.plot(iterations, losses, color="0.75", linewidth=1, label="each update")
+    steps = [event["step"] for event in evaluations]
+    for label, key in (("train", "train_loss"), ("validation", "val_loss")):
+        axes.plot(steps, [event[key] for event in evaluations], marker="o", markersize=3, label=label)
     axes.set(xlabel="update", ylabel="loss (nats per token)", title=title or Path(out_dir).name)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -1,7 +1,7 @@
-"""The model card: README.md of a model directory, from what the run, its weights and the export recorded.
+"""The model card: README.md of a model directory, from the records of the run and the export.
 
-The text is in model_card.md.j2, which escapes names where it shows them; this module gathers the values. The card omits
-a value that was not recorded."""
+This module collects the values; the text is in model_card.md.j2, which escapes names. The card omits values that were
+not recorded."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.common.formatting import is_number
 from finetune.gpt import size
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
     from finetune.gpt import GPTConfig
+
 MAX_SAMPLES = 3
 COUNTS = ("tokens", "targets", "characters", "bytes", "documents")
 SETTINGS = (
@@ -38,7 +40,7 @@ def model_card(
     """README.md of a model directory, in the Hub's format.
 
     `place` is the directory or repository to load the model from. `facts` (finetune.json) and `events` (metrics.jsonl)
-    are empty for a model that no run of ours made. `picture` is the file name of the loss curve, `verified` the result
+    are empty for a model without a run. `picture` is the file name of the loss curve, `verified` the result
     of the export's checks."""
     run = History(facts, events)
     is_adapter = bool(verified) and verified.get("format") == "peft"
@@ -77,7 +79,7 @@ class History:
     def __init__(self, facts: dict[str, Any], events: list[dict[str, Any]]) -> None:
         started = [event for event in events if event["event"] in ("start", "resume")]
         best = [number for number, event in enumerate(events) if event["event"] == "best"]
-        # evaluations and samples are of best/: they count only if these weights are the newest best/, not a mixture
+        # evaluations and samples describe best/: use them only if these weights are the newest best/, not a mixture
         is_newest = best and events[best[-1]]["step"] == facts.get("step") and "interpolation" not in facts
         since = events[best[-1] :] if is_newest else []
         samples = [event for event in since if event["event"] == "samples" and event.get("step") == facts.get("step")]
@@ -129,13 +131,13 @@ def _indexed_figures(run: History) -> Iterator[tuple[str, str, str, float]]:
     """(dataset, metric, name of the metric, value) of each figure of the validation split."""
     measured = run.evaluation if run.evaluation and run.evaluation.get("split") == "val" else None
     loss = measured["loss"] if measured else run.facts.get("val_loss")
-    if not _is_number(loss):
+    if not is_number(loss):
         return
     dataset = without_folders(measured["dataset"]) if measured else run.dataset
     yield dataset, "loss", "cross entropy, nats per token", round(loss, 4)
     yield dataset, "perplexity", "perplexity per token", round(_perplexity(loss), 2)
     for metric, name in (("bits_per_byte", "bits per byte"), ("accuracy", "accuracy of the next token")):
-        if measured and _is_number(measured.get(metric)):
+        if measured and is_number(measured.get(metric)):
             yield dataset, metric, name, round(measured[metric], 4)
 
 
@@ -147,14 +149,14 @@ def _losses(run: History) -> Iterator[tuple[str, float]]:
             name = f"{weight:g} of the trained weights, {1 - weight:g} of {base}'s"
             yield f"{name}, **this model**" if weight == chosen else name, loss
         return
-    if run.first and run.first["step"] == 0 and _is_number(run.first["val_loss"]):
+    if run.first and run.first["step"] == 0 and is_number(run.first["val_loss"]):
         yield "before training", run.first["val_loss"]
-    if _is_number(run.facts.get("val_loss")) and "step" in run.facts:
+    if is_number(run.facts.get("val_loss")) and "step" in run.facts:
         yield f"after {run.facts['step']:,} updates, **this model**", run.facts["val_loss"]
 
 
 def _split_table(data: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """(columns, [(split, counts)]) of a run's data; a running text has no documents to count."""
+    """(columns, [(split, counts)]) of a run's data; a continuous text has no documents to count."""
     if not data:
         return [], []
     splits = {"train": data["splits"]["train"], "validation": data["splits"]["val"]}
@@ -171,28 +173,28 @@ def _split_table(data: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[
 def _measurements(event: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(name, value) for each row of an `evaluation` event's table."""
     for name in ("loss", "perplexity", "bits_per_byte", "accuracy", "targets"):
-        if _is_number(event.get(name)):
+        if is_number(event.get(name)):
             yield name.replace("_", " "), _number(event[name])
-    if (baseline := event.get("baseline")) and _is_number(baseline.get("loss")):
+    if (baseline := event.get("baseline")) and is_number(baseline.get("loss")):
         yield f"loss of {without_folders(baseline['name'])}", _number(baseline["loss"])
     if difference := event.get("difference"):
-        has_interval = _is_number(difference.get("low")) and _is_number(difference.get("high"))  # not with one block
+        has_interval = is_number(difference.get("low")) and is_number(difference.get("high"))  # not with one block
         interval = f" ({difference['low']:+.4f} to {difference['high']:+.4f})" if has_interval else ""
         yield f"difference{', 95% interval' if has_interval else ''}", f"{difference['mean']:+.4f}{interval}"
     for group, prefix in (("metrics", ""), ("general", "on a general text: ")):
         for name, value in (event.get(group) or {}).items():
-            if _is_number(value):
+            if is_number(value):
                 yield prefix + _one_line(name).replace("_", " "), _number(value)
     if copied := event.get("memorisation"):
-        yield f"{copied['ngram']}-grams of its samples that stand in the training data", f"{copied['copied']:.1%}"
-        yield "longest passage copied from there, in tokens", str(copied["longest"])
+        yield f"{copied['ngram']}-grams of its samples found in the training data", f"{copied['copied']:.1%}"
+        yield "longest passage copied from there (tokens)", str(copied["longest"])
 
 
 def _template() -> Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader(__package__, ""),
+        loader=PackageLoader("finetune.runs", ""),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -202,12 +204,17 @@ def _template() -> Template:
         "fence": _fence,
         "markdown": escape_markdown,
         "number": _number,
-        "paragraph": lambda text: " ".join(text.split()) + "\n",  # so that the template may wrap its lines
+        "paragraph": _paragraph,
         "perplexity": _perplexity,
-        "public": without_folders,
         "repr": repr,
+        "without_folders": without_folders,
     }
     return environment.get_template("model_card.md.j2")
+
+
+def _paragraph(text: str) -> str:
+    """Text on one line, so that the template may wrap its lines."""
+    return " ".join(text.split()) + "\n"
 
 
 def _fence(text: str) -> str:
@@ -217,10 +224,6 @@ def _fence(text: str) -> str:
 
 def _perplexity(loss: float) -> float:
     return math.exp(min(loss, 700))  # exp(710) overflows
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _number(value: float) -> str:

@@ -1,35 +1,44 @@
-"""Weights & Biases, offline when it cannot be reached."""
+"""Logging to Weights & Biases, offline if it cannot be reached."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from finetune.common.network import reach
+from finetune.config.recipe import Recipe
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Tracker = Callable[[Mapping[str, float], int], None]  # log(values, step)
 
 
-def start_wandb(accelerator, recipe, config):
-    """Begin logging to Weights & Biases through accelerate; return `log(numbers, step)`, or None. Never stops a run:
-    without a login or a network it logs offline, without the package not at all."""
+def start_wandb(accelerator: Accelerator, recipe: Recipe, config: dict[str, Any]) -> Tracker | None:
+    """Start logging through accelerate. Without a login or a network it logs offline; on any error the run goes on
+    without it, and this returns None."""
     from accelerate.utils import LoggerType
 
     os.environ.setdefault("WANDB_SILENT", "true")
     try:
         mode = _wandb_mode()
         accelerator.log_with = [LoggerType.WANDB]
-        options = {"name": recipe.wandb_run_name or Path(recipe.out_dir).name, "mode": mode, "dir": str(recipe.out_dir)}
+        options = {"name": recipe.wandb_run_name or Path(recipe.out_dir).name, "mode": mode, "dir": recipe.out_dir}
         accelerator.init_trackers(recipe.wandb_project, config=config, init_kwargs={"wandb": options})
         if mode == "offline":
             print(f"wandb: logging offline into {recipe.out_dir}/wandb; `wandb sync` uploads it later")
-        return lambda numbers, step: accelerator.log(numbers, step=step)
-    except Exception as error:  # whatever a tracker does, training goes on
+        return lambda values, step: accelerator.log(dict(values), step=step)
+    except Exception as error:  # a tracker may raise anything, and training goes on
         accelerator.log_with = []
         accelerator.trackers = []
         print(f"wandb: not logging ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})")
         return None
 
 
-def _wandb_mode():
-    """online when there is a login and the server answers, else offline; wandb itself would try for a minute and a
-    half."""
+def _wandb_mode() -> str:
+    """`online` if there is a login and the server answers, else `offline`; wandb itself would retry for 90 seconds."""
     import wandb
 
     if mode := os.environ.get("WANDB_MODE"):

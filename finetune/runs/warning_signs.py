@@ -1,47 +1,83 @@
-"""Warning signs in the curves of a run."""
+"""Warning signs in the losses of a run."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
+
+from finetune.runs import thresholds
+
+Evaluations = Sequence[dict[str, Any]]  # {"step", "train_loss", "val_loss"} each, oldest first; at least one
 
 
-def warning_signs(evaluations, vocab_size, pretrained):
-    """The guide's warning signs in a run's evaluations ({"step", "train_loss", "val_loss"}, oldest first), as {name:
-    line}."""
-    found = {}
-    first, last = evaluations[0], evaluations[-1]
-    best = min(evaluations, key=lambda e: e["val_loss"])
-    since = [e for e in evaluations if e["step"] > best["step"]]
-    uniform = math.log(vocab_size)
-    if first["step"] == 0 and first["val_loss"] > (0.9 if pretrained else 1.2) * uniform:
-        found["start"] = (
-            f"step 0: val loss {first['val_loss']:.2f}, and guessing among {vocab_size:,} ids would give"
-            f" {uniform:.2f}: "
-            + (
-                "these are probably ids of another tokenizer than the model's"
-                if pretrained
-                else "the initial weights are far too large"
-            )
-        )
-    if first["step"] == 0 and pretrained and vocab_size > 10_000 and first["val_loss"] < 1.5:
-        found["known"] = (
-            f"step 0: val loss {first['val_loss']:.2f} is low for a text the model has not seen; it may have been"
-            " trained on it"
-        )
-    if len(since) >= 3 and last["train_loss"] < best["train_loss"]:
-        found["overfitting"] = (
-            f"overfitting: val loss {best['val_loss']:.4f} at step {best['step']} -> {last['val_loss']:.4f}, train loss"
-            f" {best['train_loss']:.4f} -> {last['train_loss']:.4f}; best/ keeps step {best['step']}, more data or"
-            " fewer epochs would help"
-        )
-    elif len(evaluations) >= 6:
-        before, lately = (min(e["val_loss"] for e in part) for part in (evaluations[:-5], evaluations[-5:]))
-        if before * 0.999 < lately <= last["val_loss"] < before * 1.01:
-            found["plateau"] = (
-                f"plateau: best val loss {before:.4f} until step {evaluations[-6]['step']}, {lately:.4f} in the 5"
-                " evaluations since; more updates will bring little"
-            )
-    if last["val_loss"] - last["train_loss"] > 0.3 and first["val_loss"] - first["train_loss"] < 0.15:
-        found["gap"] = (
-            f"gap: val loss is {last['val_loss'] - last['train_loss']:.2f} above train loss,"
-            f" {first['val_loss'] - first['train_loss']:.2f} at the start; the text is being learned by heart"
-        )
-    return found
+def warning_signs(evaluations: Evaluations, vocab_size: int, pretrained: bool) -> dict[str, str]:
+    """The warning signs in the evaluations of a run as {name: line}. The thresholds are in runs/thresholds.py."""
+    signs = {
+        "start": _bad_start(evaluations[0], vocab_size, pretrained),
+        "known": _known_text(evaluations[0], vocab_size, pretrained),
+        "overfitting": (overfitting := _overfitting(evaluations)),
+        "plateau": None if overfitting else _plateau(evaluations),
+        "gap": _gap(evaluations[0], evaluations[-1]),
+    }
+    return {name: line for name, line in signs.items() if line}
+
+
+def _bad_start(first: dict[str, Any], vocab_size: int, pretrained: bool) -> str | None:
+    guessing = math.log(vocab_size)
+    limit = thresholds.BAD_START if pretrained else thresholds.BAD_START_FROM_SCRATCH
+    if first["step"] != 0 or first["val_loss"] <= limit * guessing:
+        return None
+    if pretrained:
+        cause = "these are probably ids of another tokenizer than the model's"
+    else:
+        cause = "the initial weights are far too large"
+    return (
+        f"step 0: val loss {first['val_loss']:.2f}, and guessing among {vocab_size:,} ids would give {guessing:.2f}:"
+        f" {cause}"
+    )
+
+
+def _known_text(first: dict[str, Any], vocab_size: int, pretrained: bool) -> str | None:
+    if first["step"] != 0 or not pretrained or vocab_size <= thresholds.KNOWN_TEXT_VOCABULARY:
+        return None
+    if first["val_loss"] >= thresholds.KNOWN_TEXT:
+        return None
+    return (
+        f"step 0: val loss {first['val_loss']:.2f} is low for a text the model has not seen; it may have been trained"
+        " on it"
+    )
+
+
+def _overfitting(evaluations: Evaluations) -> str | None:
+    last, best = evaluations[-1], min(evaluations, key=lambda evaluation: evaluation["val_loss"])
+    since = [evaluation for evaluation in evaluations if evaluation["step"] > best["step"]]
+    if len(since) < thresholds.WORSE_EVALUATIONS or last["train_loss"] >= best["train_loss"]:
+        return None
+    return (
+        f"overfitting: val loss {best['val_loss']:.4f} at step {best['step']} -> {last['val_loss']:.4f}, train loss"
+        f" {best['train_loss']:.4f} -> {last['train_loss']:.4f}; best/ keeps step {best['step']}, more data or fewer"
+        " epochs would help"
+    )
+
+
+def _plateau(evaluations: Evaluations) -> str | None:
+    count = thresholds.PLATEAU
+    if len(evaluations) <= count:
+        return None
+    before = min(evaluation["val_loss"] for evaluation in evaluations[:-count])
+    lately = min(evaluation["val_loss"] for evaluation in evaluations[-count:])
+    lowest, highest = before * (1 - thresholds.PLATEAU_GAIN), before * (1 + thresholds.PLATEAU_RISE)
+    if not lowest < lately <= evaluations[-1]["val_loss"] < highest:
+        return None
+    return (
+        f"plateau: best val loss {before:.4f} until step {evaluations[-count - 1]['step']}, {lately:.4f} in the {count}"
+        " evaluations since; more updates will bring little"
+    )
+
+
+def _gap(first: dict[str, Any], last: dict[str, Any]) -> str | None:
+    at_start, now = first["val_loss"] - first["train_loss"], last["val_loss"] - last["train_loss"]
+    if now <= thresholds.GAP or at_start >= thresholds.GAP_AT_START:
+        return None
+    return f"gap: val loss is {now:.2f} above train loss, {at_start:.2f} at the start; the model memorizes the text"

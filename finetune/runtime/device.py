@@ -1,4 +1,4 @@
-"""What a run computes on: device, processes, arithmetic, threads, and how fast that could be."""
+"""Device, process group, precision and threads of a run, and the peak FLOP/s of the device."""
 
 from __future__ import annotations
 
@@ -9,63 +9,57 @@ import os
 import re
 import sys
 import time
+from collections.abc import Generator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
 from finetune.common.errors import UsageError
+from finetune.config.recipe import Recipe
 from finetune.runtime import fsdp
 
-# dense bfloat16 TFLOP/s from the makers' data sheets, by the name CUDA gives the card
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# dense bfloat16 TFLOP/s from the manufacturers' data sheets; the keys are parts of CUDA's device names
 PEAK_TFLOPS = {
-    "H200": 989,
-    "H100": 989,
-    "GH200": 989,
-    "B200": 2250,
-    "A100": 312,
-    "A10G": 70,
-    "A10": 125,
-    "L40S": 362,
-    "L4": 121,
-    "RTX 4090": 165,
-    "RTX 3090": 71,
-    "V100": 125,
-    "T4": 65,
-}
-PATIENCE = datetime.timedelta(hours=2)  # the others wait while one process downloads weights or prepares a large text
+    "H200": 989, "H100": 989, "GH200": 989, "B200": 2250, "A100": 312, "A10G": 70, "A10": 125, "L40S": 362, "L4": 121,
+    "RTX 4090": 165, "RTX 3090": 71, "V100": 125, "T4": 65,
+}  # fmt: skip
+TIMEOUT = datetime.timedelta(hours=2)  # ranks wait while one downloads weights or prepares a large text
 
 
 @dataclass
 class Device:
-    accelerator: object
-    dtype: torch.dtype  # of the matrix products
+    accelerator: Accelerator
+    dtype: torch.dtype  # of matrix products
     compile: bool
-    sharding: fsdp.FSDP | None = None  # None is data parallelism where there are several processes
+    sharding: fsdp.FSDP | None = None  # None: DDP if there are several processes
 
     @property
-    def torch_device(self):
+    def torch_device(self) -> torch.device:
         return self.accelerator.device
 
-    def autocast(self):
-        """The context in which a forward pass runs."""
+    def autocast(self) -> torch.autocast:
+        """Context of a forward pass."""
         return torch.autocast(self.torch_device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     @property
-    def max_in_flight(self):
-        """How many updates are begun before the first of them is asked for its numbers: a GPU should not wait for the
-        host to look."""
+    def max_in_flight(self) -> int:
+        """Updates in flight before the oldest is read, so that the GPU never waits for the host."""
         return 1 if self.torch_device.type == "cuda" else 0
 
-    def uncompiled(self):
-        """The context in which nothing is compiled: a single pass of some shape is not worth the wait."""
+    def uncompiled(self) -> AbstractContextManager[object]:
+        """Context without compilation, which takes longer than a single pass saves."""
         return torch.compiler.set_stance("force_eager") if self.compile else contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def full_precision(self):
-        """The context in which losses are measured that people will quote: float32, on recent GPUs with TF32 products
-        when training is coarser than that anyway. bfloat16 would be off by some 1e-4 nats, and by more for GPT-2's
-        logits of around -100."""
+    def full_precision(self) -> Generator[None, None, None]:
+        """Context for losses that are reported: float32, with TF32 products on a GPU if training uses a lower
+        precision. bfloat16 would be off by about 1e-4 nats, and by more for GPT-2's logits of around -100."""
         before = torch.get_float32_matmul_precision()
         if self.torch_device.type == "cuda" and self.dtype != torch.float32:
             torch.set_float32_matmul_precision("high")
@@ -75,31 +69,24 @@ class Device:
         finally:
             torch.set_float32_matmul_precision(before)
 
-    def memory(self):
-        """`(most used so far by this process, all there is)` in bytes, of the GPU or of the computer."""
+    def memory(self) -> tuple[int, int]:
+        """(peak of this process, total) in bytes, of the GPU or of the host."""
         if self.torch_device.type == "cuda":
-            return (
-                torch.cuda.max_memory_allocated(self.torch_device),
-                torch.cuda.get_device_properties(self.torch_device).total_memory,
-            )
+            total = torch.cuda.get_device_properties(self.torch_device).total_memory
+            return torch.cuda.max_memory_allocated(self.torch_device), total
         return peak_memory(), psutil.virtual_memory().total
 
-    def describe(self):
-        processes = self.accelerator.num_processes
-        where = (
-            torch.cuda.get_device_name(self.torch_device)
-            if self.torch_device.type == "cuda"
-            else f"{torch.get_num_threads()} threads"
-        )
+    def describe(self) -> str:
+        processes, kind = self.accelerator.num_processes, self.torch_device.type
+        name = torch.cuda.get_device_name(self.torch_device) if kind == "cuda" else f"{torch.get_num_threads()} threads"
         sharded = f", {self.sharding.describe()}" if self.sharding else ""
-        return (
-            f"{processes} process{'es' if processes > 1 else ''} on {self.torch_device.type} ({where}),"
-            f" {str(self.dtype).removeprefix('torch.')}{sharded}"
-        )
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{processes} process{'es' if processes > 1 else ''} on {kind} ({name}), {dtype}{sharded}"
 
 
-def start(recipe):
-    """The Machine that a recipe and the launcher decide. Raises UsageError when they do not fit this computer."""
+def start(recipe: Recipe) -> Device:
+    """Set up the device, process group and precision that the recipe and the launcher ask for. Raises UsageError if
+    this computer cannot provide them."""
     from accelerate import Accelerator, DistributedType
     from accelerate.utils import InitProcessGroupKwargs
 
@@ -110,68 +97,56 @@ def start(recipe):
         use_all_cores(recipe.cpu_threads)
     if recipe.deterministic:
         be_deterministic()
-    # the loop does the accumulation; with this variable set accelerate would divide the loss once more
+    # the training loop accumulates gradients; with this variable accelerate would divide the loss a second time
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
-    # arithmetic is chosen by our own autocast, so that evaluation and sampling can choose theirs
+    # `Device.autocast` sets the precision, so that evaluation and sampling can use another
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",
         gradient_accumulation_steps=1,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
     known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
     if accelerator.distributed_type not in known:
-        raise UsageError(
-            f"the launcher is configured for {accelerator.distributed_type.value}; known are"
-            f" {', '.join(kind.value for kind in known)}"
-        )
+        raise UsageError(f"the launcher is configured for {accelerator.distributed_type.value}, which is not supported")
     check_world_size(accelerator.num_processes)
     check_accumulation_divides(recipe, accelerator.num_processes)
     dtype = best_dtype(recipe.dtype, device)
     if sharding and sharding.cpu_offload and dtype == torch.float16:
-        raise UsageError(
-            "fsdp_offload_params: does not go with dtype=float16, whose loss scaling is the GPU's; use bfloat16 or"
-            " float32"
-        )
-    if sharding and accelerator.distributed_type == DistributedType.NO:  # nobody to share with
+        raise UsageError("fsdp_offload_params: dtype=float16 scales the loss on the GPU; use bfloat16 or float32")
+    if sharding and accelerator.distributed_type == DistributedType.NO:  # a single process without a launcher
         if sharding.cpu_offload:
-            raise UsageError(
-                "fsdp_offload_params: true cannot apply to a process that no launcher started; use accelerate launch"
-            )
+            raise UsageError("fsdp_offload_params: cannot apply without a launcher; use accelerate launch")
         sharding = None
     compiled = recipe.compile == "true" or (recipe.compile == "auto" and device.type == "cuda")
     return Device(accelerator, dtype, compiled, sharding)
 
 
-def check_world_size(processes):
-    """Raise UsageError where more processes were started together than know of each other: each would take itself for
-    the first and write the same files."""
+def check_world_size(processes: int) -> None:
+    """Raise UsageError if more processes were started than joined the process group: each would be rank 0 and write the
+    same files."""
     started = {
         name: int(os.environ.get(name) or 1)
         for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
     }
-    name = max(started, key=started.get)
+    name = max(started, key=lambda name: started[name])
     if started[name] > processes:
-        apart = "" if name == "WORLD_SIZE" else f"; for runs that have nothing to do with each other unset {name}"
+        apart = "" if name == "WORLD_SIZE" else f"; for independent runs unset {name}"
         raise UsageError(
             f"{started[name]} processes were started ({name}) that do not all see each other; start them with torchrun,"
             f" or with accelerate launch and a file of recipes/accelerate{apart}"
         )
-    # accelerate launch --cpu --num_processes=2 prepares for two and starts one
-    if (
-        processes == 1
-        and "MASTER_ADDR" in os.environ
-        and os.environ.get("ACCELERATE_USE_CPU") == "True"
-        and "WORLD_SIZE" not in os.environ
-    ):
+    # accelerate launch --cpu --num_processes=2 sets up two processes but starts one
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "True"
+    if processes == 1 and on_cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         raise UsageError(
-            "accelerate launch starts a single process with --cpu; several: --config_file=recipes/accelerate/cpu.yaml"
-            " --num_processes=N"
+            "accelerate launch --cpu starts a single process; for several use"
+            " --config_file=recipes/accelerate/cpu.yaml --num_processes=N"
         )
 
 
-def check_accumulation_divides(recipe, processes):
-    """Raise UsageError where the blocks of an update cannot be shared out evenly, saying what can."""
+def check_accumulation_divides(recipe: Recipe, processes: int) -> None:
+    """Raise UsageError, with values that work, if the processes cannot share the micro-batches of an update evenly."""
     steps, rows = recipe.gradient_accumulation_steps, recipe.batch_size * recipe.gradient_accumulation_steps
     if recipe.eval_only or steps % processes == 0 or (recipe.auto_batch_size and rows % processes == 0):
         return
@@ -185,29 +160,27 @@ def check_accumulation_divides(recipe, processes):
         fewer = next(number for number in range(processes - 1, 0, -1) if steps % number == 0)
         more = -(-steps // processes) * processes
         advice = (
-            f"{fewer} process{'es' * (fewer > 1)} can share these, and --gradient_accumulation_steps={more} can be"
-            f" shared by {processes}, with {recipe.batch_size * more:,} blocks an update instead of {rows:,}"
+            f"{fewer} process{'es' * (fewer > 1)} can, or --gradient_accumulation_steps={more} with"
+            f" {recipe.batch_size * more:,} blocks an update instead of {rows:,}"
         )
     raise UsageError(f"gradient_accumulation_steps: {steps} cannot be shared among {processes} processes; {advice}")
 
 
-def choose_device(choice="auto"):
-    """The device that a recipe's choice means here. Raises UsageError when there is no such device."""
+def choose_device(choice: str = "auto") -> torch.device:
+    """The device for a recipe's `device`. Raises UsageError if this computer has none."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if choice == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
-        choice = "cpu"  # what `accelerate launch --cpu` says
+        choice = "cpu"  # from `accelerate launch --cpu`
     elif choice == "auto":
         choice = next(name for name, there in available.items() if there)
     if not available[choice]:
-        raise UsageError(
-            f"device: there is no {choice} here; torch sees"
-            f" {', '.join(name for name, there in available.items() if there)}"
-        )
+        found = ", ".join(name for name, there in available.items() if there)
+        raise UsageError(f"device: there is no {choice} here; torch finds {found}")
     return torch.device(choice)
 
 
-def best_dtype(choice, device):
-    """The arithmetic of matrix products that a recipe's choice means on this device."""
+def best_dtype(choice: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products on this device for a recipe's `dtype`."""
     if choice != "auto":
         return getattr(torch, choice)
     if device.type == "cuda":
@@ -216,9 +189,9 @@ def best_dtype(choice, device):
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held so far."""
+    """Peak resident memory of this process in bytes."""
     try:
-        with open("/proc/self/status", encoding="ascii") as file:  # getrusage would count the parent's memory at exec
+        with open("/proc/self/status", encoding="ascii") as file:  # getrusage includes the parent's memory at exec
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
     except (OSError, StopIteration):
         pass
@@ -229,37 +202,36 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def keep_heap():
-    """Tell glibc to keep freed memory for the next step. By default it hands every large tensor back to the kernel,
-    which fills fresh pages with zeros again: a quarter of a training step on CPU."""
+def keep_heap() -> None:
+    """Make glibc keep freed memory. By default it returns every large tensor to the kernel, which zeroes the pages
+    again: a quarter of a training step on a CPU."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "gnu_get_libc_version"):
-            libc.mallopt(-4, 0)  # M_MMAP_MAX: no separate mapping for large blocks
-            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never give the top of the heap back
+            libc.mallopt(-4, 0)  # M_MMAP_MAX: no mmap for large blocks
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never trim the heap
 
 
-def use_all_cores(threads=0):
-    """Give each process of this computer its share of the cores, or `threads`. accelerate launch would leave it one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def use_all_cores(threads: int = 0) -> None:
+    """Use this process's share of the node's cores, or `threads`. accelerate launch sets one thread."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
-def be_deterministic():
-    """Only operations whose result is the same bits every time. Raises UsageError when the environment says
-    otherwise."""
+def be_deterministic() -> None:
+    """Use only operations that give the same bits every time. Raises UsageError if the environment contradicts."""
     wanted = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if wanted not in (":4096:8", ":16:8"):
         raise UsageError(f"deterministic: CUBLAS_WORKSPACE_CONFIG={wanted} in the environment contradicts it; unset it")
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory it has not written
+    # no operation here reads uninitialised memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyrefly: ignore[missing-attribute]
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def peak_flops(device, dtype):
-    """`(FLOP/s, where the figure is from)`: the data sheet of a known GPU, else the rate of a matrix product measured
-    now."""
+def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """(FLOP/s, its source): from the data sheet of a known GPU, else from timing a matrix product."""
     if device.type == "cuda" and dtype != torch.float32:
         name = torch.cuda.get_device_name(device)
         for card, tflops in PEAK_TFLOPS.items():
@@ -277,8 +249,8 @@ def peak_flops(device, dtype):
     return 2 * n**3 / best, f"{2 * n**3 / best / 1e12:.2f} TFLOP/s, a {n} x {n} matrix product measured here"
 
 
-def _cpu_has_bfloat16():
-    """Whether matrix products in bfloat16 are faster than in float32: on processors with AVX512-BF16 or AMX."""
+def _cpu_has_bfloat16() -> bool:
+    """Whether the CPU has AVX512-BF16 or AMX, which make bfloat16 products faster than float32."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as file:
             flags = next((line for line in file if line.startswith("flags")), "")
@@ -287,7 +259,7 @@ def _cpu_has_bfloat16():
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def synchronize(device):
-    """Wait for what a GPU has been told to do."""
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

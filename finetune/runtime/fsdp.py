@@ -1,58 +1,59 @@
-"""FSDP2: weights, gradients and optimizer in shards, one for each process.
+"""FSDP2: each rank holds a shard of the weights, gradients and optimizer state.
 
-`accelerate config` says whether and how; torch's `fully_shard` does it. accelerate's own way rebuilds the optimizer and
-takes processes on a CPU for data parallel ones. A shard is a range of a tensor's rows, cut as torch.chunk does; files
-hold whole tensors, so that a state goes on with any number of processes, sharded or not. What is not in shards passes
-through the functions here unchanged."""
+The launcher's configuration (`accelerate config`) sets the options; torch's `fully_shard` applies them, because
+accelerate's own wrapper rebuilds the optimizer and uses DDP on CPUs. A shard is a range of a tensor's rows, cut like
+torch.chunk. Files hold full tensors, so a run resumes on any number of ranks, sharded or not. Functions here return
+tensors without shards unchanged."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
+from torch import nn
 
 from finetune.common.errors import UsageError
+from finetune.gpt.model import Transformer
 
-REFUSED = {
+if TYPE_CHECKING:  # slow to import, and not needed without FSDP
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+UNSUPPORTED = {
     "DEEPSPEED": "DeepSpeed",
     "MEGATRON_LM": "Megatron-LM",
     "PARALLELISM_CONFIG": "tensor, context or hybrid parallelism",
 }
-INSTEAD = (
-    "recipes/accelerate/fsdp2.yaml shards weights, gradients and optimizer, as ZeRO-3 does; with"
-    " fsdp_reshard_after_forward: false as ZeRO-2"
-)
+ADVICE = "recipes/accelerate/fsdp2.yaml shards like ZeRO-3, with fsdp_reshard_after_forward: false like ZeRO-2"
 
 
 @dataclass
 class FSDP:
-    """What the launcher asks for."""
+    """Options of the launcher."""
 
-    reshard_after_forward: bool = (
-        True  # weights are given up after the forward pass of a block and fetched again for its backward pass
-    )
-    cpu_offload: bool = False  # shards live in the memory of the host, and the optimizer computes there
-    activation_checkpointing: bool = False  # the same as the recipe's gradient_checkpointing
+    reshard_after_forward: bool = True  # free a block's full weights after its forward, gather them for its backward
+    cpu_offload: bool = False  # shards and optimizer on the host
+    activation_checkpointing: bool = False  # same as the recipe's gradient_checkpointing
 
-    def describe(self):
+    def describe(self) -> str:
         return f"sharded by FSDP2{' and offloaded to the CPU' if self.cpu_offload else ''}"
 
 
-def from_launcher():
-    """The Sharding that the launcher's environment asks for, or None. Raises UsageError for options that would have no
-    effect here."""
-    for name, words in REFUSED.items():
+def from_launcher() -> FSDP | None:
+    """The FSDP options in the launcher's environment, or None without FSDP. Raises UsageError for unsupported ones."""
+    for name, words in UNSUPPORTED.items():
         if _is_true(f"ACCELERATE_USE_{name}"):
-            raise UsageError(f"the launcher is configured for {words}, which is not supported; {INSTEAD}")
+            raise UsageError(f"the launcher is configured for {words}, which is not supported; {ADVICE}")
     if not _is_true("ACCELERATE_USE_FSDP"):
         return None
     version, strategy = os.environ.get("FSDP_VERSION", "1"), os.environ.get("FSDP_SHARDING_STRATEGY", "FULL_SHARD")
     if version != "2":
         raise UsageError(f"the launcher is configured for FSDP version {version}; set fsdp_version: 2")
     if strategy not in ("FULL_SHARD", "1"):
-        raise UsageError(
-            f"fsdp_sharding_strategy: {strategy} is FSDP 1's; with fsdp_version: 2 it is fsdp_reshard_after_forward:"
-            " true or false"
-        )
+        raise UsageError(f"fsdp_sharding_strategy: {strategy} belongs to FSDP 1; FSDP 2 has fsdp_reshard_after_forward")
     from accelerate import FullyShardedDataParallelPlugin
     from torch.distributed.fsdp import CPUOffloadPolicy
 
@@ -61,92 +62,87 @@ def from_launcher():
     except ValueError as error:
         raise UsageError(f"the launcher's FSDP options: {error}") from None
     if plugin.min_num_params is not None:
-        raise UsageError(
-            "fsdp_auto_wrap_policy: SIZE_BASED_WRAP cannot apply, a shard is cut block by block; set"
-            " TRANSFORMER_BASED_WRAP"
-        )
-    if any(name != "Block" for name in plugin.transformer_cls_names_to_wrap or ()):
-        raise UsageError(
-            f"fsdp_transformer_layer_cls_to_wrap: {','.join(plugin.transformer_cls_names_to_wrap)} is not in this"
-            " network; set Block"
-        )
+        raise UsageError("fsdp_auto_wrap_policy: SIZE_BASED_WRAP cannot apply; set TRANSFORMER_BASED_WRAP")
+    if others := [name for name in plugin.transformer_cls_names_to_wrap or () if name != "Block"]:
+        raise UsageError(f"fsdp_transformer_layer_cls_to_wrap: {','.join(others)} is not in this model; set Block")
     if plugin.ignored_modules:
-        raise UsageError(
-            f"fsdp_ignored_modules: {plugin.ignored_modules} cannot apply, everything is sharded; remove it"
-        )
+        raise UsageError(f"fsdp_ignored_modules: {plugin.ignored_modules} cannot apply; remove it")
     if plugin.activation_checkpointing_offload:
         raise UsageError("fsdp_activation_checkpointing_offload: true is not supported; set it to false")
-    return FSDP(
-        plugin.reshard_after_forward, isinstance(plugin.cpu_offload, CPUOffloadPolicy), plugin.activation_checkpointing
-    )
+    offload = isinstance(plugin.cpu_offload, CPUOffloadPolicy)
+    return FSDP(bool(plugin.reshard_after_forward), offload, plugin.activation_checkpointing)
 
 
-def shard(network, sharding, device):
-    """Leave each process its shard of a network, in place, and return it. It moves to the device block by block, so
-    that a GPU need not hold all of it at any time."""
+def shard(model: Transformer, options: FSDP, device: torch.device) -> nn.Module:
+    """Shard a model in place and return it. It moves to the device block by block, so that no GPU ever holds all of
+    it."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    # weights travel in float32: evaluations want them so, and autocast rounds them as it does without shards
-    offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if sharding.cpu_offload else OffloadPolicy()
-    for block in network.h:
-        fully_shard(block, mesh=mesh, reshard_after_forward=sharding.reshard_after_forward, offload_policy=offload)
-    return fully_shard(network, mesh=mesh, offload_policy=offload)
+    # weights are gathered in float32: evaluation needs float32, and autocast casts them as it does without shards
+    offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if options.cpu_offload else OffloadPolicy()
+    for block in model.h:
+        fully_shard(block, mesh=mesh, reshard_after_forward=options.reshard_after_forward, offload_policy=offload)
+    fully_shard(model, mesh=mesh, offload_policy=offload)
+    return model
 
 
-def is_sharded(network):
-    """Whether `shard` has been there. Then every pass is an exchange: all processes make it or none."""
-    return hasattr(network, "set_reshard_after_backward")
+def is_sharded(module: nn.Module) -> TypeGuard[FSDPModule]:
+    """Whether `shard` was applied. If so, every forward and backward pass is a collective operation."""
+    return hasattr(module, "set_reshard_after_backward")
 
 
-def reshard(network):
-    """Give up weights that a pass without a backward pass has left whole, so that nobody takes them for what the
-    optimizer holds."""
-    for module in network.modules():
+def reshard(model: nn.Module) -> None:
+    """Free full weights that a forward pass without a backward pass left behind; they would not see updates of the
+    shards."""
+    for module in model.modules():
         if is_sharded(module):
             module.reshard()
 
 
-def local_shard(tensor):
-    """What this process holds of a tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's rows of a tensor."""
+    return tensor.to_local() if _is_dtensor(tensor) else tensor
 
 
 @torch.no_grad()
-def copy_rows(tensor, whole):
-    """Write the rows of a whole tensor into one that may be in shards. Rows beyond those of `whole` stay as they
-    are."""
-    mine, first = local_shard(tensor), 0
-    if mine is not tensor:
+def copy_rows(tensor: torch.Tensor, full: torch.Tensor) -> None:
+    """Copy the rows of a full tensor into one that may be sharded. Rows beyond those of `full` keep their values."""
+    local, first = local_shard(tensor), 0
+    if _is_dtensor(tensor):
         first = tensor.device_mesh.get_local_rank() * -(-len(tensor) // tensor.device_mesh.size())
-    rows = whole[first : first + len(mine)]
-    mine[: len(rows)] = rows
+    rows = full[first : first + len(local)]
+    local[: len(rows)] = rows
 
 
-def load(network, weights):
-    """Give a network, sharded or not, the weights {name: whole tensor}."""
-    for name, parameter in network.named_parameters():
+def load(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Load {name: full tensor} into a model, sharded or not."""
+    for name, parameter in model.named_parameters():
         copy_rows(parameter, weights[name])
 
 
-def full_tensor(tensor):
-    """All of a tensor, on every process. All of them must ask."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """The full tensor, on every rank. Collective: all ranks must call it."""
+    return tensor.full_tensor() if _is_dtensor(tensor) else tensor
 
 
-def gather_state_dict(tensors, keep):
-    """{name: whole tensor on the CPU} where `keep`, else {}. All processes take part, one tensor at a time: a GPU holds
-    one of them whole."""
+def gather_state_dict(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
+    """{name: full tensor on the CPU} if `keep`, else {}. Collective, one tensor at a time, so that a GPU holds only one
+    full tensor."""
     kept = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach()
-        if hasattr(tensor, "device_mesh"):  # which exchanges tensors of its device only
+        if _is_dtensor(tensor):  # offloaded shards must be on the mesh's device for the all-gather
             tensor = full_tensor(tensor.to(tensor.device_mesh.device_type))
         if keep:
             kept[name] = tensor.cpu()
     return kept
 
 
-def _is_true(name):
+def _is_dtensor(tensor: torch.Tensor) -> TypeGuard[DTensor]:
+    return hasattr(tensor, "device_mesh")
+
+
+def _is_true(name: str) -> bool:
     return os.environ.get(name, "false").lower() in ("true", "1", "yes")

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from finetune.common.errors import Failure
-from finetune.runtime.memory import available_bytes, estimate_memory, is_out_of_memory
+from finetune.runtime.memory import Workload, available_bytes, estimate_memory, is_out_of_memory
 from finetune.runtime.memory_modes import oom_advice
 
 MOST_TOKENS = {"cuda": 1 << 16, "cpu": 1 << 12, "mps": 1 << 14}  # of a micro-batch; larger ones are no faster
@@ -118,13 +118,6 @@ def most_tokens(run):
     if device == "cpu":
         free, T = available_bytes("cpu"), run.train.block_size
         dtype = str(run.machine.dtype).removeprefix("torch.")
-        most = min(
-            most,
-            T
-            * free
-            // 4
-            // estimate_memory(run.network.config, 1, T, device, dtype, dropout=run.recipe.dropout).parts[
-                "activations"
-            ],
-        )
+        work = Workload(run.network.config, 1, T, device, dtype, dropout=run.recipe.dropout)
+        most = min(most, T * free // 4 // estimate_memory(work).parts["activations"])
     return most

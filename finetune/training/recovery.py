@@ -5,7 +5,6 @@ import dataclasses
 
 import torch
 
-from finetune.common import files
 from finetune.common.errors import Failure, UsageError
 from finetune.gpt import GPT, convert, lora
 from finetune.runs import checkpoints
@@ -124,8 +123,10 @@ def reset_to_initial(run):
 
 def check_resumed(recipe, identity, state, say):
     """Refuse to go on as another run; say what else has changed."""
-    if state.get("format") != files.FORMAT:
-        raise UsageError(f"{recipe.out_dir}: its state has format {state.get('format')!r}, not {files.FORMAT}")
+    if state.get("format") != checkpoints.STATE_FORMAT:
+        raise UsageError(
+            f"{recipe.out_dir}: its state has format {state.get('format')!r}, not {checkpoints.STATE_FORMAT}"
+        )
     newer = {
         "isolate_documents": False,
         "dataset_weights": None,

@@ -1,7 +1,6 @@
 """What a run writes while it goes on: models and resumable states. Called on every process, written by the main one."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import torch
@@ -30,7 +29,7 @@ def publish_model(run, logger, name, facts):
             lora.save(directory / "adapter", run.network, run.recipe, run.init_from)
         if run.tokenizer:
             run.tokenizer.save(directory, config.block_size)
-        (directory / "finetune.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        files.write_json(directory / "finetune.json", facts)
         title, events = out_dir.resolve().name, read_metrics(logger.path)
         (directory / "README.md").write_text(
             model_card(title, f"{title}/{name}", config, facts, events, run.tokenizer), encoding="utf-8"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from pathlib import Path
 
 from finetune.common import files
@@ -91,21 +90,16 @@ def open_run(run, logger, reasons=None):
     derived = {**dataclasses.asdict(run.schedule), "block_size": run.train.block_size, "wandb_run_name": out_dir.name}
     derived["val_fraction"] = run.data.get("val_fraction")
     derived["lora_alpha"] = recipes.lora_alpha(recipe)
-    partial = out_dir / ".tmp-recipe.yaml"
     config = run.network.config
     shape = (
         {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd}
         if run.init_from == "scratch"
         else {}
     )
-    partial.write_text(
-        recipe_file.dump(
-            dataclasses.replace(recipe, init_from=run.init_from, memory="recipe", overwrite=False, push=False, **shape),
-            derived,
-        ),
-        encoding="utf-8",
+    resolved = dataclasses.replace(
+        recipe, init_from=run.init_from, memory="recipe", overwrite=False, push=False, **shape
     )
-    os.replace(partial, out_dir / "recipe.yaml")
+    files.write_file(out_dir / "recipe.yaml", recipe_file.dump(resolved, derived))
     logger.open(run.schedule.length, run if resumed else None)
     values = {
         **dataclasses.asdict(recipe),

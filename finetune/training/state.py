@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from finetune.common import files
 from finetune.config import recipe as recipes
 from finetune.config import schedule as schedules
 from finetune.data.batches import Blocks, Mixture
 from finetune.data.sampler import BlockSampler, MixtureSampler
 from finetune.gpt import GPT, lora
+from finetune.runs import checkpoints
 from finetune.training import monitor
 
 
@@ -62,7 +62,7 @@ class Run:
     def state(self):
         """What state.json keeps; weights and optimizer lie beside it."""
         return {
-            "format": files.FORMAT,
+            "format": checkpoints.STATE_FORMAT,
             "iteration": self.iteration,
             "updates": int(next(iter(self.optimizer.state.values()))["step"]),  # fewer where float16 overflowed
             "evaluations": self.evaluations,

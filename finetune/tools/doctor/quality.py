@@ -6,8 +6,6 @@
 A document is a str, or, where it is long, several Pieces. Each is read once. Memory holds hashes of them (see
 similar.py), the whole of one document when it is cleaned, and never the corpus."""
 
-import json
-import os
 import shlex
 from array import array
 from collections import Counter
@@ -15,19 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from finetune.common import files
 from finetune.data import documents as data_documents
 from finetune.data.documents import Chunk
+from finetune.runs.thresholds import FEW_TOKENS, MODELS
 from finetune.tools.doctor import near_duplicates
 from finetune.tools.doctor.encoding_faults import repair
 
 BLOCK_SIZE = 1024  # GPT-2's positions
-MIN_TOKENS = 100_000  # fewer may overfit, says the guide that the table is from
-# tokens below which it recommends a model, and the recipe here
-SIZES = [
-    (1_000_000, "GPT-2 small (124M)", "recipes/small.yaml"),
-    (10_000_000, "GPT-2 medium (355M)", "recipes/medium.yaml"),
-    (float("inf"), "GPT-2 large (774M)", "recipes/large.yaml"),
-]
+TITLES = {"gpt2": "GPT-2 small (124M)", "gpt2-medium": "GPT-2 medium (355M)", "gpt2-large": "GPT-2 large (774M)"}
 BYTES_PER_TOKEN = 4  # of English with GPT-2's BPE, roughly, for a text that nobody tokenized
 LONG = 1_000_000  # words from which on a document is compared by its digest alone
 EXAMPLES, EXCERPT = 3, 60
@@ -161,7 +155,7 @@ def report(facts):
 
     size = facts["size"]
     tokens = f"{'about ' if size['estimated'] else ''}{size['tokens']:,} tokens to train on"
-    few = f"; fewer than {MIN_TOKENS:,} may overfit" if size["may_overfit"] else ""
+    few = f"; fewer than {FEW_TOKENS:,} may overfit" if size["may_overfit"] else ""
     lines += ["", f"{tokens}{few}. Recommended: {size['model']}, {size['recipe']}"]
     fixes = [fix for fix in FIXES if any(KINDS[kind][1] == fix for kind in found)]
     if fixes:
@@ -294,7 +288,7 @@ def _sizes(lengths, sizes):
 def _size(train, kind):
     estimated = train["tokens"] is None
     tokens = train["bytes"] // BYTES_PER_TOKEN if estimated else train["tokens"]
-    model, recipe = next((model, recipe) for limit, model, recipe in SIZES if tokens < limit)
+    model, recipe = next((TITLES[model], recipe) for limit, model, recipe in MODELS if tokens < limit)
     if kind == "char":
         model, recipe = (
             "a small GPT from scratch, as pretrained ones have no characters",
@@ -303,7 +297,7 @@ def _size(train, kind):
     return {
         "tokens": tokens,
         "estimated": estimated,
-        "may_overfit": tokens < MIN_TOKENS,
+        "may_overfit": tokens < FEW_TOKENS,
         "model": model,
         "recipe": recipe,
     }
@@ -320,7 +314,6 @@ def examine_dataset(dataset):
         dataset.tokenizer,
     )
     dataset.meta["doctor"] = facts
-    partial = dataset.directory / ".tmp-meta.json"
-    partial.write_text(json.dumps(dataset.meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, dataset.directory / "meta.json")
+    with files.replacing(dataset.directory / "meta.json") as path:
+        files.write_json(path, dataset.meta, ensure_ascii=False)
     return {**facts, "names": [str(dataset.directory)]}

@@ -1,216 +1,207 @@
-"""A recipe, its data and this machine, put together into a Plan: every count that training will print, and some that it
-will not."""
+"""The Plan of a run: its counts, as training will print them, and its memory, disk space and time."""
+
+from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from finetune.common import files
 from finetune.common.errors import UsageError
-from finetune.config import recipe as recipes
 from finetune.config import schedule as schedules
-from finetune.data import arrow_cache, packing
-from finetune.data import dataset as data_dataset
+from finetune.config.recipe import Recipe
 from finetune.evaluation import split_loss
 from finetune.gpt import GPTConfig, lora
 from finetune.gpt import size as gpt_size
 from finetune.runs import checkpoints, inputs
-from finetune.runs.inputs import PLANNED_CHARACTERS, find_shape, planned_tokenizer
+from finetune.runs.inputs import find_shape, planned_tokenizer
 from finetune.runtime import device as devices
 from finetune.runtime import memory, memory_modes
+from finetune.tools.plan import data_size
+from finetune.tools.plan.data_size import DataSize
 from finetune.training import micro_batch
-
-IMAGINED = "a text that is not there yet"
 
 
 @dataclass
-class Data:
-    """How much there is to read: tokens and blocks of each split."""
+class Timing:
+    """Measured on this machine, in seconds unless said otherwise."""
 
-    name: str
-    tokens: dict
-    rows: dict
-    tokenizer: str
-    isolated: bool
-    val_fraction: float | None  # None where nobody knows
-    document: int | None = None  # tokens of a document on average, where documents are isolated
+    start: float  # from the start of the process to the first update: libraries, data, model
+    warm_up: float  # of the first update, more than of the others
+    micro_batch: float
+    update: float  # with a single micro-batch
+    row: float  # of evaluating a block
+    byte: float  # of saving a byte of a checkpoint
+    token: float  # of a new token of each sample
+    rows: int  # blocks of the timed micro-batches
+    peak: int | None  # bytes of memory, None if the timed micro-batch was smaller
 
 
 @dataclass
 class Plan:
-    """What a run is going to be. Sizes are in bytes, times in seconds."""
+    """What a run will do. Sizes are in bytes, times in seconds."""
 
-    recipe: recipes.Recipe
-    origins: dict  # of the keys that were given: 'recipes/x.yaml:3' or '--key'
+    recipe: Recipe
+    origins: dict[str, str]  # of the keys that were given: 'recipes/x.yaml:3' or '--key'
     processes: int
     config: GPTConfig
-    data: Data
+    data: DataSize
     schedule: schedules.Schedule
-    init_from: str  # where the first weights of the run come from, or came from where it is resumed
-    done: int  # updates that a resumed run has made already
+    init_from: str  # where the first weights of the run come from, also if it is resumed
+    done: int  # updates that a resumed run has made
     device: str
     dtype: str
     compile: bool
-    available: int | None  # memory that the device has to give
-    disk: dict  # what checkpoints take
+    available: int  # free memory of the device
+    disk: dict[str, int]  # of checkpoints
     disk_free: int
     program: int  # memory of the process without a model
-    timing: object | None = None  # timing.Timing
-    untimed: str = "quick=true"  # why there is none
-    mode: str = ""  # what memory=auto takes, in a line, and
-    asked: recipes.Recipe | None = None  # the recipe before it did
+    timing: Timing | None = None
+    untimed: str = "quick=true"  # why there is no timing
+    mode: str = ""  # what memory=auto chooses, in a line, for
+    asked: Recipe | None = None  # this recipe
 
     @property
-    def block_size(self):
+    def block_size(self) -> int:
         return self.config.block_size
 
     @property
-    def rows(self):
+    def rows(self) -> int:
         """Blocks of an update."""
         return self.recipe.batch_size * self.recipe.gradient_accumulation_steps
 
     @property
-    def tokens(self):
+    def tokens(self) -> int:
         """Tokens of an update."""
         return self.rows * self.block_size
 
     @property
-    def passes(self):
+    def passes(self) -> float:
         return self.schedule.length * self.rows / self.data.rows["train"]
 
     @property
-    def pretrained(self):
+    def pretrained(self) -> bool:
         return self.init_from != "scratch"
 
     @property
-    def remaining(self):
+    def remaining(self) -> int:
         return max(0, self.schedule.length - self.done)
 
     @property
-    def evaluations(self):
-        """How often both splits will be measured."""
+    def evaluations(self) -> int:
+        """How often both splits will be evaluated."""
         return _multiples(self.done - (self.done == 0), self.schedule.length, self.schedule.eval_interval)
 
     @property
-    def saves(self):
+    def saves(self) -> int:
         """How often a state will be saved."""
         return _multiples(self.done, self.schedule.length, self.schedule.save_interval)
 
     @property
-    def samplings(self):
-        """How often samples will be drawn before the end."""
+    def samplings(self) -> int:
+        """How often samples will be generated before the end."""
         interval = self.recipe.sample_interval
         return max(0, (self.schedule.length - 1) // interval - self.done // interval) if interval else 0
 
     @property
-    def rows_of_evaluation(self):
+    def rows_of_evaluation(self) -> tuple[int, int]:
         """Blocks that an evaluation reads, of train and of val."""
         limit = self.recipe.eval_iters and self.recipe.eval_iters * self.recipe.batch_size
         train = limit or max(1, split_loss.TRAIN_PROBE // self.block_size)
         return min(train, self.data.rows["train"]), min(limit or self.data.rows["val"], self.data.rows["val"])
 
-    def needs(self, evaluated=None, **changes):
-        """The memory.Needs of a process; of the plan with another batch_size or another mode, if given."""
+    def estimate_memory(self, evaluated: int | None = None, **changes: Any) -> memory.MemoryEstimate:
+        """Of a process, with changes of the recipe; another batch_size keeps the blocks of an update."""
         if "batch_size" in changes:
             changes = {"gradient_accumulation_steps": self.rows // changes["batch_size"], **changes}
-        recipe, evaluated = dataclasses.replace(self.recipe, **changes), evaluated or max(self.rows_of_evaluation)
         return memory_modes.estimate_of(
-            recipe,
+            dataclasses.replace(self.recipe, **changes),
             self.config,
             self.block_size,
             self.device,
             self.dtype,
             self.compile,
             self.processes,
-            program=self.program,
-            evaluated=evaluated,
+            base_rss=self.program,
+            max_eval_rows=evaluated or max(self.rows_of_evaluation),
         )
 
-    def takes(self, **changes):
-        """Memory that a device must have, for all the processes on it."""
+    def peak_bytes(self, **changes: Any) -> int:
+        """Memory that a device needs for all processes on it."""
         if self.device == "cpu":
-            return self.needs(**changes).peak * self.processes
-        return self.needs(evaluated=1, **changes).peak  # where a GPU has no room, evaluations take less by themselves
+            return self.estimate_memory(**changes).peak * self.processes
+        return self.estimate_memory(evaluated=1, **changes).peak  # a GPU evaluates fewer blocks when memory is short
 
-    def taken_by(self, recipe):
-        """`takes` of this plan with another recipe."""
-        return dataclasses.replace(self, recipe=recipe).takes()
-
-    @property
-    def fits(self):
-        """Whether memory suffices."""
-        return self.available is None or self.takes() <= self.available
+    def peak_bytes_of(self, recipe: Recipe) -> int:
+        """`peak_bytes` of this plan with another recipe."""
+        return dataclasses.replace(self, recipe=recipe).peak_bytes()
 
     @property
-    def disk_needed(self):
+    def fits(self) -> bool:
+        return self.peak_bytes() <= self.available
+
+    @property
+    def disk_needed(self) -> int:
         return sum(self.disk.values())
 
     @property
-    def exchanged(self):
+    def exchanged(self) -> int:
         """Bytes that each process sends in an update: a ring all-reduce of float32 gradients."""
         trained = lora.num_parameters(self.config, self.recipe.lora_rank) or gpt_size.num_parameters(self.config)
         return 2 * (self.processes - 1) * 4 * trained // self.processes
 
-    def seconds(self):
-        """{what: seconds} of the run from the start of its process to its end. Only of a plan that was timed."""
+    def seconds(self) -> dict[str, float]:
+        """{what: seconds} of the run from the start of its process to its end; {} if it was not timed."""
         timing, recipe = self.timing, self.recipe
+        if timing is None:
+            return {}
         share = 1 if self.device == "cpu" else self.processes  # on a CPU they share its cores
         micro_batches = recipe.gradient_accumulation_steps / share
         update = timing.update + (micro_batches - 1) * timing.micro_batch
-        models = self.evaluations + (self.evaluations if recipe.always_save_checkpoint else 0)
-        published = 4 * (gpt_size.num_parameters(self.config) + lora.num_parameters(self.config, recipe.lora_rank))
+        models = self.evaluations * (2 if recipe.always_save_checkpoint else 1)
+        model = 4 * (gpt_size.num_parameters(self.config) + lora.num_parameters(self.config, recipe.lora_rank))
+        saved = self.saves * checkpoints.state_bytes(recipe, self.config) + models * model
+        in_context = min(recipe.max_new_tokens, self.block_size)  # later tokens cost a pass over the whole context
+        sample = in_context * timing.token + (recipe.max_new_tokens - in_context) * recipe.num_samples * timing.row
         return {
             "start": timing.start + timing.warm_up,
             "updates": self.remaining * update,
             "evaluations": self.evaluations * sum(self.rows_of_evaluation) * timing.row / share,
-            "checkpoints": (self.saves * checkpoints.state_bytes(recipe, self.config) + models * published)
-            * timing.byte,
-            "samples": self._sampling() * (1 + self.samplings) if recipe.num_samples else 0.0,
+            "checkpoints": saved * timing.byte,
+            "samples": sample * (1 + self.samplings) if recipe.num_samples else 0.0,
         }
 
-    def _sampling(self):
-        new, within = self.recipe.max_new_tokens, min(self.recipe.max_new_tokens, self.block_size)
-        # past the context every token costs a pass over all of it
-        return within * self.timing.token + (new - within) * self.recipe.num_samples * self.timing.row
-
-    def largest_batch(self, **changes):
-        """The largest batch_size that fits and pays at the same blocks an update; None when not even 1 fits."""
+    def largest_batch(self, **changes: Any) -> int | None:
+        """The largest useful batch_size that fits, with the same blocks in an update; None if not even 1 fits."""
         most = max(1, micro_batch.MOST_TOKENS[self.device] // self.block_size)
-        sizes = [size for size in range(min(most, self.rows), 0, -1) if self.rows % (size * self.processes) == 0]
-        return next(
-            (
-                size
-                for size in sizes
-                if self.available is None or self.takes(batch_size=size, **changes) <= self.available
-            ),
-            None,
-        )
+        for size in range(min(most, self.rows), 0, -1):
+            is_share = self.rows % (size * self.processes) == 0
+            if is_share and self.peak_bytes(batch_size=size, **changes) <= self.available:
+                return size
+        return None
 
 
-def plan(recipe, origins, tokens=None, processes=1):
-    """The Plan of a recipe for its dataset, or for so many `tokens` of a text that is not there yet. Raises
-    UsageError."""
-    device = devices.choose_device(recipe.device)
+def plan(recipe: Recipe, origins: dict[str, str], tokens: int | None = None, processes: int = 1) -> Plan:
+    """The Plan of a recipe for its dataset, or for so many `tokens` of text that need not exist. Raises UsageError."""
     saved = _saved(recipe) if recipe.init_from == "resume" else {}
     if tokens is None:
         datasets = inputs.open_datasets(recipe, lambda: planned_tokenizer(recipe))
         config, tokenizer = find_shape(recipe, datasets[0].tokenizer, saved)
         tokenizer = inputs.agreed_tokenizer(recipe, datasets[0], config, tokenizer)
         block_size = inputs.block_size_of(recipe, config)
-        data = _measured(recipe, datasets, config, block_size, tokenizer)
+        data = data_size.measured(recipe, datasets, config, block_size, tokenizer)
     else:
         config, _ = find_shape(recipe, None, saved)
         block_size = inputs.block_size_of(recipe, config)
-        data = _imagined(recipe, tokens, block_size)
+        data = data_size.imagined(recipe, tokens, block_size)
     config = dataclasses.replace(config, block_size=block_size, dropout=recipe.dropout)
-    schedule = schedules.schedule(recipe, data.rows["train"])
-    dtype = str(devices.best_dtype(recipe.dtype, device)).removeprefix("torch.")
     lora.check_rank(recipe, config)
+    schedule = schedules.schedule(recipe, data.rows["train"])
+    device = devices.choose_device(recipe.device)
     made = Plan(
         recipe=recipe,
         origins=origins,
@@ -221,107 +212,56 @@ def plan(recipe, origins, tokens=None, processes=1):
         init_from=saved.get("init_from", recipe.init_from),
         done=saved.get("iteration", 0),
         device=device.type,
-        dtype=dtype,
+        dtype=str(devices.best_dtype(recipe.dtype, device)).removeprefix("torch."),
         compile=recipe.compile == "true" or (recipe.compile == "auto" and device.type == "cuda"),
         available=memory.available_bytes(device.type),
         disk=checkpoints.checkpoint_bytes(recipe, schedule, config),
-        disk_free=_free(recipe.out_dir),
+        disk_free=_disk_free(recipe.out_dir),
         program=memory.BASE_RSS if device.type == "cpu" else 0,
     )
-    if (
-        recipe.memory == "auto"
-        and saved
-        and (chosen := memory_modes.previous_choice(recipe, saved["recipe"], processes))
-    ):
-        made = dataclasses.replace(made, recipe=chosen)
-    elif recipe.memory == "auto":
-        found = memory_modes.choose_mode_that_fits(recipe, made.taken_by, made.available)
+    return _with_chosen_sizes(made, saved)
+
+
+def _with_chosen_sizes(plan: Plan, saved: dict[str, Any]) -> Plan:
+    """With the mode of memory=auto, for a resumed run the one chosen before, or the size of batch_size=auto."""
+    recipe = plan.recipe
+    if recipe.memory == "auto":
+        chosen = memory_modes.previous_choice(recipe, saved["recipe"], plan.processes) if saved else None
+        if chosen:
+            return dataclasses.replace(plan, recipe=chosen)
+        found = memory_modes.choose_mode_that_fits(recipe, plan.peak_bytes_of, plan.available)
         chosen, _, mode = found or (recipe, None, "memory=auto: nothing fits")
-        made = dataclasses.replace(made, recipe=chosen, mode=mode, asked=recipe)
+        return dataclasses.replace(plan, recipe=chosen, mode=mode, asked=recipe)
     if recipe.auto_batch_size:
-        size = made.largest_batch() or 1
-        made = dataclasses.replace(
-            made, recipe=dataclasses.replace(recipe, batch_size=size, gradient_accumulation_steps=made.rows // size)
-        )
-    return made
+        size = plan.largest_batch() or 1
+        sizes = {"batch_size": size, "gradient_accumulation_steps": plan.rows // size}
+        return dataclasses.replace(plan, recipe=dataclasses.replace(recipe, **sizes))
+    return plan
 
 
-def _measured(recipe, datasets, config, block_size, tokenizer):
-    """The Data of prepared directories, checked as training checks them."""
-    isolated, tokens, rows, documents = inputs.is_isolated(recipe, datasets), {}, {}, []
-    for split in ("train", "val"):
-        tokens[split] = rows[split] = 0
-        for dataset in datasets:
-            contents = data_dataset.scan(dataset, split)
-            data_dataset.check_ids(dataset, split, contents, config.vocab_size, recipe.init_from)
-            tokens[split] += contents.tokens
-            if isolated:
-                ends = dataset.document_ends(split)
-                packed = packing.pack(ends, block_size + 1)[2]
-                rows[split] += int(packed[-1]) + 1 if len(packed) else 0
-                documents.append(contents.tokens / len(ends))
-            else:
-                arrow_cache.check_length(dataset, split, block_size, contents.tokens)
-                rows[split] += arrow_cache.num_rows(contents.tokens, block_size)
-    name = ", ".join(str(dataset.directory) for dataset in datasets)
-    described = tokenizer.describe()["name"] if tokenizer else "an unknown tokenizer"
-    return Data(
-        name,
-        tokens,
-        rows,
-        described,
-        isolated,
-        datasets[0].meta.get("val_fraction"),
-        max(2, round(sum(documents) / len(documents))) if isolated else None,
-    )
-
-
-def _imagined(recipe, tokens, block_size):
-    """The Data of a text that is not there yet."""
-    val = max(1, round(tokens * (recipe.val_fraction or 0.1)))
-    counts = {"train": tokens - val, "val": val}
-    for split, count in counts.items():
-        if count < block_size + 1:
-            raise UsageError(
-                f"--tokens: {count:,} of {tokens:,} tokens would be {split}, and a block of {block_size:,} needs"
-                f" {block_size + 1:,}"
-            )
-    rows = {split: arrow_cache.num_rows(count, block_size) for split, count in counts.items()}
-    kind = (
-        f"{PLANNED_CHARACTERS} different characters"
-        if recipe.tokenizer == "char"
-        else "gpt2"
-        if recipe.tokenizer == "auto"
-        else recipe.tokenizer
-    )
-    return Data(IMAGINED, counts, rows, kind, recipe.isolate_documents == "true", recipe.val_fraction or 0.1)
-
-
-def _saved(recipe):
-    """What state.json of the newest state says, without its tensors."""
+def _saved(recipe: Recipe) -> dict[str, Any]:
+    """state.json of the newest state that can be read."""
     for directory in checkpoints.states(recipe.out_dir):
         try:
-            return json.loads((directory / "state.json").read_text(encoding="utf-8"))
+            return files.read_json(directory / "state.json")
         except (OSError, ValueError):
             continue
     raise UsageError(f"{recipe.out_dir}: nothing to resume; it has no last/step-*. Start a run with another init_from")
 
 
-def _free(out_dir):
+def _disk_free(out_dir: str) -> int:
     """Free bytes where out_dir is or will be, with those of checkpoints that will be replaced."""
     place = Path(out_dir).resolve()
     used = files.used_bytes(place)
     while not place.is_dir():
         place = place.parent
-    return shutil.disk_usage(place).free + used
+    return files.free_bytes(place) + used
 
 
-def _multiples(after, last, interval):
+def _multiples(after: int, last: int, interval: int) -> int:
     """How many steps above `after` up to `last` are multiples of `interval` or `last` itself."""
     return max(0, last // interval - math.floor(after / interval) + (last % interval != 0 and last > after))
 
 
-def device_name(plan):
-    if plan.device == "cuda":
-        return torch.cuda.get_device_name()
-    return {"cpu": "CPU", "mps": "Apple GPU"}[plan.device]
+def device_name(plan: Plan) -> str:
+    return torch.cuda.get_device_name() if plan.device == "cuda" else {"cpu": "CPU", "mps": "Apple GPU"}[plan.device]

@@ -1,73 +1,98 @@
-"""A recipe for this data and this machine: the guide's choices, corrected, each with its reason."""
+"""A recipe for this data and this machine, each key with its reason."""
+
+from __future__ import annotations
 
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 from finetune.common.errors import UsageError
-from finetune.config import recipe as recipes
 from finetune.config import recipe_file
+from finetune.config.recipe import LORA_RATE, Recipe
 from finetune.gpt import size as sizes
 from finetune.gpt.model import SHAPES
-from finetune.tools.plan import advice, estimate
+from finetune.runs.thresholds import PASSES, PASSES_FROM_SCRATCH, TOKENS_OF_UPDATE, TOKENS_PER_PARAMETER
+from finetune.tools.plan import advice
+from finetune.tools.plan.estimate import Plan
 
-UPDATES_OF_A_PASS = 256  # as far as updates need be neither too small nor too large for that
-UPDATES_FROM_SCRATCH = 5000  # which nanoGPT gives its small networks
-CEILING = 5000  # the guide's max_iters
-TOKENS_PER_PARAMETER = 20  # that training from scratch makes the most of (Hoffmann et al. 2022, arXiv 2203.15556)
+UPDATES_OF_A_PASS = 256  # if updates need be neither too small nor too large for that
+UPDATES_FROM_SCRATCH = 5000  # nanoGPT's for small models
+MAX_ITERS = 5000  # the recipes' ceiling
+Choices = dict[str, tuple[Any, str]]  # {key: (value, reason)}
 
 
-def check_target(path):
-    """Raise UsageError when a recipe cannot be written there."""
+def check_target(path: str) -> None:
+    """Raise UsageError if a recipe cannot be written there."""
     if not path.endswith((".yaml", ".yml")):
         raise UsageError(f"--to: {path} is no recipe; its name ends with .yaml")
     if Path(path).exists():
-        raise UsageError(f"--to: {path} is there already; name another file")
+        raise UsageError(f"--to: {path} exists; name another file")
     if not Path(path).resolve().parent.is_dir():
         raise UsageError(f"--to: there is no directory {Path(path).resolve().parent}")
 
 
-def recipe(plan, path="FILE.yaml", learning_rate=None):
-    """The text of a YAML recipe, to be written to `path`. Keys that were given as flags stay as they are;
-    `learning_rate` is one that was found by trial."""
-    chosen = _chosen(plan, learning_rate)
+def recipe(plan: Plan, path: str = "FILE.yaml", learning_rate: float | None = None) -> str:
+    """The text of a YAML recipe for `path`. Keys given as flags stay; `learning_rate` is one that --find_lr found."""
+    chosen = _choose(plan, learning_rate)
+    fields = [field.name for field in dataclasses.fields(Recipe)]
     for name, origin in plan.origins.items():
-        if name in recipes.Recipe.__dataclass_fields__:
-            if origin.startswith("--"):
-                chosen[name] = getattr(plan.recipe, name), "as asked on the command line"
-            else:
-                chosen.setdefault(name, (getattr(plan.recipe, name), f"as in {origin}"))
-    if plan.data.name == estimate.IMAGINED:
-        chosen["dataset"] = "data/mine", "yours; there is no text yet"
+        if name in fields and origin.startswith("--"):
+            chosen[name] = getattr(plan.recipe, name), "as given on the command line"
+        elif name in fields:
+            chosen.setdefault(name, (getattr(plan.recipe, name), f"as in {origin}"))
+    if not plan.data.exists:
+        chosen["dataset"] = "data/mine", "your dataset, which does not exist yet"
         chosen["out_dir"] = "out-mine", "where the run is written"
-    pairs = {
-        field.name: f"{field.name}: {recipe_file.scalar(chosen[field.name][0])}"
-        for field in dataclasses.fields(recipes.Recipe)
-        if field.name in chosen and chosen[field.name][0] is not None
-    }
-    width = max(map(len, pairs.values()))
-    where = f"{plan.device} with {plan.available / 1e9:.0f} GB free" if plan.available is not None else plan.device
-    head = [
-        f"# accelerate launch -m finetune.train {path}",
-        "#",
-        f"# Suggested for {plan.data.tokens['train']:,} tokens to train on, on {where}.",
-        "",
-    ]
-    return "\n".join([*head, *(f"{pair:<{width}}  # {chosen[name][1]}" for name, pair in pairs.items())]) + "\n"
+    names = [name for name in fields if name in chosen and chosen[name][0] is not None]
+    pairs = [f"{name}: {recipe_file.scalar(chosen[name][0])}" for name in names]
+    width = max(map(len, pairs))
+    machine = f"{plan.device} with {plan.available / 1e9:.0f} GB free"
+    data = f"{plan.data.tokens['train']:,} tokens to train on"
+    head = f"# accelerate launch -m finetune.train {path}\n#\n# Suggested for {data}, on {machine}.\n"
+    return "\n".join([head, *(f"{pair:<{width}}  # {chosen[name][1]}" for name, pair in zip(names, pairs))]) + "\n"
 
 
-def _chosen(plan, learning_rate):
-    """{key: (value, reason)} of what is suggested."""
-    kept = {name for name, origin in plan.origins.items() if origin.startswith("--")}
-    plan, chosen = _sized(plan, "init_from" in kept)
-    tokens, T = plan.data.tokens["train"], plan.block_size
-    asked, rows = (
-        {name: getattr(plan.recipe, name) for name in kept & {"batch_size", "gradient_accumulation_steps"}},
-        _rows(plan),
-    )
-    plan = dataclasses.replace(
-        plan, recipe=dataclasses.replace(plan.recipe, batch_size=1, gradient_accumulation_steps=rows)
-    )
+def _choose(plan: Plan, learning_rate: float | None) -> Choices:
+    given = {name for name, origin in plan.origins.items() if origin.startswith("--")}
+    plan, chosen = (plan, {}) if "init_from" in given else _choose_model(plan)
+    chosen |= _choose_batch(plan, given)
+    rows = chosen["batch_size"][0] * chosen["gradient_accumulation_steps"][0]
+    chosen |= _choose_length(plan, rows)
+    chosen["learning_rate"] = _choose_learning_rate(plan, learning_rate)
+    for name in ("warmup_iters", "lr_decay_iters", "min_lr", "eval_interval", "save_interval"):
+        chosen[name] = None, "follows the length"
+    chosen["patience"] = 5, "stop after a quarter of the run without a better validation loss"
+    return chosen
+
+
+def _choose_model(plan: Plan) -> tuple[Plan, Choices]:
+    """The plan with the usual model for so many tokens, or the largest below it that fits."""
+    if plan.recipe.init_from not in SHAPES:
+        return plan, {}
+    tokens = plan.data.tokens["train"]
+    usual, reason = advice.model_for(tokens)[0], f"usual for {tokens:,} tokens"
+    if plan.device == "cpu" and usual != "gpt2":
+        usual, reason = "gpt2", "on a CPU larger ones take days"
+    for name in reversed(advice.MODELS[: advice.MODELS.index(usual) + 1]):
+        L, H, C = SHAPES[name]
+        config = dataclasses.replace(plan.config, n_layer=L, n_head=H, n_embd=C, n_inner=None)
+        recipe = dataclasses.replace(plan.recipe, init_from=name)
+        plan = dataclasses.replace(plan, config=config, recipe=recipe, timing=None)
+        if plan.largest_batch(gradient_checkpointing=True):
+            break  # else the smallest is suggested although it does not fit
+    if plan.recipe.init_from != usual:
+        reason = f"{usual}, for {tokens:,} tokens, does not fit into memory"
+    return plan, {"init_from": (plan.recipe.init_from, reason)}
+
+
+def _choose_batch(plan: Plan, given: set[str]) -> Choices:
+    """batch_size and gradient_accumulation_steps, and gradient_checkpointing if it must change."""
+    chosen: Choices = {}
+    asked = {name: getattr(plan.recipe, name) for name in given & {"batch_size", "gradient_accumulation_steps"}}
+    rows, T = _rows_of_update(plan), plan.block_size
+    whole = dataclasses.replace(plan.recipe, batch_size=1, gradient_accumulation_steps=rows)
+    plan = dataclasses.replace(plan, recipe=whole)
     size, checkpointing = plan.largest_batch(gradient_checkpointing=False), False
     if size is None:
         size, checkpointing = plan.largest_batch(gradient_checkpointing=True) or 1, True
@@ -77,62 +102,17 @@ def _chosen(plan, learning_rate):
     size = asked.get("batch_size", min(size, max(1, rows // asked.get("gradient_accumulation_steps", 1))))
     steps = asked.get("gradient_accumulation_steps", plan.processes * max(1, rows // size // plan.processes))
     rows = size * steps
-    takes = plan.takes(batch_size=size, gradient_checkpointing=checkpointing) / 1e9
-    chosen["batch_size"] = size, f"the largest that fits and pays: {takes:.1f} GB"
-    chosen["gradient_accumulation_steps"] = (
-        steps,
-        (
-            f"{size} x {steps} x {T:,} = {rows * T:,} tokens an update, {-(-plan.data.rows['train'] // rows):,} updates"
-            " a pass"
-        ),
-    )
-    chosen |= _length(plan, rows)
-    low, high = advice.rates_for(plan)
-    if learning_rate:
-        chosen["learning_rate"] = learning_rate, "the best of the rates that were tried"
-    elif plan.recipe.lora_rank:
-        chosen["learning_rate"] = recipes.LORA_RATE, f"{low:g} to {high:g} is usual for LoRA"
-    elif plan.pretrained:
-        rate = high if tokens < 1_000_000 else float(f"{math.sqrt(low * high):.2g}")
-        chosen["learning_rate"] = rate, f"{low:g} to {high:g} is usual for {tokens:,} tokens"
-    else:
-        chosen["learning_rate"] = float(f"{low * 3:.2g}"), f"usual for a network {plan.config.n_embd} wide from scratch"
-    for name in ("warmup_iters", "lr_decay_iters", "min_lr", "eval_interval", "save_interval"):
-        chosen[name] = None, "follows the length"
-    chosen["patience"] = 5, "a quarter of the run without a better validation loss ends it"
+    needed = plan.peak_bytes(batch_size=size, gradient_checkpointing=checkpointing) / 1e9
+    chosen["batch_size"] = size, f"larger ones do not fit or are not faster; {needed:.1f} GB"
+    updates = f"{rows * T:,} tokens an update, {-(-plan.data.rows['train'] // rows):,} updates a pass"
+    chosen["gradient_accumulation_steps"] = steps, f"{size} x {steps} x {T:,} = {updates}"
     return chosen
 
 
-def _sized(plan, stays):
-    """`(plan, {key: (value, reason)})`: with the model that the guide takes for this much text, or the largest below it
-    that fits."""
-    if stays or plan.recipe.init_from not in SHAPES:
-        return plan, {}
-    tokens, models = plan.data.tokens["train"], advice.MODELS
-    wanted, _ = advice.size_for(tokens)
-    reason = f"what the guide takes for {tokens:,} tokens"
-    if plan.device == "cpu" and wanted != "gpt2":
-        wanted, reason = "gpt2", "on a CPU larger ones take days"
-    for name in reversed(models[: models.index(wanted) + 1]):
-        L, H, C = SHAPES[name]
-        config = dataclasses.replace(plan.config, n_layer=L, n_head=H, n_embd=C, n_inner=None)
-        sized = dataclasses.replace(
-            plan, config=config, recipe=dataclasses.replace(plan.recipe, init_from=name), timing=None
-        )
-        if name == "gpt2" or sized.largest_batch(gradient_checkpointing=True):
-            return sized, {
-                "init_from": (
-                    name,
-                    reason if name == wanted else f"{wanted}, for {tokens:,} tokens, does not fit into memory",
-                )
-            }
-
-
-def _rows(plan):
-    """Blocks of an update, a power of two times the number of processes. For pretrained weights as few tokens as the
-    guide keeps to, more where that leaves a pass enough updates; from scratch as many as make UPDATES_FROM_SCRATCH of
-    all that is worth reading."""
-    low, high = advice.TOKENS_OF_UPDATE
+def _rows_of_update(plan: Plan) -> int:
+    """Blocks of an update, a power of two times the processes. For pretrained weights as few tokens as are usual, or
+    more if a pass has enough updates; from scratch as many as give UPDATES_FROM_SCRATCH."""
+    low, high = TOKENS_OF_UPDATE
     if plan.pretrained:
         wanted = plan.data.tokens["train"] / UPDATES_OF_A_PASS
     else:
@@ -141,25 +121,34 @@ def _rows(plan):
     return plan.processes * 2 ** max(0, round(math.log2(rows / plan.processes)))
 
 
-def _epochs(plan):
+def _epochs(plan: Plan) -> int:
     if plan.pretrained:
-        return advice.PASSES
-    worth = TOKENS_PER_PARAMETER * sizes.num_parameters(plan.config) / plan.data.tokens["train"]
-    return max(1, min(advice.PASSES_FROM_SCRATCH, round(worth)))
+        return PASSES
+    useful = TOKENS_PER_PARAMETER * sizes.num_parameters(plan.config) / plan.data.tokens["train"]
+    return max(1, min(PASSES_FROM_SCRATCH, round(useful)))
 
 
-def _length(plan, rows):
-    """max_iters and epochs with their reasons."""
+def _choose_length(plan: Plan, rows: int) -> Choices:
+    """epochs and max_iters."""
     epochs = _epochs(plan)
     length = math.ceil(epochs * plan.data.rows["train"] / rows)
-    ceiling = CEILING if plan.pretrained else max(CEILING, length)
-    why = "a pretrained model is at its best within them"
-    if not plan.pretrained:
-        why = f"{TOKENS_PER_PARAMETER} tokens a parameter, at most {advice.PASSES_FROM_SCRATCH} passes"
-    return {
-        "epochs": (epochs, f"{min(length, ceiling):,} updates; {why}"),
-        "max_iters": (
-            ceiling,
-            "a ceiling" if length <= ceiling else f"ends the run before {epochs} passes, which are {length:,}",
-        ),
-    }
+    ceiling, why = (
+        max(MAX_ITERS, length),
+        f"{TOKENS_PER_PARAMETER} tokens a parameter, at most {PASSES_FROM_SCRATCH} passes",
+    )
+    if plan.pretrained:
+        ceiling, why = MAX_ITERS, "a pretrained model is at its best within them"
+    limit = "a ceiling" if length <= ceiling else f"ends the run before {epochs} passes, which are {length:,}"
+    return {"epochs": (epochs, f"{min(length, ceiling):,} updates; {why}"), "max_iters": (ceiling, limit)}
+
+
+def _choose_learning_rate(plan: Plan, found: float | None) -> tuple[float, str]:
+    (low, high), tokens = advice.rates_for(plan), plan.data.tokens["train"]
+    if found:
+        return found, "the best of the rates that were tried"
+    if plan.recipe.lora_rank:
+        return LORA_RATE, f"{low:g} to {high:g} is usual for LoRA"
+    if plan.pretrained:
+        rate = high if tokens < 1_000_000 else float(f"{math.sqrt(low * high):.2g}")
+        return rate, f"{low:g} to {high:g} is usual for {tokens:,} tokens"
+    return float(f"{low * 3:.2g}"), f"usual for a model {plan.config.n_embd} wide from scratch"

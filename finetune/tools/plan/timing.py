@@ -9,7 +9,6 @@ import os
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from finetune.data.sampler import BlockSampler
 from finetune.evaluation import split_loss
 from finetune.gpt import GPT, lora
 from finetune.runtime import device, memory
+from finetune.tools.plan.estimate import Timing
 from finetune.training import optimizer as optimizers
 from finetune.training import setup, state, step
 
@@ -32,24 +32,9 @@ PROBE_BYTES = 64 << 20  # of the file that is written
 NEW_TOKENS = 8
 
 
-@dataclass
-class Timing:
-    """Seconds, unless said otherwise."""
-
-    start: float  # from the start of the process to the first update: libraries, data, network
-    warm_up: float  # that the first update takes more than the others
-    micro_batch: float
-    update: float  # of a single micro-batch
-    row: float  # of evaluating a block
-    byte: float  # of saving a byte of a checkpoint
-    token: float  # of a new token of each sample
-    rows: int  # blocks of the micro-batches that were timed
-    peak: int | None  # bytes of memory at the most, None where a smaller micro-batch was timed
-
-
 def timed(plan, began):
     """The plan with its Timing, or with the reason why there is none. `began` is when the process did."""
-    if plan.available is not None and plan.takes() > plan.available:
+    if not plan.fits:
         return dataclasses.replace(plan, untimed="it does not fit into memory")
     if plan.device == "cpu" and plan.processes > 1:
         return dataclasses.replace(plan, untimed="processes that share a CPU are not timed one by one")

@@ -1,60 +1,48 @@
-"""Runs side by side: in what their recipes differ, what they reached, how fast."""
+"""Runs side by side: where their recipes differ, their results and their speed."""
 
-from finetune.common.formatting import duration
-from finetune.tools.report.html_report import shown
+from __future__ import annotations
 
-BESIDES = ("out_dir", "overwrite", "wandb_run_name")  # differ between any two runs, and tell nothing
+from collections.abc import Sequence
 
+from finetune.common.formatting import duration, setting
+from finetune.tools.report.record import Record
 
-def compare(runs):
-    """The comparison of some Records as {title: rows}, each row a name and one text a run. Rows that all share are left
-    out of recipes."""
-    keys = dict.fromkeys(key for run in runs for key in run.recipe if key not in BESIDES)
-    recipes = [(key, *(shown(run.recipe.get(key)) for run in runs)) for key in keys if key != "init_from"]
-    recipes.insert(0, ("init_from", *(shown(run.init_from) for run in runs)))
-    reached = [
-        (name, *(_reached(run).get(name, "") for run in runs))
-        for name in dict.fromkeys(name for run in runs for name in _reached(run))
-    ]
-    return {"recipe": [row for row in recipes if len(set(row[1:])) > 1], "result": reached}
+ALWAYS_DIFFERENT = ("out_dir", "overwrite", "wandb_run_name")
+Row = tuple[str, ...]  # a name and one text for each run
 
 
-def notes(runs):
-    """What must be known to read the figures."""
+def to_text(runs: Sequence[Record]) -> str:
+    """The comparison as an aligned table, with notes below."""
+    width_of_table = len(runs) + 1
+    differences = _recipes(runs) or [("the recipes are the same", *[""] * len(runs))]
+    rows = [("", *(str(run.out_dir) for run in runs)), *_results(runs), ("",) * width_of_table, *differences]
+    widths = [max(len(row[column]) for row in rows) for column in range(width_of_table)]
     lines = []
-    if len({_sums(run, "val") for run in runs}) > 1:
-        lines.append("these runs were validated on different data, so their losses cannot be compared with each other")
-    elif len({_sums(run, "train") for run in runs}) > 1:
-        lines.append("these runs were trained on different data")
-    if None in {_sums(run, "val") for run in runs}:
-        lines.append("what some were validated on is not recorded")
-    lines += [f"{run.out_dir}: is still running" for run in runs if run.running]
-    return lines
+    for name, *cells in rows:
+        line = [name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:]))]
+        lines.append("  ".join(line).rstrip())
+    if notes := _notes(runs):
+        lines += ["", *notes]
+    return "\n".join(lines)
 
 
-def screen(runs):
-    """The comparison as aligned text."""
-    names = [str(run.out_dir) for run in runs]
-    parts = compare(runs)
-    rows = [
-        ("", *names),
-        *parts["result"],
-        ("",) * (len(runs) + 1),
-        *(parts["recipe"] or [("the recipes are the same", *("" for _ in runs))]),
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(runs) + 1)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if not place else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([*lines, *(["", *notes(runs)] if notes(runs) else [])])
+def _recipes(runs: Sequence[Record]) -> list[Row]:
+    """The keys in which the recipes differ."""
+    keys = dict.fromkeys(key for run in runs for key in run.recipe)
+    rows = [("init_from", *(setting(run.init_from) for run in runs))]
+    for key in keys:
+        if key not in ("init_from", *ALWAYS_DIFFERENT):
+            rows.append((key, *(setting(run.recipe.get(key)) for run in runs)))
+    return [row for row in rows if len(set(row[1:])) > 1]
 
 
-def _reached(run):
-    """{name: text} of what a run came to."""
+def _results(runs: Sequence[Record]) -> list[Row]:
+    results = [_result(run) for run in runs]
+    names = dict.fromkeys(name for result in results for name in result)
+    return [(name, *(result.get(name, "") for result in results)) for name in names]
+
+
+def _result(run: Record) -> dict[str, str]:
     facts = {"updates": f"{run.done:,} of {run.length:,}"}
     if run.evaluations:
         first, best, last = run.evaluations[0], run.best, run.evaluations[-1]
@@ -69,24 +57,29 @@ def _reached(run):
             facts["bits per byte"] = f"{bits:.4f}"
     if run.parameters is not None:
         facts["parameters"] = f"{run.parameters:,}"
-    if (speed := run.median("tokens_per_second")) is not None:
-        facts |= {
-            "tok/s": f"{speed:,.0f}",
-            "mfu": f"{run.median('mfu'):.2%}",
-            "time an update": f"{run.seconds_an_update * 1000:,.2f}ms",
-        }
-    return (
-        facts
-        | ({"from start to end": duration(run.seconds)} if run.seconds else {})
-        | ({"on": run.started["machine"]} if "machine" in run.started else {})
-    )
+    speed, mfu, seconds = run.median("tokens_per_second"), run.median("mfu"), run.median("seconds")
+    if speed is not None and mfu is not None and seconds is not None:
+        facts |= {"tok/s": f"{speed:,.0f}", "mfu": f"{mfu:.2%}", "time an update": f"{seconds * 1000:,.2f}ms"}
+    if run.seconds:
+        facts["from start to end"] = duration(run.seconds)
+    if "machine" in run.started:
+        facts["on"] = run.started["machine"]
+    return facts
 
 
-def _sums(run, split):
-    """What identifies the data of a split, None where it is not recorded."""
-    return (
-        tuple(
-            sorted((name, value) for name, value in run.started.get("identity", {}).items() if name.startswith(split))
-        )
-        or None
-    )
+def _notes(runs: Sequence[Record]) -> list[str]:
+    """What a reader of the figures must know."""
+    lines = []
+    if len({_data_identity(run, "val") for run in runs}) > 1:
+        lines.append("these runs were validated on different data, so their losses cannot be compared")
+    elif len({_data_identity(run, "train") for run in runs}) > 1:
+        lines.append("these runs were trained on different data")
+    if () in {_data_identity(run, "val") for run in runs}:
+        lines.append("some of them do not record their validation data")
+    return lines + [f"{run.out_dir}: is still running" for run in runs if run.running]
+
+
+def _data_identity(run: Record, split: str) -> tuple[tuple[str, str], ...]:
+    """What identifies the data of a split, () if it is not recorded."""
+    identity = run.started.get("identity", {})
+    return tuple(sorted((name, str(value)) for name, value in identity.items() if name.startswith(split)))

@@ -1,25 +1,25 @@
 """The report: report.html of a run, with curves, events, data, recipe and samples. One file, no script, no external
-asset.
-
-The markup is in report.html.j2, which escapes every value; this module gathers the values."""
+asset. This module gathers the values; report.html.j2 escapes and shows them."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from finetune.common.formatting import duration
+from finetune.common.files import write_file
+from finetune.common.formatting import duration, figure, is_number, setting
 from finetune.config.recipe import Recipe
-from finetune.tools.report import diagnosis, record, tables
-from finetune.tools.report.svg_chart import Line, Mark, chart, figure
+from finetune.tools.report import diagnosis, svg_chart, tables
+from finetune.tools.report.record import Event, Record
+from finetune.tools.report.rules import Finding
+from finetune.tools.report.svg_chart import Chart, Line, Mark, chart
 
 if TYPE_CHECKING:
     from jinja2 import Template
-    from markupsafe import Markup
+
 # with a line in every chart
 MARKED_EVENTS = ("resume", "out_of_memory", "diverged", "rollback", "save_failed", "stop", "failed")
 MAX_SAMPLES = 5  # of one step
@@ -27,21 +27,15 @@ MAX_SAMPLE_STEPS = 8
 Setting = tuple[str, str, str, str]  # key, value, origin, reason or help
 
 
-def write(run: record.Record, findings: list[diagnosis.Finding], path: str | Path | None = None) -> Path:
-    """Write the report of a run, by default to report.html of its out_dir; return the path. Raises OSError, with the
-    old file untouched."""
+def write(run: Record, findings: list[Finding], path: str | Path | None = None) -> Path:
+    """Write the report of a run, by default to report.html in its out_dir; return the path. Raises OSError and leaves
+    the old file."""
     path = Path(path or run.out_dir / "report.html")
-    partial = path.with_name(f".tmp-{path.name}")
-    text = html(run, findings)
-    try:
-        partial.write_text(text, encoding="utf-8", errors="replace")  # the name of an out_dir may not be UTF-8
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(path, html(run, findings).encode("utf-8", "replace"))  # the name of out_dir may not be UTF-8
     return path
 
 
-def html(run: record.Record, findings: list[diagnosis.Finding]) -> str:
+def html(run: Record, findings: list[Finding]) -> str:
     """The report of a run as an HTML document."""
     given, defaults = _settings(run)
     evaluation = run.newest("evaluation")
@@ -51,6 +45,7 @@ def html(run: record.Record, findings: list[diagnosis.Finding]) -> str:
         key_figures=_key_figures(run),
         findings=[(diagnosis.ISSUES[finding.label][0], finding) for finding in findings],
         charts=_charts(run),
+        svg=svg_chart,
         before_and_after=tables.before_and_after(run),
         evaluation=evaluation,
         measurements=tables.evaluation(evaluation) if evaluation else None,
@@ -67,7 +62,7 @@ def _template() -> Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader(__package__, ""),
+        loader=PackageLoader("finetune.tools.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -77,16 +72,16 @@ def _template() -> Template:
     return environment.get_template("report.html.j2")
 
 
-def _state(run: record.Record) -> str:
+def _state(run: Record) -> str:
     if run.running:
         return "running"
     if run.ended:
-        return "ended for lack of a better validation loss" if run.ended_early else "done"
+        return "ended by early stopping" if run.ended_early else "done"
     last = next((event["event"] for event in reversed(run.session) if event["event"] in ("stop", "failed")), None)
     return {"stop": "stopped", "failed": "failed", None: "not ended"}[last]
 
 
-def _key_figures(run: record.Record) -> Iterator[tuple[str, str | None]]:
+def _key_figures(run: Record) -> Iterator[tuple[str, str | None]]:
     """(label, value) of each tile; None where the value is unknown."""
     first, best = (run.evaluations[0], run.best) if run.evaluations else ({}, {})
     speed, bits = run.median("tokens_per_second"), run.bits_per_byte(best["val_loss"]) if best else None
@@ -99,10 +94,7 @@ def _key_figures(run: record.Record) -> Iterator[tuple[str, str | None]]:
     yield "from start to end", duration(run.seconds) if run.seconds else None
 
 
-def _charts(run: record.Record) -> list[Markup]:
-    """The curves as SVG, which chart.py has escaped; [] without any value."""
-    from markupsafe import Markup
-
+def _charts(run: Record) -> list[Chart]:
     best, evaluations, updates = run.best, run.evaluations, run.updates
     ring = (best["step"], best["val_loss"], f"best: {best['val_loss']:.4f} at step {best['step']}") if best else None
     marks = [
@@ -121,47 +113,36 @@ def _charts(run: record.Record) -> list[Markup]:
         ("Tokens per second", "tokens_per_second", "e"),
         ("Gradient norm", "grad_norm", "b"),
     ):
-        points = [(event["iter"], event[name]) for event in updates if isinstance(event.get(name), (int, float))]
+        points = [(event["iter"], event[name]) for event in updates if is_number(event.get(name))]
         charts.append(chart(title, [Line(title.lower(), points, style)], marks, run.done))
-    return [Markup(svg) for svg in charts if svg]
+    return [made for made in charts if made]
 
 
-def _evenly_spaced(events: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+def _evenly_spaced(events: list[Event], most: int) -> list[Event]:
     """At most so many events, with the first and the last."""
     count = min(most, len(events))
     return [events[round(number * (len(events) - 1) / max(1, count - 1))] for number in range(count)]
 
 
-def _samples(event: dict[str, Any]) -> tuple[str, list[str]]:
+def _samples(event: Event) -> tuple[str, list[str]]:
     """The settings and texts of a `samples` event."""
     settings = [f"{name} {event[name]}" for name in ("temperature", "top_k", "seed") if name in event]
     texts = [text for text in event.get("texts", []) if isinstance(text, str)]
     return ", ".join([f"step {event.get('step')}", *settings]), texts[:MAX_SAMPLES]
 
 
-def _settings(run: record.Record) -> tuple[list[Setting], list[Setting]]:
-    """What was set, with where and why; then the defaults and derived values, with their help."""
+def _settings(run: Record) -> tuple[list[Setting], list[Setting]]:
+    """(given, defaults): what was set, with its origin and reason; default and derived values, with their help."""
     fields, reasons = {field.name: field for field in dataclasses.fields(Recipe)}, run.started.get("reasons") or {}
     given, defaults = [], []
     for name, value in run.recipe.items():
         reason, metadata = reasons.get(name), fields[name].metadata if name in fields else {}
-        text, description = shown(value), metadata.get("help", "")
+        text, description = setting(value), metadata.get("help", "")
         is_derived = metadata.get("derived") and value is not None
         if reason:
             given.append((name, text, reason.get("origin", ""), reason.get("why") or description))
         elif not metadata or (value != fields[name].default and not metadata.get("derived")):
             given.append((name, text, "", description))
         else:
-            defaults.append((name, text, "worked out" if is_derived else "default", description))
+            defaults.append((name, text, "derived" if is_derived else "default", description))
     return given, defaults
-
-
-def shown(value: object) -> str:
-    """The value of a key as a recipe file has it."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return repr(value) if value != value.strip() else value
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,120 +1,122 @@
-"""Line charts as SVG inside a page: no script, nothing from outside, colours from the page's own style."""
+"""Line charts: coordinates in an SVG, which the macro `chart` of report.html.j2 draws."""
+
+from __future__ import annotations
 
 import math
-from html import escape
+from collections.abc import Sequence
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 480, 240  # in units of about a pixel on a phone, so that letters are read there too
+from finetune.common.formatting import figure
+
+WIDTH, HEIGHT = 480, 240  # about a pixel on a phone each, so that text is legible there too
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 20, 30  # margins
 BUCKETS = 240  # of a longer line the least and the greatest value of each are drawn
 OUTLIERS = 0.005  # of the values of a line without dots may lie outside, at either end
+MAX_DOTS = 60  # of a line, about
+LABEL_WIDTH = 60  # of a mark
+Point = tuple[float, float]
 
 
 class Line(NamedTuple):
     name: str
-    points: list  # (x, y), x ascending
+    points: Sequence[Point]  # x ascending
     style: str  # a class of the page
-    dots: bool = False  # each value is shown, and none may lie outside
-    ring: tuple | None = None  # (x, y, words) of the point that counts
+    dots: bool = False  # draw each value, with none outside
+    ring: tuple[float, float, str] | None = None  # (x, y, text) of the value that counts
 
 
 class Mark(NamedTuple):
-    """Something that happened at x: `name` stands at the line, `words` when one points at it."""
+    """A vertical line at x with its name; `text` is its tooltip."""
 
     x: float
     name: str
-    words: str
+    text: str
 
 
-def chart(title, lines, marks=(), to=None):
-    """A <figure>, or nothing where there is nothing to draw. x begins at 0 and ends at `to` or later."""
+class Dot(NamedTuple):
+    x: str
+    y: str
+    text: str
+
+
+class Curve(NamedTuple):
+    name: str
+    style: str
+    path: str
+    dots: list[Dot]
+    ring: Dot | None
+
+
+class Chart(NamedTuple):
+    title: str
+    summary: str
+    x_ticks: list[tuple[str, str]]  # (coordinate, number)
+    y_ticks: list[tuple[str, str]]
+    marks: list[tuple[str, str, str]]  # (coordinate, name or "" without space for it, text)
+    curves: list[Curve]
+
+
+def chart(title: str, lines: Sequence[Line], marks: Sequence[Mark] = (), x_max: float = 0) -> Chart | None:
+    """The chart of these lines, None without a value. x begins at 0 and ends at `x_max` or later."""
     lines = [line for line in lines if line.points]
     if not lines:
-        return ""
-    x_high = max([to or 0, *(line.points[-1][0] for line in lines)])
+        return None
+    x_max = max(x_max, *(line.points[-1][0] for line in lines))
     y_low, y_high = _bounds(lines)
 
-    def place(x, y):
-        across = LEFT + x / (x_high or 1) * (WIDTH - LEFT - RIGHT)
-        down = HEIGHT - BOTTOM - (min(max(y, y_low), y_high) - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
-        return f"{across:.1f}", f"{down:.1f}"
+    def across(x: float) -> str:
+        return f"{LEFT + x / (x_max or 1) * (WIDTH - LEFT - RIGHT):.1f}"
 
-    parts = []
-    for value in _ticks(y_low, y_high):
-        _, y = place(0, value)
-        parts.append(
-            f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/><text x="{LEFT - 6}" y="{y}" dy=".35em"'
-            f' text-anchor="end">{figure(value)}</text>'
-        )
-    for value in _ticks(0, x_high):
-        x, _ = place(value, y_low)
-        parts.append(f'<text x="{x}" y="{HEIGHT - 10}" text-anchor="middle">{figure(value)}</text>')
-    said = -math.inf
+    def down(y: float) -> str:
+        inside = min(max(y, y_low), y_high)
+        return f"{HEIGHT - BOTTOM - (inside - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM):.1f}"
+
+    def curve(line: Line) -> Curve:
+        points = line.points if line.dots else thin_out(line.points)
+        shown = points[:: max(1, len(points) // MAX_DOTS)] if line.dots else []
+        dots = [Dot(across(x), down(y), f"{line.name} {y:.4f} at {x:,}") for x, y in shown]
+        ring = Dot(across(line.ring[0]), down(line.ring[1]), line.ring[2]) if line.ring else None
+        return Curve(line.name, line.style, "L".join(f"{across(x)} {down(y)}" for x, y in points), dots, ring)
+
+    placed, last_label = [], -math.inf
     for mark in sorted(marks, key=lambda mark: mark.x):
-        x, _ = place(mark.x, y_low)
-        parts.append(f'<g class="mark"><title>{escape(mark.words)}</title><path d="M{x} {TOP - 4}V{HEIGHT - BOTTOM}"/>')
-        if float(x) - said > 60:  # room for a word
-            said, anchor = float(x), "end" if float(x) > WIDTH - 80 else "start"
-            parts.append(f'<text x="{x}" y="{TOP - 8}" text-anchor="{anchor}">{escape(mark.name)}</text>')
-        parts.append("</g>")
-    for line in lines:
-        drawn = line.points if line.dots else _thinned(line.points)
-        path = "L".join(" ".join(place(x, y)) for x, y in drawn)
-        parts.append(f'<path class="line {line.style}" d="M{path}"/>')
-        if line.dots:
-            for x, y in drawn[:: max(1, len(drawn) // 60)]:
-                across, down = place(x, y)
-                parts.append(
-                    f'<circle class="{line.style}" cx="{across}" cy="{down}" r="2.5"><title>{escape(line.name)} {y:.4f}'
-                    f" at {x:,}</title></circle>"
-                )
-        if line.ring:
-            across, down = place(*line.ring[:2])
-            parts.append(
-                f'<circle class="ring {line.style}" cx="{across}" cy="{down}"'
-                f' r="6"><title>{escape(line.ring[2])}</title></circle>'
-            )
-    legend = "".join(f'<span class="{line.style}">{escape(line.name)}</span>' for line in lines if len(lines) > 1)
-    words = f"{title}: " + ", ".join(
-        f"{line.name} from {figure(line.points[0][1])} to {figure(line.points[-1][1])}" for line in lines
-    )
-    return (
-        f"<figure><figcaption><b>{escape(title)}</b> {legend}</figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(words)}">{"".join(parts)}</svg></figure>'
+        x = across(mark.x)
+        has_space = float(x) - last_label > LABEL_WIDTH
+        last_label = float(x) if has_space else last_label
+        placed.append((x, mark.name if has_space else "", mark.text))
+    ranges = [f"{line.name} from {figure(line.points[0][1])} to {figure(line.points[-1][1])}" for line in lines]
+    return Chart(
+        title,
+        f"{title}: {', '.join(ranges)}",
+        [(across(value), figure(value)) for value in round_ticks(0, x_max)],
+        [(down(value), figure(value)) for value in round_ticks(y_low, y_high)],
+        placed,
+        [curve(line) for line in lines],
     )
 
 
-def figure(value):
-    """A number as short as an axis wants it: 15,946, 0.25, 3e-05, 1.2M."""
-    if abs(value) >= 1e6:
-        return f"{value / 1e6:.4g}M"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
-
-
-def _bounds(lines):
-    """The lowest and highest y to show, with some air. What a spike hides is more than what it shows."""
+def _bounds(lines: Sequence[Line]) -> Point:
+    """The lowest and highest y to show, with a margin. Spikes are cut, as they hide more than they show."""
     values = []
     for line in lines:
         ordered = sorted(y for _, y in line.points)
         cut = 0 if line.dots or len(ordered) < 20 else max(1, int(len(ordered) * OUTLIERS))
         values += [ordered[cut], ordered[-1 - cut]]
     low, high = min(values), max(values)
-    air = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - air if low < 0 or low > air else 0.0, high + air
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin if low < 0 or low > margin else 0.0, high + margin
 
 
-def _ticks(low, high, about=5):
+def round_ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers within the bounds."""
     exact = (high - low) / about
     step = 10 ** math.floor(math.log10(exact)) if exact > 0 else 1
     step *= next((factor for factor in (1, 2, 2.5, 5) if factor * step >= exact), 10)
-    first = math.ceil(low / step)
-    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [number * step for number in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
 
 
-def _thinned(points):
+def thin_out(points: Sequence[Point]) -> Sequence[Point]:
+    """The least and the greatest value of each bucket, if there are more points than that."""
     if len(points) <= 2 * BUCKETS:
         return points
     kept = []

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from finetune.common.formatting import duration
-from finetune.tools.report import record
+from finetune.common.formatting import duration, is_number
+from finetune.tools.report.record import Data, Event, Record
 
 LISTED_EVENTS = (
     "resume", "batch_size", "out_of_memory", "diverged", "rollback", "save_failed", "warning", "stop", "failed", "end",
@@ -22,7 +22,7 @@ class Table(NamedTuple):
     long: tuple[int, ...] = ()  # columns that hold sentences
 
 
-def before_and_after(run: record.Record) -> Table:
+def before_and_after(run: Record) -> Table:
     if len(run.evaluations) < 2:
         return Table((), ())
     first, best = run.evaluations[0], run.best
@@ -44,30 +44,30 @@ def before_and_after(run: record.Record) -> Table:
     return Table(("", f"step {first['step']}", f"best, step {best['step']}", "change"), rows)
 
 
-def evaluation(event: dict[str, Any]) -> Table:
+def evaluation(event: Event) -> Table:
     """The result of finetune.eval, beside its baseline if there was one."""
     baseline, general = event.get("baseline") or {}, event.get("general") or {}
     copied = event.get("memorisation") or {}
-    rows = [
+    rows: list[tuple[str, str, str]] = [
         (name.replace("_", " "), f"{event[name]:.4f}", _number(baseline.get(name)))
         for name in ("loss", "perplexity", "bits_per_byte", "accuracy")
-        if _is_number(event.get(name))
+        if is_number(event.get(name))
     ]
-    rows += [(name, f"{value:.4g}", "") for name, value in (event.get("metrics") or {}).items() if _is_number(value)]
-    if _is_number(general.get("loss")):
+    rows += [(name, f"{value:.4g}", "") for name, value in (event.get("metrics") or {}).items() if is_number(value)]
+    if is_number(general.get("loss")):
         before = _number(general.get("baseline_loss"))
         rows.append(("forgetting: loss on a general text", f"{general['loss']:.4f}", before))
-    if _is_number(general.get("kl")):
+    if is_number(general.get("kl")):
         rows.append(("forgetting: KL(baseline || model)", f"{general['kl']:.4f}", ""))
-    if _is_number(copied.get("copied")):
-        name = f"memorisation: {copied.get('ngram')}-grams of samples that stand in train.bin"
+    if is_number(copied.get("copied")):
+        name = f"memorisation: {copied.get('ngram')}-grams of samples that are in train.bin"
         rows.append((name, f"{copied['copied']:.1%}", ""))
         rows.append(("memorisation: longest copy, tokens", f"{copied.get('longest')}", ""))
     return Table(("", "model", baseline.get("name", "")), rows)
 
 
-def events(run: record.Record) -> Table:
-    """What happened besides updates, evaluations and samples."""
+def events(run: Record) -> Table:
+    """The events other than updates, evaluations and samples."""
     begun = run.events[0]["time"] if run.events else 0
     listed = [event for event in run.events if event["event"] in LISTED_EVENTS]
     rows = [
@@ -77,13 +77,13 @@ def events(run: record.Record) -> Table:
     return Table(("time", "update", "what", ""), rows, long=(3,))
 
 
-def step_of(event: dict[str, Any]) -> int:
+def step_of(event: Event) -> int:
     """The update at which an event happened; for a rollback, the one before it went back."""
     step = event.get("reached", event.get("step", 0))
     return step if isinstance(step, int) else 0
 
 
-def text_of(event: dict[str, Any]) -> str:
+def text_of(event: Event) -> str:
     """The result of an event, or the reason for it."""
     kind = event["event"]
     if kind == "rollback":
@@ -94,24 +94,24 @@ def text_of(event: dict[str, Any]) -> str:
     if kind == "batch_size":
         return f"batch_size {event['batch_size']}, gradient_accumulation_steps {event['gradient_accumulation_steps']}"
     if kind == "resume":
-        return f"went on at step {event['step']}, {event.get('machine', '')}"
+        return f"resumed at step {event['step']}, {event.get('machine', '')}"
     return str(event.get("problem") or event.get("done") or event.get("line") or event.get("signal") or "")
 
 
-def splits(part: record.Data) -> Table:
+def splits(part: Data) -> Table:
     """The counts of both splits; no rows if the dataset was not found."""
     found = {name: part.split(name) for name in ("train", "val")}
     counts = [key for key in COUNTS if any(key in split for split in found.values())]
     if part.meta.get("split_by") == "text":  # one running text, not documents
         counts = [key for key in counts if key != "documents"]
     rows = [
-        (name, *(f"{split[key]:,}" if _is_number(split.get(key)) else "" for key in counts))
+        (name, *(f"{split[key]:,}" if is_number(split.get(key)) else "" for key in counts))
         for name, split in found.items()
     ]
     return Table(("split", *counts), rows if any(found.values()) else ())
 
 
-def sources(part: record.Data) -> Table:
+def sources(part: Data) -> Table:
     listed = [*part.meta.get("sources", []), *part.meta.get("val_sources", [])]
     rows = [
         (source.get("name"), f"{source.get('bytes', 0):,}", str(source.get("sha256", ""))[:16])
@@ -120,7 +120,7 @@ def sources(part: record.Data) -> Table:
     return Table(("source", "bytes", "sha256"), rows)
 
 
-def findings(part: record.Data) -> Table:
+def findings(part: Data) -> Table:
     """What the doctor found, each kind with an example."""
     from finetune.tools.doctor.quality import KINDS
 
@@ -132,9 +132,5 @@ def findings(part: record.Data) -> Table:
     return Table(("count", "what the doctor found", "first in", "such as"), rows, long=(1, 3))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
 def _number(value: object) -> str:
-    return f"{value:.4f}" if _is_number(value) else ""
+    return f"{value:.4f}" if is_number(value) else ""

@@ -1,0 +1,122 @@
+"""Fields of options dataclasses: default, help and bounds; their values read from text, and described for --help."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import operator
+import types
+import typing
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from finetune.common.formatting import setting
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T")
+BOUNDS = {
+    "ge": (operator.ge, "at least"),
+    "gt": (operator.gt, "above"),
+    "le": (operator.le, "at most"),
+    "lt": (operator.lt, "below"),
+}
+BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def option(default: T, help: str, **metadata: object) -> T:
+    """A field of an options dataclass, typed as its default: `seed: int = option(1337, "random seed", ge=0)`.
+
+    ge, gt, le, lt: bounds of a number.
+    derived=True: None means "derived from other keys".
+    path=True: the value may be a path. In a recipe, which may come from somebody else, it must not contain `..`.
+    flag_only=True: only the command line can set it.
+    auto=NAME: the value `auto` sets the key NAME, a later plain value clears it.
+    """
+    metadata["help"] = help
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)  # pyrefly: ignore
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def find_problems(options: DataclassInstance) -> Iterator[tuple[str, str]]:
+    """(key, message) of each number out of its bounds, then those of `options.problems()`, if it has that method."""
+    for field in dataclasses.fields(options):
+        value, bounds = getattr(options, field.name), {name: field.metadata.get(name) for name in BOUNDS}
+        bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+        if isinstance(value, int | float) and not all(BOUNDS[name][0](value, bound) for name, bound in bounds.items()):
+            wanted = " and ".join(f"{BOUNDS[name][1]} {bound}" for name, bound in bounds.items())
+            yield field.name, f"must be {wanted}, got {value}"
+    if problems := getattr(options, "problems", None):
+        yield from problems()
+
+
+def convert(text: str | None, kind: Any) -> Any:
+    """The value of `text` for a field of type `kind`; None stands for a YAML null. Raises ValueError in plain words."""
+    choices = typing.get_args(kind)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return _convert_union(text, kind, choices)
+    if text is None:
+        raise ValueError(f"expected {describe_type(kind)}, got nothing")
+    word = text.lower()
+    if typing.get_origin(kind) is typing.Literal:
+        if word not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}, got {text!r}")
+        return word
+    if kind is bool and word in BOOLEANS:
+        return BOOLEANS[word]
+    if kind is int or kind is float:
+        with contextlib.suppress(ValueError):
+            value = float(text)
+            if kind is float and math.isfinite(value):
+                return value
+            if kind is int and value.is_integer():  # 5e3 too; a float has not all digits of a large integer
+                return int(text) if text.lstrip("+-").isdigit() else int(value)
+    if kind is str:
+        return text
+    raise ValueError(f"expected {describe_type(kind)}, got {text!r}")
+
+
+def _convert_union(text: str | None, kind: Any, choices: tuple[Any, ...]) -> Any:
+    """The value of `text` for `KIND | None`, `KIND | Literal[...]` or both."""
+    if type(None) in choices and (text is None or text.lower() in ("", "none", "null", "~")):
+        return None
+    first, *others = (choice for choice in choices if choice is not type(None))
+    for literal in others:
+        if text is not None and text.lower() in typing.get_args(literal):
+            return text.lower()
+    try:
+        return convert(text, first)
+    except ValueError as error:
+        raise ValueError(str(error).replace(describe_type(first), describe_type(kind))) from None
+
+
+def help_text(cls: type[DataclassInstance], usage: str) -> str:
+    """The text of --help."""
+    hints = typing.get_type_hints(cls)
+    lines = [usage.strip(), ""]
+    for field in dataclasses.fields(cls):
+        if field.name == "sources":
+            continue
+        lines.append(f"  --{field.name}={describe_type(hints[field.name], short=True)}")
+        lines.append(f"      {field.metadata['help']} [{describe_default(field)}]")
+    lines += ["  --debug=true", "      show the traceback of an error"]
+    return "\n".join(lines)
+
+
+def describe_default(field: dataclasses.Field[Any]) -> str:
+    """A field's default as --help and the configuration reference show it."""
+    return "derived" if field.default is None and field.metadata.get("derived") else setting(field.default)
+
+
+def describe_type(kind: Any, short: bool = False) -> str:
+    """`a number`, or in short `FLOAT`; of a Literal or a union all choices."""
+    choices = [choice for choice in typing.get_args(kind) if choice is not type(None)]
+    if typing.get_origin(kind) is typing.Literal:
+        return "|".join(choices)
+    if choices:
+        return ("|" if short else " or ").join(describe_type(choice, short) for choice in choices)
+    long = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return {bool: "true|false", int: "INT", float: "FLOAT", str: "TEXT"}[kind] if short else long[kind]

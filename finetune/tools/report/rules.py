@@ -1,0 +1,282 @@
+"""One rule for each kind of problem: a function of a run that returns a Finding or None."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.common.formatting import duration
+from finetune.runs import thresholds
+from finetune.runs.warning_signs import warning_signs
+from finetune.tools.report import remedies
+from finetune.tools.report.record import MISSING, Record
+
+
+@dataclass
+class Finding:
+    label: str  # a key of diagnosis.ISSUES
+    evidence: list[str]  # lines with numbers
+    advice: str
+    command: str | None = None
+
+
+def out_of_memory(run: Record) -> Finding | None:
+    used = next((event["memory"] for event in reversed(run.session) if "memory" in event), 0)
+    total = run.started.get("memory") or 0
+    if run.failure and "out of memory" in run.failure["problem"]:
+        evidence = [_first_line(run.failure)]
+    elif run.killed and total and used > thresholds.FULL_MEMORY * total:
+        memory = f"{used / 1e9:.1f} of {total / 1e9:.1f} GB of memory in use"
+        evidence = [f"it ended without an error after {run.done:,} updates, with {memory}"]
+    else:
+        return None
+    tries = [event["done"].split(";")[0] for event in run.session if event["event"] == "out_of_memory"]
+    if tries:
+        evidence.append(f"the run itself tried: {'; '.join(tries)}")
+    more, advice, command = remedies.less_memory(run, tries)
+    return Finding("out_of_memory", evidence + more, advice, command)
+
+
+def missing_checkpoint(run: Record) -> Finding | None:
+    if run.running:
+        return None
+    refused, failed = run.last("save_failed"), run.failure
+    damaged = run.damaged
+    if failed and not refused:  # a run that failed before its first evaluation has no best/ yet
+        damaged = {name: problem for name, problem in damaged.items() if problem != MISSING}
+    if not damaged and not (refused and failed):
+        return None
+    evidence = [refused["problem"]] if refused else []
+    evidence += [f"{run.out_dir / name}: {problem}" for name, problem in damaged.items()]
+    if failed:
+        evidence.append(f"the run ended with: {_first_line(failed)}")
+    killed = ", as after SIGKILL or a power cut" if run.killed else ""
+    evidence.append(f"the last recorded update is {run.done:,} of {run.length:,}{killed}")
+    command = remedies.resume(run)
+    if refused:
+        advice = f"free some disk space first: df -h {shlex.quote(str(run.out_dir))} shows it"
+    elif run.states:
+        advice = f"{run.states[0]} is complete, and the next evaluation writes best/"
+    else:
+        advice = "there is no state to resume from; save_interval says how often one is saved"
+        command = remedies.restart(run)
+    return Finding("missing_checkpoint", evidence, advice, command)
+
+
+def interrupted(run: Record) -> Finding | None:
+    if run.failure and run.failure.get("code") != 3:
+        evidence = f"after {run.done:,} updates: {_first_line(run.failure)}"
+    elif run.killed:
+        causes = "no end, signal or error was recorded, as after SIGKILL, OOM or a power cut"
+        evidence = f"after {run.done:,} of {run.length:,} updates: {causes}"
+    else:
+        return None
+    return Finding("interrupted", [evidence], "resume from the last state", remedies.resume(run))
+
+
+def gibberish(run: Record) -> Finding | None:
+    signs, best, rate = _warning_signs(run), run.best, run.recipe.get("learning_rate")
+    if "start" in signs and run.pretrained:
+        advice = "prepare the text with the model's tokenizer"
+        return Finding("gibberish", [signs["start"]], advice, remedies.prepare_again(run))
+    evidence = []
+    if run.failure and run.failure.get("code") == 3:
+        evidence.append(_first_line(run.failure))
+    if best:
+        last, rise = run.evaluations[-1], max(thresholds.DIVERGED_RISE, thresholds.RISE * best["val_loss"])
+        if all(last[loss] > best[loss] + rise for loss in ("val_loss", "train_loss")):
+            evidence.append(
+                f"val loss {_change(best, last)}, and train loss {best['train_loss']:.4f} -> {last['train_loss']:.4f}:"
+                " both rise"
+            )
+    if not evidence:
+        return None
+    rollbacks = [event for event in run.session if event["event"] == "rollback"]
+    if rollbacks:
+        scale = f"learning rates times {rollbacks[-1]['lr_scale']:g}"
+        evidence.append(f"rolled back {len(rollbacks)} times, at last with {scale}")
+    evidence.append("learning_rate is not recorded" if rate is None else f"learning_rate was {rate:g}")
+    advice = "a tenth of the learning rate"
+    if best and best["step"]:
+        advice += f"; until then best/ keeps step {best['step']}"
+    return Finding("gibberish", evidence, advice, remedies.train_at_rate(run, (rate or 3e-5) / 10))
+
+
+def not_learning(run: Record) -> Finding | None:
+    if not run.evaluations or run.done - run.evaluations[0]["step"] < thresholds.ENOUGH_UPDATES:
+        return None
+    first, best = run.evaluations[0], run.best
+    least_train = min(evaluation["train_loss"] for evaluation in run.evaluations)
+    gained = max(first["val_loss"] - best["val_loss"], first["train_loss"] - least_train)
+    least_gain, least_rate = thresholds.LEAST_GAIN, thresholds.LEAST_RATE
+    if not run.pretrained:
+        least_gain = thresholds.LEAST_SHARE_GAINED * first["val_loss"]
+        least_rate = thresholds.LEAST_RATE_FROM_SCRATCH
+    if gained >= least_gain:
+        return None
+    rate, tokens, signs = run.recipe.get("learning_rate") or 0.0, run.train_tokens, _warning_signs(run)
+    evidence = [
+        f"val loss {first['val_loss']:.4f} at step {first['step']} -> {best['val_loss']:.4f} at best, train loss"
+        f" {first['train_loss']:.4f} -> {run.evaluations[-1]['train_loss']:.4f}, after {run.done:,} updates",
+        f"learning_rate {rate:g}",
+    ]
+    if "known" in signs:
+        evidence.append(signs["known"])
+    if tokens is not None and tokens < thresholds.FEW_TOKENS:
+        evidence.append(f"{tokens:,} tokens to train on; fewer than {thresholds.FEW_TOKENS:,} are few")
+    command = remedies.train_at_rate(run, max(3 * rate, least_rate))
+    return Finding("not_learning", evidence, "a higher learning rate", command)
+
+
+def overfitting(run: Record) -> Finding | None:
+    if not run.evaluations:
+        return None
+    signs, first, best, last = _warning_signs(run), run.evaluations[0], run.best, run.evaluations[-1]
+    evidence = []
+    if not (run.ended_early and best["step"] > first["step"]):  # else patience has limited it already
+        if "overfitting" in signs:
+            evidence.append(signs["overfitting"].removeprefix("overfitting: "))
+        elif "gap" in signs and last["val_loss"] > best["val_loss"] * (1 + thresholds.RISE):
+            evidence.append(f"val loss {_change(best, last)}")
+        if evidence and "gap" in signs:
+            evidence.append(signs["gap"].removeprefix("gap: "))
+    samples = (run.newest("evaluation") or {}).get("memorisation") or {}
+    if samples.get("copied", 0) > thresholds.COPIED:
+        copied = f"{samples['copied']:.0%} of the {samples['ngram']}-grams of samples"
+        evidence.append(f"{copied} are in the training data, {samples['longest']} tokens in a row")
+    if not evidence:
+        return None
+    if passes := run.passes(last["step"]):
+        evidence.append(f"{last['step']:,} updates were {passes:.1f} passes over {run.train_tokens:,} tokens")
+    advice = f"best/ keeps step {best['step']}. More text helps most; with this text use fewer updates and dropout"
+    second = run.evaluations[min(1, len(run.evaluations) - 1)]
+    flags: dict[str, remedies.Flag] = {
+        "dropout": run.recipe.get("dropout") or 0.1,
+        "patience": run.recipe.get("patience") or 5,
+        "lr_decay_iters": None,
+        "max_iters": (max_iters := max(1, best["step"] or second["step"] // 4)),
+    }
+    if best["step"] == first["step"]:
+        flags["eval_interval"] = max(1, max_iters // 10)
+    return Finding("overfitting", evidence, advice, remedies.train_another(run, **flags))
+
+
+def slow(run: Record) -> Finding | None:
+    seconds, speed, mfu = run.median("seconds"), run.median("tokens_per_second"), run.median("mfu")
+    if seconds is None or speed is None or mfu is None or seconds * run.length < thresholds.SHORT_RUN:
+        return None
+    machine, total = run.started.get("machine", ""), seconds * run.length
+    pace = f"{speed:,.0f} tok/s, mfu {mfu:.1%}, {machine}"
+    if changed := _slowed_down(run):
+        advice = "another process uses this computer now: look with top or nvidia-smi"
+        return Finding(
+            "slow", [f"an update took {changed[0]:.2f}s at first and {changed[1]:.2f}s lately", pace], advice
+        )
+    whole = f"{run.length:,} updates at {duration(seconds)} each take {duration(total)}"
+    if " on cuda" in machine:
+        return _slow_on_gpu(run, [pace, whole]) if mfu < thresholds.LOW_MFU else None
+    if total < thresholds.DAY:
+        return None
+    evidence = [whole, pace]
+    if shutil.which("nvidia-smi") and run.recipe.get("device") != "cpu":
+        check = "python -c 'import torch; print(torch.version.cuda)'"
+        evidence.append(f"there is an NVIDIA driver, but PyTorch sees no CUDA: {check}")
+    updates = max(1, int(thresholds.DAY / seconds))
+    advice = f"a GPU; or {updates:,} updates, which take a day on this CPU"
+    return Finding("slow", evidence, advice, remedies.train_another(run, max_iters=updates, lr_decay_iters=None))
+
+
+def _slow_on_gpu(run: Record, evidence: list[str]) -> Finding:
+    if run.recipe.get("compile") == "false":
+        command = remedies.resume(run, compile="auto")
+        return Finding("slow", [*evidence, "compile=false"], "compile the model", command)
+    if run.recipe.get("dtype") == "float32":
+        command = remedies.resume(run, dtype="auto")
+        return Finding("slow", [*evidence, "dtype=float32"], "a dtype with fast matrix products on this GPU", command)
+    tokens = (remedies.newest_size(run, "batch_size") or 1) * (run.recipe.get("block_size") or 1024)
+    advice, command = "larger micro-batches, with the same blocks in an update", remedies.resume(run, batch_size="auto")
+    return Finding("slow", [*evidence, f"{tokens:,} tokens in a micro-batch"], advice, command)
+
+
+def disappointing(run: Record) -> Finding | None:
+    measured = run.newest("evaluation") or {}
+    return _no_better_than_base(run, measured) or _forgot(run, measured) or _still_falling(run)
+
+
+def _no_better_than_base(run: Record, measured: dict[str, Any]) -> Finding | None:
+    difference, baseline = (measured.get("difference") or {}).get("mean"), measured.get("baseline") or {}
+    if difference is None or difference < 0 or measured.get("split") != "val":
+        return None
+    if baseline.get("name") != run.recipe.get("init_from"):
+        return None
+    evidence = f"on val, {measured['loss']:.4f} nats a token, {difference:+.4f} against {baseline['name']}"
+    findings = _findings_of_doctor(run)
+    return Finding("disappointing", [evidence, *findings], "look at the data first", remedies.examine_data(run))
+
+
+def _forgot(run: Record, measured: dict[str, Any]) -> Finding | None:
+    general = measured.get("general") or {}
+    before, after = general.get("baseline_loss", 0), general.get("loss", 0)
+    if after - before <= thresholds.FORGOTTEN:
+        return None
+    evidence = f"on a general text, loss {before:.4f} before and {after:.4f} after training: the model forgot it"
+    command = remedies.train_at_rate(run, (run.recipe.get("learning_rate") or 3e-5) / 3)
+    return Finding("disappointing", [evidence], "a third of the learning rate", command)
+
+
+def _still_falling(run: Record) -> Finding | None:
+    """The run is over and its last evaluation is the best. Evaluations need not lie where the last fifth begins, so the
+    fall since the one before it is scaled."""
+    if not run.evaluations or not run.ended or run.ended_early or run.done < thresholds.ENOUGH_UPDATES:
+        return None
+    first, best = run.evaluations[0], run.best
+    if best["step"] != run.evaluations[-1]["step"]:
+        return None
+    before = next((e for e in reversed(run.evaluations) if e["step"] <= 0.8 * best["step"]), first)
+    if before["step"] == first["step"]:  # no evaluation on the way
+        return None
+    gained, lately = first["val_loss"] - best["val_loss"], before["val_loss"] - best["val_loss"]
+    in_last_fifth = 0.2 * best["step"] * lately / max(1, best["step"] - before["step"])
+    if lately < thresholds.LEAST_GAIN or in_last_fifth < thresholds.STILL_FALLING * gained:
+        return None
+    evidence = f"val loss {_change(before, best)}, the end: still falling, {lately / gained:.0%} of all that was gained"
+    flags: dict[str, remedies.Flag] = {"max_iters": 2 * run.length}
+    if run.recipe.get("epochs") and run.length < run.recipe.get("max_iters", 0):
+        flags = {"epochs": 2 * run.recipe["epochs"]}
+    command = remedies.resume(run, **flags, lr_decay_iters=None)
+    return Finding("disappointing", [evidence, *_findings_of_doctor(run)], "resume, and train twice as long", command)
+
+
+def _first_line(failed: dict[str, Any]) -> str:
+    return failed["problem"].splitlines()[0]
+
+
+def _change(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """The validation losses of two evaluations."""
+    return f"{before['val_loss']:.4f} at step {before['step']} -> {after['val_loss']:.4f} at step {after['step']}"
+
+
+def _warning_signs(run: Record) -> dict[str, str]:
+    return warning_signs(run.evaluations, run.vocab_size, run.pretrained) if run.evaluations else {}
+
+
+def _slowed_down(run: Record) -> tuple[float, float] | None:
+    """Seconds of an update in the first and in the last quarter, if updates became much slower."""
+    seconds = [event["seconds"] for event in run.session if event["event"] == "iter" and "seconds" in event][1:]
+    quarter = len(seconds) // 4
+    if quarter < 3:
+        return None
+    early, late = statistics.median(seconds[:quarter]), statistics.median(seconds[-quarter:])
+    return (early, late) if late > thresholds.SLOWER * early else None
+
+
+def _findings_of_doctor(run: Record) -> list[str]:
+    lines = []
+    for part in run.data:
+        counts = [f"{found['count']:,} {kind.replace('_', ' ')}" for kind, found in part.findings.items()]
+        if counts:
+            lines.append(f"the doctor found in {part.directory}: {', '.join(counts)}")
+    return lines
