@@ -12,9 +12,8 @@ import pytest
 from finetune.common.errors import UsageError
 from finetune.data import bin_writer
 from finetune.data import dataset as datasets
-from finetune.data import documents as data_documents
 from finetune.data import tokenizer as tokenizers
-from finetune.data.documents import Chunk
+from finetune.data.documents import Chunk, documents_of_bin
 from finetune.tools.doctor import near_duplicates, quality
 
 CLEAN = dict.fromkeys(quality.KINDS, 0)
@@ -229,7 +228,7 @@ def test_pieces_of_a_document_are_examined_as_the_whole():
     words = train.split(" ")
     train = " ".join([*words[:500], *val.split(" ")[1000:1200], *words[500:]])
     starts = [n for n, char in enumerate(train) if char == " "][::60]  # so that the passage lies in four of them
-    cut = [Chunk(train[a:b], ends=b is None) for a, b in itertools.pairwise([0, *starts, None])]
+    cut = [Chunk(train[a:b], is_last=b is None) for a, b in itertools.pairwise([0, *starts, None])]
     whole, pieces = quality.examine({"train": [train], "val": [val]}), quality.examine({"train": cut, "val": [val]})
     assert len(cut) > 100 and whole["findings"]["passages"]["words"] == 200
     for facts in (whole, pieces):
@@ -254,7 +253,9 @@ def test_next_to_nothing_can_be_examined(splits):
 
 
 def test_lengths_and_sizes():
-    facts = quality.examine({"train": [Chunk("x" * n, ends=True, tokens=n) for n in range(1, 2049)]})["splits"]["train"]
+    facts = quality.examine({"train": [Chunk("x" * n, is_last=True, tokens=n) for n in range(1, 2049)]})["splits"][
+        "train"
+    ]
     assert facts["lengths"] == {"unit": "tokens", "p50": 1024, "p90": 1844, "p99": 2028, "max": 2048}
     assert facts["truncation"] == {"at": 1024, "documents": 0.5, "tokens": sum(range(1, 1025)) / sum(range(1, 2049))}
     assert facts["tokens_per_byte"] == 1
@@ -265,7 +266,7 @@ def test_lengths_and_sizes():
     [(99_999, "small", True), (999_999, "small", False), (10**6, "medium", False), (10**7, "large", False)],
 )
 def test_the_recipe_is_that_of_the_size(tokens, recipe, few):
-    facts = quality.examine({"train": [Chunk("text", ends=True, tokens=tokens)]})
+    facts = quality.examine({"train": [Chunk("text", is_last=True, tokens=tokens)]})
     path = f"recipes/{recipe}.yaml"
     assert (Path(__file__).parents[1] / path).is_file() and path in quality.report(facts)
     assert ("may overfit" in quality.report(facts)) == few
@@ -283,26 +284,25 @@ def prepared(splits, directory, tokenizer):
     for split, corpus in splits.items():
         writer = bin_writer.BinWriter(directory / f"{split}.bin")
         for text in corpus:
-            writer.add([Chunk(text, ends=True)], [[*tokenizer.encode(text), tokenizer.eot]])
+            writer.add([(Chunk(text, is_last=True), np.append(tokenizer.encode(text), np.uint16(tokenizer.eot)))])
         meta["splits"][split] = writer.close()
     tokenizer.save(directory)
     (directory / "meta.json").write_text(json.dumps(meta))
 
 
-@pytest.mark.parametrize("piece_tokens", [100, 1 << 18])
-def test_a_prepared_directory_has_the_faults_of_its_source(piece_tokens, bpe_directory, tmp_path, monkeypatch):
-    monkeypatch.setattr(data_documents, "CHUNK_TOKENS", piece_tokens)
+@pytest.mark.parametrize("chunk_tokens", [100, 1 << 18])
+def test_a_prepared_directory_has_the_faults_of_its_source(chunk_tokens, bpe_directory, tmp_path):
     corpus, expected, _ = planted()
     tokenizer = tokenizers.from_directory(bpe_directory("\n".join(corpus["val"])))
     prepared(corpus, tmp_path / "data", tokenizer)
     dataset = datasets.load(tmp_path / "data")
     facts = quality.examine(
-        {split: data_documents.documents_of_bin(dataset, split, tokenizer) for split in ("val", "train")}
+        {split: documents_of_bin(dataset, split, tokenizer, chunk_tokens) for split in ("val", "train")}
     )
     source = quality.examine(corpus, tokenizer)
     assert facts["splits"] == source["splits"]
     assert {kind: finding["count"] for kind, finding in facts["findings"].items()} == expected
-    if piece_tokens > 100:  # the example of a leak is the document's first line or its last piece's
+    if chunk_tokens > 100:  # the example of a leak is the document's first line or its last piece's
         assert facts == source
 
 

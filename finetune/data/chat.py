@@ -47,10 +47,10 @@ def pieces(messages):
     for number, message in enumerate(messages, 1):
         last = number == len(messages)
         if message["role"] == "assistant":
-            yield Chunk("Assistant:\n", target=False)
-            yield Chunk(message["content"], ends=last, stops=not last)
+            yield Chunk("Assistant:\n", is_target=False)
+            yield Chunk(message["content"], is_last=last, eot_after=not last)
         else:
-            yield Chunk(f"{message['role'].capitalize()}:\n{message['content']}\n\n", ends=last, target=False)
+            yield Chunk(f"{message['role'].capitalize()}:\n{message['content']}\n\n", is_last=last, is_target=False)
 
 
 def template_of(directory):

@@ -135,7 +135,7 @@ def _document(row, columns):
             f"column {columns['text']!r} holds"
             f" {'nothing' if text is None else f'a value of type {type(text).__name__}'}, not text"
         )
-    return [Chunk(text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text, ends=True)]
+    return [Chunk(text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text, is_last=True)]
 
 
 def find(names, columns=None, split="train", revision=None):
@@ -255,7 +255,7 @@ def _text(name, opened, digest):
                 yield Chunk(text)
             if not chunk:
                 break
-    yield Chunk("", ends=True)
+    yield Chunk("", is_last=True)
 
 
 def _bad_byte(opened, error):

@@ -129,7 +129,7 @@ def open_general(name, subject):
         raise UsageError(f"general: {subject.source} has no tokenizer to read {name} with; give a prepared directory")
     ids, end = [], np.array([] if tokenizer.eot is None or found[0].is_one_text else [tokenizer.eot], np.uint16)
     for piece in documents.documents_of_sources(found):
-        ids += [tokenizer.encode(piece.text), end] if piece.ends or piece.stops else [tokenizer.encode(piece.text)]
+        ids += [tokenizer.encode(piece.text), end] if piece.is_last or piece.eot_after else [tokenizer.encode(piece.text)]
     text = TokenStream(np.concatenate(ids), token_bytes=token_bytes(tokenizer))
     if len(text.ids) < 2:
         raise UsageError(

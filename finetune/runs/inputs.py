@@ -46,7 +46,7 @@ def open_dataset(value, tokenizer, val_fraction):
             f"dataset {value}: no such directory or text file; {known}named texts: {', '.join(sources.NAMED)}"
         )
     choice = tokenizer()
-    made_from = survey_documents(sources.find([value]), collect_alphabet=False)[0]["sources"]
+    made_from = survey_documents(sources.find([value]), collect_alphabet=False).sources
     kind = choice if choice == "char" else (choice := find_tokenizer(choice)).fingerprint
     mark = hashlib.sha256(
         json.dumps([made_from[0]["sha256"], kind, val_fraction, datasets.FORMAT]).encode()
