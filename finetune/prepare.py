@@ -71,7 +71,8 @@ class Options:
 def main(argv: list[str]) -> None:
     options, _ = parse(Options, argv, USAGE)
     from finetune.data.prepare import TokenizeOptions, prepare, summary
-    from finetune.tools.doctor import quality
+    from finetune.tools.doctor.quality import examine_dataset
+    from finetune.tools.doctor.report import report
 
     out_dir = options.out_dir or f"data/{Path(options.sources[0]).stem}"
     dataset = prepare(
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> None:
     print(f"wrote {out_dir}/train.bin, val.bin and meta.json ({dataset.meta['tokenizer']['name']})")
     is_small = sum(facts["bytes"] for facts in dataset.meta["splits"].values()) <= EXAMINED
     if options.doctor == "true" or (options.doctor == "auto" and is_small):
-        print(f"\n{quality.report(quality.examine_dataset(dataset))}")
+        print(f"\n{report(examine_dataset(dataset))}")
     elif options.doctor == "auto":
         print(f"not examined, because it is large: python -m finetune.doctor {out_dir}")
 

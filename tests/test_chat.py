@@ -201,5 +201,7 @@ def test_the_template_and_the_pieces_agree():
     import jinja2
 
     messages = [{"role": role, "content": role * 2} for role in ("system", "user", "assistant", "user", "assistant")]
-    text = "".join(piece.text + ("<end>" if piece.is_last or piece.eot_after else "") for piece in chat.pieces(messages))
+    text = "".join(
+        piece.text + ("<end>" if piece.is_last or piece.eot_after else "") for piece in chat.pieces(messages)
+    )
     assert jinja2.Template(chat.TEMPLATE).render(messages=messages, eos_token="<end>") == text

@@ -14,7 +14,8 @@ from finetune.data import bin_writer
 from finetune.data import dataset as datasets
 from finetune.data import tokenizer as tokenizers
 from finetune.data.documents import Chunk, documents_of_bin
-from finetune.tools.doctor import near_duplicates, quality
+from finetune.tools.doctor import cleaning, near_duplicates, quality
+from finetune.tools.doctor.report import report
 
 CLEAN = dict.fromkeys(quality.KINDS, 0)
 
@@ -71,7 +72,7 @@ def planted():
 def counts(splits, tokenizer=None):
     facts = quality.examine({split: iter(documents) for split, documents in splits.items()}, tokenizer)
     assert json.loads(json.dumps(facts)) == facts
-    assert len(quality.report(facts).splitlines()) <= 40
+    assert len(report(facts).splitlines()) <= 40
     return {kind: finding["count"] for kind, finding in facts["findings"].items()}
 
 
@@ -83,13 +84,13 @@ def test_planted_faults_are_counted_exactly():
 def test_a_clean_corpus_raises_nothing():
     _, _, clean = planted()
     assert counts(clean) == CLEAN
-    assert "nothing wrong" in quality.report(quality.examine(clean))
+    assert "nothing wrong" in report(quality.examine(clean))
 
 
 def test_cleaning_restores_the_corpus_from_before():
     corpus, _, clean = planted()
     kept = {"train": [], "val": []}
-    for document in quality.clean(corpus, quality.FIXES):
+    for document in cleaning.clean(corpus, quality.FIXES):
         if not document.removed:
             kept[document.split].append(document.text)
     assert kept == clean
@@ -101,7 +102,7 @@ def test_cleaning_restores_the_corpus_from_before():
 def test_each_fix_mends_its_own_faults_and_no_others(fix):
     corpus, expected, _ = planted()
     kept = {"train": [], "val": []}
-    for document in quality.clean(corpus, fix):
+    for document in cleaning.clean(corpus, fix):
         if not document.removed:
             kept[document.split].append(document.text)
     assert counts(kept) == {kind: 0 if quality.KINDS[kind][1] in fix else count for kind, count in expected.items()}
@@ -213,11 +214,12 @@ def test_a_passage_of_val_inside_a_longer_document_of_train():
     facts = quality.examine({"train": train, "val": val})
     assert facts["findings"]["passages"]["count"] == 3
     assert facts["findings"]["passages"]["words"] == 50 + 50 + 97
+    begins = " ".join(val[0].split()[:12])
     assert facts["findings"]["passages"]["examples"][0] == {
         "split": "train",
         "document": 1,
         "like": "val 1",
-        "text": quality._excerpt(" ".join(val[0].split()[:12])),
+        "text": begins if len(begins) <= 60 else begins[:59] + "…",
     }
     assert sum(finding["count"] for finding in facts["findings"].values()) == 3
 
@@ -232,7 +234,7 @@ def test_pieces_of_a_document_are_examined_as_the_whole():
     whole, pieces = quality.examine({"train": [train], "val": [val]}), quality.examine({"train": cut, "val": [val]})
     assert len(cut) > 100 and whole["findings"]["passages"]["words"] == 200
     for facts in (whole, pieces):
-        assert facts["one_text"] and "one text" in quality.report(facts)
+        assert facts["one_text"] and "one text" in report(facts)
         assert {kind: finding["count"] for kind, finding in facts["findings"].items()} == CLEAN | {"passages": 1}
     assert pieces["splits"] == whole["splits"] and pieces["findings"]["passages"]["words"] == 200
 
@@ -268,8 +270,8 @@ def test_lengths_and_sizes():
 def test_the_recipe_is_that_of_the_size(tokens, recipe, few):
     facts = quality.examine({"train": [Chunk("text", is_last=True, tokens=tokens)]})
     path = f"recipes/{recipe}.yaml"
-    assert (Path(__file__).parents[1] / path).is_file() and path in quality.report(facts)
-    assert ("may overfit" in quality.report(facts)) == few
+    assert (Path(__file__).parents[1] / path).is_file() and path in report(facts)
+    assert ("may overfit" in report(facts)) == few
 
 
 def prepared(splits, directory, tokenizer):
@@ -326,7 +328,7 @@ def test_fix_writes_the_clean_corpus_and_says_what_it_removed(command, bpe_direc
     }
     assert sorted(path.name for path in Path("clean").iterdir()) == ["removed.jsonl", "train.jsonl", "val.jsonl"]
     assert "removed       10 documents that repeat an earlier one (train)" in out
-    assert "to mend it: python -m finetune.doctor d --fix=dedup,leaks,encoding" in out
+    assert "to fix it: python -m finetune.doctor d --fix=dedup,leaks,encoding" in out
     code, _, error = command("doctor", "d", "--fix=dedup", "--out_dir=clean")
     assert code == 2 and "clean/train.jsonl: is there already" in error
 
@@ -345,17 +347,16 @@ def test_text_files_are_documents_and_val_can_be_another_file(command):
 
 def test_a_failed_fix_leaves_nothing(command, monkeypatch):
     Path("a.txt").write_text("some text")
-    monkeypatch.setattr(quality, "clean", lambda *_: iter(lambda: (_ for _ in ()).throw(UsageError("stopped")), None))
+    monkeypatch.setattr(cleaning, "clean", lambda *_: iter(lambda: (_ for _ in ()).throw(UsageError("stopped")), None))
     code, _, error = command("doctor", "a.txt", "--fix=dedup", "--out_dir=out")
     assert code == 2 and "stopped" in error and not list(Path("out").iterdir())
 
 
-def test_more_documents_than_the_search_takes_are_said(monkeypatch):
-    monkeypatch.setattr(near_duplicates, "MAX_DOCUMENTS", 10)
-    assert quality.examine({"train": texts(10, random.Random(6))})["limits"] == []
-    facts = quality.examine({"train": texts(11, random.Random(6))})
+def test_more_documents_than_the_search_takes_are_said():
+    assert quality.examine({"train": texts(10, random.Random(6))}, max_documents=10)["limits"] == []
+    facts = quality.examine({"train": texts(11, random.Random(6))}, max_documents=10)
     assert facts["limits"] == ["near duplicates among the first 10 documents of train"]
-    assert facts["limits"][0] in quality.report(facts)
+    assert facts["limits"][0] in report(facts)
 
 
 def test_other_columns_and_several_sources_to_validate_on(command):

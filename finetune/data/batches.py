@@ -32,7 +32,7 @@ class Blocks:
         position_ids  uint16, from 0 in each document; present only if documents are isolated
     Without isolation the rows are consecutive, and the last one ends with `padding` tokens that are no targets."""
 
-    def __init__(self, columns: dict[str, list[np.ndarray]], num_tokens: int):
+    def __init__(self, columns: dict[str, list[np.ndarray]], num_tokens: int) -> None:
         chunks = columns["input_ids"]
         self.columns, self.num_tokens = columns, num_tokens
         self.block_size = chunks[0].shape[1] - 1
@@ -123,7 +123,7 @@ class Blocks:
 class Mixture:
     """Several `Blocks` as one: the rows of the first part, then those of the second, and so on."""
 
-    def __init__(self, parts: list[Blocks]):
+    def __init__(self, parts: list[Blocks]) -> None:
         self.parts = parts
         self.block_size, self.is_isolated = parts[0].block_size, parts[0].is_isolated
         self.first_rows = [0, *itertools.accumulate(part.num_rows for part in parts)]  # of each part, and the end

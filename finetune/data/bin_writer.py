@@ -17,7 +17,7 @@ from finetune.data.documents import Encoded
 class BinWriter:
     """A bin being written. NAME_mask.bin and NAME_documents.bin appear beside it only if they are needed."""
 
-    def __init__(self, path: Path, eot: int | None = None, chunk_bytes: int = CHUNK_BYTES):
+    def __init__(self, path: Path, eot: int | None = None, chunk_bytes: int = CHUNK_BYTES) -> None:
         self.path, self.eot, self.chunk_bytes = path, eot, chunk_bytes
         self.file, self.digest = open(path, "wb"), hashlib.sha256()
         self.mask_file: BinaryIO | None = None
@@ -52,7 +52,7 @@ class BinWriter:
             "documents": len(self.document_ends),
             "sha256": self.digest.hexdigest(),
         }
-        files = [self.file]
+        files: list[BinaryIO] = [self.file]
         if self.mask_file:
             facts |= {"targets": self.targets, "mask_sha256": self.mask_digest.hexdigest()}
             files.append(self.mask_file)

@@ -81,7 +81,7 @@ def prepare(
     eot = None if split_by == "text" else tokenizer.eot
     characters = sum(survey.characters for survey in surveys.values())
     chunks = _progress(_cut_chunks(stream, options.group_characters, tokenizer.kind == "char"), characters)
-    with _work_directory(out_dir) as work:
+    with work_directory(out_dir, ".tmp-prepare-") as work:
         splits, overflows = _tokenize(chunks, tokenizer, eot, options, work)
         meta = {
             "format": datasets.FORMAT,
@@ -104,11 +104,11 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _work_directory(out_dir: str | Path) -> Generator[Path]:
+def work_directory(out_dir: str | Path, prefix: str) -> Generator[Path]:
     """A temporary directory in `out_dir`. Raises UsageError if none can be made."""
     try:
         Path(out_dir).mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".tmp-prepare-", dir=out_dir))
+        work = Path(tempfile.mkdtemp(prefix=prefix, dir=out_dir))
     except OSError as error:
         raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
     try:

@@ -10,7 +10,7 @@ import numpy as np
 class BlockSampler:
     """The rows of every iteration: epoch after epoch without a gap, each in its own random order."""
 
-    def __init__(self, num_rows: int, rows_per_iteration: int, seed: int):
+    def __init__(self, num_rows: int, rows_per_iteration: int, seed: int) -> None:
         self.rows_per_iteration = rows_per_iteration
         self.epochs = EpochPermutations(num_rows, seed)
 
@@ -27,7 +27,7 @@ class MixtureSampler:
 
     CYCLE = 1000
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], rows_per_iteration: int, seed: int):
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], rows_per_iteration: int, seed: int) -> None:
         self.counts = self._rows_per_cycle(np.asarray(weights))
         self.first_rows = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         self.epochs = [EpochPermutations(size, seed, part) for part, size in enumerate(sizes)]
@@ -66,7 +66,7 @@ class MixtureSampler:
 class EpochPermutations:
     """Epoch after epoch over `num_rows` rows. The order within an epoch depends on the seeds and its number."""
 
-    def __init__(self, num_rows: int, *seeds: int):
+    def __init__(self, num_rows: int, *seeds: int) -> None:
         self.num_rows, self.seeds = num_rows, seeds
         self._permutations: dict[int, np.ndarray] = {}
 

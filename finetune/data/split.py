@@ -111,7 +111,7 @@ class Overflow:
 
     `policy` is "split" (keep, training cuts them), "drop" or "error"."""
 
-    def __init__(self, policy: str, max_tokens: int):
+    def __init__(self, policy: str, max_tokens: int) -> None:
         self.policy, self.max_tokens, self.count = policy, max_tokens, 0
         # of the document of each split that has not ended yet
         self.lengths: Counter[str] = Counter()

@@ -68,7 +68,7 @@ class CopyBlocker:
     is compared with train.bin itself, which stays on disk. An entry takes 8 bytes and the stride is half of `length`:
     for 12 that is 1.3 bytes a token, 133 MB for 100 million tokens."""
 
-    def __init__(self, dataset: Dataset, length: int):
+    def __init__(self, dataset: Dataset, length: int) -> None:
         self.length, self.stride = length, max(1, length // 2)
         self.width = length - self.stride + 1
         self.tokens = np.memmap(dataset.bin("train"), dtype="<u2", mode="r")
@@ -113,7 +113,7 @@ class CopyBlocker:
 class PrefixHash:
     """Hashes of all runs of n tokens, for any n, from prefix sums: sum of (t_k + 1) MULTIPLIER^(k + 1) for k < n."""
 
-    def __init__(self, max_tokens: int):
+    def __init__(self, max_tokens: int) -> None:
         self.powers = np.full(max_tokens, MULTIPLIER, np.uint64).cumprod(dtype=np.uint64)
         inverse = np.full(max_tokens + 1, pow(MULTIPLIER, -1, 1 << 64), np.uint64)
         inverse[0] = 1
@@ -133,7 +133,7 @@ class PrefixHash:
 class NGramIndex:
     """The runs of n tokens in samples, found by their hashes (sorted, distinct)."""
 
-    def __init__(self, samples: list[np.ndarray], n: int, hashing: PrefixHash):
+    def __init__(self, samples: list[np.ndarray], n: int, hashing: PrefixHash) -> None:
         self.n, self.hashing = n, hashing
         self.tokens = np.concatenate([np.empty(0, np.uint16), *samples])
         lengths = [np.arange(len(sample), 0, -1) for sample in samples]

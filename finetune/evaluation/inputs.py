@@ -128,8 +128,10 @@ def open_general(name, subject):
     if tokenizer is None:
         raise UsageError(f"general: {subject.source} has no tokenizer to read {name} with; give a prepared directory")
     ids, end = [], np.array([] if tokenizer.eot is None or found[0].is_one_text else [tokenizer.eot], np.uint16)
-    for piece in documents.documents_of_sources(found):
-        ids += [tokenizer.encode(piece.text), end] if piece.is_last or piece.eot_after else [tokenizer.encode(piece.text)]
+    for chunk in documents.documents_of_sources(found):
+        ids.append(tokenizer.encode(chunk.text))
+        if chunk.is_last or chunk.eot_after:
+            ids.append(end)
     text = TokenStream(np.concatenate(ids), token_bytes=token_bytes(tokenizer))
     if len(text.ids) < 2:
         raise UsageError(
