@@ -101,7 +101,7 @@ class Blocks:
     def _gather(self, name: str, rows: np.ndarray) -> torch.Tensor:
         """Rows of a column, int64 (B, T + 1)."""
         gathered = np.empty((len(rows), self.block_size + 1), dtype=np.int64)
-        for i, row in enumerate(rows):
+        for i, row in enumerate(rows.tolist()):
             chunk = bisect.bisect_right(self.first_rows, row) - 1
             gathered[i] = self.columns[name][chunk][row - self.first_rows[chunk]]
         return torch.from_numpy(gathered)

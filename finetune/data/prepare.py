@@ -60,17 +60,13 @@ def prepare(
 ) -> Dataset:
     """Tokenize texts into `out_dir` and return its Dataset. Raises UsageError.
 
-    val.bin gets the last `val_fraction` of the characters of a single running text, or `val_fraction` of the documents,
-    drawn by `seed`; if that is less than one document, the last characters of them all. Sources in `val` replace both.
-    An end-of-text follows each document, but not a running text. `tokenizer` is "gpt2", "char", a model directory
-    or a tokenizer; `reading` goes to `sources.find`. The text is read twice, in constant memory, and `out_dir` changes
-    only after everything succeeded."""
+    val.bin gets the sources in `val`; else `val_fraction` of the documents, drawn by `seed`; else, of a single running
+    text or of too few documents, the last `val_fraction` of the characters. An end-of-text follows each document, but
+    not a running text. `tokenizer` is "gpt2", "char", a model directory or a tokenizer; `reading` goes to
+    `sources.find`. The text is read twice, in constant memory; `out_dir` changes only after everything succeeded."""
     options = options or TokenizeOptions()
     texts = {"train": sources.find(names, **reading), "val": sources.find(val, **reading) if val else []}
     surveys = {split: survey_documents(found, tokenizer == "char") for split, found in texts.items()}
-    for split, found in texts.items():
-        if found and not surveys[split].characters:
-            raise UsageError(f"{', '.join(source.name for source in found)}: no text in it")
     if tokenizer == "char":
         tokenizer = CharTokenizer(sorted(surveys["train"].alphabet | surveys["val"].alphabet))
     else:
@@ -82,7 +78,7 @@ def prepare(
     characters = sum(survey.characters for survey in surveys.values())
     chunks = _progress(_cut_chunks(stream, options.group_characters, tokenizer.kind == "char"), characters)
     with work_directory(out_dir, ".tmp-prepare-") as work:
-        splits, overflows = _tokenize(chunks, tokenizer, eot, options, work)
+        splits, overflow = _tokenize(chunks, tokenizer, eot, options, work)
         meta = {
             "format": datasets.FORMAT,
             "tokenizer": tokenizer.describe(),
@@ -94,8 +90,7 @@ def prepare(
             "end_of_text": eot,
         }
         if split_by != "text":
-            action = "kept" if options.overflow == "split" else "dropped"
-            meta["overflow"] = {action: overflows, "max_tokens": options.max_tokens}
+            meta["overflow"] = overflow
         meta["sources"] = surveys["train"].sources
         if val:
             meta["val_sources"] = surveys["val"].sources
@@ -119,8 +114,8 @@ def work_directory(out_dir: str | Path, prefix: str) -> Generator[Path]:
 
 def _tokenize(
     stream: Stream, tokenizer: Tokenizer, eot: int | None, options: TokenizeOptions, directory: Path
-) -> tuple[dict[str, dict], int]:
-    """Write train.bin and val.bin; return their entries of meta.json and how many documents were too long."""
+) -> tuple[dict[str, dict], dict]:
+    """Write train.bin and val.bin; return the entries `splits` and `overflow` of meta.json."""
     threads = options.num_proc or _num_cores()
     pending: deque[tuple[str, Future[list[Encoded]]]] = deque()
     overflow = Overflow(options.overflow, options.max_tokens)
@@ -154,7 +149,7 @@ def _tokenize(
                 f"tokenizer: {tokenizer.describe()['name']} have no end-of-text, so nobody could learn where an answer"
                 " ends; instruction data needs gpt2 or the tokenizer of a model directory"
             )
-    return splits, overflow.count
+    return splits, overflow.facts()
 
 
 def _num_cores() -> int:

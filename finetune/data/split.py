@@ -29,7 +29,7 @@ class Survey:
 
 
 def survey_documents(sources: list[Source], collect_alphabet: bool) -> Survey:
-    """Read all sources once; their characters are collected only on request."""
+    """Read all sources once; their characters are collected only on request. Raises UsageError if there is no text."""
     survey = Survey()
     for source in sources:
         digest, documents, is_empty = hashlib.sha256(), 0, True
@@ -46,6 +46,8 @@ def survey_documents(sources: list[Source], collect_alphabet: bool) -> Survey:
             described["documents"] = documents
         survey.sources.append(described)
         survey.documents += documents
+    if sources and not survey.characters:
+        raise UsageError(f"{', '.join(source.name for source in sources)}: no text in it")
     return survey
 
 
@@ -146,3 +148,7 @@ class Overflow:
             self.count += self.lengths[split] > self.max_tokens
             if waiting:
                 yield split, waiting
+
+    def facts(self) -> dict[str, int]:
+        """The entry of meta.json."""
+        return {"kept" if self.policy == "split" else "dropped": self.count, "max_tokens": self.max_tokens}
