@@ -483,9 +483,11 @@ def finetune_convert(job):
 
     dataset = data_dataset.load(Path(job["work"], "data"))
     contents = data_dataset.BinStats(tokens=os.path.getsize(dataset.bin("train")) // 2, sha256="0" * 64, largest=0)
-    arrow_cache._folders(dataset)  # imports
+    arrow_cache.cache_folders(dataset)  # imports
     before, began = Peak.resident(), time.perf_counter()
-    arrow_cache._build(dataset, "train", Path(job["work"], f"{contents.sha256}.arrow"), job["shape"]["block_size"])
+    arrow_cache.build_consecutive(
+        dataset, "train", Path(job["work"], f"{contents.sha256}.arrow"), job["shape"]["block_size"]
+    )
     seconds = time.perf_counter() - began
     return {"mb_per_second": contents.tokens * 2 / 1e6 / seconds, "grown_mb": Peak.resident() - before}
 

@@ -17,17 +17,16 @@ from finetune.data.batches import Blocks
 from finetune.data.sampler import BlockSampler
 
 
-def blocks_of(directory, split="train", block_size=8):
+def blocks_of(directory, split="train", block_size=8, **choices):
     dataset = data_dataset.load(directory)
-    contents = data_dataset.scan(dataset, split)
-    return Blocks.from_arrow(arrow_cache.open_cache(dataset, split, block_size, contents), contents.tokens)
+    stats = data_dataset.scan(dataset, split)
+    return Blocks.from_arrow(arrow_cache.open_cache(dataset, split, block_size, stats, **choices), stats.tokens)
 
 
 @pytest.mark.parametrize("tokens", [9, 10, 16, 17, 18, 100, 1000])
-def test_every_token_is_predicted_once_a_pass(tmp_path, monkeypatch, tokens):
-    monkeypatch.setattr(arrow_cache, "ROWS_BYTES", 100)  # many record batches
+def test_every_token_is_predicted_once_a_pass(tmp_path, tokens):
     ids = np.random.default_rng(0).integers(0, 60000, tokens, dtype=np.uint16)
-    blocks = blocks_of(write_bins(tmp_path, ids, ids))
+    blocks = blocks_of(write_bins(tmp_path, ids, ids), batch_bytes=100)  # many record batches
     idx, targets, _ = blocks.batch(range(blocks.num_rows))
     counted = targets != -100
     assert targets[counted].tolist() == ids[1:].tolist()
@@ -106,7 +105,7 @@ def test_building_takes_constant_memory(tmp_path):
     del ids
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     (tmp_path / "x").mkdir()
-    arrow_cache._build(dataset, "train", tmp_path / "x" / "a.arrow", 1024)
+    arrow_cache.build_consecutive(dataset, "train", tmp_path / "x" / "a.arrow", 1024)
     assert contents.tokens == 16 << 20
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 50  # MB
 
@@ -148,7 +147,7 @@ def test_a_split_on_the_device_gives_the_same_batches(tmp_path):
         blocks = Blocks.from_tokens(np.arange(1, tokens + 1, dtype=np.uint16), 8)
         rows = [blocks.num_rows - 1, 0, 3, blocks.num_rows - 1]
         expected = blocks.batch(rows)[:2]
-        blocks.keep_on("cpu")
+        blocks.cache_on_device("cpu")
         assert all(
             torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(blocks.batch(rows)[:2], expected)
         )

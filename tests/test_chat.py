@@ -120,7 +120,7 @@ def test_masked_loss_is_that_of_hugging_face_with_its_labels(tokenizer, hf_model
         counted += int((labels[0, 1:] != -100).sum())
     assert loss.item() / count.item() == pytest.approx(summed / counted, abs=1e-5)
     assert counted == count
-    blocks.keep_on("cpu")
+    blocks.cache_on_device("cpu")
     assert all(torch.equal(one, other) for one, other in zip(blocks.batch(rows)[:2], (idx, targets)))
     same = Blocks.from_tokens(ids, T, mask)
     assert all(torch.equal(one, other) for one, other in zip(same.batch(rows)[:2], (idx, targets)))
@@ -201,5 +201,7 @@ def test_the_template_and_the_chunks_agree():
     import jinja2
 
     messages = [{"role": role, "content": role * 2} for role in ("system", "user", "assistant", "user", "assistant")]
-    text = "".join(chunk.text + ("<end>" if chunk.ends or chunk.stops else "") for chunk in chat.chunks(messages))
+    text = "".join(
+        piece.text + ("<end>" if piece.is_last or piece.eot_after else "") for piece in chat.pieces(messages)
+    )
     assert jinja2.Template(chat.TEMPLATE).render(messages=messages, eos_token="<end>") == text

@@ -40,9 +40,7 @@ def plainly(train, samples, n):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_report_is_what_trying_everything_finds(seed, monkeypatch):
-    monkeypatch.setattr(verbatim, "CHUNK", 37)  # many chunks, and spans over their borders
-    monkeypatch.setattr(verbatim, "PAIRS", 2)
+def test_the_report_is_what_trying_everything_finds(seed):
     rng = np.random.default_rng(seed)
     V, n = rng.choice([2, 5, 300]), int(rng.choice([1, 3, 8]))
     train = rng.integers(0, V, rng.integers(1, 400))
@@ -51,7 +49,8 @@ def test_the_report_is_what_trying_everything_finds(seed, monkeypatch):
         first = rng.integers(0, len(train))
         span = train[first : first + rng.integers(1, 40)][: max(0, len(sample) - 3)]
         sample[2 : 2 + len(span)] = span
-    found = verbatim.report_copies(dataset_of(train), samples, n)
+    # many chunks, and spans over their borders
+    found = verbatim.report_copies(dataset_of(train), samples, n, chunk_tokens=37, max_pairs=2)
     share, longest = plainly(train, samples, n)
     assert found["copied"] == pytest.approx(share) and found["longest"] == longest and found["ngram"] == n
     if longest:

@@ -12,10 +12,10 @@ import pytest
 from finetune.common.errors import UsageError
 from finetune.data import bin_writer
 from finetune.data import dataset as datasets
-from finetune.data import documents as data_documents
 from finetune.data import tokenizer as tokenizers
-from finetune.data.documents import Chunk
-from finetune.tools.doctor import near_duplicates, quality
+from finetune.data.documents import Chunk, documents_of_bin
+from finetune.tools.doctor import cleaning, near_duplicates, quality
+from finetune.tools.doctor.report import report
 
 CLEAN = dict.fromkeys(quality.KINDS, 0)
 
@@ -72,7 +72,7 @@ def planted():
 def counts(splits, tokenizer=None):
     facts = quality.examine({split: iter(documents) for split, documents in splits.items()}, tokenizer)
     assert json.loads(json.dumps(facts)) == facts
-    assert len(quality.report(facts).splitlines()) <= 40
+    assert len(report(facts).splitlines()) <= 40
     return {kind: finding["count"] for kind, finding in facts["findings"].items()}
 
 
@@ -84,13 +84,13 @@ def test_planted_faults_are_counted_exactly():
 def test_a_clean_corpus_raises_nothing():
     _, _, clean = planted()
     assert counts(clean) == CLEAN
-    assert "nothing wrong" in quality.report(quality.examine(clean))
+    assert "nothing wrong" in report(quality.examine(clean))
 
 
 def test_cleaning_restores_the_corpus_from_before():
     corpus, _, clean = planted()
     kept = {"train": [], "val": []}
-    for document in quality.clean(corpus, quality.FIXES):
+    for document in cleaning.clean(corpus, quality.FIXES):
         if not document.removed:
             kept[document.split].append(document.text)
     assert kept == clean
@@ -102,7 +102,7 @@ def test_cleaning_restores_the_corpus_from_before():
 def test_each_fix_mends_its_own_faults_and_no_others(fix):
     corpus, expected, _ = planted()
     kept = {"train": [], "val": []}
-    for document in quality.clean(corpus, fix):
+    for document in cleaning.clean(corpus, fix):
         if not document.removed:
             kept[document.split].append(document.text)
     assert counts(kept) == {kind: 0 if quality.KINDS[kind][1] in fix else count for kind, count in expected.items()}
@@ -214,11 +214,12 @@ def test_a_passage_of_val_inside_a_longer_document_of_train():
     facts = quality.examine({"train": train, "val": val})
     assert facts["findings"]["passages"]["count"] == 3
     assert facts["findings"]["passages"]["words"] == 50 + 50 + 97
+    begins = " ".join(val[0].split()[:12])
     assert facts["findings"]["passages"]["examples"][0] == {
         "split": "train",
         "document": 1,
         "like": "val 1",
-        "text": quality._excerpt(" ".join(val[0].split()[:12])),
+        "text": begins if len(begins) <= 60 else begins[:59] + "…",
     }
     assert sum(finding["count"] for finding in facts["findings"].values()) == 3
 
@@ -229,11 +230,11 @@ def test_pieces_of_a_document_are_examined_as_the_whole():
     words = train.split(" ")
     train = " ".join([*words[:500], *val.split(" ")[1000:1200], *words[500:]])
     starts = [n for n, char in enumerate(train) if char == " "][::60]  # so that the passage lies in four of them
-    cut = [Chunk(train[a:b], ends=b is None) for a, b in itertools.pairwise([0, *starts, None])]
+    cut = [Chunk(train[a:b], is_last=b is None) for a, b in itertools.pairwise([0, *starts, None])]
     whole, pieces = quality.examine({"train": [train], "val": [val]}), quality.examine({"train": cut, "val": [val]})
     assert len(cut) > 100 and whole["findings"]["passages"]["words"] == 200
     for facts in (whole, pieces):
-        assert facts["one_text"] and "one text" in quality.report(facts)
+        assert facts["one_text"] and "one text" in report(facts)
         assert {kind: finding["count"] for kind, finding in facts["findings"].items()} == CLEAN | {"passages": 1}
     assert pieces["splits"] == whole["splits"] and pieces["findings"]["passages"]["words"] == 200
 
@@ -254,7 +255,9 @@ def test_next_to_nothing_can_be_examined(splits):
 
 
 def test_lengths_and_sizes():
-    facts = quality.examine({"train": [Chunk("x" * n, ends=True, tokens=n) for n in range(1, 2049)]})["splits"]["train"]
+    facts = quality.examine({"train": [Chunk("x" * n, is_last=True, tokens=n) for n in range(1, 2049)]})["splits"][
+        "train"
+    ]
     assert facts["lengths"] == {"unit": "tokens", "p50": 1024, "p90": 1844, "p99": 2028, "max": 2048}
     assert facts["truncation"] == {"at": 1024, "documents": 0.5, "tokens": sum(range(1, 1025)) / sum(range(1, 2049))}
     assert facts["tokens_per_byte"] == 1
@@ -265,10 +268,10 @@ def test_lengths_and_sizes():
     [(99_999, "small", True), (999_999, "small", False), (10**6, "medium", False), (10**7, "large", False)],
 )
 def test_the_recipe_is_that_of_the_size(tokens, recipe, few):
-    facts = quality.examine({"train": [Chunk("text", ends=True, tokens=tokens)]})
+    facts = quality.examine({"train": [Chunk("text", is_last=True, tokens=tokens)]})
     path = f"recipes/{recipe}.yaml"
-    assert (Path(__file__).parents[1] / path).is_file() and path in quality.report(facts)
-    assert ("may overfit" in quality.report(facts)) == few
+    assert (Path(__file__).parents[1] / path).is_file() and path in report(facts)
+    assert ("may overfit" in report(facts)) == few
 
 
 def prepared(splits, directory, tokenizer):
@@ -283,26 +286,25 @@ def prepared(splits, directory, tokenizer):
     for split, corpus in splits.items():
         writer = bin_writer.BinWriter(directory / f"{split}.bin")
         for text in corpus:
-            writer.add([Chunk(text, ends=True)], [[*tokenizer.encode(text), tokenizer.eot]])
+            writer.add([(Chunk(text, is_last=True), np.append(tokenizer.encode(text), np.uint16(tokenizer.eot)))])
         meta["splits"][split] = writer.close()
     tokenizer.save(directory)
     (directory / "meta.json").write_text(json.dumps(meta))
 
 
-@pytest.mark.parametrize("piece_tokens", [100, 1 << 18])
-def test_a_prepared_directory_has_the_faults_of_its_source(piece_tokens, bpe_directory, tmp_path, monkeypatch):
-    monkeypatch.setattr(data_documents, "CHUNK_TOKENS", piece_tokens)
+@pytest.mark.parametrize("chunk_tokens", [100, 1 << 18])
+def test_a_prepared_directory_has_the_faults_of_its_source(chunk_tokens, bpe_directory, tmp_path):
     corpus, expected, _ = planted()
     tokenizer = tokenizers.from_directory(bpe_directory("\n".join(corpus["val"])))
     prepared(corpus, tmp_path / "data", tokenizer)
     dataset = datasets.load(tmp_path / "data")
     facts = quality.examine(
-        {split: data_documents.documents_of_bin(dataset, split, tokenizer) for split in ("val", "train")}
+        {split: documents_of_bin(dataset, split, tokenizer, chunk_tokens) for split in ("val", "train")}
     )
     source = quality.examine(corpus, tokenizer)
     assert facts["splits"] == source["splits"]
     assert {kind: finding["count"] for kind, finding in facts["findings"].items()} == expected
-    if piece_tokens > 100:  # the example of a leak is the document's first line or its last piece's
+    if chunk_tokens > 100:  # the example of a leak is the document's first line or its last piece's
         assert facts == source
 
 
@@ -326,7 +328,7 @@ def test_fix_writes_the_clean_corpus_and_says_what_it_removed(command, bpe_direc
     }
     assert sorted(path.name for path in Path("clean").iterdir()) == ["removed.jsonl", "train.jsonl", "val.jsonl"]
     assert "removed       10 documents that repeat an earlier one (train)" in out
-    assert "to mend it: python -m finetune.doctor d --fix=dedup,leaks,encoding" in out
+    assert "to fix it: python -m finetune.doctor d --fix=dedup,leaks,encoding" in out
     code, _, error = command("doctor", "d", "--fix=dedup", "--out_dir=clean")
     assert code == 2 and "clean/train.jsonl: is there already" in error
 
@@ -345,17 +347,16 @@ def test_text_files_are_documents_and_val_can_be_another_file(command):
 
 def test_a_failed_fix_leaves_nothing(command, monkeypatch):
     Path("a.txt").write_text("some text")
-    monkeypatch.setattr(quality, "clean", lambda *_: iter(lambda: (_ for _ in ()).throw(UsageError("stopped")), None))
+    monkeypatch.setattr(cleaning, "clean", lambda *_: iter(lambda: (_ for _ in ()).throw(UsageError("stopped")), None))
     code, _, error = command("doctor", "a.txt", "--fix=dedup", "--out_dir=out")
     assert code == 2 and "stopped" in error and not list(Path("out").iterdir())
 
 
-def test_more_documents_than_the_search_takes_are_said(monkeypatch):
-    monkeypatch.setattr(near_duplicates, "MAX_DOCUMENTS", 10)
-    assert quality.examine({"train": texts(10, random.Random(6))})["limits"] == []
-    facts = quality.examine({"train": texts(11, random.Random(6))})
+def test_more_documents_than_the_search_takes_are_said():
+    assert quality.examine({"train": texts(10, random.Random(6))}, max_documents=10)["limits"] == []
+    facts = quality.examine({"train": texts(11, random.Random(6))}, max_documents=10)
     assert facts["limits"] == ["near duplicates among the first 10 documents of train"]
-    assert facts["limits"][0] in quality.report(facts)
+    assert facts["limits"][0] in report(facts)
 
 
 def test_other_columns_and_several_sources_to_validate_on(command):

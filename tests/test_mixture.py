@@ -43,7 +43,7 @@ def test_rows_are_those_of_the_parts_in_any_order():
     for _ in ("from the cache", "from a device"):
         idx, targets, position_ids = mixture.batch(rows)
         assert torch.equal(idx, expected[0][rows]) and torch.equal(targets, expected[1][rows]) and position_ids is None
-        mixture.keep_on("cpu")
+        mixture.cache_on_device("cpu")
     assert mixture.num_targets(rows) == (expected[1][rows] != -100).sum()
 
 

@@ -13,7 +13,7 @@ from finetune.common.errors import Failure, UsageError
 from finetune.data import arrow_cache, packing
 from finetune.data import dataset as datasets
 from finetune.data.batches import Blocks
-from finetune.data.prepare import prepare
+from finetune.data.prepare import TokenizeOptions, prepare
 from finetune.gpt import attention
 from finetune.runtime import attention_check
 from finetune.runtime.device import Device
@@ -40,13 +40,12 @@ def conversations(count=40):
     ]
 
 
-@pytest.mark.parametrize("together", [7, packing.TOGETHER])
-def test_pieces_hold_every_token_once_and_fill_their_rows(monkeypatch, together):
-    monkeypatch.setattr(packing, "TOGETHER", together)
+@pytest.mark.parametrize("group_size", [7, packing.GROUP_SIZE])
+def test_pieces_hold_every_token_once_and_fill_their_rows(group_size):
     rng, room = np.random.default_rng(0), 33
     lengths = np.concatenate([rng.integers(1, 12, 3000), rng.integers(1, 200, 100), [1, 2, 32, 33, 34, 65, 66]])
     ends = np.cumsum(lengths)
-    first, length, row = packing.pack(ends, room)
+    first, length, row = packing.pack(ends, room, group_size=group_size)
     predicted = sorted(np.concatenate([np.arange(a + 1, a + n) for a, n in zip(first, length)]).tolist())
     begins = set((ends - lengths).tolist())
     assert predicted == [token for token in range(ends[-1]) if token not in begins]
@@ -55,7 +54,7 @@ def test_pieces_hold_every_token_once_and_fill_their_rows(monkeypatch, together)
     assert all(
         (end - n, n) in whole for end, n in zip(ends.tolist(), lengths.tolist()) if 1 < n <= room
     )  # what fits is not cut
-    if together > 7:
+    if group_size > 7:
         assert row[-1] + 1 <= 1.01 * length.sum() / room + 1
 
 
@@ -78,7 +77,7 @@ def test_blocks_of_documents_are_targets_without_first_tokens(tokenizer):  # noq
     assert (
         (targets != -100).sum() == mask.sum() == blocks.num_targets(range(blocks.num_rows))
     )  # a prompt is first, and never learned
-    blocks.keep_on("cpu")
+    blocks.cache_on_device("cpu")
     again = blocks.batch([3, 0, 3])
     assert all(
         torch.equal(one, other[[3, 0, 3]]) and one.dtype == other.dtype
@@ -276,14 +275,12 @@ def test_a_running_text_has_no_overflow(corpus, command):
     assert code == 2 and "is one running text" in err
 
 
-def test_a_long_document_across_tasks_is_dropped_whole(tokenizer, monkeypatch):  # noqa: F811
-    from finetune.data import split as splits
-
-    monkeypatch.setattr(splits, "PIECE_CHARACTERS", 50)
+def test_a_long_document_across_tasks_is_dropped_whole(tokenizer):  # noqa: F811
     Path("docs.jsonl").write_text(
         "".join(json.dumps({"text": "What is it? " * (40 if i == 7 else 2) + str(i)}) + "\n" for i in range(20))
     )
-    dataset = prepare(["docs.jsonl"], "data", tokenizer, max_tokens=60, overflow="drop")
+    options = TokenizeOptions(overflow="drop", max_tokens=60, group_characters=50)
+    dataset = prepare(["docs.jsonl"], "data", tokenizer, options=options)
     texts = [
         dataset.tokenizer.decode(part[:-1])
         for split in ("train", "val")
@@ -337,7 +334,7 @@ def test_pieces_without_a_target_are_left_out(tokenizer):  # noqa: F811
     dataset = prepare([write([long] * 12)], "data", tokenizer)
     blocks = isolated(dataset)
     mask = np.fromfile(dataset.mask("train"), np.uint8)
-    assert (blocks.counts > 0).all() and blocks.counts.sum() == mask.sum()
+    assert (blocks.targets_per_row > 0).all() and blocks.targets_per_row.sum() == mask.sum()
     assert blocks.num_rows * 33 < len(mask) / 2
 
 

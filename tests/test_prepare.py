@@ -16,11 +16,10 @@ import pytest
 from finetune.common.errors import UsageError
 from finetune.data import dataset as datasets
 from finetune.data import named_texts, nanogpt_meta, text_files
-from finetune.data import prepare as prepare_module
-from finetune.data import split as preparing
 from finetune.data import tokenizer as tokenizers
+from finetune.data.bin_writer import BinWriter
 from finetune.data.documents import Chunk, cut
-from finetune.data.prepare import prepare
+from finetune.data.prepare import TokenizeOptions, prepare
 
 SHAKESPEARE = os.environ.get("FINETUNE_SHAKESPEARE", "")
 
@@ -76,21 +75,23 @@ HARD = (
 def test_pieces_encode_to_the_ids_of_the_whole(corpus, bpe_directory, size):
     text = (Path(corpus(words=400)).read_text() + HARD) * 3
     tokenizer = tokenizers.from_directory(bpe_directory(text))
-    stream = [Chunk(text[i : i + 50], ends=i + 50 >= len(text)) for i in range(0, len(text), 50)]
+    stream = [Chunk(text[i : i + 50], is_last=i + 50 >= len(text)) for i in range(0, len(text), 50)]
     pieces = list(cut(stream, size))
     assert "".join(piece.text for piece in pieces) == text and len(pieces) > 3
-    assert [piece.ends for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert [piece.is_last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
     assert (
         np.concatenate([tokenizer.encode(piece.text) for piece in pieces]).tolist() == tokenizer.encode(text).tolist()
     )
 
 
 def test_a_text_without_any_place_to_cut_stays_whole():
-    assert list(cut([Chunk("a" * 100), Chunk("b" * 100, ends=True)], 30)) == [Chunk("a" * 100 + "b" * 100, ends=True)]
+    assert list(cut([Chunk("a" * 100), Chunk("b" * 100, is_last=True)], 30)) == [
+        Chunk("a" * 100 + "b" * 100, is_last=True)
+    ]
 
 
 def test_documents_are_not_run_together():
-    documents = [Chunk("one", ends=True), Chunk("tw"), Chunk("o", ends=True), Chunk("three", ends=True)]
+    documents = [Chunk("one", is_last=True), Chunk("tw"), Chunk("o", is_last=True), Chunk("three", is_last=True)]
     assert list(cut(documents, 1000)) == [Chunk("one", True), Chunk("two", True), Chunk("three", True)]
 
 
@@ -337,21 +338,32 @@ def conversations():
 
 
 @pytest.mark.parametrize(
-    "choices",
+    "texts, limits",
     [
-        lambda: {"names": [documents(), conversations()]},
-        lambda: {"names": [documents()], "val": [conversations()]},
-        lambda: {"names": [conversations()], "overflow": "drop", "max_tokens": 70},
+        (lambda: {"names": [documents(), conversations()]}, {}),
+        (lambda: {"names": [documents()], "val": [conversations()]}, {}),
+        (lambda: {"names": [conversations()]}, {"overflow": "drop", "max_tokens": 70}),
     ],
     ids=["documents, then conversations", "another source for validation", "long conversations dropped"],
 )
-def test_any_number_of_threads_writes_the_same(choices, monkeypatch, bpe_directory):
+def test_any_number_of_threads_writes_the_same(texts, limits, bpe_directory):
     """With chunks so small that a few kilobytes are many."""
-    monkeypatch.setattr(preparing, "PIECE_CHARACTERS", 300)
-    monkeypatch.setattr(prepare_module, "PIECE_DOCUMENTS", 4)
-    monkeypatch.setattr(datasets, "CHUNK_BYTES", 256)
     tokenizer, written = str(bpe_directory(sentences(40, 3))), []
     for threads in (1, 2, 7):
-        prepare(out_dir=f"threads-{threads}", num_proc=threads, tokenizer=tokenizer, **choices())
+        options = TokenizeOptions(num_proc=threads, group_characters=300, group_chunks=4, **limits)
+        prepare(out_dir=f"threads-{threads}", tokenizer=tokenizer, options=options, **texts())
         written.append({path.name: path.read_bytes() for path in Path(f"threads-{threads}").iterdir()})
     assert written[0] == written[1] == written[2]
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 1 << 22])
+def test_a_mask_that_begins_late_covers_what_came_before(tmp_path, chunk_bytes):
+    """In chunks of any size."""
+    chunks = [Chunk("abc"), Chunk("de", is_last=True, is_target=False), Chunk("f", is_last=True)]
+    with BinWriter(tmp_path / "train.bin", chunk_bytes=chunk_bytes) as writer:
+        for chunk in chunks:
+            writer.add([(chunk, np.arange(len(chunk.text), dtype=np.uint16))])
+        facts = writer.close()
+    mask = (tmp_path / "train_mask.bin").read_bytes()
+    assert mask == b"\1\1\1\0\0\1" and facts["mask_sha256"] == hashlib.sha256(mask).hexdigest()
+    assert (facts["tokens"], facts["targets"], facts["documents"]) == (6, 4, 2)

@@ -1,62 +1,67 @@
-"""Bins to an Arrow cache of blocks that `datasets` memory-maps.
+"""Bins to an Arrow cache of rows that `datasets` memory-maps.
 
-Row k of a split's cache holds tokens k*T .. k*T+T, one more than T, so a row by itself predicts T tokens and
-consecutive rows predict every token of the split exactly once. Only the first token of a split, which nothing precedes,
-is never predicted. A file is named by the sha256 of its bin: an edited bin never meets an old cache, and processes that
-build at once write the same file."""
+Row k holds tokens k*T .. k*T+T, one more than T, so a row predicts T tokens, and all rows together predict every token
+of the split but the first exactly once. A file is named by the sha256 of its bin: an edited bin never meets an old
+cache, and processes that build at once write the same file."""
+
+from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from finetune.common.errors import UsageError
 from finetune.common.files import replacing
 from finetune.data import packing
+from finetune.data.dataset import BinStats, Dataset
 
-ROWS_BYTES = 1 << 22  # bytes of tokens in one Arrow record batch
-ROWS = b"finetune.rows"  # how many rows a whole cache has
+if TYPE_CHECKING:
+    from datasets import Dataset as ArrowDataset
+
+BATCH_BYTES = 1 << 22  # of tokens in one Arrow record batch
+NUM_ROWS = b"finetune.rows"  # metadata: the rows of a complete cache
 FORMAT = 2
 
+Columns = dict[str, np.ndarray]  # of a record batch, (rows, T + 1) each
 
-def open_cache(dataset, split, block_size, contents, isolated=False):
-    """A `datasets.Dataset` of the blocks of a split, built when it is not there. `contents` is `bins.survey` of the
-    split.
 
-    With `isolated`, rows are documents packed whole: `position_ids` begin again with each, and its first token is no
-    target. Raises UsageError when the split has fewer than block_size + 1 tokens and is not isolated."""
-    tokens = contents.tokens
+def open_cache(
+    dataset: Dataset,
+    split: str,
+    block_size: int,
+    stats: BinStats,
+    isolated: bool = False,
+    batch_bytes: int = BATCH_BYTES,
+) -> ArrowDataset:
+    """The Arrow cache of a split, built if it is missing. `stats` is `scan` of the split.
+
+    With `isolated`, rows are packed documents: `position_ids` restart with each, and its first token is no target.
+    Raises UsageError if the split has fewer than block_size + 1 tokens and is not isolated."""
     if not isolated:
-        check_length(dataset, split, block_size, tokens)
-    mark = "-".join(
-        digest[:length]
-        for digest, length in ((contents.sha256, 32), (contents.mask_sha256, 16), (contents.documents_sha256, 16))
-        if digest
-    )
-    kind = (
-        f"-isolated{'' if contents.documents_sha256 else dataset.eot}" if isolated else ""
-    )  # what ends documents cuts them
-    name = f"{split}-T{block_size}-v{FORMAT}{kind}-{mark}.arrow"
-    for folder in _folders(dataset):
-        if (opened := _open(folder / name)) is not None:
-            return opened
-    for folder in _folders(dataset):
+        check_length(dataset, split, block_size, stats.tokens)
+    name = _cache_name(dataset, split, block_size, stats, isolated)
+    folders = cache_folders(dataset)
+    for folder in folders:
+        if (cache := _open(folder / name)) is not None:
+            return cache
+    for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            build = _build_packed if isolated else _build
-            build(dataset, split, folder / name, block_size)
+            build = build_packed if isolated else build_consecutive
+            build(dataset, split, folder / name, block_size, batch_bytes)
         except OSError:  # a read-only directory; the next folder is the user's own
             continue
-        if (opened := _open(folder / name)) is not None:
-            return opened
-    raise UsageError(
-        f"{dataset.bin(split)}: its Arrow cache can be written neither beside it nor under {_folders(dataset)[-1]}"
-    )
+        if (cache := _open(folder / name)) is not None:
+            return cache
+    raise UsageError(f"{dataset.bin(split)}: its Arrow cache can be written neither beside it nor under {folders[-1]}")
 
 
-def check_length(dataset, split, block_size, tokens):
-    """Raise UsageError when a split has not the tokens of a single block."""
+def check_length(dataset: Dataset, split: str, block_size: int, tokens: int) -> None:
+    """Raise UsageError if a split has too few tokens for a single block."""
     if tokens < block_size + 1:
         raise UsageError(
             f"{dataset.bin(split)}: {tokens:,} tokens, and a block of {block_size:,} needs {block_size + 1:,}; "
@@ -64,117 +69,125 @@ def check_length(dataset, split, block_size, tokens):
         )
 
 
-def _folders(dataset):
+def num_rows(tokens: int, block_size: int) -> int:
+    """Rows of a split that is not packed: its predicted tokens over block_size, rounded up."""
+    return -(-(tokens - 1) // block_size)
+
+
+def cache_folders(dataset: Dataset) -> list[Path]:
     """Where caches are looked for and built: beside the bins, else in the cache directory of `datasets`."""
     from datasets import config
 
     return [dataset.directory / ".arrow", Path(config.HF_DATASETS_CACHE) / "finetune"]
 
 
-def _open(path):
-    """The cache, or None when it is missing or damaged, which is repaired by building it again."""
+def _cache_name(dataset: Dataset, split: str, block_size: int, stats: BinStats, isolated: bool) -> str:
+    kind = ""
+    if isolated:  # documents end where the file of ends says, else at each end-of-text
+        kind = "-isolated" if stats.documents_sha256 else f"-isolated{dataset.eot}"
+    digests = [stats.sha256[:32]]
+    digests += [digest[:16] for digest in (stats.mask_sha256, stats.documents_sha256) if digest]
+    return f"{split}-T{block_size}-v{FORMAT}{kind}-{'-'.join(digests)}.arrow"
+
+
+def _open(path: Path) -> ArrowDataset | None:
+    """The cache, or None if it is missing, or damaged and to be built again."""
     import pyarrow
     from datasets import Dataset
 
     if not path.is_file():
         return None
     try:
-        opened = Dataset.from_file(str(path))
-        with pyarrow.memory_map(
-            str(path)
-        ) as file:  # a file that was cut between two record batches reads as a whole one
-            if len(opened) == int(pyarrow.ipc.open_stream(file).schema.metadata[ROWS]):
-                return opened
+        cache = Dataset.from_file(str(path))
+        with pyarrow.memory_map(str(path)) as file:
+            # a file that was cut between two record batches opens without an error
+            if len(cache) == int(pyarrow.ipc.open_stream(file).schema.metadata[NUM_ROWS]):
+                return cache
     except (pyarrow.ArrowInvalid, OSError, ValueError, KeyError, AttributeError, TypeError):
         pass
     print(f"{path}: damaged, building it again")
     return None
 
 
-def num_rows(tokens, block_size):
-    """Rows of a split that is not packed: ceil of its predicted tokens over block_size."""
-    return -(-(tokens - 1) // block_size)
-
-
-def _build(dataset, split, path, block_size):
+def build_consecutive(
+    dataset: Dataset, split: str, path: Path, block_size: int, batch_bytes: int = BATCH_BYTES
+) -> None:
     """Write the cache of a bin, and of its mask, cut every T tokens."""
-    width, tokens = block_size + 1, dataset.num_tokens(split)
-    sources = {"input_ids": (dataset.bin(split), "uint16")}
-    if dataset.mask(split):
-        sources["targets"] = (dataset.mask(split), "uint8")
-    with contextlib.ExitStack() as open_files:
-        files = {name: open_files.enter_context(open(source, "rb")) for name, (source, _) in sources.items()}
-        runs = {}
+    bins, dtypes = {"input_ids": dataset.bin(split)}, {"input_ids": "uint16"}
+    if mask := dataset.mask(split):
+        bins["targets"], dtypes["targets"] = mask, "uint8"
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context(open(source, "rb")) for name, source in bins.items()}
+        buffers: Columns = {}
 
-        def fill(first, columns):
+        def fill(first_row: int, columns: Columns) -> None:
             for name, rows in columns.items():
-                itemsize = rows.itemsize
-                run = runs.setdefault(name, np.empty(len(rows) * block_size + 1, dtype=rows.dtype))[
-                    : len(rows) * block_size + 1
-                ]
-                files[name].seek(itemsize * first * block_size)
-                count = files[name].readinto(memoryview(run).cast("B"))
-                assert count > 0, "bin shrank while it was read"
-                run[count // itemsize :] = 0  # the last row of a split is filled up with zeros
-                np.copyto(rows, np.lib.stride_tricks.sliding_window_view(run, width)[::block_size])
+                count = len(rows) * block_size + 1
+                if name not in buffers:  # the first record batch is the largest
+                    buffers[name] = np.empty(count, dtype=rows.dtype)
+                values = buffers[name][:count]
+                files[name].seek(rows.itemsize * first_row * block_size)
+                read = files[name].readinto(values.data.cast("B"))
+                assert read > 0, "bin shrank while it was read"
+                values[read // rows.itemsize :] = 0  # padding of the last row
+                windows = np.lib.stride_tricks.sliding_window_view(values, block_size + 1)
+                np.copyto(rows, windows[::block_size])
 
-        _write(path, num_rows(tokens, block_size), width, {name: dtype for name, (_, dtype) in sources.items()}, fill)
+        _write(path, num_rows(dataset.num_tokens(split), block_size), block_size + 1, dtypes, fill, batch_bytes)
 
 
-def _build_packed(dataset, split, path, block_size):
-    """Write the cache of the documents of a bin, isolated from each other."""
+def build_packed(dataset: Dataset, split: str, path: Path, block_size: int, batch_bytes: int = BATCH_BYTES) -> None:
+    """Write the cache of the packed documents of a bin."""
     ids = np.memmap(dataset.bin(split), dtype="<u2", mode="r")
-    learned = np.memmap(dataset.mask(split), dtype=np.uint8, mode="r") if dataset.mask(split) else None
-    first, length, row = packing.pack(dataset.document_ends(split), block_size + 1, learned)
+    mask = dataset.mask(split)
+    is_target = np.memmap(mask, dtype=np.uint8, mode="r") if mask else None
+    first, length, row = packing.pack(dataset.document_ends(split), block_size + 1, is_target)
     if not len(row):
         raise UsageError(f"{dataset.bin(split)}: no document of two tokens or more, so there is nothing to predict")
-    begins = np.searchsorted(row, np.arange(row[-1] + 2))  # the first piece of each row, and an end
+    rows = int(row[-1]) + 1
+    first_pieces = np.searchsorted(row, np.arange(rows + 1))  # of each row, and the end
+    counting = np.arange(block_size + 1, dtype=np.uint16)
 
-    def fill(first_row, columns):
-        for number, (tokens, targets, positions) in enumerate(
-            zip(columns["input_ids"], columns["targets"], columns["position_ids"]), first_row
-        ):
-            there = 0
-            for piece in range(begins[number], begins[number + 1]):
-                a, n = first[piece], length[piece]
-                tokens[there : there + n] = ids[a : a + n]
-                targets[there : there + n] = 1 if learned is None else learned[a : a + n]
-                targets[there] = 0  # nothing before it predicts it
-                positions[there : there + n] = places[:n]
-                there += n
-            tokens[there:], targets[there:], positions[there:] = 0, 0, places[: len(tokens) - there]
+    def fill(first_row: int, columns: Columns) -> None:
+        for i in range(len(columns["input_ids"])):
+            tokens, targets, positions = (columns[name][i] for name in ("input_ids", "targets", "position_ids"))
+            used = 0
+            for piece in range(first_pieces[first_row + i], first_pieces[first_row + i + 1]):
+                source = slice(first[piece], first[piece] + length[piece])
+                place = slice(used, used + length[piece])
+                tokens[place] = ids[source]
+                targets[place] = 1 if is_target is None else is_target[source]
+                targets[used] = 0  # nothing before it predicts it
+                positions[place] = counting[: length[piece]]
+                used += length[piece]
+            tokens[used:], targets[used:], positions[used:] = 0, 0, counting[: len(tokens) - used]
 
-    places = np.arange(block_size + 1, dtype=np.uint16)
-    _write(
-        path,
-        int(row[-1]) + 1,
-        block_size + 1,
-        {"input_ids": "uint16", "targets": "uint8", "position_ids": "uint16"},
-        fill,
-    )
+    dtypes = {"input_ids": "uint16", "targets": "uint8", "position_ids": "uint16"}
+    _write(path, rows, block_size + 1, dtypes, fill, batch_bytes)
 
 
-def _write(path, rows, width, dtypes, fill):
-    """Write an Arrow stream of `rows` lists of `width` values to a temporary file beside `path`, then rename it into
-    place.
+def _write(
+    path: Path, rows: int, width: int, dtypes: dict[str, str], fill: Callable[[int, Columns], None], batch_bytes: int
+) -> None:
+    """Write an Arrow stream of `rows` lists of `width` values to a temporary file, then rename it to `path`.
 
-    `fill(first, columns)` puts the rows from `first` on into arrays (count, width), one for each of `dtypes`. Constant
-    memory: the arrays of one record batch are those of the next."""
+    `fill(first_row, columns)` writes the rows from `first_row` on into the arrays of one record batch, which are
+    reused for the next, so memory is constant."""
     import pyarrow as pa
     from datasets import Features, List, Value
     from tqdm import tqdm
 
-    step = max(1, min(rows, ROWS_BYTES // (2 * width)))
+    step = max(1, min(rows, batch_bytes // (2 * width)))
     features = Features({name: List(Value(dtype), length=width) for name, dtype in dtypes.items()})
-    schema = features.arrow_schema.with_metadata(
-        {"huggingface": json.dumps({"info": {"features": features.to_dict()}}), ROWS: str(rows)}
-    )
+    info = json.dumps({"info": {"features": features.to_dict()}})
+    schema = features.arrow_schema.with_metadata({"huggingface": info, NUM_ROWS: str(rows)})
     buffers = {name: np.empty((step, width), dtype=dtype) for name, dtype in dtypes.items()}
+    progress = f"caching {path.name.split('-')[0]}"
     with replacing(path) as work, pa.OSFile(str(work), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for first in tqdm(range(0, rows, step), desc=f"caching {path.name.split('-')[0]}", disable=None, leave=False):
-            columns = {name: buffer[: rows - first] for name, buffer in buffers.items()}
-            fill(first, columns)
-            arrays = [
-                pa.FixedSizeListArray.from_arrays(pa.array(rows_of.reshape(-1)), width) for rows_of in columns.values()
-            ]
+        for first_row in tqdm(range(0, rows, step), desc=progress, disable=None, leave=False):
+            columns = {name: buffer[: rows - first_row] for name, buffer in buffers.items()}
+            fill(first_row, columns)
+            arrays = []
+            for values in columns.values():
+                arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width))
             writer.write_batch(pa.record_batch(arrays, schema=schema))

@@ -1,156 +1,179 @@
-"""Blocks to batches. Which rows an iteration reads is a function of (seed, iteration), never of what was read
-before."""
+"""Rows of tokens to batches. `sampler` says which rows an update reads.
+
+Shapes: B rows of a batch, T tokens of a block."""
+
+from __future__ import annotations
 
 import bisect
 import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from finetune.data import arrow_cache
 
-IGNORE = -100  # the target that cross entropy does not count
+if TYPE_CHECKING:
+    from datasets import Dataset as ArrowDataset
+
+IGNORE_INDEX = -100  # targets that cross entropy skips
+
+Rows = Sequence[int] | np.ndarray
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # idx, targets, position_ids
 
 
 class Blocks:
-    """One split as rows of T + 1 tokens, read without copying from the memory-mapped Arrow buffers.
+    """A split as rows of T + 1 tokens: a block of T inputs and, shifted by one, its T targets.
 
-    `columns` are lists of arrays (rows, T + 1), each list together all rows in order: "input_ids" in uint16; "targets",
-    1 where a token is one, without which all are; "position_ids", which begin again with each document, where documents
-    are isolated. `tokens` is the number of tokens of the split; in rows that were not packed it says how much of the
-    last one is filling."""
+    `columns` are memory-mapped arrays (rows, T + 1), each list together all rows of the split:
+        input_ids     uint16
+        targets       uint8, 1 where a token is a target; absent if all are
+        position_ids  uint16, from 0 in each document; present only if documents are isolated
+    Without isolation the rows are consecutive, and the last one ends with `padding` tokens that are no targets."""
 
-    def __init__(self, columns, tokens):
-        self.columns = columns
-        ids, targets = columns["input_ids"], columns.get("targets")
-        self.block_size = ids[0].shape[1] - 1
-        self.starts = [0, *itertools.accumulate(len(chunk) for chunk in ids)]
-        self.num_rows = self.starts[-1]
-        self.num_tokens = tokens
-        # targets of the last row that are not there
-        self.filling = 0 if self.is_isolated else self.num_rows * self.block_size - (tokens - 1)
-        self.counts = (
-            None if targets is None else np.concatenate([chunk[:, 1:].sum(1, dtype=np.int64) for chunk in targets])
-        )  # of each row
-        self.resident = None  # all batches there can be, on a device
+    def __init__(self, columns: dict[str, list[np.ndarray]], num_tokens: int) -> None:
+        chunks = columns["input_ids"]
+        self.columns, self.num_tokens = columns, num_tokens
+        self.block_size = chunks[0].shape[1] - 1
+        self.first_rows = [0, *itertools.accumulate(len(chunk) for chunk in chunks)]  # of each chunk, and the end
+        self.num_rows = self.first_rows[-1]
+        self.padding = 0 if self.is_isolated else self.num_rows * self.block_size - (num_tokens - 1)
+        self.targets_per_row = None
+        if "targets" in columns:
+            self.targets_per_row = np.concatenate([chunk[:, 1:].sum(1, dtype=np.int64) for chunk in columns["targets"]])
+        self.device_copy: Batch | None = None  # the batch of all rows in int32
 
     @property
-    def is_isolated(self):
+    def is_isolated(self) -> bool:
         return "position_ids" in self.columns
 
     @classmethod
-    def from_arrow(cls, opened, tokens):
-        """The blocks of an Arrow cache (`cache.open_cache`) of a split of so many tokens."""
+    def from_arrow(cls, cache: ArrowDataset, num_tokens: int) -> Blocks:
+        """The blocks of an Arrow cache (`arrow_cache.open_cache`), read without copying."""
         columns = {}
-        for name in opened.column_names:
-            chunks = opened.data.column(name).chunks
-            columns[name] = [
-                chunk.flatten().to_numpy(zero_copy_only=True).reshape(len(chunk), -1) for chunk in chunks if len(chunk)
-            ]
-        return cls(columns, tokens)
+        for name in cache.column_names:
+            chunks = [chunk for chunk in cache.data.column(name).chunks if len(chunk)]
+            columns[name] = [chunk.flatten().to_numpy(zero_copy_only=True).reshape(len(chunk), -1) for chunk in chunks]
+        return cls(columns, num_tokens)
 
     @classmethod
-    def from_tokens(cls, ids, block_size, mask=None):
-        """The same blocks straight from an array of ids, without a cache."""
+    def from_tokens(cls, ids: np.ndarray, block_size: int, mask: np.ndarray | None = None) -> Blocks:
+        """The same blocks from arrays in memory, without a cache."""
+        num_rows = arrow_cache.num_rows(len(ids), block_size)
 
-        def rows(values):
-            filled = np.zeros(arrow_cache.num_rows(len(ids), block_size) * block_size + 1, dtype=values.dtype)
-            filled[: len(values)] = values
-            return [np.lib.stride_tricks.sliding_window_view(filled, block_size + 1)[::block_size]]
+        def cut(values: np.ndarray) -> list[np.ndarray]:
+            padded = np.zeros(num_rows * block_size + 1, dtype=values.dtype)
+            padded[: len(values)] = values
+            return [np.lib.stride_tricks.sliding_window_view(padded, block_size + 1)[::block_size]]
 
-        columns = {"input_ids": rows(np.asarray(ids, dtype=np.uint16))}
-        return cls(columns | ({} if mask is None else {"targets": rows(np.asarray(mask, dtype=np.uint8))}), len(ids))
+        columns = {"input_ids": cut(np.asarray(ids, dtype=np.uint16))}
+        if mask is not None:
+            columns["targets"] = cut(np.asarray(mask, dtype=np.uint8))
+        return cls(columns, len(ids))
 
-    def keep_on(self, device):
-        """Copy the split to a device, 8 bytes a token and 12 where documents are isolated, which from then on gathers
-        its batches itself."""
-        parts = [self.batch(range(first, min(first + 1024, self.num_rows))) for first in range(0, self.num_rows, 1024)]
-        self.resident = [
-            None if column[0] is None else torch.cat([part.int() for part in column]).to(device)
-            for column in zip(*parts)
-        ]
+    def cache_on_device(self, device: torch.device | str) -> None:
+        """Copy all rows to `device`, where batches are gathered from then on: 8 bytes a token, 12 with position_ids."""
+        batches = []
+        for first in range(0, self.num_rows, 1024):
+            batch = self.batch(range(first, min(first + 1024, self.num_rows)))
+            batches.append(_map(torch.Tensor.int, batch))
+        self.device_copy = _map(lambda column: column.to(device), _concatenate(batches))
 
-    def batch(self, rows, device="cpu"):
-        """`(idx, targets, position_ids)` on the device, int64 (B, T) each. Targets are the next tokens, -100 where none
-        is to be learned; position_ids are None unless documents are isolated. A GPU is given its batch without anybody
-        waiting for it."""
-        if self.resident is not None:
-            chosen = to_device(torch.as_tensor(np.asarray(rows)), device)
-            return tuple(None if column is None else column[chosen].long() for column in self.resident)
-        ids = self._gathered("input_ids", rows)
-        idx, targets = ids[:, :-1], ids[:, 1:]
+    def batch(self, rows: Rows, device: torch.device | str = "cpu") -> Batch:
+        """`(idx, targets, position_ids)` on `device`, int64 (B, T) each. Targets are the next tokens, or IGNORE_INDEX;
+        position_ids are None unless documents are isolated. A copy to a GPU does not block the host."""
+        rows = np.asarray(rows)
+        if self.device_copy is not None:
+            chosen = to_device(torch.from_numpy(rows), device)
+            return _map(lambda column: column[chosen].long(), self.device_copy)
+        ids = self._gather("input_ids", rows)
+        idx, targets, position_ids = ids[:, :-1], ids[:, 1:].clone(), None
         if "targets" in self.columns:
-            targets = targets.masked_fill(self._gathered("targets", rows)[:, 1:] == 0, IGNORE)
-        if self.filling and (last := [i for i, row in enumerate(rows) if row == self.num_rows - 1]):
-            targets = targets.clone()
-            targets[last, -self.filling :] = IGNORE
-        position_ids = to_device(self._gathered("position_ids", rows)[:, :-1], device) if self.is_isolated else None
-        return to_device(idx, device), to_device(targets, device), position_ids
+            targets[self._gather("targets", rows)[:, 1:] == 0] = IGNORE_INDEX
+        if self.padding:
+            is_last_row = torch.from_numpy(rows == self.num_rows - 1)
+            targets[is_last_row, -self.padding :] = IGNORE_INDEX
+        if self.is_isolated:
+            position_ids = self._gather("position_ids", rows)[:, :-1]
+        return _map(lambda column: to_device(column, device), (idx, targets, position_ids))
 
-    def _gathered(self, name, rows):
-        """Some rows of a column, int64 (B, T + 1)."""
-        out = torch.empty(len(rows), self.block_size + 1, dtype=torch.int64)
-        rows_out, chunks = out.numpy(), self.columns[name]
-        for i, row in enumerate(rows):
-            chunk = bisect.bisect_right(self.starts, row) - 1
-            rows_out[i] = chunks[chunk][row - self.starts[chunk]]
-        return out
+    def _gather(self, name: str, rows: np.ndarray) -> torch.Tensor:
+        """Rows of a column, int64 (B, T + 1)."""
+        gathered = np.empty((len(rows), self.block_size + 1), dtype=np.int64)
+        for i, row in enumerate(rows.tolist()):
+            chunk = bisect.bisect_right(self.first_rows, row) - 1
+            gathered[i] = self.columns[name][chunk][row - self.first_rows[chunk]]
+        return torch.from_numpy(gathered)
 
-    def rows_with_targets(self):
-        """The numbers of the rows that predict any token."""
-        return np.arange(self.num_rows) if self.counts is None else np.flatnonzero(self.counts)
+    def rows_with_targets(self) -> np.ndarray:
+        """Numbers of the rows that predict any token, int64."""
+        if self.targets_per_row is None:
+            return np.arange(self.num_rows)
+        return np.flatnonzero(self.targets_per_row)
 
-    def num_targets(self, rows):
+    def num_targets(self, rows: Rows) -> int:
         """How many tokens these rows predict."""
         rows = np.asarray(rows)
-        if self.counts is not None:
-            return int(self.counts[rows].sum())
-        return int(rows.size * self.block_size - (rows == self.num_rows - 1).sum() * self.filling)
+        if self.targets_per_row is not None:
+            return int(self.targets_per_row[rows].sum())
+        return int(rows.size * self.block_size - np.count_nonzero(rows == self.num_rows - 1) * self.padding)
 
 
 class Mixture:
-    """The rows of several splits, one after the other, as if they were one `Blocks`."""
+    """Several `Blocks` as one: the rows of the first part, then those of the second, and so on."""
 
-    def __init__(self, parts):
+    def __init__(self, parts: list[Blocks]) -> None:
         self.parts = parts
         self.block_size, self.is_isolated = parts[0].block_size, parts[0].is_isolated
-        self.starts = [0, *itertools.accumulate(part.num_rows for part in parts)]
-        self.num_rows, self.num_tokens = self.starts[-1], sum(part.num_tokens for part in parts)
+        self.first_rows = [0, *itertools.accumulate(part.num_rows for part in parts)]  # of each part, and the end
+        self.num_rows = self.first_rows[-1]
+        self.num_tokens = sum(part.num_tokens for part in parts)
 
-    def keep_on(self, device):
+    def cache_on_device(self, device: torch.device | str) -> None:
         for part in self.parts:
-            part.keep_on(device)
+            part.cache_on_device(device)
 
-    def batch(self, rows, device="cpu"):
+    def batch(self, rows: Rows, device: torch.device | str = "cpu") -> Batch:
         """As `Blocks.batch`."""
         shares = self.shares(rows)
-        batches = zip(*(self.parts[number].batch(there, device) for number, _, there in shares))
-        order = to_device(torch.from_numpy(np.argsort(np.concatenate([places for _, places, _ in shares]))), device)
-        return tuple(None if column[0] is None else torch.cat(column)[order] for column in batches)
+        batches = [self.parts[part].batch(rows_of_part, device) for part, _, rows_of_part in shares]
+        order = np.argsort(np.concatenate([places for _, places, _ in shares]))
+        order = to_device(torch.from_numpy(order), device)
+        return _map(lambda column: column[order], _concatenate(batches))
 
-    def rows_with_targets(self):
+    def rows_with_targets(self) -> np.ndarray:
         """As `Blocks.rows_with_targets`."""
-        return np.concatenate([part.rows_with_targets() + first for part, first in zip(self.parts, self.starts)])
+        return np.concatenate([part.rows_with_targets() + first for part, first in zip(self.parts, self.first_rows)])
 
-    def num_targets(self, rows):
+    def num_targets(self, rows: Rows) -> int:
         """As `Blocks.num_targets`."""
-        return sum(self.parts[number].num_targets(there) for number, _, there in self.shares(rows))
+        return sum(self.parts[part].num_targets(rows_of_part) for part, _, rows_of_part in self.shares(rows))
 
-    def shares(self, rows):
-        """[(number of a part, which of `rows` are its own, their numbers there)] of the parts that have any."""
+    def shares(self, rows: Rows) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """`rows` by part: (part, places of its rows in `rows`, their numbers within the part); parts without any are
+        left out."""
         rows = np.asarray(rows)
-        owners = np.searchsorted(self.starts, rows, side="right") - 1
-        return [
-            (number, places, rows[places] - self.starts[number])
-            for number in np.unique(owners)
-            for places in [np.flatnonzero(owners == number)]
-        ]
+        owners = np.searchsorted(self.first_rows, rows, side="right") - 1
+        shares = []
+        for part in np.unique(owners).tolist():
+            places = np.flatnonzero(owners == part)
+            shares.append((part, places, rows[places] - self.first_rows[part]))
+        return shares
 
 
-def to_device(tensor, device):
-    """A copy on the device; on a GPU without waiting for it."""
+def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A copy on `device`; to a GPU through pinned memory, which does not block the host."""
     if torch.device(device).type != "cuda":
         return tensor.to(device)
-    return (
-        tensor.contiguous().pin_memory().to(device, non_blocking=True)
-    )  # a copy of anything else waits for what the GPU does
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
+
+
+def _map(function: Callable[[torch.Tensor], torch.Tensor], batch: Batch) -> Batch:
+    idx, targets, position_ids = batch
+    return function(idx), function(targets), None if position_ids is None else function(position_ids)
+
+
+def _concatenate(batches: list[Batch]) -> Batch:
+    idx, targets, position_ids = zip(*batches)
+    return torch.cat(idx), torch.cat(targets), None if position_ids[0] is None else torch.cat(position_ids)

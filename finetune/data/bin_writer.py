@@ -1,76 +1,91 @@
-"""Writing train.bin, val.bin and their masks."""
+"""Writing train.bin, val.bin and the files beside them."""
+
+from __future__ import annotations
 
 import hashlib
 import os
 from array import array
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from finetune.data.dataset import CHUNK_BYTES
+from finetune.data.documents import Encoded
 
 
 class BinWriter:
-    """A bin being written, what lies beside it when that is needed, and what meta.json will say of them."""
+    """A bin being written. NAME_mask.bin and NAME_documents.bin appear beside it only if they are needed."""
 
-    def __init__(self, path, eot=None):
-        self.path, self.eot, self.file, self.digest = path, eot, open(path, "wb"), hashlib.sha256()
-        self.mask_file, self.mask_digest = None, hashlib.sha256()
-        self.ends, self.stops = array("Q"), False  # of documents; whether an end-of-text stands within one
+    def __init__(self, path: Path, eot: int | None = None, chunk_bytes: int = CHUNK_BYTES) -> None:
+        self.path, self.eot, self.chunk_bytes = path, eot, chunk_bytes
+        self.file, self.digest = open(path, "wb"), hashlib.sha256()
+        self.mask_file: BinaryIO | None = None
+        self.mask_digest = hashlib.sha256()
+        self.document_ends = array("Q")
+        self.has_eot_within = False  # an end-of-text stands within a document
         self.tokens = self.characters = self.bytes = self.targets = 0
 
-    def add(self, pieces, ids):
-        """Append some Pieces and the ids of each."""
-        if self.mask_file is None and not all(piece.target for piece in pieces):
+    def add(self, encoded: list[Encoded]) -> None:
+        if self.mask_file is None and not all(chunk.is_target for chunk, _ in encoded):
             self._begin_mask()
-        raw = np.ascontiguousarray(np.concatenate(ids), dtype="<u2").tobytes()
+        raw = np.concatenate([ids for _, ids in encoded]).astype("<u2").tobytes()
         self.file.write(raw)
         self.digest.update(raw)
-        for piece, part in zip(pieces, ids):
+        for chunk, ids in encoded:
             if self.mask_file:
-                self._write_mask(np.full(len(part), piece.target, dtype=np.uint8))
-            self.tokens += len(part)
-            self.targets += len(part) * piece.target
-            self.characters += len(piece.text)
-            self.bytes += len(piece.text.encode("utf-8", "surrogatepass"))
-            self.stops |= piece.stops
-            if piece.ends:
-                self.ends.append(self.tokens)
+                self._write_mask(self.mask_file, chunk.is_target, len(ids))
+            self.tokens += len(ids)
+            self.targets += len(ids) * chunk.is_target
+            self.characters += len(chunk.text)
+            self.bytes += len(chunk.text.encode("utf-8", "surrogatepass"))
+            self.has_eot_within |= chunk.eot_after
+            if chunk.is_last:
+                self.document_ends.append(self.tokens)
 
-    def close(self):
+    def close(self) -> dict:
         """Close the files and return their entry of meta.json."""
-        facts = {"tokens": self.tokens, "characters": self.characters, "bytes": self.bytes, "documents": len(self.ends)}
-        facts["sha256"] = self.digest.hexdigest()
+        facts = {
+            "tokens": self.tokens,
+            "characters": self.characters,
+            "bytes": self.bytes,
+            "documents": len(self.document_ends),
+            "sha256": self.digest.hexdigest(),
+        }
+        files: list[BinaryIO] = [self.file]
         if self.mask_file:
             facts |= {"targets": self.targets, "mask_sha256": self.mask_digest.hexdigest()}
-        files = [self.file, self.mask_file]
-        if self.stops or (self.eot is None and len(self.ends) > 1):  # no end-of-text says where they end
-            ends = np.frombuffer(self.ends, dtype=np.uint64).astype("<u8").tobytes()
+            files.append(self.mask_file)
+        if self.has_eot_within or (self.eot is None and len(self.document_ends) > 1):
+            # no end-of-text shows where documents end
+            ends = np.frombuffer(self.document_ends, dtype=np.uint64).astype("<u8").tobytes()
             facts["documents_sha256"] = hashlib.sha256(ends).hexdigest()
             files.append(open(self._beside("documents"), "wb"))
             files[-1].write(ends)
         for file in files:
-            if file:
-                file.flush()
-                os.fsync(file.fileno())
-                file.close()
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
         return facts
 
-    def __enter__(self):
+    def __enter__(self) -> BinWriter:
         return self
 
-    def __exit__(self, *_):
-        for file in (self.file, self.mask_file):
-            if file:
-                file.close()
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        if self.mask_file:
+            self.mask_file.close()
 
-    def _beside(self, kind):
+    def _beside(self, kind: str) -> Path:
         return self.path.with_name(f"{self.path.stem}_{kind}.bin")
 
-    def _begin_mask(self):
+    def _begin_mask(self) -> None:
+        """Open the mask; all tokens so far were targets."""
         self.mask_file = open(self._beside("mask"), "wb")
-        for first in range(0, self.tokens, CHUNK_BYTES):
-            self._write_mask(np.ones(min(CHUNK_BYTES, self.tokens - first), dtype=np.uint8))
+        for first in range(0, self.tokens, self.chunk_bytes):
+            self._write_mask(self.mask_file, True, min(self.chunk_bytes, self.tokens - first))
 
-    def _write_mask(self, mask):
-        self.mask_file.write(mask.tobytes())
-        self.mask_digest.update(mask.tobytes())
+    def _write_mask(self, file: BinaryIO, is_target: bool, count: int) -> None:
+        mask = bytes([is_target]) * count
+        file.write(mask)
+        self.mask_digest.update(mask)

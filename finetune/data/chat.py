@@ -61,10 +61,10 @@ def chunks(messages: list[Message]) -> Iterator[Chunk]:
     for number, message in enumerate(messages, 1):
         is_last = number == len(messages)
         if message["role"] == "assistant":
-            yield Chunk("Assistant:\n", target=False)
-            yield Chunk(message["content"], ends=is_last, stops=not is_last)
+            yield Chunk("Assistant:\n", is_target=False)
+            yield Chunk(message["content"], is_last=is_last, eot_after=not is_last)
         else:
-            yield Chunk(f"{message['role'].capitalize()}:\n{message['content']}\n\n", ends=is_last, target=False)
+            yield Chunk(f"{message['role'].capitalize()}:\n{message['content']}\n\n", is_last=is_last, is_target=False)
 
 
 def template_of(directory: str | Path) -> str | None:

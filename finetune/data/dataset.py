@@ -1,5 +1,7 @@
-"""train.bin and val.bin: token ids as little-endian uint16, nanoGPT's format, with a meta.json that says what they
-are."""
+"""A prepared directory: train.bin and val.bin in nanoGPT's format, token ids as little-endian uint16, with a meta.json
+that describes them."""
+
+from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
@@ -16,86 +18,83 @@ FORMAT = 1
 LLMC_MAGIC = 20240520
 GPT2_EOT = 50256
 CHUNK_BYTES = 1 << 22
-SOURCES_KEPT = 20  # of a corpus of many files, which a run names
+SOURCES_KEPT = 20  # of a corpus of many files, in the facts of a run
 
 
 @dataclass
 class Dataset:
-    """A prepared directory. `meta` is its meta.json, or {} for bins that nanoGPT made; `tokenizer` is None when nobody
-    knows it."""
+    """A prepared directory. `meta` is its meta.json, or {} for nanoGPT's bins; `tokenizer` is None if unknown."""
 
     directory: Path
     meta: dict
-    tokenizer: object | None
+    tokenizer: tokenizers.BPETokenizer | tokenizers.CharTokenizer | None
 
-    def bin(self, split):
+    def bin(self, split: str) -> Path:
         return self.directory / f"{split}.bin"
 
-    def mask(self, split):
-        """The file that says which tokens are targets, one byte each; None where all are."""
+    def mask(self, split: str) -> Path | None:
+        """The file with a byte for each token, 1 if it is a target; None if all are."""
         path = self.directory / f"{split}_mask.bin"
         return path if path.is_file() else None
 
-    def documents(self, split):
-        """The file that says where documents end, as uint64; None where meta.json promises none: then every end-of-text
-        ends one."""
-        promised = "documents_sha256" in self.meta.get("splits", {}).get(split, {})
-        return self.directory / f"{split}_documents.bin" if promised else None
+    def documents(self, split: str) -> Path | None:
+        """The file of document ends, uint64; None if meta.json lists none: then every end-of-text ends a document."""
+        is_listed = "documents_sha256" in self._split_meta(split)
+        return self.directory / f"{split}_documents.bin" if is_listed else None
+
+    def _split_meta(self, split: str) -> dict:
+        return self.meta.get("splits", {}).get(split, {})
 
     @property
-    def eot(self):
-        """The id that ends documents, None where nothing does."""
+    def eot(self) -> int | None:
+        """The id that ends documents, None if there is none."""
         if "end_of_text" in self.meta:
             return self.meta["end_of_text"]
         return self.tokenizer.eot if self.tokenizer else GPT2_EOT
 
-    def document_ends(self, split):
-        """Where the documents of a split end, behind their last token, int64. What follows the last end-of-text is a
-        document too. Raises UsageError where meta.json speaks of fewer than there are end-of-texts, which stand after
-        turns then."""
-        tokens = self.num_tokens(split)
-        if path := self.documents(split):
+    def document_ends(self, split: str) -> np.ndarray:
+        """The end of each document, behind its last token, int64. Tokens behind the last end-of-text are one too.
+        Raises UsageError if there are more end-of-texts than documents, because then some only end a turn."""
+        tokens, path = self.num_tokens(split), self.documents(split)
+        if path:
             ends = np.fromfile(path, dtype="<u8").astype(np.int64)
         else:
-            ids = np.memmap(self.bin(split), dtype="<u2", mode="r")
-            parts = range(0, 0 if self.eot is None else tokens, CHUNK_BYTES)
-            ends = np.concatenate(
-                [
-                    np.zeros(0, np.int64),
-                    *(np.flatnonzero(ids[first : first + CHUNK_BYTES] == self.eot) + first + 1 for first in parts),
-                ]
-            )
-            said = self.meta.get("splits", {}).get(split, {}).get("documents", len(ends))
-            if len(ends) > said:
+            ends = self._ends_by_eot(split)
+            count = self._split_meta(split).get("documents", len(ends))
+            if len(ends) > count:
                 raise UsageError(
-                    f"{self.bin(split)}: {len(ends):,} end-of-texts in {said:,} documents, and nothing says where one"
+                    f"{self.bin(split)}: {len(ends):,} end-of-texts in {count:,} documents, and nothing says where one"
                     " begins; prepare the data again"
                 )
         return ends if len(ends) and ends[-1] == tokens else np.append(ends, tokens)
 
-    def is_running_text(self, split):
-        """Whether nothing says where one document ends and the next begins."""
-        if self.documents(split):
-            return False
-        ends = self.document_ends(split)
-        return len(ends) == 1 and (
-            self.eot is None or np.memmap(self.bin(split), dtype="<u2", mode="r")[-1] != self.eot
-        )
+    def _ends_by_eot(self, split: str) -> np.ndarray:
+        ids = np.memmap(self.bin(split), dtype="<u2", mode="r")
+        ends = [np.zeros(0, np.int64)]
+        for first in range(0, 0 if self.eot is None else len(ids), CHUNK_BYTES):
+            ends.append(np.flatnonzero(ids[first : first + CHUNK_BYTES] == self.eot) + first + 1)
+        return np.concatenate(ends)
 
-    def num_tokens(self, split):
+    def is_running_text(self, split: str) -> bool:
+        """Whether nothing marks where one document ends and the next begins."""
+        if self.documents(split) or len(self.document_ends(split)) > 1:
+            return False
+        return self.eot is None or np.memmap(self.bin(split), dtype="<u2", mode="r")[-1] != self.eot
+
+    def num_tokens(self, split: str) -> int:
         return self.bin(split).stat().st_size // 2
 
-    def num_bytes(self, split):
-        """Bytes of text in a split, which bits per byte need; None when unknown."""
-        return self.meta.get("splits", {}).get(split, {}).get("bytes")
+    def num_bytes(self, split: str) -> int | None:
+        """Bytes of text in a split, for bits per byte; None if unknown."""
+        return self._split_meta(split).get("bytes")
 
-    def facts(self):
-        """What a run keeps of its data: where it lies, what it was made from, how large it is. Plain values; what is
-        unknown is left out."""
-        counted = ("tokens", "characters", "bytes", "documents", "targets")
+    def facts(self) -> dict:
+        """What a run records of its data: place, sources, sizes. Plain values, without the unknown ones."""
         splits = {split: {"tokens": self.num_tokens(split)} for split in ("train", "val")}
         for split, described in self.meta.get("splits", {}).items():
-            splits[split] |= {name: described[name] for name in counted if name in described}
+            for name in ("tokens", "characters", "bytes", "documents", "targets"):
+                if name in described:
+                    splits[split][name] = described[name]
         sources = [*self.meta.get("sources", []), *self.meta.get("val_sources", [])]
         return {
             "name": self.directory.resolve().name,
@@ -109,22 +108,21 @@ class Dataset:
         }
 
 
-def identity_key(file, number, datasets):
-    """How the identity of a run calls a file of its dataset `number`, counted from 1, of so many."""
-    return file if datasets == 1 else f"{file} of dataset {number}"
+def identity_key(file: str, number: int, count: int) -> str:
+    """Key of a file of dataset `number` (from 1) of `count` in a run's identity."""
+    return file if count == 1 else f"{file} of dataset {number}"
 
 
-def facts_of(datasets):
+def facts_of(datasets: list[Dataset]) -> dict:
     """The facts of one dataset, or of several as if they were one."""
     each = [dataset.facts() for dataset in datasets]
     if len(each) == 1:
         return {**each[0], "directories": [each[0]["directory"]]}
     splits = {}
     for split in ("train", "val"):
-        counted = [facts["splits"][split] for facts in each]
-        splits[split] = {
-            name: sum(one[name] for one in counted) for name in counted[0] if all(name in one for one in counted)
-        }
+        counts = [facts["splits"][split] for facts in each]
+        known = [name for name in counts[0] if all(name in one for one in counts)]
+        splits[split] = {name: sum(one[name] for one in counts) for name in known}
     return {
         "name": ", ".join(facts["name"] for facts in each),
         "directories": [facts["directory"] for facts in each],
@@ -136,50 +134,51 @@ def facts_of(datasets):
     }
 
 
-def is_prepared(directory):
+def is_prepared(directory: str | Path) -> bool:
     return (Path(directory) / "train.bin").is_file() or (Path(directory) / "meta.json").is_file()
 
 
-def load(directory):
-    """The Dataset in a directory, its files checked as far as their sizes tell. Raises UsageError naming the file."""
+def load(directory: str | Path) -> Dataset:
+    """The Dataset in a directory; of its bins only the sizes are checked. Raises UsageError naming the file."""
     directory = Path(directory)
-    described = (directory / "meta.json").is_file()
+    meta_json, meta_pkl = directory / "meta.json", directory / "meta.pkl"
+    has_meta = meta_json.is_file()
     for split in ("train", "val"):
-        check_size(directory / f"{split}.bin", guess=not described)
-    meta, tokenizer = {}, None
-    if not described and (directory / "tokenizer.json").is_file():
+        check_size(directory / f"{split}.bin", guess=not has_meta)
+    if has_meta:
+        return _load_described(directory, meta_json)
+    if (directory / "tokenizer.json").is_file():
         raise UsageError(
             f"{directory}: has tokenizer.json but no meta.json, so its preparation was interrupted; prepare the data"
             " again"
         )
-    if described:
-        try:
-            meta = read_json(directory / "meta.json")
-            if meta.get("format") != FORMAT:
-                raise UsageError(
-                    f"{directory / 'meta.json'}: format {meta.get('format')!r} is not {FORMAT}; prepare the data again"
-                )
-            if not all(isinstance(meta["splits"][split], dict) for split in ("train", "val")):
-                raise ValueError("splits")
-            tokenizer = tokenizers.from_description(meta["tokenizer"], directory)
-        except UsageError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"{directory / 'meta.json'}: not readable as a dataset's description ({error!r}); prepare the data"
-                " again"
-            ) from None
-    elif (directory / "meta.pkl").is_file():
-        try:
-            tokenizer = tokenizers.CharTokenizer(nanogpt_meta.read((directory / "meta.pkl").read_bytes()))
-        except ValueError as error:
-            raise UsageError(f"{directory / 'meta.pkl'}: {error}") from None
-    return Dataset(directory, meta, tokenizer)
+    if not meta_pkl.is_file():
+        return Dataset(directory, {}, None)
+    try:
+        return Dataset(directory, {}, tokenizers.CharTokenizer(nanogpt_meta.read(meta_pkl.read_bytes())))
+    except ValueError as error:
+        raise UsageError(f"{meta_pkl}: {error}") from None
 
 
-def check_size(path, guess=False):
-    """The number of tokens in a bin. Raises UsageError for one that is missing, empty or cut, and for one that by a
-    look at its first values is evidently of another format, if there is a need to `guess`."""
+def _load_described(directory: Path, meta_json: Path) -> Dataset:
+    try:
+        meta = read_json(meta_json)
+        if meta.get("format") != FORMAT:
+            raise UsageError(f"{meta_json}: format {meta.get('format')!r} is not {FORMAT}; prepare the data again")
+        if not all(isinstance(meta["splits"][split], dict) for split in ("train", "val")):
+            raise ValueError("splits")
+        return Dataset(directory, meta, tokenizers.from_description(meta["tokenizer"], directory))
+    except UsageError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{meta_json}: not readable as a dataset's description ({error!r}); prepare the data again"
+        ) from None
+
+
+def check_size(path: Path, guess: bool = False) -> int:
+    """The number of tokens in a bin. Raises UsageError if it is missing, empty or cut short, or, with `guess`, if its
+    first values look like another format."""
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file; `python -m finetune.prepare` makes train.bin and val.bin")
     size = path.stat().st_size
@@ -190,8 +189,12 @@ def check_size(path, guess=False):
             f"{path}: {size:,} bytes are not a whole number of 16-bit tokens; it was probably cut short. Copy or"
             " prepare it again"
         )
-    if not guess:
-        return size // 2
+    if guess:
+        _check_format(path)
+    return size // 2
+
+
+def _check_format(path: Path) -> None:
     with open(path, "rb") as file:
         head = np.frombuffer(file.read(8192), dtype="<u2")
     if head.size >= 2 and int(head[0]) + (int(head[1]) << 16) == LLMC_MAGIC:
@@ -200,12 +203,11 @@ def check_size(path, guess=False):
         )
     if head.size >= 64 and (head[1::2] == 0).mean() > 0.9 and (head[::2] == 0).mean() < 0.9:
         raise UsageError(f"{path}: looks like 32-bit token ids (every second 16-bit value is 0); bins hold 16-bit ids")
-    return size // 2
 
 
 @dataclass
 class BinStats:
-    """What reading a whole bin tells."""
+    """What reading a whole bin shows."""
 
     tokens: int
     largest: int  # id
@@ -214,52 +216,49 @@ class BinStats:
     documents_sha256: str | None = None
 
 
-def scan(dataset, split):
-    """The Contents of a bin. Raises UsageError when meta.json promises another sha256, of the bin or of what lies
-    beside it, so that a cut or edited file never passes, and when a mask is not as long as its bin."""
-    path, largest = dataset.bin(split), 0
-    tokens, promised = check_size(path), dataset.meta.get("splits", {}).get(split, {})
-
-    def digest(path, name, look=lambda chunk: None):
-        """sha256 of a file that meta.json speaks of as `name`, None where there is neither."""
-        if not path.is_file() and name not in promised:
-            return None
-        if not path.is_file():
-            raise UsageError(f"{path}: there is no such file, and meta.json speaks of one; prepare the data again")
-        found = hashlib.sha256()
-        for chunk in read_chunks(path):
-            found.update(chunk)
-            look(chunk)
-        if promised.get(name, found.hexdigest()) != found.hexdigest():
-            raise UsageError(
-                f"{path}: is not the file that meta.json describes (its sha256 differs); prepare the data again"
-            )
-        return found.hexdigest()
-
-    def look(chunk):
-        nonlocal largest
-        largest = max(largest, int(np.frombuffer(chunk, dtype="<u2").max()))
-
-    if (mask := dataset.mask(split)) and mask.stat().st_size != tokens:
+def scan(dataset: Dataset, split: str) -> BinStats:
+    """Read a whole bin and the files beside it. Raises UsageError if a file is not the one that meta.json describes,
+    or if the mask is not as long as the bin."""
+    path, mask = dataset.bin(split), dataset.mask(split)
+    tokens, expected = check_size(path), dataset.meta.get("splits", {}).get(split, {})
+    if mask and mask.stat().st_size != tokens:
         raise UsageError(
             f"{mask}: {mask.stat().st_size:,} bytes for the {tokens:,} tokens of {split}.bin; a mask has one a token."
             " Prepare the data again"
         )
-    mask_sha256 = digest(dataset.directory / f"{split}_mask.bin", "mask_sha256")
-    documents_sha256 = digest(dataset.documents(split), "documents_sha256") if dataset.documents(split) else None
-    return BinStats(
-        tokens,
-        sha256=digest(path, "sha256", look),
-        largest=largest,
-        mask_sha256=mask_sha256,
-        documents_sha256=documents_sha256,
-    )
+    mask_sha256 = documents_sha256 = None
+    if mask or "mask_sha256" in expected:
+        mask_sha256 = _checked_sha256(dataset.directory / f"{split}_mask.bin", expected.get("mask_sha256"))
+    if documents := dataset.documents(split):
+        documents_sha256 = _checked_sha256(documents, expected["documents_sha256"])
+    digest, largest = hashlib.sha256(), 0
+    for chunk in read_chunks(path):
+        digest.update(chunk)
+        largest = max(largest, int(np.frombuffer(chunk, dtype="<u2").max()))
+    _check_sha256(path, digest.hexdigest(), expected.get("sha256"))
+    return BinStats(tokens, largest, digest.hexdigest(), mask_sha256, documents_sha256)
 
 
-def check_ids(dataset, split, contents, vocab_size, model):
-    """Raise UsageError when a split has ids beyond the `vocab_size` of `model`, saying how many and where the first
-    is."""
-    if contents.largest < vocab_size:
+def _checked_sha256(path: Path, expected: str | None) -> str:
+    if not path.is_file():
+        raise UsageError(f"{path}: there is no such file, and meta.json lists one; prepare the data again")
+    digest = hashlib.sha256()
+    for chunk in read_chunks(path):
+        digest.update(chunk)
+    _check_sha256(path, digest.hexdigest(), expected)
+    return digest.hexdigest()
+
+
+def _check_sha256(path: Path, found: str, expected: str | None) -> None:
+    if expected not in (None, found):
+        raise UsageError(
+            f"{path}: is not the file that meta.json describes (its sha256 differs); prepare the data again"
+        )
+
+
+def check_ids(dataset: Dataset, split: str, stats: BinStats, vocab_size: int, model: str) -> None:
+    """Raise UsageError if a split has ids beyond the `vocab_size` of `model`: how many, and where the first is."""
+    if stats.largest < vocab_size:
         return
     ids = np.memmap(dataset.bin(split), dtype="<u2", mode="r")
     beyond = np.flatnonzero(ids >= vocab_size)

@@ -1,82 +1,112 @@
-"""Documents as streams of pieces: what sources give, tokenizers take, and nothing ever holds whole."""
+"""Documents as streams of chunks, so that no document is ever held whole."""
+
+from __future__ import annotations
 
 import itertools
 import re
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-CHUNK_TOKENS = 1 << 18  # about a megabyte; a longer document comes in pieces
+from finetune.data.dataset import Dataset
+from finetune.data.tokenizer import BPETokenizer, CharTokenizer
 
-
-def documents_of_sources(sources):
-    """The documents of some `sources.find`, in their order."""
-    return cut(itertools.chain.from_iterable(source.pieces() for source in sources), 4 * CHUNK_TOKENS)
-
-
-def documents_of_bin(dataset, split, tokenizer):
-    """The documents of a bin, as Pieces without their end-of-text. A long one is cut before white space, else before a
-    character."""
-    space, character = np.zeros(1 << 16, bool), np.zeros(1 << 16, bool)
-    tokens = (
-        tokenizer.vocabulary
-        if tokenizer.kind == "bpe"
-        else {char.encode("utf-8", "surrogatepass"): i for i, char in enumerate(tokenizer.chars)}
-    )
-    for token, i in tokens.items():
-        space[i] = token[:1].isspace()
-        character[i] = token[0] < 0x80 or token[0] >= 0xC0  # not in the middle of one in UTF-8
-    rest, first, ends = np.zeros(0, np.uint16), 0, dataset.document_ends(split)
-    with open(dataset.bin(split), "rb") as file:
-        while chunk := file.read(2 * CHUNK_TOKENS):
-            ids = np.concatenate([rest, np.frombuffer(chunk, "<u2")])
-            here = ends[slice(*np.searchsorted(ends, [first, first + len(ids)], side="right"))]
-            *whole, rest = np.split(ids, here - first)
-            first += len(ids) - len(rest)
-            for document in whole:
-                document = document[: len(document) - (document[-1] == tokenizer.eot)]
-                yield Chunk(tokenizer.decode(document), ends=True, tokens=len(document))
-            cuts = np.flatnonzero(space[rest]) if space[rest].any() else np.flatnonzero(character[rest])
-            if len(rest) >= CHUNK_TOKENS and len(cuts) and cuts[-1]:
-                yield Chunk(tokenizer.decode(rest[: cuts[-1]]), tokens=int(cuts[-1]))
-                rest, first = rest[cuts[-1] :], first + int(cuts[-1])
+CHUNK_TOKENS = 1 << 18  # about a megabyte of text
 
 
 class Chunk(NamedTuple):
-    """A part of a document. `ends` with the last one; `target` where a model is to learn it, which prompts are not;
-    `stops` where an end-of-text follows although the document goes on, after an assistant's turn; `tokens` are how many
-    it is, where that is known."""
+    """A part of a document.
+
+    The document ends with the chunk that `is_last`. The model learns chunks that are targets; prompts are not. With
+    `eot_after` an end-of-text follows although the document goes on: an assistant's turn ended. `tokens` is the length
+    if known."""
 
     text: str
-    ends: bool = False
-    target: bool = True
-    stops: bool = False
+    is_last: bool = False
+    is_target: bool = True
+    eot_after: bool = False
     tokens: int | None = None
 
 
-def cut(stream, size, anywhere=False):
-    """The same documents in pieces of about `size` characters at most, cut only where GPT-2's pre-tokenizer cuts
-    whatever follows, or `anywhere`. So encoding them one by one gives the ids of the whole. A text without any such
-    place stays in one piece."""
-    rest, searched, target = "", 0, True
-    for piece in stream:
-        if piece.target != target and rest:  # prompt and completion are encoded by themselves
-            yield Chunk(rest, False, target)
+Encoded = tuple[Chunk, np.ndarray]  # a chunk and its ids, uint16
+
+
+class HasChunks(Protocol):
+    """What `sources.find` returns."""
+
+    def pieces(self) -> Iterator[Chunk]: ...
+
+
+def documents_of_sources(sources: Iterable[HasChunks]) -> Iterator[Chunk]:
+    """The documents of some sources, in their order."""
+    chunks = itertools.chain.from_iterable(source.pieces() for source in sources)
+    return cut(chunks, 4 * CHUNK_TOKENS)
+
+
+def documents_of_bin(
+    dataset: Dataset, split: str, tokenizer: BPETokenizer | CharTokenizer, chunk_tokens: int = CHUNK_TOKENS
+) -> Iterator[Chunk]:
+    """The documents of a bin without their end-of-text. A long one is cut before white space, else between two
+    characters."""
+    begins_with_space, begins_character = _token_starts(tokenizer)
+    rest, offset = np.zeros(0, np.uint16), 0  # tokens read but not yielded, and where they begin in the bin
+    ends = dataset.document_ends(split)
+    with open(dataset.bin(split), "rb") as file:
+        while data := file.read(2 * chunk_tokens):
+            ids = np.concatenate([rest, np.frombuffer(data, "<u2")])
+            first, last = np.searchsorted(ends, [offset, offset + len(ids)], side="right")
+            *documents, rest = np.split(ids, ends[first:last] - offset)
+            offset += len(ids) - len(rest)
+            for document in documents:
+                if document[-1] == tokenizer.eot:
+                    document = document[:-1]
+                yield Chunk(tokenizer.decode(document), is_last=True, tokens=len(document))
+            cuts = np.flatnonzero(begins_with_space[rest])
+            if not len(cuts):
+                cuts = np.flatnonzero(begins_character[rest])
+            if len(rest) >= chunk_tokens and len(cuts) and cuts[-1]:
+                size = int(cuts[-1])
+                yield Chunk(tokenizer.decode(rest[:size]), tokens=size)
+                rest, offset = rest[size:], offset + size
+
+
+def _token_starts(tokenizer: BPETokenizer | CharTokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Of every id, bool (65536,) each: whether its text begins with white space, and whether with a whole character."""
+    begins_with_space, begins_character = np.zeros(1 << 16, bool), np.zeros(1 << 16, bool)
+    if isinstance(tokenizer, BPETokenizer):
+        vocabulary = tokenizer.vocabulary
+    else:
+        vocabulary = {char.encode("utf-8", "surrogatepass"): i for i, char in enumerate(tokenizer.chars)}
+    for text, i in vocabulary.items():
+        begins_with_space[i] = text[:1].isspace()
+        begins_character[i] = text[0] < 0x80 or text[0] >= 0xC0  # 0x80 to 0xBF continue a character of UTF-8
+    return begins_with_space, begins_character
+
+
+def cut(chunks: Iterable[Chunk], size: int, anywhere: bool = False) -> Iterator[Chunk]:
+    """The same documents in chunks of at most about `size` characters. Encoding them one by one gives the ids of the
+    whole, because they are cut only where GPT-2's pre-tokenizer always cuts (or `anywhere`, for characters). A text
+    without such a place stays whole."""
+    rest, searched, is_target = "", 0, True
+    for chunk in chunks:
+        if rest and chunk.is_target != is_target:  # prompt and completion are encoded separately
+            yield Chunk(rest, is_target=is_target)
             rest, searched = "", 0
-        target = piece.target
-        rest = rest + piece.text if rest else piece.text
+        is_target = chunk.is_target
+        rest = rest + chunk.text if rest else chunk.text
         while len(rest) > size:
             place = size if anywhere else _last_cut(rest, size) or _first_cut(rest, max(size, searched))
             if not place:
                 searched = len(rest) - 2
                 break
-            yield Chunk(rest[:place], False, target)
+            yield Chunk(rest[:place], is_target=is_target)
             rest, searched = rest[place:], 0
-        if piece.ends or piece.stops:
-            yield piece._replace(text=rest)
+        if chunk.is_last or chunk.eot_after:
+            yield chunk._replace(text=rest)
             rest, searched = "", 0
     if rest:
-        yield Chunk(rest, False, target)
+        yield Chunk(rest, is_target=is_target)
 
 
 # a word before a single space and a word; a line end between words; a punctuation mark before a letter or digit
@@ -84,13 +114,14 @@ SAFE_CUT = re.compile(r"(?<=\w)(?= \w)|(?<=\w\n)(?=\w)|(?<=[.,;:!?。，；：�
 WINDOW = 4096
 
 
-def _last_cut(text, size):
+def _last_cut(text: str, size: int) -> int | None:
     """The last safe place in the WINDOW characters before `size`."""
     start = max(0, size - WINDOW)
     cuts = [match.start() for match in SAFE_CUT.finditer(text, start, size + 2) if start < match.start() <= size]
     return cuts[-1] if cuts else None
 
 
-def _first_cut(text, start):
+def _first_cut(text: str, start: int) -> int | None:
+    """The first safe place from `start` on, but not at the end, because the text that follows is not known yet."""
     match = SAFE_CUT.search(text, start)
-    return match.start() if match and match.start() < len(text) - 2 else None  # what follows the end is not known yet
+    return match.start() if match and match.start() < len(text) - 2 else None

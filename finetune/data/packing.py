@@ -1,59 +1,63 @@
-"""Documents into rows of a fixed length: whole where they fit, as full as can be, and never the same token twice.
+"""Documents packed into rows of T + 1 tokens, which predict T of them.
 
-A row of T + 1 tokens predicts T of them. A longer document is cut into pieces of T + 1 that share one token, so that
-every token but a document's first is predicted exactly once."""
+Documents that fit stay whole. A longer one is cut into pieces that share one token, so that every token but a
+document's first is predicted exactly once."""
+
+from __future__ import annotations
 
 import numpy as np
 
-TOGETHER = 1 << 16  # pieces that are packed with each other; what is packed lies near each other in the bin
+GROUP_SIZE = 1 << 16  # pieces that are packed with each other, so that a row's tokens lie near each other in the bin
 
 
-def pack(ends, room, learned=None):
-    """`(first, length, row)` of all pieces, int64 arrays in the order of rows and of the bin within a row.
+def pack(
+    ends: np.ndarray, row_tokens: int, is_target: np.ndarray | None = None, group_size: int = GROUP_SIZE
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`(first, length, row)` of all pieces, int64 arrays, ordered by row and within a row as in the bin.
 
-    `ends` are where documents end in a bin (behind their last token), `room` is T + 1. Best fit decreasing among each
-    TOGETHER pieces. Pieces without a target, where `learned` says what is one, are left out: nobody else sees them."""
-    first, length = _pieces(ends, room)
-    if learned is not None:
-        some = np.array([learned[a + 1 : a + n].any() for a, n in zip(first.tolist(), length.tolist())], dtype=bool)
-        first, length = first[some], length[some]
-    row, rows = np.empty(len(first), dtype=np.int64), 0
-    for begin in range(0, len(first), TOGETHER):
-        chosen = _best_fit(length[begin : begin + TOGETHER].tolist(), room)
-        row[begin : begin + TOGETHER] = np.asarray(chosen, dtype=np.int64) + rows
-        rows += 1 + max(chosen)
+    `ends` are the document ends in a bin (behind their last token), `row_tokens` is T + 1. Best fit decreasing within
+    each group of pieces. Pieces without a target, according to the mask `is_target`, are left out."""
+    first, length = _pieces(ends, row_tokens)
+    if is_target is not None:
+        spans = zip(first.tolist(), length.tolist())
+        has_target = np.array([is_target[start + 1 : start + size].any() for start, size in spans], dtype=bool)
+        first, length = first[has_target], length[has_target]
+    row, num_rows = np.empty(len(first), dtype=np.int64), 0
+    for start in range(0, len(first), group_size):
+        group = slice(start, start + group_size)
+        rows_of_group = _best_fit(length[group].tolist(), row_tokens)
+        row[group] = np.asarray(rows_of_group, dtype=np.int64) + num_rows
+        num_rows += 1 + max(rows_of_group)
     order = np.lexsort((first, row))
     return first[order], length[order], row[order]
 
 
-def _pieces(ends, room):
-    """Where the pieces of documents begin and how long they are. One token alone predicts nothing and is left out."""
-    begins = np.concatenate([[0], ends[:-1]]).astype(np.int64)
-    lengths = ends - begins
-    pieces = np.maximum(1, -(-(lengths - 1) // (room - 1)))  # of each document
-    within = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    first = np.repeat(begins, pieces) + within * (room - 1)
-    length = np.minimum(room, np.repeat(ends, pieces) - first)
+def _pieces(ends: np.ndarray, row_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """`(first, length)` of the pieces of all documents. A single token predicts nothing and is left out."""
+    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+    predicted = ends - starts - 1
+    count = np.maximum(1, -(-predicted // (row_tokens - 1)))  # pieces of each document
+    index = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)  # of a piece within its document
+    first = np.repeat(starts, count) + index * (row_tokens - 1)
+    length = np.minimum(row_tokens, np.repeat(ends, count) - first)
     return first[length > 1], length[length > 1]
 
 
-def _best_fit(lengths, room):
-    """The row of each length: longest first, each into the row where it leaves least."""
-    chosen, rows, waiting, spaces = (
-        [0] * len(lengths),
-        0,
-        [[] for _ in range(room + 1)],
-        0,
-    )  # bit n of spaces: some row has n left
+def _best_fit(lengths: list[int], row_tokens: int) -> list[int]:
+    """The row of each length: longest first, each into the row where it leaves the least space."""
+    chosen, num_rows = [0] * len(lengths), 0
+    rows_by_space: list[list[int]] = [[] for _ in range(row_tokens + 1)]
+    spaces = 0  # bit n is set if some row has space for exactly n more tokens
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = lengths[i]
-        if enough := spaces >> length:
-            space = length + (enough & -enough).bit_length() - 1
-            row = waiting[space].pop()
-            spaces ^= (not waiting[space]) << space
+        if fitting := spaces >> length:
+            space = length + (fitting & -fitting).bit_length() - 1  # the lowest bit that is set
+            row = rows_by_space[space].pop()
+            if not rows_by_space[space]:
+                spaces ^= 1 << space
         else:
-            row, space, rows = rows, room, rows + 1
+            row, space, num_rows = num_rows, row_tokens, num_rows + 1
         chosen[i] = row
-        waiting[space - length].append(row)
+        rows_by_space[space - length].append(row)
         spaces |= 1 << (space - length)
     return chosen

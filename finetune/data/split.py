@@ -1,136 +1,154 @@
-"""Which documents are kept for validation, and documents that are too long."""
+"""Which documents go to train and which to val, and what happens to documents that are too long."""
+
+from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from finetune.common.errors import UsageError
-from finetune.data.documents import cut
+from finetune.data.documents import Chunk, Encoded
+from finetune.data.sources import Source
 
-PIECE_CHARACTERS = 1 << 18  # of a task for a thread
+Stream = Iterator[tuple[str, Chunk]]  # (split, chunk)
 
 
-def survey_documents(texts, collect_alphabet):
-    """`(facts, alphabet)`: sources as {name, bytes, sha256}, characters and documents in all; and their characters when
-    asked for."""
-    facts, alphabet = {"sources": [], "characters": 0, "documents": 0}, set()
-    for source in texts:
-        digest, characters, documents, empty = hashlib.sha256(), 0, 0, True
-        for piece in source.pieces(digest):
-            characters += len(piece.text)
-            empty = empty and not piece.text
-            if piece.ends:
-                documents, empty = documents + (not empty), True
+@dataclass
+class Survey:
+    """What a first pass over some sources counts. Documents without text are not counted."""
+
+    sources: list[dict] = field(default_factory=list)  # name, bytes, sha256, and documents if it is a collection
+    characters: int = 0
+    documents: int = 0
+    alphabet: set[str] = field(default_factory=set)
+
+
+def survey_documents(sources: list[Source], collect_alphabet: bool) -> Survey:
+    """Read all sources once; their characters are collected only on request. Raises UsageError if there is no text."""
+    survey = Survey()
+    for source in sources:
+        digest, documents, is_empty = hashlib.sha256(), 0, True
+        for chunk in source.pieces(digest):
+            survey.characters += len(chunk.text)
+            is_empty = is_empty and not chunk.text
+            if chunk.is_last:
+                documents, is_empty = documents + (not is_empty), True
             if collect_alphabet:
-                alphabet.update(piece.text)
-        described = {
-            "name": Path(source.name).name if source.files else source.name,
-            "bytes": source.size(),
-            "sha256": digest.hexdigest(),
-        }
-        facts["sources"].append(described if source.is_one_text else {**described, "documents": documents})
-        facts["characters"] += characters
-        facts["documents"] += documents
-    return facts, alphabet
+                survey.alphabet.update(chunk.text)
+        name = Path(source.name).name if source.files else source.name
+        described = {"name": name, "bytes": source.size(), "sha256": digest.hexdigest()}
+        if not source.is_one_text:
+            described["documents"] = documents
+        survey.sources.append(described)
+        survey.documents += documents
+    if sources and not survey.characters:
+        raise UsageError(f"{', '.join(source.name for source in sources)}: no text in it")
+    return survey
 
 
-def split_documents(texts, facts, held_out, val_fraction, seed, anywhere):
-    """`(stream, by)`: (split, Piece) of all documents that are not empty, cut for tokenization; and what was split:
-    "text", "documents", "characters" of documents, or "sources"."""
-    pieces = _not_empty(piece for source in texts for piece in source.pieces())
-    one_text = len(texts) == 1 and texts[0].is_one_text
-    if held_out:
-        rest = _not_empty(piece for source in held_out for piece in source.pieces())
-        runs = [("train", pieces), ("val", rest)]
-        one_text = one_text and len(held_out) == 1 and held_out[0].is_one_text
-        return ((split, piece) for split, run in runs for piece in cut(run, PIECE_CHARACTERS, anywhere)), (
-            "text" if one_text else "sources"
-        )
-    kept = round(facts["documents"] * val_fraction)
-    if kept and not one_text:
-        chosen = set(np.random.default_rng(seed).choice(facts["documents"], kept, replace=False).tolist())
-        return _by_documents(cut(pieces, PIECE_CHARACTERS, anywhere), chosen), "documents"
-    num_train = int(facts["characters"] * (1 - val_fraction))
-    if num_train in (0, facts["characters"]):
+def split_documents(
+    sources: list[Source], survey: Survey, val_sources: list[Source], val_fraction: float, seed: int
+) -> tuple[Stream, str]:
+    """`(stream, split_by)`: all documents that are not empty, each chunk with its split; and what was split: "text",
+    "documents", "characters" of documents, or "sources". Raises UsageError if the text is too short."""
+    chunks = _documents(sources)
+    is_one_text = len(sources) == 1 and sources[0].is_one_text
+    if val_sources:
+        is_one_text = is_one_text and len(val_sources) == 1 and val_sources[0].is_one_text
+        stream = itertools.chain(_label("train", chunks), _label("val", _documents(val_sources)))
+        return stream, "text" if is_one_text else "sources"
+    num_val = round(survey.documents * val_fraction)
+    if num_val and not is_one_text:
+        chosen = np.random.default_rng(seed).choice(survey.documents, num_val, replace=False)
+        return _split_by_documents(chunks, set(chosen.tolist())), "documents"
+    num_train = int(survey.characters * (1 - val_fraction))
+    if num_train in (0, survey.characters):
         raise UsageError(
-            f"{facts['characters']:,} characters are too few to keep val_fraction={val_fraction} of them for validation"
+            f"{survey.characters:,} characters are too few to keep val_fraction={val_fraction} of them for validation"
         )
-    runs = itertools.groupby(_by_characters(pieces, num_train), key=lambda item: item[0])
-    stream = (
-        (split, piece) for split, run in runs for piece in cut((piece for _, piece in run), PIECE_CHARACTERS, anywhere)
-    )
-    return stream, "text" if one_text else "characters"
+    return _split_by_characters(chunks, num_train), "text" if is_one_text else "characters"
 
 
-def _not_empty(pieces):
+def _documents(sources: list[Source]) -> Iterator[Chunk]:
     """The documents that have any text."""
-    begun = False
-    for piece in pieces:
-        if piece.text or begun:
-            begun = not piece.ends
-            yield piece
+    has_text = False
+    for chunk in itertools.chain.from_iterable(source.pieces() for source in sources):
+        has_text = has_text or bool(chunk.text)
+        if has_text:
+            yield chunk
+        if chunk.is_last:
+            has_text = False
 
 
-def _by_characters(pieces, num_train):
-    left = num_train
-    for piece in pieces:
-        if 0 < left < len(piece.text):
-            yield "train", piece._replace(text=piece.text[:left], ends=False, stops=False)
-            piece, left = piece._replace(text=piece.text[left:]), 0
-        yield ("train" if left else "val"), piece
-        left = max(0, left - len(piece.text))
+def _label(split: str, chunks: Iterable[Chunk]) -> Stream:
+    for chunk in chunks:
+        yield split, chunk
 
 
-def _by_documents(pieces, chosen):
+def _split_by_documents(chunks: Iterable[Chunk], val_numbers: set[int]) -> Stream:
     number = 0
-    for piece in pieces:
-        yield ("val" if number in chosen else "train"), piece
-        number += piece.ends
+    for chunk in chunks:
+        yield ("val" if number in val_numbers else "train"), chunk
+        number += chunk.is_last
+
+
+def _split_by_characters(chunks: Iterable[Chunk], num_train: int) -> Stream:
+    """The first `num_train` characters train; a chunk across the border is cut there."""
+    left = num_train
+    for chunk in chunks:
+        if 0 < left < len(chunk.text):
+            yield "train", chunk._replace(text=chunk.text[:left], is_last=False, eot_after=False)
+            chunk, left = chunk._replace(text=chunk.text[left:]), 0
+        yield ("train" if left else "val"), chunk
+        left = max(0, left - len(chunk.text))
 
 
 class Overflow:
-    """What becomes of documents with more than `max_tokens` tokens, and how many there were."""
+    """Keeps or drops documents of more than `max_tokens` tokens, or raises UsageError, and counts them.
 
-    def __init__(self, answer, max_tokens):
-        self.answer, self.max_tokens, self.count = answer, max_tokens, 0
-        self.lengths, self.begun = {}, {}  # of the document that has not ended yet, by split: tokens; (pieces, ids)
+    `policy` is "split" (keep, training cuts them), "drop" or "error"."""
 
-    def kept(self, split, pieces, ids):
-        """`(pieces, ids)` of those documents that stay. One that has not ended waits here, unless all of them stay
-        anyway."""
-        staying, waiting = ([], []), self.begun.pop(split, ([], []))
-        for piece, part in zip(pieces, ids):
-            self.lengths[split] = self.lengths.get(split, 0) + len(part)
-            pieces_there, ids_there = staying if self.answer == "split" else waiting
-            pieces_there.append(piece)
-            ids_there.append(part)
-            if self._is_too_long(split, waiting):
-                waiting = ([], [])
-            if piece.ends:
-                self.count += self.lengths.pop(split) > self.max_tokens
-                staying[0].extend(waiting[0])
-                staying[1].extend(waiting[1])
-                waiting = ([], [])
-        self.begun[split] = waiting
-        return staying
+    def __init__(self, policy: str, max_tokens: int) -> None:
+        self.policy, self.max_tokens, self.count = policy, max_tokens, 0
+        # of the document of each split that has not ended yet
+        self.lengths: Counter[str] = Counter()
+        self.waiting: dict[str, list[Encoded]] = {}
 
-    def rest(self):
-        """(split, pieces, ids) of what has no end, because val begins within it, and stays."""
-        for split, (pieces, ids) in self.begun.items():
-            self.count += self.lengths.get(split, 0) > self.max_tokens
-            if pieces:
-                yield split, pieces, ids
+    def filter(self, split: str, encoded: list[Encoded]) -> list[Encoded]:
+        """The chunks that stay. Under "drop" and "error", those of an unfinished document wait for its end."""
+        kept, waiting = [], self.waiting.pop(split, [])
+        for chunk, ids in encoded:
+            waiting.append((chunk, ids))
+            self.lengths[split] += len(ids)
+            is_too_long = self.lengths[split] > self.max_tokens
+            if is_too_long and self.policy == "error":
+                raise UsageError(
+                    f"a document has more than {self.max_tokens:,} tokens; --overflow=split keeps such, --overflow=drop"
+                    f" leaves them out. It begins {waiting[0][0].text[:60]!r}"
+                )
+            if is_too_long and self.policy == "drop":
+                waiting = []
+            if chunk.is_last or self.policy == "split":
+                kept += waiting
+                waiting = []
+            if chunk.is_last:
+                self.count += is_too_long
+                self.lengths[split] = 0
+        self.waiting[split] = waiting
+        return kept
 
-    def _is_too_long(self, split, waiting):
-        """Whether the document that has begun need not wait any longer, being too long. Raises UsageError where that is
-        an error."""
-        if self.answer == "split" or self.lengths[split] <= self.max_tokens:
-            return False
-        if self.answer == "error":
-            raise UsageError(
-                f"a document has more than {self.max_tokens:,} tokens; --overflow=split keeps such, --overflow=drop"
-                f" leaves them out. It begins {waiting[0][0].text[:60]!r}"
-            )
-        return True
+    def flush(self) -> Iterator[tuple[str, list[Encoded]]]:
+        """(split, chunks) of a document that has no end in its split, because val begins within it."""
+        for split, waiting in self.waiting.items():
+            self.count += self.lengths[split] > self.max_tokens
+            if waiting:
+                yield split, waiting
+
+    def facts(self) -> dict[str, int]:
+        """The entry of meta.json."""
+        return {"kept" if self.policy == "split" else "dropped": self.count, "max_tokens": self.max_tokens}

@@ -105,7 +105,7 @@ def _document(row: Row, columns: Columns) -> Iterable[Chunk]:
     text = row.get(columns["text"])
     if not isinstance(text, str):
         raise ValueError(f"column {columns['text']!r} must be text, not {chat.name_of_type(text)}")
-    return [Chunk(text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text, ends=True)]
+    return [Chunk(text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text, is_last=True)]
 
 
 def find_columns(row: Row, columns: Columns, place: str) -> Columns:

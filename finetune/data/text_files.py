@@ -76,7 +76,7 @@ def read_document(
                 yield Chunk(text)
             if not chunk:
                 break
-    yield Chunk("", ends=True)
+    yield Chunk("", is_last=True)
 
 
 def _describe_byte(open_bytes: Callable[[], BinaryIO], offset: int, chunk_bytes: int) -> str:

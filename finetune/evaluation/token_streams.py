@@ -56,7 +56,7 @@ def open_general(name: str, model: ModelRef) -> TokenStream:
     ids = []
     for chunk in documents.documents_of_sources(found):
         ids.append(tokenizer.encode(chunk.text))
-        if eot is not None and (chunk.ends or chunk.stops):
+        if eot is not None and (chunk.is_last or chunk.eot_after):
             ids.append(np.array([eot], np.uint16))
     stream = TokenStream(np.concatenate(ids), token_bytes=token_bytes(tokenizer))
     if len(stream.ids) < 2:

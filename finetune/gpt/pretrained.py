@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -225,10 +226,10 @@ def _shards(index: Path) -> list[str]:
     return shards
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file as transformers does. Raises OSError if that fails."""
     try:
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(dict(tensors), path, metadata={"format": "pt"})
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(path, 0o666 & ~umask)  # safetensors lets only the owner read them

@@ -129,11 +129,11 @@ def _prepared(name: str) -> Iterator[Dataset]:
 
 def _prepare_once(name: str, choice: str | Tokenizer, val_fraction: float) -> Dataset:
     """Prepare a text into data/, under a name with a digest of everything the result depends on."""
-    facts, _ = survey_documents(sources.find([name]), collect_alphabet=False)
+    survey = survey_documents(sources.find([name]), collect_alphabet=False)
     if choice != "char":
         choice = find_tokenizer(choice)
     kind, fingerprint = ("char", "char") if isinstance(choice, str) else (choice.kind, choice.fingerprint)
-    made_from = [facts["sources"][0]["sha256"], fingerprint, val_fraction, prepared.FORMAT]
+    made_from = [survey.sources[0]["sha256"], fingerprint, val_fraction, prepared.FORMAT]
     digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
     directory = DATA / f"{Path(name).stem}-{kind}-{digest[:8]}"
     if (directory / "meta.json").is_file():

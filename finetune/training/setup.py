@@ -79,7 +79,7 @@ def setup_run(recipe, machine, say):
                 and 12 * splits[split].num_tokens
                 <= RESIDENT * torch.cuda.get_device_properties(machine.torch_device).total_memory
             ):
-                splits[split].keep_on(machine.torch_device)
+                splits[split].cache_on_device(machine.torch_device)
     identity |= {
         "block_size": block_size,
         "isolate_documents": isolated,

@@ -6,14 +6,14 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from finetune.common.errors import Failure, UsageError
 from finetune.config.recipe import Recipe
 
 
 @contextlib.contextmanager
-def report_after(recipe: Recipe) -> Iterator[None]:
+def report_after(recipe: Recipe) -> Generator[None]:
     """Around training: however the run ends, write its report and print the diagnosis in at most two lines."""
     began = time.time()
     try:

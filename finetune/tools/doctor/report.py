@@ -1,0 +1,64 @@
+"""The doctor's facts as text."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+
+from finetune.tools.doctor.quality import BLOCK_SIZE, FIXES, KINDS, MIN_TOKENS
+
+QUANTILES = {"p50": "half up to", "p90": "90% up to", "p99": "99% up to", "max": "longest"}
+
+
+def report(facts: dict) -> str:
+    """The facts on one screen, with what to do about them. `facts["names"]`, if there, are the arguments that name the
+    corpus."""
+    found = {kind: finding for kind, finding in facts["findings"].items() if finding["count"]}
+    lines = [*_table(facts), ""]
+    if facts["one_text"]:
+        lines.append("one text, so there are no documents to compare")
+    for kind, finding in found.items():
+        words = f" ({finding['words']:,} words)" if "words" in finding else ""
+        lines.append(f"{finding['count']:>8,} {KINDS[kind][0]}{words}")
+        example = finding["examples"][0]
+        like = f" as {example['like']}" if "like" in example else ""
+        lines.append(f"{'':9}{example['split']} {example['document']}{like}: {example['text']!r}")
+    if not found:
+        lines.append("nothing wrong: no duplicates, nothing of val in train, no faults of encoding")
+    lines += [f"searched only: {limit}" for limit in facts["limits"]]
+
+    size = facts["size"]
+    about = "about " if size["estimated"] else ""
+    few = f"; fewer than {MIN_TOKENS:,} may overfit" if size["may_overfit"] else ""
+    lines += ["", f"{about}{size['tokens']:,} tokens to train on{few}. Recommended: {size['model']}, {size['recipe']}"]
+    if fixes := [fix for fix in FIXES if any(KINDS[kind][1] == fix for kind in found)]:
+        names = shlex.join(facts.get("names", ["DIR"]))
+        lines.append(f"to fix it: python -m finetune.doctor {names} --fix={','.join(fixes)} --out_dir=data/clean")
+    if left := [KINDS[kind][0] for kind in found if not KINDS[kind][1]]:
+        lines.append(f"not fixed automatically: {', '.join(left)}")
+    return "\n".join(lines)
+
+
+def _table(facts: dict) -> list[str]:
+    """A line for each figure, a column for each split."""
+    splits = {name: facts["splits"][name] for name in ("train", "val") if name in facts["splits"]}
+    has_tokens = all(split["tokens"] is not None for split in splits.values())
+    lines = [_row("", splits)]
+    for key in ("documents", "characters"):
+        lines.append(_row(key, [f"{split[key]:,}" for split in splits.values()]))
+    if has_tokens:
+        lines.append(_row("tokens", [f"{split['tokens']:,}" for split in splits.values()]))
+        lines.append(_row("tokens a byte", [f"{split['tokens_per_byte']:.3f}" for split in splits.values()]))
+    if facts["one_text"]:
+        return lines
+    for key, label in QUANTILES.items():
+        unit = f"{'tokens' if has_tokens else 'characters'}: " if key == "p50" else ""
+        lines.append(_row(unit + label, [f"{split['lengths'][key]:,}" for split in splits.values()]))
+    if has_tokens:
+        lost = [f"{split['truncation']['tokens']:.1%}" for split in splits.values()]
+        lines.append(_row(f"lost if cut at {BLOCK_SIZE:,}", lost) + "   (of the tokens; packing loses none)")
+    return lines
+
+
+def _row(label: str, values: Iterable[str]) -> str:
+    return f"{label:24}" + "".join(f"{value:>14}" for value in values)
