@@ -40,7 +40,7 @@ class Options(Recipe):
             yield "tokens", f"must be at least 2, got {self.tokens}"
         if self.num_processes < 1:
             yield "num_processes", f"must be at least 1, got {self.num_processes}"
-        elif self.gradient_accumulation_steps * (self.batch_size if self.auto_batch_size else 1) % self.num_processes:
+        elif self.gradient_accumulation_steps % self.num_processes:
             more = -(-self.gradient_accumulation_steps // self.num_processes) * self.num_processes
             advice = f"cannot be shared among {self.num_processes}; --gradient_accumulation_steps={more} can"
             yield "num_processes", f"gradient_accumulation_steps={self.gradient_accumulation_steps} {advice}"

@@ -22,8 +22,8 @@ def main(argv):
     from finetune.training.trainer import train
 
     with report_after(recipe):
-        done = train(recipe, comments_by_key(origins))
-    if recipe.push_to_hub and not recipe.eval_only and done.machine.accelerator.is_main_process:
+        setup, _ = train(recipe, comments_by_key(origins))
+    if recipe.push_to_hub and not recipe.eval_only and setup.device.accelerator.is_main_process:
         _push(recipe)
 
 

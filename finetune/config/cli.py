@@ -77,9 +77,8 @@ def option(default, help, **metadata):
     it.
 
     `derived=True` marks a key whose None means "worked out from the other keys", `path=True` one that may name a place
-    on disk: in a recipe, which may be somebody else's, it cannot contain `..`; `auto=NAME` one whose value `auto` sets
-    the key NAME instead, which the next plain value takes back; `flag_only=True` one that a recipe, which may be
-    somebody else's, cannot set."""
+    on disk: in a recipe, which may be somebody else's, it cannot contain `..`; `flag_only=True` one that such a recipe
+    cannot set."""
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
     return dataclasses.field(default=default, metadata={"help": help, **metadata})
@@ -99,7 +98,8 @@ def parse(cls, argv, usage):
     '--key'.
 
     A dataclass field `sources` takes the positional arguments; without one the only positional argument is a recipe.
-    `cls.problems()`, if there is one, yields `(key, message)` for values that are of the right type but cannot be used.
+    `cls.combine(values, given)`, if there is one, changes values that depend on each other. `cls.problems()`, if there
+    is one, yields `(key, message)` for values that are of the right type but cannot be used.
     Raises UsageError; prints help and exits 0 on --help.
     """
     if "--help" in argv or "-h" in argv:
@@ -136,15 +136,9 @@ def parse(cls, argv, usage):
             place = f"unknown flag {origin}" if origin.startswith("--") else f"{origin}: unknown key '{name}'"
             problems.append(f"{place}." + nearest(name, fields, "--" if origin.startswith("--") else ""))
             continue
-        switch = fields[name].metadata.get("auto")
-        if switch and str(text).lower() == "auto":
-            values[switch], origins[switch] = True, origin
-            continue
         try:
             values[name] = convert(text, typing.get_type_hints(cls)[name])
             origins[name] = origin
-            if switch:
-                values[switch] = False
             if (
                 fields[name].metadata.get("flag_only")
                 and not origin.startswith("--")
@@ -164,6 +158,8 @@ def parse(cls, argv, usage):
             problems.append(f"{origin}: {name}: {error}" if not origin.startswith("--") else f"{origin}: {error}")
     if "sources" in fields:
         values["sources"] = sources
+    if hasattr(cls, "combine"):
+        cls.combine(values, given)
     options = cls(**values)
     if hasattr(options, "problems"):
         found = [(name, message) for name, message in options.problems() if name in origins or not problems]

@@ -8,11 +8,12 @@ free      has no influence on what is learned
 
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
-from finetune.config.cli import option
+from finetune.config.cli import convert, option
 
 
 @dataclass
@@ -73,16 +74,16 @@ class Recipe:
     )
     lora_dropout: float = option(0.0, "dropout of what goes into the adapters", resume="schedule")
 
-    batch_size: int = option(
-        8, "blocks in one forward pass (the micro-batch), or auto", resume="free", auto="auto_batch_size"
+    batch_size: int | Literal["auto"] = option(
+        8,
+        "blocks in one forward pass (the micro-batch); auto: the largest that fits and pays, at the same blocks an"
+        " update",
+        resume="free",
     )
     gradient_accumulation_steps: int = option(
-        8, "forward passes in one update, over all processes together", resume="free"
-    )
-    auto_batch_size: bool = option(
-        False,
-        "--batch_size=auto: cut an update into the largest micro-batches that fit and pay instead; its blocks stay the"
-        " same",
+        8,
+        "forward passes in one update, over all processes together; beside batch_size=auto in a recipe, blocks in one"
+        " update",
         resume="free",
     )
     max_iters: int = option(5000, "end after this many updates", resume="schedule")
@@ -116,7 +117,10 @@ class Recipe:
         None, "updates between evaluations [a twentieth of the run, at most 250]", resume="free", derived=True
     )
     eval_iters: int | None = option(
-        None, "evaluate on this many fixed batches of batch_size blocks instead of the whole split", resume="free"
+        None,
+        "evaluate on this many fixed batches of batch_size blocks (beside batch_size=auto in a recipe, on this many"
+        " blocks) instead of the whole split",
+        resume="free",
     )
     eval_only: bool = option(False, "evaluate once and write nothing", resume="free")
     log_interval: int = option(10, "updates between log lines", resume="free")
@@ -182,11 +186,44 @@ class Recipe:
     )
     cpu_threads: int = option(0, "threads of each process on CPU; 0 shares out all cores", resume="free")
 
+    @property
+    def micro_batch_size(self) -> int:
+        """batch_size as a number: 1 for auto, which begins with one block and is then made larger."""
+        return 1 if self.batch_size == "auto" else self.batch_size
+
+    @property
+    def blocks_per_update(self) -> int:
+        return self.micro_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def max_eval_rows(self) -> int | None:
+        """Blocks of an evaluation; None for the whole split."""
+        return self.eval_iters and self.eval_iters * self.micro_batch_size
+
+    @classmethod
+    def combine(cls, values: dict, given: list[tuple[str, str | None, str]]) -> None:
+        """Change parsed `values` where `batch_size=auto` took the place of a number: keys that counted micro-batches of
+        so many blocks count blocks then, so that updates and evaluations stay the same. `given`: (key, text, origin)
+        in order. Beside an `auto` in a recipe file they count blocks already."""
+        if values.get("batch_size") != "auto":
+            return
+        size, counts_blocks = None, False
+        for name, text, origin in given:
+            if name == "batch_size" and str(text).lower() == "auto":
+                counts_blocks |= size is None and not origin.startswith("--")
+            elif name == "batch_size":
+                with suppress(ValueError):  # reported as a problem already
+                    size = convert(text, int)
+        for name in ("gradient_accumulation_steps", "eval_iters"):
+            count = values.get(name, getattr(cls, name))
+            if count is not None and (size or name not in values or not counts_blocks):
+                values[name] = count * (size or cls.batch_size)
+
     def problems(self):
         """(key, message) for each value that cannot be used, and each contradiction."""
         for name, low, high in RANGES:
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
+            if value not in (None, "auto") and not low <= value <= high:
                 bound = f"at least {low}" if high == math.inf else f"between {low} and {high}"
                 yield name, f"must be {bound}, got {value}"
         if not self.dataset:
@@ -238,7 +275,7 @@ class Recipe:
                 yield name, "has no effect without lora_rank"
         if self.lora_rank and find_spec("peft") is None:
             yield "lora_rank", "adapters need the package peft: pip install -e '.[lora]' where finetune was cloned to"
-        if self.memory == "auto" and self.auto_batch_size:
+        if self.memory == "auto" and self.batch_size == "auto":
             yield "memory", "auto chooses batch_size too; give one of memory=auto and batch_size=auto"
 
 

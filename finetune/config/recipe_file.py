@@ -93,6 +93,10 @@ def read_recipe(path, problems):
         ):
             problems.append(f"{place}: {name}: expected a single plain value")
         else:
+            if name == "auto_batch_size":  # in recipe.yaml of earlier runs, after the number in batch_size
+                name, node.value = "batch_size", "auto" if node.value == "true" else None
+                if node.value is None:
+                    continue
             null = node.style is None and node.tag == "tag:yaml.org,2002:null"
             given.append((name, None if null else node.value, place))
         seen.setdefault(name if isinstance(name, str) else id(name_node), name_node.start_mark.line + 1)

@@ -4,8 +4,6 @@ less.
 Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
 """
 
-from types import SimpleNamespace
-
 import numpy as np
 import torch
 
@@ -93,5 +91,4 @@ def _validation(config, network, events):
     blocks = parts[0] if len(parts) == 1 else Mixture(parts)
     computer = device.start(Recipe(dtype="float32", compile="false"))
     network.to(computer.torch_device)
-    run = SimpleNamespace(machine=computer, network=network)  # what an evaluation needs of a Run
-    return lambda: split_loss(run, blocks, np.arange(blocks.num_rows))
+    return lambda: split_loss(computer, network, blocks, np.arange(blocks.num_rows))

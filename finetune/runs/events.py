@@ -20,16 +20,16 @@ def read_metrics(path):
     return events
 
 
-def events_until(events, run):
-    """The events that are still true of a run at its iteration: updates before it, evaluations it knows of, and all
-    that happened to it."""
-    evaluated = {evaluation["step"] for evaluation in run.evaluations}
+def events_until(events, step, evaluations):
+    """The events that are still true of a run that was put back to a step: updates before it, evaluations it knows of,
+    and all that happened to it."""
+    evaluated = {evaluation["step"] for evaluation in evaluations}
 
     def true(event):
         if event["event"] == "iter":
-            return event["iter"] < run.iteration
+            return event["iter"] < step
         if event["event"] == "samples":
-            return event["step"] < run.iteration
+            return event["step"] < step
         if event["event"] in ("eval", "best"):
             return event["step"] in evaluated
         return event["event"] != "end"

@@ -27,21 +27,21 @@ class RunLogger:
         self.waiting = b""  # what the disk has not taken yet
         self.warned = False
 
-    def open(self, length, run=None):
-        """Begin the record of a run of `length` updates, or go on with that of a resumed `run`."""
+    def open(self, length, step=None, evaluations=(), best=None):
+        """Begin the record of a run of `length` updates, or go on with that of a run resumed at a step."""
         from tqdm import tqdm
 
-        self.rewrite(run)
-        if run and run.best:
-            self.best = _best_words(run.best)
+        self.rewrite(step, evaluations)
+        if best:
+            self.best = _best_words(best)
         if self.write and sys.stderr.isatty():
             layout = "{desc}iter {n:,}/{total:,} {bar:10}{postfix}"
-            self.bar = tqdm(total=length, initial=run.iteration if run else 0, dynamic_ncols=True, bar_format=layout)
+            self.bar = tqdm(total=length, initial=step or 0, dynamic_ncols=True, bar_format=layout)
 
-    def rewrite(self, run=None):
-        """Cut off what lies behind the place a run was put back to, because it will happen again; without a run,
+    def rewrite(self, step=None, evaluations=()):
+        """Cut off what lies behind the step a run was put back to, because it will happen again; without a step,
         everything."""
-        kept = events_until(read_metrics(self.path), run) if run else []
+        kept = [] if step is None else events_until(read_metrics(self.path), step, evaluations)
         partial = self.path.with_name(".tmp-metrics.jsonl")
         with open(partial, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(event) + "\n" for event in kept)

@@ -172,11 +172,11 @@ def check_world_size(processes):
 
 def check_accumulation_divides(recipe, processes):
     """Raise UsageError where the blocks of an update cannot be shared out evenly, saying what can."""
-    steps, rows = recipe.gradient_accumulation_steps, recipe.batch_size * recipe.gradient_accumulation_steps
-    if recipe.eval_only or steps % processes == 0 or (recipe.auto_batch_size and rows % processes == 0):
+    steps, rows = recipe.gradient_accumulation_steps, recipe.blocks_per_update
+    if recipe.eval_only or steps % processes == 0:
         return
     if rows % processes == 0:
-        size = next(size for size in range(recipe.batch_size, 0, -1) if rows % (size * processes) == 0)
+        size = next(size for size in range(recipe.micro_batch_size, 0, -1) if rows % (size * processes) == 0)
         advice = (
             f"--batch_size={size} --gradient_accumulation_steps={rows // size} can, and the {rows:,} blocks of an"
             " update stay the same"
@@ -186,7 +186,7 @@ def check_accumulation_divides(recipe, processes):
         more = -(-steps // processes) * processes
         advice = (
             f"{fewer} process{'es' * (fewer > 1)} can share these, and --gradient_accumulation_steps={more} can be"
-            f" shared by {processes}, with {recipe.batch_size * more:,} blocks an update instead of {rows:,}"
+            f" shared by {processes}, with {recipe.micro_batch_size * more:,} blocks an update instead of {rows:,}"
         )
     raise UsageError(f"gradient_accumulation_steps: {steps} cannot be shared among {processes} processes; {advice}")
 

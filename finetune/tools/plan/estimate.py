@@ -64,6 +64,8 @@ class Plan:
     untimed: str = "quick=true"  # why there is none
     mode: str = ""  # what memory=auto takes, in a line, and
     asked: recipes.Recipe | None = None  # the recipe before it did
+    max_eval_rows: int | None = None  # blocks of an evaluation, where the recipe limits them
+    found_batch_size: bool = False  # batch_size=auto: the recipe holds the number that was found
 
     @property
     def block_size(self):
@@ -72,7 +74,7 @@ class Plan:
     @property
     def rows(self):
         """Blocks of an update."""
-        return self.recipe.batch_size * self.recipe.gradient_accumulation_steps
+        return self.recipe.blocks_per_update
 
     @property
     def tokens(self):
@@ -110,7 +112,7 @@ class Plan:
     @property
     def rows_of_evaluation(self):
         """Blocks that an evaluation reads, of train and of val."""
-        limit = self.recipe.eval_iters and self.recipe.eval_iters * self.recipe.batch_size
+        limit = self.max_eval_rows
         train = limit or max(1, split_loss.TRAIN_PROBE // self.block_size)
         return min(train, self.data.rows["train"]), min(limit or self.data.rows["val"], self.data.rows["val"])
 
@@ -227,6 +229,7 @@ def plan(recipe, origins, tokens=None, processes=1):
         disk=checkpoints.checkpoint_bytes(recipe, schedule, config),
         disk_free=_free(recipe.out_dir),
         program=memory.BASE_RSS if device.type == "cpu" else 0,
+        max_eval_rows=recipe.max_eval_rows,
     )
     if (
         recipe.memory == "auto"
@@ -238,11 +241,10 @@ def plan(recipe, origins, tokens=None, processes=1):
         found = memory_modes.choose_mode_that_fits(recipe, made.taken_by, made.available)
         chosen, _, mode = found or (recipe, None, "memory=auto: nothing fits")
         made = dataclasses.replace(made, recipe=chosen, mode=mode, asked=recipe)
-    if recipe.auto_batch_size:
+    if recipe.batch_size == "auto":
         size = made.largest_batch() or 1
-        made = dataclasses.replace(
-            made, recipe=dataclasses.replace(recipe, batch_size=size, gradient_accumulation_steps=made.rows // size)
-        )
+        cut = dataclasses.replace(recipe, batch_size=size, gradient_accumulation_steps=made.rows // size)
+        made = dataclasses.replace(made, recipe=cut, found_batch_size=True)
     return made
 
 

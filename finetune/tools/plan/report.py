@@ -57,7 +57,7 @@ def _resolved(plan, name):
         value, origin = DERIVED[name](plan), "derived"
     elif name == "warmup_iters" and value != plan.schedule.warmup_iters:  # shortened, because the run is short
         value, origin = plan.schedule.warmup_iters, "derived"
-    elif plan.recipe.auto_batch_size and name in ("batch_size", "gradient_accumulation_steps"):
+    elif plan.found_batch_size and name in ("batch_size", "gradient_accumulation_steps"):
         origin = "derived"
     return _value(value), origin
 
@@ -110,7 +110,7 @@ def _run(plan):
     )
     isolated = ", of isolated documents" if plan.data.isolated else ""
     yield "", f"{rows['train']:,} and {rows['val']:,} blocks of {plan.block_size:,}{isolated}"
-    auto = " (batch_size=auto)" if recipe.auto_batch_size else ""
+    auto = " (batch_size=auto)" if plan.found_batch_size else ""
     yield (
         "update",
         (
