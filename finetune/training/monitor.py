@@ -6,7 +6,7 @@ import contextlib
 import math
 import signal
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from types import FrameType
 from typing import Any
 
@@ -43,7 +43,7 @@ class Signals:
         return names
 
     @contextlib.contextmanager
-    def caught(self) -> Iterator[Signals]:
+    def caught(self) -> Generator[Signals]:
         """Handle the signals inside this block, then restore the former handlers."""
         before = {name: signal.signal(name, self._note) for name in self.NAMES}
         try:

@@ -13,9 +13,7 @@ from finetune.gpt import GPTConfig, size
 from finetune.runtime import fsdp
 
 
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: dict[torch.nn.Parameter, str]
-) -> dict[str, torch.Tensor]:
+def optimizer_tensors(optimizer: AdamW, names: dict[torch.Tensor, str]) -> dict[str, torch.Tensor]:
     """The moments as {"exp_avg.NAME": tensor, "exp_avg_sq.NAME": tensor}, not copied and not gathered."""
     tensors = {}
     for parameter, state in optimizer.state.items():
@@ -25,10 +23,7 @@ def optimizer_tensors(
 
 
 def fill_optimizer(
-    optimizer: torch.optim.Optimizer,
-    names: dict[torch.nn.Parameter, str],
-    tensors: dict[str, torch.Tensor] | None = None,
-    updates: int = 0,
+    optimizer: AdamW, names: dict[torch.Tensor, str], tensors: dict[str, torch.Tensor] | None = None, updates: int = 0
 ) -> None:
     """Load what `optimizer_tensors` returned after so many updates; without tensors, moments of zero."""
     dtype = getattr(optimizer, "moments_dtype", torch.float32)
@@ -45,7 +40,7 @@ CHUNK = 1 << 22  # elements of a parameter that are stepped at a time: 32 MB of 
 NOISE_SIZE = 1 << 16  # random numbers of a step, repeated over all moments
 
 
-def adamw(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def adamw(model: torch.nn.Module, recipe: Recipe) -> AdamW:
     """Fused AdamW over the trained parameters: weight decay on matrices and embeddings, none on biases and layer
     norms."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -53,11 +48,18 @@ def adamw(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     others = [parameter for parameter in trained if parameter.dim() < 2]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     fused = decayed[0].device.type in ("cpu", "cuda")
-    kind = CompactAdamW if recipe.optimizer_dtype == "bfloat16" else torch.optim.AdamW
+    kind = CompactAdamW if recipe.optimizer_dtype == "bfloat16" else AdamW
     return kind(groups, lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), eps=1e-8, fused=fused)
 
 
-class CompactAdamW(torch.optim.AdamW):
+class AdamW(torch.optim.AdamW):
+    """torch's own, with the attributes that an update sets before a step."""
+
+    found_inf: torch.Tensor | None = None  # where it is 1, the fused kernel changes nothing
+    seed = 0  # of CompactAdamW's noise
+
+
+class CompactAdamW(AdamW):
     """AdamW with moments in bfloat16. The fused kernels take one dtype, so a step widens the moments to float32, a
     chunk at a time, and calls torch's own step.
 
@@ -65,10 +67,9 @@ class CompactAdamW(torch.optim.AdamW):
     would never move, as the second moment does at beta2=0.999. `seed`, set before every step, decides the noise."""
 
     moments_dtype = torch.bfloat16
-    seed = 0
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # pyrefly: ignore[bad-override]  no closure
         noise = torch.randint(
             0, 1 << 16, (2, NOISE_SIZE), generator=torch.Generator().manual_seed(self.seed), dtype=torch.int32
         )
@@ -86,11 +87,11 @@ class CompactAdamW(torch.optim.AdamW):
                     *(state["step"].clone() for _ in tensors[0][1:]),
                     state["step"],
                 ]  # each chunk counts up its own
-                for weights, gradient, *narrow, step in zip(*tensors, steps):
-                    moments = [moment.float() for moment in narrow]
-                    self._step(group, weights, gradient, *moments, step)
-                    for moment, wide, bits in zip(narrow, moments, noise):
-                        moment.copy_(round_to_bfloat16(wide, bits))
+                for weights, gradient, exp_avg, exp_avg_sq, step in zip(*tensors, steps):
+                    wide, wide_sq = exp_avg.float(), exp_avg_sq.float()
+                    self._step(group, weights, gradient, wide, wide_sq, step)
+                    exp_avg.copy_(round_to_bfloat16(wide, noise[0]))
+                    exp_avg_sq.copy_(round_to_bfloat16(wide_sq, noise[1]))
 
     def _step(
         self,

@@ -66,8 +66,8 @@ def save_state(setup: Setup, state: TrainState, logger: RunLogger, must_succeed:
         V = model.config.vocab_size
         unpadded = {name: tensor[:V] if name.endswith(".wte.weight") else tensor for name, tensor in moments.items()}
         groups = convert.without_padding(weights, model.config), unpadded
-        tensors = [{name: tensor.contiguous() for name, tensor in group.items()} for group in groups]
-        checkpoints.save_state(setup.recipe.out_dir, *tensors, to_json(setup, state))
+        trained, optimizer = ({name: tensor.contiguous() for name, tensor in group.items()} for group in groups)
+        checkpoints.save_state(setup.recipe.out_dir, trained, optimizer, to_json(setup, state))
 
     if _write_on_main(setup, state, logger, "last", write):
         state.last_saved, state.save_pending = state.step, False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from finetune.common.errors import Failure, UsageError
 from finetune.config import recipe as recipes
 from finetune.config import recipe_file
 from finetune.config.recipe import Recipe
+from finetune.data.batches import Mixture
 from finetune.gpt import GPT, convert, lora
 from finetune.gpt.sampling import draw_samples, print_samples
 from finetune.runs import checkpoints
@@ -63,7 +64,7 @@ def log_setup(setup: Setup, state: TrainState, logger: RunLogger, peak_source: s
     )
     if not setup.find_batch_size:
         say(describe_shares(state.micro_batch, setup.device.accelerator.num_processes))
-    if weights := recipes.dataset_weights(recipe):
+    if (weights := recipes.dataset_weights(recipe)) and isinstance(train, Mixture):
         for name, part, weight in zip(setup.dataset_names, train.parts, weights):
             share = weight / sum(weights)
             part_passes = schedule.length * rows * share / part.num_rows
@@ -121,7 +122,7 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
 
 def _write_recipe(setup: Setup, used: Recipe, derived: dict[str, Any]) -> None:
     """Write the recipe that makes this run again to out_dir/recipe.yaml."""
-    changes = {"init_from": setup.init_from, "memory": "recipe", "overwrite": False, "push": False}
+    changes: dict[str, Any] = {"init_from": setup.init_from, "memory": "recipe", "overwrite": False, "push": False}
     if setup.find_batch_size:
         changes["batch_size"] = "auto"
     if setup.init_from == "scratch":
@@ -133,7 +134,7 @@ def _write_recipe(setup: Setup, used: Recipe, derived: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def record_failure(setup: Setup, state: TrainState, logger: RunLogger) -> Iterator[None]:
+def record_failure(setup: Setup, state: TrainState, logger: RunLogger) -> Generator[None]:
     """Record how a run fails, to tell it from one that was killed; close the logger however it ends."""
     try:
         yield

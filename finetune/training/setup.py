@@ -23,7 +23,7 @@ from finetune.gpt import GPT, GPTConfig, lora
 from finetune.runs import checkpoints, inputs
 from finetune.runtime import attention_check, fsdp, memory, memory_modes
 from finetune.runtime.device import Device
-from finetune.training.optimizer import adamw, fill_optimizer
+from finetune.training.optimizer import AdamW, adamw, fill_optimizer
 from finetune.training.recovery import Saved, check_resumed, has_found_batch_size, load_weights, resume
 from finetune.training.state import Hooks, MicroBatch, Setup, TrainState
 
@@ -77,7 +77,8 @@ def setup_run(
         model=model,
         wrapped_model=wrapped_model,
         optimizer=optimizer,
-        **splits,
+        train=splits["train"],
+        val=splits["val"],
         sampler=_sampler(recipe, splits["train"]),
         init_from=saved[2]["init_from"] if saved else recipe.init_from,
         dataset_names=[dataset.directory.resolve().name for dataset in given.datasets],
@@ -178,7 +179,7 @@ def _open_splits(
 
 
 def _sampler(recipe: Recipe, train: Blocks | Mixture) -> BlockSampler | MixtureSampler:
-    if weights := recipes.dataset_weights(recipe):
+    if (weights := recipes.dataset_weights(recipe)) and isinstance(train, Mixture):
         sizes = [part.num_rows for part in train.parts]
         return MixtureSampler(sizes, weights, recipe.blocks_per_update, recipe.seed)
     return BlockSampler(train.num_rows, recipe.blocks_per_update, recipe.seed)
@@ -214,7 +215,7 @@ def _initial_state(setup: Setup, mode: Recipe, saved: Saved | None, say: Callabl
 
 def wrap_model_and_make_optimizer(
     model: GPT, recipe: Recipe, device: Device, block_size: int, isolated: bool, say: Callable[[str], None]
-) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+) -> tuple[torch.nn.Module, AdamW]:
     """Move a model to the device, check its attention, compile it, wrap it in DDP or FSDP, and make its optimizer."""
     sharding = device.sharding
     model.gradient_checkpointing = recipe.gradient_checkpointing or bool(sharding and sharding.activation_checkpointing)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from finetune.data.tokenizer import BPETokenizer, CharTokenizer
 from finetune.gpt import GPT, lora
 from finetune.runtime.device import Device
 from finetune.training.monitor import LossMonitor, Signals
+from finetune.training.optimizer import AdamW
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Setup:
     schedule: Schedule
     model: GPT
     wrapped_model: torch.nn.Module  # the same, as DDP or FSDP wraps it
-    optimizer: torch.optim.Optimizer
+    optimizer: AdamW
     train: Blocks | Mixture
     val: Blocks | Mixture
     sampler: BlockSampler | MixtureSampler
@@ -94,14 +95,16 @@ class Setup:
     tokenizer: BPETokenizer | CharTokenizer | None = None
     prompt: np.ndarray | None = None  # ids of the samples' prompt; None without samples
     max_eval_rows: int | None = None  # of an evaluation; None is the whole split
-    chunked_loss: str = "auto"  # this and optimizer_dtype: the recipe's, or chosen by memory=auto
-    optimizer_dtype: str = "float32"
+    chunked_loss: Literal["auto", "true", "false"] = (
+        "auto"  # this and optimizer_dtype: the recipe's, or chosen by memory=auto
+    )
+    optimizer_dtype: Literal["float32", "bfloat16"] = "float32"
     find_batch_size: bool = False  # batch_size=auto, and no earlier start of this run has found one
     signals: Signals = field(default_factory=Signals)
     hooks: Hooks = field(default_factory=Hooks)
 
     @property
-    def parameter_names(self) -> dict[torch.nn.Parameter, str]:
+    def parameter_names(self) -> dict[torch.Tensor, str]:
         """Names of the trained parameters."""
         named = self.model.named_parameters()
         return {parameter: lora.strip_peft_names(name) for name, parameter in named if parameter.requires_grad}

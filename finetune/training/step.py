@@ -5,7 +5,7 @@ their spread over processes do not change what is learned."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, cast
 
@@ -101,15 +101,16 @@ def backward(setup: Setup, state: TrainState) -> torch.Tensor:
 
 
 @contextmanager
-def _without_all_reduce(setup: Setup) -> Iterator[None]:
+def _without_all_reduce(setup: Setup) -> Generator[None]:
     """The context of a backward pass that is not the last of its update. DDP sums gradients once, after the last.
     FSDP reduces them every time, because it must not hold whole gradients; it keeps gathered weights if it may."""
-    if not fsdp.is_sharded(setup.model):
+    sharding = setup.device.sharding
+    if not sharding:
         with setup.device.accelerator.no_sync(setup.wrapped_model):
             yield
         return
     model = cast("FSDPModule", setup.wrapped_model)
-    model.set_reshard_after_backward(setup.device.sharding.reshard_after_forward)
+    model.set_reshard_after_backward(sharding.reshard_after_forward)
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from signal import Signals
 from typing import Any
@@ -184,7 +184,7 @@ class Clock:
         self.since, self.began = step, time.perf_counter()
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> Generator[None]:
         began = time.perf_counter()
         yield
         self.evaluation = time.perf_counter() - began

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from finetune.data.batches import Mixture
 from finetune.evaluation.split_loss import TRAIN_PROBE, eval_rows, split_loss
 from finetune.runs import warning_signs
 from finetune.runs.logger import RunLogger
@@ -47,7 +48,7 @@ def val_losses(setup: Setup) -> tuple[float, dict[str, float]]:
     """Validation loss over all targets, and {name: loss} of each dataset if there are several."""
     rows = eval_rows(setup.val, setup.max_eval_rows)
     names = setup.dataset_names
-    if len(names) == 1:
+    if not isinstance(setup.val, Mixture):
         return split_loss(setup.device, setup.model, setup.val, rows), {}
     total, count, losses = 0.0, 0, {}
     for number, _, rows_there in setup.val.shares(rows):

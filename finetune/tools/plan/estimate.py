@@ -1,6 +1,8 @@
 """A recipe, its data and this machine, put together into a Plan: every count that training will print, and some that it
 will not."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import math
@@ -42,6 +44,21 @@ class Data:
 
 
 @dataclass
+class Timing:
+    """Seconds, unless said otherwise."""
+
+    start: float  # from the start of the process to the first update: libraries, data, model
+    warm_up: float  # how much longer the first update takes
+    micro_batch: float
+    update: float  # of a single micro-batch
+    row: float  # evaluation of a block
+    byte: float  # saving a byte of a checkpoint
+    token: float  # a new token of each sample
+    rows: int  # blocks of the micro-batches that were timed
+    peak: int | None  # peak bytes of memory, None where a smaller micro-batch was timed
+
+
+@dataclass
 class Plan:
     """What a run is going to be. Sizes are in bytes, times in seconds."""
 
@@ -60,7 +77,7 @@ class Plan:
     disk: dict  # what checkpoints take
     disk_free: int
     program: int  # memory of the process without a model
-    timing: object | None = None  # timing.Timing
+    timing: Timing | None = None
     untimed: str = "quick=true"  # why there is none
     mode: str = ""  # what memory=auto takes, in a line, and
     asked: recipes.Recipe | None = None  # the recipe before it did

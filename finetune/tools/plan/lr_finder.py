@@ -17,7 +17,7 @@ from finetune.config import schedule as schedules
 from finetune.config.recipe import Recipe
 from finetune.evaluation.split_loss import split_loss
 from finetune.runtime import device as devices
-from finetune.tools.plan.estimate import Plan
+from finetune.tools.plan.estimate import Plan, Timing
 from finetune.training import step
 from finetune.training.recovery import reset_to_initial
 from finetune.training.setup import setup_run
@@ -64,7 +64,7 @@ def find_lr(plan: Plan, minutes: float) -> Trial:
     UsageError when that time is too short, and when the plan was not timed."""
     if plan.timing is None:
         raise UsageError(f"--find_lr: cannot be tried, because {plan.untimed}")
-    updates, seconds = _affordable(plan, minutes * 60)
+    updates, seconds = _affordable(plan, plan.timing, minutes * 60)
     print(f"\ntrying at most {RUNS} learning rates, {updates} updates each: at most {duration(seconds)}", flush=True)
     short = {"max_iters": updates, "epochs": None, "warmup_iters": None, "lr_decay_iters": None, "min_lr": None}
     with tempfile.TemporaryDirectory() as out_dir:
@@ -96,9 +96,9 @@ def _rounded(rate: float) -> float:
     return float(f"{rate:.2g}")
 
 
-def _affordable(plan: Plan, seconds: float) -> tuple[int, float]:
+def _affordable(plan: Plan, timing: Timing, seconds: float) -> tuple[int, float]:
     """`(updates of a run, seconds of all runs)`."""
-    timing, recipe = plan.timing, plan.recipe
+    recipe = plan.recipe
     update = timing.update + (recipe.gradient_accumulation_steps - 1) * timing.micro_batch
     evaluation = min(ROWS, plan.data.rows["val"]) * timing.row
     fixed = 2 * timing.start + (RUNS + 1) * evaluation  # weights are read again for every run

@@ -11,7 +11,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from finetune.gpt import GPT, lora
 from finetune.runtime import device as devices
 from finetune.runtime import memory
 from finetune.runtime.device import Device
-from finetune.tools.plan.estimate import Plan
+from finetune.tools.plan.estimate import Plan, Timing
 from finetune.training.optimizer import fill_optimizer
 from finetune.training.setup import wrap_model_and_make_optimizer
 from finetune.training.state import MicroBatch, Setup, TrainState
@@ -38,21 +37,6 @@ ENOUGH = 2.0  # seconds; fast micro-batches are repeated for so long
 PATIENCE = 60.0  # seconds; slower micro-batches are timed with one block each
 PROBE_BYTES = 64 << 20  # of the file that is written
 NEW_TOKENS = 8
-
-
-@dataclass
-class Timing:
-    """Seconds, unless said otherwise."""
-
-    start: float  # from the start of the process to the first update: libraries, data, model
-    warm_up: float  # how much longer the first update takes
-    micro_batch: float
-    update: float  # of a single micro-batch
-    row: float  # evaluation of a block
-    byte: float  # saving a byte of a checkpoint
-    token: float  # a new token of each sample
-    rows: int  # blocks of the micro-batches that were timed
-    peak: int | None  # peak bytes of memory, None where a smaller micro-batch was timed
 
 
 def timed(plan: Plan, began: float) -> Plan:
