@@ -37,7 +37,7 @@ class Options(Recipe):
         for name, message in super().problems():
             if name != "dataset" or self.tokens is None:
                 yield name, message
-        blocks = self.gradient_accumulation_steps * (self.batch_size if self.auto_batch_size else 1)
+        blocks = self.gradient_accumulation_steps
         if self.num_processes >= 1 and blocks % self.num_processes:
             more = -(-self.gradient_accumulation_steps // self.num_processes) * self.num_processes
             advice = f"cannot be shared among {self.num_processes}; --gradient_accumulation_steps={more} can"

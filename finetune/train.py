@@ -25,8 +25,8 @@ def main(argv: list[str]) -> None:
     from finetune.training.trainer import train
 
     with report_after(recipe):
-        done = train(recipe, comments_by_key(origins))
-    if recipe.push_to_hub and not recipe.eval_only and done.machine.accelerator.is_main_process:
+        setup, _ = train(recipe, comments_by_key(origins))
+    if recipe.push_to_hub and not recipe.eval_only and setup.device.accelerator.is_main_process:
         _export_and_push(recipe, recipe.push_to_hub)
 
 

@@ -151,8 +151,8 @@ class Ours:
 
         newest = max(int(path.name.split("-")[1]) for path in Path("out/last").glob("step-*"))
         assert files.find_damage(f"out/last/step-{newest:08d}") is None
-        run = self.loop.train(self.recipe(init_from="resume", max_iters=newest + 1, learning_rate=1e-3))
-        assert run.iteration == newest + 1
+        _, state = self.loop.train(self.recipe(init_from="resume", max_iters=newest + 1, learning_rate=1e-3))
+        assert state.step == newest + 1
 
 
 class Trainer:

@@ -128,7 +128,7 @@ def compare(name: str, which: str, text: str) -> Iterator[dict[str, str]]:
         )
     suggested, _ = parse(Recipe, [f"{which}.yaml", f"--out_dir=suggested_{which}"], "")
     ours = trained(suggested)
-    tokens = ours.iteration * rows_of(suggested) * SHAPE["block_size"]
+    tokens = ours.step * rows_of(suggested) * SHAPE["block_size"]
     fixed = Recipe(
         init_from="base/best", dataset=f"data/{which}", out_dir=f"fixed_{which}", warmup_iters=100, **FIXED[which]
     )
@@ -140,17 +140,14 @@ def compare(name: str, which: str, text: str) -> Iterator[dict[str, str]]:
         max_iters=updates,
         eval_interval=max(1, updates // 20),
     )
-    for what, done in (("suggested", ours), ("fixed", theirs)):
-        recipe = done.recipe
+    for what, recipe, done in (("suggested", suggested, ours), ("fixed", fixed, theirs)):
         yield {
             "text": f"{name}, {data.meta['splits']['train']['tokens']:,} tokens",
             "recipe": what,
-            "updates": (
-                f"{done.iteration:,}" if what == "suggested" else f"{done.iteration:,} of {FIXED[which]['max_iters']:,}"
-            ),
+            "updates": (f"{done.step:,}" if what == "suggested" else f"{done.step:,} of {FIXED[which]['max_iters']:,}"),
             "tokens an update": f"{rows_of(recipe) * SHAPE['block_size']:,}",
             "learning rate": f"{recipe.learning_rate:g}",
-            "tokens read": f"{done.iteration * rows_of(recipe) * SHAPE['block_size']:,}",
+            "tokens read": f"{done.step * rows_of(recipe) * SHAPE['block_size']:,}",
             "val loss before": f"{done.evaluations[0]['val_loss']:.4f}",
             "after": f"{done.best['val_loss']:.4f}",
         }
@@ -167,7 +164,8 @@ def trained(recipe: Recipe | None = None, **values: Any) -> Any:
     from finetune.config.recipe import Recipe
     from finetune.training.trainer import train
 
-    return train(dataclasses.replace(recipe, **values) if recipe else Recipe(**values))
+    _, state = train(dataclasses.replace(recipe, **values) if recipe else Recipe(**values))
+    return state
 
 
 def library() -> list[Path]:

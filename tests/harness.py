@@ -36,58 +36,46 @@ from finetune.runs import checkpoints
 from finetune.runtime import device as devices
 from finetune.runtime import fsdp
 from finetune.training import session, trainer
+from finetune.training.state import Hooks
 
 devices.peak_flops = lambda device, dtype: (1e12, "not measured")  # a matrix product would only cost time
 session.plot_loss = lambda out_dir: None
 
 
 def poison(rank, iteration):
-    """A function for `start`: on one rank one gradient of one update becomes NaN, before the processes exchange
-    gradients, or after it in its shard."""
+    """Hooks for `start`: on one rank one gradient of one update becomes NaN, once: before the processes sum gradients,
+    or after it in its shard."""
+    handles, done = [], []
 
-    def prepare(this_rank):
-        from finetune.training import step
+    def before_update(setup, state):
+        if state.step == iteration and not done and not fsdp.is_sharded(setup.model):
+            handles.append(setup.model.ln_f.bias.register_hook(lambda gradient: gradient * float("nan")))
 
-        backward, done = step._backward, []
+    def after_backward(setup, state):
+        if state.step == iteration and not done:
+            done.append(True)
+            if fsdp.is_sharded(setup.model):
+                fsdp.local_shard(setup.model.wte.weight.grad).mul_(float("nan"))
+            else:
+                handles.pop().remove()
 
-        def poisoned(run, number):
-            if this_rank == rank and number == iteration and not done and fsdp.is_sharded(run.network):
-                loss = backward(run, number)
-                done.append(fsdp.local_shard(run.network.wte.weight.grad).mul_(float("nan")))
-                return loss
-            if this_rank == rank and number == iteration and not done:
-                done.append(run.network.ln_f.bias.register_hook(lambda gradient: gradient * float("nan")))
-                loss = backward(run, number)
-                done[0].remove()
-                return loss
-            return backward(run, number)
-
-        step._backward = poisoned
-
-    return prepare
+    hooks = Hooks(before_update, after_backward)
+    return lambda this_rank: hooks if this_rank == rank else Hooks()
 
 
 def signalled(rank, number, iteration):
-    """A function for `start`: one rank sends itself a signal in one update."""
+    """Hooks for `start`: one rank sends itself a signal in one update."""
 
-    def prepare(this_rank):
-        from finetune.training import step
+    def before_update(setup, state):
+        if state.step == iteration:
+            os.kill(os.getpid(), number)
 
-        backward = step._backward
-
-        def wrapped(run, this_iteration):
-            if (this_rank, this_iteration) == (rank, iteration):
-                os.kill(os.getpid(), number)
-            return backward(run, this_iteration)
-
-        step._backward = wrapped
-
-    return prepare
+    return lambda this_rank: Hooks(before_update) if this_rank == rank else Hooks()
 
 
-def start(recipe, world=1, report=None, prepare=None):
-    """Fork `world` processes that train; return their pids. Saved steps are written to the descriptor `report` once
-    acknowledged."""
+def start(recipe, world=1, report=None, hooks=lambda rank: Hooks()):
+    """Fork `world` processes that train with `hooks(rank)`; return their pids. Saved steps are written to the
+    descriptor `report` once acknowledged."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -117,9 +105,7 @@ def start(recipe, world=1, report=None, prepare=None):
                     os.write(report, f"{state['iteration']}\n".encode())
 
                 checkpoints.save_state = saved
-            if prepare:
-                prepare(rank)
-            trainer.train(recipe)
+            trainer.train(recipe, hooks=hooks(rank))
             code = 0
         except Failure as failure:
             code = failure.code
@@ -189,8 +175,9 @@ def outcome(job):
         found = killed(recipe, job["world"], job["kills"], job["seed"], job["slowest"])
     else:
         began = time.perf_counter()
-        prepare = poison(**job["nan"]) if "nan" in job else signalled(**job["signal"]) if "signal" in job else None
-        found = {"codes": run(recipe, job["world"], prepare=prepare), "seconds": time.perf_counter() - began}
+        hooks = poison(**job["nan"]) if "nan" in job else signalled(**job["signal"]) if "signal" in job else None
+        options = {"hooks": hooks} if hooks else {}
+        found = {"codes": run(recipe, job["world"], **options), "seconds": time.perf_counter() - began}
     for name in job.get("environment", {}):
         del os.environ[name]
     return found

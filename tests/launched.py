@@ -1,6 +1,7 @@
 """finetune.train, which notes what each process reads in rank-N.jsonl. Real launchers start it: -m launched --key=value
 ..."""
 
+import functools
 import json
 import os
 
@@ -10,9 +11,10 @@ from finetune.config.cli import run
 
 def main(argv):
     from finetune.data.batches import Blocks
-    from finetune.training import step, validation
+    from finetune.training import trainer, validation
+    from finetune.training.state import Hooks
 
-    batch, backward, evaluate, doing = Blocks.batch, step._backward, validation.split_loss, []
+    batch, evaluate, validate, doing = Blocks.batch, validation.split_loss, trainer.validate, []
 
     def note(**facts):
         with open(f"rank-{os.environ.get('RANK', 0)}.jsonl", "a") as file:
@@ -23,18 +25,19 @@ def main(argv):
             note(what=doing[-1], rows=[int(row) for row in rows])
         return batch(blocks, rows, device)
 
-    def within(name, function, *args):
-        doing.append(name)
-        try:
-            return function(*args)
-        finally:
+    def validated(setup, state, logger):
+        def evaluated(device, model, blocks, rows):
+            doing.append(f"{'val' if blocks is setup.val else 'train'} loss {state.step}")
+            loss = evaluate(device, model, blocks, rows)
             doing.pop()
+            return loss
 
-    Blocks.batch = noted
-    step._backward = lambda run, iteration: within(f"update {iteration}", backward, run, iteration)
-    validation.split_loss = lambda run, blocks, rows: within(
-        f"{'val' if blocks is run.val else 'train'} loss {run.iteration}", evaluate, run, blocks, rows
-    )
+        validation.split_loss = evaluated
+        validate(setup, state, logger)
+
+    Blocks.batch, trainer.validate = noted, validated
+    updates = Hooks(lambda setup, state: doing.append(f"update {state.step}"), lambda setup, state: doing.pop())
+    trainer.train = functools.partial(trainer.train, hooks=updates)
     note(pid=os.getpid())
     return train.main(argv)
 

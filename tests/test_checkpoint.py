@@ -271,6 +271,7 @@ def recorded(out_dir, monkeypatch, steps, drop=()):
         patch.setattr(os, "unlink", removed("unlink"))
         patch.setattr(os, "rmdir", removed("rmdir"))
         patch.setattr(files, "sync", sync)
+        patch.setattr(checkpoints, "sync", sync, raising=False)
         patch.setattr(checkpoints, "write_tensors", written(checkpoints.write_tensors, lambda path, tensors: path))
         patch.setattr(Path, "write_text", written(Path.write_text, lambda path, *args: path))
         for step in steps:

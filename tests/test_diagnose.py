@@ -2,6 +2,7 @@
 diagnosis."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -298,12 +299,14 @@ def train(command, corpus, *flags):
 
 
 def test_a_run_that_diverges_is_diagnosed_by_itself(command, corpus, monkeypatch):
-    from finetune.training import step as training_step
+    from finetune.training import trainer
+    from finetune.training.state import Hooks
 
-    backward = training_step._backward
-    monkeypatch.setattr(
-        training_step, "_backward", lambda run, number: backward(run, number) * (float("nan") if number == 7 else 1.0)
-    )
+    def poison(setup, state):
+        if state.step == 7:
+            setup.model.ln_f.bias.data[0] = float("nan")
+
+    monkeypatch.setattr(trainer, "train", functools.partial(trainer.train, hooks=Hooks(before_update=poison)))
     code, _, error = train(command, corpus, "--max_iters=20", "--max_rollbacks=0", "--learning_rate=0.5")
     lines = error.splitlines()
     assert code == 3 and lines[0].startswith("training diverged: iter 7: loss is nan")
@@ -376,18 +379,19 @@ def test_sharded_runs_and_runs_from_scratch_get_no_useless_advice():
 
 TWO = """
 import sys
+import functools
 from finetune import train
 from finetune.config import cli
 from finetune.training import trainer
+from finetune.training.state import Hooks
 
-update, exhausted = trainer.update, int(sys.argv.pop(1))
+exhausted = int(sys.argv.pop(1))
 
-def failing(run, step, lr):
-    if step == 3 and run.machine.accelerator.process_index == exhausted:
+def fail(setup, state):
+    if state.step == 3 and setup.device.accelerator.process_index == exhausted:
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    return update(run, step, lr)
 
-trainer.update = failing
+trainer.train = functools.partial(trainer.train, hooks=Hooks(before_update=fail))
 cli.run(train.main)
 """
 

@@ -190,6 +190,7 @@ from finetune.evaluation.split_loss import split_loss
 from finetune.runtime import device
 from finetune.runtime.fsdp import local_shard
 from finetune.training import setup, step
+from finetune.training.state import Hooks
 
 class Exchanges(TorchDispatchMode):
     def __init__(self):
@@ -200,16 +201,20 @@ class Exchanges(TorchDispatchMode):
         self.seen.append(str(function))
         return function(*args, **(kwargs or {}))
 
+def poison(run, state):
+    if os.environ["RANK"] == "1":
+        local_shard(weights[0].grad).mul_(float("nan"))
+
 recipe = Recipe(**json.loads(sys.argv[1]))
 computer, found = device.start(recipe), {}
 for reshard in (True, False):
     assert computer.sharding.reshard_after_forward
     computer.sharding.reshard_after_forward = reshard
-    run = setup.setup_run(recipe, computer, lambda line: None)
+    run, state = setup.setup_run(recipe, computer, lambda line: None, Hooks(after_backward=poison))
     with Exchanges() as exchanges:
-        step._backward(run, 0)
-    split_loss(run, run.val, [0])
-    weights = list(run.network.parameters())
+        step.backward(run, state)
+    split_loss(computer, run.model, run.val, [0])
+    weights = list(run.model.parameters())
     moments = [state[kind] for state in run.optimizer.state.values() for kind in ("exp_avg", "exp_avg_sq")]
     tensors = {"weights": weights, "gradients": [weight.grad for weight in weights], "moments": moments}
     whole = sum(weight.numel() for weight in weights)
@@ -217,19 +222,10 @@ for reshard in (True, False):
     kinds = ("allgather", "reduce_scatter")
     found[str(reshard)] = held, [sum(kind in name for name in exchanges.seen) for kind in kinds]
     computer.sharding.reshard_after_forward = True
-assert run.network.gradient_checkpointing
-
-backward, before = step._backward, [local(weight.detach()).clone() for weight in weights]
-
-def poisoned(run, iteration):
-    loss = backward(run, iteration)
-    if os.environ["RANK"] == "1":
-        local(weights[0].grad).mul_(float("nan"))
-    return loss
-
-step._backward = poisoned
-assert not step.update(run, 0, 1e-3).numbers[1].isfinite()
-assert all(local(weight.detach()).equal(old) for weight, old in zip(weights, before))
+assert run.model.gradient_checkpointing
+before = [local_shard(weight.detach()).clone() for weight in weights]
+assert not step.update(run, state, 1e-3).numbers[1].isfinite()
+assert all(local_shard(weight.detach()).equal(old) for weight, old in zip(weights, before))
 with open(f"found-{os.environ['RANK']}.json", "w") as file:
     json.dump(found, file)
 """
@@ -372,7 +368,7 @@ def test_one_process_behind_a_launcher_is_a_shard_of_one(tiny, monkeypatch):
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"auto_batch_size": True}, "batch_size: auto cannot try what fits"),
+        ({"batch_size": "auto"}, "batch_size: auto cannot try what fits"),
         ({"lora_rank": 2, "init_from": "gpt2"}, "lora_rank: adapters are not sharded"),
         ({"optimizer_dtype": "bfloat16"}, "optimizer_dtype: bfloat16 cannot apply"),
         ({"memory": "auto"}, "memory: auto counts for whole weights"),

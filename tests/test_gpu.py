@@ -44,11 +44,12 @@ def losses(out_dir):
 def test_an_update_never_waits_for_the_device(tiny):
     Path("out").mkdir()
     recipe = tiny(device="cuda", compile="false", dtype="bfloat16")
-    run = setup.setup_run(recipe, devices.start(recipe), print)
-    step.update(run, 0, 1e-3).read()
+    run, state = setup.setup_run(recipe, devices.start(recipe), print)
+    step.update(run, state, 1e-3).read()
+    state.step = 1
     torch.cuda.set_sync_debug_mode("error")
     try:
-        outcome = step.update(run, 1, 1e-3)
+        outcome = step.update(run, state, 1e-3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert outcome.read()[0] > 0
@@ -102,7 +103,7 @@ def test_documents_are_isolated(hf_model, compiled):
     )
     assert not said and all(block.attn.flex == compiled for block in ours.h)
     if compiled:
-        setup._compile(ours, whole=False)
+        setup.compile_model(ours, whole=False)
     loss = ours(idx.cuda(), targets.cuda(), positions.cuda())[0]
     wanted = expected(idx, targets, positions)[0]
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-4)
@@ -117,14 +118,14 @@ class OnGPU:
 
 def test_batch_size_auto_goes_down_until_it_fits(tiny):
     """Half a gigabyte does not hold the largest micro-batch that pays, which would be 2,048 blocks of 32 tokens."""
-    shape = {"n_embd": 256, "batch_size": 1, "gradient_accumulation_steps": 4096, "max_iters": 1, "dropout": 0.0}
-    recipe = tiny(device="cuda", compile="false", auto_batch_size=True, **shape)
+    shape = {"n_embd": 256, "batch_size": "auto", "gradient_accumulation_steps": 4096, "max_iters": 1, "dropout": 0.0}
+    recipe = tiny(device="cuda", compile="false", **shape)
     torch.cuda.set_per_process_memory_fraction(2**29 / torch.cuda.get_device_properties(0).total_memory)
     try:
-        run = trainer.train(recipe)
+        _, state = trainer.train(recipe)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert run.recipe.batch_size * run.recipe.gradient_accumulation_steps == 4096 and 1 < run.recipe.batch_size < 2048
+    assert state.micro_batch.blocks == 4096 and 1 < state.micro_batch.batch_size < 2048
 
 
 def test_attention_is_a_fused_kernel():

@@ -22,6 +22,7 @@ from finetune.config.recipe import Recipe
 from finetune.runs.events import read_metrics
 from finetune.runtime import device
 from finetune.training import micro_batch, trainer
+from finetune.training.state import MicroBatch
 
 ROOT = Path(__file__).parents[1]
 CONFIGURATIONS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
@@ -98,22 +99,24 @@ def files(out_dir):
 
 def same_run(whole, out_dir, ranks):
     """The run in `out_dir`, of so many processes, read what `whole` would read by itself, and learned the same."""
-    read, updates = notes(ranks), range(whole.schedule.length)
+    setup, state = whole
+    read, updates = notes(ranks), range(setup.schedule.length)
     for step in updates:
         rows = read[f"update {step}"]
         assert (
-            sorted(sum(rows, [])) == sorted(whole.order.rows(step).tolist()) and len({len(each) for each in rows}) == 1
+            sorted(sum(rows, [])) == sorted(setup.sampler.rows(step).tolist())
+            and len({len(each) for each in rows}) == 1
         )
-    for event in whole.evaluations:
+    for event in state.evaluations:
         rows = read[f"val loss {event['step']}"]
-        assert sorted(sum(rows, [])) == list(range(whole.val.num_rows)) and all(rows)  # every process evaluates
-    one, other = events(whole.recipe.out_dir, "iter"), events(out_dir, "iter")
+        assert sorted(sum(rows, [])) == list(range(setup.val.num_rows)) and all(rows)  # every process evaluates
+    one, other = events(setup.recipe.out_dir, "iter"), events(out_dir, "iter")
     assert [event["iter"] for event in other] == list(updates)  # once each, so one process wrote them
     for expected, event in zip(one, other):
         assert event["loss"] == pytest.approx(expected["loss"], abs=1e-5) and event["lr"] == expected["lr"]
-    for expected, event in zip(whole.evaluations, events(out_dir, "eval")):
+    for expected, event in zip(state.evaluations, events(out_dir, "eval")):
         assert event["val_loss"] == pytest.approx(expected["val_loss"], abs=1e-5)
-    assert files(out_dir) == files(whole.recipe.out_dir)
+    assert files(out_dir) == files(setup.recipe.out_dir)
 
 
 LAUNCHERS = {
@@ -173,9 +176,10 @@ def is_gone(pid):
         return True
 
 
-def dies(recipe, whole, launchers, ranks, kill):
+def dies(recipe, launchers, ranks, kill):
     """A run of which `kill` ends a part ends within 30 s with a state, from which one process goes on as if nothing had
     happened."""
+    trainer.train(dataclasses.replace(recipe, out_dir="whole"))
     processes = [start(recipe, launcher, start_new_session=True) for launcher in launchers]
     try:
         wait_for(lambda: len(list(Path("out/last").glob("step-*"))) > 1)
@@ -190,7 +194,7 @@ def dies(recipe, whole, launchers, ranks, kill):
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
     trainer.train(dataclasses.replace(recipe, init_from="resume", n_layer=None, n_head=None, n_embd=None))
-    one, other = events(whole.recipe.out_dir, "iter"), events("out", "iter")
+    one, other = events("whole", "iter"), events("out", "iter")
     assert [event["iter"] for event in other] == [event["iter"] for event in one]
     for expected, event in zip(one, other):
         assert event["loss"] == pytest.approx(expected["loss"], abs=1e-5)
@@ -200,21 +204,19 @@ def dies(recipe, whole, launchers, ranks, kill):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_process_that_dies_takes_the_run_down_with_a_state_to_go_on_from(tiny):
     recipe = tiny(**PLAIN | {"max_iters": 200, "eval_interval": 200, "save_interval": 10, "learning_rate": 1e-3})
-    whole = trainer.train(dataclasses.replace(recipe, out_dir="whole"))
-    dies(recipe, whole, [accelerate("cpu")], 2, lambda processes, pids: os.kill(pids[1], signal.SIGKILL))
+    dies(recipe, [accelerate("cpu")], 2, lambda processes, pids: os.kill(pids[1], signal.SIGKILL))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_machine_that_dies_takes_the_run_down_with_a_state_to_go_on_from(tiny):
     recipe = tiny(**PLAIN | {"max_iters": 200, "eval_interval": 200, "save_interval": 10, "learning_rate": 1e-3})
-    whole = trainer.train(dataclasses.replace(recipe, out_dir="whole"))
 
     def kill(processes, pids):
         processes[1].kill()
         os.kill(pids[1], signal.SIGKILL)
 
-    dies(recipe, whole, nodes(2, 2), 2, kill)
+    dies(recipe, nodes(2, 2), 2, kill)
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
@@ -305,7 +307,7 @@ def test_an_update_is_shared_out_as_the_recipe_says(batch_size, steps, processes
     word = "process" if processes == 1 else "processes"
     share = steps // processes
     assert (
-        micro_batch.describe_shares(recipe, processes)
+        micro_batch.describe_shares(MicroBatch(batch_size, steps), processes)
         == f"{batch_size * steps} blocks an update: {processes} {word} x {share} accumulation"
         f" step{'s' if share > 1 else ''} x batch_size {batch_size}"
     )
@@ -404,8 +406,8 @@ def test_the_independent_copies_of_multi_gpu_without_a_gpu_are_refused(data):
 
 def test_a_batch_size_that_was_found_is_found_again_where_it_cannot_be_shared(tiny):
     """--batch_size=auto on one process leaves an update of one piece, which three cannot share."""
-    auto = PLAIN | {"auto_batch_size": True, "lr_decay_iters": 6, "warmup_iters": 1}
-    whole = trainer.train(tiny("whole", **PLAIN | {"lr_decay_iters": 6, "warmup_iters": 1}))
+    auto = PLAIN | {"batch_size": "auto", "gradient_accumulation_steps": 12, "lr_decay_iters": 6, "warmup_iters": 1}
+    _, whole = trainer.train(tiny("whole", **PLAIN | {"lr_decay_iters": 6, "warmup_iters": 1}))
     trainer.train(tiny(**auto | {"max_iters": 3}))
     assert harness(tiny(init_from="resume", n_layer=None, n_head=None, n_embd=None, **auto), world=3)["codes"] == [
         0,
@@ -414,7 +416,7 @@ def test_a_batch_size_that_was_found_is_found_again_where_it_cannot_be_shared(ti
     ]
     for expected, event in zip(events("whole", "iter"), events("out", "iter"), strict=True):
         assert event["loss"] == pytest.approx(expected["loss"], abs=1e-5)
-    assert whole.iteration == 6 and [
+    assert whole.step == 6 and [
         event["batch_size"] for event in read_metrics(Path("out/metrics.jsonl")) if event["event"] == "batch_size"
     ] == [12, 4]
 
@@ -441,7 +443,8 @@ def test_memory_auto_that_cannot_be_shared_is_chosen_anew(tiny):
     recipe = tiny(
         memory="auto", batch_size=4, gradient_accumulation_steps=1, max_iters=2, dropout=0.0, lr_decay_iters=9
     )
-    assert trainer.train(recipe).recipe.gradient_accumulation_steps == 1
+    _, state = trainer.train(recipe)
+    assert state.micro_batch.accumulation == 1
     halved = {
         "batch_size": 2,
         "gradient_accumulation_steps": 2,

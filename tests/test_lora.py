@@ -43,7 +43,7 @@ def adapted(tiny, hf_model, data):
     return make
 
 
-def assembled(recipe):
+def set_up(recipe):
     Path(recipe.out_dir).mkdir(exist_ok=True)
     return setup.setup_run(recipe, device.start(recipe), lambda line: None)
 
@@ -58,9 +58,9 @@ def over_base(directory, **options):
 def test_merged_weights_compute_what_the_adapters_compute_and_peft_loads_them_over_transformers(adapted):
     from transformers import GPT2LMHeadModel
 
-    run = trainer.train(adapted(max_iters=8, eval_interval=8, lora_dropout=0.1))
-    assert run.best["step"] == 8, "best/ is not of adapters that have learned"
-    network, idx = run.network.eval(), torch.arange(24).reshape(2, 12) % 20
+    run, state = trainer.train(adapted(max_iters=8, eval_interval=8, lora_dropout=0.1))
+    assert state.best["step"] == 8, "best/ is not of adapters that have learned"
+    network, idx = run.model.eval(), torch.arange(24).reshape(2, 12) % 20
     logits, before = network(idx), GPT.from_pretrained("base").eval()(idx)
     assert (logits - before).abs().max() > 0.1
     merged, beside = GPT2LMHeadModel.from_pretrained("out/best").eval(), over_base("out/best/adapter")
@@ -79,19 +79,17 @@ def test_merged_weights_compute_what_the_adapters_compute_and_peft_loads_them_ov
 
 
 def test_only_adapters_are_trained_and_kept_in_states(adapted, capsys):
-    run = trainer.train(adapted(max_iters=3))
-    before = convert.with_padding(GPT.from_pretrained("base").state_dict(), run.network.config)
-    trained = {name for name, parameter in run.network.named_parameters() if parameter.requires_grad}
+    run, state = trainer.train(adapted(max_iters=3))
+    before = convert.with_padding(GPT.from_pretrained("base").state_dict(), run.model.config)
+    trained = {name for name, parameter in run.model.named_parameters() if parameter.requires_grad}
     assert trained and all(".lora_" in name for name in trained)
-    assert set(run.optimizer.state) == {parameter for parameter in run.network.parameters() if parameter.requires_grad}
-    after = {name: tensor for name, tensor in lora.state(run.network).items() if ".lora_" not in name}
+    assert set(run.optimizer.state) == {parameter for parameter in run.model.parameters() if parameter.requires_grad}
+    after = {name: tensor for name, tensor in lora.state(run.model).items() if ".lora_" not in name}
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in after)
     # rank x (in + out) for c_attn (32, 96), c_proj (32, 32), c_fc (32, 128) and c_proj (128, 32) of two layers
     count = 2 * 4 * (128 + 64 + 160 + 160)
     assert (
-        sum(parameter.numel() for parameter in run.optimizer.state)
-        == count
-        == lora.num_parameters(run.network.config, 4)
+        sum(parameter.numel() for parameter in run.optimizer.state) == count == lora.num_parameters(run.model.config, 4)
     )
     assert f"LoRA: rank 4, alpha 12: {count:,} trainable parameters" in capsys.readouterr().out
     state = sorted(Path("out/last").glob("step-*"))[-1]
@@ -113,12 +111,12 @@ def test_training_is_what_peft_does_over_transformers(adapted):
         always_save_checkpoint=True,
         learning_rate=1e-2,
     )
-    run = trainer.train(recipe)
+    run, state = trainer.train(recipe)
     theirs = over_base("out/iter_000000/adapter", is_trainable=True)
     trained = [parameter for parameter in theirs.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
     for iteration in range(4):
-        idx, targets, _ = run.train.batch(run.order.rows(iteration))
+        idx, targets, _ = run.train.batch(run.sampler.rows(iteration))
         loss = torch.nn.functional.cross_entropy(theirs(idx).logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
         loss.backward()
         optimizer.step()
@@ -129,7 +127,7 @@ def test_training_is_what_peft_does_over_transformers(adapted):
         for name, p in theirs.named_parameters()
         if p.requires_grad
     }
-    ours = lora.trained(run.network)
+    ours = lora.trained(run.model)
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(
@@ -169,19 +167,19 @@ def test_adapters_are_not_resumed_over_other_weights(adapted, hf_model):
 
 
 def test_a_run_of_adapters_that_begins_again_begins_with_the_same(adapted):
-    run = assembled(adapted())
-    first = {name: tensor.clone() for name, tensor in lora.state(run.network).items()}
+    run, state = set_up(adapted())
+    first = {name: tensor.clone() for name, tensor in lora.state(run.model).items()}
     with torch.no_grad():
         for parameter in run.optimizer.state:
             parameter.add_(1.0)
-    recovery.reset_to_initial(run)
-    assert all(torch.equal(tensor, first[name]) for name, tensor in lora.state(run.network).items())
+    recovery.reset_to_initial(run, state)
+    assert all(torch.equal(tensor, first[name]) for name, tensor in lora.state(run.model).items())
 
 
 def test_the_seed_decides_where_adapters_begin(adapted):
     name = "h.0.attn.c_attn.lora_A.weight"
     first, again, seeded = (
-        lora.state(assembled(adapted(f"out{i}", seed=seed)).network)[name] for i, seed in enumerate((1, 1, 3))
+        lora.state(set_up(adapted(f"out{i}", seed=seed))[0].model)[name] for i, seed in enumerate((1, 1, 3))
     )
     assert torch.equal(first, again) and not torch.allclose(first, seeded, atol=0.1)
 
@@ -196,14 +194,14 @@ def test_another_rank_is_another_run(adapted):
 
 
 def test_an_export_for_peft_is_the_adapters_alone_and_is_read_back_over_the_base(adapted, command):
-    run = trainer.train(adapted(max_iters=8, eval_interval=8))
+    run, state = trainer.train(adapted(max_iters=8, eval_interval=8))
     code, out, error = command("export", "--out_dir=out", "--to=mine", "--format=peft")
     assert code == 0 and "logits differ by at most" in out, error
     assert not Path("mine/model.safetensors").exists() and Path("mine/tokenizer.json").is_file()
     described = json.loads(Path("mine/adapter_config.json").read_text())
     assert (described["base_model_name_or_path"], described["r"], described["fan_in_fan_out"]) == ("./base", 4, True)
     idx = torch.arange(24).reshape(2, 12) % 20
-    torch.testing.assert_close(over_base("mine")(idx).logits, run.network.eval()(idx), rtol=0, atol=1e-4)
+    torch.testing.assert_close(over_base("mine")(idx).logits, run.model.eval()(idx), rtol=0, atol=1e-4)
     card = Path("mine/README.md").read_text()
     assert (
         "library_name: peft" in card
@@ -221,7 +219,7 @@ def test_an_export_over_the_best_of_another_run_names_what_can_be_loaded_and_no_
     from peft import AutoPeftModelForCausalLM
 
     trainer.train(tiny("first", n_embd=32, n_head=4, max_iters=2))
-    run = trainer.train(adapted(init_from="first", max_iters=8, eval_interval=8))
+    run, state = trainer.train(adapted(init_from="first", max_iters=8, eval_interval=8))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         code, out, error = command("export", "--out_dir=out", "--to=mine", "--format=peft")
@@ -232,7 +230,7 @@ def test_an_export_over_the_best_of_another_run_names_what_can_be_loaded_and_no_
     with pytest.raises(HFValidationError):
         validate_repo_id(base)
     theirs, idx = AutoPeftModelForCausalLM.from_pretrained("mine").eval(), torch.arange(24).reshape(2, 12) % 20
-    torch.testing.assert_close(theirs(idx).logits, run.network.eval()(idx), rtol=0, atol=1e-4)
+    torch.testing.assert_close(theirs(idx).logits, run.model.eval()(idx), rtol=0, atol=1e-4)
     card = Path("mine/README.md").read_text()
     assert (
         "from_pretrained('PATH_OF_THE_BASE_MODEL')" in card

@@ -18,6 +18,7 @@ from finetune.runtime import device as devices
 from finetune.runtime import fsdp, memory, memory_modes
 from finetune.training import optimizer as optimizers
 from finetune.training import setup, trainer
+from finetune.training.state import MicroBatch
 
 XL = GPTConfig(n_layer=48, n_head=25, n_embd=1600)
 
@@ -80,7 +81,7 @@ def test_activations_that_are_predicted_are_those_that_are_kept(dtype, rank):
 
 def test_the_loss_in_chunks_is_the_loss_at_once(tiny):
     losses = [
-        trainer.train(tiny(chunked, max_iters=3, eval_interval=3, chunked_loss=chunked)).best["val_loss"]
+        trainer.train(tiny(chunked, max_iters=3, eval_interval=3, chunked_loss=chunked))[1].best["val_loss"]
         for chunked in ("true", "false")
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5) and losses[0] != losses[1]
@@ -97,9 +98,9 @@ def test_rounding_to_bfloat16_is_right_on_average_and_leaves_what_is_bfloat16():
         noise = torch.randint(
             0, 1 << 16, (optimizers.NOISE_SIZE,), generator=torch.Generator().manual_seed(seed), dtype=torch.int32
         )
-        rounded = optimizers._round(wide.clone(), noise)
+        rounded = optimizers.round_to_bfloat16(wide.clone(), noise)
         assert torch.equal(rounded.bfloat16().float(), rounded) and torch.equal(
-            optimizers._round(rounded.clone(), noise), rounded
+            optimizers.round_to_bfloat16(rounded.clone(), noise), rounded
         )
         assert ((rounded >= below.float()) & (rounded <= above.float())).all()
         total += rounded
@@ -194,7 +195,7 @@ def test_moments_in_bfloat16_learn_as_well(tiny, beta2):
 
 def modes(recipe, free, monkeypatch):
     """What memory=auto chooses for GPT-2 XL where so many bytes are free, and what it says."""
-    monkeypatch.setattr(memory, "available_bytes", lambda device: free)
+    monkeypatch.setattr(memory_modes, "available_bytes", lambda device: free)
     said = []
     return memory_modes.choose_mode(recipe, XL, 1024, devices.start(recipe), said.append), said
 
@@ -253,21 +254,18 @@ def test_memory_auto_is_resumed_as_it_was_chosen(tiny, monkeypatch):
         return memory_modes.estimate_of(least, config, 32, "cpu", "float32", False).peak
 
     monkeypatch.setattr(
-        memory,
+        memory_modes,
         "available_bytes",
         lambda device: (takes() + takes(optimizer_dtype="bfloat16")) / 2 / memory_modes.MAX_FILL,
     )
     trainer.train(recipe)
     trainer.train(dataclasses.replace(recipe, out_dir="out", max_iters=2))
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 10**12)
-    run = trainer.train(
+    monkeypatch.setattr(memory_modes, "available_bytes", lambda device: 10**12)
+    run, state = trainer.train(
         dataclasses.replace(recipe, out_dir="out", init_from="resume", n_layer=None, n_head=None, n_embd=None)
     )
-    assert (run.recipe.batch_size, run.recipe.gradient_checkpointing, run.recipe.optimizer_dtype) == (
-        4,
-        False,
-        "bfloat16",
-    )
+    assert state.micro_batch == MicroBatch(4, 1, checkpointing=False) and run.optimizer_dtype == "bfloat16"
+    assert run.recipe.optimizer_dtype == "float32"
     assert final("whole") == final("out")
     written = Path("whole/recipe.yaml").read_text()
     assert 'optimizer_dtype: "bfloat16"' in written and 'memory: "recipe"' in written
@@ -288,10 +286,10 @@ def test_memory_auto_chooses_anew_where_nothing_was_chosen_or_it_cannot_be_kept(
         for dtype in ("float32", "bfloat16")
     ]
     monkeypatch.setattr(memory, "available_bytes", lambda device: sum(takes) / 2 / memory_modes.MAX_FILL)
-    run = trainer.train(dataclasses.replace(resumed, max_iters=4))  # of a run that had chosen nothing
-    assert run.recipe.optimizer_dtype == "bfloat16" and ", estimated " in capsys.readouterr().out
-    run = trainer.train(dataclasses.replace(resumed, max_iters=6))
-    assert run.recipe.optimizer_dtype == "bfloat16" and "as it was chosen for this run" in capsys.readouterr().out
+    run, _ = trainer.train(dataclasses.replace(resumed, max_iters=4))  # of a run that had chosen nothing
+    assert run.optimizer_dtype == "bfloat16" and ", estimated " in capsys.readouterr().out
+    run, _ = trainer.train(dataclasses.replace(resumed, max_iters=6))
+    assert run.optimizer_dtype == "bfloat16" and "as it was chosen for this run" in capsys.readouterr().out
     with pytest.raises(UsageError, match="rows per iteration"):
         trainer.train(dataclasses.replace(resumed, max_iters=8, batch_size=8))
     saved = {**dataclasses.asdict(recipe), "memory": "auto"}
@@ -370,7 +368,7 @@ def test_a_compiled_block_keeps_what_is_predicted():
     x = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0)).requires_grad_()
     network = GPT.from_scratch(config).train()
     torch._dynamo.reset()
-    setup._compile(network, whole=False)
+    setup.compile_model(network, whole=False)
     with torch.autocast("cpu", torch.bfloat16):
         kept = saved_bytes(network.h[0], x)
     plain = memory.activations_of_layer(memory.Workload(config, 2, 256, "cuda", "bfloat16", compiled=True))

@@ -68,14 +68,16 @@ def test_a_plan_counts_what_the_run_then_does(tiny, monkeypatch):
     plan, saves = planned(recipe), []
     save_state = trainer.save_state
     monkeypatch.setattr(
-        trainer, "save_state", lambda run, *args, **more: (saves.append(run.iteration), save_state(run, *args, **more))
+        trainer,
+        "save_state",
+        lambda run, state, *args, **more: (saves.append(state.step), save_state(run, state, *args, **more)),
     )
-    run = trainer.train(recipe)
+    run, _ = trainer.train(recipe)
     events = read_metrics("out/metrics.jsonl")
     assert plan.schedule == run.schedule
     assert (plan.data.rows["train"], plan.data.rows["val"]) == (run.train.num_rows, run.val.num_rows)
     assert (plan.data.tokens["train"], plan.data.tokens["val"]) == (run.train.num_tokens, run.val.num_tokens)
-    assert num_parameters(plan.config) == run.network.num_parameters()
+    assert num_parameters(plan.config) == run.model.num_parameters()
     assert plan.evaluations == sum(event["event"] == "eval" for event in events)
     assert plan.saves == len(saves)
     assert plan.samplings + 1 == sum(event["event"] == "samples" for event in events) > 2
@@ -87,10 +89,10 @@ def test_a_resumed_run_is_planned_from_where_it_is(tiny, command):
     recipe = tiny(init_from="resume", n_layer=None, n_head=None, n_embd=None, max_iters=20)
     plan = planned(recipe)
     before = len(read_metrics("out/metrics.jsonl"))
-    run = trainer.train(recipe)
+    run, _ = trainer.train(recipe)
     events = read_metrics("out/metrics.jsonl")[before - 1 :]
     assert (plan.done, plan.remaining) == (9, 11) == (9, sum(event["event"] == "iter" for event in events))
-    assert plan.evaluations == sum(event["event"] == "eval" for event in events) and plan.config == run.network.config
+    assert plan.evaluations == sum(event["event"] == "eval" for event in events) and plan.config == run.model.config
 
 
 def test_isolated_documents_are_packed_as_training_packs_them(tiny):
@@ -102,7 +104,7 @@ def test_isolated_documents_are_packed_as_training_packs_them(tiny):
         ids.astype(np.uint16).tofile(f"data/d/{split}.bin")
     recipe = tiny(dataset="data/d", isolate_documents="true")
     Path("out").mkdir()
-    plan, run = planned(recipe), setup.setup_run(recipe, devices.start(recipe), print)
+    plan, (run, _) = planned(recipe), setup.setup_run(recipe, devices.start(recipe), print)
     assert (plan.data.rows["train"], plan.data.rows["val"]) == (run.train.num_rows, run.val.num_rows)
 
 
@@ -414,8 +416,8 @@ def test_find_lr_judges_as_a_run_of_that_rate_ends(tiny, monkeypatch, capsys):
         tried = lr_finder.find_lr(plan, 1.0)
     assert "trying at most 5 learning rates, 8 updates each" in capsys.readouterr().out
     assert tried.updates == 8 and len(made) == 8 * len(tried.results) <= 40
-    run = trainer.train(dataclasses.replace(recipe, learning_rate=max(tried.results), out_dir="again"))
-    assert tried.results[max(tried.results)] == pytest.approx(run.evaluations[-1]["val_loss"], abs=1e-5)
+    _, state = trainer.train(dataclasses.replace(recipe, learning_rate=max(tried.results), out_dir="again"))
+    assert tried.results[max(tried.results)] == pytest.approx(state.evaluations[-1]["val_loss"], abs=1e-5)
     assert tried.best == min(tried.results, key=tried.results.get) > 1e-3  # so far from trained, faster is better
     assert f"suggestion: --learning_rate={tried.best:g}; it is at the edge" in tried.report()
 

@@ -252,11 +252,31 @@ def test_batch_size_auto_keeps_the_blocks_of_an_update(tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("dataset: d\nbatch_size: 4\ngradient_accumulation_steps: 6\n")
     auto, _ = parse(Recipe, [str(recipe), "--batch_size=auto"], "")
-    assert (auto.auto_batch_size, auto.batch_size, auto.gradient_accumulation_steps) == (True, 4, 6)
+    assert (auto.batch_size, auto.blocks_per_update) == ("auto", 24)
     back, _ = parse(Recipe, [str(recipe), "--batch_size=auto", "--batch_size=2"], "")
-    assert (back.auto_batch_size, back.batch_size) == (False, 2)
+    assert (back.batch_size, back.gradient_accumulation_steps) == (2, 6)
     recipe.write_text("dataset: d\nbatch_size: auto\n")
-    assert parse(Recipe, [str(recipe)], "")[0].auto_batch_size
+    alone, _ = parse(Recipe, [str(recipe)], "")
+    assert (alone.batch_size, alone.blocks_per_update) == ("auto", Recipe().blocks_per_update)
+    recipe.write_text("dataset: d\nbatch_size: auto\ngradient_accumulation_steps: 5\n")
+    assert parse(Recipe, [str(recipe)], "")[0].blocks_per_update == 5
+    assert parse(Recipe, [str(recipe), "--batch_size=auto"], "")[0].blocks_per_update == 5
+    flags, _ = parse(Recipe, ["--dataset=d", "--gradient_accumulation_steps=2", "--batch_size=auto"], "")
+    assert flags.blocks_per_update == 2 * Recipe().batch_size
+
+
+def test_batch_size_auto_keeps_the_blocks_of_an_evaluation():
+    before, _ = parse(Recipe, ["--dataset=d", "--batch_size=4", "--eval_iters=3"], "")
+    auto, _ = parse(Recipe, ["--dataset=d", "--batch_size=4", "--eval_iters=3", "--batch_size=auto"], "")
+    assert auto.max_eval_rows == before.max_eval_rows == 12 and auto.blocks_per_update == before.blocks_per_update
+
+
+@pytest.mark.parametrize("auto", [True, False])
+def test_a_recipe_written_when_auto_was_a_key_of_its_own_is_the_same_run(tmp_path, auto):
+    lines = f"dataset: d\nbatch_size: 4\ngradient_accumulation_steps: 6\nauto_batch_size: {str(auto).lower()}\n"
+    (tmp_path / "r.yaml").write_text(lines)
+    recipe, _ = parse(Recipe, [str(tmp_path / "r.yaml")], "")
+    assert recipe.batch_size == ("auto" if auto else 4) and recipe.blocks_per_update == 24
 
 
 def test_batch_size_auto_survives_the_written_recipe(tmp_path):

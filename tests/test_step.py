@@ -3,18 +3,17 @@
 import os
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from finetune import GPTConfig
 from finetune.common.errors import Failure
 from finetune.runs.events import read_metrics
-from finetune.runtime import device as machines
-from finetune.runtime import memory
+from finetune.runs.logger import RunLogger
+from finetune.runtime import device as devices
 from finetune.training import micro_batch, setup, step, trainer
+from finetune.training.state import Hooks
 
 
 def events(out_dir, kind):
@@ -24,12 +23,18 @@ def events(out_dir, kind):
 @pytest.fixture
 def looked_at_late(monkeypatch):
     """Updates are looked at one late, as on a GPU."""
-    monkeypatch.setattr(machines.Device, "late", 1)
+    monkeypatch.setattr(devices.Device, "max_in_flight", 1)
 
 
-def assembled(recipe):
+def set_up(recipe, hooks=None):
     Path(recipe.out_dir).mkdir(exist_ok=True)
-    return setup.setup_run(recipe, machines.start(recipe), print)
+    return setup.setup_run(recipe, devices.start(recipe), print, hooks)
+
+
+def update(run, state, number):
+    """Make the update of this number at a rate of 1e-3."""
+    state.step = number
+    return step.update(run, state, 1e-3)
 
 
 def test_an_update_never_waits_for_the_device(tiny):
@@ -41,144 +46,118 @@ def test_an_update_never_waits_for_the_device(tiny):
                 self.seen += (str(function),)
             return function(*args, **(kwargs or {}))
 
-    run = assembled(tiny(dropout=0.1))
-    step.update(run, 0, 1e-3).read()
+    run, state = set_up(tiny(dropout=0.1))
+    update(run, state, 0).read()
     with Waits() as waits:
-        outcome = step.update(run, 1, 1e-3)
+        result = update(run, state, 1)
     assert not waits.seen
-    loss, grad_norm, signals = outcome.read()
+    loss, grad_norm, signals = result.read()
     assert loss > 0 and grad_norm > 0 and signals == [0, 0, 0]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_an_update_with_a_bad_gradient_changes_nothing(tiny, monkeypatch, bad):
-    run = assembled(tiny())
-    step.update(run, 0, 1e-3)
-    before = {name: parameter.clone() for name, parameter in run.network.named_parameters()}
-    moments = [{key: value.clone() for key, value in state.items()} for state in run.optimizer.state.values()]
-    backward = step._backward
+def test_an_update_with_a_bad_gradient_changes_nothing(tiny, bad):
+    def spoil(run, state):
+        if state.step == 1:
+            run.model.ln_f.bias.grad[3] = bad
 
-    def spoiled(run, iteration):
-        loss = backward(run, iteration)
-        run.network.ln_f.bias.grad[3] = bad
-        return loss
-
-    with monkeypatch.context() as patch:
-        patch.setattr(step, "_backward", spoiled)
-        loss, grad_norm, _ = step.update(run, 1, 1e-3).read()
+    run, state = set_up(tiny(), Hooks(after_backward=spoil))
+    update(run, state, 0)
+    before = {name: parameter.clone() for name, parameter in run.model.named_parameters()}
+    moments = [{key: value.clone() for key, value in values.items()} for values in run.optimizer.state.values()]
+    loss, grad_norm, _ = update(run, state, 1).read()
     assert not torch.isfinite(torch.tensor(grad_norm)) and loss > 0
-    assert all(torch.equal(before[name], parameter) for name, parameter in run.network.named_parameters())
-    for was, state in zip(moments, run.optimizer.state.values()):
-        assert all(torch.equal(was[key], state[key]) for key in was)
-    step.update(run, 1, 1e-3)
-    assert not torch.equal(before["wte.weight"], run.network.wte.weight)
+    assert all(torch.equal(before[name], parameter) for name, parameter in run.model.named_parameters())
+    for was, values in zip(moments, run.optimizer.state.values()):
+        assert all(torch.equal(was[key], values[key]) for key in was)
+    update(run, state, 2)
+    assert not torch.equal(before["wte.weight"], run.model.wte.weight)
 
 
 def test_looking_late_changes_nothing(tiny, looked_at_late, monkeypatch):
-    late = trainer.train(tiny("late"))
-    monkeypatch.setattr(machines.Device, "late", 0)
-    at_once = trainer.train(tiny("at_once"))
+    _, late = trainer.train(tiny("late"))
+    monkeypatch.setattr(devices.Device, "max_in_flight", 0)
+    _, at_once = trainer.train(tiny("at_once"))
     told = ("iter", "loss", "lr", "grad_norm")
     one, other = ([[event[key] for key in told] for event in events(name, "iter")] for name in ("late", "at_once"))
     assert one == other and len(one) == 20
     assert late.evaluations == at_once.evaluations and late.best == at_once.best
 
 
-def test_looking_late_still_finds_bad_numbers_and_signals(tiny, looked_at_late, monkeypatch):
-    backward, done = step._backward, []
+def test_looking_late_still_finds_bad_numbers_and_signals(tiny, looked_at_late):
+    done = []
 
-    def harmed(run, iteration):
-        loss = backward(run, iteration)
-        if iteration == 9 and not done:
+    def harm(run, state):
+        if state.step == 9 and not done:
             done.append(True)
-            run.network.ln_f.bias.grad[0] = float("nan")
-        if iteration == 15:
+            run.model.ln_f.bias.grad[0] = float("nan")
+        if state.step == 15:
             os.kill(os.getpid(), signal.SIGTERM)
-        return loss
 
-    monkeypatch.setattr(step, "_backward", harmed)
     with pytest.raises(Failure) as stopped:
-        trainer.train(tiny(save_interval=7))
+        trainer.train(tiny(save_interval=7), hooks=Hooks(after_backward=harm))
     assert stopped.value.code == 143
     (rollback,) = events("out", "rollback")
     assert (rollback["step"], rollback["reached"]) == (7, 9)
     (stop,) = events("out", "stop")
     told = [event["iter"] for event in events("out", "iter")]
     assert told == list(range(stop["step"])) and 16 <= stop["step"] <= 17  # everything that was begun was looked at
-    monkeypatch.setattr(step, "_backward", backward)
-    assert trainer.train(tiny(save_interval=7, init_from="resume")).iteration == 20
+    _, state = trainer.train(tiny(save_interval=7, init_from="resume"))
+    assert state.step == 20
 
 
 def test_batch_size_auto_changes_how_an_update_is_cut_and_nothing_else(tiny):
-    plain = trainer.train(tiny("plain", dropout=0.0, max_iters=5))
-    auto = trainer.train(tiny(dropout=0.0, max_iters=5, auto_batch_size=True))
-    assert (plain.recipe.batch_size, plain.recipe.gradient_accumulation_steps) == (2, 3)
-    assert (auto.recipe.batch_size, auto.recipe.gradient_accumulation_steps) == (6, 1)
+    _, plain = trainer.train(tiny("plain", dropout=0.0, max_iters=5))
+    auto = {"batch_size": "auto", "gradient_accumulation_steps": 6}
+    setup, found = trainer.train(tiny(dropout=0.0, max_iters=5, **auto))
+    assert (plain.micro_batch.batch_size, plain.micro_batch.accumulation) == (2, 3)
+    assert (found.micro_batch.batch_size, found.micro_batch.accumulation) == (6, 1)
+    assert setup.recipe.batch_size == "auto"
     for one, other in zip(events("plain", "iter"), events("out", "iter"), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
-class FakeGpu:
-    type = "cuda"
+def test_processes_that_see_different_memory_cut_alike(tiny):
+    run, state = set_up(tiny(batch_size="auto", gradient_accumulation_steps=48))
+    run.device.accelerator.gather = lambda tensor: torch.tensor([tensor.item(), 12 * 32])
+    micro_batch.choose_batch_size(run, state, RunLogger("out", write=False))
+    assert (state.micro_batch.batch_size, state.micro_batch.accumulation) == (12, 4)
 
 
-def test_processes_that_see_different_memory_cut_alike(tiny, monkeypatch):
-    run = assembled(tiny(batch_size=8, gradient_accumulation_steps=6))
-    run.machine.accelerator.gather = lambda tensor: torch.tensor([tensor.item(), 12 * 32])
-    micro_batch.choose_batch_size(run, SimpleNamespace(print=print, record=lambda *args, **values: None))
-    assert (run.recipe.batch_size, run.recipe.gradient_accumulation_steps) == (12, 4)
+def test_a_cpu_is_not_tried_to_its_limit(tiny, monkeypatch):
+    """It would swap, and report no error."""
+    monkeypatch.setattr(micro_batch, "fits_in_memory", lambda run, size: False)
+    run, state = set_up(tiny(batch_size="auto", gradient_accumulation_steps=24))
+    micro_batch.choose_batch_size(run, state, RunLogger("out", write=False))
+    assert (state.micro_batch.batch_size, state.micro_batch.accumulation) == (24, 1)
 
 
 def test_an_optimizer_that_is_not_fused_skips_bad_numbers_too(tiny, monkeypatch):
     from finetune.training import optimizer
 
-    plain = optimizer.adamw
-    monkeypatch.setattr(
-        optimizer, "adamw", lambda network, recipe: torch.optim.AdamW(plain(network, recipe).param_groups, fused=False)
-    )
-    run = assembled(tiny())
+    def unfused(model, recipe):
+        return torch.optim.AdamW(optimizer.adamw(model, recipe).param_groups, fused=False)
+
+    def spoil(run, state):
+        if state.step == 0:
+            run.model.ln_f.bias.grad[0] = float("nan")
+
+    monkeypatch.setattr(setup, "adamw", unfused)
+    run, state = set_up(tiny(), Hooks(after_backward=spoil))
     run.optimizer.defaults["fused"] = False
-    backward = step._backward
-    before = run.network.wte.weight.clone()
-    monkeypatch.setattr(
-        step, "_backward", lambda run, iteration: backward(run, iteration) * float("nan" if iteration == 0 else 1)
-    )
-    step.update(run, 0, 1e-3)
-    assert torch.equal(before, run.network.wte.weight)
-    step.update(run, 1, 1e-3)
-    assert not torch.equal(before, run.network.wte.weight)
+    before = run.model.wte.weight.clone()
+    update(run, state, 0)
+    assert torch.equal(before, run.model.wte.weight)
+    update(run, state, 1)
+    assert not torch.equal(before, run.model.wte.weight)
 
 
 @pytest.mark.parametrize(
-    "device, processes, limit, chosen",
-    [
-        ("cpu", 1, 0, (24, 1)),
-        ("cuda", 1, 24, (24, 1)),
-        ("cuda", 1, 7, (6, 4)),
-        ("cuda", 2, 24, (12, 2)),
-        ("cuda", 3, 5, (4, 6)),
-        ("cuda", 1, 0, (1, 24)),
-    ],
+    "processes, limit, chosen", [(1, 24, 24), (1, 7, 6), (2, 24, 12), (3, 5, 4), (1, 0, 1), (3, 24, 8)]
 )
-def test_batch_size_auto_takes_the_largest_that_fits(monkeypatch, device, processes, limit, chosen):
-    from finetune.config.recipe import Recipe
-
-    monkeypatch.setattr(micro_batch, "fits_in_memory", lambda run, size: size <= limit)
-    accelerator = SimpleNamespace(num_processes=processes, gather=lambda tensor: tensor)
-    machine = SimpleNamespace(
-        device=torch.device("cpu") if device == "cpu" else FakeGpu(), accelerator=accelerator, dtype=torch.bfloat16
-    )
-    config = GPTConfig(n_embd=16, n_head=1, n_layer=1)
-    run = SimpleNamespace(
-        iteration=0,
-        recipe=Recipe(batch_size=4, gradient_accumulation_steps=6),
-        machine=machine,
-        train=SimpleNamespace(block_size=32),
-        network=SimpleNamespace(config=config),
-    )
-    monkeypatch.setattr(memory.torch, "tensor", lambda values, device: torch.as_tensor(values))
-    micro_batch.choose_batch_size(run, SimpleNamespace(print=print, record=lambda *args, **values: None))
-    assert (run.recipe.batch_size, run.recipe.gradient_accumulation_steps) == chosen
+def test_batch_size_auto_takes_the_largest_that_fits(processes, limit, chosen):
+    """Of an update of 24 blocks."""
+    assert micro_batch.largest_that_fits(24, processes, 2048, lambda size: size <= limit) == chosen
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # PyTorch's own
@@ -197,7 +176,7 @@ def test_compiled_parts_are_the_network(hf_model, monkeypatch):
     expected.backward()
     for whole in (True, False):
         network = GPT.from_hf(hf_model()).train()
-        setup._compile(network, whole)
+        setup.compile_model(network, whole)
         assert list(network.state_dict()) == list(plain.state_dict())
         loss, _ = network(idx, idx)
         loss.backward()

@@ -134,6 +134,8 @@ def test_gradients_of_eight_by_one_equal_two_by_four(corpus):
     from finetune.config.recipe import Recipe
     from finetune.runtime import device
     from finetune.training import setup
+    from finetune.training.state import Hooks
+    from finetune.training.step import update
 
     gradients = []
     for batch_size, steps in ((8, 1), (2, 4)):
@@ -151,17 +153,13 @@ def test_gradients_of_eight_by_one_equal_two_by_four(corpus):
             grad_clip=0.0,
         )
         Path("out").mkdir(exist_ok=True)
-        run = setup.setup_run(recipe, device.start(recipe), print)
         seen = {}
-        run.optimizer.step = lambda: None
 
-        def keep(set_to_none, seen=seen, network=run.network):
-            seen.update({name: p.grad.clone() for name, p in network.named_parameters()})
+        def keep(setup, state, seen=seen):
+            seen.update({name: p.grad.clone() for name, p in setup.model.named_parameters()})
 
-        run.optimizer.zero_grad = keep
-        from finetune.training.step import update
-
-        update(run, 0, 1e-3)
+        made = setup.setup_run(recipe, device.start(recipe), print, Hooks(after_backward=keep))
+        update(*made, 1e-3)
         gradients.append(seen)
     for name in gradients[0]:
         torch.testing.assert_close(gradients[0][name], gradients[1][name], rtol=1e-5, atol=1e-6)
@@ -389,16 +387,15 @@ def test_samples_while_training_are_those_of_the_model_at_that_step(tiny, capsys
 def test_time_left_counts_the_evaluations_that_are_left(tiny):
     """By listing the steps at which the loop evaluates: at multiples of eval_interval and at the end."""
     for length, interval in ((20, 7), (21, 7), (5, 100)):
-        run = train(tiny(f"out{length}", max_iters=length, eval_interval=interval, save_interval=100))
-        assert [e["step"] for e in events(run.recipe.out_dir, "eval")] == sorted(
-            {*range(0, length + 1, interval), length}
-        )
-        clock = Clock(run)
+        out_dir = f"out{length}"
+        setup, _ = train(tiny(out_dir, max_iters=length, eval_interval=interval, save_interval=100))
+        assert [e["step"] for e in events(out_dir, "eval")] == sorted({*range(0, length + 1, interval), length})
+        clock = Clock(setup, 0, 1e12)
         clock.evaluation = 1000.0
         for done in range(1, length + 1):
             clock.restart(done - 1)
             left = clock.read(done)[3]
-            assert left // 1000 == sum(e["step"] >= done for e in events(run.recipe.out_dir, "eval"))
+            assert left // 1000 == sum(e["step"] >= done for e in events(out_dir, "eval"))
 
 
 def test_a_run_that_is_done_says_so_when_it_is_resumed(tiny_run, command):

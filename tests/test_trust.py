@@ -19,8 +19,9 @@ from finetune.config import schedule as schedules
 from finetune.config.recipe import Recipe
 from finetune.runs import warning_signs
 from finetune.runs.events import read_metrics
-from finetune.training import monitor, step
+from finetune.training import monitor
 from finetune.training import trainer as trainers
+from finetune.training.state import Hooks, MicroBatch
 
 HARNESS = Path(__file__).with_name("harness.py")
 
@@ -213,12 +214,9 @@ def test_one_block_that_does_not_fit_recomputes_activations_and_then_says_what_w
         return forward(self, idx, targets, position_ids)
 
     monkeypatch.setattr(Transformer, "forward", limited)
-    run = trainers.train(tiny(max_iters=2))
-    assert (run.recipe.batch_size, run.recipe.gradient_accumulation_steps, run.recipe.gradient_checkpointing) == (
-        1,
-        6,
-        True,
-    )
+    setup, state = trainers.train(tiny(max_iters=2))
+    assert state.micro_batch == MicroBatch(batch_size=1, accumulation=6, checkpointing=True)
+    assert setup.recipe == tiny(max_iters=2)
 
     def never(self, idx, targets=None, position_ids=None):
         if self.training:
@@ -240,36 +238,40 @@ def test_an_error_that_is_not_about_memory_is_not_taken_for_one(tiny, monkeypatc
         trainers.train(tiny())
 
 
-def faults(monkeypatch, nan_at=(), spike_at=(), forever=False):
-    """Make the gradient of these iterations NaN, and the learning rate of those a hundredfold, once each or always."""
-    backward, rate, done = step._backward, schedules.learning_rate, set()
+def nan_at(*steps, forever=False):
+    """Hooks that make the gradient of these updates NaN, once each or always."""
+    done = set()
 
-    def poisoned(run, iteration):
-        loss = backward(run, iteration)
-        if iteration in nan_at and (forever or iteration not in done):
-            done.add(iteration)
-            run.network.h[0].mlp.c_fc.weight.grad[0, 0] = float("nan")
-        return loss
+    def poison(setup, state):
+        if state.step in steps and (forever or state.step not in done):
+            done.add(state.step)
+            setup.model.h[0].mlp.c_fc.weight.grad[0, 0] = float("nan")
+
+    return Hooks(after_backward=poison)
+
+
+def spike_at(monkeypatch, step):
+    """Make the learning rate of an update a hundredfold, once."""
+    rate, done = schedules.learning_rate, []
 
     def spiked(iteration, recipe, schedule):
         lr = rate(iteration, recipe, schedule)
-        if iteration in spike_at and ("lr", iteration) not in done:
-            done.add(("lr", iteration))
+        if iteration == step and not done:
+            done.append(True)
             return 100 * lr
         return lr
 
-    monkeypatch.setattr(step, "_backward", poisoned)
     monkeypatch.setattr(schedules, "learning_rate", spiked)
 
 
 @pytest.mark.parametrize("spike, save_interval", [(90, 10), (95, 10), (98, 10), (99, 10), (90, 1)])
 def test_a_bad_number_and_a_spike_are_survived_and_told(tiny, monkeypatch, spike, save_interval):
     settings = {"max_iters": 200, "dropout": 0.0, "eval_interval": 50, "save_interval": save_interval}
-    clean = trainers.train(tiny("clean", **settings)).best["val_loss"]
-    faults(monkeypatch, nan_at=[33], spike_at=[spike])
-    run = trainers.train(tiny(**settings))
-    assert run.best["val_loss"] == pytest.approx(clean, rel=0.05)
-    assert run.iteration == 200 and 2 <= run.rollbacks <= 3
+    _, clean = trainers.train(tiny("clean", **settings))
+    spike_at(monkeypatch, spike)
+    _, state = trainers.train(tiny(**settings), hooks=nan_at(33))
+    assert state.best["val_loss"] == pytest.approx(clean.best["val_loss"], rel=0.05)
+    assert state.step == 200 and 2 <= state.rollbacks <= 3
     told = [event["problem"] for event in events("out", "rollback")]
     assert told[0].startswith("iter 33: grad_norm is nan") and "far above" in told[1]
     assert events("out", "rollback")[0]["step"] == 33 // save_interval * save_interval
@@ -277,27 +279,20 @@ def test_a_bad_number_and_a_spike_are_survived_and_told(tiny, monkeypatch, spike
     assert [event["step"] for event in events("out", "eval")] == [0, 50, 100, 150, 200]
 
 
-def test_a_kill_does_not_make_a_run_forget_its_rollbacks(tiny, monkeypatch):
-    faults(monkeypatch, nan_at=[7], forever=True)
-    monkeypatch.setattr(
-        monitor.LossMonitor,
-        "check",
-        lambda self, *values, judge=monitor.LossMonitor.judge, **more: judge(self, *values, **more),
-    )
+def test_a_kill_does_not_make_a_run_forget_its_rollbacks(tiny):
+    hooks = nan_at(7, forever=True)
     with pytest.raises(Failure):
-        trainers.train(tiny(max_rollbacks=2))
-    run_again = tiny(max_rollbacks=2, init_from="resume")
+        trainers.train(tiny(max_rollbacks=2), hooks=hooks)
     with pytest.raises(Failure, match="after 2 rollbacks"):
-        trainers.train(run_again)
+        trainers.train(tiny(max_rollbacks=2, init_from="resume"), hooks=hooks)
     assert len(events("out", "rollback")) == 2
 
 
-def test_rolling_back_never_makes_best_worse(tiny, monkeypatch):
+def test_rolling_back_never_makes_best_worse(tiny):
     settings = {"max_iters": 60, "dropout": 0.0, "eval_interval": 10, "save_interval": 30}
-    faults(monkeypatch, nan_at=[45])
-    run = trainers.train(tiny(**settings))
+    _, state = trainers.train(tiny(**settings), hooks=nan_at(45))
     best = [event["val_loss"] for event in events("out", "best")]
-    assert best == sorted(best, reverse=True) and run.best["val_loss"] == best[-1]
+    assert best == sorted(best, reverse=True) and state.best["val_loss"] == best[-1]
     assert json.loads(Path("out/best/finetune.json").read_text())["val_loss"] == best[-1]
 
 
@@ -320,17 +315,13 @@ def test_a_full_disk_under_the_metrics_loses_no_line(tiny, monkeypatch):
     assert [event["iter"] for event in events("out", "iter")] == list(range(10))
 
 
-def test_a_signal_in_the_last_update_changes_nothing(tiny, monkeypatch):
-    trainers.train(tiny("whole"))
-    backward = step._backward
-
-    def signalled(run, iteration):
-        if iteration == 19:
+def test_a_signal_in_the_last_update_changes_nothing(tiny):
+    def send_signal(setup, state):
+        if state.step == 19:
             os.kill(os.getpid(), signal.SIGTERM)
-        return backward(run, iteration)
 
-    monkeypatch.setattr(step, "_backward", signalled)
-    trainers.train(tiny())
+    trainers.train(tiny("whole"))
+    trainers.train(tiny(), hooks=Hooks(before_update=send_signal))
     same_run("whole", "out")
 
 
@@ -424,22 +415,20 @@ def test_the_schedule_can_change_on_resume_and_is_said(tiny, capsys, name):
     assert final("out") != final("same")  # it had its effect
 
 
-def test_without_rollbacks_a_bad_number_ends_with_exit_code_3_and_the_last_good_state(tiny, monkeypatch):
-    faults(monkeypatch, nan_at=[7])
+def test_without_rollbacks_a_bad_number_ends_with_exit_code_3_and_the_last_good_state(tiny):
     with pytest.raises(
         Failure, match=r"training diverged: iter 7: grad_norm is nan.*last state is out/last/step-00000007"
     ) as failure:
-        trainers.train(tiny(max_rollbacks=0))
+        trainers.train(tiny(max_rollbacks=0), hooks=nan_at(7))
     assert failure.value.code == 3
     for path in Path("out").rglob("*.safetensors"):
         assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values()), path
     assert events("out", "diverged")[0]["step"] == 7
 
 
-def test_a_bad_number_that_always_comes_back_ends_after_max_rollbacks(tiny, monkeypatch):
-    faults(monkeypatch, nan_at=[3], forever=True)
+def test_a_bad_number_that_always_comes_back_ends_after_max_rollbacks(tiny):
     with pytest.raises(Failure, match="after 2 rollbacks") as failure:
-        trainers.train(tiny(max_rollbacks=2, save_interval=50))
+        trainers.train(tiny(max_rollbacks=2, save_interval=50), hooks=nan_at(3, forever=True))
     assert failure.value.code == 3
     assert [event["step"] for event in events("out", "rollback")] == [0, 0]  # no state yet: back to the start
     assert [path.name for path in Path("out/last").iterdir()] == ["step-00000000"]
@@ -458,14 +447,13 @@ def test_a_bad_number_on_one_of_three_processes_is_survived_by_all_of_them(tiny)
 
 
 def test_machines_that_see_different_states_do_not_go_back_each_to_its_own(tiny, monkeypatch):
-    faults(monkeypatch, nan_at=[7])
     monkeypatch.setattr(
         "accelerate.Accelerator.gather", lambda self, tensor: torch.cat([tensor, torch.full_like(tensor, -1)])
     )
     with pytest.raises(
         Failure, match="to go back all machines must see the states in out_dir out, on a shared disk"
     ) as failure:
-        trainers.train(tiny())
+        trainers.train(tiny(), hooks=nan_at(7))
     assert failure.value.code == 3
 
 
@@ -516,13 +504,13 @@ def test_evaluation_does_not_disturb_training(tiny):
 
 
 def test_patience_ends_a_run_that_no_longer_gets_better(tiny, capsys):
-    run = trainers.train(
+    _, state = trainers.train(
         tiny(max_iters=2000, dropout=0.0, patience=3, eval_interval=20, learning_rate=3e-2, decay_lr=False)
     )
-    assert run.iteration < 2000
-    assert len([e for e in run.evaluations if e["step"] > run.best["step"]]) == 3
+    assert state.step < 2000
+    assert len([e for e in state.evaluations if e["step"] > state.best["step"]]) == 3
     assert "no better validation loss in 3 evaluations" in capsys.readouterr().out
-    assert Path(f"out/last/step-{run.iteration:08d}").exists()
+    assert Path(f"out/last/step-{state.step:08d}").exists()
 
 
 def evaluations(*losses, every=10):

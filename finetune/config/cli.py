@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from finetune.common.errors import Failure, UsageError
+from finetune.config.auto_batch import count_blocks
 from finetune.config.options import convert, find_problems, help_text
 from finetune.config.recipe_file import Entry, nearest, read_recipe
 
@@ -97,6 +98,8 @@ def parse(cls: type[Options], argv: list[str], usage: str) -> tuple[Options, dic
     names = [field.name for field in dataclasses.fields(cls)]
     entries, sources = _read_argv(argv, names, problems)
     values, origins = _convert_entries(cls, entries, problems)
+    if values.get("batch_size") == "auto":
+        count_blocks(values, entries, cls)
     if "sources" in names:
         values["sources"] = sources
     options = cls(**values)
@@ -148,18 +151,12 @@ def _convert_entries(
             place = f"unknown flag {origin}" if entry.is_flag else f"{origin}: unknown key '{name}'"
             problems.append(f"{place}." + nearest(name, fields, "--" if entry.is_flag else ""))
             continue
-        switch = fields[name].metadata.get("auto")
-        if switch and str(text).lower() == "auto":
-            values[switch], origins[switch] = True, origin
-            continue
         try:
             values[name] = convert(text, hints[name])
         except ValueError as error:
             problems.append(f"{entry.place}: {error}")
             continue
         origins[name] = origin
-        if switch:
-            values[switch] = False
         if not entry.is_flag and (problem := _not_for_recipes(fields[name], text, values[name])):
             problems.append(f"{entry.place}: {problem}")
     return values, origins

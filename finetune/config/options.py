@@ -33,7 +33,6 @@ def option(default: T, help: str, **metadata: object) -> T:
     derived=True: None means "derived from other keys".
     path=True: the value may be a path. In a recipe, which may come from somebody else, it must not contain `..`.
     flag_only=True: only the command line can set it.
-    auto=NAME: the value `auto` sets the key NAME, a later plain value clears it.
     """
     metadata["help"] = help
     if isinstance(default, list):

@@ -90,16 +90,16 @@ class Recipe:
     )
     lora_dropout: float = option(0.0, "dropout of the input of the adapters", ge=0, le=0.99, resume="schedule")
 
-    batch_size: int = option(
-        8, "blocks per forward pass (micro-batch), or auto", ge=1, resume="free", auto="auto_batch_size"
+    batch_size: int | Literal["auto"] = option(
+        8,
+        "blocks per forward pass (micro-batch); auto: the most that fit and pay, with the same blocks per update",
+        ge=1,
+        resume="free",
     )
     gradient_accumulation_steps: int = option(
-        8, "forward passes per update, summed over all processes", ge=1, resume="free"
-    )
-    auto_batch_size: bool = option(
-        False,
-        "--batch_size=auto: cut an update into the largest micro-batches that fit and pay instead; its blocks stay the"
-        " same",
+        8,
+        "forward passes per update, summed over all processes; beside batch_size=auto in a recipe, blocks per update",
+        ge=1,
         resume="free",
     )
     max_iters: int = option(5000, "number of updates", ge=0, resume="schedule")
@@ -135,7 +135,11 @@ class Recipe:
         None, "updates between evaluations [a twentieth of the run, at most 250]", ge=1, resume="free", derived=True
     )
     eval_iters: int | None = option(
-        None, "evaluate on this many fixed batches of batch_size blocks instead of the whole split", ge=1, resume="free"
+        None,
+        "evaluate on this many fixed batches of batch_size blocks, not on the whole split; beside batch_size=auto in a "
+        "recipe, on this many blocks",
+        ge=1,
+        resume="free",
     )
     eval_only: bool = option(False, "evaluate once and write nothing", resume="free")
     log_interval: int = option(10, "updates between log lines", ge=1, resume="free")
@@ -208,6 +212,20 @@ class Recipe:
         0, "CPU threads per process; 0 divides all cores among the processes", ge=0, resume="free"
     )
 
+    @property
+    def micro_batch_size(self) -> int:
+        """batch_size as a number; 1 for auto, which starts with one block."""
+        return 1 if self.batch_size == "auto" else self.batch_size
+
+    @property
+    def blocks_per_update(self) -> int:
+        return self.micro_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def max_eval_rows(self) -> int | None:
+        """Blocks of an evaluation; None for the whole split."""
+        return self.eval_iters and self.eval_iters * self.micro_batch_size
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of each value that cannot be used and of each contradiction."""
         if not self.dataset:
@@ -232,7 +250,7 @@ class Recipe:
             yield "decay_lr", "false leaves nothing for min_lr and lr_decay_iters to do; remove them"
         if self.sample_interval and not self.num_samples:
             yield "sample_interval", "has no effect without num_samples; add --num_samples=1"
-        if self.memory == "auto" and self.auto_batch_size:
+        if self.memory == "auto" and self.batch_size == "auto":
             yield "memory", "auto chooses batch_size too; give one of memory=auto and batch_size=auto"
         yield from self._problems_of_lora()
         yield from self._problems_of_push()

@@ -78,7 +78,10 @@ def read_recipe(path: str, problems: list[str]) -> list[Entry]:
             problems.append(f"{place}: {name}: expected a single plain value")
         else:
             is_null = node.style is None and node.tag == "tag:yaml.org,2002:null"
-            entries.append(Entry(name, None if is_null else node.value, place))
+            if name == "auto_batch_size":  # in recipe.yaml of runs before 2026-11-29, after the number in batch_size
+                entries += [Entry("batch_size", "auto", place)] if node.value == "true" else []
+            else:
+                entries.append(Entry(name, None if is_null else node.value, place))
         first_lines.setdefault(name, line)
     return entries
 

@@ -22,10 +22,9 @@ class Schedule:
 
 def schedule(recipe: Recipe, num_rows: int) -> Schedule:
     """The Schedule of a run over `num_rows` blocks; derived values follow the real length of the run."""
-    rows_per_iteration = recipe.batch_size * recipe.gradient_accumulation_steps
     length = recipe.max_iters
     if recipe.epochs is not None:
-        length = min(length, math.ceil(recipe.epochs * num_rows / rows_per_iteration))
+        length = min(length, math.ceil(recipe.epochs * num_rows / recipe.blocks_per_update))
     tenth = length // 10
     warmup = recipe.warmup_iters if recipe.warmup_iters is not None else min(100, tenth)
     if warmup > length // 2:  # meant for a longer run

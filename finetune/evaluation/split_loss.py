@@ -1,52 +1,54 @@
 """The loss over a split, the same for every batch size and number of processes."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from finetune.common.errors import Failure
+from finetune.data.batches import Blocks, Mixture
+from finetune.gpt.model import Transformer
 from finetune.runtime import fsdp
+from finetune.runtime.device import Device
 from finetune.runtime.memory import is_out_of_memory, rows_of_evaluation
 
 TRAIN_PROBE = 16384  # tokens of the train split, spread evenly over it, that every evaluation measures
 
 
-def eval_rows(blocks, limit):
-    """The rows an evaluation reads, the same every time: all that have a target, or `limit` of these spread evenly over
-    the split."""
+def eval_rows(blocks: Blocks | Mixture, limit: int | None) -> np.ndarray:
+    """The rows of an evaluation, the same every time: all with a target, or `limit` of these spread evenly over the
+    split."""
     rows = blocks.rows_with_targets()
     count = min(len(rows), limit or len(rows))
     return rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
 
 
 @torch.no_grad()
-def split_loss(run, blocks, rows):
-    """Mean nats per target token over these rows, the same for every batch size and number of processes. Draws no
-    random number."""
-    accelerator, model = run.machine.accelerator, run.network
-    rows, exchanged = np.asarray(rows), fsdp.is_sharded(model)
+def split_loss(device: Device, model: Transformer, blocks: Blocks | Mixture, rows: np.ndarray | Sequence[int]) -> float:
+    """Mean nats per target token over these rows. Draws no random number."""
+    accelerator, torch_device = device.accelerator, device.torch_device
+    rows, is_sharded = np.asarray(rows), fsdp.is_sharded(model)
     mine = rows[accelerator.process_index :: accelerator.num_processes]
-    end = (
-        -(-len(rows) // accelerator.num_processes) if exchanged else len(mine)
-    )  # as many passes as the process with most rows makes
-    size = rows_of_evaluation(model.config, blocks.block_size, run.machine.torch_device.type)
-    total = torch.zeros(
-        (),
-        device=run.machine.torch_device,
-        dtype=torch.float64 if run.machine.torch_device.type != "mps" else torch.float32,
-    )
+    # a pass of a sharded model is an exchange, so every process makes as many as the one with most rows
+    end = -(-len(rows) // accelerator.num_processes) if is_sharded else len(mine)
+    size = rows_of_evaluation(model.config, blocks.block_size, torch_device.type)
+    dtype = torch.float32 if torch_device.type == "mps" else torch.float64
+    total = torch.zeros((), device=torch_device, dtype=dtype)
     was_training = model.training
     model.eval()
     done = 0
     while done < end:
         part = mine[done : done + size]
         try:
-            batch = blocks.batch(part if len(part) else rows[:1], run.machine.torch_device)
-            with run.machine.full_precision():
+            batch = blocks.batch(part if len(part) else rows[:1], torch_device)
+            with device.full_precision():
                 loss = model(*batch)[0]
             total += loss if len(part) else 0.0
             done += size
         except RuntimeError as error:
-            if is_out_of_memory(error) and exchanged:  # the others wait for this process, so it cannot try with less
+            if is_out_of_memory(error) and is_sharded:  # the others wait for this process, so it cannot retry alone
                 advice = (
                     "a smaller block_size, more processes or fsdp_offload_params: true need less; what was saved goes"
                     " on with --init_from=resume"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -90,5 +89,4 @@ def _validation(model: GPT, run_dir: Path) -> Callable[[], float]:
     blocks = parts[0] if len(parts) == 1 else Mixture(parts)
     device = devices.start(Recipe(dtype="float32", compile="false"))
     model.to(device.torch_device)
-    run = SimpleNamespace(machine=device, network=model)  # what an evaluation needs of a Run
-    return lambda: split_loss(run, blocks, np.arange(blocks.num_rows))
+    return lambda: split_loss(device, model, blocks, np.arange(blocks.num_rows))

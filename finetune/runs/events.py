@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 Event = dict[str, Any]  # its "event" is the name
-
-
-class Progress(Protocol):
-    """How far a run has come."""
-
-    iteration: int
-    evaluations: list[dict[str, Any]]  # each with its "step"
-    best: dict[str, Any]  # "val_loss" and "step", or empty
 
 
 def read_metrics(path: str | Path) -> list[Event]:
@@ -35,16 +27,16 @@ def read_metrics(path: str | Path) -> list[Event]:
     return events
 
 
-def events_until(events: Sequence[Event], run: Progress) -> list[Event]:
-    """The events that precede a run's iteration: earlier updates, the evaluations it knows, and everything else that
-    happened, except its end."""
-    evaluated = {evaluation["step"] for evaluation in run.evaluations}
+def events_until(events: Sequence[Event], step: int, evaluations: Iterable[Event]) -> list[Event]:
+    """The events before a step: earlier updates, the evaluations known there, and everything else that happened, except
+    the end of the run."""
+    evaluated = {evaluation["step"] for evaluation in evaluations}
 
     def precedes(event: Event) -> bool:
         if event["event"] == "iter":
-            return event["iter"] < run.iteration
+            return event["iter"] < step
         if event["event"] == "samples":
-            return event["step"] < run.iteration
+            return event["step"] < step
         if event["event"] in ("eval", "best"):
             return event["step"] in evaluated
         return event["event"] != "end"

@@ -8,13 +8,13 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from finetune.common.files import write_file
 from finetune.common.formatting import duration
-from finetune.runs.events import Progress, events_until, read_metrics
+from finetune.runs.events import Event, events_until, read_metrics
 from finetune.runs.wandb_log import Tracker
 
 if TYPE_CHECKING:
@@ -35,20 +35,26 @@ class RunLogger:
         self.pending = b""  # lines that the disk has not taken yet
         self.warned = False
 
-    def open(self, length: int, run: Progress | None = None) -> None:
-        """Start the metrics of a run of `length` updates, or continue those of a resumed `run`."""
+    def open(
+        self,
+        length: int,
+        step: int | None = None,
+        evaluations: Sequence[Event] = (),
+        best: dict[str, Any] | None = None,
+    ) -> None:
+        """Start the metrics of a run of `length` updates, or continue those of a run resumed at `step`."""
         from tqdm import tqdm
 
-        self.rewrite(run)
-        if run and run.best:
-            self.best = _describe_best(run.best)
+        self.rewrite(step, evaluations)
+        if best:
+            self.best = _describe_best(best)
         if self.write and sys.stderr.isatty():
             layout = "{desc}iter {n:,}/{total:,} {bar:10}{postfix}"
-            self.bar = tqdm(total=length, initial=run.iteration if run else 0, dynamic_ncols=True, bar_format=layout)
+            self.bar = tqdm(total=length, initial=step or 0, dynamic_ncols=True, bar_format=layout)
 
-    def rewrite(self, run: Progress | None = None) -> None:
-        """Drop the events after the iteration that a run was rolled back to; without a run, drop all."""
-        kept = events_until(read_metrics(self.path), run) if run else []
+    def rewrite(self, step: int | None = None, evaluations: Sequence[Event] = ()) -> None:
+        """Drop the events after the step that a run was put back to; without a step, drop all."""
+        kept = [] if step is None else events_until(read_metrics(self.path), step, evaluations)
         write_file(self.path, "".join(json.dumps(event) + "\n" for event in kept))
         if self.file:
             self.file.close()

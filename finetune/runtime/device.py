@@ -147,11 +147,11 @@ def check_world_size(processes: int) -> None:
 
 def check_accumulation_divides(recipe: Recipe, processes: int) -> None:
     """Raise UsageError, with values that work, if the processes cannot share the micro-batches of an update evenly."""
-    steps, rows = recipe.gradient_accumulation_steps, recipe.batch_size * recipe.gradient_accumulation_steps
-    if recipe.eval_only or steps % processes == 0 or (recipe.auto_batch_size and rows % processes == 0):
+    steps, rows = recipe.gradient_accumulation_steps, recipe.blocks_per_update
+    if recipe.eval_only or steps % processes == 0:
         return
     if rows % processes == 0:
-        size = next(size for size in range(recipe.batch_size, 0, -1) if rows % (size * processes) == 0)
+        size = next(size for size in range(recipe.micro_batch_size, 0, -1) if rows % (size * processes) == 0)
         advice = (
             f"--batch_size={size} --gradient_accumulation_steps={rows // size} can, and the {rows:,} blocks of an"
             " update stay the same"
@@ -161,7 +161,7 @@ def check_accumulation_divides(recipe: Recipe, processes: int) -> None:
         more = -(-steps // processes) * processes
         advice = (
             f"{fewer} process{'es' * (fewer > 1)} can, or --gradient_accumulation_steps={more} with"
-            f" {recipe.batch_size * more:,} blocks an update instead of {rows:,}"
+            f" {recipe.micro_batch_size * more:,} blocks an update instead of {rows:,}"
         )
     raise UsageError(f"gradient_accumulation_steps: {steps} cannot be shared among {processes} processes; {advice}")
 

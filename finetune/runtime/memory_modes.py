@@ -46,7 +46,7 @@ def estimate_of(
     """Memory of one process of the recipe's run. `more` are further fields of `Workload`."""
     work = Workload(
         config,
-        recipe.batch_size,
+        recipe.micro_batch_size,
         T,
         device_type,
         dtype,
@@ -67,8 +67,8 @@ def choose_mode_that_fits(
     recipe: Recipe, peak_bytes: Callable[[Recipe], int], available: int
 ) -> tuple[Recipe, int, str] | None:
     """(recipe, bytes, message) of the cheapest mode that fits, with the largest micro-batch that does, or None."""
-    rows = recipe.batch_size * recipe.gradient_accumulation_steps
-    sizes = [size for size in range(recipe.batch_size, 0, -1) if recipe.batch_size % size == 0]
+    rows, largest = recipe.blocks_per_update, recipe.micro_batch_size
+    sizes = [size for size in range(largest, 0, -1) if largest % size == 0]
     for mode in modes(recipe, peak_bytes):
         for size in sizes:
             chosen = dataclasses.replace(recipe, batch_size=size, gradient_accumulation_steps=rows // size, **mode)

@@ -1,19 +1,20 @@
-"""AdamW with nanoGPT's two groups, and the learning rate as a function of the iteration."""
+"""AdamW with nanoGPT's two parameter groups, and with moments in bfloat16."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch.optim.adamw import adamw as adamw_step
 
-from finetune.gpt import size
+from finetune.config.recipe import Recipe
+from finetune.gpt import GPTConfig, size
 from finetune.runtime import fsdp
 
 
-def optimizer_tensors(optimizer, names):
-    """The optimizer's state as {"exp_avg.NAME": tensor, "exp_avg_sq.NAME": tensor}, as it lies there; `names` maps
-    parameters to names."""
+def optimizer_tensors(optimizer: AdamW, names: dict[torch.Tensor, str]) -> dict[str, torch.Tensor]:
+    """The moments as {"exp_avg.NAME": tensor, "exp_avg_sq.NAME": tensor}, not copied and not gathered."""
     tensors = {}
     for parameter, state in optimizer.state.items():
         for kind in ("exp_avg", "exp_avg_sq"):
@@ -21,8 +22,10 @@ def optimizer_tensors(optimizer, names):
     return tensors
 
 
-def fill_optimizer(optimizer, names, tensors=None, updates=0):
-    """Give an optimizer the state that `optimizer_tensors` took after so many updates, or that of none."""
+def fill_optimizer(
+    optimizer: AdamW, names: dict[torch.Tensor, str], tensors: dict[str, torch.Tensor] | None = None, updates: int = 0
+) -> None:
+    """Load what `optimizer_tensors` returned after so many updates; without tensors, moments of zero."""
     dtype = getattr(optimizer, "moments_dtype", torch.float32)
     for parameter, name in names.items():
         zeros = [torch.zeros_like(parameter, dtype=dtype) for _ in range(2)]
@@ -33,34 +36,40 @@ def fill_optimizer(optimizer, names, tensors=None, updates=0):
         optimizer.state[parameter] = {"step": step, "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
 
 
-CHUNK = 1 << 22  # numbers of a parameter that are stepped at a time: 32 MB of moments in float32
-NOISE_SIZE = 1 << 16  # random numbers of a step, laid over all moments again and again
+CHUNK = 1 << 22  # elements of a parameter that are stepped at a time: 32 MB of moments in float32
+NOISE_SIZE = 1 << 16  # random numbers of a step, repeated over all moments
 
 
-def adamw(model, recipe):
-    """Fused AdamW over what is trained: weight decay on matrices and embeddings, none on biases and layer norms."""
+def adamw(model: torch.nn.Module, recipe: Recipe) -> AdamW:
+    """Fused AdamW over the trained parameters: weight decay on matrices and embeddings, none on biases and layer
+    norms."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in trained if parameter.dim() >= 2]
     others = [parameter for parameter in trained if parameter.dim() < 2]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     fused = decayed[0].device.type in ("cpu", "cuda")
-    kind = CompactAdamW if recipe.optimizer_dtype == "bfloat16" else torch.optim.AdamW
+    kind = CompactAdamW if recipe.optimizer_dtype == "bfloat16" else AdamW
     return kind(groups, lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), eps=1e-8, fused=fused)
 
 
-class CompactAdamW(torch.optim.AdamW):
-    """AdamW whose moments rest in bfloat16. A step is torch's own in float32, for which moments are widened, a part at
-    a time: the fused kernels take one dtype for all.
+class AdamW(torch.optim.AdamW):
+    """torch's own, with the attributes that an update sets before a step."""
 
-    Back they are rounded up or down at random, so that the mean is right. To the nearest, a moment that moves by less
-    than 1/256 of itself would stand still, as the second does at beta2=0.999. `seed`, to be set for every step, decides
-    the noise."""
+    found_inf: torch.Tensor | None = None  # where it is 1, the fused kernel changes nothing
+    seed = 0  # of CompactAdamW's noise
+
+
+class CompactAdamW(AdamW):
+    """AdamW with moments in bfloat16. The fused kernels take one dtype, so a step widens the moments to float32, a
+    chunk at a time, and calls torch's own step.
+
+    The new moments are rounded stochastically. Rounded to the nearest, a moment that moves by less than 1/256 of itself
+    would never move, as the second moment does at beta2=0.999. `seed`, set before every step, decides the noise."""
 
     moments_dtype = torch.bfloat16
-    seed = 0
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:  # pyrefly: ignore[bad-override]  no closure
         noise = torch.randint(
             0, 1 << 16, (2, NOISE_SIZE), generator=torch.Generator().manual_seed(self.seed), dtype=torch.int32
         )
@@ -74,14 +83,25 @@ class CompactAdamW(torch.optim.AdamW):
                     tensor.view(-1).split(CHUNK)
                     for tensor in (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
                 ]
-                steps = [*(state["step"].clone() for _ in tensors[0][1:]), state["step"]]  # every part counts it
-                for weights, gradient, *resting, step in zip(*tensors, steps):
-                    moments = [moment.float() for moment in resting]
-                    self._step(group, weights, gradient, *moments, step)
-                    for moment, wide, bits in zip(resting, moments, noise):
-                        moment.copy_(_round(wide, bits))
+                steps = [
+                    *(state["step"].clone() for _ in tensors[0][1:]),
+                    state["step"],
+                ]  # each chunk counts up its own
+                for weights, gradient, exp_avg, exp_avg_sq, step in zip(*tensors, steps):
+                    wide, wide_sq = exp_avg.float(), exp_avg_sq.float()
+                    self._step(group, weights, gradient, wide, wide_sq, step)
+                    exp_avg.copy_(round_to_bfloat16(wide, noise[0]))
+                    exp_avg_sq.copy_(round_to_bfloat16(wide_sq, noise[1]))
 
-    def _step(self, group, weights, gradient, exp_avg, exp_avg_sq, step):
+    def _step(
+        self,
+        group: dict[str, Any],
+        weights: torch.Tensor,
+        gradient: torch.Tensor,
+        exp_avg: torch.Tensor,
+        exp_avg_sq: torch.Tensor,
+        step: torch.Tensor,
+    ) -> None:
         beta1, beta2 = group["betas"]
         options = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize", "fused")}
         adamw_step(
@@ -100,9 +120,9 @@ class CompactAdamW(torch.optim.AdamW):
         )
 
 
-def _round(wide, noise):
-    """Float32 numbers, changed in place to ones that bfloat16 holds: the 16 bits that it has no room for, as a share of
-    the step to its next number, are the probability to go there. What bfloat16 holds already stays as it is."""
+def round_to_bfloat16(wide: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Stochastic rounding of float32 to bfloat16, in place: the discarded 16 bits are the probability of rounding up.
+    `noise`: (NOISE_SIZE,) int32 of 16 random bits."""
     bits = wide.view(torch.int32)
     whole = len(bits) // NOISE_SIZE * NOISE_SIZE
     bits[:whole].view(-1, NOISE_SIZE).add_(noise)
@@ -111,9 +131,9 @@ def _round(wide, noise):
     return wide
 
 
-def describe(config):
+def describe(config: GPTConfig) -> str:
     """The two lines that nanoGPT prints about the groups."""
-    groups = {"decayed": [], "non-decayed": []}
+    groups: dict[str, list[int]] = {"decayed": [], "non-decayed": []}
     for shape in size.shapes(config).values():
         groups["decayed" if len(shape) >= 2 else "non-decayed"].append(math.prod(shape))
     return "\n".join(

@@ -1,7 +1,11 @@
-"""What a run writes while it goes on: models and resumable states. Called on every process, written by the main one."""
+"""Models and resumable states that a run writes. Called on every process, written by rank 0."""
+
+from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,87 +14,83 @@ from finetune.common.errors import Failure
 from finetune.gpt import convert, lora, pretrained
 from finetune.runs import checkpoints
 from finetune.runs.events import read_metrics
+from finetune.runs.logger import RunLogger
 from finetune.runs.model_card import model_card
 from finetune.runtime import fsdp
-from finetune.training import optimizer
 from finetune.training.monitor import Diverged
+from finetune.training.optimizer import optimizer_tensors
+from finetune.training.state import Setup, TrainState, to_json
 
 
-def publish_model(run, logger, name, facts):
+def publish_model(setup: Setup, state: TrainState, logger: RunLogger, name: str, facts: dict[str, Any]) -> bool:
     """Make out_dir/NAME a complete Hugging Face directory: weights, configuration, tokenizer and card. Adapters are
-    merged into the weights, and lie beside them by themselves. True when that worked."""
-    out_dir = Path(run.recipe.out_dir)
-    tensors = model_weights(run)
+    merged into the weights, and also written by themselves. Return whether it could be written."""
+    out_dir = Path(setup.recipe.out_dir)
+    tensors = model_weights(setup)
 
-    def fill(directory):
-        config = dataclasses.replace(run.network.config, dropout=0.0)
+    def fill(directory: Path) -> None:
+        config = dataclasses.replace(setup.model.config, dropout=0.0)
         pretrained.save(directory, tensors, config)
-        if run.recipe.lora_rank:
-            lora.save(directory / "adapter", run.network, run.recipe, run.init_from)
-        if run.tokenizer:
-            run.tokenizer.save(directory, config.block_size)
+        if setup.recipe.lora_rank:
+            lora.save(directory / "adapter", setup.model, setup.recipe, setup.init_from)
+        if setup.tokenizer:
+            setup.tokenizer.save(directory, config.block_size)
         files.write_json(directory / "finetune.json", facts)
-        title, events = out_dir.resolve().name, read_metrics(logger.path)
-        (directory / "README.md").write_text(
-            model_card(title, f"{title}/{name}", config, facts, events, run.tokenizer), encoding="utf-8"
-        )
+        title = out_dir.resolve().name
+        card = model_card(title, f"{title}/{name}", config, facts, read_metrics(logger.path), setup.tokenizer)
+        (directory / "README.md").write_text(card, encoding="utf-8")
 
-    return _on_main(run, logger, name, lambda: files.write_directory(out_dir / name, fill))
-
-
-def model_weights(run):
-    """{name: tensor} of the model, whole and with adapters merged, on the main process; {} on the others, which have to
-    ask as well."""
-    main = run.machine.accelerator.is_main_process
-    if run.recipe.lora_rank:
-        return lora.merged(run.network) if main else {}
-    return fsdp.gather_state_dict(run.network.state_dict(), keep=main)
+    return _write_on_main(setup, state, logger, name, lambda: files.write_directory(out_dir / name, fill))
 
 
-def save_state(run, logger, must_succeed):
-    """Publish a resumable state. Raises Diverged when the weights are no numbers, which are never written."""
-    accelerator, config = run.machine.accelerator, run.network.config
-    finite = torch.stack(
-        [fsdp.local_shard(parameter.detach()).isfinite().all() for parameter in run.network.parameters()]
-    ).all()
-    if accelerator.reduce(finite.to(run.machine.torch_device, torch.float32)) < accelerator.num_processes:
-        raise Diverged(f"step {run.iteration}: the weights are not finite")
-    everything = lora.trained(run.network), optimizer.optimizer_tensors(run.optimizer, run.names)
-    tensors, moments = (fsdp.gather_state_dict(group, keep=accelerator.is_main_process) for group in everything)
+def model_weights(setup: Setup) -> dict[str, torch.Tensor]:
+    """{name: tensor} of the whole model with merged adapters on rank 0, {} on the others. All processes must call."""
+    main = setup.device.accelerator.is_main_process
+    if setup.recipe.lora_rank:
+        return lora.merged(setup.model) if main else {}
+    return fsdp.gather_state_dict(setup.model.state_dict(), keep=main)
 
-    def write():
-        padded = {
-            name: tensor[: config.vocab_size] if name.endswith(".wte.weight") else tensor
-            for name, tensor in moments.items()
-        }
-        group = {name: tensor.contiguous() for name, tensor in convert.without_padding(tensors, config).items()}
-        checkpoints.save_state(
-            run.recipe.out_dir, group, {name: tensor.contiguous() for name, tensor in padded.items()}, run.state()
-        )
 
-    if _on_main(run, logger, "last", write):
-        run.saved_at, run.save_due = run.iteration, False
+def save_state(setup: Setup, state: TrainState, logger: RunLogger, must_succeed: bool) -> None:
+    """Publish a resumable state. Raises Diverged when the weights are not finite; such weights are never written."""
+    accelerator, model = setup.device.accelerator, setup.model
+    finite = torch.stack([fsdp.local_shard(weight.detach()).isfinite().all() for weight in model.parameters()]).all()
+    if accelerator.reduce(finite.to(setup.device.torch_device, torch.float32)) < accelerator.num_processes:
+        raise Diverged(f"step {state.step}: the weights are not finite")
+    keep = accelerator.is_main_process
+    weights = fsdp.gather_state_dict(lora.trained(model), keep)
+    moments = fsdp.gather_state_dict(optimizer_tensors(setup.optimizer, setup.parameter_names), keep)
+
+    def write() -> None:
+        V = model.config.vocab_size
+        unpadded = {name: tensor[:V] if name.endswith(".wte.weight") else tensor for name, tensor in moments.items()}
+        groups = convert.without_padding(weights, model.config), unpadded
+        trained, optimizer = ({name: tensor.contiguous() for name, tensor in group.items()} for group in groups)
+        checkpoints.save_state(setup.recipe.out_dir, trained, optimizer, to_json(setup, state))
+
+    if _write_on_main(setup, state, logger, "last", write):
+        state.last_saved, state.save_pending = state.step, False
     elif must_succeed:
         raise Failure(
-            f"out_dir {run.recipe.out_dir}: the state after {run.iteration} updates could not be saved; the one before"
+            f"out_dir {setup.recipe.out_dir}: the state after {state.step} updates could not be saved; the one before"
             " it is whole",
             1,
         )
 
 
-def _on_main(run, logger, what, write):
-    """Let the main process write something; True when that worked. A disk that is full now need not be so at the next
-    try, so training goes on, and what was there before is still there."""
-    accelerator, problem = run.machine.accelerator, None
+def _write_on_main(setup: Setup, state: TrainState, logger: RunLogger, name: str, write: Callable[[], object]) -> bool:
+    """Call `write` on rank 0; return on all whether it worked. Training goes on after a failure, because the disk may
+    have space again at the next try, and what was there before is untouched."""
+    accelerator, problem = setup.device.accelerator, None
     if accelerator.is_main_process:
         try:
             write()
         except OSError as error:
             problem = (
-                f"{what} at step {run.iteration} could not be saved: {error.strerror or error}; what was there before"
+                f"{name} at step {state.step} could not be saved: {error.strerror or error}; what was there before"
                 " is untouched"
             )
             logger.print(f"warning: {problem}")
-            logger.record("save_failed", step=run.iteration, problem=problem)
-    failed = accelerator.reduce(torch.tensor(float(problem is not None), device=run.machine.torch_device))
+            logger.record("save_failed", step=state.step, problem=problem)
+    failed = accelerator.reduce(torch.tensor(float(problem is not None), device=setup.device.torch_device))
     return not failed.item()

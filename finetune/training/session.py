@@ -1,28 +1,36 @@
 """Opening, describing and closing a run."""
 
+from __future__ import annotations
+
+import contextlib
 import dataclasses
-import math
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 from finetune.common import files
 from finetune.common.errors import Failure, UsageError
 from finetune.config import recipe as recipes
 from finetune.config import recipe_file
+from finetune.config.recipe import Recipe
+from finetune.data.batches import Mixture
 from finetune.gpt import GPT, convert, lora
 from finetune.gpt.sampling import draw_samples, print_samples
 from finetune.runs import checkpoints
+from finetune.runs.logger import RunLogger
 from finetune.runs.loss_plot import plot_loss
 from finetune.runs.wandb_log import start_wandb
-from finetune.runtime import device
-from finetune.training import optimizer
+from finetune.training import optimizer as optimizers
 from finetune.training.micro_batch import describe_shares
+from finetune.training.monitor import STOPPING
 from finetune.training.saving import model_weights
+from finetune.training.state import Setup, TrainState, recipe_in_use
 
-SLOW_FROM_SCRATCH = 1e-4  # a peak learning rate below which a network from scratch hardly moves
+SLOW_FROM_SCRATCH = 1e-4  # a peak learning rate below which a model from scratch hardly learns
 
 
-def check_out_dir(recipe):
-    """A new run must not mix with an old one."""
+def check_out_dir(recipe: Recipe) -> None:
+    """Raise UsageError when a new run would mix with an old one."""
     out_dir = Path(recipe.out_dir)
     old = [name for name in ("best", "last", "metrics.jsonl") if (out_dir / name).exists()]
     if recipe.overwrite and (out_dir / "best").exists() and not (out_dir / "best" / files.MANIFEST).is_file():
@@ -37,146 +45,163 @@ def check_out_dir(recipe):
     )
 
 
-def log_setup(run, logger):
-    """Say what will be done, in the words of the guide, before it is done."""
-    recipe, schedule, say = run.recipe, run.schedule, logger.print
-    rows = recipe.batch_size * recipe.gradient_accumulation_steps
-    say(f"number of parameters: {run.network.num_parameters() / 1e6:.2f}M")
-    say(
-        f"LoRA: {lora.describe(run.network.config, recipe)}"
-        if recipe.lora_rank
-        else optimizer.describe(run.network.config)
-    )
-    say(f"=> using fused AdamW: {run.optimizer.defaults['fused']}")
-    say(run.machine.describe())
+def log_setup(setup: Setup, state: TrainState, logger: RunLogger, peak_source: str) -> None:
+    """Print what will be done. `peak_source` is where the FLOP/s come from that mfu is measured against."""
+    recipe, schedule, train, say = setup.recipe, setup.schedule, setup.train, logger.print
+    rows, config = recipe.blocks_per_update, setup.model.config
+    say(f"number of parameters: {setup.model.num_parameters() / 1e6:.2f}M")
+    say(f"LoRA: {lora.describe(config, recipe)}" if recipe.lora_rank else optimizers.describe(config))
+    say(f"=> using fused AdamW: {setup.optimizer.defaults['fused']}")
+    say(setup.device.describe())
     if recipe.eval_only:
         return
-    run.peak = device.peak_flops(run.machine.torch_device, run.machine.dtype) if logger.write else (math.inf, "")
-    passes = schedule.length * rows / run.train.num_rows
+    passes = schedule.length * rows / train.num_rows
     say(
-        f"{schedule.length:,} updates of {rows * run.train.block_size:,} tokens are {passes:.1f} passes over"
-        f" {run.train.num_rows:,} blocks; learning rate {recipe.learning_rate:g}, warmup {schedule.warmup_iters},"
+        f"{schedule.length:,} updates of {rows * train.block_size:,} tokens are {passes:.1f} passes over"
+        f" {train.num_rows:,} blocks; learning rate {recipe.learning_rate:g}, warmup {schedule.warmup_iters},"
         f" min_lr {schedule.min_lr:g}; evaluation every {schedule.eval_interval}"
     )
-    if not recipe.auto_batch_size:
-        say(describe_shares(recipe, run.machine.accelerator.num_processes))
-    if weights := recipes.dataset_weights(recipe):
-        for name, part, weight in zip(run.names_of_data, run.train.parts, weights):
-            share = schedule.length * rows * weight / sum(weights)
-            say(
-                f"{name}: {weight / sum(weights):.1%} of the blocks, {share / part.num_rows:.1f} passes over its"
-                f" {part.num_rows:,}"
-            )
-    if run.train.is_isolated:
-        filled = run.train.num_tokens / (run.train.num_rows * (run.train.block_size + 1))
-        say(f"documents are isolated: {run.train.num_tokens:,} tokens packed into blocks that are {filled:.1%} full")
-    if run.init_from == "scratch" and recipe.learning_rate < SLOW_FROM_SCRATCH:
+    if not setup.find_batch_size:
+        say(describe_shares(state.micro_batch, setup.device.accelerator.num_processes))
+    if (weights := recipes.dataset_weights(recipe)) and isinstance(train, Mixture):
+        for name, part, weight in zip(setup.dataset_names, train.parts, weights):
+            share = weight / sum(weights)
+            part_passes = schedule.length * rows * share / part.num_rows
+            say(f"{name}: {share:.1%} of the blocks, {part_passes:.1f} passes over its {part.num_rows:,}")
+    if train.is_isolated:
+        filled = train.num_tokens / (train.num_rows * (train.block_size + 1))
+        say(f"documents are isolated: {train.num_tokens:,} tokens packed into blocks that are {filled:.1%} full")
+    if setup.init_from == "scratch" and recipe.learning_rate < SLOW_FROM_SCRATCH:
         say(
             f"learning_rate {recipe.learning_rate:g} is one for pretrained weights; from scratch 3e-4 to 1e-3 are"
             " usual, see python -m finetune.plan"
         )
-    if run.iteration >= schedule.length:
+    if state.step >= schedule.length:
         say(f"this run is done: it has made its {schedule.length:,} updates; a larger max_iters, or epochs, goes on")
-    say(f"mfu is against {run.peak[1]}")
+    say(f"mfu is against {peak_source}")
 
 
-def open_run(run, logger, reasons=None):
-    """Clear the place, write the resolved recipe, open the records and the trackers."""
-    recipe, out_dir, resumed = run.recipe, Path(run.recipe.out_dir), run.recipe.init_from == "resume"
-    if not run.machine.accelerator.is_main_process:
+def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[str, Any] | None = None) -> None:
+    """Prepare out_dir, write recipe.yaml, open metrics.jsonl and the tracker."""
+    recipe, out_dir, resumed = setup.recipe, Path(setup.recipe.out_dir), setup.recipe.init_from == "resume"
+    if not setup.device.accelerator.is_main_process:
         return
     if recipe.overwrite and not resumed:
         checkpoints.remove_run(out_dir)
-    derived = {**dataclasses.asdict(run.schedule), "block_size": run.train.block_size, "wandb_run_name": out_dir.name}
-    derived["val_fraction"] = run.data.get("val_fraction")
-    derived["lora_alpha"] = recipes.lora_alpha(recipe)
-    config = run.network.config
-    shape = (
-        {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd}
-        if run.init_from == "scratch"
-        else {}
-    )
-    resolved = dataclasses.replace(
-        recipe, init_from=run.init_from, memory="recipe", overwrite=False, push=False, **shape
-    )
-    files.write_file(out_dir / "recipe.yaml", recipe_file.dump(resolved, derived))
-    logger.open(run.schedule.length, run if resumed else None)
-    values = {
-        **dataclasses.asdict(recipe),
-        **{name: value for name, value in derived.items() if getattr(recipe, name, 0) is None},
+    derived = {
+        **dataclasses.asdict(setup.schedule),
+        "block_size": setup.train.block_size,
+        "wandb_run_name": out_dir.name,
+        "val_fraction": setup.dataset_facts.get("val_fraction"),
+        "lora_alpha": recipes.lora_alpha(recipe),
     }
-    values["warmup_iters"] = run.schedule.warmup_iters  # fewer than asked for, where the run is too short for those
+    used = recipe_in_use(setup, state)
+    _write_recipe(setup, used, derived)
+    if resumed:
+        logger.open(setup.schedule.length, state.step, state.evaluations, state.best)
+    else:
+        logger.open(setup.schedule.length)
+    worked_out = {name: value for name, value in derived.items() if getattr(used, name, 0) is None}
+    values = {**dataclasses.asdict(used), **worked_out}
+    values["warmup_iters"] = setup.schedule.warmup_iters  # fewer than asked for if the run is too short for those
     logger.record(
         "resume" if resumed else "start",
-        step=run.iteration,
-        length=run.schedule.length,
+        step=state.step,
+        length=setup.schedule.length,
         recipe=values,
-        identity=run.identity,
-        data=run.data,
-        machine=run.machine.describe(),
-        memory=run.machine.memory()[1],
+        identity=setup.identity,
+        data=setup.dataset_facts,
+        machine=setup.device.describe(),
+        memory=setup.device.memory()[1],
         reasons=reasons,
     )
     if recipe.wandb_log:
-        logger.tracker = start_wandb(run.machine.accelerator, recipe, values)
+        logger.tracker = start_wandb(setup.device.accelerator, recipe, values)
 
 
-def sample(run, logger):
-    """Show what the model writes at this step."""
-    if run.prompt is None:
+def _write_recipe(setup: Setup, used: Recipe, derived: dict[str, Any]) -> None:
+    """Write the recipe that makes this run again to out_dir/recipe.yaml."""
+    changes: dict[str, Any] = {"init_from": setup.init_from, "memory": "recipe", "overwrite": False, "push": False}
+    if setup.find_batch_size:
+        changes["batch_size"] = "auto"
+    if setup.init_from == "scratch":
+        changes |= {name: getattr(setup.model.config, name) for name in ("n_layer", "n_head", "n_embd")}
+    resolved = recipe_file.dump(dataclasses.replace(used, **changes), derived)
+    files.write_file(Path(setup.recipe.out_dir) / "recipe.yaml", resolved)
+
+
+@contextlib.contextmanager
+def record_failure(setup: Setup, state: TrainState, logger: RunLogger) -> Generator[None]:
+    """Record how a run fails, to tell it from one that was killed; close the logger however it ends."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        logger.record("stop", step=state.step, signal="SIGINT")
+        raise
+    except Exception as error:
+        code, rank = getattr(error, "code", 1), setup.device.accelerator.process_index
+        # rank 0 will only see that this process has ended
+        if rank and getattr(error, "alone", False) and not setup.recipe.eval_only:
+            logger.join()
+        if code not in STOPPING.values():
+            failed_rank = {"rank": rank} if rank else {}
+            problem = str(error) or type(error).__name__
+            logger.record("failed", step=state.step, problem=problem, code=code, **failed_rank)
+        raise
+    finally:
+        logger.close()
+
+
+def sample(setup: Setup, state: TrainState, logger: RunLogger) -> None:
+    """Print and record what the model writes at this step."""
+    state.last_sampled = state.step
+    if setup.prompt is None or setup.tokenizer is None:
         return
     logger.status("sampling")
-    tensors = model_weights(run)
-    if not run.machine.accelerator.is_main_process:
+    tensors = model_weights(setup)
+    if not setup.device.accelerator.is_main_process:
         return
-    config = dataclasses.replace(run.network.config)
-    network = (
-        GPT.from_state(config, convert.without_padding(tensors, config))
-        .to(run.machine.torch_device, run.machine.dtype)
-        .eval()
-    )
-    begun, asked = run.tokenizer.decode(run.prompt), samples_asked(run.recipe)
-    texts = [begun + sample.text for sample in draw_samples(network, run.tokenizer, run.prompt, **asked)]
+    config = dataclasses.replace(setup.model.config)
+    model = GPT.from_state(config, convert.without_padding(tensors, config))
+    model = model.to(setup.device.torch_device, setup.device.dtype).eval()
+    start, options = setup.tokenizer.decode(setup.prompt), sample_options(setup.recipe)
+    texts = [start + sample.text for sample in draw_samples(model, setup.tokenizer, setup.prompt, **options)]
     for text in texts:
         logger.print(f"---------------\n{text}")
     logger.print("---------------")
-    logger.record("samples", step=run.iteration, start=run.recipe.start, texts=texts, **asked)
+    logger.record("samples", step=state.step, start=setup.recipe.start, texts=texts, **options)
 
 
-def samples_asked(recipe):
+def sample_options(recipe: Recipe) -> dict[str, Any]:
     return {name: getattr(recipe, name) for name in ("num_samples", "max_new_tokens", "temperature", "top_k", "seed")}
 
 
-def close_run(run, logger):
-    recipe, accelerator = run.recipe, run.machine.accelerator
-    if run.iteration < run.schedule.length:
+def close_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
+    """Record the end, draw the loss curve and sample from the best model."""
+    recipe, accelerator = setup.recipe, setup.device.accelerator
+    if state.step < setup.schedule.length:
         logger.print(
-            f"no better validation loss in {recipe.patience} evaluations: done after {run.iteration} of"
-            f" {run.schedule.length} updates"
+            f"early stopping after {state.step} of {setup.schedule.length} updates: no better validation loss in"
+            f" {recipe.patience} evaluations"
         )
-    if not run.best:
+    if not state.best:
         raise Failure(
             f"out_dir {recipe.out_dir}: best/ could not be saved; the last state is in {recipe.out_dir}/last", 1
         )
-    logger.record("end", step=run.iteration, best=run.best)
+    logger.record("end", step=state.step, best=state.best)
     logger.close_bar()
     for tracker in accelerator.trackers:  # not accelerator.end_training(), which would end the process group as well
         tracker.finish()
     if not accelerator.is_main_process:
         return
     plot_loss(recipe.out_dir)
-    print(f"best val loss {run.best['val_loss']:.4f} at step {run.best['step']}, in {recipe.out_dir}/best")
-    if run.prompt is not None:
-        best = GPT.from_pretrained(f"{recipe.out_dir}/best").to(run.machine.torch_device, run.machine.dtype)
-        asked = samples_asked(recipe)
-        samples = print_samples(best, run.tokenizer, run.prompt, **asked)
-        begun = run.tokenizer.decode(run.prompt)
-        logger.record(
-            "samples",
-            step=run.best["step"],
-            start=recipe.start,
-            texts=[begun + sample.text for sample in samples],
-            **asked,
-        )
+    print(f"best val loss {state.best['val_loss']:.4f} at step {state.best['step']}, in {recipe.out_dir}/best")
+    if setup.prompt is not None and setup.tokenizer is not None:
+        best = GPT.from_pretrained(f"{recipe.out_dir}/best").to(setup.device.torch_device, setup.device.dtype)
+        options = sample_options(recipe)
+        samples = print_samples(best, setup.tokenizer, setup.prompt, **options)
+        start = setup.tokenizer.decode(setup.prompt)
+        texts = [start + sample.text for sample in samples]
+        logger.record("samples", step=state.best["step"], start=recipe.start, texts=texts, **options)
     elif recipe.num_samples:
         print("no samples: these bins came without their tokenizer")

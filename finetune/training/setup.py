@@ -1,140 +1,116 @@
 """What a run starts from: data, model and optimizer, checked against each other before anything is trained."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import torch
 
 from finetune.common.errors import Failure, UsageError
 from finetune.config import recipe as recipes
 from finetune.config import schedule as schedules
+from finetune.config.recipe import Recipe
 from finetune.data import arrow_cache
 from finetune.data import dataset as data_dataset
 from finetune.data.batches import Blocks, Mixture
+from finetune.data.dataset import Dataset
 from finetune.data.sampler import BlockSampler, MixtureSampler
 from finetune.data.tokenizer import prompt_ids
-from finetune.gpt.lora import check_rank
+from finetune.gpt import GPT, lora
 from finetune.runs import checkpoints
-from finetune.runs.checkpoints import check_disk
 from finetune.runs.datasets import is_isolated
-from finetune.runs.inputs import find_model_and_datasets, with_block_size
+from finetune.runs.inputs import ModelRef, find_model_and_datasets, with_block_size
 from finetune.runtime import attention_check, fsdp, memory, memory_modes
-from finetune.training import optimizer as optimizers
-from finetune.training.recovery import check_resumed, has_found_batch_size, make_model, resume
-from finetune.training.state import Run
+from finetune.runtime.device import Device
+from finetune.training.optimizer import AdamW, adamw, fill_optimizer
+from finetune.training.recovery import Saved, check_resumed, has_found_batch_size, load_weights, resume
+from finetune.training.state import Hooks, MicroBatch, Setup, TrainState
 
-RESIDENT = 0.02  # of a GPU's memory, which a split may take to be kept there
+ON_DEVICE = 0.02  # of a GPU's memory, which a split may take to be kept there
 COMPILED_WHOLE = 12  # layers
 
 
-def setup_run(recipe, machine, say):
-    """The Run that a recipe describes, at its first iteration or where it is resumed. Raises UsageError."""
+@dataclass(frozen=True)
+class Inputs:
+    """Datasets, shape of the model and tokenizer, which fit each other."""
+
+    model: ModelRef
+    datasets: list[Dataset]
+    prompt: np.ndarray | None
+    block_size: int
+    isolated: bool
+
+
+def setup_run(
+    recipe: Recipe, device: Device, say: Callable[[str], None], hooks: Hooks | None = None
+) -> tuple[Setup, TrainState]:
+    """Load all that a recipe names; return it with the state of a new run or of the resumed one. Raises UsageError."""
     saved = checkpoints.load_state(recipe.out_dir, say) if recipe.init_from == "resume" else None
-    chosen = None
-    if (
-        saved
-        and recipe.memory == "auto"
-        and (chosen := memory_modes.previous_choice(recipe, saved[2]["recipe"], machine.accelerator.num_processes))
-    ):
-        recipe = chosen
-        say(
-            "memory=auto: as it was chosen for this run,"
-            f" {', '.join(f'{name}={getattr(recipe, name)}'.lower() for name in memory_modes.CHOSEN)}"
-        )
-    choosing = recipe.memory == "auto" and chosen is None and not recipe.eval_only
-    if machine.sharding:
-        _check_sharded(recipe, choosing, recipe.auto_batch_size and not has_found_batch_size(saved, machine))
-    with machine.accelerator.local_main_process_first():  # one process prepares and builds caches, the others find them
-        found, datasets = find_model_and_datasets(recipe, saved[2]["config"] if saved else None)
-        config, tokenizer = found.config, found.tokenizer
-        prompt = prompt_ids(tokenizer, recipe.start) if recipe.num_samples and tokenizer else None
-        block_size = with_block_size(found, recipe.block_size).config.block_size
-        check_rank(recipe, config)
-        isolated = is_isolated(recipe, datasets)
-        splits, identity = {}, {}
-        for split in ("train", "val"):
-            parts = []
-            for number, dataset in enumerate(datasets, 1):
-                contents = data_dataset.scan(dataset, split)
-                data_dataset.check_ids(dataset, split, contents, config.vocab_size, found.name)
-                parts.append(
-                    Blocks.from_arrow(
-                        arrow_cache.open_cache(dataset, split, block_size, contents, isolated), contents.tokens
-                    )
-                )
-                if parts[-1].num_targets(range(parts[-1].num_rows)) == 0:
-                    raise UsageError(
-                        f"{dataset.mask(split)}: no token of {split}.bin is a target, so there is nothing to learn"
-                        " from it"
-                    )
-                identity[data_dataset.identity_key(f"{split}.bin", number, len(datasets))] = contents.sha256
-                if contents.mask_sha256:
-                    identity[data_dataset.identity_key(f"{split}_mask.bin", number, len(datasets))] = (
-                        contents.mask_sha256
-                    )
-                if isolated:
-                    identity[data_dataset.identity_key(f"{split} documents end by", number, len(datasets))] = (
-                        contents.documents_sha256 or f"token {dataset.eot}"
-                    )
-            splits[split] = parts[0] if len(parts) == 1 else Mixture(parts)
-            if (
-                machine.torch_device.type == "cuda"
-                and 12 * splits[split].num_tokens
-                <= RESIDENT * torch.cuda.get_device_properties(machine.torch_device).total_memory
-            ):
-                splits[split].cache_on_device(machine.torch_device)
-    identity |= {
-        "block_size": block_size,
-        "isolate_documents": isolated,
-        "dataset_weights": recipe.dataset_weights,
-        "seed": recipe.seed,
-        "rows per iteration (batch_size x gradient_accumulation_steps)": (
-            recipe.batch_size * recipe.gradient_accumulation_steps
-        ),
-        "lora_rank": recipe.lora_rank,
-        "lora_alpha": recipes.lora_alpha(recipe),
-    }
-    eval_rows = recipe.eval_iters and recipe.eval_iters * recipe.batch_size
+    find_batch_size = recipe.batch_size == "auto" and not has_found_batch_size(saved, device)
+    mode = _previous_mode(recipe, saved, device, say)  # the recipe, with the keys that memory=auto has set
+    choosing = recipe.memory == "auto" and mode is recipe and not recipe.eval_only
+    if device.sharding:
+        _check_sharded(mode, choosing, find_batch_size)
+    with device.accelerator.local_main_process_first():  # one process builds caches, the others find them
+        given = _find_inputs(recipe, saved)
+        splits, identity = _open_splits(recipe, given, device, saved)
     schedule = schedules.schedule(recipe, splits["train"].num_rows)
     if saved:
         check_resumed(recipe, identity, saved[2], say)
-    if machine.accelerator.is_main_process:
-        check_disk(recipe, schedule, config)
+    if device.accelerator.is_main_process:
+        checkpoints.check_disk(mode, schedule, given.model.config)
     if choosing:
-        recipe = memory_modes.choose_mode(recipe, config, block_size, machine, say)
-
-    network = make_model(recipe, config, block_size, saved, say, identity)
-    model, optimizer = wrap_model_and_make_optimizer(network, recipe, machine, block_size, isolated, say)
-    run = Run(
+        mode = memory_modes.choose_mode(recipe, given.model.config, given.block_size, device, say)
+    model = load_weights(recipe, given.model.config, given.block_size, saved, say)
+    if recipe.lora_rank:  # a state holds the adapters only, so the weights under them are compared here
+        identity["weights under the adapters (sha256)"] = lora.fingerprint(model)
+        if saved:
+            check_resumed(recipe, identity, saved[2], lambda line: None)
+        lora.add_adapters(model, recipe)
+    wrapped_model, optimizer = wrap_model_and_make_optimizer(model, mode, device, given.block_size, given.isolated, say)
+    setup = Setup(
         recipe=recipe,
+        device=device,
         schedule=schedule,
-        machine=machine,
-        network=network,
         model=model,
+        wrapped_model=wrapped_model,
         optimizer=optimizer,
-        scaler=torch.amp.GradScaler(machine.torch_device.type) if machine.dtype == torch.float16 else None,
         train=splits["train"],
         val=splits["val"],
-        order=_order(recipe, splits["train"]),
-        names_of_data=[dataset.directory.resolve().name for dataset in datasets],
-        tokenizer=tokenizer,
-        prompt=prompt,
-        eval_rows=eval_rows,
+        sampler=_sampler(recipe, splits["train"]),
+        init_from=saved[2]["init_from"] if saved else recipe.init_from,
+        dataset_names=[dataset.directory.resolve().name for dataset in given.datasets],
+        dataset_facts=data_dataset.facts_of(given.datasets),
         identity=identity,
-        data=data_dataset.facts_of(datasets),
-        init_from=recipe.init_from,
+        tokenizer=given.model.tokenizer,
+        prompt=given.prompt,
+        max_eval_rows=_max_eval_rows(recipe, saved),
+        chunked_loss=mode.chunked_loss,
+        optimizer_dtype=mode.optimizer_dtype,
+        find_batch_size=find_batch_size,
+        hooks=hooks or Hooks(),
     )
-    try:
-        optimizers.fill_optimizer(optimizer, run.names)
-    except (RuntimeError, MemoryError) as error:
-        if not memory.is_out_of_memory(error):
-            raise
-        raise Failure(memory_modes.oom_advice(config, block_size, recipe), 1, alone=True) from error
-    if saved:
-        resume(run, saved, say)
-    return run
+    return setup, _initial_state(setup, mode, saved, say)
 
 
-def _check_sharded(recipe, choosing_mode, trying_batch_size):
-    """Raise UsageError for what does not go with weights in shards."""
-    if trying_batch_size:
+def _previous_mode(recipe: Recipe, saved: Saved | None, device: Device, say: Callable[[str], None]) -> Recipe:
+    """The recipe in the mode that memory=auto chose before this run was interrupted, or the recipe itself."""
+    if not saved or recipe.memory != "auto":
+        return recipe
+    mode = memory_modes.previous_choice(recipe, saved[2]["recipe"], device.accelerator.num_processes)
+    if mode is None:
+        return recipe
+    chosen = ", ".join(f"{name}={getattr(mode, name)}".lower() for name in memory_modes.CHOSEN)
+    say(f"memory=auto: as it was chosen for this run, {chosen}")
+    return mode
+
+
+def _check_sharded(recipe: Recipe, choosing_mode: bool, find_batch_size: bool) -> None:
+    """Raise UsageError for keys that cannot apply to sharded weights."""
+    if find_batch_size:
         raise UsageError(
             "batch_size: auto cannot try what fits when weights are sharded, because a process that fails leaves the"
             " others waiting"
@@ -153,41 +129,117 @@ def _check_sharded(recipe, choosing_mode, trying_batch_size):
         raise UsageError("memory: auto counts for whole weights, not for shards; choose gradient_checkpointing by hand")
 
 
-def wrap_model_and_make_optimizer(network, recipe, machine, block_size, isolated, say):
-    """`(model, optimizer)`: a network on the device, checked, compiled and wrapped as the recipe and the machine have
-    it."""
-    sharded = machine.sharding
-    network.gradient_checkpointing = recipe.gradient_checkpointing or bool(sharded and sharded.activation_checkpointing)
-    network.chunked_loss = recipe.chunked_loss
-    network.train()
-    if not sharded:  # which moves it itself, piece by piece
-        network.to(machine.torch_device)
+def _find_inputs(recipe: Recipe, saved: Saved | None) -> Inputs:
+    model, datasets = find_model_and_datasets(recipe, saved[2]["config"] if saved else None)
+    prompt = prompt_ids(model.tokenizer, recipe.start) if recipe.num_samples and model.tokenizer else None
+    block_size = with_block_size(model, recipe.block_size).config.block_size
+    lora.check_rank(recipe, model.config)
+    return Inputs(model, datasets, prompt, block_size, is_isolated(recipe, datasets))
+
+
+def _open_splits(
+    recipe: Recipe, given: Inputs, device: Device, saved: Saved | None
+) -> tuple[dict[str, Blocks | Mixture], dict[str, Any]]:
+    """`(blocks, identity)`: those of train and val, and what makes this run itself."""
+    splits, identity = {}, {}
+    for split in ("train", "val"):
+        parts = []
+        for number, dataset in enumerate(given.datasets, 1):
+            stats = data_dataset.scan(dataset, split)
+            data_dataset.check_ids(dataset, split, stats, given.model.config.vocab_size, given.model.name)
+            cache = arrow_cache.open_cache(dataset, split, given.block_size, stats, given.isolated)
+            blocks = Blocks.from_arrow(cache, stats.tokens)
+            if blocks.num_targets(range(blocks.num_rows)) == 0:
+                raise UsageError(
+                    f"{dataset.mask(split)}: no token of {split}.bin is a target, so there is nothing to learn from it"
+                )
+            parts.append(blocks)
+            hashes = {f"{split}.bin": stats.sha256, f"{split}_mask.bin": stats.mask_sha256}
+            if given.isolated:
+                hashes[f"{split} documents end by"] = stats.documents_sha256 or f"token {dataset.eot}"
+            for file, sha256 in hashes.items():
+                if sha256:
+                    identity[data_dataset.identity_key(file, number, len(given.datasets))] = sha256
+        splits[split] = parts[0] if len(parts) == 1 else Mixture(parts)
+        if device.torch_device.type == "cuda":
+            total = torch.cuda.get_device_properties(device.torch_device).total_memory
+            if 12 * splits[split].num_tokens <= ON_DEVICE * total:
+                splits[split].cache_on_device(device.torch_device)
+    return splits, identity | {
+        "block_size": given.block_size,
+        "isolate_documents": given.isolated,
+        "dataset_weights": recipe.dataset_weights,
+        "seed": recipe.seed,
+        "rows per iteration (batch_size x gradient_accumulation_steps)": recipe.blocks_per_update,
+        "lora_rank": recipe.lora_rank,
+        "lora_alpha": recipes.lora_alpha(recipe),
+    }
+
+
+def _sampler(recipe: Recipe, train: Blocks | Mixture) -> BlockSampler | MixtureSampler:
+    if (weights := recipes.dataset_weights(recipe)) and isinstance(train, Mixture):
+        sizes = [part.num_rows for part in train.parts]
+        return MixtureSampler(sizes, weights, recipe.blocks_per_update, recipe.seed)
+    return BlockSampler(train.num_rows, recipe.blocks_per_update, recipe.seed)
+
+
+def _max_eval_rows(recipe: Recipe, saved: Saved | None) -> int | None:
+    if saved and saved[2]["recipe"]["eval_iters"] == recipe.eval_iters:
+        return saved[2]["eval_rows"]  # batch_size may be another now
+    return recipe.max_eval_rows
+
+
+def _initial_state(setup: Setup, mode: Recipe, saved: Saved | None, say: Callable[[str], None]) -> TrainState:
+    """A new state, or the saved one. The micro-batch that batch_size=auto found is kept, because with dropout another
+    cut would be another run."""
+    cut = MicroBatch(mode.micro_batch_size, mode.gradient_accumulation_steps, mode.gradient_checkpointing)
+    if saved and mode.batch_size == "auto" and not setup.find_batch_size:
+        found = saved[2]["recipe"]
+        cut = MicroBatch(found["batch_size"], found["gradient_accumulation_steps"], mode.gradient_checkpointing)
+    is_float16 = setup.device.dtype == torch.float16
+    state = TrainState(cut, torch.amp.GradScaler(setup.device.torch_device.type) if is_float16 else None)
+    try:
+        fill_optimizer(setup.optimizer, setup.parameter_names)
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        raise Failure(
+            memory_modes.oom_advice(setup.model.config, setup.train.block_size, mode), 1, alone=True
+        ) from error
+    if saved:
+        resume(setup, state, saved, say)
+    return state
+
+
+def wrap_model_and_make_optimizer(
+    model: GPT, recipe: Recipe, device: Device, block_size: int, isolated: bool, say: Callable[[str], None]
+) -> tuple[torch.nn.Module, AdamW]:
+    """Move a model to the device, check its attention, compile it, wrap it in DDP or FSDP, and make its optimizer."""
+    sharding = device.sharding
+    model.gradient_checkpointing = recipe.gradient_checkpointing or bool(sharding and sharding.activation_checkpointing)
+    model.chunked_loss = recipe.chunked_loss
+    model.train()
+    if not sharding:  # FSDP moves it itself, block by block
+        model.to(device.torch_device)
     if isolated:
-        attention_check.check_isolation(network, machine, block_size, recipe.dropout, say)
-    if machine.compile:
+        attention_check.check_isolation(model, device, block_size, recipe.dropout, say)
+    if device.compile:
         # flex attention is compiled block by block, as it was checked
-        alone = machine.accelerator.num_processes == 1 and not sharded
-        _compile(network, whole=network.config.n_layer <= COMPILED_WHOLE and alone and not isolated)
-    model = (
-        fsdp.shard(network, sharded, machine.torch_device) if sharded else machine.accelerator.prepare_model(network)
-    )
-    return model, optimizers.adamw(network, recipe)
-
-
-def _order(recipe, train):
-    rows = recipe.batch_size * recipe.gradient_accumulation_steps
-    if weights := recipes.dataset_weights(recipe):
-        return MixtureSampler([part.num_rows for part in train.parts], weights, rows, recipe.seed)
-    return BlockSampler(train.num_rows, rows, recipe.seed)
-
-
-def _compile(network, whole):
-    """Compile in place, as a whole or by block: deep networks would take minutes as a whole, and data parallelism cuts
-    a whole into pieces of its own, which in older versions of PyTorch excludes gradient checkpointing. The loss is a
-    region of its own either way."""
-    if whole:
-        network.hidden = torch.compile(network.hidden, dynamic=False)
+        alone = device.accelerator.num_processes == 1 and not sharding
+        compile_model(model, whole=model.config.n_layer <= COMPILED_WHOLE and alone and not isolated)
+    if sharding:
+        wrapped_model = fsdp.shard(model, sharding, device.torch_device)
     else:
-        for block in network.h:
+        wrapped_model = device.accelerator.prepare_model(model)
+    return wrapped_model, adamw(model, recipe)
+
+
+def compile_model(model: GPT, whole: bool) -> None:
+    """Compile in place, as a whole or by block. As a whole deep models take minutes, and DDP cuts it into pieces, which
+    in older versions of PyTorch excludes gradient checkpointing. The loss is compiled by itself either way."""
+    if whole:
+        model.hidden = torch.compile(model.hidden, dynamic=False)
+    else:
+        for block in model.h:
             block.compile(dynamic=False)
-    network.cross_entropy = torch.compile(network.cross_entropy, dynamic=False)
+    model.cross_entropy = torch.compile(model.cross_entropy, dynamic=False)

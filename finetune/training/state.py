@@ -1,78 +1,141 @@
-"""The state of a run."""
+"""The three values of a run: `Setup` is made once, `TrainState` is all that changes, `MicroBatch` is how an update is
+cut."""
+
+from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
-from finetune.config import recipe as recipes
-from finetune.config import schedule as schedules
+from finetune.config.recipe import Recipe
+from finetune.config.schedule import Schedule
 from finetune.data.batches import Blocks, Mixture
 from finetune.data.sampler import BlockSampler, MixtureSampler
+from finetune.data.tokenizer import BPETokenizer, CharTokenizer
 from finetune.gpt import GPT, lora
 from finetune.runs import checkpoints
-from finetune.training import monitor
+from finetune.runtime.device import Device
+from finetune.training.monitor import LossMonitor, Signals
+from finetune.training.optimizer import AdamW
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """How an update is cut: `accumulation` forward passes of `batch_size` blocks, over all processes together."""
+
+    batch_size: int
+    accumulation: int
+    checkpointing: bool = False  # compute activations again in the backward pass
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of an update, the same whatever it is cut into."""
+        return self.batch_size * self.accumulation
+
+    def smaller(self) -> MicroBatch | None:
+        """The next cut that needs less memory; None when there is none."""
+        if self.batch_size > 1:
+            factor = next(n for n in range(2, self.batch_size + 1) if self.batch_size % n == 0)
+            return MicroBatch(self.batch_size // factor, self.accumulation * factor, self.checkpointing)
+        return None if self.checkpointing else dataclasses.replace(self, checkpointing=True)
 
 
 @dataclass
-class Run:
-    """A run at some iteration. What must survive a restart is in `state()`, the weights and the optimizer; all else
-    follows."""
+class TrainState:
+    """All that changes while a run trains. state.json keeps what a resumed run needs; weights lie beside it."""
 
-    recipe: recipes.Recipe
-    schedule: schedules.Schedule
-    machine: object
-    network: GPT  # the model itself
-    model: torch.nn.Module  # the same as data parallelism wraps it
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler | None  # float16 only
-    train: Blocks | Mixture
-    val: Blocks | Mixture
-    order: BlockSampler | MixtureSampler
-    names_of_data: list  # of the datasets, whose splits are the parts of train and val where there are several
-    tokenizer: object | None
-    prompt: object | None  # ids of the samples' prompt, when samples are asked for
-    eval_rows: int | None  # how many rows an evaluation reads at most, where the recipe limits it
-    identity: dict  # what makes the run this run and no other
-    data: dict  # the facts of its dataset
-    init_from: str  # where the first weights came from
-    iteration: int = 0  # updates made
-    best: dict = dataclasses.field(
-        default_factory=dict
-    )  # {"val_loss", "step"} of best/, empty before the first evaluation
-    evaluations: list = dataclasses.field(default_factory=list)  # [{"step", "train_loss", "val_loss"}]
-    watch: monitor.LossMonitor = dataclasses.field(default_factory=monitor.LossMonitor)
+    micro_batch: MicroBatch
+    scaler: torch.amp.GradScaler | None = None  # float16 only
+    step: int = 0  # updates made
+    evaluations: list[dict[str, Any]] = field(default_factory=list)  # {"step", "train_loss", "val_loss"}
+    best: dict[str, Any] = field(default_factory=dict)  # {"val_loss", "step"} of best/; empty before it is written
+    monitor: LossMonitor = field(default_factory=LossMonitor)
     lr_scale: float = 1.0  # halved by every rollback
     rollbacks: int = 0
-    saved_at: int | None = None  # the iteration of the newest state in last/
-    save_due: bool = False  # a save that waits until the losses are as usual
-    returned_to: int | None = None  # where the last rollback led
-    signals: monitor.Signals = dataclasses.field(default_factory=monitor.Signals)
-    peak: tuple = (float("inf"), "")  # FLOP/s that mfu is measured against, and where the figure is from
+    last_saved: int | None = None  # step of the newest state in last/
+    save_pending: bool = False  # a save waits for the end of a loss spike, or for space on the disk
+    last_rollback: int | None = None  # step that the last rollback led to
+    last_sampled: int = 0
+    warned: set[str] = field(default_factory=set)  # warning signs that were printed
+
+
+def _nothing(setup: Setup, state: TrainState) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Functions called inside every update, to measure it or to inject faults into it."""
+
+    before_update: Callable[[Setup, TrainState], None] = _nothing
+    after_backward: Callable[[Setup, TrainState], None] = _nothing  # before the gradient is clipped
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run consists of. Made once by `setup_run`; the objects in it may change, the fields do not."""
+
+    recipe: Recipe  # as it was parsed
+    device: Device
+    schedule: Schedule
+    model: GPT
+    wrapped_model: torch.nn.Module  # the same, as DDP or FSDP wraps it
+    optimizer: AdamW
+    train: Blocks | Mixture
+    val: Blocks | Mixture
+    sampler: BlockSampler | MixtureSampler
+    init_from: str = "scratch"  # where the first weights came from, also of a resumed run
+    dataset_names: list[str] = field(default_factory=list)
+    dataset_facts: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)  # what must not change when the run is resumed
+    tokenizer: BPETokenizer | CharTokenizer | None = None
+    prompt: np.ndarray | None = None  # ids of the samples' prompt; None without samples
+    max_eval_rows: int | None = None  # of an evaluation; None is the whole split
+    chunked_loss: Literal["auto", "true", "false"] = (
+        "auto"  # this and optimizer_dtype: the recipe's, or chosen by memory=auto
+    )
+    optimizer_dtype: Literal["float32", "bfloat16"] = "float32"
+    find_batch_size: bool = False  # batch_size=auto, and no earlier start of this run has found one
+    signals: Signals = field(default_factory=Signals)
+    hooks: Hooks = field(default_factory=Hooks)
 
     @property
-    def names(self):
-        """{parameter: name} of what is trained."""
-        return {
-            parameter: lora.strip_peft_names(name)
-            for name, parameter in self.network.named_parameters()
-            if parameter.requires_grad
-        }
+    def parameter_names(self) -> dict[torch.Tensor, str]:
+        """Names of the trained parameters."""
+        named = self.model.named_parameters()
+        return {parameter: lora.strip_peft_names(name) for name, parameter in named if parameter.requires_grad}
 
-    def state(self):
-        """What state.json keeps; weights and optimizer lie beside it."""
-        return {
-            "format": checkpoints.STATE_FORMAT,
-            "iteration": self.iteration,
-            "updates": int(next(iter(self.optimizer.state.values()))["step"]),  # fewer where float16 overflowed
-            "evaluations": self.evaluations,
-            "watch": self.watch.state(),
-            "eval_rows": self.eval_rows,
-            "lr_scale": self.lr_scale,
-            "rollbacks": self.rollbacks,
-            "init_from": self.init_from,
-            "identity": self.identity,
-            "config": dataclasses.asdict(self.network.config),
-            "recipe": dataclasses.asdict(self.recipe),
-            "scaler": self.scaler.state_dict() if self.scaler else None,
-        }
+
+def recipe_in_use(setup: Setup, state: TrainState) -> Recipe:
+    """The recipe with the memory mode and the micro-batch really used, for records and advice."""
+    return dataclasses.replace(
+        setup.recipe,
+        batch_size=state.micro_batch.batch_size,
+        gradient_accumulation_steps=state.micro_batch.accumulation,
+        gradient_checkpointing=state.micro_batch.checkpointing,
+        chunked_loss=setup.chunked_loss,
+        optimizer_dtype=setup.optimizer_dtype,
+    )
+
+
+def to_json(setup: Setup, state: TrainState) -> dict[str, Any]:
+    """The content of state.json."""
+    return {
+        "format": checkpoints.STATE_FORMAT,
+        "iteration": state.step,
+        "updates": int(next(iter(setup.optimizer.state.values()))["step"]),  # fewer where float16 overflowed
+        "evaluations": state.evaluations,
+        "watch": state.monitor.state(),
+        "eval_rows": setup.max_eval_rows,
+        "lr_scale": state.lr_scale,
+        "rollbacks": state.rollbacks,
+        "init_from": setup.init_from,
+        "identity": setup.identity,
+        "config": dataclasses.asdict(setup.model.config),
+        "recipe": dataclasses.asdict(recipe_in_use(setup, state)),
+        "scaler": state.scaler.state_dict() if state.scaler else None,
+    }

@@ -1,156 +1,155 @@
 """The training loop."""
 
+from __future__ import annotations
+
 import contextlib
+import math
 import time
 from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass
+from signal import Signals
+from typing import Any
 
 from finetune.common import files
 from finetune.common.errors import Failure
 from finetune.config import schedule as schedules
+from finetune.config.recipe import Recipe
 from finetune.gpt import lora
 from finetune.gpt.size import flops_per_token
 from finetune.runs.logger import RunLogger, iteration_line
-from finetune.runtime import device
-from finetune.training import monitor
-from finetune.training.micro_batch import choose_batch_size, fits_in_memory, handle_oom, reduce_micro_batch
+from finetune.runtime import device as devices
+from finetune.training.micro_batch import fit_micro_batch, handle_oom
+from finetune.training.monitor import STOPPING, Diverged
 from finetune.training.recovery import roll_back
 from finetune.training.saving import save_state
-from finetune.training.session import check_out_dir, close_run, log_setup, open_run, sample
+from finetune.training.session import check_out_dir, close_run, log_setup, open_run, record_failure, sample
 from finetune.training.setup import setup_run
-from finetune.training.step import update, warm_up_ddp
-from finetune.training.validation import out_of_patience, validate, warn
+from finetune.training.state import Hooks, Setup, TrainState
+from finetune.training.step import UpdateResult, update
+from finetune.training.validation import is_out_of_patience, validate
 
 
-def train(recipe, reasons=None):
-    """Train as the recipe says; return the finished Run. `reasons`, of `cli.reasons`, say in the record where its
-    values are from.
+def train(
+    recipe: Recipe, reasons: dict[str, Any] | None = None, hooks: Hooks | None = None
+) -> tuple[Setup, TrainState]:
+    """Train as the recipe says; return what the run consisted of and its last state. `reasons`, from
+    `comments_by_key`, are recorded with the recipe.
 
-    Raises UsageError before anything is written when it cannot be done, and Failure when it ends otherwise than by
-    being done."""
-    machine = device.start(recipe)
-    main = machine.accelerator.is_main_process
+    Raises UsageError before anything is written, and Failure when the run did not end as planned."""
+    device = devices.start(recipe)
+    main = device.accelerator.is_main_process
     with files.lock(recipe.out_dir) if main and not recipe.eval_only else contextlib.nullcontext():
         if main:
             check_out_dir(recipe)
         logger = RunLogger(recipe.out_dir, write=main)
-        run = setup_run(recipe, machine, logger.print)
-        log_setup(run, logger)
-        try:
+        setup, state = setup_run(recipe, device, logger.print, hooks)
+        peak_flops, source = math.inf, ""
+        if main and not recipe.eval_only:
+            peak_flops, source = devices.peak_flops(device.torch_device, device.dtype)
+        log_setup(setup, state, logger, source)
+        with record_failure(setup, state, logger):
             if recipe.eval_only:
-                validate(run, logger)
+                validate(setup, state, logger)
             else:
-                open_run(run, logger, reasons)
-                with run.signals.caught():
-                    _loop(run, logger)
-                close_run(run, logger)
-        except KeyboardInterrupt:
-            logger.record("stop", step=run.iteration, signal="SIGINT")
-            raise
-        except Exception as error:  # so that whoever looks later can tell it from a kill
-            code, rank = getattr(error, "code", 1), machine.accelerator.process_index
-            if (
-                rank and getattr(error, "alone", False) and not recipe.eval_only
-            ):  # the main one will only see that this one is gone
-                logger.join()
-            if code not in monitor.STOPPING.values():
-                problem = str(error) or type(error).__name__
-                logger.record(
-                    "failed", step=run.iteration, problem=problem, code=code, **({"rank": rank} if rank else {})
-                )
-            raise
-        finally:
-            logger.close()
-        machine.accelerator.wait_for_everyone()
-    return run
+                open_run(setup, state, logger, reasons)
+                with setup.signals.caught():
+                    fit_micro_batch(setup, state, logger)
+                    run_updates(setup, state, logger, Clock(setup, state.step, peak_flops))
+                close_run(setup, state, logger)
+        device.accelerator.wait_for_everyone()
+    return setup, state
 
 
-def _loop(run, logger):
-    schedule, clock, warned = run.schedule, Clock(run), set()
-    if run.recipe.auto_batch_size:
-        choose_batch_size(run, logger)
-    if (
-        run.machine.accelerator.num_processes > 1 and not run.machine.sharding
-    ):  # then no process can try alone, and nothing settles
-        while not fits_in_memory(run):
-            reduce_micro_batch(run, logger)
-        warm_up_ddp(run)
-    sampled = 0  # the step of the newest samples
-    pending, signals = (
-        deque(),
-        [],
-    )  # updates that nobody has looked at yet: (step, lr, Outcome); signals that wait for an answer
+def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock) -> None:
+    """Update until max_iters or early stopping. Raises Failure when a signal or repeated divergence ends the run."""
+    in_flight: deque[UpdateResult] = deque()  # updates whose loss has not been read: one on a GPU, none elsewhere
+    signals: list[Signals] = []  # received and not acted on yet
     while True:
-        step = run.iteration
-        last = step >= schedule.length
-        evaluation_due = last or step % schedule.eval_interval == 0
-        sample_due = (
-            bool(run.recipe.sample_interval) and not last and step > sampled and step % run.recipe.sample_interval == 0
-        )
-        run.save_due = run.save_due or (step > 0 and step % schedule.save_interval == 0)
+        due = what_is_due(setup, state)
+        state.save_pending = due.save
         try:
-            # nothing is measured, saved or ended while an update has not been looked at
-            while len(pending) > (
-                0 if evaluation_due or sample_due or run.save_due or signals else run.machine.max_in_flight
-            ):
-                signals += read_update(run, logger, clock, *pending.popleft())
-            stop = next((name for name in signals if name in monitor.STOPPING), None)
-            evaluated = bool(run.evaluations) and run.evaluations[-1]["step"] == step
-            if evaluation_due and not evaluated and (last or not stop):
+            # read the loss of earlier updates, of all of them before anything is measured, saved or ended
+            while len(in_flight) > (0 if due or signals else setup.device.max_in_flight):
+                signals += read_update(setup, state, logger, clock, in_flight.popleft())
+            stop = next((signal for signal in signals if signal in STOPPING), None)
+            # evaluate the loss on train/val and write the best model
+            if due.evaluate and (due.last or not stop):
                 with clock.evaluating():
-                    validate(run, logger)
-                warn(run, logger, warned)
-                clock.restart()
-            if sample_due and not stop:
-                sample(run, logger)
-                sampled = step
-                clock.restart()
-            ended = last or out_of_patience(run)
-            calm = (
-                run.watch.high == 0
-            )  # a state is not saved over a good one while it looks as if training were going wrong
-            if (ended or signals or (run.save_due and calm)) and step != run.saved_at:
-                save_state(run, logger, must_succeed=ended or stop is not None)
-                clock.restart()
-        except monitor.Diverged as problem:
-            pending.clear()
-            roll_back(run, logger, str(problem))
-            clock.restart()
+                    validate(setup, state, logger)
+            # sample from the model
+            if due.sample and not stop:
+                sample(setup, state, logger)
+            # save a resumable state, but never replace a good one during a loss spike
+            ended = due.last or is_out_of_patience(setup, state)
+            if (ended or signals or (due.save and state.monitor.is_calm)) and state.step != state.last_saved:
+                save_state(setup, state, logger, must_succeed=ended or stop is not None)
+        except Diverged as problem:
+            in_flight.clear()
+            roll_back(setup, state, logger, str(problem))
+            clock.restart(state.step)
             continue
         if ended:
             return
         if stop:
-            logger.record("stop", step=step, signal=stop.name)
-            raise Failure(
-                f"stopped by {stop.name} after {step} updates; --init_from=resume goes on from here",
-                monitor.STOPPING[stop],
-            )
-        signals = []
-
-        lr = schedules.learning_rate(step, run.recipe, schedule) * run.lr_scale
+            raise stopped(state, logger, stop)
+        if due or signals:
+            clock.restart(state.step)
+            signals = []
+        # forward backward update; after OOM try again with a smaller micro-batch
+        lr = schedules.learning_rate(state.step, setup.recipe, setup.schedule) * state.lr_scale
         try:
-            outcome = update(run, step, lr)
+            in_flight.append(update(setup, state, lr))
         except (RuntimeError, MemoryError) as error:
-            handle_oom(run, logger, error)
+            handle_oom(setup, state, logger, error)
             continue
-        pending.append((step, lr, outcome))
-        run.iteration += 1
+        state.step += 1
 
 
-def read_update(run, logger, clock, step, lr, outcome):
-    """Judge an update that was begun, and tell of it. Returns the signals that came meanwhile; raises Diverged."""
-    loss, grad_norm, counts = outcome.read()
-    if problem := run.watch.check(loss, grad_norm, scaled=run.scaler is not None):
-        run.iteration = step
-        raise monitor.Diverged(f"iter {step}: {problem}, learning rate {lr:.3g}")
-    if step % run.recipe.log_interval == 0 or step + 1 == run.schedule.length:
+@dataclass(frozen=True)
+class Due:
+    """What is to be done before the next update. `last`: there is none."""
+
+    last: bool
+    evaluate: bool
+    sample: bool
+    save: bool
+
+    def __bool__(self) -> bool:
+        return self.last or self.evaluate or self.sample or self.save
+
+
+def what_is_due(setup: Setup, state: TrainState) -> Due:
+    step, schedule, sample_interval = state.step, setup.schedule, setup.recipe.sample_interval
+    last = step >= schedule.length
+    evaluated = bool(state.evaluations) and state.evaluations[-1]["step"] == step
+    return Due(
+        last=last,
+        evaluate=(last or step % schedule.eval_interval == 0) and not evaluated,
+        sample=bool(sample_interval) and not last and step > state.last_sampled and step % sample_interval == 0,
+        save=state.save_pending or (step > 0 and step % schedule.save_interval == 0),
+    )
+
+
+def read_update(
+    setup: Setup, state: TrainState, logger: RunLogger, clock: Clock, result: UpdateResult
+) -> list[Signals]:
+    """Wait for an update, check its loss and gradient norm, and log it. Returns the signals that came meanwhile.
+    Raises Diverged."""
+    step, (loss, grad_norm, counts) = result.step, result.read()
+    if problem := state.monitor.check(loss, grad_norm, scaled=state.scaler is not None):
+        state.step = step
+        raise Diverged(f"iter {step}: {problem}, learning rate {result.lr:.3g}")
+    # timing and logging
+    if step % setup.recipe.log_interval == 0 or step + 1 == setup.schedule.length:
         seconds, tokens, mfu, left = clock.read(step + 1)
-        memory, _ = run.machine.memory()
+        memory, _ = setup.device.memory()
         logger.iteration(iteration_line(step, loss, seconds, tokens, mfu, left), tokens / seconds, mfu, left, memory)
         logger.record(
             "iter",
             iter=step,
             loss=loss,
-            lr=lr,
+            lr=result.lr,
             grad_norm=grad_norm,
             seconds=seconds,
             tokens_per_second=tokens / seconds,
@@ -158,40 +157,43 @@ def read_update(run, logger, clock, step, lr, outcome):
             memory=memory,
         )
     logger.update_bar(step, loss)
-    return run.signals.agree(counts)
+    return setup.signals.agree(counts)
+
+
+def stopped(state: TrainState, logger: RunLogger, stop: Signals) -> Failure:
+    """Record that a signal ends the run; return the Failure that does."""
+    logger.record("stop", step=state.step, signal=stop.name)
+    return Failure(
+        f"stopped by {stop.name} after {state.step} updates; --init_from=resume goes on from here", STOPPING[stop]
+    )
 
 
 class Clock:
-    """Time of an update, averaged since the clock was last read or restarted, and of the last evaluation."""
+    """Seconds an update, averaged since the clock was last read or restarted, and seconds of the last evaluation."""
 
-    def __init__(self, run):
-        recipe = run.recipe
-        self.run = run
-        self.tokens = run.train.block_size * recipe.batch_size * recipe.gradient_accumulation_steps
-        self.flops = (
-            flops_per_token(run.network.config, lora.num_parameters(run.network.config, recipe.lora_rank)) * self.tokens
-        )
+    def __init__(self, setup: Setup, step: int, peak_flops: float) -> None:
+        recipe, config, self.schedule = setup.recipe, setup.model.config, setup.schedule
+        self.tokens = setup.train.block_size * recipe.blocks_per_update
+        self.flops = flops_per_token(config, lora.num_parameters(config, recipe.lora_rank)) * self.tokens
+        self.peak_flops = peak_flops * setup.device.accelerator.num_processes
         self.evaluation = 0.0
-        self.restart()
+        self.restart(step)
 
-    def restart(self, done=None):
-        """Count from `done` updates on, by default from those the run has made."""
-        self.since, self.began = self.run.iteration if done is None else done, time.perf_counter()
+    def restart(self, step: int) -> None:
+        """Count from this step on."""
+        self.since, self.began = step, time.perf_counter()
 
     @contextlib.contextmanager
-    def evaluating(self):
+    def evaluating(self) -> Generator[None]:
         began = time.perf_counter()
         yield
         self.evaluation = time.perf_counter() - began
 
-    def read(self, done):
-        """(seconds an update, tokens an update, mfu, seconds left) when `done` updates are made."""
-        run = self.run
+    def read(self, done: int) -> tuple[float, int, float, float]:
+        """`(seconds an update, tokens an update, mfu, seconds left)` after `done` updates."""
         seconds = (time.perf_counter() - self.began) / max(1, done - self.since)
         self.restart(done)
-        mfu = self.flops / seconds / (run.peak[0] * run.machine.accelerator.num_processes)
-        length, interval = run.schedule.length, run.schedule.eval_interval
-        evaluations = (
-            -(-length // interval) - (done - 1) // interval
-        )  # at every multiple, from this step on, and at the end
+        mfu = self.flops / seconds / self.peak_flops
+        length, interval = self.schedule.length, self.schedule.eval_interval
+        evaluations = -(-length // interval) - (done - 1) // interval  # at multiples from here on, and at the end
         return seconds, self.tokens, mfu, seconds * (length - done) + self.evaluation * evaluations

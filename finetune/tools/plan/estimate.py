@@ -64,6 +64,8 @@ class Plan:
     untimed: str = "quick=true"  # why there is no timing
     mode: str = ""  # what memory=auto chooses, in a line, for
     asked: Recipe | None = None  # this recipe
+    max_eval_rows: int | None = None  # blocks of an evaluation; None for the whole split
+    found_batch_size: bool = False  # batch_size=auto: the recipe holds the number that was found
 
     @property
     def block_size(self) -> int:
@@ -72,7 +74,7 @@ class Plan:
     @property
     def rows(self) -> int:
         """Blocks of an update."""
-        return self.recipe.batch_size * self.recipe.gradient_accumulation_steps
+        return self.recipe.blocks_per_update
 
     @property
     def tokens(self) -> int:
@@ -110,7 +112,7 @@ class Plan:
     @property
     def rows_of_evaluation(self) -> tuple[int, int]:
         """Blocks that an evaluation reads, of train and of val."""
-        limit = self.recipe.eval_iters and self.recipe.eval_iters * self.recipe.batch_size
+        limit = self.max_eval_rows
         train = limit or max(1, split_loss.TRAIN_PROBE // self.block_size)
         return min(train, self.data.rows["train"]), min(limit or self.data.rows["val"], self.data.rows["val"])
 
@@ -215,6 +217,7 @@ def plan(recipe: Recipe, origins: dict[str, str], tokens: int | None = None, pro
         available=memory.available_bytes(device.type),
         disk=checkpoints.checkpoint_bytes(recipe, schedule, config),
         disk_free=_disk_free(recipe.out_dir),
+        max_eval_rows=recipe.max_eval_rows,
         program=memory.BASE_RSS if device.type == "cpu" else 0,
     )
     return _with_chosen_sizes(made, saved)
@@ -230,10 +233,10 @@ def _with_chosen_sizes(plan: Plan, saved: dict[str, Any]) -> Plan:
         found = memory_modes.choose_mode_that_fits(recipe, plan.peak_bytes_of, plan.available)
         chosen, _, mode = found or (recipe, None, "memory=auto: nothing fits")
         return dataclasses.replace(plan, recipe=chosen, mode=mode, asked=recipe)
-    if recipe.auto_batch_size:
+    if recipe.batch_size == "auto":
         size = plan.largest_batch() or 1
         sizes = {"batch_size": size, "gradient_accumulation_steps": plan.rows // size}
-        return dataclasses.replace(plan, recipe=dataclasses.replace(recipe, **sizes))
+        return dataclasses.replace(plan, recipe=dataclasses.replace(recipe, **sizes), found_batch_size=True)
     return plan
 
 

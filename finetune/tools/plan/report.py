@@ -60,7 +60,7 @@ def _resolved(plan: Plan, name: str) -> tuple[str, str]:
         value, origin = derived[name], "derived"
     elif name == "warmup_iters" and value != plan.schedule.warmup_iters:  # shortened for a short run
         value, origin = plan.schedule.warmup_iters, "derived"
-    elif plan.recipe.auto_batch_size and name in ("batch_size", "gradient_accumulation_steps"):
+    elif plan.found_batch_size and name in ("batch_size", "gradient_accumulation_steps"):
         origin = "derived"
     return setting(value), origin
 
@@ -91,7 +91,7 @@ def _run(plan: Plan) -> Lines:
     yield "data", f"{data.name}: {counts} ({data.tokenizer})"
     isolated = ", of isolated documents" if data.isolated else ""
     yield "", f"{data.rows['train']:,} and {data.rows['val']:,} blocks of {plan.block_size:,}{isolated}"
-    auto = " (batch_size=auto)" if recipe.auto_batch_size else ""
+    auto = " (batch_size=auto)" if plan.found_batch_size else ""
     product = (
         f"{recipe.batch_size} x {recipe.gradient_accumulation_steps} x {plan.block_size:,} = {plan.tokens:,} tokens"
     )
@@ -159,7 +159,7 @@ def _time(plan: Plan) -> Lines:
     for what, spent in seconds.items():
         if spent:
             yield "", f"{duration(spent):>9} {what}{counts.get(what, '')}"
-    if timing.rows < plan.recipe.batch_size:
+    if timing.rows < plan.recipe.micro_batch_size:
         yield "", f"(timed with {timing.rows} of the {plan.recipe.batch_size} blocks of a micro-batch)"
     if plan.processes > 1:
         yield "", f"(with {plan.processes} devices like this one, without communication)"
@@ -177,7 +177,7 @@ def _communication(plan: Plan) -> Lines:
 def _way_out(plan: Plan) -> str:
     for mode in memory_modes.modes(plan.recipe, plan.peak_bytes_of):
         size = plan.largest_batch(**mode)
-        if size and (mode or size < plan.recipe.batch_size):
+        if size and (mode or size < plan.recipe.micro_batch_size):
             rounded = ", but for the rounding of AdamW's moments," if "optimizer_dtype" in mode else ""
             flags = _flags({**mode, "batch_size": size, "gradient_accumulation_steps": plan.rows // size})
             return f"The same updates{rounded} fit with {flags}."
