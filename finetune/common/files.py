@@ -233,6 +233,16 @@ def write_json(path: Path, value: object, ensure_ascii: bool = True) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=ensure_ascii) + "\n", encoding="utf-8")
 
 
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file. Raises UsageError."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: byte at offset {error.start:,} is not UTF-8") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+
+
 def read_chunks(path: str | Path) -> Iterator[bytes]:
     """The bytes of a file, CHUNK_BYTES at a time."""
     with open(path, "rb") as file:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from finetune.common.errors import UsageError
+from finetune.common.files import read_text
 from finetune.data import chat
-from finetune.data.text_files import read_small_file
 
 
 def read(path: str | Path, template: str | None = None) -> list[tuple[str, str]]:
@@ -15,7 +15,7 @@ def read(path: str | Path, template: str | None = None) -> list[tuple[str, str]]
 
     An object of a .jsonl file has `prompt`, or `messages`, which need a chat template. Raises UsageError."""
     prompts = []
-    for number, line in enumerate(read_small_file(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             place = f"{path}:{number}"
             prompts.append((place, _parse(line, place, template) if str(path).endswith(".jsonl") else line))

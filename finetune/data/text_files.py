@@ -88,13 +88,3 @@ def _describe_byte(open_bytes: Callable[[], BinaryIO], offset: int, chunk_bytes:
             left -= len(chunk)
         byte = file.read(1)
     return f"byte 0x{byte[0] if byte else 0:02X} at offset {offset:,} (line {line:,}) is not UTF-8"
-
-
-def read_small_file(path: str | Path) -> str:
-    """The text of a UTF-8 file. Raises UsageError."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: byte at offset {error.start:,} is not UTF-8") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None

@@ -16,10 +16,10 @@ from typing import Literal, SupportsInt
 import numpy as np
 
 from finetune.common.errors import UsageError
+from finetune.common.files import read_text
 from finetune.common.network import hub_file, reach
 from finetune.data import bpe_files
 from finetune.data.bpe_files import MAX_VOCABULARY
-from finetune.data.text_files import read_small_file
 
 END_OF_TEXT = "<|endoftext|>"
 TIKTOKEN_HOST = "openaipublic.blob.core.windows.net"
@@ -218,7 +218,7 @@ def from_description(description: dict[str, str], directory: str | Path) -> Toke
 def prompt_ids(tokenizer: Tokenizer, start: str) -> np.ndarray:
     """The int64 ids of a prompt: of the text itself, or of a file if it is FILE:path. Raises UsageError."""
     if start.startswith("FILE:"):
-        start = read_small_file(start.removeprefix("FILE:"))
+        start = read_text(start.removeprefix("FILE:"))
     if not start:
         raise UsageError("start: the prompt is empty; the model needs at least one token")
     return encode_prompt(tokenizer, start, "start")
