@@ -28,17 +28,17 @@ TOOL_COMMANDS = {"plan", "doctor", "report", "diagnose", "compare"}
 END_WITH_A_TOOL = {"finetune.train", "finetune.prepare"}
 
 OLD_MODULES = """
-    cli recipe network data.bins data.pieces data.cache data.similar data.encoding data.doctor data.copied data.columns data.parts
-    evaluation.evaluation evaluation.compare evaluation.losses evaluation.report evaluation.inputs gpt.ops gpt.weights
-    planning publishing.directory reporting training.card training.progress training.checkpoint training.corpus training.lora
-    training.samples training.machine training.sharding training.memory training.isolation training.guard training.start
-    training.loop training.optim training.recover
+    cli recipe network data.bins data.pieces data.cache data.similar data.encoding data.doctor data.copied
+    data.columns data.parts evaluation.evaluation evaluation.compare evaluation.losses evaluation.report
+    evaluation.inputs gpt.ops gpt.weights planning publishing.directory reporting training.card training.progress
+    training.checkpoint training.corpus training.lora training.samples training.machine training.sharding
+    training.memory training.isolation training.guard training.start training.loop training.optim training.recover
 """.split()
 OLD_NAMES = """
-    assemble ready take_up begin_again settle _look _introduce _begin _finish whole gathered late exactly keep_memory
-    _check_company check_shares Needs needs takes shrink use_less_memory what_would_fit as_before first_that_fits Outcome Watch
-    judge taken Order WeightedOrder Passes damage forget survey named Followers Grams plain adapt FixedStep _exact_head Subject
-    told HOLES FILLED PROGRAM FIRST_USE ROUNDING PART NOISE
+    assemble ready take_up begin_again settle _look _introduce _begin _finish whole gathered late exactly
+    keep_memory _check_company check_shares Needs needs takes shrink use_less_memory what_would_fit as_before
+    first_that_fits Outcome Watch judge taken Order WeightedOrder Passes damage forget survey named Followers Grams
+    plain adapt FixedStep _exact_head Subject told HOLES FILLED PROGRAM FIRST_USE ROUNDING PART NOISE
 """.split()
 
 
@@ -88,7 +88,7 @@ def imports(name):
 
 
 def part(name):
-    """The package or command of a module: `data` of finetune.data.split, `train` of finetune.train, none of finetune."""
+    """The package or command of a module: `data` of finetune.data.split, `train` of finetune.train, "" of finetune."""
     return name.split(".")[1] if "." in name else ""
 
 
