@@ -256,19 +256,17 @@ def modes(options, work):
     from finetune.gpt import size as sizes
     from finetune.runtime import device as devices
     from finetune.runtime import memory as memorys
-    from finetune.runtime import memory_modes
 
     this = devices.start(Recipe(dataset="-"))
     n_layer, n_head, n_embd = SIZES[options.size]
     config = GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
-    dtype = str(this.dtype).removeprefix("torch.")
+    device_type = this.torch_device.type
 
     def predicted(given):
         recipe = Recipe(dataset="-", batch_size=options.batch_size, gradient_accumulation_steps=1, **given)
-        more = {"base_rss": memorys.BASE_RSS if this.device.type == "cpu" else 0, "max_eval_rows": options.batch_size}
-        return memory_modes.estimate_of(
-            recipe, config, options.block_size, this.device.type, dtype, this.compile, **more
-        ).peak
+        more = {"base_rss": memorys.BASE_RSS if device_type == "cpu" else 0, "max_eval_rows": options.batch_size}
+        work = memorys.Workload(recipe, config, options.block_size, device_type, this.dtype, this.compile, **more)
+        return memorys.estimate_memory(work).peak
 
     shared = prepared(options, work, tokens=max(40, 2 * options.steps * options.batch_size) * options.block_size)
     whole, full = {"chunked_loss": "false"}, {"gradient_checkpointing": True}
@@ -309,7 +307,7 @@ def modes(options, work):
         )
     setting = (
         f"{options.rounds} rounds, {options.steps} updates each, of which the last {options.steps - WARM_UP} are timed;"
-        f" {dtype}, AdamW; peak: the largest resident "
+        f" {str(this.dtype).removeprefix('torch.')}, AdamW; peak: the largest resident "
     )
     setting += (
         "size of the process, with evaluations and checkpoints (of which Trainer made none); predicted: what"

@@ -49,16 +49,16 @@ def parameters(config):
 
 def whole(config, B, checkpointing=False, processes=8):
     """Bytes of a process that has all of the model."""
-    return estimate_memory(
-        Workload(config, B, T, compiled=True, gradient_checkpointing=checkpointing, processes=processes)
-    ).peak
+    recipe = Recipe(batch_size=B, gradient_accumulation_steps=2 * processes, gradient_checkpointing=checkpointing)
+    return estimate_memory(Workload(recipe, config, T, compiled=True, processes=processes)).peak
 
 
 def sharded(config, B, processes, checkpointing=False):
     """Bytes of a process with FSDP2: its share of weights, gradients and moments; whole, what is no block, and two
     blocks, each with its gradient; and what computing takes anyway."""
     block, rest = parameters(config)
-    parts = estimate_memory(Workload(config, B, T, compiled=True, gradient_checkpointing=checkpointing)).parts
+    recipe = Recipe(batch_size=B, gradient_checkpointing=checkpointing)
+    parts = estimate_memory(Workload(recipe, config, T, compiled=True)).parts
     always = 16 * num_parameters(config) // processes + 8 * rest
     computing = sum(
         parts[name] for name in ("cast weights", "activations", "logits and loss", "backward pass of a layer")

@@ -74,7 +74,9 @@ def test_activations_that_are_predicted_are_those_that_are_kept(dtype, rank):
             return saved_bytes(network.train(), idx, idx), network.config, adapters
 
     (more, config, adapters), (less, _, _) = kept(3), kept(2)
-    counted = memory.activations_of_layer(memory.Workload(config, 2, 128, "cpu", str(dtype)[6:], lora_rank=rank))
+    counted = memory.activations_of_layer(
+        memory.Workload(Recipe(batch_size=2, lora_rank=rank), config, 128, "cpu", dtype)
+    )
     casts = dtype.itemsize * (12 * 64 * 64 + adapters) if dtype != torch.float32 else 0
     assert counted + casts == pytest.approx(more - less, rel=0.02)
 
@@ -195,7 +197,7 @@ def test_moments_in_bfloat16_learn_as_well(tiny, beta2):
 
 def modes(recipe, free, monkeypatch):
     """What memory=auto chooses for GPT-2 XL where so many bytes are free, and what it says."""
-    monkeypatch.setattr(memory_modes, "available_bytes", lambda device: free)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: free)
     said = []
     return memory_modes.choose_mode(recipe, XL, 1024, devices.start(recipe), said.append), said
 
@@ -251,16 +253,16 @@ def test_memory_auto_is_resumed_as_it_was_chosen(tiny, monkeypatch):
         least = dataclasses.replace(
             recipe, batch_size=1, gradient_accumulation_steps=4, gradient_checkpointing=True, **changes
         )
-        return memory_modes.estimate_of(least, config, 32, "cpu", "float32", False).peak
+        return memory.estimate_memory(memory.Workload(least, config, 32, "cpu", torch.float32)).peak
 
     monkeypatch.setattr(
-        memory_modes,
+        memory,
         "available_bytes",
         lambda device: (takes() + takes(optimizer_dtype="bfloat16")) / 2 / memory_modes.MAX_FILL,
     )
     trainer.train(recipe)
     trainer.train(dataclasses.replace(recipe, out_dir="out", max_iters=2))
-    monkeypatch.setattr(memory_modes, "available_bytes", lambda device: 10**12)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10**12)
     run, state = trainer.train(
         dataclasses.replace(recipe, out_dir="out", init_from="resume", n_layer=None, n_head=None, n_embd=None)
     )
@@ -280,8 +282,8 @@ def test_memory_auto_chooses_anew_where_nothing_was_chosen_or_it_cannot_be_kept(
     config = GPTConfig(block_size=32, vocab_size=23, n_layer=1, n_head=2, n_embd=16)
     least = dataclasses.replace(recipe, batch_size=1, gradient_accumulation_steps=4, gradient_checkpointing=True)
     takes = [
-        memory_modes.estimate_of(
-            dataclasses.replace(least, optimizer_dtype=dtype), config, 32, "cpu", "float32", False
+        memory.estimate_memory(
+            memory.Workload(dataclasses.replace(least, optimizer_dtype=dtype), config, 32, "cpu", torch.float32)
         ).peak
         for dtype in ("float32", "bfloat16")
     ]
@@ -315,18 +317,17 @@ def test_a_plan_tells_what_the_modes_take_and_which_one_memory_auto_picks(comman
     config = GPTConfig(n_layer=24, n_head=16, n_embd=1024)
     recipe = Recipe(dataset="x", init_from="gpt2-medium", batch_size=1)
     for changes, told in (
-        ({}, "as it is"),
+        ({}, "unchanged"),
         ({"gradient_checkpointing": True}, "--gradient_checkpointing=true"),
         (
             {"gradient_checkpointing": True, "optimizer_dtype": "bfloat16"},
             "--gradient_checkpointing=true --optimizer_dtype=bfloat16",
         ),
-        ({"lora_rank": 16}, "--lora_rank=16 (LoRA learns something else than all weights do)"),
+        ({"lora_rank": 16}, "--lora_rank=16 (LoRA trains fewer weights, with another result)"),
     ):
         changed = dataclasses.replace(recipe, **changes)
-        needed = memory_modes.estimate_of(
-            changed, config, 1024, "cpu", "bfloat16", False, base_rss=memory.BASE_RSS, max_eval_rows=196
-        ).peak
+        work = memory.Workload(changed, config, 1024, "cpu", base_rss=memory.BASE_RSS, max_eval_rows=196)
+        needed = memory.estimate_memory(work).peak
         assert f"{needed / 1e9:.2f} GB {told}\n" in out, out
     assert "memory=auto: gradient_checkpointing=true, estimated " in out
 
@@ -353,8 +354,8 @@ def test_the_table_of_the_docs_is_what_is_predicted():
         config, cells = GPTConfig(n_layer=L, n_head=H, n_embd=C), [f"`{name}`"]
         for mode in ({}, full, full | {"optimizer_dtype": "bfloat16"}, {"lora_rank": 16}, full | {"lora_rank": 16}):
             recipe = Recipe(dataset="x", batch_size=1, **mode)
-            estimate = memory_modes.estimate_of(recipe, config, 1024, "cuda", "bfloat16", True, max_eval_rows=1)
-            cells.append(f"{estimate.peak / 1e9:.1f}")
+            work = memory.Workload(recipe, config, 1024, compiled=True, max_eval_rows=1)
+            cells.append(f"{memory.estimate_memory(work).peak / 1e9:.1f}")
         adapters = lora.num_parameters(config, 16)
         assert f"| {' | '.join(cells)} | {adapters:,} ({adapters / size.num_parameters(config):.2%}) |" in page
 
@@ -371,6 +372,6 @@ def test_a_compiled_block_keeps_what_is_predicted():
     setup.compile_model(network, whole=False)
     with torch.autocast("cpu", torch.bfloat16):
         kept = saved_bytes(network.h[0], x)
-    plain = memory.activations_of_layer(memory.Workload(config, 2, 256, "cuda", "bfloat16", compiled=True))
+    plain = memory.activations_of_layer(memory.Workload(Recipe(batch_size=2), config, 256, compiled=True))
     casts, probabilities = 2 * 12 * 256 * 256, 2 * 2 * 4 * (128 * 128 + 128 * 256)
     assert kept == pytest.approx(plain + casts + probabilities, rel=0.02)

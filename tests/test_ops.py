@@ -13,7 +13,7 @@ from finetune.gpt import loss as gpt_loss
 @pytest.mark.parametrize("T", [1, 63, 128, 129, 300])
 def test_blockwise_attention_is_attention(monkeypatch, T, kept):
     """Against float64, with at most twice the rounding error of PyTorch's own kernel, value and gradients."""
-    monkeypatch.setattr(attention, "KEPT", 1 << 30 if kept else 0)
+    monkeypatch.setattr(attention, "MAX_SAVED", 1 << 30 if kept else 0)
     generator = torch.Generator().manual_seed(T)
     exact = torch.randn(3, 2, 4, T, 16, generator=generator).bfloat16()
     upstream = torch.randn(2, 4, T, 16, generator=generator).bfloat16()

@@ -130,7 +130,7 @@ def test_logits_are_those_of_transformers_for_packed_sequences(hf_model):
 def test_no_gradient_crosses_from_one_document_to_another(hf_model, monkeypatch, way):
     model = GPT.from_hf(hf_model(n_positions=160)).train()
     T, border = 150, 70  # query blocks are 128
-    monkeypatch.setattr(attention, "KEPT", 0 if way == "probabilities computed again" else attention.KEPT)
+    monkeypatch.setattr(attention, "MAX_SAVED", 0 if way == "probabilities computed again" else attention.MAX_SAVED)
     model.gradient_checkpointing = way == "recomputed"
     if way == "dropout":
         model.set_dropout(0.1)

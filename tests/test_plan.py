@@ -144,7 +144,7 @@ def test_activations_are_what_pytorch_keeps_for_the_backward_pass(dtype, dropout
         return sum(storages.values()), network.config
 
     (more, config), (less, _) = saved(2), saved(1)
-    work = memory.Workload(config, 2, 128, "cpu", str(dtype)[6:], dropout=dropout)
+    work = memory.Workload(Recipe(batch_size=2, dropout=dropout), config, 128, "cpu", dtype)
     counted = memory.activations_of_layer(work)
     casts = memory.estimate_memory(work).parts["cast weights"] // 2
     assert counted + casts == pytest.approx(more - less, rel=0.005)
@@ -153,7 +153,8 @@ def test_activations_are_what_pytorch_keeps_for_the_backward_pass(dtype, dropout
 def test_the_end_of_the_ladder_speaks_with_the_same_formula():
     L, H, C = SHAPES["gpt2-xl"]
     config = GPTConfig(n_layer=L, n_head=H, n_embd=C)
-    needed = memory.estimate_memory(memory.Workload(config, 1, 1024, gradient_checkpointing=True)).peak / 1e9
+    least = Recipe(batch_size=1, gradient_checkpointing=True)
+    needed = memory.estimate_memory(memory.Workload(least, config, 1024)).peak / 1e9
     assert (
         f"estimated {needed:.2f} GB" in memory_modes.oom_advice(config, 1024, Recipe(dataset="x")) and 25 < needed < 40
     )

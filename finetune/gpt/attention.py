@@ -1,7 +1,6 @@
 """Causal attention: PyTorch's kernels, a faster one for bfloat16 on a CPU, and the key/value cache of decoding.
 
-Shapes: B batch, H heads, T tokens, D head size. `starts` (B, T) says where in its row the document of each token
-starts.
+Shapes: B batch, H heads, T tokens, D head size. `starts` (B, T): the position where each token's document starts.
 """
 
 from __future__ import annotations
@@ -13,18 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-QUERIES = 128  # queries in a block of BlockwiseAttention
-KEPT = 1 << 24  # most probabilities kept for a backward pass; 19 MB in bfloat16, as half of each row is masked
+QUERY_BLOCK = 128  # queries in a block of BlockwiseAttention
+MAX_SAVED = 1 << 24  # most probabilities kept for a backward pass; 19 MB in bfloat16, as half of each row is masked
 
 
 def causal_attention(
     q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None, dropout_p: float = 0.0, flex: bool = False
 ) -> Tensor:
-    """Causal scaled dot product attention of q, k, v (B, H, T, D).
+    """Causal scaled dot product attention of q, k, v (B, H, T, D), with `starts` within documents only.
 
-    With `starts` it stays within documents: the query at t attends to the keys from starts[t] to t. `flex` allows flex
-    attention for that, which is fast only when compiled. On a CPU, attention in bfloat16 or within documents goes by
-    blocks of queries, in half the time of PyTorch's kernel (docs/log.md)."""
+    `flex` allows flex attention within documents, which is fast only when compiled. BlockwiseAttention takes half the
+    time of PyTorch's kernel on a CPU, in bfloat16 or within documents (docs/log.md)."""
     if flex and starts is not None and torch.compiler.is_compiling():
         return flex_attention(q, k, v, starts)
     bfloat16 = q.dtype == k.dtype == torch.bfloat16
@@ -36,7 +34,7 @@ def causal_attention(
 
 
 def document_starts(position_ids: Tensor) -> Tensor:
-    """`starts` (B, T) from positions (B, T) that start at 0 in each document."""
+    """`starts` from positions (B, T) that begin at 0 in each document."""
     return torch.arange(position_ids.size(1), device=position_ids.device) - position_ids
 
 
@@ -59,16 +57,15 @@ def flex_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
 
 
 class KVCache:
-    """Keys and values of all layers, for up to T tokens of `shape` (B, H, T, D). `length` tokens are in it.
+    """Keys and values of all layers, each of `shape` (B, H, T, D). `length` tokens are in it.
 
-    A CUDA graph repeats its kernels with the same tensors. Its steps therefore read the position of their token from
-    `input_pos` (1,)."""
+    A CUDA graph repeats its kernels with the same tensors, so its steps read their position from `input_pos` (1,)."""
 
     def __init__(self, n_layer: int, shape: tuple[int, int, int, int], device: torch.device) -> None:
-        self.shape, self.device = shape, device
+        self.n_layer, self.shape, self.device = n_layer, shape, device
         self.length = 0
         self.input_pos: Tensor | None = None
-        self.layers: list[Tensor | None] = [None] * n_layer  # (2, B, H, T, D) each
+        self.layers: Tensor | None = None  # (n_layer, 2, B, H, T, D)
 
     def positions(self, T: int) -> Tensor:
         """Positions (T,) of the next T tokens."""
@@ -78,7 +75,10 @@ class KVCache:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Add keys and values to a layer, then attend to all of them; q, k, v and the result are (B, H, T, D)."""
-        keys, values = self._buffers(layer, k)
+        if self.layers is None:  # float32 on a CPU, where one query is then three times as fast
+            dtype = torch.float32 if k.device.type == "cpu" else k.dtype
+            self.layers = k.new_zeros(self.n_layer, 2, *self.shape, dtype=dtype)
+        keys, values = self.layers[layer]
         if self.input_pos is not None:
             keys.index_copy_(2, self.input_pos, k.to(keys.dtype))
             values.index_copy_(2, self.input_pos, v.to(values.dtype))
@@ -90,15 +90,6 @@ class KVCache:
         if self.length == 0:
             return causal_attention(q, k, v)
         return _attend_to_cache(q, keys[:, :, :end], values[:, :, :end])
-
-    def _buffers(self, layer: int, k: Tensor) -> Tensor:
-        """Keys and values of a layer, (2, B, H, T, D). On a CPU they are float32, where one query is three times as
-        fast; elsewhere they have the dtype of the first keys."""
-        buffers = self.layers[layer]
-        if buffers is None:
-            dtype = torch.float32 if k.device.type == "cpu" else k.dtype
-            buffers = self.layers[layer] = k.new_zeros(2, *self.shape, dtype=dtype)
-        return buffers
 
 
 def _attend_to_cache(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -112,13 +103,12 @@ def _attend_to_cache(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Non
 class BlockwiseAttention(torch.autograd.Function):
     """Causal attention in plain matrix products, each of a block of queries and the keys they attend to.
 
-    At most KEPT probabilities are kept for the backward pass; more are computed again there.
-    """
+    At most MAX_SAVED probabilities are kept for the backward pass; more are computed again there."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> Tensor:
         q, k, v = (q * q.size(-1) ** -0.5).contiguous(), k.contiguous(), v.contiguous()
-        keep = any(ctx.needs_input_grad) and q.size(0) * q.size(1) * q.size(2) ** 2 <= KEPT
+        keep = any(ctx.needs_input_grad) and q.size(0) * q.size(1) * q.size(2) ** 2 <= MAX_SAVED
         out, kept = _empty_heads(q), []
         for queries, keys in _blocks(q, starts):
             p = _probabilities(q, k, queries, keys, starts)
@@ -146,8 +136,8 @@ class BlockwiseAttention(torch.autograd.Function):
 
 def _blocks(q: Tensor, starts: Tensor | None) -> Iterator[tuple[slice, slice]]:
     """(queries, keys): blocks of queries, and the keys that any of them attends to."""
-    for first in range(0, q.size(2), QUERIES):
-        end = min(first + QUERIES, q.size(2))
+    for first in range(0, q.size(2), QUERY_BLOCK):
+        end = min(first + QUERY_BLOCK, q.size(2))
         yield slice(first, end), slice(0 if starts is None else int(starts[:, first].min()), end)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from finetune.common.errors import UsageError
 from finetune.config.recipe import Recipe, lora_alpha
-from finetune.gpt import convert, size
+from finetune.gpt import size
 from finetune.gpt.model import GPTConfig
 from finetune.gpt.pretrained import write_tensors
 
@@ -42,8 +42,8 @@ def add_adapters(network: nn.Module, recipe: Recipe) -> None:
 
 
 def num_parameters(config: GPTConfig, rank: int) -> int:
-    """Number of parameters in the adapters."""
-    return sum(rank * sum(shape) for name, shape in size.shapes(config).items() if name.endswith(convert.CONV1D))
+    """Number of parameters in the adapters: `rank` for each input and each output of the four matrices of a layer."""
+    return rank * config.n_layer * (8 * config.n_embd + 2 * config.mlp_width)
 
 
 def strip_peft_names(name: str) -> str:
@@ -121,10 +121,7 @@ def describe(config: GPTConfig, recipe: Recipe) -> str:
 def check_rank(recipe: Recipe, config: GPTConfig) -> None:
     """Raise UsageError for a rank above that of the matrices."""
     if recipe.lora_rank > config.n_embd:
-        raise UsageError(
-            f"lora_rank: {recipe.lora_rank:,} is more than the rank of matrices {config.n_embd:,} wide; 8 to 64 are"
-            " usual"
-        )
+        raise UsageError(f"lora_rank: {recipe.lora_rank:,} is above n_embd={config.n_embd:,}; 8 to 64 are usual")
 
 
 def _peft_config(recipe: Recipe, **more: Any) -> LoraConfig:

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 IGNORE = -100  # a target that does not count
 CHUNK = 1024  # tokens in a chunk; their logits take 100 MB in bfloat16 with GPT-2's vocabulary
 MANY_LOGITS = 1 << 32  # 8 GB in bfloat16: from here a GPU takes chunks, although they cost time there
-ROWS = 64  # tokens in a softmax on a CPU: 13 MB in float32, which fit its cache
-IDS = 16384  # rows of the weight's gradient in one matrix product
+SOFTMAX_ROWS = 64  # tokens in a softmax on a CPU: 13 MB in float32, which fit its cache
+GRADIENT_ROWS = 16384  # of the weight's gradient, in one matrix product
 
 
 def cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
@@ -60,8 +60,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             if grad_x is not None:
                 grad_x[first : first + CHUNK] = logits @ w
             if grad_w is not None:
-                for ids in range(0, len(weight), IDS):
-                    rows, product = grad_w[ids : ids + IDS], logits[:, ids : ids + IDS].T @ part
+                for ids in range(0, len(weight), GRADIENT_ROWS):
+                    rows, product = grad_w[ids : ids + GRADIENT_ROWS], logits[:, ids : ids + GRADIENT_ROWS].T @ part
                     rows.add_(product) if first else rows.copy_(product)
         ctx.save_for_backward(grad_x, grad_w)
         return loss
@@ -78,7 +78,7 @@ def _cross_entropy_(logits: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
     """The summed cross entropy of logits (n, P), which are overwritten with their gradients."""
     loss = logits.new_zeros((), dtype=torch.float32)
     logits[:, vocab_size:] = -torch.inf
-    rows = ROWS if logits.device.type == "cpu" else CHUNK
+    rows = SOFTMAX_ROWS if logits.device.type == "cpu" else CHUNK
     for first in range(0, logits.size(0), rows):
         part, index = logits[first : first + rows], targets[first : first + rows, None]
         counted, index = index != IGNORE, index.clamp(min=0)

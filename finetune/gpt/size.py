@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-import math
+import torch
 
-from finetune.gpt.model import GPTConfig
+from finetune.gpt.model import GPTConfig, Transformer
 
 
 def shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     """{name: shape} of all weights, without padding."""
-    C, inner = config.n_embd, config.mlp_width
-    block = {
-        "ln_1.weight": (C,),
-        "ln_1.bias": (C,),
-        "attn.c_attn.weight": (3 * C, C),
-        "attn.c_attn.bias": (3 * C,),
-        "attn.c_proj.weight": (C, C),
-        "attn.c_proj.bias": (C,),
-        "ln_2.weight": (C,),
-        "ln_2.bias": (C,),
-        "mlp.c_fc.weight": (inner, C),
-        "mlp.c_fc.bias": (inner,),
-        "mlp.c_proj.weight": (C, inner),
-        "mlp.c_proj.bias": (C,),
-    }
-    return {
-        "wte.weight": (config.vocab_size, C),
-        "wpe.weight": (config.block_size, C),
-        **{f"h.{i}.{name}": shape for i in range(config.n_layer) for name, shape in block.items()},
-        "ln_f.weight": (C,),
-        "ln_f.bias": (C,),
-    }
+    with torch.device("meta"):
+        parameters = dict(Transformer(config).named_parameters())
+    found = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    return found | {"wte.weight": (config.vocab_size, config.n_embd)}
 
 
 def num_parameters(config: GPTConfig) -> int:
     """Number of weights without padding; the tied head counts once."""
-    return sum(math.prod(shape) for shape in shapes(config).values())
+    C, L = config.n_embd, config.n_layer
+    embeddings = (config.vocab_size + config.block_size) * C
+    biases_and_norms = L * (9 * C + config.mlp_width) + 2 * C
+    return embeddings + num_matrix_weights(config) + biases_and_norms
+
+
+def num_matrix_weights(config: GPTConfig) -> int:
+    """Number of weights in the matrices of the blocks: c_attn, both c_proj and c_fc."""
+    return config.n_layer * (4 * config.n_embd**2 + 2 * config.n_embd * config.mlp_width)
 
 
 def flops_per_token(config: GPTConfig, adapters: int = 0) -> int:
@@ -43,6 +33,6 @@ def flops_per_token(config: GPTConfig, adapters: int = 0) -> int:
 
     6 per weight in a matrix product (the head counts, embedding look-ups do not), plus 6 L C (T + 1) for causal
     attention. With `adapters`, a number of parameters, only these have gradients: the frozen weights count 4."""
-    C, L = config.n_embd, config.n_layer
-    matrices = L * (4 * C * C + 2 * C * config.mlp_width) + config.vocab_size * C
-    return (4 * matrices + 6 * adapters if adapters else 6 * matrices) + 6 * L * C * (config.block_size + 1)
+    matrices = num_matrix_weights(config) + config.vocab_size * config.n_embd
+    products = 4 * matrices + 6 * adapters if adapters else 6 * matrices
+    return products + 6 * config.n_layer * config.n_embd * (config.block_size + 1)

@@ -36,12 +36,8 @@ def check_isolation(
                     module.flex = True
             return
         log(f"documents are isolated by a mask, because flex attention does not work here ({problem[:200]})")
-    if problem := _find_error(model.config, device, block_size, _masked_attention):
+    if problem := _find_error(model.config, device, block_size, attentions.causal_attention):
         raise Failure(f"isolate_documents: attention does not keep documents apart on this device ({problem})", 1)
-
-
-def _masked_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-    return attentions.causal_attention(q, k, v, starts)
 
 
 def _find_error(config: GPTConfig, device: Device, T: int, attention: Attention) -> str | None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -29,7 +30,6 @@ PEAK_TFLOPS = {
     "H200": 989, "H100": 989, "GH200": 989, "B200": 2250, "A100": 312, "A10G": 70, "A10": 125, "L40S": 362, "L4": 121,
     "RTX 4090": 165, "RTX 3090": 71, "V100": 125, "T4": 65,
 }  # fmt: skip
-TIMEOUT = datetime.timedelta(hours=2)  # ranks wait while one downloads weights or prepares a large text
 
 
 @dataclass
@@ -85,8 +85,7 @@ class Device:
 
 
 def start(recipe: Recipe) -> Device:
-    """Set up the device, process group and precision that the recipe and the launcher ask for. Raises UsageError if
-    this computer cannot provide them."""
+    """Set up the device, process group and precision of the recipe and the launcher. Raises UsageError."""
     from accelerate import Accelerator, DistributedType
     from accelerate.utils import InitProcessGroupKwargs
 
@@ -104,7 +103,8 @@ def start(recipe: Recipe) -> Device:
         cpu=device.type == "cpu",
         mixed_precision="no",
         gradient_accumulation_steps=1,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+        # ranks wait while one downloads weights or prepares a large text
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=2))],
     )
     known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
     if accelerator.distributed_type not in known:
@@ -123,22 +123,18 @@ def start(recipe: Recipe) -> Device:
 
 
 def check_world_size(processes: int) -> None:
-    """Raise UsageError if more processes were started than joined the process group: each would be rank 0 and write the
-    same files."""
-    started = {
-        name: int(os.environ.get(name) or 1)
-        for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-    }
-    name = max(started, key=lambda name: started[name])
-    if started[name] > processes:
-        apart = "" if name == "WORLD_SIZE" else f"; for independent runs unset {name}"
-        raise UsageError(
-            f"{started[name]} processes were started ({name}) that do not all see each other; start them with torchrun,"
-            f" or with accelerate launch and a file of recipes/accelerate{apart}"
-        )
+    """Raise UsageError if some processes did not join the group: each would be rank 0 and write the same files."""
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        started = int(os.environ.get(name) or 1)
+        if started > processes:
+            apart = "" if name == "WORLD_SIZE" else f"; for independent runs unset {name}"
+            raise UsageError(
+                f"{started} processes were started ({name}) that do not all see each other; start them with torchrun,"
+                f" or with accelerate launch and a file of recipes/accelerate{apart}"
+            )
     # accelerate launch --cpu --num_processes=2 sets up two processes but starts one
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "True"
-    if processes == 1 and on_cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+    has_address, has_size = "MASTER_ADDR" in os.environ, "WORLD_SIZE" in os.environ
+    if processes == 1 and fsdp.is_true("ACCELERATE_USE_CPU") and has_address and not has_size:
         raise UsageError(
             "accelerate launch --cpu starts a single process; for several use"
             " --config_file=recipes/accelerate/cpu.yaml --num_processes=N"
@@ -152,27 +148,21 @@ def check_accumulation_divides(recipe: Recipe, processes: int) -> None:
         return
     if rows % processes == 0:
         size = next(size for size in range(recipe.micro_batch_size, 0, -1) if rows % (size * processes) == 0)
-        advice = (
-            f"--batch_size={size} --gradient_accumulation_steps={rows // size} can, and the {rows:,} blocks of an"
-            " update stay the same"
-        )
+        advice = f"--batch_size={size} --gradient_accumulation_steps={rows // size} can, with the same {rows:,} blocks"
     else:
         fewer = next(number for number in range(processes - 1, 0, -1) if steps % number == 0)
         more = -(-steps // processes) * processes
-        advice = (
-            f"{fewer} process{'es' * (fewer > 1)} can, or --gradient_accumulation_steps={more} with"
-            f" {recipe.micro_batch_size * more:,} blocks an update instead of {rows:,}"
-        )
+        advice = f"{fewer} process{'es' * (fewer > 1)} can, or --gradient_accumulation_steps={more}"
+        advice += f" with {recipe.micro_batch_size * more:,} blocks an update instead of {rows:,}"
     raise UsageError(f"gradient_accumulation_steps: {steps} cannot be shared among {processes} processes; {advice}")
 
 
 def choose_device(choice: str = "auto") -> torch.device:
     """The device for a recipe's `device`. Raises UsageError if this computer has none."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if choice == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
-        choice = "cpu"  # from `accelerate launch --cpu`
-    elif choice == "auto":
-        choice = next(name for name, there in available.items() if there)
+    if choice == "auto":  # `accelerate launch --cpu` sets the variable
+        on_cpu = fsdp.is_true("ACCELERATE_USE_CPU")
+        choice = "cpu" if on_cpu else next(name for name, there in available.items() if there)
     if not available[choice]:
         found = ", ".join(name for name, there in available.items() if there)
         raise UsageError(f"device: there is no {choice} here; torch finds {found}")
@@ -190,11 +180,9 @@ def best_dtype(choice: str, device: torch.device) -> torch.dtype:
 
 def peak_memory() -> int:
     """Peak resident memory of this process in bytes."""
-    try:
-        with open("/proc/self/status", encoding="ascii") as file:  # getrusage includes the parent's memory at exec
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        pass
+    # not getrusage, which includes the parent's memory at exec
+    if found := re.search(r"VmHWM:\s+(\d+)", _read_proc("self/status")):
+        return int(found[1]) * 1024
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
     import resource
@@ -251,12 +239,13 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 
 def _cpu_has_bfloat16() -> bool:
     """Whether the CPU has AVX512-BF16 or AMX, which make bfloat16 products faster than float32."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as file:
-            flags = next((line for line in file if line.startswith("flags")), "")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return re.search(r"\b(avx512_bf16|amx_bf16)\b", _read_proc("cpuinfo")) is not None
+
+
+def _read_proc(name: str) -> str:
+    """A file of Linux's /proc; empty if there is none."""
+    path = Path("/proc", name)
+    return path.read_text(errors="ignore") if path.exists() else ""
 
 
 def synchronize(device: torch.device) -> None:

@@ -45,9 +45,9 @@ class FSDP:
 def from_launcher() -> FSDP | None:
     """The FSDP options in the launcher's environment, or None without FSDP. Raises UsageError for unsupported ones."""
     for name, words in UNSUPPORTED.items():
-        if _is_true(f"ACCELERATE_USE_{name}"):
+        if is_true(f"ACCELERATE_USE_{name}"):
             raise UsageError(f"the launcher is configured for {words}, which is not supported; {ADVICE}")
-    if not _is_true("ACCELERATE_USE_FSDP"):
+    if not is_true("ACCELERATE_USE_FSDP"):
         return None
     version, strategy = os.environ.get("FSDP_VERSION", "1"), os.environ.get("FSDP_SHARDING_STRATEGY", "FULL_SHARD")
     if version != "2":
@@ -144,5 +144,6 @@ def _is_dtensor(tensor: torch.Tensor) -> TypeGuard[DTensor]:
     return hasattr(tensor, "device_mesh")
 
 
-def _is_true(name: str) -> bool:
+def is_true(name: str) -> bool:
+    """Whether the launcher has set a variable of the environment to true."""
     return os.environ.get(name, "false").lower() in ("true", "1", "yes")

@@ -8,15 +8,15 @@ from pathlib import Path
 import psutil
 import torch
 
-from finetune.gpt import attention, lora, size
-from finetune.gpt import loss as gpt_loss
+from finetune.config.recipe import Recipe
+from finetune.gpt import attention, lora, loss, size
 from finetune.gpt.model import GPTConfig
 
-# bytes on a CPU, measured (docs/log.md)
+# measured on a CPU (docs/log.md), in bytes
 BASE_RSS = 400 << 20  # a process that has imported everything training uses, without a model
 PEFT_RSS = 75 << 20  # importing peft
 LIBRARY_RSS = 70 << 20  # libraries in the first update
-HEAP_FRAGMENTATION = 0.15  # share of an update's memory that a CPU heap loses to fragmentation, measured (docs/log.md)
+HEAP_FRAGMENTATION = 0.15  # share of an update's memory that the heap loses
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -29,20 +29,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @dataclass(frozen=True)
 class Workload:
-    """What one process trains."""
+    """What one process trains. Of the recipe, only keys that memory depends on are read."""
 
+    recipe: Recipe
     config: GPTConfig
-    batch_size: int
     block_size: int
     device_type: str = "cuda"
-    dtype: str = "bfloat16"  # of matrix products
+    dtype: torch.dtype = torch.bfloat16  # of matrix products
     compiled: bool = False
-    gradient_checkpointing: bool = False
-    dropout: float = 0.0
-    chunked_loss: str = "auto"
-    lora_rank: int = 0
-    optimizer_dtype: str = "float32"
-    accumulates: bool = True  # an update has several micro-batches per process
     processes: int = 1
     base_rss: int = 0  # bytes of the process without a model
     max_eval_rows: int = 256  # blocks that an evaluation reads at most
@@ -52,32 +46,27 @@ class Workload:
         return self.device_type == "cpu"
 
     @property
-    def itemsize(self) -> int:
-        """Bytes of a value in a matrix product."""
-        return 4 if self.dtype == "float32" else 2
-
-    @property
     def tokens(self) -> int:
         """Tokens of a micro-batch."""
-        return self.batch_size * self.block_size
+        return self.recipe.micro_batch_size * self.block_size
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that a process needs: by purpose, and at the peak. The peak is below the sum, because not all parts exist
-    at the same time."""
+    """Bytes that a process needs."""
 
-    parts: dict[str, int]
+    parts: dict[str, int]  # by purpose; not all exist at the same time
     peak: int
 
 
 def estimate_memory(work: Workload) -> MemoryEstimate:
     """Memory of one training process. On a CPU compared with measurements (docs/log.md), on a GPU only counted."""
     parts = _parts(work)
-    embedding = work.config.padded_vocab_size * work.config.n_embd
-    backward_begins = parts["activations"] + parts["logits and loss"] + work.accumulates * parts["gradients"]
+    accumulated = parts["gradients"] if work.recipe.gradient_accumulation_steps > work.processes else 0
+    backward_begins = parts["activations"] + parts["logits and loss"] + accumulated
     # the tied embedding gets a gradient from the head and another from the input
-    backward_ends = parts["gradients"] + activations_of_layer(work) + (0 if work.lora_rank else 4 * embedding)
+    embedding = 0 if work.recipe.lora_rank else 4 * work.config.padded_vocab_size * work.config.n_embd
+    backward_ends = parts["gradients"] + activations_of_layer(work) + embedding
     update = parts["gradient buckets"] + parts["cast weights"] + parts["backward pass of a layer"]
     update += max(backward_begins, backward_ends)
     if work.on_cpu:
@@ -90,23 +79,23 @@ def estimate_memory(work: Workload) -> MemoryEstimate:
 
 def _parts(work: Workload) -> dict[str, int]:
     """{purpose: bytes}."""
-    config, adapters = work.config, lora.num_parameters(work.config, work.lora_rank)
+    recipe, config = work.recipe, work.config
     C, V, L = config.n_embd, config.padded_vocab_size, config.n_layer
     parameters = size.num_parameters(config) + (V - config.vocab_size) * C
-    matrices = L * (4 * C * C + 2 * C * _inner(config))
-    trained = adapters or parameters
+    adapters = lora.num_parameters(config, recipe.lora_rank)
+    trained, matrices = adapters or parameters, size.num_matrix_weights(config)
     layer = activations_of_layer(work)
-    saved = layer + (L - 1) * 4 * work.tokens * C if work.gradient_checkpointing else L * layer
+    saved = layer + (L - 1) * 4 * work.tokens * C if recipe.gradient_checkpointing else L * layer
     # autograd keeps the cast copies of frozen matrices like activations, so checkpointing frees them too
-    cast = adapters + (matrices // L if adapters and work.gradient_checkpointing else matrices)
+    cast = adapters + (matrices // L if adapters and recipe.gradient_checkpointing else matrices)
     parts = {
         "program": work.base_rss + (LIBRARY_RSS + PEFT_RSS * (adapters > 0) if work.on_cpu else 0),
         "weights": 4 * parameters,
         "adapters": 4 * adapters,
-        "optimizer": 2 * getattr(torch, work.optimizer_dtype).itemsize * trained,
+        "optimizer": 2 * getattr(torch, recipe.optimizer_dtype).itemsize * trained,
         "gradients": 4 * trained,
         "gradient buckets": 4 * trained if work.processes > 1 else 0,  # of DDP's all-reduce
-        "cast weights": work.itemsize * cast if work.itemsize < 4 else 0,  # by autocast
+        "cast weights": work.dtype.itemsize * cast if work.dtype.itemsize < 4 else 0,  # by autocast
         "activations": saved + 8 * work.tokens * C,
         "logits and loss": _loss(work),
         "backward pass of a layer": _backward(work),
@@ -129,35 +118,36 @@ def activations_of_layer(work: Workload) -> int:
 
     In float32: the inputs of both layer norms; compiled code recomputes the second. In the products' dtype: outputs of
     the layer norms, q, k, v, the output of attention, and the hidden layer before and after GELU."""
-    B, T, C, H, e = work.batch_size, work.block_size, work.config.n_embd, work.config.n_head, work.itemsize
-    per_token = 8 * C + e * (6 * C + 2 * _inner(work.config) + 4 * work.lora_rank) + 4 * H
+    recipe, T, e = work.recipe, work.block_size, work.dtype.itemsize
+    C, H, inner = work.config.n_embd, work.config.n_head, work.config.mlp_width
+    per_token = 8 * C + e * (6 * C + 2 * inner + 4 * recipe.lora_rank) + 4 * H
     if work.compiled:
         per_token -= (4 - e) * C
-    if work.dropout and not work.compiled:  # masks of the two residual dropouts; compiled code draws them again
+    if recipe.dropout and not work.compiled:  # masks of the two residual dropouts; compiled code draws them again
         per_token += 2 * C if work.device_type == "cuda" else 2 * e * C
-    if work.on_cpu and work.dropout:
+    if work.on_cpu and recipe.dropout:
         # no CPU kernel has dropout in attention: q, k, v, probabilities, their mask and their product, in float32
         per_token += (4 - e) * 3 * C + 12 * H * T
-    elif work.on_cpu and e < 4 and B * H * T * T <= attention.KEPT:
-        per_token += e * H * (T + attention.QUERIES) // 2
+    elif work.on_cpu and e < 4 and work.tokens * H * T <= attention.MAX_SAVED:
+        per_token += e * H * (T + attention.QUERY_BLOCK) // 2
     return work.tokens * per_token
 
 
 def _backward(work: Workload) -> int:
     """Bytes of temporary gradients in one layer's backward pass: of the hidden layer and of one matrix, or of the
     attention probabilities where these are saved."""
-    e, C, inner = work.itemsize, work.config.n_embd, _inner(work.config)
-    hidden = 2 * e * work.tokens * inner + (0 if work.lora_rank else (4 + e) * C * inner)
+    e, C, inner = work.dtype.itemsize, work.config.n_embd, work.config.mlp_width
+    hidden = 2 * e * work.tokens * inner + (0 if work.recipe.lora_rank else (4 + e) * C * inner)
     probabilities = 12 * work.tokens * work.config.n_head * work.block_size
-    return max(hidden, probabilities) if work.on_cpu and work.dropout else hidden
+    return max(hidden, probabilities) if work.on_cpu and work.recipe.dropout else hidden
 
 
 def _loss(work: Workload) -> int:
     """Bytes of the logits, the head and their gradients."""
-    C, V, N, e = work.config.n_embd, work.config.padded_vocab_size, work.tokens, work.itemsize
-    if gpt_loss.is_chunked(work.chunked_loss, work.device_type, N * V):  # computes the head's gradient with the loss
-        head_gradient = 0 if work.lora_rank else 4 * V * C
-        return min(gpt_loss.CHUNK, N) * V * e + (e * V * C if e < 4 else 0) + head_gradient
+    C, V, N, e = work.config.n_embd, work.config.padded_vocab_size, work.tokens, work.dtype.itemsize
+    if loss.is_chunked(work.recipe.chunked_loss, work.device_type, N * V):  # computes the head's gradient with the loss
+        head_gradient = 0 if work.recipe.lora_rank else 4 * V * C
+        return min(loss.CHUNK, N) * V * e + (e * V * C if e < 4 else 0) + head_gradient
     return (6 if work.compiled else 16 if work.on_cpu else 10) * N * V
 
 
@@ -166,12 +156,8 @@ def _evaluation(work: Workload) -> int:
     logits, and their softmax where the loss is not chunked."""
     config, V = work.config, work.config.padded_vocab_size
     N = work.block_size * min(work.max_eval_rows, rows_of_evaluation(config, work.block_size, work.device_type))
-    logits = 4 * min(gpt_loss.CHUNK, N) * V if work.on_cpu or N * V > gpt_loss.MANY_LOGITS else 8 * N * V
-    return 4 * N * (10 * config.n_embd + 2 * _inner(config)) + logits
-
-
-def _inner(config: GPTConfig) -> int:
-    return config.n_inner or 4 * config.n_embd
+    logits = 4 * min(loss.CHUNK, N) * V if work.on_cpu or N * V > loss.MANY_LOGITS else 8 * N * V
+    return 4 * N * (10 * config.n_embd + 2 * config.mlp_width) + logits
 
 
 def available_bytes(device_type: str) -> int:

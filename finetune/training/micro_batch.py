@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from finetune.common.errors import Failure
+from finetune.config.recipe import Recipe
 from finetune.runs.logger import RunLogger
 from finetune.runtime import memory
 from finetune.runtime.memory import is_out_of_memory
@@ -131,7 +132,7 @@ def most_tokens(setup: Setup) -> int:
     most = MOST_TOKENS[device]
     if device != "cpu":
         return most
-    dtype = str(setup.device.dtype).removeprefix("torch.")
-    one_block = memory.Workload(config, 1, T, device, dtype, dropout=setup.recipe.dropout)
+    recipe = Recipe(batch_size=1, dropout=setup.recipe.dropout)
+    one_block = memory.Workload(recipe, config, T, device, setup.device.dtype)
     activations = memory.estimate_memory(one_block).parts["activations"]
     return min(most, T * memory.available_bytes("cpu") // 4 // activations)

@@ -120,17 +120,18 @@ class Plan:
         """Of a process, with changes of the recipe; another batch_size keeps the blocks of an update."""
         if "batch_size" in changes:
             changes = {"gradient_accumulation_steps": self.rows // changes["batch_size"], **changes}
-        return memory_modes.estimate_of(
+        work = memory.Workload(
             dataclasses.replace(self.recipe, **changes),
             self.config,
             self.block_size,
             self.device,
-            self.dtype,
+            getattr(torch, self.dtype),
             self.compile,
             self.processes,
             base_rss=self.program,
             max_eval_rows=evaluated or max(self.rows_of_evaluation),
         )
+        return memory.estimate_memory(work)
 
     def peak_bytes(self, **changes: Any) -> int:
         """Memory that a device needs for all processes on it."""
