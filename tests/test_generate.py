@@ -25,12 +25,12 @@ def test_the_cache_changes_nothing_also_past_the_context(hf_model, prompt_length
 def test_steps_that_are_recorded_are_steps(hf_model):
     """What a GPU replays as a CUDA graph, run without one."""
     from finetune.gpt.attention import KVCache
-    from finetune.gpt.generate import CUDAGraphStep, prefill
+    from finetune.gpt.generate import CUDAGraphStep, forward_cached
 
     model = GPT.from_hf(hf_model()).eval()
     idx = torch.randint(0, 101, (2, 5), generator=torch.Generator().manual_seed(0))
     cache, uncached_idx = KVCache(2, (2, 4, 20, 8), idx.device), idx
-    prefill(model, idx, cache)
+    forward_cached(model, idx, cache)
     step = CUDAGraphStep(model, cache)
     for _ in range(10):
         uncached_idx = uncached(model, uncached_idx, 1)

@@ -44,9 +44,9 @@ def test_text_grows_by_whole_characters_and_is_the_decoded_whole(bpe_directory):
         sample, pieces = Sample(tokenizer), []
         for i in ids:
             sample.add([i])
-            pieces.append(sample.fresh())
+            pieces.append(sample.new_text())
         sample.finish("length")
-        pieces.append(sample.fresh())
+        pieces.append(sample.new_text())
         assert sample.text == "".join(pieces) == tokenizer.decode(ids)
         assert sample.ids == ids and sample.finish_reason == "length"
         if sample.text == TEXT:
@@ -61,10 +61,10 @@ def test_a_stop_text_ends_a_sample_and_is_never_shown(bpe_directory, stop, kept)
     sample, shown = Sample(tokenizer, stop=stop), ""
     for i in tokenizer.encode(TEXT).tolist():
         sample.add([i])
-        shown += sample.fresh()
+        shown += sample.new_text()
         assert kept.startswith(shown), "nothing is shown that has to be taken back"
     sample.finish("length")
-    assert sample.text == shown + sample.fresh() == kept
+    assert sample.text == shown + sample.new_text() == kept
     assert sample.finish_reason == ("length" if kept == TEXT else "stop")
     assert tokenizer.decode(sample.ids) == (kept if kept == TEXT else kept + stop)
 

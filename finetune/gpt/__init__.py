@@ -48,8 +48,7 @@ class GPT(Transformer):
         with torch.device("meta"):  # no memory for weights that are replaced at once
             model = cls(config)
         model.load_state_dict(convert.with_padding(state, config), assign=True)
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
+        model.requires_grad_(True)
         if block_size is not None and block_size != config.block_size:
             model.crop_block_size(block_size)
         model.set_dropout(dropout)

@@ -10,10 +10,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from finetune.gpt.model import GPTConfig
 from finetune.gpt.size import shapes
 
+# keys with the same name in config.json and GPTConfig
+SAME_KEYS = (
+    "vocab_size", "n_layer", "n_head", "n_embd", "n_inner", "layer_norm_epsilon", "bos_token_id", "eos_token_id",
+)  # fmt: skip
+# keys of config.json that GPTConfig lacks, with the only value it can represent
+FIXED_KEYS = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "tie_word_embeddings": True,
+}
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
@@ -50,11 +62,8 @@ def from_nanogpt(checkpoint: dict[str, Any]) -> tuple[GPTConfig, dict[str, Tenso
     vocab_size = 50257 if args["vocab_size"] == 50304 else args["vocab_size"]
     end = 50256 if vocab_size == 50257 else None
     config = GPTConfig(
-        block_size=args["block_size"],
+        **{key: args[key] for key in ("block_size", "n_layer", "n_head", "n_embd")},
         vocab_size=vocab_size,
-        n_layer=args["n_layer"],
-        n_head=args["n_head"],
-        n_embd=args["n_embd"],
         dropout=args.get("dropout", 0.0),
         activation_function=trained_with.get("activation_function", "gelu"),
         bos_token_id=trained_with.get("bos_token_id", end),
@@ -93,39 +102,26 @@ def without_padding(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Te
 def with_padding(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     """The weights with rows of zeros appended to the embedding, as `Transformer` has it."""
     wte = state["wte.weight"]
-    padding = wte.new_zeros(config.padded_vocab_size - wte.size(0), wte.size(1))
-    return {**state, "wte.weight": torch.cat([wte, padding])}
+    return {**state, "wte.weight": F.pad(wte, (0, 0, 0, config.padded_vocab_size - len(wte)))}
 
 
 def config_from_hf(hf: dict[str, Any]) -> GPTConfig:
     """A GPTConfig from the contents of a Hugging Face config.json. Raises ValueError for what GPTConfig lacks."""
     if hf.get("model_type") != "gpt2":
         raise ValueError(f"model_type is {hf.get('model_type')!r}, not 'gpt2'")
-    wanted = {
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "reorder_and_upcast_attn": False,
-        "add_cross_attention": False,
-        "tie_word_embeddings": True,
-    }
-    refused = [f"{name}={hf[name]}" for name, value in wanted.items() if hf.get(name, value) != value]
+    fixed = {**FIXED_KEYS, "add_cross_attention": False}
+    refused = [f"{key}={hf[key]}" for key, value in fixed.items() if hf.get(key, value) != value]
     activation = hf.get("activation_function", "gelu_new")
     if activation not in ("gelu_new", "gelu_pytorch_tanh", "gelu"):
         refused.append(f"activation_function={activation}")
     if refused:
         raise ValueError(f"a GPT-2 with {', '.join(refused)} cannot be represented")
+    given = {"bos_token_id": 50256, "eos_token_id": 50256} | {key: hf[key] for key in SAME_KEYS if key in hf}
     try:
         return GPTConfig(
             block_size=hf.get("n_positions", 1024),
-            vocab_size=hf.get("vocab_size", 50257),
-            n_layer=hf.get("n_layer", 12),
-            n_head=hf.get("n_head", 12),
-            n_embd=hf.get("n_embd", 768),
-            n_inner=hf.get("n_inner"),
             activation_function="gelu" if activation == "gelu" else "gelu_new",
-            layer_norm_epsilon=hf.get("layer_norm_epsilon", 1e-5),
-            bos_token_id=hf.get("bos_token_id", 50256),
-            eos_token_id=hf.get("eos_token_id", 50256),
+            **given,
         )
     except TypeError as error:
         raise ValueError(f"not a GPT-2 configuration: {error}") from None
@@ -138,24 +134,14 @@ def config_to_hf(config: GPTConfig, dtype: str = "float32") -> dict[str, Any]:
         "model_type": "gpt2",
         "n_positions": config.block_size,
         "n_ctx": config.block_size,
-        "vocab_size": config.vocab_size,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "n_embd": config.n_embd,
-        "n_inner": config.n_inner,
+        **{key: getattr(config, key) for key in SAME_KEYS},
         "activation_function": config.activation_function,
-        "layer_norm_epsilon": config.layer_norm_epsilon,
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
         "attn_pdrop": config.dropout,
         "initializer_range": 0.02,
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "reorder_and_upcast_attn": False,
-        "tie_word_embeddings": True,
+        **FIXED_KEYS,
         "use_cache": True,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id,
         "dtype": dtype,
         "torch_dtype": dtype,
     }
@@ -164,9 +150,9 @@ def config_to_hf(config: GPTConfig, dtype: str = "float32") -> dict[str, Any]:
 def _checked(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     """`state` in the order of `shapes(config)`. Raises ValueError if names or shapes differ."""
     expected = shapes(config)
-    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    problems = [f"{len(missing)} missing, such as {missing[0]}"] if missing else []
-    problems += [f"{len(unknown)} unknown, such as {unknown[0]}"] if unknown else []
+    missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
+    found = (("missing", missing), ("unknown", unknown))
+    problems = [f"{len(names)} {what}, such as {min(names)}" for what, names in found if names]
     if problems:
         raise ValueError(f"tensors do not match a GPT-2 of {config.n_layer} layers: {'; '.join(problems)}")
     for name, shape in expected.items():

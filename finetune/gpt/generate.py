@@ -94,7 +94,7 @@ def decode_tokens(
     head = _float32_head(model, top_k, whole=penalty != 1 or logits_processor is not None)
     shape = (len(out), model.config.n_head, min(end, block_size), model.config.n_embd // model.config.n_head)
     cache = KVCache(model.config.n_layer, shape, out.device)
-    x = prefill(model, out[:, :prompt_length][:, -block_size:], cache)
+    x = forward_cached(model, out[:, :prompt_length][:, -block_size:], cache)
     use_graph = out.is_cuda and min(end, block_size) - prompt_length >= MIN_GRAPH_STEPS
     step = CUDAGraphStep(model, cache) if use_graph else None
     for t in range(prompt_length, end):
@@ -113,20 +113,13 @@ def decode_tokens(
         elif step is not None:
             x = step(out[:, t : t + 1])
         else:
-            x = decode_one_token(model, out[:, t : t + 1], cache)
+            x = forward_cached(model, out[:, t : t + 1], cache)
 
 
-def prefill(model: Transformer, idx: Tensor, cache: KVCache) -> Tensor:
-    """Hidden states (B, T, C) of a prompt (B, T), which fills the empty cache."""
+def forward_cached(model: Transformer, idx: Tensor, cache: KVCache) -> Tensor:
+    """Hidden states (B, T, C) of the next tokens (B, T), which are added to the cache."""
     x = model.hidden(idx, cache)
-    cache.length = idx.size(1)
-    return x
-
-
-def decode_one_token(model: Transformer, idx: Tensor, cache: KVCache) -> Tensor:
-    """Hidden states (B, 1, C) of the next token (B, 1)."""
-    x = model.hidden(idx, cache)
-    cache.length += 1
+    cache.length += idx.size(1)
     return x
 
 
@@ -178,7 +171,7 @@ def _float32_head(
 
 
 class CUDAGraphStep:
-    """`decode_one_token` as a CUDA graph: one launch for a token instead of two hundred. Without a GPU the same step
+    """`forward_cached` of one token as a CUDA graph: one launch instead of two hundred. Without a GPU the same step
     runs uncaptured."""
 
     def __init__(self, model: Transformer, cache: KVCache) -> None:

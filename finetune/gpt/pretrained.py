@@ -61,26 +61,16 @@ def is_hub_id(source: str | Path) -> bool:
 def load_config(source: str | Path) -> GPTConfig:
     """The GPTConfig of a model that `find` finds; reads its weights only from a ckpt.pt. Raises UsageError."""
     path = find(source)
-    if path.is_file():
-        return load(source)[0]
-    return _read_config(path / "config.json")
+    return load(path)[0] if path.is_file() else _read_config(path / "config.json")
 
 
 def load_hub_config(repo: str) -> GPTConfig:
     """The GPTConfig of a Hub model, of which at most config.json is downloaded. Raises UsageError."""
-    from huggingface_hub.errors import HFValidationError
-
     try:
-        return _read_config(Path(hub_file(repo, "config.json")))
-    except HFValidationError:
-        raise UsageError(f"{repo}: no such directory, and not the name of a Hub model either") from None
-    except UsageError:
-        raise
+        path = hub_file(repo, "config.json")
     except Exception as error:  # each network failure has its own class
-        raise UsageError(
-            f"{repo}: no such directory, not in the local cache, and its config.json cannot be had from the Hub"
-            f" ({type(error).__name__}). {_download_hint(repo)}"
-        ) from None
+        raise _hub_error(repo, error) from None
+    return _read_config(Path(path))
 
 
 def load(source: str | Path) -> tuple[GPTConfig, dict[str, Tensor]]:
@@ -90,7 +80,7 @@ def load(source: str | Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     try:
         if path.is_file():
             return _load_nanogpt(path)
-        config = load_config(path)
+        config = _read_config(path / "config.json")
         weights = convert.from_hf(_read_tensors(path), config)
     except UsageError:
         raise
@@ -114,13 +104,11 @@ def save(directory: str | Path, weights: dict[str, Tensor], config: GPTConfig) -
     dtype = str(weights["wte.weight"].dtype).removeprefix("torch.")
     write_json(directory / "config.json", convert.config_to_hf(config, dtype))
     # max_length keeps pipeline() from running past the last position of a short context
-    generation = {
-        "max_length": config.block_size,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id,
-    }
-    given = {name: value for name, value in generation.items() if value is not None}
-    write_json(directory / "generation_config.json", given)
+    generation = {"max_length": config.block_size}
+    for key in ("bos_token_id", "eos_token_id"):
+        if (token := getattr(config, key)) is not None:
+            generation[key] = token
+    write_json(directory / "generation_config.json", generation)
 
 
 def _read_config(path: Path) -> GPTConfig:
@@ -131,18 +119,31 @@ def _read_config(path: Path) -> GPTConfig:
 
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a Hugging Face directory: model.safetensors, or else pytorch_model.bin, whole or in shards."""
-    for name, read in (("model.safetensors", load_file), ("pytorch_model.bin", _read_pickle)):
-        index = directory / f"{name}.index.json"
-        if (directory / name).is_file():
-            return read(directory / name)
+    """All tensors of a Hugging Face directory."""
+    files = _weight_files(directory)
+    if not files:
+        raise ValueError("no model.safetensors and no pytorch_model.bin")
+    tensors = {}
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"its index names {file.name}, which is not there")
+        tensors |= load_file(file) if file.suffix == ".safetensors" else _read_pickle(file)
+    return tensors
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """model.safetensors, or else pytorch_model.bin, or the shards in the index of one; [] if there are none. Raises
+    ValueError for an index that names files elsewhere."""
+    for path in (directory / "model.safetensors", directory / "pytorch_model.bin"):
+        index = path.with_name(f"{path.name}.index.json")
+        if path.is_file():
+            return [path]
         if index.is_file():
-            shards = _shards(index)
-            missing = [shard for shard in shards if not (directory / shard).is_file()]
-            if missing:
-                raise ValueError(f"{index.name} names {missing[0]}, which is not there")
-            return {name: tensor for shard in shards for name, tensor in read(directory / shard).items()}
-    raise ValueError("no model.safetensors and no pytorch_model.bin")
+            shards = sorted(set(read_json(index)["weight_map"].values()))
+            if any(Path(shard).name != shard for shard in shards):
+                raise ValueError(f"{index.name} names files outside its directory")
+            return [directory / shard for shard in shards]
+    return []
 
 
 def _load_nanogpt(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
@@ -166,64 +167,52 @@ def _read_pickle(path: Path) -> Any:
 def _from_hub(repo: str) -> Path:
     """The directory of a Hub model in the local cache, downloaded if incomplete."""
     from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
+    folder = None
     try:
         cached = try_to_load_from_cache(repo, "config.json")
-    except HFValidationError:
-        raise UsageError(f"{repo}: no such directory, and not the name of a Hub model either") from None
-    if isinstance(cached, str) and _is_complete(Path(cached).parent):
-        return Path(cached).parent
-    try:
+        folder = Path(cached).parent if isinstance(cached, str) else None
+        if folder and _has_weights(folder) and _has_tokenizer(folder):
+            return folder
         names = [file.rfilename for file in HfApi().model_info(repo, timeout=SECONDS).siblings or []]
         has_safetensors = any(name.endswith(".safetensors") for name in names)
         patterns = MODEL_FILES if has_safetensors else [*MODEL_FILES, "pytorch_model*.bin"]
         return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*/*"], etag_timeout=SECONDS))
-    except GatedRepoError:
-        raise UsageError(
-            f"{repo}: the Hub asks for permission; log in with `hf auth login` and accept its terms"
-        ) from None
-    except RepositoryNotFoundError:
-        raise UsageError(
-            f"{repo}: no such directory, and no such model on the Hub (or it is private: `hf auth login`)"
-        ) from None
     except Exception as error:  # each network failure has its own class
-        if isinstance(cached, str) and _has_weights(Path(cached).parent):
-            return Path(cached).parent
-        raise UsageError(
-            f"{repo}: no such directory, not in the local cache, and the Hub cannot be reached"
-            f" ({type(error).__name__}). {_download_hint(repo)}"
-        ) from None
+        if folder and _has_weights(folder) and not isinstance(error, RepositoryNotFoundError):
+            return folder
+        raise _hub_error(repo, error) from None
 
 
-def _download_hint(repo: str) -> str:
-    return f"Run `hf download {repo}` while online, or give the directory of a downloaded model"
+def _hub_error(repo: str, error: Exception) -> UsageError:
+    """An error of huggingface_hub as a message for the user."""
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-
-def _is_complete(folder: Path) -> bool:
-    """Whether configuration, weights and tokenizer are there."""
-    vocab_and_merges = (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
-    return (vocab_and_merges or (folder / "tokenizer.json").exists()) and _has_weights(folder)
+    if isinstance(error, HFValidationError):
+        problem = "no such directory, and not the name of a Hub model either"
+    elif isinstance(error, GatedRepoError):
+        problem = "the Hub asks for permission; log in with `hf auth login` and accept its terms"
+    elif isinstance(error, RepositoryNotFoundError):
+        problem = "no such directory, and no such model on the Hub (or it is private: `hf auth login`)"
+    else:
+        problem = (
+            "no such directory, not in the local cache, and the Hub cannot be reached"
+            f" ({type(error).__name__}). Run `hf download {repo}` while online, or give the directory of a downloaded"
+            " model"
+        )
+    return UsageError(f"{repo}: {problem}")
 
 
 def _has_weights(folder: Path) -> bool:
     """Whether configuration and weights are there."""
-    if not (folder / "config.json").exists():
-        return False
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).exists():
-            return True
-        if (folder / f"{name}.index.json").exists():
-            return all((folder / shard).exists() for shard in _shards(folder / f"{name}.index.json"))
-    return False
+    files = _weight_files(folder)
+    return (folder / "config.json").exists() and bool(files) and all(file.exists() for file in files)
 
 
-def _shards(index: Path) -> list[str]:
-    """The file names in a model.safetensors.index.json. Raises ValueError if one is outside its directory."""
-    shards = sorted(set(read_json(index)["weight_map"].values()))
-    if any(Path(shard).name != shard for shard in shards):
-        raise ValueError(f"{index.name} names files outside its directory")
-    return shards
+def _has_tokenizer(folder: Path) -> bool:
+    vocab_and_merges = (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
+    return vocab_and_merges or (folder / "tokenizer.json").exists()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

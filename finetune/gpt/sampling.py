@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, SupportsInt
 
 import numpy as np
@@ -15,8 +15,7 @@ from torch import Tensor
 from finetune.gpt import GPT
 from finetune.gpt.generate import Sampler
 
-CopyBlocker = Callable[[list[int]], Iterable[SupportsInt]]  # from the ids of a sample to those that must not follow
-GPU_CALLBACK_EVERY = 16  # tokens between looks at the ids on a GPU, because each look waits for it
+CopyBlocker = Callable[[list[int]], Iterable[SupportsInt]]  # ids of a sample -> ids that must not follow
 
 
 class Tokenizer(Protocol):
@@ -45,7 +44,7 @@ class SampleOptions(Sampler):
 class Sample:
     """One continuation of a prompt: `ids`, their `text`, and `finish_reason`, None until it ends.
 
-    "end_of_text": the id `end` came, which is not in `ids`. "stop": `stop` came; the text is cut before it, `ids` are
+    "end_of_text": the id `end` came, which `ids` leave out. "stop": `stop` came; the text is cut before it, `ids` are
     not. "max_copy": the copy blocker left no id. "length": max_new_tokens."""
 
     def __init__(self, tokenizer: Tokenizer, end: int | None = None, stop: str = "") -> None:
@@ -69,11 +68,11 @@ class Sample:
     def finish(self, reason: str) -> None:
         """End here for this reason, unless it has ended."""
         if not self.finish_reason:
-            self._append(b"", final=True)
+            self._append(b"", final=True)  # the last characters may complete `stop`
             self.finish_reason = self.finish_reason or reason
 
-    def fresh(self) -> str:
-        """The text since the last call, without what may turn out to be the beginning of `stop`."""
+    def new_text(self) -> str:
+        """The text since the last call, without an end that may be the beginning of `stop`."""
         held = 0
         if self.stop and not self.finish_reason:
             held = max(n for n in range(len(self.stop)) if self.text.endswith(self.stop[:n]))
@@ -113,12 +112,8 @@ def draw_samples(
         generator=generator,
         logits_processor=_copy_processor(asked.copy_blocker, samples, tokenizer, end) if asked.copy_blocker else None,
         callback=add_tokens,
-        callback_every=1 if show or asked.copy_blocker or device.type == "cpu" else GPU_CALLBACK_EVERY,
-        temperature=asked.temperature,
-        top_k=asked.top_k,
-        top_p=asked.top_p,
-        min_p=asked.min_p,
-        repetition_penalty=asked.repetition_penalty,
+        callback_every=1 if show or asked.copy_blocker or device.type == "cpu" else 16,  # each call waits for the GPU
+        **{field.name: getattr(asked, field.name) for field in fields(Sampler)},
     )
     for sample in samples:
         sample.finish("length")
@@ -149,9 +144,9 @@ def print_samples(model: GPT, tokenizer: Tokenizer, prompt: np.ndarray, **option
     """`draw_samples`, and print each with the prompt before it; a terminal shows the first one token by token."""
     print("---------------")
     print(tokenizer.decode(prompt), end="", flush=True)
-    show = write_fresh if sys.stdout.isatty() else None
+    show = write_new_text if sys.stdout.isatty() else None
     samples = draw_samples(model, tokenizer, prompt, show, **options)
-    write_fresh(samples[0])
+    write_new_text(samples[0])
     print()
     for sample in samples[1:]:
         print(f"---------------\n{tokenizer.decode(prompt)}{sample.text}")
@@ -159,6 +154,6 @@ def print_samples(model: GPT, tokenizer: Tokenizer, prompt: np.ndarray, **option
     return samples
 
 
-def write_fresh(sample: Sample) -> None:
-    sys.stdout.write(sample.fresh())
+def write_new_text(sample: Sample) -> None:
+    sys.stdout.write(sample.new_text())
     sys.stdout.flush()

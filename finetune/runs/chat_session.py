@@ -12,7 +12,7 @@ from finetune.common.errors import UsageError
 from finetune.data import chat
 from finetune.data.tokenizer import Tokenizer, encode_prompt
 from finetune.gpt import GPT
-from finetune.gpt.sampling import draw_samples, write_fresh
+from finetune.gpt.sampling import draw_samples, write_new_text
 
 
 def run_chat(model: GPT, tokenizer: Tokenizer, template: str, seed: int, settings: dict[str, Any]) -> None:
@@ -30,9 +30,9 @@ def run_chat(model: GPT, tokenizer: Tokenizer, template: str, seed: int, setting
         except UsageError as error:
             print(error, flush=True)
             continue
-        show = write_fresh if sys.stdout.isatty() else None
+        show = write_new_text if sys.stdout.isatty() else None
         [sample] = draw_samples(model, tokenizer, prompt, seed=generator, show=show, **settings)
-        write_fresh(sample)
+        write_new_text(sample)
         print("\n" if is_terminal else "", flush=True)
         messages.append({"role": "assistant", "content": sample.text})
 
