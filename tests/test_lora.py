@@ -287,7 +287,7 @@ def test_a_plan_tells_of_adapters(adapted, command):
     assert "lora_rank=16" not in out
     assert "learning_rate 0.05: for LoRA 0.0001 to 0.0005 is usual; higher ones forget what the model knew" in out
     code, out, _ = command("plan", *given, "--compile=false", "--device=cpu", "--explain=true")
-    assert code == 0 and "from three timed micro-steps" in out
+    assert code == 0 and "from three timed micro-batches" in out
 
 
 def test_without_peft_one_line_names_the_extra(command, monkeypatch):

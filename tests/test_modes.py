@@ -195,7 +195,7 @@ def test_moments_in_bfloat16_learn_as_well(tiny, beta2):
 
 def modes(recipe, free, monkeypatch):
     """What memory=auto chooses for GPT-2 XL where so many bytes are free, and what it says."""
-    monkeypatch.setattr(memory_modes, "available_bytes", lambda device: free)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: free)
     said = []
     return memory_modes.choose_mode(recipe, XL, 1024, devices.start(recipe), said.append), said
 
@@ -260,7 +260,7 @@ def test_memory_auto_is_resumed_as_it_was_chosen(tiny, monkeypatch):
     )
     trainer.train(recipe)
     trainer.train(dataclasses.replace(recipe, out_dir="out", max_iters=2))
-    monkeypatch.setattr(memory_modes, "available_bytes", lambda device: 10**12)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10**12)
     run, state = trainer.train(
         dataclasses.replace(recipe, out_dir="out", init_from="resume", n_layer=None, n_head=None, n_embd=None)
     )
@@ -315,7 +315,7 @@ def test_a_plan_tells_what_the_modes_take_and_which_one_memory_auto_picks(comman
     config = GPTConfig(n_layer=24, n_head=16, n_embd=1024)
     recipe = Recipe(dataset="x", init_from="gpt2-medium", batch_size=1)
     for changes, told in (
-        ({}, "as it is"),
+        ({}, "unchanged"),
         ({"gradient_checkpointing": True}, "--gradient_checkpointing=true"),
         (
             {"gradient_checkpointing": True, "optimizer_dtype": "bfloat16"},
