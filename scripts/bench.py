@@ -90,8 +90,8 @@ class Contender:
     name: str
     job: dict
     tolerance: float = 0.0  # nats that its losses may differ from the first contender's
-    root: Path = ROOT  # the checkout of this project whose code runs
     results: list = field(default_factory=list)
+    root: Path = ROOT  # the checkout of this project whose code runs
 
     def turn(self, shared, timeout=None):
         job = {**shared, **self.job, "began": time.time()}

@@ -154,7 +154,7 @@ def test_kills_and_bad_numbers_are_survived_in_shards(tiny):
     whole, killed, nan, unsaved = (
         dataclasses.replace(recipe, out_dir=name) for name in ("whole", "killed", "nan", "unsaved")
     )
-    unsaved.save_interval = 100
+    unsaved = dataclasses.replace(unsaved, save_interval=100)
     fault = {"rank": 1, "iteration": 5}
     jobs = job(whole), job(killed, signal=fault | {"number": 9}), job(nan, nan=fault), job(unsaved, nan=fault)
     outcomes, error = harness(*jobs, job(dataclasses.replace(killed, init_from="resume")))

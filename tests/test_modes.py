@@ -254,7 +254,7 @@ def test_memory_auto_is_resumed_as_it_was_chosen(tiny, monkeypatch):
         return memory_modes.estimate_of(least, config, 32, "cpu", "float32", False).peak
 
     monkeypatch.setattr(
-        memory_modes,
+        memory,
         "available_bytes",
         lambda device: (takes() + takes(optimizer_dtype="bfloat16")) / 2 / memory_modes.MAX_FILL,
     )
@@ -321,7 +321,7 @@ def test_a_plan_tells_what_the_modes_take_and_which_one_memory_auto_picks(comman
             {"gradient_checkpointing": True, "optimizer_dtype": "bfloat16"},
             "--gradient_checkpointing=true --optimizer_dtype=bfloat16",
         ),
-        ({"lora_rank": 16}, "--lora_rank=16 (LoRA learns something else than all weights do)"),
+        ({"lora_rank": 16}, "--lora_rank=16 (LoRA trains fewer weights, with another result)"),
     ):
         changed = dataclasses.replace(recipe, **changes)
         needed = memory_modes.estimate_of(
