@@ -36,7 +36,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune.config.cli import option, parse, run
+from finetune.config.cli import parse, run
+from finetune.config.options import option
 
 ROOT = Path(__file__).parents[1]
 SIZES = {
@@ -89,8 +90,8 @@ class Contender:
     name: str
     job: dict
     tolerance: float = 0.0  # nats that its losses may differ from the first contender's
-    root: Path = ROOT  # the checkout of this project whose code runs
     results: list = field(default_factory=list)
+    root: Path = ROOT  # the checkout of this project whose code runs
 
     def turn(self, shared, timeout=None):
         job = {**shared, **self.job, "began": time.time()}

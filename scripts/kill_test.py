@@ -21,7 +21,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.config.cli import option, parse, run
+from finetune.config.cli import parse, run
+from finetune.config.options import option
 
 ROOT = Path(__file__).parents[1]
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64}

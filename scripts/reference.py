@@ -1,10 +1,12 @@
-"""Write docs/configuration-reference.md: every flag of every verb, from the dataclasses that define them.
+"""Write from the code: docs/configuration-reference.md, every flag of every command, and the README's list of modules.
 
 python scripts/reference.py
 """
 
+import ast
 import dataclasses
 import importlib
+import re
 import typing
 from pathlib import Path
 
@@ -12,7 +14,9 @@ from finetune.__main__ import VERBS
 from finetune.config.options import describe_default, describe_type
 from finetune.config.recipe import Recipe
 
-PAGE = Path(__file__).parents[1] / "docs" / "configuration-reference.md"
+ROOT = Path(__file__).parents[1]
+PAGE, README = ROOT / "docs" / "configuration-reference.md", ROOT / "README.md"
+MODULES = re.compile(r"```\nfinetune/\n.*?```\n", re.S)  # the list in the README
 RESUME = {"identity": "refused", "schedule": "applied", "free": ""}
 
 
@@ -51,6 +55,26 @@ def page():
     return "\n".join(parts) + "\n"
 
 
+def modules():
+    """The list of modules in the README: each file with the first sentence of its docstring."""
+    folders = [
+        "",
+        *(f"{name}/" for name in "common config gpt data runtime runs evaluation training publishing".split()),
+    ]
+    folders += ["tools/plan/", "tools/doctor/", "tools/report/"]
+    lines = ["finetune/"]
+    for folder in folders:
+        lines += [f"  {folder}"] if folder else []
+        for path in sorted((ROOT / "finetune" / folder).glob("*.py")):
+            if path.name == "__init__.py":
+                continue
+            text = " ".join(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n\n")[0].split())
+            sentence = re.match(r".*?[^.]\.(?= [A-Z]|$)", text)[0].removesuffix(".")
+            lines.append(f"  {'  ' if folder else ''}{path.name:<{20 if folder else 22}} {sentence}")
+    return "\n".join(["```", *lines, "```", ""])
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    print(f"wrote {PAGE}")
+    README.write_text(MODULES.sub(lambda match: modules(), README.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"wrote {PAGE} and the list of modules in {README}")

@@ -201,3 +201,4 @@ def test_the_reference_is_that_of_the_code(monkeypatch):
     import reference
 
     assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), "run python scripts/reference.py"
+    assert reference.modules() in reference.README.read_text(encoding="utf-8"), "run python scripts/reference.py"

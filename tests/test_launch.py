@@ -416,6 +416,8 @@ def test_a_batch_size_that_was_found_is_found_again_where_it_cannot_be_shared(ti
     ]
     for expected, event in zip(events("whole", "iter"), events("out", "iter"), strict=True):
         assert event["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+    written, _ = parse(Recipe, ["out/recipe.yaml"], "")
+    assert (written.batch_size, written.blocks_per_update) == ("auto", 12)
     assert whole.step == 6 and [
         event["batch_size"] for event in read_metrics(Path("out/metrics.jsonl")) if event["event"] == "batch_size"
     ] == [12, 4]

@@ -24,7 +24,7 @@ LORA_RATE = 2e-4  # the learning rate at which GPT-2 was adapted first (Hu et al
 class Recipe:
     init_from: str = option(
         "gpt2",
-        "the pretrained weights: gpt2|gpt2-medium|gpt2-large|gpt2-xl, any Hub id of a GPT-2 model, a Hugging Face "
+        "where the weights come from: gpt2|gpt2-medium|gpt2-large|gpt2-xl, any Hub id of a GPT-2 model, a Hugging Face "
         "directory, a run's out_dir, a nanoGPT ckpt.pt, scratch (random weights), or resume (continue out_dir)",
         resume="free",
         path=True,

@@ -79,45 +79,23 @@ class CompactAdamW(AdamW):
                 if parameter.grad is None:
                     continue
                 state = self.state[parameter]
-                tensors = [
-                    tensor.view(-1).split(CHUNK)
-                    for tensor in (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
-                ]
-                steps = [
-                    *(state["step"].clone() for _ in tensors[0][1:]),
-                    state["step"],
-                ]  # each chunk counts up its own
+                whole = parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"]
+                tensors = [tensor.view(-1).split(CHUNK) for tensor in whole]
+                # each chunk counts up its own, the last one the real counter
+                steps = [*(state["step"].clone() for _ in tensors[0][1:]), state["step"]]
                 for weights, gradient, exp_avg, exp_avg_sq, step in zip(*tensors, steps):
                     wide, wide_sq = exp_avg.float(), exp_avg_sq.float()
                     self._step(group, weights, gradient, wide, wide_sq, step)
                     exp_avg.copy_(round_to_bfloat16(wide, noise[0]))
                     exp_avg_sq.copy_(round_to_bfloat16(wide_sq, noise[1]))
 
-    def _step(
-        self,
-        group: dict[str, Any],
-        weights: torch.Tensor,
-        gradient: torch.Tensor,
-        exp_avg: torch.Tensor,
-        exp_avg_sq: torch.Tensor,
-        step: torch.Tensor,
-    ) -> None:
-        beta1, beta2 = group["betas"]
+    def _step(self, group: dict[str, Any], *tensors: torch.Tensor) -> None:
+        """Torch's step on (weights, gradient, exp_avg, exp_avg_sq, step)."""
         options = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize", "fused")}
-        adamw_step(
-            [weights],
-            [gradient],
-            [exp_avg],
-            [exp_avg_sq],
-            [],
-            [step],
-            foreach=False,
-            beta1=beta1,
-            beta2=beta2,
-            grad_scale=getattr(self, "grad_scale", None),
-            found_inf=getattr(self, "found_inf", None),
-            **options,
-        )
+        options |= dict(zip(("beta1", "beta2"), group["betas"])) | {"foreach": False, "found_inf": self.found_inf}
+        weights, gradient, exp_avg, exp_avg_sq, step = ([tensor] for tensor in tensors)
+        scale = getattr(self, "grad_scale", None)  # set by GradScaler
+        adamw_step(weights, gradient, exp_avg, exp_avg_sq, [], step, grad_scale=scale, **options)
 
 
 def round_to_bfloat16(wide: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

@@ -122,8 +122,8 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
 def _write_recipe(setup: Setup, used: Recipe, derived: dict[str, Any]) -> None:
     """Write the recipe that makes this run again to out_dir/recipe.yaml."""
     changes: dict[str, Any] = {"init_from": setup.init_from, "memory": "recipe", "overwrite": False, "push": False}
-    if setup.find_batch_size:
-        changes["batch_size"] = "auto"
+    if setup.recipe.batch_size == "auto":
+        changes |= {name: getattr(setup.recipe, name) for name in ("batch_size", "gradient_accumulation_steps")}
     if setup.init_from == "scratch":
         changes |= {name: getattr(setup.model.config, name) for name in ("n_layer", "n_head", "n_embd")}
     resolved = recipe_file.dump(dataclasses.replace(used, **changes), derived)

@@ -92,7 +92,9 @@ def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock
         if ended:
             return
         if stop:
-            raise stopped(state, logger, stop)
+            logger.record("stop", step=state.step, signal=stop.name)
+            problem = f"stopped by {stop.name} after {state.step} updates; --init_from=resume goes on from here"
+            raise Failure(problem, STOPPING[stop])
         if due or signals:
             clock.restart(state.step)
             signals = []
@@ -158,14 +160,6 @@ def read_update(
         )
     logger.update_bar(step, loss)
     return setup.signals.agree(counts)
-
-
-def stopped(state: TrainState, logger: RunLogger, stop: Signals) -> Failure:
-    """Record that a signal ends the run; return the Failure that does."""
-    logger.record("stop", step=state.step, signal=stop.name)
-    return Failure(
-        f"stopped by {stop.name} after {state.step} updates; --init_from=resume goes on from here", STOPPING[stop]
-    )
 
 
 class Clock:
