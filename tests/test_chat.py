@@ -202,6 +202,6 @@ def test_the_template_and_the_chunks_agree():
 
     messages = [{"role": role, "content": role * 2} for role in ("system", "user", "assistant", "user", "assistant")]
     text = "".join(
-        piece.text + ("<end>" if piece.is_last or piece.eot_after else "") for piece in chat.pieces(messages)
+        piece.text + ("<end>" if piece.is_last or piece.eot_after else "") for piece in chat.chunks(messages)
     )
     assert jinja2.Template(chat.TEMPLATE).render(messages=messages, eos_token="<end>") == text

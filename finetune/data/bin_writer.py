@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from finetune.data.dataset import CHUNK_BYTES
+from finetune.common.files import CHUNK_BYTES
 from finetune.data.documents import Encoded
 
 

@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from finetune.common.errors import UsageError
-from finetune.common.files import read_chunks, read_json
+from finetune.common.files import CHUNK_BYTES, read_chunks, read_json, sha256_of
 from finetune.data import nanogpt_meta
 from finetune.data import tokenizer as tokenizers
 
 FORMAT = 1
 LLMC_MAGIC = 20240520
 GPT2_EOT = 50256
-CHUNK_BYTES = 1 << 22
 SOURCES_KEPT = 20  # of a corpus of many files, in the facts of a run
 
 
@@ -27,7 +26,7 @@ class Dataset:
 
     directory: Path
     meta: dict
-    tokenizer: tokenizers.BPETokenizer | tokenizers.CharTokenizer | None
+    tokenizer: tokenizers.Tokenizer | None
 
     def bin(self, split: str) -> Path:
         return self.directory / f"{split}.bin"
@@ -242,11 +241,9 @@ def scan(dataset: Dataset, split: str) -> BinStats:
 def _checked_sha256(path: Path, expected: str | None) -> str:
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file, and meta.json lists one; prepare the data again")
-    digest = hashlib.sha256()
-    for chunk in read_chunks(path):
-        digest.update(chunk)
-    _check_sha256(path, digest.hexdigest(), expected)
-    return digest.hexdigest()
+    found = sha256_of(path)
+    _check_sha256(path, found, expected)
+    return found
 
 
 def _check_sha256(path: Path, found: str, expected: str | None) -> None:

@@ -73,7 +73,7 @@ class BPETokenizer:
     def fingerprint(self) -> str:
         """SHA-256 of the ordinary tokens and end-of-text; other special tokens never appear in data."""
         tokens = sorted((i, token.hex()) for token, i in self.vocabulary.items())
-        return _sha256(repr((tokens, self.eot)).encode())
+        return hashlib.sha256(repr((tokens, self.eot)).encode()).hexdigest()
 
     def describe(self) -> dict[str, str]:
         """The entry of meta.json."""
@@ -131,7 +131,7 @@ class CharTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        return _sha256("".join(self.chars).encode("utf-8", "surrogatepass"))
+        return hashlib.sha256("".join(self.chars).encode("utf-8", "surrogatepass")).hexdigest()
 
     def describe(self) -> dict[str, str]:
         name = f"{self.vocab_size} characters"
@@ -230,7 +230,3 @@ def encode_prompt(tokenizer: Tokenizer, text: str, place: str) -> np.ndarray:
         return tokenizer.encode(text, special=True).astype(np.int64)
     except UsageError as error:
         raise UsageError(f"{place}: {error}") from None
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from finetune.common.errors import UsageError
 from finetune.common.files import temporary_directory
 from finetune.tools.doctor.encoding_faults import repair
-from finetune.tools.doctor.quality import KINDS, Document, DuplicateFinder, Splits, chunks_of, val_first
+from finetune.tools.doctor.quality import KINDS, Document, DuplicateFinder, Splits, val_first
 
 
 class Cleaned(NamedTuple):
@@ -34,7 +34,7 @@ def clean(splits: Splits, fixes: Collection[str]) -> Iterator[Cleaned]:
     with DuplicateFinder(fixes) as duplicates:
         for split in val_first(splits):
             number, texts = 1, []
-            for chunk in chunks_of(splits[split]):
+            for chunk in splits[split]:
                 texts.append(chunk.text)
                 if chunk.is_last:
                     yield _clean_document(split, number, texts, duplicates)

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from finetune.data.verbatim import MULTIPLIER, HashIndex
+
 # Jaccard similarity of 5-word shingles from which on documents are nearly equal: Lee et al. 2021, arXiv:2107.06499
 NEAR = 0.8
 SHORT = 20  # words; in a shorter document only case and spacing may differ, because another word can be another answer
@@ -182,26 +184,19 @@ class Passages:
         self.is_shared = np.zeros(len(self.text), bool)
         grid = self.text[: len(self.text) // WINDOW * WINDOW].reshape(-1, 5, 5)
         fives = _combine([grid[:, :, k] for k in range(5)])
-        self.windows, first = np.unique(_combine([fives[:, k] for k in range(5)]), return_index=True)
-        self.window_starts = first * WINDOW
-        self.sieve = np.zeros(1 << 24, bool)  # leaves few windows for the binary search
-        self.sieve[self.windows >> np.uint64(40)] = True
+        self.windows = HashIndex(_combine([fives[:, k] for k in range(5)]))
 
     def find(self, hashes: np.ndarray) -> list[Shared]:
         """The passages shared with another text, given the hashes of its words."""
         if not self.is_indexed:
             self._index()
-        if len(hashes) < PASSAGE or not len(self.windows):
+        if len(hashes) < PASSAGE:
             return []
         fives = _run_hashes(hashes, 5)
         windows = _combine([fives[5 * k : len(fives) - 5 * (4 - k)] for k in range(5)])
-        there = np.flatnonzero(self.sieve[windows >> np.uint64(40)])
-        if not len(there):  # usually
-            return []
-        nearest = np.searchsorted(self.windows, windows[there]).clip(max=len(self.windows) - 1)
-        is_found = self.windows[nearest] == windows[there]
+        there, index = self.windows.find(windows)
         passages, covered = [], set()
-        for i, j in zip(there[is_found].tolist(), self.window_starts[nearest[is_found]].tolist()):
+        for i, j in zip(there.tolist(), (WINDOW * self.windows.first[index]).tolist()):
             if j in covered or self.is_shared[j : j + WINDOW].all():
                 continue
             before = _agreement(hashes[:i][::-1], self.text[:j][::-1])
@@ -232,7 +227,7 @@ def _combine(columns: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     total = np.zeros(columns[0].shape, np.uint64)
     for column in columns:
         total += column
-        total *= np.uint64(0x9E3779B97F4A7C15)  # the golden ratio times 2^64, odd; array arithmetic wraps
+        total *= np.uint64(MULTIPLIER)
     return total ^ (total >> np.uint64(32))
 
 
