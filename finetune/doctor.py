@@ -25,9 +25,7 @@ code."""
 @dataclass
 class Options(ColumnOptions):
     sources: list[str] = option([], "a prepared directory, or whatever prepare reads")
-    val: str = option(
-        "", "sources that validate, several with commas between them; a prepared directory has its own validation split"
-    )
+    val: str = option("", "validation sources, separated by commas; a prepared directory has its own")
     tokenizer: str = option(
         "", "gpt2 or a model directory, to count the tokens of text [gpt2]; a prepared directory has its own"
     )

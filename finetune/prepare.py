@@ -35,15 +35,15 @@ class Options(ColumnOptions):
     val_fraction: float = option(
         0.1, "share for validation: of the documents, or of the end of a single text", gt=0, le=0.5
     )
-    val: str | None = option(None, "validate on this source instead; several with commas between them")
-    seed: int = option(1337, "decides which documents validate", ge=0)
+    val: str | None = option(None, "validation source instead; several are separated by commas")
+    seed: int = option(1337, "random seed of the choice of validation documents", ge=0)
     overflow: Literal["split", "drop", "error"] = option(
         "split", "documents of more than max_tokens: cut in training, left out, or refused"
     )
     max_tokens: int = option(
         1024, "longest document, end-of-text included, that is no overflow; give your block_size", ge=2
     )
-    num_proc: int = option(0, "threads that tokenize; 0 is one per core", ge=0)
+    num_proc: int = option(0, "tokenizer threads; 0 is one per core", ge=0)
     doctor: Literal["auto", "true", "false"] = option(
         "auto", "examine the data at the end as finetune.doctor does; auto: up to 100 MB of text"
     )

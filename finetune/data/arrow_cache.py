@@ -62,10 +62,9 @@ def open_cache(
 def check_length(dataset: Dataset, split: str, block_size: int, tokens: int) -> None:
     """Raise UsageError if a split has too few tokens for a single block."""
     if tokens < block_size + 1:
-        raise UsageError(
-            f"{dataset.bin(split)}: {tokens:,} tokens, and a block of {block_size:,} needs {block_size + 1:,}; "
-            f"lower block_size{' or raise val_fraction' if split == 'val' else ''}"
-        )
+        problem = f"{tokens:,} tokens, and a block of {block_size:,} needs {block_size + 1:,}"
+        advice = f"lower block_size{' or raise val_fraction' if split == 'val' else ''}"
+        raise UsageError(f"{dataset.bin(split)}: {problem}; {advice}")
 
 
 def num_rows(tokens: int, block_size: int) -> int:

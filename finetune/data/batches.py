@@ -60,7 +60,7 @@ class Blocks:
     @classmethod
     def from_tokens(cls, ids: np.ndarray, block_size: int, mask: np.ndarray | None = None) -> Blocks:
         """The same blocks from arrays in memory, without a cache."""
-        columns = {"input_ids": np.asarray(ids, dtype=np.uint16)}
+        columns: dict[str, np.ndarray] = {"input_ids": np.asarray(ids, dtype=np.uint16)}
         if mask is not None:
             columns["targets"] = np.asarray(mask, dtype=np.uint8)
         rows = arrow_cache.num_rows(len(ids), block_size)

@@ -123,15 +123,12 @@ def _tokenize(
         splits = {split: writer.close() for split, writer in writers.items()}
     for split, facts in splits.items():
         if not facts["tokens"]:
-            raise UsageError(
-                f"{split}.bin would be empty: each of its documents has more than {options.max_tokens:,} tokens;"
-                " --overflow=split keeps them"
-            )
+            problem = f"each of its documents has more than {options.max_tokens:,} tokens"
+            raise UsageError(f"{split}.bin would be empty: {problem}; --overflow=split keeps them")
         if tokenizer.eot is None and "targets" in facts:
-            raise UsageError(
-                f"tokenizer: {tokenizer.describe()['name']} have no end-of-text, so nobody could learn where an answer"
-                " ends; instruction data needs gpt2 or the tokenizer of a model directory"
-            )
+            problem = "have no end-of-text, so nobody could learn where an answer ends"
+            advice = "instruction data needs gpt2 or the tokenizer of a model directory"
+            raise UsageError(f"tokenizer: {tokenizer.describe()['name']} {problem}; {advice}")
     return splits, overflow.facts()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import io
 import itertools
 import re
@@ -18,7 +17,7 @@ from finetune.common.network import reach
 from finetune.data import named_texts
 from finetune.data.documents import CHUNK_CHARACTERS, Chunk, cut
 from finetune.data.tables import TABLES, Columns, read_hub, read_table
-from finetune.data.text_files import COMPRESSED_SUFFIXES, TEXT_SUFFIXES, read_document, read_file, suffix_of
+from finetune.data.text_files import COMPRESSED_SUFFIXES, TEXT_SUFFIXES, Digest, read_document, read_file, suffix_of
 
 NAMED = ("shakespeare", "python_docs")
 NO_TEXT = "no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs (no download)"
@@ -45,7 +44,7 @@ class Source:
             return len(self.content)
         return sum(path.stat().st_size for path in self.files) if self.files else None
 
-    def chunks(self, digest: hashlib._Hash | None = None) -> Iterator[Chunk]:
+    def chunks(self, digest: Digest = None) -> Iterator[Chunk]:
         """Its documents in Chunks of some megabytes, line ends as \\n: one per text file, one per row of a table.
 
         `digest` is fed the bytes of the files, of a Hub data set the texts. Raises UsageError with file and place."""

@@ -7,7 +7,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from finetune.common.errors import UsageError
 from finetune.common.files import CHUNK_BYTES
@@ -15,6 +15,8 @@ from finetune.data.documents import Chunk
 
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".markdown")
 COMPRESSED_SUFFIXES = (".gz", ".xz", ".bz2", ".zst")
+
+Digest: TypeAlias = "hashlib._Hash | None"  # fed the bytes that are read
 
 
 def suffix_of(path: Path) -> str:
@@ -34,15 +36,13 @@ def open_decompressed(path: Path) -> BinaryIO:
     return fsspec.filesystem("file").open(str(path), "rb", compression="infer")
 
 
-def read_file(path: Path, digest: hashlib._Hash | None = None, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
+def read_file(path: Path, digest: Digest = None, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
     """A text file as one document; see `read_document`."""
     with open_decompressed(path) as file:
         yield from read_document(str(path), file, digest, chunk_bytes)
 
 
-def read_document(
-    name: str, file: BinaryIO, digest: hashlib._Hash | None = None, chunk_bytes: int = CHUNK_BYTES
-) -> Iterator[Chunk]:
+def read_document(name: str, file: BinaryIO, digest: Digest = None, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
     """Decode UTF-8 bytes to one document, without byte order mark and with every line end as \\n.
 
     `digest` is fed the decompressed bytes. Raises UsageError with the place of the first byte that is not UTF-8."""

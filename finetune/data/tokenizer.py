@@ -207,11 +207,9 @@ def from_description(description: dict[str, str], directory: str | Path) -> Toke
     is_char = description["kind"] == "char"
     tokenizer = CharTokenizer(description["chars"]) if is_char else from_directory(directory)
     if tokenizer is None:
-        raise UsageError(f"{directory}: tokenizer.json, named in meta.json, is missing; run prepare again")
+        raise UsageError(f"{directory}: tokenizer.json, named in meta.json, is missing; prepare the data again")
     if tokenizer.fingerprint != description.get("sha256"):
-        raise UsageError(
-            f"{directory}: the tokenizer here is not the one these tokens were made with; run prepare again"
-        )
+        raise UsageError(f"{directory}: these tokens were made with another tokenizer; prepare the data again")
     return tokenizer
 
 

@@ -48,10 +48,9 @@ def _clean_document(split: str, number: int, texts: list[str], duplicates: Dupli
         document.add(text)
         repaired.append(text)
         faults.update({kind: count for kind, (count, _) in found.items() if KINDS[kind][1] == "encoding"})
-    removed = duplicates.find(split, number, document)
-    if "encoding" in duplicates.fixes:
-        return Cleaned(split, number, "".join(repaired), dict(faults), removed)
-    return Cleaned(split, number, "".join(texts), {}, removed)
+    if "encoding" not in duplicates.fixes:
+        repaired, faults = texts, {}
+    return Cleaned(split, number, "".join(repaired), dict(faults), duplicates.find(split, number, document))
 
 
 def output_files(out_dir: str, splits: Collection[str]) -> dict[str, Path]:

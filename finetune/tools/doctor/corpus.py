@@ -19,9 +19,7 @@ def open_corpus(names: list[str], val: str, columns: dict[str, str], choice: str
     None if GPT-2's cannot be found. `choice` is --tokenizer, "" by default. Raises UsageError."""
     if prepared := [name for name in names if datasets.is_prepared(name)]:
         if len(names) > 1 or val or columns:
-            raise UsageError(
-                f"{prepared[0]}: a prepared directory has its own train and val, and is examined by itself"
-            )
+            raise UsageError(f"{prepared[0]}: a prepared directory has its own val, and is examined by itself")
         return _open_prepared(prepared[0], choice)
     try:
         tokenizer = find_tokenizer(choice or "gpt2")

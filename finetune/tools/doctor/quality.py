@@ -6,6 +6,7 @@ Documents are a stream of Chunks, read once. Memory holds hashes of them (see ne
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -103,7 +104,7 @@ class _Examiner:
             text, faults = repair(chunk.text)
             for kind, (count, line) in faults.items():
                 self._note(kind, count, place, line)
-            is_first, hashes = document.words is None, document.add(text)
+            is_first, hashes = document.is_new, document.add(text)
             if split == "val":
                 self.passages.add(hashes, is_first)
             else:
@@ -136,8 +137,7 @@ class _Examiner:
         finding["count"] += count
         if len(finding["examples"]) < MAX_EXAMPLES:
             excerpt = " ".join(text[: 4 * EXCERPT].split())
-            if len(excerpt) > EXCERPT:
-                excerpt = excerpt[: EXCERPT - 1] + "…"
+            excerpt = excerpt if len(excerpt) <= EXCERPT else excerpt[: EXCERPT - 1] + "…"
             finding["examples"].append(place | {"text": excerpt})
 
 
@@ -145,9 +145,9 @@ class Document:
     """What is kept of a document while its chunks are read."""
 
     def __init__(self) -> None:
-        self.digest = near_duplicates.new_digest()
+        self.digest = hashlib.blake2b(digest_size=16)
         self.hashes: list[np.ndarray] = []  # of its words, unless it is LONG
-        self.words: int | None = None
+        self.words, self.is_new = 0, True
         self.length = 0
         self.tail = np.zeros(0, np.uint32)  # hashes of the last words, where a passage may have begun
         self.passages: list[tuple[Shared, str]] = []
@@ -156,7 +156,7 @@ class Document:
         """Take in a chunk; return the hashes of its words."""
         self.digest.update(_utf8(text))
         hashes = near_duplicates.word_hashes(text)
-        self.words = (self.words or 0) + len(hashes)
+        self.words, self.is_new = self.words + len(hashes), False
         self.hashes = [*self.hashes, hashes] if self.words <= LONG else []
         return hashes
 
@@ -169,7 +169,7 @@ class Document:
         self.tail = hashes[1 - near_duplicates.PASSAGE :]
 
     def sketch(self) -> Sketch:
-        hashes = np.concatenate(self.hashes) if self.hashes else None
+        hashes = np.concatenate([np.zeros(0, np.uint32), *self.hashes])
         return near_duplicates.make_sketch(self.digest.digest(), hashes)
 
 
