@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from finetune.config.cli import parse, run
 from finetune.config.options import option
-from finetune.data.tables import chosen_columns, problems_of_columns
+from finetune.data.tables import ColumnOptions
 
 T = TypeVar("T")
 USAGE = """usage: python -m finetune.doctor DIR|SOURCE... [--fix=dedup,leaks,encoding --out_dir=DIR] [--key=value ...]
@@ -23,19 +23,9 @@ code."""
 
 
 @dataclass
-class Options:
+class Options(ColumnOptions):
     sources: list[str] = option([], "a prepared directory, or whatever prepare reads")
-    val: str = option(
-        "", "sources that validate, several with commas between them; a prepared directory has its own validation split"
-    )
-    text_column: str | None = option(
-        None, "the column of a table that holds the text [text, or the only one that holds any]", derived=True
-    )
-    prompt_column: str | None = option(None, "the column of prompts [prompt]", derived=True)
-    completion_column: str | None = option(None, "the column of answers [completion]", derived=True)
-    messages_column: str | None = option(
-        None, "the column of conversations, lists of {role, content} [messages]", derived=True
-    )
+    val: str = option("", "validation sources, separated by commas; a prepared directory has its own")
     tokenizer: str = option(
         "", "gpt2 or a model directory, to count the tokens of text [gpt2]; a prepared directory has its own"
     )
@@ -50,7 +40,7 @@ class Options:
             yield from self._problems_of_fix()
         elif self.out_dir:
             yield "out_dir", "has no effect without --fix=dedup,leaks,encoding"
-        yield from problems_of_columns(self)
+        yield from super().problems()
 
     def _problems_of_fix(self) -> Iterator[tuple[str, str]]:
         from finetune.tools.doctor.quality import FIXES
@@ -68,11 +58,8 @@ class Options:
 
     def names(self) -> list[str]:
         """The arguments that name the corpus."""
-        given = []
-        for name in ("val", "text_column", "prompt_column", "completion_column", "messages_column"):
-            if value := getattr(self, name):
-                given.append(f"--{name}={value}")
-        return [*self.sources, *given]
+        val = [f"--val={self.val}"] if self.val else []
+        return [*self.sources, *val, *(f"--{kind}_column={name}" for kind, name in self.columns().items())]
 
 
 def main(argv: list[str]) -> None:
@@ -81,7 +68,7 @@ def main(argv: list[str]) -> None:
     from finetune.tools.doctor.corpus import open_corpus
     from finetune.tools.doctor.report import report
 
-    read, tokenizer = open_corpus(options.sources, options.val, chosen_columns(options), options.tokenizer)
+    read, tokenizer = open_corpus(options.sources, options.val, options.columns(), options.tokenizer)
     splits = read()
     outputs = cleaning.output_files(options.out_dir, splits) if options.fix else {}
     facts = quality.examine(_with_progress(splits), tokenizer)

@@ -12,7 +12,8 @@ from typing import Literal
 
 from finetune.config.cli import parse, run
 from finetune.config.options import option
-from finetune.data.tables import chosen_columns, problems_of_columns
+from finetune.data.sources import NO_TEXT
+from finetune.data.tables import ColumnOptions
 
 EXAMINED = 100_000_000  # bytes of text that `doctor=auto` examines, in some twenty seconds
 USAGE = """usage: python -m finetune.prepare SOURCE... --out_dir=DIR [--key=value ...]
@@ -23,45 +24,34 @@ python_docs (part of Python)."""
 
 
 @dataclass
-class Options:
+class Options(ColumnOptions):
     sources: list[str] = option([], "files, directories, patterns, data sets, or the names of texts")
     out_dir: str = option("", "directory to write; data/SOURCE for a single source")
     tokenizer: str = option(
         "gpt2", "gpt2 (byte-level BPE), char (one id a character, for training from scratch), or a model directory"
-    )
-    text_column: str | None = option(
-        None, "the column of a table that holds the text [text, or the only one that holds any]", derived=True
-    )
-    prompt_column: str | None = option(None, "the column of prompts [prompt]", derived=True)
-    completion_column: str | None = option(
-        None, "the column of answers, the only part that is learned [completion]", derived=True
-    )
-    messages_column: str | None = option(
-        None, "the column of conversations, lists of {role, content} [messages]", derived=True
     )
     split: str = option("train", "the split of a Hub data set to read")
     revision: str | None = option(None, "the revision of a Hub data set")
     val_fraction: float = option(
         0.1, "share for validation: of the documents, or of the end of a single text", gt=0, le=0.5
     )
-    val: str | None = option(None, "validate on this source instead; several with commas between them")
-    seed: int = option(1337, "decides which documents validate", ge=0)
+    val: str | None = option(None, "validation source instead; several are separated by commas")
+    seed: int = option(1337, "random seed of the choice of validation documents", ge=0)
     overflow: Literal["split", "drop", "error"] = option(
         "split", "documents of more than max_tokens: cut in training, left out, or refused"
     )
     max_tokens: int = option(
         1024, "longest document, end-of-text included, that is no overflow; give your block_size", ge=2
     )
-    num_proc: int = option(0, "threads that tokenize; 0 is one per core", ge=0)
+    num_proc: int = option(0, "tokenizer threads; 0 is one per core", ge=0)
     doctor: Literal["auto", "true", "false"] = option(
         "auto", "examine the data at the end as finetune.doctor does; auto: up to 100 MB of text"
     )
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.sources:
-            message = "no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs,"
-            yield "SOURCE", f"{message} which needs no download"
-        yield from problems_of_columns(self)
+            yield "SOURCE", NO_TEXT
+        yield from super().problems()
         if not self.out_dir and len(self.sources) > 1:
             yield "out_dir", "several sources need --out_dir=DIR"
 
@@ -81,7 +71,7 @@ def main(argv: list[str]) -> None:
         options.val.split(",") if options.val else (),
         options.seed,
         TokenizeOptions(options.overflow, options.max_tokens, options.num_proc),
-        columns=chosen_columns(options),
+        columns=options.columns(),
         split=options.split,
         revision=options.revision,
     )

@@ -181,7 +181,7 @@ def start(options, work):
 
     options.block_size, options.steps = 128, 1
     shared = prepared(options, work, tokens=400 * options.block_size)
-    text = "".join(piece.text for piece in data_sources.find(["python_docs"])[0].pieces())
+    text = "".join(piece.text for piece in data_sources.find(["python_docs"])[0].chunks())
     (work / "text.txt").write_text(text, encoding="utf-8")
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator([text], vocab_size=8000, special_tokens=["<|endoftext|>"], show_progress=False)

@@ -74,7 +74,7 @@ def prepared(options):
     from finetune.data import sources
     from finetune.data.prepare import prepare
 
-    reference = "".join(piece.text for piece in sources.find(["python_docs"])[0].pieces())
+    reference = "".join(piece.text for piece in sources.find(["python_docs"])[0].chunks())
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator([reference], vocab_size=1000, special_tokens=["<|endoftext|>"], show_progress=False)
     Path("bpe").mkdir()

@@ -100,7 +100,7 @@ def pretrain(options: Options) -> None:
     from finetune.data.prepare import prepare
 
     texts = [docstrings(path) for path in library()]
-    texts.append("".join(piece.text for piece in sources.find(["python_docs"])[0].pieces()))
+    texts.append("".join(piece.text for piece in sources.find(["python_docs"])[0].chunks()))
     Path("prose.txt").write_text("\n\n".join(text for text in texts if text), encoding="utf-8")
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train(["prose.txt"], vocab_size=VOCABULARY, special_tokens=["<|endoftext|>"], show_progress=False)

@@ -69,8 +69,20 @@ def planted():
     return {"train": faulty, "val": val}, CLEAN | counts, {"train": train, "val": val}
 
 
+def chunked(splits):
+    """The splits with each text as a Chunk of its own."""
+    return {
+        split: (each if isinstance(each, Chunk) else Chunk(each, is_last=True) for each in documents)
+        for split, documents in splits.items()
+    }
+
+
+def examine(splits, *options, **named):
+    return quality.examine(chunked(splits), *options, **named)
+
+
 def counts(splits, tokenizer=None):
-    facts = quality.examine({split: iter(documents) for split, documents in splits.items()}, tokenizer)
+    facts = examine(splits, tokenizer)
     assert json.loads(json.dumps(facts)) == facts
     assert len(report(facts).splitlines()) <= 40
     return {kind: finding["count"] for kind, finding in facts["findings"].items()}
@@ -84,13 +96,13 @@ def test_planted_faults_are_counted_exactly():
 def test_a_clean_corpus_raises_nothing():
     _, _, clean = planted()
     assert counts(clean) == CLEAN
-    assert "nothing wrong" in report(quality.examine(clean))
+    assert "nothing wrong" in report(examine(clean))
 
 
 def test_cleaning_restores_the_corpus_from_before():
     corpus, _, clean = planted()
     kept = {"train": [], "val": []}
-    for document in cleaning.clean(corpus, quality.FIXES):
+    for document in cleaning.clean(chunked(corpus), quality.FIXES):
         if not document.removed:
             kept[document.split].append(document.text)
     assert kept == clean
@@ -102,7 +114,7 @@ def test_cleaning_restores_the_corpus_from_before():
 def test_each_fix_mends_its_own_faults_and_no_others(fix):
     corpus, expected, _ = planted()
     kept = {"train": [], "val": []}
-    for document in cleaning.clean(corpus, fix):
+    for document in cleaning.clean(chunked(corpus), fix):
         if not document.removed:
             kept[document.split].append(document.text)
     assert counts(kept) == {kind: 0 if quality.KINDS[kind][1] in fix else count for kind, count in expected.items()}
@@ -211,7 +223,7 @@ def test_a_passage_of_val_inside_a_longer_document_of_train():
     ):  # words; the last two are too few
         passage, words = val[n].split()[at : at + size], train[n].split()
         train[n] = " ".join([*words[:111], *passage, *words[111:]])
-    facts = quality.examine({"train": train, "val": val})
+    facts = examine({"train": train, "val": val})
     assert facts["findings"]["passages"]["count"] == 3
     assert facts["findings"]["passages"]["words"] == 50 + 50 + 97
     begins = " ".join(val[0].split()[:12])
@@ -231,7 +243,7 @@ def test_pieces_of_a_document_are_examined_as_the_whole():
     train = " ".join([*words[:500], *val.split(" ")[1000:1200], *words[500:]])
     starts = [n for n, char in enumerate(train) if char == " "][::60]  # so that the passage lies in four of them
     cut = [Chunk(train[a:b], is_last=b is None) for a, b in itertools.pairwise([0, *starts, None])]
-    whole, pieces = quality.examine({"train": [train], "val": [val]}), quality.examine({"train": cut, "val": [val]})
+    whole, pieces = examine({"train": [train], "val": [val]}), examine({"train": cut, "val": [val]})
     assert len(cut) > 100 and whole["findings"]["passages"]["words"] == 200
     for facts in (whole, pieces):
         assert facts["one_text"] and "one text" in report(facts)
@@ -240,7 +252,7 @@ def test_pieces_of_a_document_are_examined_as_the_whole():
 
 
 def test_a_text_that_repeats_itself_is_searched_quickly():
-    facts = quality.examine({"train": ["0 " * 100_000 + texts(1, random.Random(7))[0]], "val": ["0 " * 10_000]})
+    facts = examine({"train": ["0 " * 100_000 + texts(1, random.Random(7))[0]], "val": ["0 " * 10_000]})
     assert facts["findings"]["passages"]["words"] == 10_000
 
 
@@ -255,9 +267,7 @@ def test_next_to_nothing_can_be_examined(splits):
 
 
 def test_lengths_and_sizes():
-    facts = quality.examine({"train": [Chunk("x" * n, is_last=True, tokens=n) for n in range(1, 2049)]})["splits"][
-        "train"
-    ]
+    facts = examine({"train": [Chunk("x" * n, is_last=True, tokens=n) for n in range(1, 2049)]})["splits"]["train"]
     assert facts["lengths"] == {"unit": "tokens", "p50": 1024, "p90": 1844, "p99": 2028, "max": 2048}
     assert facts["truncation"] == {"at": 1024, "documents": 0.5, "tokens": sum(range(1, 1025)) / sum(range(1, 2049))}
     assert facts["tokens_per_byte"] == 1
@@ -268,7 +278,7 @@ def test_lengths_and_sizes():
     [(99_999, "small", True), (999_999, "small", False), (10**6, "medium", False), (10**7, "large", False)],
 )
 def test_the_recipe_is_that_of_the_size(tokens, recipe, few):
-    facts = quality.examine({"train": [Chunk("text", is_last=True, tokens=tokens)]})
+    facts = examine({"train": [Chunk("text", is_last=True, tokens=tokens)]})
     path = f"recipes/{recipe}.yaml"
     assert (Path(__file__).parents[1] / path).is_file() and path in report(facts)
     assert ("may overfit" in report(facts)) == few
@@ -298,10 +308,8 @@ def test_a_prepared_directory_has_the_faults_of_its_source(chunk_tokens, bpe_dir
     tokenizer = tokenizers.from_directory(bpe_directory("\n".join(corpus["val"])))
     prepared(corpus, tmp_path / "data", tokenizer)
     dataset = datasets.load(tmp_path / "data")
-    facts = quality.examine(
-        {split: documents_of_bin(dataset, split, tokenizer, chunk_tokens) for split in ("val", "train")}
-    )
-    source = quality.examine(corpus, tokenizer)
+    facts = examine({split: documents_of_bin(dataset, split, tokenizer, chunk_tokens) for split in ("val", "train")})
+    source = examine(corpus, tokenizer)
     assert facts["splits"] == source["splits"]
     assert {kind: finding["count"] for kind, finding in facts["findings"].items()} == expected
     if chunk_tokens > 100:  # the example of a leak is the document's first line or its last piece's
@@ -353,8 +361,8 @@ def test_a_failed_fix_leaves_nothing(command, monkeypatch):
 
 
 def test_more_documents_than_the_search_takes_are_said():
-    assert quality.examine({"train": texts(10, random.Random(6))}, max_documents=10)["limits"] == []
-    facts = quality.examine({"train": texts(11, random.Random(6))}, max_documents=10)
+    assert examine({"train": texts(10, random.Random(6))}, max_documents=10)["limits"] == []
+    facts = examine({"train": texts(11, random.Random(6))}, max_documents=10)
     assert facts["limits"] == ["near duplicates among the first 10 documents of train"]
     assert facts["limits"][0] in report(facts)
 

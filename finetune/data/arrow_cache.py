@@ -6,7 +6,6 @@ cache, and processes that build at once write the same file."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -63,10 +62,9 @@ def open_cache(
 def check_length(dataset: Dataset, split: str, block_size: int, tokens: int) -> None:
     """Raise UsageError if a split has too few tokens for a single block."""
     if tokens < block_size + 1:
-        raise UsageError(
-            f"{dataset.bin(split)}: {tokens:,} tokens, and a block of {block_size:,} needs {block_size + 1:,}; "
-            f"lower block_size{' or raise val_fraction' if split == 'val' else ''}"
-        )
+        problem = f"{tokens:,} tokens, and a block of {block_size:,} needs {block_size + 1:,}"
+        advice = f"lower block_size{' or raise val_fraction' if split == 'val' else ''}"
+        raise UsageError(f"{dataset.bin(split)}: {problem}; {advice}")
 
 
 def num_rows(tokens: int, block_size: int) -> int:
@@ -116,24 +114,20 @@ def build_consecutive(
     bins, dtypes = {"input_ids": dataset.bin(split)}, {"input_ids": "uint16"}
     if mask := dataset.mask(split):
         bins["targets"], dtypes["targets"] = mask, "uint8"
-    with contextlib.ExitStack() as stack:
-        files = {name: stack.enter_context(open(source, "rb")) for name, source in bins.items()}
-        buffers: Columns = {}
 
-        def fill(first_row: int, columns: Columns) -> None:
-            for name, rows in columns.items():
-                count = len(rows) * block_size + 1
-                if name not in buffers:  # the first record batch is the largest
-                    buffers[name] = np.empty(count, dtype=rows.dtype)
-                values = buffers[name][:count]
-                files[name].seek(rows.itemsize * first_row * block_size)
-                read = files[name].readinto(values.data.cast("B"))
-                assert read > 0, "bin shrank while it was read"
-                values[read // rows.itemsize :] = 0  # padding of the last row
-                windows = np.lib.stride_tricks.sliding_window_view(values, block_size + 1)
-                np.copyto(rows, windows[::block_size])
+    def fill(first_row: int, columns: Columns) -> None:
+        for name, rows in columns.items():
+            count, offset = len(rows) * block_size + 1, rows.itemsize * first_row * block_size
+            values = np.fromfile(bins[name], rows.dtype, count, offset=offset)
+            rows[:] = consecutive_rows(values, len(rows), block_size)
 
-        _write(path, num_rows(dataset.num_tokens(split), block_size), block_size + 1, dtypes, fill, batch_bytes)
+    _write(path, num_rows(dataset.num_tokens(split), block_size), block_size + 1, dtypes, fill, batch_bytes)
+
+
+def consecutive_rows(values: np.ndarray, rows: int, block_size: int) -> np.ndarray:
+    """A view (rows, T + 1) of `values`, padded with zeros; each row begins with the last value of the one before."""
+    padded = np.pad(values, (0, rows * block_size + 1 - len(values)))
+    return np.lib.stride_tricks.sliding_window_view(padded, block_size + 1)[::block_size]
 
 
 def build_packed(dataset: Dataset, split: str, path: Path, block_size: int, batch_bytes: int = BATCH_BYTES) -> None:

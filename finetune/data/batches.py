@@ -60,17 +60,12 @@ class Blocks:
     @classmethod
     def from_tokens(cls, ids: np.ndarray, block_size: int, mask: np.ndarray | None = None) -> Blocks:
         """The same blocks from arrays in memory, without a cache."""
-        num_rows = arrow_cache.num_rows(len(ids), block_size)
-
-        def cut(values: np.ndarray) -> list[np.ndarray]:
-            padded = np.zeros(num_rows * block_size + 1, dtype=values.dtype)
-            padded[: len(values)] = values
-            return [np.lib.stride_tricks.sliding_window_view(padded, block_size + 1)[::block_size]]
-
-        columns = {"input_ids": cut(np.asarray(ids, dtype=np.uint16))}
+        columns: dict[str, np.ndarray] = {"input_ids": np.asarray(ids, dtype=np.uint16)}
         if mask is not None:
-            columns["targets"] = cut(np.asarray(mask, dtype=np.uint8))
-        return cls(columns, len(ids))
+            columns["targets"] = np.asarray(mask, dtype=np.uint8)
+        rows = arrow_cache.num_rows(len(ids), block_size)
+        cut = {name: [arrow_cache.consecutive_rows(values, rows, block_size)] for name, values in columns.items()}
+        return cls(cut, len(ids))
 
     def cache_on_device(self, device: torch.device | str) -> None:
         """Copy all rows to `device`, where batches are gathered from then on: 8 bytes a token, 12 with position_ids."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from array import array
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from finetune.data.dataset import CHUNK_BYTES
+from finetune.common.files import CHUNK_BYTES, sync, write_file
 from finetune.data.documents import Encoded
 
 
@@ -52,20 +51,16 @@ class BinWriter:
             "documents": len(self.document_ends),
             "sha256": self.digest.hexdigest(),
         }
-        files: list[BinaryIO] = [self.file]
         if self.mask_file:
             facts |= {"targets": self.targets, "mask_sha256": self.mask_digest.hexdigest()}
-            files.append(self.mask_file)
         if self.has_eot_within or (self.eot is None and len(self.document_ends) > 1):
             # no end-of-text shows where documents end
             ends = np.frombuffer(self.document_ends, dtype=np.uint64).astype("<u8").tobytes()
             facts["documents_sha256"] = hashlib.sha256(ends).hexdigest()
-            files.append(open(self._beside("documents"), "wb"))
-            files[-1].write(ends)
-        for file in files:
-            file.flush()
-            os.fsync(file.fileno())
+            write_file(self._beside("documents"), ends)
+        for file in filter(None, [self.file, self.mask_file]):
             file.close()
+            sync(file.name)
         return facts
 
     def __enter__(self) -> BinWriter:

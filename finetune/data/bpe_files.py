@@ -8,15 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
+from finetune.common.files import write_json
+
+FILES = """
+    tokenizer.json vocab.json merges.txt tokenizer_config.json special_tokens_map.json added_tokens.json
+    chat_template.jinja
+""".split()
 MAX_VOCABULARY = 65536  # ids are stored as uint16
 
 Vocabulary = tuple[dict[bytes, int], dict[str, int]]  # the bytes of each ordinary token, the name of each special one
@@ -103,9 +100,7 @@ def write_characters(directory: str | Path, chars: list[str], block_size: int | 
 def write_tokenizer_config(directory: str | Path, config: dict[str, Any], block_size: int | None = None) -> None:
     """Write tokenizer_config.json, with `block_size` as model_max_length if given."""
     config |= {"model_max_length": block_size} if block_size else {}
-    with open(Path(directory) / "tokenizer_config.json", "w", encoding="utf-8") as file:
-        json.dump(config, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+    write_json(Path(directory) / "tokenizer_config.json", config, ensure_ascii=False)
 
 
 def merge_rules(vocabulary: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from finetune.common.errors import UsageError
-from finetune.common.files import read_chunks, read_json
+from finetune.common.files import CHUNK_BYTES, read_chunks, read_json, sha256_of
 from finetune.data import nanogpt_meta
 from finetune.data import tokenizer as tokenizers
 
 FORMAT = 1
 LLMC_MAGIC = 20240520
 GPT2_EOT = 50256
-CHUNK_BYTES = 1 << 22
+SIZES = ("tokens", "characters", "bytes", "documents", "targets")  # of a split, as far as known
 SOURCES_KEPT = 20  # of a corpus of many files, in the facts of a run
 
 
@@ -27,7 +27,7 @@ class Dataset:
 
     directory: Path
     meta: dict
-    tokenizer: tokenizers.BPETokenizer | tokenizers.CharTokenizer | None
+    tokenizer: tokenizers.Tokenizer | None
 
     def bin(self, split: str) -> Path:
         return self.directory / f"{split}.bin"
@@ -39,10 +39,10 @@ class Dataset:
 
     def documents(self, split: str) -> Path | None:
         """The file of document ends, uint64; None if meta.json lists none: then every end-of-text ends a document."""
-        is_listed = "documents_sha256" in self._split_meta(split)
+        is_listed = "documents_sha256" in self.split_meta(split)
         return self.directory / f"{split}_documents.bin" if is_listed else None
 
-    def _split_meta(self, split: str) -> dict:
+    def split_meta(self, split: str) -> dict:
         return self.meta.get("splits", {}).get(split, {})
 
     @property
@@ -60,12 +60,10 @@ class Dataset:
             ends = np.fromfile(path, dtype="<u8").astype(np.int64)
         else:
             ends = self._ends_by_eot(split)
-            count = self._split_meta(split).get("documents", len(ends))
+            count = self.split_meta(split).get("documents", len(ends))
             if len(ends) > count:
-                raise UsageError(
-                    f"{self.bin(split)}: {len(ends):,} end-of-texts in {count:,} documents, and nothing says where one"
-                    " begins; prepare the data again"
-                )
+                problem = f"{len(ends):,} end-of-texts in {count:,} documents, and nothing says where one begins"
+                raise _unusable(self.bin(split), problem)
         return ends if len(ends) and ends[-1] == tokens else np.append(ends, tokens)
 
     def _ends_by_eot(self, split: str) -> np.ndarray:
@@ -86,15 +84,14 @@ class Dataset:
 
     def num_bytes(self, split: str) -> int | None:
         """Bytes of text in a split, for bits per byte; None if unknown."""
-        return self._split_meta(split).get("bytes")
+        return self.split_meta(split).get("bytes")
 
     def facts(self) -> dict:
         """What a run records of its data: place, sources, sizes. Plain values, without the unknown ones."""
-        splits = {split: {"tokens": self.num_tokens(split)} for split in ("train", "val")}
-        for split, described in self.meta.get("splits", {}).items():
-            for name in ("tokens", "characters", "bytes", "documents", "targets"):
-                if name in described:
-                    splits[split][name] = described[name]
+        splits = {}
+        for split in ("train", "val"):
+            known = {"tokens": self.num_tokens(split), **self.split_meta(split)}
+            splits[split] = {name: known[name] for name in SIZES if name in known}
         sources = [*self.meta.get("sources", []), *self.meta.get("val_sources", [])]
         return {
             "name": self.directory.resolve().name,
@@ -148,10 +145,7 @@ def load(directory: str | Path) -> Dataset:
     if has_meta:
         return _load_described(directory, meta_json)
     if (directory / "tokenizer.json").is_file():
-        raise UsageError(
-            f"{directory}: has tokenizer.json but no meta.json, so its preparation was interrupted; prepare the data"
-            " again"
-        )
+        raise _unusable(directory, "has tokenizer.json but no meta.json, so its preparation was interrupted")
     if not meta_pkl.is_file():
         return Dataset(directory, {}, None)
     try:
@@ -164,16 +158,18 @@ def _load_described(directory: Path, meta_json: Path) -> Dataset:
     try:
         meta = read_json(meta_json)
         if meta.get("format") != FORMAT:
-            raise UsageError(f"{meta_json}: format {meta.get('format')!r} is not {FORMAT}; prepare the data again")
+            raise _unusable(meta_json, f"format {meta.get('format')!r} is not {FORMAT}")
         if not all(isinstance(meta["splits"][split], dict) for split in ("train", "val")):
             raise ValueError("splits")
         return Dataset(directory, meta, tokenizers.from_description(meta["tokenizer"], directory))
     except UsageError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"{meta_json}: not readable as a dataset's description ({error!r}); prepare the data again"
-        ) from None
+        raise _unusable(meta_json, f"not readable as a dataset's description ({error!r})") from None
+
+
+def _unusable(place: Path, problem: str) -> UsageError:
+    return UsageError(f"{place}: {problem}; prepare the data again")
 
 
 def check_size(path: Path, guess: bool = False) -> int:
@@ -185,10 +181,8 @@ def check_size(path: Path, guess: bool = False) -> int:
     if size == 0:
         raise UsageError(f"{path}: is empty; prepare the data again, with a larger val_fraction if this is val.bin")
     if size % 2:
-        raise UsageError(
-            f"{path}: {size:,} bytes are not a whole number of 16-bit tokens; it was probably cut short. Copy or"
-            " prepare it again"
-        )
+        problem = f"{size:,} bytes are not a whole number of 16-bit tokens, so it was probably cut short"
+        raise UsageError(f"{path}: {problem}; copy or prepare it again")
     if guess:
         _check_format(path)
     return size // 2
@@ -198,9 +192,7 @@ def _check_format(path: Path) -> None:
     with open(path, "rb") as file:
         head = np.frombuffer(file.read(8192), dtype="<u2")
     if head.size >= 2 and int(head[0]) + (int(head[1]) << 16) == LLMC_MAGIC:
-        raise UsageError(
-            f"{path}: is a bin of llm.c, which begins with a header; prepare the text with finetune.prepare"
-        )
+        raise UsageError(f"{path}: is a bin of llm.c, with a header; prepare the text with finetune.prepare")
     if head.size >= 64 and (head[1::2] == 0).mean() > 0.9 and (head[::2] == 0).mean() < 0.9:
         raise UsageError(f"{path}: looks like 32-bit token ids (every second 16-bit value is 0); bins hold 16-bit ids")
 
@@ -220,12 +212,10 @@ def scan(dataset: Dataset, split: str) -> BinStats:
     """Read a whole bin and the files beside it. Raises UsageError if a file is not the one that meta.json describes,
     or if the mask is not as long as the bin."""
     path, mask = dataset.bin(split), dataset.mask(split)
-    tokens, expected = check_size(path), dataset.meta.get("splits", {}).get(split, {})
+    tokens, expected = check_size(path), dataset.split_meta(split)
     if mask and mask.stat().st_size != tokens:
-        raise UsageError(
-            f"{mask}: {mask.stat().st_size:,} bytes for the {tokens:,} tokens of {split}.bin; a mask has one a token."
-            " Prepare the data again"
-        )
+        size = mask.stat().st_size
+        raise _unusable(mask, f"{size:,} bytes for the {tokens:,} tokens of {split}.bin, and a mask has one a token")
     mask_sha256 = documents_sha256 = None
     if mask or "mask_sha256" in expected:
         mask_sha256 = _checked_sha256(dataset.directory / f"{split}_mask.bin", expected.get("mask_sha256"))
@@ -241,19 +231,15 @@ def scan(dataset: Dataset, split: str) -> BinStats:
 
 def _checked_sha256(path: Path, expected: str | None) -> str:
     if not path.is_file():
-        raise UsageError(f"{path}: there is no such file, and meta.json lists one; prepare the data again")
-    digest = hashlib.sha256()
-    for chunk in read_chunks(path):
-        digest.update(chunk)
-    _check_sha256(path, digest.hexdigest(), expected)
-    return digest.hexdigest()
+        raise _unusable(path, "there is no such file, and meta.json lists one")
+    found = sha256_of(path)
+    _check_sha256(path, found, expected)
+    return found
 
 
 def _check_sha256(path: Path, found: str, expected: str | None) -> None:
     if expected not in (None, found):
-        raise UsageError(
-            f"{path}: is not the file that meta.json describes (its sha256 differs); prepare the data again"
-        )
+        raise _unusable(path, "is not the file that meta.json describes (its sha256 differs)")
 
 
 def check_ids(dataset: Dataset, split: str, stats: BinStats, vocab_size: int, model: str) -> None:
@@ -262,7 +248,6 @@ def check_ids(dataset: Dataset, split: str, stats: BinStats, vocab_size: int, mo
         return
     ids = np.memmap(dataset.bin(split), dtype="<u2", mode="r")
     beyond = np.flatnonzero(ids >= vocab_size)
-    raise UsageError(
-        f"{dataset.bin(split)}: token {ids[beyond[0]]:,} at offset {beyond[0]:,} ({beyond.size:,} such), but {model}"
-        f" has {vocab_size:,} ids; prepare the text with the model's tokenizer"
-    )
+    found = f"token {ids[beyond[0]]:,} at offset {beyond[0]:,} ({beyond.size:,} such)"
+    advice = "prepare the text with the model's tokenizer"
+    raise UsageError(f"{dataset.bin(split)}: {found}, but {model} has {vocab_size:,} ids; {advice}")

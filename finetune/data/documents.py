@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from finetune.data.dataset import Dataset
-from finetune.data.tokenizer import BPETokenizer, CharTokenizer
+from finetune.data.tokenizer import BPETokenizer, Tokenizer
 
 CHUNK_TOKENS = 1 << 18  # about a megabyte of text
+CHUNK_CHARACTERS = 4 * CHUNK_TOKENS
 
 
 class Chunk(NamedTuple):
@@ -32,20 +32,8 @@ class Chunk(NamedTuple):
 Encoded = tuple[Chunk, np.ndarray]  # a chunk and its ids, uint16
 
 
-class HasChunks(Protocol):
-    """What `sources.find` returns."""
-
-    def pieces(self) -> Iterator[Chunk]: ...
-
-
-def documents_of_sources(sources: Iterable[HasChunks]) -> Iterator[Chunk]:
-    """The documents of some sources, in their order."""
-    chunks = itertools.chain.from_iterable(source.pieces() for source in sources)
-    return cut(chunks, 4 * CHUNK_TOKENS)
-
-
 def documents_of_bin(
-    dataset: Dataset, split: str, tokenizer: BPETokenizer | CharTokenizer, chunk_tokens: int = CHUNK_TOKENS
+    dataset: Dataset, split: str, tokenizer: Tokenizer, chunk_tokens: int = CHUNK_TOKENS
 ) -> Iterator[Chunk]:
     """The documents of a bin without their end-of-text. A long one is cut before white space, else between two
     characters."""
@@ -65,13 +53,13 @@ def documents_of_bin(
             cuts = np.flatnonzero(begins_with_space[rest])
             if not len(cuts):
                 cuts = np.flatnonzero(begins_character[rest])
-            if len(rest) >= chunk_tokens and len(cuts) and cuts[-1]:
-                size = int(cuts[-1])
+            size = int(cuts[-1]) if len(cuts) else 0
+            if len(rest) >= chunk_tokens and size:
                 yield Chunk(tokenizer.decode(rest[:size]), tokens=size)
                 rest, offset = rest[size:], offset + size
 
 
-def _token_starts(tokenizer: BPETokenizer | CharTokenizer) -> tuple[np.ndarray, np.ndarray]:
+def _token_starts(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Of every id, bool (65536,) each: whether its text begins with white space, and whether with a whole character."""
     begins_with_space, begins_character = np.zeros(1 << 16, bool), np.zeros(1 << 16, bool)
     if isinstance(tokenizer, BPETokenizer):

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from finetune.common.errors import UsageError
+from finetune.common.files import write_file
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -30,14 +31,10 @@ def shakespeare(url: str = SHAKESPEARE_URL) -> Path:
         with urllib.request.urlopen(url, timeout=10) as response:
             content = response.read(1 << 22)
     except OSError as error:
-        raise UsageError(
-            f"shakespeare: cannot be downloaded ({error}). Put the file {url} at {path} by hand, or use"
-            " python_docs, which needs no download"
-        ) from None
+        advice = f"Put the file {url} at {path} by hand, or use python_docs, which needs no download"
+        raise UsageError(f"shakespeare: cannot be downloaded ({error}). {advice}") from None
     if hashlib.sha256(content).hexdigest() != SHAKESPEARE_SHA256:
         raise UsageError(f"shakespeare: the file at {url} is not tiny Shakespeare (its sha256 differs); nothing saved")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_bytes(content)
-    partial.rename(path)
+    write_file(path, content)
     return path

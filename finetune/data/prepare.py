@@ -22,9 +22,7 @@ from finetune.data.bin_writer import BinWriter
 from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk, Encoded, cut
 from finetune.data.split import Overflow, Stream, split_documents, survey_documents
-from finetune.data.tokenizer import BPETokenizer, CharTokenizer, from_directory, gpt2
-
-Tokenizer = BPETokenizer | CharTokenizer
+from finetune.data.tokenizer import CharTokenizer, Tokenizer, from_directory, gpt2
 
 # of a prepared directory, besides meta.json
 FILES = """
@@ -74,7 +72,7 @@ def prepare(
         raise UsageError(f"overflow: {options.overflow} is for documents, and {names[0]} is one running text")
     eot = None if split_by == "text" else tokenizer.eot
     characters = sum(survey.characters for survey in surveys.values())
-    chunks = _progress(_cut_chunks(stream, options.group_characters, tokenizer.kind == "char"), characters)
+    chunks = _cut_chunks(stream, options.group_characters, tokenizer.kind == "char", characters)
     with files.temporary_directory(out_dir) as work:
         splits, overflow = _tokenize(chunks, tokenizer, eot, options, work)
         meta: dict[str, Any] = {
@@ -100,7 +98,8 @@ def _tokenize(
     stream: Stream, tokenizer: Tokenizer, eot: int | None, options: TokenizeOptions, directory: Path
 ) -> tuple[dict[str, dict], dict]:
     """Write train.bin and val.bin; return the entries `splits` and `overflow` of meta.json."""
-    threads = options.num_proc or _num_cores()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = options.num_proc or cores
     pending: deque[tuple[str, Future[list[Encoded]]]] = deque()
     overflow = Overflow(options.overflow, options.max_tokens)
     with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
@@ -124,22 +123,13 @@ def _tokenize(
         splits = {split: writer.close() for split, writer in writers.items()}
     for split, facts in splits.items():
         if not facts["tokens"]:
-            raise UsageError(
-                f"{split}.bin would be empty: each of its documents has more than {options.max_tokens:,} tokens;"
-                " --overflow=split keeps them"
-            )
+            problem = f"each of its documents has more than {options.max_tokens:,} tokens"
+            raise UsageError(f"{split}.bin would be empty: {problem}; --overflow=split keeps them")
         if tokenizer.eot is None and "targets" in facts:
-            raise UsageError(
-                f"tokenizer: {tokenizer.describe()['name']} have no end-of-text, so nobody could learn where an answer"
-                " ends; instruction data needs gpt2 or the tokenizer of a model directory"
-            )
+            problem = "have no end-of-text, so nobody could learn where an answer ends"
+            advice = "instruction data needs gpt2 or the tokenizer of a model directory"
+            raise UsageError(f"tokenizer: {tokenizer.describe()['name']} {problem}; {advice}")
     return splits, overflow.facts()
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _groups(stream: Stream, options: TokenizeOptions) -> Iterator[tuple[str, list[Chunk]]]:
@@ -169,19 +159,15 @@ def _encode(chunks: list[Chunk], tokenizer: Tokenizer, eot: int | None) -> list[
     return encoded
 
 
-def _cut_chunks(stream: Stream, size: int, anywhere: bool) -> Stream:
-    for split, run in itertools.groupby(stream, key=lambda item: item[0]):
-        for chunk in cut((chunk for _, chunk in run), size, anywhere):
-            yield split, chunk
-
-
-def _progress(stream: Stream, characters: int) -> Stream:
+def _cut_chunks(stream: Stream, size: int, anywhere: bool, characters: int) -> Stream:
+    """The stream in chunks of about `size`, with a progress bar up to all its `characters`."""
     from tqdm import tqdm
 
     with tqdm(total=characters, unit="char", unit_scale=True, desc="tokenizing", disable=None, leave=False) as bar:
-        for split, chunk in stream:
-            yield split, chunk
-            bar.update(len(chunk.text))
+        for split, run in itertools.groupby(stream, key=lambda item: item[0]):
+            for chunk in cut((chunk for _, chunk in run), size, anywhere):
+                yield split, chunk
+                bar.update(len(chunk.text))
 
 
 def _publish(work: Path, out_dir: Path, meta: dict, tokenizer: Tokenizer) -> None:
@@ -223,6 +209,7 @@ def find_tokenizer(choice: str | Path | Tokenizer) -> Tokenizer:
 def summary(dataset: Dataset) -> str:
     """The figures of a prepared directory, as docs/quickstart.md shows them."""
     splits, split_by = dataset.meta["splits"], dataset.meta.get("split_by", "text")
+    has_targets = any("targets" in split for split in splits.values())
     characters = sum(split["characters"] for split in splits.values())
     tokens = sum(split["tokens"] for split in splits.values())
     lines = [f"Dataset has {characters:,} characters, {tokens:,} tokens"]
@@ -231,17 +218,13 @@ def summary(dataset: Dataset) -> str:
         targets = f", {split['targets']:,} of them to be learned" if "targets" in split else ""
         lines.append(f"{name} has {split['tokens']:,} tokens{documents}{targets}")
     overflow = dataset.meta.get("overflow", {})
-    dropped, kept, max_tokens = overflow.get("dropped"), overflow.get("kept"), overflow.get("max_tokens")
-    if dropped:
-        lines.append(f"{_too_long(dropped, max_tokens)}: left out")
-    elif kept and any("targets" in split for split in splits.values()):
-        lines.append(
-            f"{_too_long(kept, max_tokens)}: cut where a block of {max_tokens:,} ends (--overflow=drop leaves them out)"
-        )
+    count, max_tokens = overflow.get("dropped", 0), overflow.get("max_tokens", 0)
+    fate = "left out"
+    if has_targets and "kept" in overflow:
+        count = overflow["kept"]
+        fate = f"cut where a block of {max_tokens:,} ends (--overflow=drop leaves them out)"
+    if count:
+        lines.append(f"{count:,} document{'s' * (count > 1)} of more than {max_tokens:,} tokens: {fate}")
     if split_by == "characters":
         lines.append("too few documents to keep some whole for validation: the last characters of them all are val")
     return "\n".join(lines)
-
-
-def _too_long(count: int, max_tokens: int) -> str:
-    return f"{count:,} document{'s' * (count > 1)} of more than {max_tokens:,} tokens"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import io
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,20 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from finetune.common.errors import UsageError
+from finetune.common.files import read_chunks
 from finetune.common.network import reach
 from finetune.data import named_texts
-from finetune.data.documents import Chunk
+from finetune.data.documents import CHUNK_CHARACTERS, Chunk, cut
 from finetune.data.tables import TABLES, Columns, read_hub, read_table
-from finetune.data.text_files import (
-    COMPRESSED_SUFFIXES,
-    TEXT_SUFFIXES,
-    read_document,
-    read_file,
-    suffix_of,
-    update_digest,
-)
+from finetune.data.text_files import COMPRESSED_SUFFIXES, TEXT_SUFFIXES, Digest, read_document, read_file, suffix_of
 
 NAMED = ("shakespeare", "python_docs")
+NO_TEXT = "no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs (no download)"
 
 
 @dataclass
@@ -49,13 +44,12 @@ class Source:
             return len(self.content)
         return sum(path.stat().st_size for path in self.files) if self.files else None
 
-    def pieces(self, digest: hashlib._Hash | None = None) -> Iterator[Chunk]:
+    def chunks(self, digest: Digest = None) -> Iterator[Chunk]:
         """Its documents in Chunks of some megabytes, line ends as \\n: one per text file, one per row of a table.
 
         `digest` is fed the bytes of the files, of a Hub data set the texts. Raises UsageError with file and place."""
         if self.content is not None:
-            content = self.content
-            yield from read_document(self.name, lambda: io.BytesIO(content), digest)
+            yield from read_document(self.name, io.BytesIO(self.content), digest)
         if self.hub:
             for chunk in read_hub(self.name, self.hub, self.columns):
                 if digest:
@@ -64,7 +58,8 @@ class Source:
         for path in self.files:
             if is_table(path):
                 if digest:
-                    update_digest(path, digest)
+                    for data in read_chunks(path):
+                        digest.update(data)
                 yield from read_table(path, self.columns)
             else:
                 yield from read_file(path, digest)
@@ -79,11 +74,13 @@ def find(
     `columns` are those of tables, `split` and `revision` those of Hub data sets. Raises UsageError."""
     sources = [_find(str(name), columns or {}, split, revision) for name in names]
     if not sources:
-        raise UsageError(
-            "no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs, which needs no"
-            " download"
-        )
+        raise UsageError(NO_TEXT)
     return sources
+
+
+def documents_of(sources: Iterable[Source]) -> Iterator[Chunk]:
+    """The documents of some sources, in their order."""
+    return cut(itertools.chain.from_iterable(source.chunks() for source in sources), CHUNK_CHARACTERS)
 
 
 def _find(name: str, columns: Columns, split: str, revision: str | None) -> Source:
@@ -99,7 +96,7 @@ def _find(name: str, columns: Columns, split: str, revision: str | None) -> Sour
     if name == "shakespeare":
         return Source(name, [named_texts.shakespeare()])
     hub_name = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", name)
-    if hub_name and not is_table(path) and not is_text(path):
+    if hub_name and not is_readable(path):
         _check_hub(name)
         arguments = {"path": hub_name[1], "name": hub_name[2], "split": split, "revision": revision}
         return Source(name, hub=arguments, columns=columns)
@@ -113,7 +110,7 @@ def _find_files(name: str) -> list[Path]:
     files = [file for file in sorted(found) if file.is_file() and file.stat().st_size and not _is_hidden(file, path)]
     # a pattern with a suffix, such as src/**/*.py, takes every file that it matches
     if path.is_dir() or glob.has_magic(path.suffix) or not path.suffix:
-        files = [file for file in files if is_table(file) or is_text(file)]
+        files = [file for file in files if is_readable(file)]
     if not files:
         known, compressed = ", ".join([*TEXT_SUFFIXES, *TABLES]), ", ".join(COMPRESSED_SUFFIXES)
         raise UsageError(f"{name}: no text there; {known} are read, each also with {compressed}")
@@ -129,8 +126,9 @@ def is_table(path: Path) -> bool:
     return suffix_of(path) in TABLES
 
 
-def is_text(path: Path) -> bool:
-    return suffix_of(path) in TEXT_SUFFIXES
+def is_readable(path: Path) -> bool:
+    """Whether its suffix is that of a text or a table."""
+    return is_table(path) or suffix_of(path) in TEXT_SUFFIXES
 
 
 def _check_hub(name: str) -> None:
@@ -142,6 +140,5 @@ def _check_hub(name: str) -> None:
             raise OSError("HF_HUB_OFFLINE is set")
         reach(constants.ENDPOINT)
     except OSError as error:
-        raise UsageError(
-            f"{name}: no such file or directory, and the Hub cannot be asked for a data set of this name ({error})"
-        ) from None
+        message = "no such file or directory, and the Hub cannot be asked for a data set of this name"
+        raise UsageError(f"{name}: {message} ({error})") from None

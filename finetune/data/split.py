@@ -33,7 +33,7 @@ def survey_documents(sources: list[Source], collect_alphabet: bool) -> Survey:
     survey = Survey()
     for source in sources:
         digest, documents, is_empty = hashlib.sha256(), 0, True
-        for chunk in source.pieces(digest):
+        for chunk in source.chunks(digest):
             survey.characters += len(chunk.text)
             is_empty = is_empty and not chunk.text
             if chunk.is_last:
@@ -56,12 +56,12 @@ def split_documents(
 ) -> tuple[Stream, str]:
     """`(stream, split_by)`: all documents that are not empty, each chunk with its split; and what was split: "text",
     "documents", "characters" of documents, or "sources". Raises UsageError if the text is too short."""
+    given = [sources, val_sources] if val_sources else [sources]
+    is_one_text = all(len(found) == 1 and found[0].is_one_text for found in given)
     chunks = _documents(sources)
-    is_one_text = len(sources) == 1 and sources[0].is_one_text
     if val_sources:
-        is_one_text = is_one_text and len(val_sources) == 1 and val_sources[0].is_one_text
-        stream = itertools.chain(_label("train", chunks), _label("val", _documents(val_sources)))
-        return stream, "text" if is_one_text else "sources"
+        train, val = (("train", chunk) for chunk in chunks), (("val", chunk) for chunk in _documents(val_sources))
+        return itertools.chain(train, val), "text" if is_one_text else "sources"
     num_val = round(survey.documents * val_fraction)
     if num_val and not is_one_text:
         chosen = np.random.default_rng(seed).choice(survey.documents, num_val, replace=False)
@@ -77,17 +77,12 @@ def split_documents(
 def _documents(sources: list[Source]) -> Iterator[Chunk]:
     """The documents that have any text."""
     has_text = False
-    for chunk in itertools.chain.from_iterable(source.pieces() for source in sources):
+    for chunk in itertools.chain.from_iterable(source.chunks() for source in sources):
         has_text = has_text or bool(chunk.text)
         if has_text:
             yield chunk
         if chunk.is_last:
             has_text = False
-
-
-def _label(split: str, chunks: Iterable[Chunk]) -> Stream:
-    for chunk in chunks:
-        yield split, chunk
 
 
 def _split_by_documents(chunks: Iterable[Chunk], val_numbers: set[int]) -> Stream:

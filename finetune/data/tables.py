@@ -9,35 +9,50 @@ import csv
 import glob
 import io
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.common.errors import UsageError
+from finetune.config.options import option
 from finetune.data import chat
 from finetune.data.documents import Chunk
 from finetune.data.text_files import open_decompressed, read_file, suffix_of
 
-COLUMN_KINDS = ("text", "messages", "prompt", "completion")
 TABLES = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 
 Columns = dict[str, str]  # {"text": name}, {"messages": name} or {"prompt": name, "completion": name}
 Row = dict[str, Any]
 
 
-def chosen_columns(options: object) -> Columns:
-    """The columns named by --text_column, --messages_column, --prompt_column and --completion_column."""
-    names = {kind: getattr(options, f"{kind}_column") for kind in COLUMN_KINDS}
-    return {kind: name for kind, name in names.items() if name is not None}
+@dataclass
+class ColumnOptions:
+    """The options of a command that reads tables."""
 
+    text_column: str | None = option(
+        None, "the column of a table that holds the text [text, or the only one that holds any]", derived=True
+    )
+    prompt_column: str | None = option(None, "the column of prompts [prompt]", derived=True)
+    completion_column: str | None = option(
+        None, "the column of answers, the only part that is learned [completion]", derived=True
+    )
+    messages_column: str | None = option(
+        None, "the column of conversations, lists of {role, content} [messages]", derived=True
+    )
 
-def problems_of_columns(options: object) -> Iterator[tuple[str, str]]:
-    """(key, message) of each contradiction between these options."""
-    columns = chosen_columns(options)
-    if ("prompt" in columns) != ("completion" in columns):
-        yield "prompt_column", "--prompt_column and --completion_column go together"
-    if len(columns.keys() - {"completion"}) > 1:
-        message = "a table holds text, prompts with completions, or messages: name the columns of one of them"
-        yield "text_column", message
+    def columns(self) -> Columns:
+        """The columns that are named."""
+        names = {kind: getattr(self, f"{kind}_column") for kind in ("text", "prompt", "completion", "messages")}
+        return {kind: name for kind, name in names.items() if name is not None}
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of each contradiction."""
+        columns = self.columns()
+        if ("prompt" in columns) != ("completion" in columns):
+            yield "prompt_column", "--prompt_column and --completion_column go together"
+        if len(columns.keys() - {"completion"}) > 1:
+            message = "a table holds text, prompts with completions, or messages: name the columns of one of them"
+            yield "text_column", message
 
 
 def read_table(path: Path, columns: Columns) -> Iterator[Chunk]:
@@ -54,11 +69,11 @@ def read_hub(name: str, arguments: dict[str, Any], columns: Columns) -> Iterator
 
 
 def _read_json(path: Path, columns: Columns) -> Iterator[Chunk]:
-    return _documents(_stream("json", data_files=_literal(path), split="train"), str(path), columns)
+    return _documents(_stream_file("json", path), str(path), columns)
 
 
 def _read_parquet(path: Path, columns: Columns) -> Iterator[Chunk]:
-    return _documents(_stream("parquet", data_files=_literal(path), split="train"), str(path), columns)
+    return _documents(_stream_file("parquet", path), str(path), columns)
 
 
 def _read_csv(path: Path, columns: Columns) -> Iterator[Chunk]:
@@ -66,8 +81,7 @@ def _read_csv(path: Path, columns: Columns) -> Iterator[Chunk]:
     columns = find_columns(_first_csv_row(path, separator), columns, str(path))
     # cells stay text: pandas would read NA as missing and 007 as a number
     as_text = {"keep_default_na": False, "converters": dict.fromkeys(columns.values(), str)}
-    rows = _stream("csv", data_files=_literal(path), split="train", sep=separator, **as_text)
-    return _documents(rows, str(path), columns)
+    return _documents(_stream_file("csv", path, sep=separator, **as_text), str(path), columns)
 
 
 READERS: dict[str, Callable[[Path, Columns], Iterator[Chunk]]] = {
@@ -77,9 +91,9 @@ READERS: dict[str, Callable[[Path, Columns], Iterator[Chunk]]] = {
 }
 
 
-def _literal(path: Path) -> str:
-    """The path for data_files, in which *, ? and [ are a pattern."""
-    return glob.escape(str(path))
+def _stream_file(kind: str, path: Path, **arguments: Any) -> Iterable[Row]:
+    # in data_files *, ? and [ would be a pattern
+    return _stream(kind, data_files=glob.escape(str(path)), split="train", **arguments)
 
 
 def _stream(path: str, **arguments: Any) -> Iterable[Row]:

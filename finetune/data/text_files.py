@@ -5,16 +5,18 @@ from __future__ import annotations
 import codecs
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from finetune.common.errors import UsageError
+from finetune.common.files import CHUNK_BYTES
 from finetune.data.documents import Chunk
 
-CHUNK_BYTES = 1 << 22
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".markdown")
 COMPRESSED_SUFFIXES = (".gz", ".xz", ".bz2", ".zst")
+
+Digest: TypeAlias = "hashlib._Hash | None"  # fed the bytes that are read
 
 
 def suffix_of(path: Path) -> str:
@@ -34,57 +36,39 @@ def open_decompressed(path: Path) -> BinaryIO:
     return fsspec.filesystem("file").open(str(path), "rb", compression="infer")
 
 
-def update_digest(path: Path, digest: hashlib._Hash) -> None:
-    """Feed the bytes of a file, as stored, to `digest`."""
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-
-
-def read_file(path: Path, digest: hashlib._Hash | None = None, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
+def read_file(path: Path, digest: Digest = None, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
     """A text file as one document; see `read_document`."""
-    return read_document(str(path), lambda: open_decompressed(path), digest, chunk_bytes)
+    with open_decompressed(path) as file:
+        yield from read_document(str(path), file, digest, chunk_bytes)
 
 
-def read_document(
-    name: str, open_bytes: Callable[[], BinaryIO], digest: hashlib._Hash | None = None, chunk_bytes: int = CHUNK_BYTES
-) -> Iterator[Chunk]:
+def read_document(name: str, file: BinaryIO, digest: Digest = None, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
     """Decode UTF-8 bytes to one document, without byte order mark and with every line end as \\n.
 
     `digest` is fed the decompressed bytes. Raises UsageError with the place of the first byte that is not UTF-8."""
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
-    offset = 0
-    with open_bytes() as file:
-        while True:
-            try:
-                chunk = file.read(chunk_bytes)
-            except (OSError, EOFError) as error:
-                raise UsageError(f"{name}: cannot be read: {error}") from None
-            if offset == 0 and chunk[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                convert = "iconv -f UTF-16 -t UTF-8"
-                raise UsageError(f"{name}: looks like UTF-16; convert it to UTF-8, for example with {convert}")
-            if digest:
-                digest.update(chunk)
-            try:
-                text = decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                undecoded = len(error.object) - len(chunk)  # bytes left over from the previous chunk
-                bad = _describe_byte(open_bytes, offset - undecoded + error.start, chunk_bytes)
-                raise UsageError(f"{name}: {bad}") from None
-            offset += len(chunk)
-            if text:
-                yield Chunk(text)
-            if not chunk:
-                break
+    offset, line = 0, 1  # of the next chunk
+    while True:
+        try:
+            data = file.read(chunk_bytes)
+        except (OSError, EOFError) as error:
+            raise UsageError(f"{name}: cannot be read: {error}") from None
+        if offset == 0 and data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            convert = "iconv -f UTF-16 -t UTF-8"
+            raise UsageError(f"{name}: looks like UTF-16; convert it to UTF-8, for example with {convert}")
+        if digest:
+            digest.update(data)
+        try:
+            text = decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            undecoded, valid = error.object, error.object[: error.start]
+            # `undecoded` begins with bytes left over from the previous chunk
+            place = offset + len(data) - len(undecoded) + len(valid)
+            byte, line = undecoded[error.start], line + valid.count(b"\n")
+            raise UsageError(f"{name}: byte 0x{byte:02X} at offset {place:,} (line {line:,}) is not UTF-8") from None
+        offset, line = offset + len(data), line + data.count(b"\n")
+        if text:
+            yield Chunk(text)
+        if not data:
+            break
     yield Chunk("", is_last=True)
-
-
-def _describe_byte(open_bytes: Callable[[], BinaryIO], offset: int, chunk_bytes: int) -> str:
-    """`byte 0xE9 at offset 6 (line 2) is not UTF-8`."""
-    line, left = 1, offset
-    with open_bytes() as file:
-        while left > 0 and (chunk := file.read(min(left, chunk_bytes))):
-            line += chunk.count(b"\n")
-            left -= len(chunk)
-        byte = file.read(1)
-    return f"byte 0x{byte[0] if byte else 0:02X} at offset {offset:,} (line {line:,}) is not UTF-8"

@@ -73,7 +73,7 @@ class BPETokenizer:
     def fingerprint(self) -> str:
         """SHA-256 of the ordinary tokens and end-of-text; other special tokens never appear in data."""
         tokens = sorted((i, token.hex()) for token, i in self.vocabulary.items())
-        return _sha256(repr((tokens, self.eot)).encode())
+        return hashlib.sha256(repr((tokens, self.eot)).encode()).hexdigest()
 
     def describe(self) -> dict[str, str]:
         """The entry of meta.json."""
@@ -131,7 +131,7 @@ class CharTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        return _sha256("".join(self.chars).encode("utf-8", "surrogatepass"))
+        return hashlib.sha256("".join(self.chars).encode("utf-8", "surrogatepass")).hexdigest()
 
     def describe(self) -> dict[str, str]:
         name = f"{self.vocab_size} characters"
@@ -207,11 +207,9 @@ def from_description(description: dict[str, str], directory: str | Path) -> Toke
     is_char = description["kind"] == "char"
     tokenizer = CharTokenizer(description["chars"]) if is_char else from_directory(directory)
     if tokenizer is None:
-        raise UsageError(f"{directory}: tokenizer.json, named in meta.json, is missing; run prepare again")
+        raise UsageError(f"{directory}: tokenizer.json, named in meta.json, is missing; prepare the data again")
     if tokenizer.fingerprint != description.get("sha256"):
-        raise UsageError(
-            f"{directory}: the tokenizer here is not the one these tokens were made with; run prepare again"
-        )
+        raise UsageError(f"{directory}: these tokens were made with another tokenizer; prepare the data again")
     return tokenizer
 
 
@@ -230,7 +228,3 @@ def encode_prompt(tokenizer: Tokenizer, text: str, place: str) -> np.ndarray:
         return tokenizer.encode(text, special=True).astype(np.int64)
     except UsageError as error:
         raise UsageError(f"{place}: {error}") from None
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

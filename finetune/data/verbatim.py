@@ -34,7 +34,7 @@ def report_copies(
     size = max(chunk_tokens, 4 * max_length)
     hashing = PrefixHash(max(size + max_length, sum(map(len, texts))))
     ngrams = longer = NGramIndex(texts, n, hashing)
-    copied = np.zeros(len(ngrams.hashes), bool)
+    copied, of_place = np.zeros(len(ngrams.first), bool), ngrams.index.of_place
     length, place, offset = 0, 0, None  # the longest span: its tokens, its place in the samples and in train.bin
     for first, chunk in _chunks(dataset.bin("train"), size, max_length):
         prefix, starts = hashing.prefix(chunk), np.arange(min(size, len(chunk)))
@@ -54,7 +54,7 @@ def report_copies(
     span = ngrams.tokens[place : place + length]
     return {
         "ngram": n,
-        "copied": float(copied[ngrams.of_place].mean()) if len(ngrams.of_place) else 0.0,
+        "copied": float(copied[of_place].mean()) if len(of_place) else 0.0,
         "longest": length,
         "text": dataset.tokenizer.decode(span) if dataset.tokenizer else None,
         "offset": offset,
@@ -130,8 +130,27 @@ class PrefixHash:
         return (prefix[starts + n] - prefix[starts]) * self.inverse_powers[starts]
 
 
+class HashIndex:
+    """The distinct values of some hashes (uint64): `first` is a place of each in them, `of_place` the value of each."""
+
+    def __init__(self, hashes: np.ndarray) -> None:
+        self.values, self.first, self.of_place = np.unique(hashes, return_index=True, return_inverse=True)
+        self.shift = np.uint64(64 - min(24, max(16, 4 + len(self.values).bit_length())))
+        self.sieve = np.zeros(1 << (64 - int(self.shift)), bool)  # leaves few hashes for the binary search
+        self.sieve[self.values >> self.shift] = True
+
+    def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The places in `hashes` that hold an indexed value, and the index of each of these values."""
+        maybe = np.flatnonzero(self.sieve[hashes >> self.shift])
+        if not len(maybe):  # usually
+            return maybe, maybe
+        nearest = np.searchsorted(self.values, hashes[maybe]).clip(max=len(self.values) - 1)
+        is_found = self.values[nearest] == hashes[maybe]
+        return maybe[is_found], nearest[is_found]
+
+
 class NGramIndex:
-    """The runs of n tokens in samples, found by their hashes (sorted, distinct)."""
+    """The runs of n tokens in samples, found by their hashes."""
 
     def __init__(self, samples: list[np.ndarray], n: int, hashing: PrefixHash) -> None:
         self.n, self.hashing = n, hashing
@@ -139,24 +158,14 @@ class NGramIndex:
         lengths = [np.arange(len(sample), 0, -1) for sample in samples]
         self.left = np.concatenate([np.empty(0, np.int64), *lengths])  # tokens to the end of the sample
         places = np.flatnonzero(self.left >= n)
-        hashes = hashing.runs(hashing.prefix(self.tokens), places, n)
-        # of_place: which of the distinct hashes each place has
-        self.hashes, first, self.of_place = np.unique(hashes, return_index=True, return_inverse=True)
-        self.first = places[first]  # a place of each of them
-        self.shift = np.uint64(64 - min(24, max(16, 4 + len(self.hashes).bit_length())))
-        self.sieve = np.zeros(1 << (64 - int(self.shift)), bool)  # leaves few hashes for the binary search
-        self.sieve[self.hashes >> self.shift] = True
+        self.index = HashIndex(hashing.runs(hashing.prefix(self.tokens), places, n))
+        self.first = places[self.index.first]  # a place of each distinct hash
 
     def find(self, prefix: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which `starts` of other tokens begin a run that is probably indexed, and the index of its hash."""
         starts = starts[starts + self.n < len(prefix)]
-        hashes = self.hashing.runs(prefix, starts, self.n)
-        maybe = np.flatnonzero(self.sieve[hashes >> self.shift])
-        if not len(maybe):
-            return maybe, maybe
-        nearest = np.searchsorted(self.hashes, hashes[maybe]).clip(max=len(self.hashes) - 1)
-        is_found = self.hashes[nearest] == hashes[maybe]
-        return starts[maybe[is_found]], nearest[is_found]
+        found, index = self.index.find(self.hashing.runs(prefix, starts, self.n))
+        return starts[found], index
 
     def agreement(self, place: int, tokens: np.ndarray) -> int:
         """How many of `tokens` stand at `place`, within one sample."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from finetune.common.errors import UsageError
 from finetune.data import dataset as datasets
-from finetune.data import documents, sources
+from finetune.data import sources
 from finetune.data.dataset import Dataset
 from finetune.data.tokenizer import CharTokenizer, Tokenizer
 from finetune.evaluation.loss import TokenStream
@@ -54,7 +54,7 @@ def open_general(name: str, model: ModelRef) -> TokenStream:
         raise UsageError(f"general: {model.path} has no tokenizer to read {name} with; give a prepared directory")
     eot = None if found[0].is_one_text else tokenizer.eot
     ids = []
-    for chunk in documents.documents_of_sources(found):
+    for chunk in sources.documents_of(found):
         ids.append(tokenizer.encode(chunk.text))
         if eot is not None and (chunk.is_last or chunk.eot_after):
             ids.append(np.array([eot], np.uint16))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from finetune.common.errors import UsageError
 from finetune.common.files import temporary_directory
 from finetune.tools.doctor.encoding_faults import repair
-from finetune.tools.doctor.quality import KINDS, Document, DuplicateFinder, Splits, chunks_of, val_first
+from finetune.tools.doctor.quality import KINDS, Document, DuplicateFinder, Splits, val_first
 
 
 class Cleaned(NamedTuple):
@@ -34,7 +34,7 @@ def clean(splits: Splits, fixes: Collection[str]) -> Iterator[Cleaned]:
     with DuplicateFinder(fixes) as duplicates:
         for split in val_first(splits):
             number, texts = 1, []
-            for chunk in chunks_of(splits[split]):
+            for chunk in splits[split]:
                 texts.append(chunk.text)
                 if chunk.is_last:
                     yield _clean_document(split, number, texts, duplicates)
@@ -48,10 +48,9 @@ def _clean_document(split: str, number: int, texts: list[str], duplicates: Dupli
         document.add(text)
         repaired.append(text)
         faults.update({kind: count for kind, (count, _) in found.items() if KINDS[kind][1] == "encoding"})
-    removed = duplicates.find(split, number, document)
-    if "encoding" in duplicates.fixes:
-        return Cleaned(split, number, "".join(repaired), dict(faults), removed)
-    return Cleaned(split, number, "".join(texts), {}, removed)
+    if "encoding" not in duplicates.fixes:
+        repaired, faults = texts, {}
+    return Cleaned(split, number, "".join(repaired), dict(faults), duplicates.find(split, number, document))
 
 
 def output_files(out_dir: str, splits: Collection[str]) -> dict[str, Path]:

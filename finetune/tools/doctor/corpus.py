@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from finetune.common.errors import UsageError
 from finetune.data import dataset as datasets
 from finetune.data import sources
-from finetune.data.documents import Chunk, documents_of_bin, documents_of_sources
+from finetune.data.documents import Chunk, documents_of_bin
 from finetune.data.prepare import find_tokenizer
-from finetune.tools.doctor.quality import Tokenizer
+from finetune.data.tokenizer import Tokenizer
 
 Reader = Callable[[], dict[str, Iterator[Chunk]]]  # reads the documents of each split anew
 
@@ -19,9 +19,7 @@ def open_corpus(names: list[str], val: str, columns: dict[str, str], choice: str
     None if GPT-2's cannot be found. `choice` is --tokenizer, "" by default. Raises UsageError."""
     if prepared := [name for name in names if datasets.is_prepared(name)]:
         if len(names) > 1 or val or columns:
-            raise UsageError(
-                f"{prepared[0]}: a prepared directory has its own train and val, and is examined by itself"
-            )
+            raise UsageError(f"{prepared[0]}: a prepared directory has its own val, and is examined by itself")
         return _open_prepared(prepared[0], choice)
     try:
         tokenizer = find_tokenizer(choice or "gpt2")
@@ -32,7 +30,7 @@ def open_corpus(names: list[str], val: str, columns: dict[str, str], choice: str
     texts = {"train": sources.find(names, columns)}
     if val:
         texts["val"] = sources.find(val.split(","), columns)
-    return lambda: {split: documents_of_sources(found) for split, found in texts.items()}, tokenizer
+    return lambda: {split: sources.documents_of(found) for split, found in texts.items()}, tokenizer
 
 
 def _open_prepared(directory: str, choice: str) -> tuple[Reader, Tokenizer]:

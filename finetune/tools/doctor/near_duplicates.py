@@ -6,17 +6,18 @@ exactly."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tempfile
 import zlib
 from array import array
 from collections import Counter
 from collections.abc import Sequence
-from functools import reduce
+from functools import cached_property, reduce
 from typing import NamedTuple
 
 import numpy as np
+
+from finetune.data.verbatim import MULTIPLIER, HashIndex
 
 # Jaccard similarity of 5-word shingles from which on documents are nearly equal: Lee et al. 2021, arXiv:2107.06499
 NEAR = 0.8
@@ -57,13 +58,9 @@ class Sketch(NamedTuple):
     bands: np.ndarray | None = None  # a hash of each band of the signature, uint64 (BANDS,)
 
 
-def new_digest() -> hashlib.blake2b:
-    return hashlib.blake2b(digest_size=16)
-
-
-def make_sketch(digest: bytes, hashes: np.ndarray | None) -> Sketch:
+def make_sketch(digest: bytes, hashes: np.ndarray) -> Sketch:
     """The Sketch of a document from the digest of its text and the hashes of its words."""
-    if hashes is None or not len(hashes):
+    if not len(hashes):
         return Sketch(digest)
     shingles = np.unique(_run_hashes(hashes, 5 if len(hashes) >= SHORT else len(hashes)).astype(np.uint32))
     return Sketch(digest, shingles, _combine(minhash(shingles).reshape(BANDS, ROWS).T))
@@ -166,7 +163,6 @@ class Passages:
         self.words = array("I")  # hashes
         self.starts = array("Q")  # of its documents
         self.skipped = 0
-        self.is_indexed = False
 
     def add(self, hashes: np.ndarray, is_first: bool) -> None:
         """Append words, the first of a document if `is_first`. Words beyond MAX_PASSAGE_WORDS are skipped."""
@@ -176,32 +172,30 @@ class Passages:
         self.words.frombytes(fit.tobytes())
         self.skipped += len(hashes) - len(fit)
 
-    def _index(self) -> None:
-        self.is_indexed = True
-        self.text = np.frombuffer(self.words, np.uint32)
-        self.is_shared = np.zeros(len(self.text), bool)
+    # made when the first is searched for; then no more words can be added
+    @cached_property
+    def text(self) -> np.ndarray:
+        return np.frombuffer(self.words, np.uint32)
+
+    @cached_property
+    def is_shared(self) -> np.ndarray:
+        return np.zeros(len(self.text), bool)
+
+    @cached_property
+    def windows(self) -> HashIndex:
         grid = self.text[: len(self.text) // WINDOW * WINDOW].reshape(-1, 5, 5)
         fives = _combine([grid[:, :, k] for k in range(5)])
-        self.windows, first = np.unique(_combine([fives[:, k] for k in range(5)]), return_index=True)
-        self.window_starts = first * WINDOW
-        self.sieve = np.zeros(1 << 24, bool)  # leaves few windows for the binary search
-        self.sieve[self.windows >> np.uint64(40)] = True
+        return HashIndex(_combine([fives[:, k] for k in range(5)]))
 
     def find(self, hashes: np.ndarray) -> list[Shared]:
         """The passages shared with another text, given the hashes of its words."""
-        if not self.is_indexed:
-            self._index()
-        if len(hashes) < PASSAGE or not len(self.windows):
+        if len(hashes) < PASSAGE:
             return []
         fives = _run_hashes(hashes, 5)
         windows = _combine([fives[5 * k : len(fives) - 5 * (4 - k)] for k in range(5)])
-        there = np.flatnonzero(self.sieve[windows >> np.uint64(40)])
-        if not len(there):  # usually
-            return []
-        nearest = np.searchsorted(self.windows, windows[there]).clip(max=len(self.windows) - 1)
-        is_found = self.windows[nearest] == windows[there]
+        there, index = self.windows.find(windows)
         passages, covered = [], set()
-        for i, j in zip(there[is_found].tolist(), self.window_starts[nearest[is_found]].tolist()):
+        for i, j in zip(there.tolist(), (WINDOW * self.windows.first[index]).tolist()):
             if j in covered or self.is_shared[j : j + WINDOW].all():
                 continue
             before = _agreement(hashes[:i][::-1], self.text[:j][::-1])
@@ -217,8 +211,6 @@ class Passages:
 
     def count(self) -> tuple[int, int]:
         """(number of passages marked, words in them)"""
-        if not self.is_indexed:
-            return 0, 0
         begins = self.is_shared.copy()
         begins[1:] &= ~self.is_shared[:-1]
         starts = np.frombuffer(self.starts, np.uint64).astype(np.int64)
@@ -232,7 +224,7 @@ def _combine(columns: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     total = np.zeros(columns[0].shape, np.uint64)
     for column in columns:
         total += column
-        total *= np.uint64(0x9E3779B97F4A7C15)  # the golden ratio times 2^64, odd; array arithmetic wraps
+        total *= np.uint64(MULTIPLIER)
     return total ^ (total >> np.uint64(32))
 
 
@@ -243,13 +235,10 @@ def _run_hashes(hashes: np.ndarray, count: int) -> np.ndarray:
 
 def _agreement(one: np.ndarray, other: np.ndarray) -> int:
     """How many values the two have in common at their beginning."""
-    done, step = 0, 256
-    while True:
-        a, b = one[done : done + step], other[done : done + step]
-        size = min(len(a), len(b))
-        differs = a[:size] != b[:size]
+    size = min(len(one), len(other))
+    for start in range(0, size, 256):
+        part = slice(start, min(start + 256, size))
+        differs = one[part] != other[part]
         if differs.any():
-            return done + int(differs.argmax())
-        done += size
-        if size < step:
-            return done
+            return start + int(differs.argmax())
+    return size

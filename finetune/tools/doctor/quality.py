@@ -2,28 +2,26 @@
 
     facts = examine({"train": documents, "val": documents}, tokenizer)
 
-Documents are a stream of Chunks, read once; a str is a whole document. Memory holds hashes of them
-(see near_duplicates.py), never the corpus."""
+Documents are a stream of Chunks, read once. Memory holds hashes of them (see near_duplicates.py), never the corpus."""
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
 from finetune.common import files
 from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk, documents_of_bin
-from finetune.data.tokenizer import BPETokenizer, CharTokenizer
+from finetune.data.tokenizer import Tokenizer
 from finetune.tools.doctor import near_duplicates
 from finetune.tools.doctor.encoding_faults import repair
 from finetune.tools.doctor.near_duplicates import NearDuplicates, Passages, Shared, Sketch
 
-Documents = Iterable[Chunk | str]
-Splits = Mapping[str, Documents]  # "train" and perhaps "val"
-Tokenizer = BPETokenizer | CharTokenizer
+Splits = Mapping[str, Iterable[Chunk]]  # the documents of "train" and perhaps "val"
 
 BLOCK_SIZE = 1024  # GPT-2's positions
 MIN_TOKENS = 100_000  # fewer may overfit (docs/quickstart.md)
@@ -33,6 +31,7 @@ SIZES = [
     (10_000_000, "GPT-2 medium (355M)", "recipes/medium.yaml"),
     (float("inf"), "GPT-2 large (774M)", "recipes/large.yaml"),
 ]
+FOR_CHARACTERS = "a small GPT from scratch, as pretrained ones have no characters", "recipes/shakespeare_char.yaml"
 BYTES_PER_TOKEN = 4  # of English in GPT-2's BPE, roughly
 LONG = 1_000_000  # words; longer documents are compared by their digest alone
 MAX_EXAMPLES, EXCERPT = 3, 60
@@ -97,15 +96,15 @@ class _Examiner:
         self.tokenizer, self.duplicates, self.passages = tokenizer, duplicates, Passages()
         self.findings: dict[str, dict] = {kind: {"count": 0, "examples": []} for kind in KINDS}
 
-    def examine_split(self, split: str, documents: Documents) -> dict:
+    def examine_split(self, split: str, documents: Iterable[Chunk]) -> dict:
         """Note what is wrong with a split and return its size."""
         lengths, totals, document = array("Q"), Counter(), Document()
-        for chunk in chunks_of(documents):
+        for chunk in documents:
             place = {"split": split, "document": len(lengths) + 1}
             text, faults = repair(chunk.text)
             for kind, (count, line) in faults.items():
                 self._note(kind, count, place, line)
-            is_first, hashes = document.words is None, document.add(text)
+            is_first, hashes = document.is_new, document.add(text)
             if split == "val":
                 self.passages.add(hashes, is_first)
             else:
@@ -138,8 +137,7 @@ class _Examiner:
         finding["count"] += count
         if len(finding["examples"]) < MAX_EXAMPLES:
             excerpt = " ".join(text[: 4 * EXCERPT].split())
-            if len(excerpt) > EXCERPT:
-                excerpt = excerpt[: EXCERPT - 1] + "…"
+            excerpt = excerpt if len(excerpt) <= EXCERPT else excerpt[: EXCERPT - 1] + "…"
             finding["examples"].append(place | {"text": excerpt})
 
 
@@ -147,9 +145,9 @@ class Document:
     """What is kept of a document while its chunks are read."""
 
     def __init__(self) -> None:
-        self.digest = near_duplicates.new_digest()
+        self.digest = hashlib.blake2b(digest_size=16)
         self.hashes: list[np.ndarray] = []  # of its words, unless it is LONG
-        self.words: int | None = None
+        self.words, self.is_new = 0, True
         self.length = 0
         self.tail = np.zeros(0, np.uint32)  # hashes of the last words, where a passage may have begun
         self.passages: list[tuple[Shared, str]] = []
@@ -158,7 +156,7 @@ class Document:
         """Take in a chunk; return the hashes of its words."""
         self.digest.update(_utf8(text))
         hashes = near_duplicates.word_hashes(text)
-        self.words = (self.words or 0) + len(hashes)
+        self.words, self.is_new = self.words + len(hashes), False
         self.hashes = [*self.hashes, hashes] if self.words <= LONG else []
         return hashes
 
@@ -171,7 +169,7 @@ class Document:
         self.tail = hashes[1 - near_duplicates.PASSAGE :]
 
     def sketch(self) -> Sketch:
-        hashes = np.concatenate(self.hashes) if self.hashes else None
+        hashes = np.concatenate([np.zeros(0, np.uint32), *self.hashes])
         return near_duplicates.make_sketch(self.digest.digest(), hashes)
 
 
@@ -203,11 +201,6 @@ class DuplicateFinder:
     def __exit__(self, *_: object) -> None:
         for seen in self.seen.values():
             seen.file.close()
-
-
-def chunks_of(documents: Documents) -> Iterator[Chunk]:
-    for document in documents:
-        yield document if isinstance(document, Chunk) else Chunk(document, is_last=True)
 
 
 def val_first(splits: Splits) -> list[str]:
@@ -247,17 +240,9 @@ def _recommend(train: dict, tokenizer: Tokenizer | None) -> dict:
     tokens = train["bytes"] // BYTES_PER_TOKEN if is_estimated else train["tokens"]
     model, recipe = next((model, recipe) for limit, model, recipe in SIZES if tokens < limit)
     if tokenizer and tokenizer.kind == "char":
-        model, recipe = (
-            "a small GPT from scratch, as pretrained ones have no characters",
-            "recipes/shakespeare_char.yaml",
-        )
-    return {
-        "tokens": tokens,
-        "estimated": is_estimated,
-        "may_overfit": tokens < MIN_TOKENS,
-        "model": model,
-        "recipe": recipe,
-    }
+        model, recipe = FOR_CHARACTERS
+    size = {"tokens": tokens, "estimated": is_estimated, "may_overfit": tokens < MIN_TOKENS}
+    return {**size, "model": model, "recipe": recipe}
 
 
 def _utf8(text: str) -> bytes:
