@@ -5,90 +5,14 @@ python -m finetune.eval --out_dir=out-mine --baseline=auto
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
-
 from finetune.common.errors import UsageError
 from finetune.config.cli import check_run_dir, parse, run
-from finetune.config.options import option
+from finetune.evaluation.options import Options
 
 USAGE = """usage: python -m finetune.eval --out_dir=OUT [--key=value ...]
 
 Measures the best model of a run on the validation split of its data. The figures go to the screen and into
 OUT/metrics.jsonl."""
-
-
-@dataclass
-class Options:
-    out_dir: str | None = option(None, "run directory; its best model is measured")
-    init_from: str | None = option(
-        None, "another model instead: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt"
-    )
-    dataset: str | None = option(None, "a prepared directory, or a text [that of the run]", derived=True)
-    split: str = option("val", "val, train, or the name of another .bin of the dataset")
-    block_size: int | None = option(None, "tokens of context [all that the model has]", ge=1, derived=True)
-    stride: int | None = option(
-        None,
-        "tokens between the starts of two blocks; fewer give every token more context [block_size]",
-        ge=1,
-        derived=True,
-    )
-    documents: bool | None = option(
-        None,
-        "read each document from its start instead of one block after another [as the run was trained; true for"
-        " instruction data]",
-        derived=True,
-    )
-    batch_size: int | None = option(
-        None, "blocks in one forward pass; does not change results [chosen for the device]", ge=1, derived=True
-    )
-    baseline: str | None = option(None, "a model to compare on the same tokens; auto is the one the run started from")
-    general: str | None = option(
-        None, "a text or prepared directory unlike the data, to measure forgetting since the baseline"
-    )
-    metrics: str = option(
-        "", "metrics of answers to instruction data: bleu,chrf,rouge,exact_match, or the path of an evaluate metric"
-    )
-    completions: int = option(0, "number of prompts to answer, spread evenly over the split; 0 is all", ge=0)
-    samples: int = option(0, "number of samples in which to look for copies of the training data", ge=0)
-    start: str = option("\n", "prompt of these samples")
-    max_new_tokens: int = option(256, "length limit of a completion or sample, in tokens", ge=1)
-    temperature: float | None = option(None, "0 is greedy [0 for completions, 0.8 for samples]", ge=0, derived=True)
-    top_k: int = option(200, "sample from the k likeliest tokens; 0 is all", ge=0)
-    top_p: float = option(
-        1.0, "sample from the likeliest tokens that together have this probability; 1 is all", gt=0, le=1
-    )
-    seed: int = option(1337, "seed of samples, and of the interval of the difference", ge=0, lt=2**63)
-    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute")
-    dtype: Literal["float32", "bfloat16", "float16"] = option(
-        "float32", "arithmetic of the matrix products; training evaluates in float32"
-    )
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        if (self.out_dir is None) == (self.init_from is None):
-            yield "out_dir", "give --out_dir=OUT of a run, or --init_from=MODEL, one of them"
-        elif self.init_from is not None and self.dataset is None:
-            yield "dataset", "give --dataset=DIR; only a run knows its own"
-        if not self.split or "/" in self.split or self.split.endswith(("_mask", "_documents")):
-            yield "split", f"{self.split!r} is not the name of a split, such as val or train"
-        if self.general is not None and self.baseline is None:
-            yield "general", "needs a baseline to measure forgetting; give --baseline=auto or --baseline=MODEL too"
-        if self.completions and not self.metrics:
-            yield "completions", "has no effect without --metrics=bleu,chrf,rouge,exact_match"
-        if self.start != Options.start and not self.samples:
-            yield "start", "has no effect without --samples=N"
-        for name in ("max_new_tokens", "temperature", "top_k", "top_p"):
-            if getattr(self, name) != getattr(Options, name) and not self.metrics and not self.samples:
-                yield name, "has no effect without --metrics or --samples, for which text is generated"
-        if self.samples > 1 and self.temperature == 0:
-            same = f"temperature=0 would write the same sample {self.samples} times"
-            yield "samples", f"{same}; give --samples=1 or another temperature"
-        if self.metrics:
-            from finetune.evaluation.metrics import problem
-
-            problems = map(problem, self.metrics.split(","))
-            yield from (("metrics", found) for found in problems if found)
 
 
 def main(argv: list[str]) -> None:

@@ -25,9 +25,7 @@ appears."""
 @dataclass
 class Options:
     out_dir: str | None = option(None, "run directory; its best model is exported")
-    init_from: str | None = option(
-        None, "another model instead: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt"
-    )
+    init_from: str | None = option(None, "another model: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt")
     to: str | None = option(None, "directory to write: a new one, or an earlier export, which is replaced")
     format: Literal["hf", "nanogpt", "peft"] = option(
         "hf", "hf for transformers, nanogpt a ckpt.pt for nanoGPT's sample.py, peft only the adapters of a LoRA run"
@@ -37,9 +35,7 @@ class Options:
         None,
         "mix the run's base back in: auto keeps the best mixture on validation, 0.7 takes 0.7 of the finetuned weights",
     )
-    push_to_hub: str | None = option(
-        None, "USER/NAME: push the export there. The token is that of `hf auth login` or HF_TOKEN"
-    )
+    push_to_hub: str | None = option(None, "USER/NAME: push the export there, with HF_TOKEN or after `hf auth login`")
     private: bool = option(True, "make the repository private")
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -74,10 +70,8 @@ def main(argv: list[str]) -> None:
         raise UsageError(problem)
     from finetune.publishing import export, hub
 
-    name = options.out_dir or options.init_from or ""
-    written = export.export(
-        name, options.to or "", options.format, options.dtype, options.interpolate, options.push_to_hub
-    )
+    name, to = options.out_dir or options.init_from or "", options.to or ""
+    written = export.export(name, to, options.format, options.dtype, options.interpolate, options.push_to_hub)
     if options.push_to_hub:
         hub.push(written, options.push_to_hub, options.private, again=f"python -m finetune.export {shlex.join(argv)}")
 

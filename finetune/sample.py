@@ -31,9 +31,7 @@ SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetit
 @dataclass
 class Options:
     out_dir: str | None = option(None, "run directory; its best model is sampled")
-    init_from: str | None = option(
-        None, "another model instead: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt"
-    )
+    init_from: str | None = option(None, "another model: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt")
     start: str = option("\n", "the prompt, or FILE:path to read it from a file; <|endoftext|> is the token")
     prompts: str = option("", "a file of prompts instead: a line each, or .jsonl with prompt or messages")
     chat: bool = option(False, "chat with a model trained on conversations; a line of standard input is a turn")
@@ -41,22 +39,14 @@ class Options:
     max_new_tokens: int = option(500, "length limit of a sample, in tokens", ge=1)
     temperature: float = option(0.8, "below 1.0 more predictable, above more random; 0 is greedy", ge=0)
     top_k: int = option(200, "sample from the k likeliest tokens; 0 is all", ge=0)
-    top_p: float = option(
-        1.0, "sample from the likeliest tokens that together have this probability; 1 is all", gt=0, le=1
-    )
-    min_p: float = option(
-        0.0, "sample from tokens with at least this share of the highest probability; 0 is all", ge=0, le=1
-    )
+    top_p: float = option(1.0, "sample from the likeliest tokens that sum to this probability; 1 is all", gt=0, le=1)
+    min_p: float = option(0.0, "sample from tokens with this share of the highest probability; 0 is all", ge=0, le=1)
     repetition_penalty: float = option(1.0, "above 1, tokens that already occurred become less likely; 1 is off", gt=0)
     stop: str = option("", "text that ends a sample")
     ignore_eos: bool = option(False, "continue after end-of-text, which otherwise ends a sample")
-    max_copy: int = option(
-        0, "never repeat more than this many consecutive tokens of the training data; 0 is off", ge=0
-    )
+    max_copy: int = option(0, "repeat at most this many consecutive tokens of the training data; 0 is off", ge=0)
     dataset: str = option("", "for max_copy: the prepared directory of the training data [that of the run]")
-    out: str = option(
-        "", "write the samples to this file instead, .jsonl: one object a sample, with its ids and settings"
-    )
+    out: str = option("", "a .jsonl to write the samples to: an object a sample, with its ids and settings")
     seed: int = option(1337, "the same seed gives the same samples", ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("auto", "arithmetic of the matrix products")
@@ -87,9 +77,7 @@ def main(argv: list[str]) -> None:
     tokenizer, template = inputs.require_tokenizer(found), chat.template_of(found.folder)
     found = replace(found, tokenizer=tokenizer)
     if options.chat and template is None:
-        raise UsageError(
-            f"{found.path}: has no chat template; --chat=true is for models that were trained on conversations"
-        )
+        raise UsageError(f"{found.path}: has no chat template; --chat=true is for models trained on conversations")
     starts = []
     if options.prompts:
         starts = [encode_prompt(tokenizer, text, place) for place, text in prompts.read(options.prompts, template)]
@@ -126,14 +114,15 @@ def _wrong_paths(options: Options) -> Iterator[str]:
     """Inputs that do not exist and outputs that do."""
     if problem := check_run_dir(options.out_dir):
         yield problem
-    start = options.start.removeprefix("FILE:") if options.start.startswith("FILE:") else ""
-    for path in (start, options.prompts):
+    start_file = options.start.removeprefix("FILE:") if options.start.startswith("FILE:") else ""
+    for path in (start_file, options.prompts):
         if path and not Path(path).is_file():
             yield f"{path}: cannot be read: there is no such file"
-    if options.out and Path(options.out).exists():
-        yield f"out {options.out}: is there already; name another file"
-    if options.out and not Path(options.out).parent.is_dir():
-        yield f"out {options.out}: cannot be written: there is no directory {Path(options.out).parent}"
+    out = Path(options.out)
+    if options.out and out.exists():
+        yield f"out {out}: is there already; name another file"
+    if options.out and not out.parent.is_dir():
+        yield f"out {out}: cannot be written: there is no directory {out.parent}"
 
 
 def _write(
@@ -149,8 +138,7 @@ def _write(
     how = {"model": name, "seed": options.seed, **{key: getattr(options, key) for key in (*SETTINGS, "max_copy")}}
     with open(options.out, "x", encoding="utf-8") as file:
         for start in tqdm(starts, unit=" prompts", disable=None, leave=False):
-            samples = draw_samples(model, tokenizer, start, **settings)
-            for number, sample in enumerate(samples):
+            for number, sample in enumerate(draw_samples(model, tokenizer, start, **settings)):
                 row = {
                     "prompt": tokenizer.decode(start),
                     "text": sample.text,
@@ -164,7 +152,7 @@ def _write(
 
 
 def _copy_blocker(options: Options, model: ModelRef) -> CopyBlocker:
-    """Blocks tokens that would repeat more than max_copy tokens of the training data. Raises UsageError."""
+    """A blocker of ids that would repeat more than max_copy tokens of the training data. Raises UsageError."""
     from finetune.data import dataset as datasets
     from finetune.data.verbatim import CopyBlocker
     from finetune.runs.datasets import find_dataset_of_run, find_prepared

@@ -168,7 +168,7 @@ def test_windows_predict_every_token_but_the_first_of_a_span_once():
     for block_size, stride in ((8, 8), (8, 3), (8, 1), (1, 1), (40, 40)):
         ends = np.cumsum(rng.integers(1, 30, 20))
         spans = np.stack([np.append(0, ends[:-1]), ends], 1)
-        windows = loss.windows(spans, block_size, stride, by_span=True)
+        windows = loss.make_windows(spans, block_size, stride, by_span=True)
         told = [
             (place, start)
             for start, end, counted in zip(windows.starts, windows.ends, windows.counted)
@@ -301,9 +301,9 @@ def test_forgetting_is_the_divergence_of_transformers(documents, published, eval
 
 SCRIPT = """
 import json, sys
-from finetune.eval import Options
 from finetune.evaluation import evaluator
 from finetune.evaluation.completions import Decoding, complete
+from finetune.evaluation.options import Options
 options = Options(out_dir="out", dataset="data", baseline="base", documents=True, device="cpu")
 device = evaluator.start_device(options)
 inputs = evaluator.find_inputs(options, device)

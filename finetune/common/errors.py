@@ -12,3 +12,9 @@ class Failure(Exception):
     def __init__(self, message: str, code: int, alone: bool = False) -> None:
         super().__init__(message)
         self.code, self.alone = code, alone
+
+
+def describe_error(error: BaseException) -> str:
+    """`ValueError: the first line of its message`."""
+    first_line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first_line}"

@@ -1,18 +1,19 @@
-"""The interval of the difference between two losses on the same text."""
+"""The confidence interval of the difference between two losses on the same text."""
 
 from __future__ import annotations
 
 import numpy as np
 
 RESAMPLES = 2000
-MAX_GROUPS = 4096  # units of a longer text are drawn in groups of neighbours
+LEVEL = 0.95
+MAX_GROUPS = 4096  # more units are drawn in that many groups of neighbours
 CHUNK = 1 << 20  # units drawn at a time
 
 
 def paired_bootstrap(
-    nats: np.ndarray, other: np.ndarray, targets: np.ndarray, seed: int = 1337, level: float = 0.95
+    nats: np.ndarray, other: np.ndarray, targets: np.ndarray, seed: int = 1337
 ) -> dict[str, float | None]:
-    """`{"mean", "low", "high"}` of the first loss minus the other, in nats per token; the arrays (U,) are sums of
+    """`{"mean", "low", "high"}` of the first loss minus the other, in nats per token; the arrays (U,) hold sums over
     units.
 
     A percentile bootstrap of a ratio: whole units are drawn with replacement, the same for both models, and each draw
@@ -29,5 +30,5 @@ def paired_bootstrap(
     while len(draws) < RESAMPLES:
         drawn = rng.integers(0, units, (min(RESAMPLES - len(draws), max(1, CHUNK // units)), units))
         draws += (difference[drawn].sum(1) / targets[drawn].sum(1)).tolist()
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {"mean": mean, "low": float(low), "high": float(high)}

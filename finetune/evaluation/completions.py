@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from finetune.evaluation.loss import TokenStream
+from finetune.evaluation.loss import TokenStream, own_share
 from finetune.gpt import GPT
 from finetune.gpt.generate import generate
 from finetune.runtime.device import Device
 
 BATCH_SIZE = 16  # prompts of equal length in a batch
-FIRST_STEP = 32  # tokens before the first check whether all rows have ended
+CHECK_EVERY = 32  # tokens between checks whether all rows have ended
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Decoding:
 
 def examples(stream: TokenStream, spans: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """[(prompt, reference)] of the documents (D, 2) of instruction data, int64 ids: the tokens before the first target,
-    and the targets that follow. A document without either is left out."""
+    and the targets in a row from there. A document without either is left out."""
     assert stream.mask is not None
     found = []
     for start, end in spans:
@@ -45,24 +45,29 @@ def examples(stream: TokenStream, spans: np.ndarray) -> list[tuple[np.ndarray, n
 def complete(
     device: Device, model: GPT, prompts: list[np.ndarray], eot: int | None, decoding: Decoding, title: str = "answering"
 ) -> list[np.ndarray]:
-    """The new ids of each prompt, int64, without the end-of-text that ends them, the same on every process.
+    """The new ids of each prompt, int64, up to the end-of-text, the same on every process.
 
-    A batch has prompts of equal length and a seed of its own, so the batch size decides what is drawn, but the number
-    of processes does not."""
+    A batch has prompts of equal length and its own seed, so the samples depend on the batch size, but not on the number
+    of processes."""
     from accelerate.utils import gather_object
-    from tqdm import tqdm
 
-    accelerator = device.accelerator
-    batches = _batches(prompts, decoding.batch_size or BATCH_SIZE)
-    mine, answers = range(accelerator.process_index, len(batches), accelerator.num_processes), []
-    model.eval()
-    hide_bar = None if accelerator.is_main_process else True
-    for number in tqdm(mine, desc=title, unit="batch", disable=hide_bar, leave=False):
-        idx = torch.from_numpy(np.stack([prompts[prompt] for prompt in batches[number]])).to(device.torch_device)
-        generator = torch.Generator(device.torch_device).manual_seed((decoding.seed + number) % 2**63)
-        rows = _continue(model, idx, eot, decoding, generator).cpu().numpy()
-        answers += [(prompt, truncate_at_eot(ids, eot)) for prompt, ids in zip(batches[number], rows)]
-    if accelerator.num_processes > 1:
+    batches, answers = list(enumerate(_batches(prompts, decoding.batch_size or BATCH_SIZE))), []
+    for number, batch in own_share(device, batches, title):
+        idx = torch.from_numpy(np.stack([prompts[prompt] for prompt in batch])).to(device.torch_device)
+        out = generate(
+            model,
+            idx,
+            decoding.max_new_tokens,
+            generator=torch.Generator(device.torch_device).manual_seed((decoding.seed + number) % 2**63),
+            callback=None if eot is None else _stop_at_eot(eot, len(idx)),
+            callback_every=CHECK_EVERY,
+            temperature=decoding.temperature,
+            top_k=decoding.top_k,
+            top_p=decoding.top_p,
+        )
+        rows = out[:, idx.size(1) :].cpu().numpy()
+        answers += [(prompt, truncate_at_eot(ids, eot)) for prompt, ids in zip(batch, rows)]
+    if device.accelerator.num_processes > 1:
         answers = gather_object(answers)
     return [ids for _, ids in sorted(answers, key=lambda answer: answer[0])]
 
@@ -74,24 +79,22 @@ def truncate_at_eot(ids: np.ndarray, eot: int | None) -> np.ndarray:
 
 
 def _batches(prompts: list[np.ndarray], batch_size: int) -> list[list[int]]:
-    """Prompt numbers of each batch, in the order of length."""
-    batches, order = [], sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    for _, numbers in itertools.groupby(order, key=lambda number: len(prompts[number])):
-        alike = list(numbers)
+    """Prompt numbers of each batch, the shortest prompts first."""
+    by_length: dict[int, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt), []).append(number)
+    batches = []
+    for _, alike in sorted(by_length.items()):
         batches += [alike[first : first + batch_size] for first in range(0, len(alike), batch_size)]
     return batches
 
 
-def _continue(
-    model: GPT, idx: torch.Tensor, eot: int | None, decoding: Decoding, generator: torch.Generator
-) -> torch.Tensor:
-    """The new ids (B, up to max_new_tokens) after `idx`, until every row has an end-of-text. Steps double in length,
-    because each step starts with a pass over all tokens so far."""
-    length, step = idx.size(1), FIRST_STEP
-    settings = {name: getattr(decoding, name) for name in ("temperature", "top_k", "top_p")}
-    while (left := length + decoding.max_new_tokens - idx.size(1)) > 0:
-        idx = generate(model, idx, min(step, left), generator=generator, **settings)
-        if eot is not None and (idx[:, length:] == eot).any(1).all():
-            break
-        step *= 2
-    return idx[:, length:]
+def _stop_at_eot(eot: int, num_rows: int) -> Callable[[torch.Tensor], bool]:
+    """A callback of `generate` that stops when every row has an end-of-text."""
+    has_ended = torch.zeros(num_rows, dtype=torch.bool)
+
+    def callback(new: torch.Tensor) -> bool:
+        has_ended.logical_or_((new == eot).any(1).cpu())
+        return bool(has_ended.all())
+
+    return callback

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetune.common.errors import Failure, UsageError
+from finetune.common.errors import Failure, UsageError, describe_error
 from finetune.config.recipe import Recipe
 from finetune.data.dataset import Dataset
 from finetune.data.tokenizer import Tokenizer, prompt_ids
@@ -16,6 +16,7 @@ from finetune.evaluation import loss, metrics, token_streams
 from finetune.evaluation.bootstrap import paired_bootstrap
 from finetune.evaluation.completions import Decoding, complete, examples, truncate_at_eot
 from finetune.evaluation.loss import TokenStream, Windows
+from finetune.evaluation.options import Options
 from finetune.gpt import GPT
 from finetune.runs.inputs import ModelRef, find_baseline, find_model, with_block_size
 from finetune.runtime import device as devices
@@ -23,32 +24,6 @@ from finetune.runtime.device import Device
 
 if TYPE_CHECKING:
     import evaluate as hf_evaluate
-
-
-class EvalOptions(Protocol):
-    """The options of `finetune.eval`, which explains them."""
-
-    out_dir: str | None
-    init_from: str | None
-    dataset: str | None
-    split: str
-    block_size: int | None
-    stride: int | None
-    documents: bool | None
-    batch_size: int | None
-    baseline: str | None
-    general: str | None
-    metrics: str
-    completions: int
-    samples: int
-    start: str
-    max_new_tokens: int
-    temperature: float | None
-    top_k: int
-    top_p: float
-    seed: int
-    device: Literal["auto", "cpu", "cuda", "mps"]
-    dtype: Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +45,7 @@ class Inputs:
     prompt: np.ndarray | None  # of the samples
 
 
-def evaluate(options: EvalOptions) -> tuple[dict[str, Any], bool]:
+def evaluate(options: Options) -> tuple[dict[str, Any], bool]:
     """`(event, whether this is the main process)`: the fields of an "evaluation" event. Raises UsageError."""
     device = start_device(options)
     inputs = find_inputs(options, device)
@@ -81,7 +56,7 @@ def evaluate(options: EvalOptions) -> tuple[dict[str, Any], bool]:
         apart = f", {inputs.stride:,} apart" if inputs.stride != inputs.block_size else ""
         units = f"{inputs.windows.num_units:,} {inputs.unit} of up to {inputs.block_size:,}{apart}"
         print(f"{dataset.bin(options.split)}: {len(stream.ids):,} tokens in {units}", flush=True)
-    sums = loss.measure(device, loaded, stream, inputs.windows, options.batch_size, title=options.split)
+    sums = loss.measure(device, loaded, stream, inputs.windows, options.batch_size, options.split)
     event: dict[str, Any] = {
         "model": model.name,
         **({"step": model.facts["step"]} if "step" in model.facts else {}),
@@ -97,28 +72,29 @@ def evaluate(options: EvalOptions) -> tuple[dict[str, Any], bool]:
     if len(loaded) > 1:
         event["baseline"] = {"name": inputs.models[1].name, **sums.figures(1)}
         event["difference"] = paired_bootstrap(sums.nats[0], sums.nats[1], sums.targets, options.seed)
-    if options.general and inputs.general:
-        event["general"] = {"name": options.general, **_measure_forgetting(device, loaded, inputs, options.batch_size)}
+    if inputs.general:
+        figures = _measure_forgetting(device, loaded, inputs.general, inputs, options.batch_size)
+        event["general"] = {"name": options.general, **figures}
     if inputs.examples:
         decoding = _decoding(options, default_temperature=0.0)
         for figures, ref, network in zip([event, event.get("baseline", {})], inputs.models, loaded):
             figures["metrics"] = _score_answers(device, network, inputs, decoding, ref.name)
         event["completions"] = len(inputs.examples)
     if inputs.prompt is not None:
-        event["memorisation"] = _find_copies(device, loaded[0], inputs.dataset, inputs.prompt, inputs.eot, options)
+        event["memorisation"] = _find_copies(device, loaded[0], inputs.prompt, inputs, options)
     device.accelerator.wait_for_everyone()
     return event, device.accelerator.is_main_process
 
 
-def start_device(options: EvalOptions) -> Device:
+def start_device(options: Options) -> Device:
     """The device of an evaluation: all processes of the launcher, nothing compiled."""
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    processes = int(os.environ.get("WORLD_SIZE", 1))  # which must divide gradient_accumulation_steps
     return devices.start(
         Recipe(device=options.device, dtype=options.dtype, compile="false", gradient_accumulation_steps=processes)
     )
 
 
-def find_inputs(options: EvalOptions, device: Device) -> Inputs:
+def find_inputs(options: Options, device: Device) -> Inputs:
     """The Inputs of an evaluation. Raises UsageError."""
     with device.accelerator.local_main_process_first():  # one process downloads or prepares, the others find it
         model = find_model(options.out_dir or options.init_from or "")
@@ -132,8 +108,7 @@ def find_inputs(options: EvalOptions, device: Device) -> Inputs:
         by_document = token_streams.is_by_document(dataset, options.split, options.out_dir)
     spans = stream.as_span()
     if by_document or options.metrics:
-        asked_by = "documents" if by_document else "metrics"
-        spans = token_streams.document_spans(dataset, options.split, asked_by)
+        spans = token_streams.document_spans(dataset, options.split, "documents" if by_document else "metrics")
     tokenizer = model.tokenizer or dataset.tokenizer
     if tokenizer is None and options.samples:
         raise UsageError(f"samples: neither {model.path} nor {dataset.directory} has a tokenizer for their prompt")
@@ -148,7 +123,7 @@ def find_inputs(options: EvalOptions, device: Device) -> Inputs:
         examples=_find_examples(dataset, options, stream, spans, tokenizer) if options.metrics else [],
         metrics=_load_metrics(options.metrics) if wants_metrics else {},
         prompt=prompt_ids(tokenizer, options.start) if tokenizer and options.samples else None,
-        windows=loss.windows(spans if by_document else stream.as_span(), block_size, stride, by_span=by_document),
+        windows=loss.make_windows(spans if by_document else stream.as_span(), block_size, stride, by_span=by_document),
         unit="documents" if by_document else "blocks",
         block_size=block_size,
         stride=stride,
@@ -157,29 +132,25 @@ def find_inputs(options: EvalOptions, device: Device) -> Inputs:
     )
 
 
-def _lengths(options: EvalOptions, models: list[ModelRef]) -> tuple[int, int]:
+def _lengths(options: Options, models: list[ModelRef]) -> tuple[int, int]:
     """`(block_size, stride)`. Raises UsageError."""
     block_size = options.block_size or models[0].config.block_size
     for model in models:
         with_block_size(model, block_size)
     stride = options.stride or block_size
     if stride > block_size:
-        raise UsageError(
-            f"stride: {stride:,} is more than block_size={block_size:,}; the tokens between two blocks would be left"
-            " out"
-        )
+        problem = f"{stride:,} is more than block_size={block_size:,}"
+        raise UsageError(f"stride: {problem}; the tokens between two blocks would be left out")
     return block_size, stride
 
 
 def _find_examples(
-    dataset: Dataset, options: EvalOptions, stream: TokenStream, spans: np.ndarray, tokenizer: Tokenizer | None
+    dataset: Dataset, options: Options, stream: TokenStream, spans: np.ndarray, tokenizer: Tokenizer | None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The prompts and references for metrics. Raises UsageError."""
     if stream.mask is None:
-        raise UsageError(
-            f"metrics: {dataset.directory} has no {options.split}_mask.bin, so it is no instruction data and has no"
-            " references; prepare a table with the columns prompt and completion"
-        )
+        problem = f"{dataset.directory} has no {options.split}_mask.bin, so it has no prompts and references"
+        raise UsageError(f"metrics: {problem}; prepare a table with the columns prompt and completion")
     if tokenizer is None:
         raise UsageError(f"metrics: neither the model nor {dataset.directory} has a tokenizer to turn ids into text")
     found = examples(stream, spans)
@@ -196,16 +167,16 @@ def _load_metrics(names: str) -> dict[str, hf_evaluate.EvaluationModule]:
         try:
             found[name] = metrics.load(name)
         except Exception as error:  # a file of the user's own may do anything
-            raise UsageError(f"metrics: {name}: cannot be loaded: {_first_line(error)}") from error
+            raise UsageError(f"metrics: {name}: cannot be loaded: {describe_error(error)}") from error
     return found
 
 
-def _measure_forgetting(device: Device, models: list[GPT], inputs: Inputs, batch_size: int | None) -> dict[str, Any]:
-    """Loss on the general text before and after training, and KL(baseline || model) there, a mean over tokens."""
-    stream = inputs.general
-    assert stream is not None
-    windows = loss.windows(stream.as_span(), inputs.block_size, inputs.stride)
-    sums = loss.measure(device, models, stream, windows, batch_size, divergence=True, title="general text")
+def _measure_forgetting(
+    device: Device, models: list[GPT], stream: TokenStream, inputs: Inputs, batch_size: int | None
+) -> dict[str, Any]:
+    """Losses of model and baseline on the general text, and KL(baseline || model) there, a mean over tokens."""
+    windows = loss.make_windows(stream.as_span(), inputs.block_size, inputs.stride)
+    sums = loss.measure(device, models, stream, windows, batch_size, "general text", divergence=True)
     targets = sums.targets.sum()
     return {
         "targets": int(targets),
@@ -227,30 +198,24 @@ def _score_answers(device: Device, model: GPT, inputs: Inputs, decoding: Decodin
         try:
             found = computer.compute(predictions=predictions, references=references)
         except Exception as error:
-            raise Failure(f"metrics: {metric}: {_first_line(error)}", 1, alone=True) from error
+            raise Failure(f"metrics: {metric}: {describe_error(error)}", 1, alone=True) from error
         for key, value in (found or {}).items():
             scores[key] = value.item() if isinstance(value, np.generic) else value
     return scores
 
 
-def _find_copies(
-    device: Device, model: GPT, dataset: Dataset, prompt: np.ndarray, eot: int | None, options: EvalOptions
-) -> dict[str, Any]:
-    """Which parts of the model's samples are verbatim in the training data."""
+def _find_copies(device: Device, model: GPT, prompt: np.ndarray, inputs: Inputs, options: Options) -> dict[str, Any]:
+    """How much of the model's samples is verbatim in the training data."""
     from finetune.data import verbatim
 
     decoding = _decoding(options, default_temperature=0.8)
-    written = complete(device, model, [prompt] * options.samples, eot, decoding, "samples")
+    written = complete(device, model, [prompt] * options.samples, inputs.eot, decoding, "samples")
     facts = {"samples": len(written), "tokens": sum(map(len, written)), "temperature": decoding.temperature}
     if not device.accelerator.is_main_process:
         return facts
-    return {**verbatim.report_copies(dataset, written), **facts}
+    return {**verbatim.report_copies(inputs.dataset, written), **facts}
 
 
-def _decoding(options: EvalOptions, default_temperature: float) -> Decoding:
+def _decoding(options: Options, default_temperature: float) -> Decoding:
     temperature = default_temperature if options.temperature is None else options.temperature
     return Decoding(options.max_new_tokens, options.seed, temperature, options.top_k, options.top_p, options.batch_size)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -1,7 +1,7 @@
 """Losses of a text: every token is predicted once; nats are summed by block or document and divided once.
 
-A text goes through the model in windows. Padding comes after the tokens of a window, where no counted token attends to
-it, so batch size and number of processes change nothing but rounding.
+A text goes through the model in windows. Padding follows the tokens of a window, and no token attends to it, so batch
+size and number of processes change nothing but rounding.
 
 Shapes: B windows of a batch, T tokens of the longest, N counted tokens of a batch, V vocabulary, M models, U units
 (blocks or documents)."""
@@ -9,7 +9,9 @@ Shapes: B windows of a batch, T tokens of the longest, N counted tokens of a bat
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,18 +22,18 @@ from finetune.gpt.loss import IGNORE
 from finetune.runtime.device import Device
 from finetune.runtime.memory import is_out_of_memory
 
+Batch = TypeVar("Batch")
 BATCH_TOKENS = {"cuda": 1 << 16, "mps": 1 << 13, "cpu": 1 << 12}  # of a batch whose size is not given
-LOGITS = {"cuda": 1 << 28, "mps": 1 << 26, "cpu": 1 << 24}  # computed at a time, per model: 1 GB, 256 MB, 64 MB
+LOGITS = {"cuda": 1 << 28, "mps": 1 << 26, "cpu": 1 << 24}  # at a time, per model: 1 GB, 256 MB, 64 MB
 
 
 @dataclass
 class TokenStream:
-    """Token ids of a text. `mask` is 1 for targets, None if every token is one; `token_bytes` is the length of the text
-    of each id, None without a tokenizer."""
+    """Token ids of a text."""
 
     ids: np.ndarray  # uint16 (tokens,)
-    mask: np.ndarray | None = None  # uint8 (tokens,)
-    token_bytes: np.ndarray | None = None  # (ids,)
+    mask: np.ndarray | None = None  # uint8 (tokens,), 1 for targets; None if every token is one
+    token_bytes: np.ndarray | None = None  # (V,) bytes of the text of each id; None without a tokenizer
 
     def as_span(self) -> np.ndarray:
         """One span over the whole stream, (1, 2): first token and end."""
@@ -40,8 +42,8 @@ class TokenStream:
 
 @dataclass
 class Windows:
-    """The inputs of the model: window w reads from token `starts[w]` and predicts up to token `ends[w]`. Predictions
-    from token `counted[w]` on count, for unit `units[w]`."""
+    """The inputs of the model: window w reads from token `starts[w]` and predicts up to token `ends[w]`. The loss of
+    token `counted[w]` and of those after it is added to unit `units[w]`."""
 
     starts: np.ndarray  # (W,)
     ends: np.ndarray
@@ -57,7 +59,7 @@ class LossSums:
     nats: np.ndarray  # (M, U)
     correct: np.ndarray  # (M, U) targets that were the likeliest token
     targets: np.ndarray  # (U,)
-    bytes: np.ndarray  # (U,) of text of the targets, 0 without a tokenizer
+    bytes: np.ndarray  # (U,) of the text of the targets, 0 without a tokenizer
     divergence: np.ndarray  # (U,) nats of KL(last model || first model), 0 unless asked for
 
     def figures(self, number: int) -> dict[str, float | None]:
@@ -73,7 +75,7 @@ class LossSums:
         }
 
 
-def windows(spans: np.ndarray, block_size: int, stride: int | None = None, by_span: bool = False) -> Windows:
+def make_windows(spans: np.ndarray, block_size: int, stride: int | None = None, by_span: bool = False) -> Windows:
     """Windows of `block_size` tokens over spans (S, 2) that predict every token once, except the first of a span.
 
     With a smaller `stride` windows overlap: after the first window of a span, each counts only its last `stride`
@@ -96,29 +98,32 @@ def measure(
     models: list[GPT],
     stream: TokenStream,
     windows: Windows,
-    batch_size: int | None = None,
+    batch_size: int | None,
+    title: str,
     divergence: bool = False,
-    title: str = "evaluating",
 ) -> LossSums:
     """The LossSums of `models` over the windows of a stream, the same on every process. Draws no random number.
 
-    `batch_size` windows form a batch; None chooses. With `divergence` the KL of the last model to the first is summed
-    too."""
+    `batch_size` windows form a batch; None chooses by their length. `divergence` asks for the KL too."""
+    # rows: nats of each model, correct of each model, targets, bytes, divergence
+    sums = np.zeros((2 * len(models) + 3, windows.num_units))
+    batches = _batches(windows, batch_size, BATCH_TOKENS[device.torch_device.type])
+    for rows in own_share(device, batches, title):
+        _add(sums, device, models, stream, windows, rows, divergence)
+    if device.accelerator.num_processes > 1:
+        sums = device.accelerator.reduce(torch.from_numpy(sums).to(device.torch_device)).cpu().numpy()
+    nats, correct, rest = np.split(sums, [len(models), 2 * len(models)])
+    return LossSums(nats, correct, *rest)
+
+
+def own_share(device: Device, batches: list[Batch], title: str) -> Iterable[Batch]:
+    """This process's batches, with a progress bar on the main process."""
     from tqdm import tqdm
 
     accelerator = device.accelerator
-    batches = _batches(windows, batch_size, BATCH_TOKENS[device.torch_device.type])
     mine = batches[accelerator.process_index :: accelerator.num_processes]
-    sums = np.zeros((2 * len(models) + 3, windows.num_units))
-    for model in models:
-        model.eval()
-    hide_bar = None if accelerator.is_main_process else True
-    for rows in tqdm(mine, desc=title, unit="batch", disable=hide_bar, leave=False):
-        _add(sums, device, models, stream, windows, rows, divergence)
-    if accelerator.num_processes > 1:
-        sums = accelerator.reduce(torch.from_numpy(sums).to(device.torch_device)).cpu().numpy()
-    nats, correct, rest = np.split(sums, [len(models), 2 * len(models)])
-    return LossSums(nats, correct, *rest)
+    hide_bar = None if accelerator.is_main_process else True  # None shows it on a terminal
+    return tqdm(mine, desc=title, unit="batch", disable=hide_bar, leave=False)
 
 
 def _batches(windows: Windows, batch_size: int | None, tokens: int) -> list[np.ndarray]:
@@ -156,11 +161,11 @@ def _add(
     counted = (targets != IGNORE).numpy()
     labels = targets.numpy()[counted]
     sizes = np.zeros(len(labels)) if stream.token_bytes is None else stream.token_bytes[labels]
-    unit = np.broadcast_to(windows.units[rows][:, None], counted.shape)[counted]  # of each counted token
-    found, place = np.unique(unit, return_inverse=True)
-    nats_and_correct, kl = scores[:-1], scores[-1]
-    for row, values in enumerate([*nats_and_correct, np.ones(len(unit)), sizes, kl]):
-        sums[row, found] += np.bincount(place, weights=values, minlength=len(found))
+    # the units of the batch, and which of them each counted token belongs to
+    units, which = np.unique(np.repeat(windows.units[rows], counted.sum(1)), return_inverse=True)
+    *nats_and_correct, kl = scores
+    for row, values in enumerate([*nats_and_correct, np.ones(len(labels)), sizes, kl]):
+        sums[row, units] += np.bincount(which, weights=values, minlength=len(units))
 
 
 def _batch(stream: TokenStream, windows: Windows, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -181,14 +186,14 @@ def _scores(
 ) -> np.ndarray:
     """Nats and correctness of each model, then the divergence of the last from the first: float64 (2 M + 1, N), in the
     order of the counted tokens."""
-    place = device.torch_device
-    counted = (targets != IGNORE).to(place)
-    idx, labels = idx.to(place), targets[targets != IGNORE].to(place)
-    nats, correct = torch.zeros(len(models), len(labels)), torch.zeros(len(models), len(labels))
+    torch_device, is_counted = device.torch_device, targets != IGNORE
+    idx, labels = idx.to(torch_device), targets[is_counted].to(torch_device)
+    is_counted = is_counted.to(torch_device)
+    nats, correct = torch.zeros(2, len(models), len(labels))
     kl = torch.zeros(len(labels))
     with device.autocast():
-        hidden = [model.hidden(idx)[counted] for model in models]  # (N, C) each
-        step = max(1, LOGITS[place.type] // models[0].config.vocab_size)
+        hidden = [model.hidden(idx)[is_counted] for model in models]  # (N, C) each
+        step = max(1, LOGITS[torch_device.type] // models[0].config.vocab_size)
         for first in range(0, len(labels), step):
             part = slice(first, first + step)
             logp = []  # (n, V) of each model

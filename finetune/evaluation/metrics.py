@@ -51,8 +51,8 @@ METRICS = {score.__name__: score for score in (bleu, chrf, rouge, exact_match)}
 LIBRARIES = {"bleu": "sacrebleu", "chrf": "sacrebleu", "rouge": "rouge_score"}
 
 
-def problem(name: str) -> str | None:
-    """What is wrong with the name of a metric or the path of a metric file, in words; None when it can be loaded."""
+def find_problem(name: str) -> str | None:
+    """Why a metric of that name, or in that file, cannot be loaded; None if it can."""
     if name in METRICS:
         library = LIBRARIES.get(name)
         if library is None or importlib.util.find_spec(library):
@@ -61,13 +61,13 @@ def problem(name: str) -> str | None:
         return f"{name} needs {missing}: pip install -e '.[metrics]' where finetune was cloned to"
     if Path(name).suffix == ".py":
         return None if Path(name).is_file() else f"{name}: there is no such file"
+    unknown = f"{name!r} is none of {', '.join(METRICS)}, nor the path of a metric.py"
     nearest = difflib.get_close_matches(name, METRICS, 1)
-    known = f"{name!r} is none of {', '.join(METRICS)}, nor the path of a metric.py"
-    return known + (f". Did you mean {nearest[0]!r}?" if nearest else "")
+    return f"{unknown}. Did you mean {nearest[0]!r}?" if nearest else unknown
 
 
 def load(name: str) -> evaluate.EvaluationModule:
-    """The metric of that name, or the one in a file of the user's own."""
+    """The metric of that name, or the one in that file."""
     import datasets
     import evaluate
 

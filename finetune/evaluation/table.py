@@ -65,7 +65,7 @@ def _short(name: str) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The value with NaN and infinity as text, because JSON has no such numbers."""
+    """The value with NaN and infinity as text: JSON has no such numbers."""
     if isinstance(value, dict):
         return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

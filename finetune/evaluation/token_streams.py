@@ -16,14 +16,15 @@ from finetune.runs.inputs import ModelRef, check_vocabulary
 
 def open_dataset(name: str | None, model: ModelRef, out_dir: str | None) -> Dataset:
     """The dataset `name`; None is the one that the run in `out_dir` was trained on. Raises UsageError."""
-    recipe = newest_start(out_dir).get("recipe", {}) if out_dir else {}
     if name is None:
         return find_dataset_of_run(out_dir or "")
-    if name != recipe.get("dataset"):
-        return find_dataset(name, lambda: model.tokenizer or "gpt2")
-    # the run's own text is prepared as the run prepared it
-    is_char = model.tokenizer is not None and model.tokenizer.kind == "char"
-    return find_dataset(name, lambda: "char" if is_char else model.tokenizer or "gpt2", recipe["val_fraction"] or 0.1)
+    choice, val_fraction = model.tokenizer or "gpt2", 0.1
+    recipe = newest_start(out_dir).get("recipe", {}) if out_dir else {}
+    if name == recipe.get("dataset"):  # the run's own text is prepared as the run prepared it
+        val_fraction = recipe["val_fraction"] or val_fraction
+        if model.tokenizer and model.tokenizer.kind == "char":
+            choice = "char"
+    return find_dataset(name, lambda: choice, val_fraction)
 
 
 def open_split(dataset: Dataset, split: str, model: ModelRef) -> TokenStream:
@@ -65,7 +66,7 @@ def open_general(name: str, model: ModelRef) -> TokenStream:
 
 
 def is_by_document(dataset: Dataset, split: str, out_dir: str | None) -> bool:
-    """Whether a run saw each document alone; for a model without a run, whether one would with this dataset."""
+    """Whether the run isolated documents; without a run, whether training on this dataset would."""
     identity = newest_start(out_dir).get("identity") if out_dir else None
     if identity is None:
         return dataset.mask(split) is not None
@@ -73,8 +74,8 @@ def is_by_document(dataset: Dataset, split: str, out_dir: str | None) -> bool:
 
 
 def document_spans(dataset: Dataset, split: str, asked_by: str) -> np.ndarray:
-    """The documents of a split, int64 (D, 2): first token and end. Raises UsageError, which names the option that
-    needs them, when the split is one running text."""
+    """The documents of a split, int64 (D, 2): first token and end. Raises UsageError for a running text; it names the
+    option `asked_by`."""
     ends = dataset.document_ends(split)
     if dataset.is_running_text(split):
         raise UsageError(f"{asked_by}: {dataset.bin(split)} is one running text and no documents")

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from finetune.runs.loss_plot import plot_loss
 from finetune.runs.model_card import model_card, without_folders
 
 VERIFICATION = "verification.json"
-# the files of a model that decide what an export holds
+# the files of a model that decide the content of its export
 SOURCE_FILES = (*pretrained.MODEL_FILES, "adapter/*", *bpe_files.FILES, "pytorch_model*.bin", "meta.pkl")
 
 
@@ -56,7 +55,6 @@ def export(
     dtype: str = "float32",
     interpolate: str | None = None,
     repository: str | None = None,
-    say: Callable[[str], None] = print,
 ) -> Path:
     """Write the model `name` to the directory `to`, verify it, and return the directory.
 
@@ -73,12 +71,12 @@ def export(
     title = repository or to.name
     request = _request(source, run_dir, format=format, dtype=dtype, interpolate=interpolate, name=title)
     if _read_verification(to).get("request") == request and files.find_damage(to) is None:
-        say(f"{to} is this export already")
+        print(f"{to} is this export already")
         return to
-    content = _gather(source, run_dir, request, say)
+    content = _gather(source, run_dir, request)
     files.sweep_target(to)
     files.write_directory(to, lambda work: _write(work, content, to.name))
-    say(_summary(to, content.verified))
+    print(_summary(to, content.verified))
     return to
 
 
@@ -91,16 +89,12 @@ def destination(to: str | Path) -> Path:
         raise UsageError(f"to {to}: is a file; name a directory to be made")
     if path.is_dir() and any(path.iterdir()):
         if not _read_verification(path):
-            raise UsageError(
-                f"to {to}: is there already and was not written by an export, so it is not overwritten; choose another"
-                " directory"
-            )
+            problem = "is there already and was not written by an export, so it is not overwritten"
+            raise UsageError(f"to {to}: {problem}; choose another directory")
         ours = {*files.files_in_manifest(path), files.MANIFEST}
         if others := sorted({one.name for one in path.iterdir()} - ours):
-            raise UsageError(
-                f"to {to}: holds {', '.join(others[:5])} besides an earlier export, which replacing it would remove;"
-                " move that away first"
-            )
+            problem = f"holds {', '.join(others[:5])} besides an earlier export, which replacing it would remove"
+            raise UsageError(f"to {to}: {problem}; move that away first")
     parent = next(parent for parent in path.parents if parent.exists())
     if not parent.is_dir():
         raise UsageError(f"to {to}: cannot be written: {parent} is a file")
@@ -114,14 +108,12 @@ def _check_adapters(source: Path, run_dir: Path | None, is_pushed: bool) -> None
     if run_dir is None or not (source / "adapter" / "adapter_config.json").is_file():
         raise UsageError(f"format: peft exports the adapters of a run with lora_rank, and {source} has none")
     if is_pushed and not read_json_object(source / "finetune.json").get("base_model"):
-        raise UsageError(
-            "push_to_hub: format=peft needs a base that others can load, and that of this run is not on the Hub; push"
-            " format=hf instead"
-        )
+        problem = "format=peft needs a base that others can load, and that of this run is not on the Hub"
+        raise UsageError(f"push_to_hub: {problem}; push format=hf instead")
 
 
 def _request(source: Path, run_dir: Path | None, **asked: str | None) -> dict[str, Any]:
-    """Everything that decides what an export holds, to recognize the same export."""
+    """Everything that decides the content of an export, to recognize the same one."""
     paths = [source]
     if source.is_dir():
         paths = sorted({path for pattern in SOURCE_FILES for path in source.glob(pattern)})
@@ -132,26 +124,21 @@ def _request(source: Path, run_dir: Path | None, **asked: str | None) -> dict[st
     return {"made_from": made_from, "versions": {"finetune": finetune.__version__, **verify.versions()}, **asked}
 
 
-def _gather(source: Path, run_dir: Path | None, request: dict[str, Any], say: Callable[[str], None]) -> Export:
+def _gather(source: Path, run_dir: Path | None, request: dict[str, Any]) -> Export:
     """Load a model with its tokenizer, interpolate and round it. Raises UsageError."""
     model = find_model(source)
     config, weights = pretrained.load(source)
     config = dataclasses.replace(config, dropout=0.0)
     tokenizer, facts = require_tokenizer(model), model.facts
     if model.tokenizer is None and not isinstance(tokenizer, CharTokenizer):
-        say(f"{source} has no tokenizer; its {config.vocab_size:,} ids are GPT-2's, so GPT-2's tokenizer is exported")
+        print(f"{source} has no tokenizer; its {config.vocab_size:,} ids are GPT-2's, so GPT-2's tokenizer is exported")
     format, dtype, share = request["format"], request["dtype"], request["interpolate"]
-    verified = {
-        "finetune": finetune.__version__,
-        "request": request,
-        "versions": verify.versions(),
-        "format": format,
-        "dtype": dtype,
-    }
+    verified: dict[str, Any] = {"finetune": finetune.__version__, "request": request, "versions": verify.versions()}
+    verified |= {"format": format, "dtype": dtype}
     if share:
         if run_dir is None:
             raise UsageError(f"interpolate: {source} is not the model of a run, so its base is unknown; give --out_dir")
-        weights, mixture = interpolation.interpolate(share, config, weights, facts, run_dir, say)
+        weights, mixture = interpolation.interpolate(share, config, weights, facts, run_dir)
         kept = {key: facts[key] for key in ("step", "init_from", "base_model") if key in facts}
         facts = {**kept, "val_loss": dict(mixture["losses"])[mixture["weight"]], "interpolation": mixture}
         verified["interpolation"] = mixture
@@ -159,7 +146,7 @@ def _gather(source: Path, run_dir: Path | None, request: dict[str, Any], say: Ca
     if format == "peft":
         base = GPT.from_state(config, interpolation.load_base("format=peft", config, facts))
     if "init_from" in facts:
-        facts = {**facts, "init_from": without_folders(facts["init_from"])}  # paths of this computer stay private
+        facts = {**facts, "init_from": without_folders(facts["init_from"])}  # local paths stay private
     if dtype != "float32":
         weights, verified["rounding"] = _round(config, weights, dtype)
     events = read_metrics(run_dir / "metrics.jsonl") if run_dir else []
@@ -180,13 +167,13 @@ def _round(config: GPTConfig, weights: dict[str, torch.Tensor], dtype: str) -> t
 
 def _write(work: Path, content: Export, directory: str) -> None:
     """Fill the directory of an export, and verify it."""
-    weights, verified = content.weights, content.verified
+    weights, verified, format = content.weights, content.verified, content.verified["format"]
     in_dtype = {name: tensor.to(getattr(torch, verified["dtype"])) for name, tensor in weights.items()}
-    if verified["format"] == "nanogpt":
+    if format == "nanogpt":
         _write_nanogpt(work, content, in_dtype, directory)
         verified |= verify.nanogpt(work / "ckpt.pt", content.config, weights)
     else:
-        if verified["format"] == "peft":
+        if format == "peft":
             _write_adapters(work, content)
         else:
             pretrained.save(work, in_dtype, content.config)
@@ -204,16 +191,8 @@ def _write_card(work: Path, content: Export) -> None:
     if content.run_dir and any(event["event"] == "eval" for event in content.events):
         picture = "loss.png"
         plot_loss(content.run_dir, work / picture, title=name)
-    card = model_card(
-        name.split("/")[-1],
-        name,
-        content.config,
-        content.facts,
-        content.events,
-        content.tokenizer,
-        picture,
-        content.verified,
-    )
+    title, facts, events = name.split("/")[-1], content.facts, content.events
+    card = model_card(title, name, content.config, facts, events, content.tokenizer, picture, content.verified)
     (work / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -245,22 +224,19 @@ def _write_nanogpt(work: Path, content: Export, weights: dict[str, torch.Tensor]
 
 
 def _summary(to: Path, verified: dict[str, Any]) -> str:
-    """The lines that end the command."""
+    """The last lines that the command prints."""
     if verified["format"] == "nanogpt":
-        lines = (
-            f"verified: {verified['tensors_compared']} tensors read back are equal; nanoGPT's exact GELU moves logits"
-            f" by at most {verified['max_difference_by_exact_gelu']:.1e}\n"
-            f"exported to {to}; in nanoGPT's directory: python sample.py --out_dir={to}"
-        )
+        equal = f"{verified['tensors_compared']} tensors read back are equal"
+        gelu = f"nanoGPT's exact GELU moves logits by at most {verified['max_difference_by_exact_gelu']:.1e}"
+        sample = f"in nanoGPT's directory: python sample.py --out_dir={to}"
+        lines = [f"verified: {equal}; {gelu}", f"exported to {to}; {sample}"]
         if (to / "meta.pkl").is_file():
-            lines += f"\nfor its characters first: mkdir -p data/{to.name} && cp {to}/meta.pkl data/{to.name}/"
-        return lines
+            lines.append(f"for its characters first: mkdir -p data/{to.name} && cp {to}/meta.pkl data/{to.name}/")
+        return "\n".join(lines)
+    ids, logits = f"{verified['ids_compared']:,} ids equal", f"{verified['logits_compared']:,} logits"
     moved = f"; {verified['dtype']} moves them by at most {verified['rounding']:.1e}" if "rounding" in verified else ""
-    return (
-        f"verified with transformers {verified['versions']['transformers']}: {verified['ids_compared']:,} ids equal,"
-        f" {verified['logits_compared']:,} logits differ by at most {verified['max_difference']:.1e}{moved}\nexported"
-        f" to {to}"
-    )
+    found = f"{ids}, {logits} differ by at most {verified['max_difference']:.1e}{moved}"
+    return f"verified with transformers {verified['versions']['transformers']}: {found}\nexported to {to}"
 
 
 def _read_verification(directory: Path) -> dict[str, Any]:

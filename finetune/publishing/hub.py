@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.common.errors import Failure
+from finetune.common.errors import Failure, describe_error
 from finetune.common.files import MANIFEST, files_in_manifest, read_chunks, sha256_of
 from finetune.common.network import SECONDS as HUB_TIMEOUT
 from finetune.publishing.export import VERIFICATION
@@ -19,36 +18,28 @@ if TYPE_CHECKING:
 
 # files of an earlier export, removed from the repository when the next export does not have them
 OPTIONAL_FILES = {
-    "chat_template.jinja",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "loss.png",
-}
+    "chat_template.jinja", "added_tokens.json", "special_tokens_map.json", "vocab.json", "merges.txt", "loss.png",
+}  # fmt: skip
 
 
-def push(
-    directory: str | Path, repository: str, private: bool = True, again: str = "", say: Callable[[str], None] = print
-) -> None:
+def push(directory: str | Path, repository: str, private: bool = True, again: str = "") -> None:
     """Make `repository` hold the files of an export, with the token of the environment or of `hf auth login`.
 
     There is one commit at the end, so an interrupted push changes nothing, and the next one sends only missing files.
-    Raises Failure with exit code 4, in one line with the command `again`, unless the repository holds these files."""
+    Raises Failure with exit code 4, on one line with the command `again`, unless the repository holds these files."""
     try:
-        _push(Path(directory), repository, private, say)
+        _push(Path(directory), repository, private)
     except (Exception, KeyboardInterrupt) as error:  # each kind of network failure has its own class
         reason = str(error) if isinstance(error, Refused) else _reason(error)
-        raise Failure(
-            f"{repository} was not pushed: {reason}. The export in {directory} is whole; again: {again}", 4
-        ) from error
+        message = f"{repository} was not pushed: {reason}. The export in {directory} is whole; again: {again}"
+        raise Failure(message, 4) from error
 
 
 class Refused(Exception):
     """The push was refused."""
 
 
-def _push(directory: Path, repository: str, private: bool, say: Callable[[str], None]) -> None:
+def _push(directory: Path, repository: str, private: bool) -> None:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
     from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils import logging as hub_logging
@@ -74,10 +65,10 @@ def _push(directory: Path, repository: str, private: bool, say: Callable[[str], 
     files = sorted(directory / name for name in [*files_in_manifest(directory), MANIFEST])
     stale = sorted((OPTIONAL_FILES & names) - {path.name for path in files})
     if not stale and not _different(files, info):
-        say(f"{repository} ({visibility}) holds this export already; nothing to push")
+        print(f"{repository} ({visibility}) holds this export already; nothing to push")
         return
     size = sum(path.stat().st_size for path in files)
-    say(f"pushing {len(files)} files, {size / 1e6:,.1f} MB, to {repository} ({visibility})")
+    print(f"pushing {len(files)} files, {size / 1e6:,.1f} MB, to {repository} ({visibility})")
     added = [CommitOperationAdd(path.name, path) for path in files]
     removed = [CommitOperationDelete(name) for name in stale]
     commit = api.create_commit(
@@ -85,7 +76,7 @@ def _push(directory: Path, repository: str, private: bool, say: Callable[[str], 
     )
     if different := _different(files, _find_repository(api, repository)):
         raise Refused(f"what the Hub holds now is not what was sent: {', '.join(different)}")
-    say(f"pushed to {commit.commit_url}; all {len(files)} hashes agree")
+    print(f"pushed to {commit.commit_url}; all {len(files)} hashes agree")
 
 
 def _find_repository(api: HfApi, repository: str) -> ModelInfo | None:
@@ -125,8 +116,8 @@ def _reason(error: BaseException) -> str:
     chain, link = [error], error
     while link := link.__cause__ or link.__context__:
         chain.append(link)
-    responses = [response for link in chain if (response := getattr(link, "response", None)) is not None]
-    status = responses[0].status_code if responses else None
+    response = next((one for link in chain if (one := getattr(link, "response", None)) is not None), None)
+    status = response.status_code if response is not None else None
     if status == 401:
         return "the Hub does not accept this token; run `hf auth login` or set another HF_TOKEN"
     if status == 403:
@@ -134,8 +125,4 @@ def _reason(error: BaseException) -> str:
     kinds = [type(link).__name__ for link in chain]
     if status is None and any(word in kind for kind in kinds for word in ("Connect", "Timeout", "Network")):
         return f"the Hub cannot be reached ({kinds[0]})"
-    lines = []
-    for kind, link in list(zip(kinds, chain))[:2]:
-        text = str(link).strip()
-        lines.append(f"{kind}: {text.splitlines()[0].rstrip('.')}" if text else kind)
-    return ", from ".join(lines)
+    return ", from ".join(describe_error(link).rstrip(":. ") for link in chain[:2])

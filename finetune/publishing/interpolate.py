@@ -1,4 +1,4 @@
-"""Between base and finetuned weights: (1 - a) base + a finetuned often predicts better than either, and forgets less.
+"""Mixtures of base and finetuned weights: (1 - a) base + a finetuned often predicts better than both and forgets less.
 
 Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
 """
@@ -28,14 +28,9 @@ Weights = dict[str, torch.Tensor]
 
 
 def interpolate(
-    choice: str,
-    config: GPTConfig,
-    weights: Weights,
-    facts: dict[str, Any],
-    run_dir: Path,
-    say: Callable[[str], None] = print,
+    choice: str, config: GPTConfig, weights: Weights, facts: dict[str, Any], run_dir: Path
 ) -> tuple[Weights, dict[str, Any]]:
-    """`(weights, mixture)`: the finetuned weights of a run mixed with its base, measured on its validation split.
+    """`(weights, mixture)`: the finetuned weights of a run mixed with its base, by the loss on its validation split.
 
     `choice` is a number a, or "auto" for the a of SWEEP with the lowest loss, which is never worse than a = 1.
     `mixture` is {"weight", "base", "chosen", "losses": [(a, loss), ...]}. Raises UsageError when the base or the data
@@ -47,10 +42,10 @@ def interpolate(
     for a in SWEEP if choice == "auto" else sorted({0.0, float(choice), 1.0}):
         model.load_state_dict(convert.with_padding(_mix(base, weights, a), config))
         losses.append((a, measure()))
-        say(f"interpolate {a:.2f}: val loss {losses[-1][1]:.4f}")
-    weight = min(reversed(losses), key=lambda measured: measured[1])[0] if choice == "auto" else float(choice)
+        print(f"interpolate {a:.2f}: val loss {losses[-1][1]:.4f}")
+    weight = float(choice) if choice != "auto" else min(reversed(losses), key=lambda measured: measured[1])[0]
     reached, alone = dict(losses)[weight], losses[-1][1]
-    say(f"keeping {weight:g} of the finetuned weights: val loss {reached:.4f}, without interpolation {alone:.4f}")
+    print(f"keeping {weight:g} of the finetuned weights: val loss {reached:.4f}, without interpolation {alone:.4f}")
     mixture = {
         "weight": weight,
         "base": facts.get("base_model") or without_folders(facts["init_from"]),
@@ -65,7 +60,7 @@ def _mix(base: Weights, finetuned: Weights, a: float) -> Weights:
 
 
 def load_base(what: str, config: GPTConfig, facts: dict[str, Any]) -> Weights:
-    """The weights that a run started from, by its finetune.json. Raises UsageError, which names `what` needs them."""
+    """The weights that a run started from, by its finetune.json. Raises UsageError, naming `what` needs them."""
     source = facts.get("init_from")
     if source in (None, "scratch"):
         began = source or "an unknown model"
@@ -82,10 +77,10 @@ def _validation(model: GPT, run_dir: Path) -> Callable[[], float]:
     """A function that measures the model on the whole validation split of the run. Raises UsageError."""
     identity, parts = newest_start(run_dir).get("identity", {}), []
     for dataset in find_datasets_of_run(run_dir, "val"):
-        contents = datasets.scan(dataset, "val")
+        stats = datasets.scan(dataset, "val")
         isolated = identity.get("isolate_documents", False)
-        opened = arrow_cache.open_cache(dataset, "val", identity["block_size"], contents, isolated)
-        parts.append(Blocks.from_arrow(opened, contents.tokens))
+        opened = arrow_cache.open_cache(dataset, "val", identity["block_size"], stats, isolated)
+        parts.append(Blocks.from_arrow(opened, stats.tokens))
     blocks = parts[0] if len(parts) == 1 else Mixture(parts)
     device = devices.start(Recipe(dtype="float32", compile="false"))
     model.to(device.torch_device)

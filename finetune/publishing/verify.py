@@ -26,9 +26,9 @@ PROMPTS = (
     "def add(a, b):\n    return a + b  # 3.14159, 1,000,000\n",
     "User:\nWhat is GPT-2?\n\nAssistant:\n",
     (
-        "Na\u00efve caf\u00e9 \u2014 \u6771\u4eac, \u041f\u0440\u0438\u0432\u0435\u0442,"
-        " \u0928\u092e\u0938\u094d\u0924\u0947, e\u0301, \U0001f642\U0001f469\u200d\U0001f469\u200d\U0001f467, \u2028,"
-        " \ufb01"
+        "Na\u00efve caf\u00e9 \u2014 \u6771\u4eac, \u041f\u0440\u0438\u0432\u0435\u0442, "
+        "\u0928\u092e\u0938\u094d\u0924\u0947, e\u0301, \U0001f642\U0001f469\u200d\U0001f469\u200d\U0001f467, "
+        "\u2028, \ufb01"
     ),
     " \t two  spaces,\r\n\n\n   three ends\n",
 )
@@ -40,8 +40,8 @@ def versions() -> dict[str, str]:
 
 @torch.no_grad()
 def hugging_face(directory: Path, model: GPT, tokenizer: Tokenizer, base: GPT | None = None) -> dict[str, Any]:
-    """Load `directory` with transformers and compare its ids of real prompts, and its logits there and on a full
-    context, with those of our model and tokenizer. peft loads adapters over `base`. Returns counts and differences.
+    """Load `directory` with transformers, with peft over `base` if it holds adapters, and compare with our model and
+    tokenizer: ids of real prompts, logits of these and of a full context. Returns counts and the largest difference.
     Raises Failure when they differ."""
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -53,17 +53,15 @@ def hugging_face(directory: Path, model: GPT, tokenizer: Tokenizer, base: GPT | 
     for prompt in _prompts_for(tokenizer):
         ours = tokenizer.encode(prompt).tolist()
         if their_tokenizer(prompt, verbose=False)["input_ids"] != ours:
-            raise Failure(
-                f"{directory.name}: transformers' tokenizer gives other ids for {prompt!r}; nothing was exported", 1
-            )
+            problem = f"transformers' tokenizer gives other ids for {prompt!r}"
+            raise Failure(f"{directory.name}: {problem}; nothing was exported", 1)
         ids_compared += len(ours)
         rows.append(torch.tensor(ours[:block_size]))
     rows.append(every_position(model.config))
     difference, largest = compare(model, lambda idx: theirs(idx).logits, [row for row in rows if len(row)])
     if not difference <= TOLERANCE * max(1.0, largest):
-        raise Failure(
-            f"{directory.name}: logits of transformers differ by {difference:.2g} from ours; nothing was exported", 1
-        )
+        problem = f"logits of transformers differ by {difference:.2g} from ours"
+        raise Failure(f"{directory.name}: {problem}; nothing was exported", 1)
     return {
         "prompts": len(rows) - 1,
         "ids_compared": ids_compared,
@@ -81,12 +79,8 @@ def _load_model(directory: Path) -> PreTrainedModel:
     theirs, loading = AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
     )
-    unread = {
-        kind: sorted(names)
-        for kind, names in loading.items()
-        if names and kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-    }
-    if unread:
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    if unread := {kind: sorted(loading[kind]) for kind in kinds if loading.get(kind)}:
         raise Failure(f"{directory.name}: transformers does not read it as it was written: {unread}", 1)
     return theirs
 
@@ -106,10 +100,8 @@ def nanogpt(path: Path, config: GPTConfig, state: dict[str, torch.Tensor]) -> di
     read_config, read = pretrained.load(path)
     different = [name for name in state if not torch.equal(read[name], state[name])]
     if different or read_config.activation_function != config.activation_function:
-        raise Failure(
-            f"{path.name}: {', '.join(different) or 'its configuration'} is not what was written; nothing was exported",
-            1,
-        )
+        changed = ", ".join(different) or "its configuration"
+        raise Failure(f"{path.name}: {changed} is not what was written; nothing was exported", 1)
     ours = GPT.from_state(config, state).eval()
     exact = GPT.from_state(dataclasses.replace(config, activation_function="gelu"), read).eval()
     difference, largest = compare(ours, exact, [every_position(config)])

@@ -33,7 +33,7 @@ def run_chat(model: GPT, tokenizer: Tokenizer, template: str, seed: int, setting
         show = write_new_text if sys.stdout.isatty() else None
         [sample] = draw_samples(model, tokenizer, prompt, seed=generator, show=show, **settings)
         write_new_text(sample)
-        print("\n" if is_terminal else "", flush=True)
+        print("\n" if is_terminal else "", flush=True)  # and an empty line on a terminal
         messages.append({"role": "assistant", "content": sample.text})
 
 
@@ -50,11 +50,11 @@ def _read_line(turns: int, is_terminal: bool) -> str | None:
 def _add_turn(
     messages: list[dict[str, str]], line: str, tokenizer: Tokenizer, template: str, max_prompt: int
 ) -> tuple[list[dict[str, str]], np.ndarray]:
-    """`(messages, prompt)` with a line of the user. The oldest turns are dropped when the prompt would be too long.
-    Raises UsageError."""
+    """`(messages, prompt)` with a line of the user, without the oldest turns if the prompt would be too long. Raises
+    UsageError."""
     messages = [*messages, {"role": "user", "content": line}]
-    prompt = encode_prompt(tokenizer, chat.render(template, messages), "this turn")
-    while len(prompt) > max_prompt and len(messages) > 1:
-        messages = messages[2:]
+    while True:
         prompt = encode_prompt(tokenizer, chat.render(template, messages), "this turn")
-    return messages, prompt
+        if len(prompt) <= max_prompt or len(messages) == 1:
+            return messages, prompt
+        messages = messages[2:]

@@ -1,7 +1,7 @@
 """Crash-safe checkpoints: a directory appears complete or not at all.
 
 `files.write_directory` fills a temporary directory, syncs every file, writes a manifest of sizes and sha256 sums, and
-renames. A state that differs from its manifest is never loaded. Files are safetensors and JSON, which cannot run code.
+renames. A state that differs from its manifest is not loaded. Files are safetensors and JSON, which cannot run code.
 
     out_dir/last/step-00000250/   model.safetensors, optimizer.safetensors, state.json, manifest.json: a resumable state
     out_dir/best/                 the model with the lowest validation loss, a Hugging Face directory
@@ -26,7 +26,7 @@ from finetune.gpt.model import GPTConfig
 from finetune.gpt.pretrained import write_tensors
 
 STATE_FORMAT = 1  # of state.json, its "format"
-KEEP = 2  # resumable states, so that there is another if the newest is damaged
+KEEP = 2  # resumable states: if the newest is damaged, there is another
 
 
 class SavedState(NamedTuple):
@@ -48,20 +48,15 @@ def save_state(
         write_tensors(directory / "optimizer.safetensors", optimizer)
         files.write_json(directory / "state.json", state)
 
-    folder = Path(out_dir) / "last"
-    if not folder.is_dir():
-        folder.mkdir()
-        files.sync(folder.parent)
-    target = folder / _name(state["iteration"])
+    target = _state_directory(out_dir, state["iteration"])
+    if not target.parent.is_dir():
+        target.parent.mkdir()
+        files.sync(out_dir)
     files.write_directory(target, fill)
     found = states(out_dir)
     newer = [path for path in found if path.name > target.name]  # damaged, or rolled back
     for path in newer + found[len(newer) + KEEP :]:
         files.remove(path)
-
-
-def _name(iteration: int) -> str:
-    return f"step-{iteration:08d}"
 
 
 def read_best(out_dir: str | Path) -> dict[str, Any]:
@@ -74,8 +69,11 @@ def read_best(out_dir: str | Path) -> dict[str, Any]:
 
 
 def delete_state(out_dir: str | Path, iteration: int) -> None:
-    """Delete the state of an iteration."""
-    files.remove(Path(out_dir) / "last" / _name(iteration))
+    files.remove(_state_directory(out_dir, iteration))
+
+
+def _state_directory(out_dir: str | Path, iteration: int) -> Path:
+    return Path(out_dir) / "last" / f"step-{iteration:08d}"
 
 
 def states(out_dir: str | Path) -> list[Path]:
@@ -108,7 +106,7 @@ def remove_run(out_dir: str | Path) -> None:
     """Remove what an earlier run wrote into `out_dir`, and nothing else: directories with a manifest, metrics, plot and
     report."""
     out_dir = Path(out_dir)
-    for path in [out_dir / "best", out_dir / "export", *sorted(out_dir.glob("iter_*")), *states(out_dir)]:
+    for path in [out_dir / "best", out_dir / "export", *out_dir.glob("iter_*"), *states(out_dir)]:
         if (path / files.MANIFEST).is_file() and not path.is_symlink():
             files.remove(path)
     for name in ("metrics.jsonl", "loss.png", "report.html"):
@@ -122,18 +120,15 @@ def check_disk(recipe: Recipe, schedule: Schedule, config: GPTConfig) -> None:
     needed = sum(checkpoint_bytes(recipe, schedule, config).values())
     free = files.free_bytes(recipe.out_dir) + files.used_bytes(recipe.out_dir)
     if free < needed:
-        raise UsageError(
-            f"out_dir {recipe.out_dir}: the checkpoints of this run need {needed / 1e9:.1f} GB, and"
-            f" {free / 1e9:.1f} GB are free"
-        )
+        sizes = f"need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+        raise UsageError(f"out_dir {recipe.out_dir}: the checkpoints of this run {sizes}")
 
 
 def checkpoint_bytes(recipe: Recipe, schedule: Schedule, config: GPTConfig) -> dict[str, int]:
     """{directory: bytes} of a run's checkpoints at most, including the temporary copy of each while it is written."""
     parameters, adapters = size.num_parameters(config), lora.num_parameters(config, recipe.lora_rank)
-    states = KEEP + 1
     models = 2 + (schedule.length // schedule.eval_interval if recipe.always_save_checkpoint else 0)
-    return {"last/": states * state_bytes(recipe, config), "best/": 4 * models * (parameters + adapters)}
+    return {"last/": (KEEP + 1) * state_bytes(recipe, config), "best/": 4 * models * (parameters + adapters)}
 
 
 def state_bytes(recipe: Recipe, config: GPTConfig) -> int:

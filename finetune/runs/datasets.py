@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ DATA = Path("data")  # where named datasets lie and texts are prepared
 
 def find_prepared(name: str) -> Dataset | None:
     """The prepared directory of that name, or the one under data/. Raises UsageError when it is damaged."""
-    return next(_prepared(name), None)
+    return next(_load_prepared((Path(name), DATA / name)), None)
 
 
 def find_dataset(name: str, tokenizer: Callable[[], str | Tokenizer], val_fraction: float = 0.1) -> Dataset:
@@ -33,22 +33,21 @@ def find_dataset(name: str, tokenizer: Callable[[], str | Tokenizer], val_fracti
     Args:
         tokenizer: called only when a text has to be prepared.
     """
-    for found in _prepared(name):
-        # one named text can be prepared with each tokenizer
+    path = Path(name)
+    for found in _load_prepared((path, DATA / name)):
+        # a named text can be prepared by characters and with a BPE
         is_char = found.tokenizer is not None and found.tokenizer.kind == "char"
         if name not in sources.NAMED or not found.tokenizer or (tokenizer() == "char") == is_char:
             return found
-    path = Path(name)
-    if path.is_dir() and list(path.glob("*.bin")):
-        return prepared.load(path)  # raises: one of the two bins is missing
     if path.is_dir():
+        if list(path.glob("*.bin")):
+            return prepared.load(path)  # raises: one of the two bins is missing
         raise UsageError(f"{name}: no train.bin here; run `python -m finetune.prepare TEXT --out_dir={name}`")
     if name not in sources.NAMED and not path.is_file():
         known = ", ".join(sorted(str(place.parent) for place in DATA.glob("*/train.bin")))
         here = f"prepared here: {known}; " if known else ""
-        raise UsageError(
-            f"dataset {name}: no such directory or text file; {here}named texts: {', '.join(sources.NAMED)}"
-        )
+        named = ", ".join(sources.NAMED)
+        raise UsageError(f"dataset {name}: no such directory or text file; {here}named texts: {named}")
     return _prepare_once(name, tokenizer(), val_fraction)
 
 
@@ -66,15 +65,14 @@ def find_datasets_of_run(out_dir: str | Path, split: str = "train") -> list[Data
     """The datasets that a run was trained on, recognized by the sha256 of a split. Raises UsageError."""
     started = newest_start(out_dir)
     identity, recorded = started.get("identity", {}), started.get("data", {}).get("directories", [])
-    names = _names(started.get("recipe", {}).get("dataset", ""))
+    names = _names(started.get("recipe", {}).get("dataset"))
     if not names:
         raise UsageError(f"dataset: {out_dir}/metrics.jsonl does not say what it was trained on; give --dataset=DIR")
     found = []
     for number, name in enumerate(names, 1):
         wanted = identity.get(prepared.identity_key(f"{split}.bin", number, len(names)))
         places = [*map(Path, recorded[number - 1 : number]), *places_of(name)]
-        candidates = map(prepared.load, filter(prepared.is_prepared, places))
-        dataset = next((one for one in candidates if _sha256(one, split) == wanted), None)
+        dataset = next((one for one in _load_prepared(places) if _sha256(one, split) == wanted), None)
         if dataset is None:
             problem = f"{name}, on which {out_dir} was trained, is not here or its {split}.bin has changed"
             raise UsageError(f"dataset: {problem}; give --dataset=DIR")
@@ -84,7 +82,7 @@ def find_datasets_of_run(out_dir: str | Path, split: str = "train") -> list[Data
 
 def find_dataset_of_run(out_dir: str | Path) -> Dataset:
     """The only dataset that a run was trained on. Raises UsageError when it trained on several."""
-    names = _names(newest_start(out_dir).get("recipe", {}).get("dataset", ""))
+    names = _names(newest_start(out_dir).get("recipe", {}).get("dataset"))
     if len(names) > 1:
         flags = ", ".join(f"--dataset={name}" for name in names)
         raise UsageError(f"dataset: {out_dir} was trained on several; give one of them: {flags}")
@@ -106,33 +104,35 @@ def is_isolated(recipe: Recipe, found: list[Dataset]) -> bool:
     """Whether tokens attend to their own document only. Raises UsageError for a dataset without documents."""
     if recipe.isolate_documents == "auto":
         return all(dataset.mask("train") for dataset in found)
-    if recipe.isolate_documents == "true":
-        for dataset in found:
-            if dataset.is_running_text("train"):
-                raise UsageError(f"isolate_documents: {dataset.directory} holds one running text and no documents")
-    return recipe.isolate_documents == "true"
+    if recipe.isolate_documents == "false":
+        return False
+    for dataset in found:
+        if dataset.is_running_text("train"):
+            raise UsageError(f"isolate_documents: {dataset.directory} holds one running text and no documents")
+    return True
 
 
-def _names(dataset: str) -> list[str]:
+def _names(dataset: str | None) -> list[str]:
     """The names in a recipe's `dataset`."""
     return [name.strip() for name in dataset.split(",")] if dataset else []
 
 
 def _sha256(dataset: Dataset, split: str) -> str:
-    """The sha256 of a split, by meta.json or by reading it."""
+    """The sha256 of a split, from meta.json or else computed."""
     return dataset.meta.get("splits", {}).get(split, {}).get("sha256") or prepared.scan(dataset, split).sha256
 
 
-def _prepared(name: str) -> Iterator[Dataset]:
-    return (prepared.load(place) for place in (Path(name), DATA / name) if prepared.is_prepared(place))
+def _load_prepared(places: Iterable[Path]) -> Iterator[Dataset]:
+    return (prepared.load(place) for place in places if prepared.is_prepared(place))
 
 
 def _prepare_once(name: str, choice: str | Tokenizer, val_fraction: float) -> Dataset:
     """Prepare a text into data/, under a name with a digest of everything the result depends on."""
     survey = survey_documents(sources.find([name]), collect_alphabet=False)
+    kind = fingerprint = "char"
     if choice != "char":
         choice = find_tokenizer(choice)
-    kind, fingerprint = ("char", "char") if isinstance(choice, str) else (choice.kind, choice.fingerprint)
+        kind, fingerprint = choice.kind, choice.fingerprint
     made_from = [survey.sources[0]["sha256"], fingerprint, val_fraction, prepared.FORMAT]
     digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
     directory = DATA / f"{Path(name).stem}-{kind}-{digest[:8]}"
@@ -153,40 +153,31 @@ def _check_val_fraction(recipe: Recipe, dataset: Dataset) -> None:
 
 
 def _check_tokenizer(recipe: Recipe, dataset: Dataset) -> None:
-    """Raise UsageError when a dataset was made with another tokenizer than the recipe's. Bins that came without one get
+    """Raise UsageError when a dataset was made with another tokenizer than the recipe's. Bins without a tokenizer get
     the recipe's."""
     if recipe.tokenizer == "auto":
         return
     wanted = None if recipe.tokenizer == "char" else find_tokenizer(recipe.tokenizer)
-    if dataset.tokenizer is None:
-        if wanted is None:
-            raise UsageError(
-                f"tokenizer: char cannot apply, {dataset.directory} holds ids already and no characters for them"
-                " (meta.json or meta.pkl)"
-            )
+    ours = dataset.tokenizer
+    if ours is None and wanted is None:
+        holds = f"{dataset.directory} holds ids already and no characters for them (meta.json or meta.pkl)"
+        raise UsageError(f"tokenizer: char cannot apply, {holds}")
+    if ours is None:
         dataset.tokenizer = wanted
         return
-    if wanted is None:
-        same = dataset.tokenizer.kind == "char"
-    else:
-        same = dataset.tokenizer.fingerprint == wanted.fingerprint
-    if not same:
-        raise UsageError(
-            f"tokenizer: {recipe.tokenizer} cannot apply, {dataset.directory} holds"
-            f" {dataset.tokenizer.describe()['name']}; prepare the text again"
-        )
+    is_same = ours.fingerprint == wanted.fingerprint if wanted else ours.kind == "char"
+    if not is_same:
+        holds = f"{dataset.directory} holds {ours.describe()['name']}"
+        raise UsageError(f"tokenizer: {recipe.tokenizer} cannot apply, {holds}; prepare the text again")
 
 
 def _check_alike(found: list[Dataset]) -> None:
     """Raise UsageError unless all datasets hold ids of one tokenizer."""
     first = found[0]
     for other in found[1:]:
-        ours, theirs = (one.tokenizer and one.tokenizer.fingerprint for one in (first, other))
+        pair = (first.tokenizer, other.tokenizer)
+        ours, theirs = (tokenizer and tokenizer.fingerprint for tokenizer in pair)
         if ours != theirs:
-            names = [
-                one.tokenizer.describe()["name"] if one.tokenizer else "an unknown tokenizer" for one in (first, other)
-            ]
-            raise UsageError(
-                f"dataset: {first.directory} holds ids of {names[0]}, and {other.directory} of {names[1]}; prepare them"
-                " with the same --tokenizer"
-            )
+            names = [tokenizer.describe()["name"] if tokenizer else "an unknown tokenizer" for tokenizer in pair]
+            problem = f"{first.directory} holds ids of {names[0]}, and {other.directory} of {names[1]}"
+            raise UsageError(f"dataset: {problem}; prepare them with the same --tokenizer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,19 @@ Event = dict[str, Any]  # its "event" is the name
 
 
 def read_metrics(path: str | Path) -> list[Event]:
-    """The events of a metrics.jsonl, without lines that a crash cut short; none if there is no file."""
+    """The events of a metrics.jsonl, without lines that a crash cut short; [] if there is no file."""
     events = []
-    try:
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    continue
+    with suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
+        for line in file:
+            with suppress(ValueError):
+                event = json.loads(line)
                 if isinstance(event, dict) and "event" in event:
                     events.append(event)
-    except FileNotFoundError:
-        pass
     return events
 
 
 def events_until(events: Sequence[Event], step: int, evaluations: Iterable[Event]) -> list[Event]:
-    """The events before a step: earlier updates, the evaluations known there, and everything else that happened, except
+    """The events to keep when a run goes back to `step`, where `evaluations` are known: everything up to there, except
     the end of the run."""
     evaluated = {evaluation["step"] for evaluation in evaluations}
 

@@ -1,4 +1,4 @@
-"""Which model and tokenizer a name means, for every command, and whether a dataset fits: found, but not loaded."""
+"""Which model and tokenizer a name means, for every command, and whether a dataset fits. No weights are loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ModelRef:
     """A model that was found but not loaded."""
 
     name: str  # as the user wrote it
-    path: Path  # directory or ckpt.pt; only a name for a model from scratch and one of which only the shape is known
+    path: Path  # directory or ckpt.pt; the name again if there are no files: from scratch, or with `shape_only`
     config: GPTConfig
     tokenizer: Tokenizer | None
     facts: dict[str, Any] = field(default_factory=dict)  # finetune.json: step, val_loss, init_from, base_model
@@ -58,8 +58,7 @@ class ModelRef:
 def find_model(name: str | Path, shape_only: bool = False) -> ModelRef:
     """The model that a Hub id, a Hugging Face directory, an out_dir or a ckpt.pt means. Raises UsageError.
 
-    With `shape_only` no weights are downloaded: the four GPT-2 shapes are known, other Hub models have a config.json.
-    """
+    With `shape_only` nothing is downloaded but the config.json of a Hub model other than GPT-2's four sizes."""
     if shape_only and pretrained.is_hub_id(name):
         if name in SHAPES:
             n_layer, n_head, n_embd = SHAPES[str(name)]
@@ -75,8 +74,8 @@ def find_model(name: str | Path, shape_only: bool = False) -> ModelRef:
     return ModelRef(str(name), path, config, tokenizer, read_json_object(folder / "finetune.json"))
 
 
-def model_from_scratch(recipe: Recipe, tokenizer: Tokenizer | None) -> ModelRef:
-    """The model that init_from=scratch asks for, on ids of a tokenizer; None is GPT-2's."""
+def _model_from_scratch(recipe: Recipe, tokenizer: Tokenizer | None) -> ModelRef:
+    """The model of init_from=scratch; without a tokenizer, for GPT-2's vocabulary or for characters not known yet."""
     if tokenizer:
         vocab_size, end = tokenizer.vocab_size, tokenizer.eot
     else:
@@ -104,9 +103,10 @@ def find_model_of_recipe(
     """
     if saved_config:
         out_dir = Path(recipe.out_dir)
-        return ModelRef(recipe.out_dir, out_dir, GPTConfig(**saved_config), _tokenizer_of_best(out_dir))
+        tokenizer = tokenizers.from_directory(out_dir / "best")
+        return ModelRef(recipe.out_dir, out_dir, GPTConfig(**saved_config), tokenizer)
     if recipe.init_from == "scratch":
-        return model_from_scratch(recipe, tokenizer)
+        return _model_from_scratch(recipe, tokenizer)
     return find_model(recipe.init_from, shape_only)
 
 
@@ -115,9 +115,8 @@ def find_model_and_datasets(
 ) -> tuple[ModelRef, list[Dataset]]:
     """The model and the datasets of a recipe, with the tokenizer that they share. Raises UsageError.
 
-    A dataset that does not exist is reported before any model is downloaded. The arguments are those of
-    `find_model_of_recipe`.
-    """
+    The datasets come first, so that a missing one is reported before a model is downloaded. The arguments are those of
+    `find_model_of_recipe`."""
     found = find_datasets(recipe, lambda: tokenizer_choice(recipe, shape_only))
     model = find_model_of_recipe(recipe, found[0].tokenizer, saved_config, shape_only)
     check_vocabulary(found[0], model)
@@ -126,50 +125,46 @@ def find_model_and_datasets(
 
 def check_vocabulary(dataset: Dataset, model: ModelRef) -> None:
     """Raise UsageError unless the dataset holds ids of the model's tokenizer, as far as both tell."""
-    ours, theirs, vocab_size = dataset.tokenizer, model.tokenizer, model.config.vocab_size
+    ours, theirs = dataset.tokenizer, model.tokenizer
     if ours is None:
         return
     if theirs:
         fits = ours.fingerprint == theirs.fingerprint
     else:
-        padded = (ours.vocab_size, vocab_size) == (GPT2_VOCAB, GPT2_PADDED_VOCAB)
-        fits = ours.vocab_size == vocab_size or padded
-    if not fits:
-        advice = f"prepare the text with --tokenizer={model.name if theirs else 'gpt2'}"
-        if ours.kind == "char":
-            advice += ", or train on characters with init_from=scratch"
-        holds, uses = ours.describe()["name"], model.vocabulary()
-        if holds == uses:
-            uses = "another vocabulary of that size"
-        raise UsageError(f"{dataset.directory} holds ids of {holds}, but {model.name} uses {uses}; {advice}")
+        sizes = (ours.vocab_size, model.config.vocab_size)
+        fits = sizes[0] == sizes[1] or sizes == (GPT2_VOCAB, GPT2_PADDED_VOCAB)
+    if fits:
+        return
+    advice = f"prepare the text with --tokenizer={model.name if theirs else 'gpt2'}"
+    if ours.kind == "char":
+        advice += ", or train on characters with init_from=scratch"
+    holds, uses = ours.describe()["name"], model.vocabulary()
+    if holds == uses:
+        uses = "another vocabulary of that size"
+    raise UsageError(f"{dataset.directory} holds ids of {holds}, but {model.name} uses {uses}; {advice}")
 
 
 def tokenizer_choice(recipe: Recipe, shape_only: bool = False) -> str | Tokenizer:
     """What tokenizes a text that is not prepared yet: the recipe's tokenizer, the model's own, or GPT-2's.
 
-    With `shape_only` no Hub model is downloaded. Raises UsageError when only its tokenizer could answer.
-    """
+    With `shape_only` no Hub model is downloaded. Raises UsageError when only its tokenizer could answer."""
     if recipe.tokenizer != "auto":
         return recipe.tokenizer
     if recipe.init_from == "scratch":
         return "gpt2"
     if recipe.init_from == "resume":
-        return _tokenizer_of_best(Path(recipe.out_dir)) or "gpt2"
+        return tokenizers.from_directory(Path(recipe.out_dir) / "best") or "gpt2"
     if shape_only and pretrained.is_hub_id(recipe.init_from):
         if recipe.init_from in SHAPES:
             return "gpt2"
-        raise UsageError(
-            f"dataset: {recipe.dataset} is a text that is not prepared; run"
-            f" `python -m finetune.prepare {recipe.dataset} --tokenizer={recipe.init_from}` first"
-        )
+        command = f"python -m finetune.prepare {recipe.dataset} --tokenizer={recipe.init_from}"
+        raise UsageError(f"dataset: {recipe.dataset} is a text that is not prepared; run `{command}` first")
     return tokenizers.from_directory(_folder(pretrained.find(recipe.init_from))) or "gpt2"
 
 
 def require_tokenizer(model: ModelRef) -> Tokenizer:
-    """The model's tokenizer: its own, the characters of nanoGPT's meta.pkl, or GPT-2's for GPT-2's vocabulary.
-
-    Raises UsageError when there is none.
-    """
+    """The model's tokenizer: its own, the characters of nanoGPT's meta.pkl, or GPT-2's for GPT-2's vocabulary. Raises
+    UsageError when there is none."""
     if model.tokenizer:
         return model.tokenizer
     meta = model.folder / "meta.pkl"
@@ -187,28 +182,20 @@ def find_baseline(name: str, model: ModelRef) -> ModelRef:
     if name == "auto":
         name = model.facts.get("init_from", "")
         if not name:
-            raise UsageError(
-                f"baseline: {model.path} does not say what it started from (finetune.json); give --baseline=MODEL"
-            )
+            problem = f"{model.path} does not say what it started from (finetune.json)"
+            raise UsageError(f"baseline: {problem}; give --baseline=MODEL")
         if name == "scratch":
-            raise UsageError(
-                f"baseline: {model.name} started from scratch, so there is nothing to compare with; leave --baseline"
-                " out, or name a model"
-            )
+            problem = f"{model.name} started from scratch, so there is nothing to compare with"
+            raise UsageError(f"baseline: {problem}; leave --baseline out, or name a model")
     baseline = find_model(name)
-    if not same_vocabulary(model, baseline):
-        raise UsageError(
-            f"baseline: {name} uses {baseline.vocabulary()}, {model.name} uses {model.vocabulary()}; only losses over"
-            " the same tokens can be compared"
-        )
+    if model.tokenizer and baseline.tokenizer:
+        comparable = model.tokenizer.fingerprint == baseline.tokenizer.fingerprint
+    else:
+        comparable = model.config.vocab_size == baseline.config.vocab_size
+    if not comparable:
+        uses = f"{name} uses {baseline.vocabulary()}, {model.name} uses {model.vocabulary()}"
+        raise UsageError(f"baseline: {uses}; only losses over the same tokens can be compared")
     return baseline
-
-
-def same_vocabulary(one: ModelRef, other: ModelRef) -> bool:
-    """Whether two models predict the same tokens, as far as their files tell."""
-    if one.tokenizer and other.tokenizer:
-        return one.tokenizer.fingerprint == other.tokenizer.fingerprint
-    return one.config.vocab_size == other.config.vocab_size
 
 
 def with_block_size(model: ModelRef, block_size: int | None) -> ModelRef:
@@ -216,10 +203,8 @@ def with_block_size(model: ModelRef, block_size: int | None) -> ModelRef:
     positions = model.config.block_size
     block_size = block_size or positions
     if block_size > positions:
-        raise UsageError(
-            f"block_size: {block_size:,} is more than the {positions:,} positions of {model.name}; give {positions} or"
-            " less"
-        )
+        problem = f"{block_size:,} is more than the {positions:,} positions of {model.name}"
+        raise UsageError(f"block_size: {problem}; give {positions} or less")
     return dataclasses.replace(model, config=dataclasses.replace(model.config, block_size=block_size))
 
 
@@ -227,18 +212,12 @@ def _folder(path: Path) -> Path:
     return path.parent if path.is_file() else path
 
 
-def _tokenizer_of_best(out_dir: Path) -> Tokenizer | None:
-    best = out_dir / "best"
-    return tokenizers.from_directory(best) if best.is_dir() else None
-
-
 def _read_characters(meta: Path, model: ModelRef) -> CharTokenizer:
     try:
         tokenizer = CharTokenizer(nanogpt_meta.read(meta.read_bytes()))
     except ValueError as error:
         raise UsageError(f"{meta}: {error}") from None
-    if tokenizer.vocab_size != model.config.vocab_size:
-        raise UsageError(
-            f"{meta}: has {tokenizer.vocab_size} characters, and {model.path.name} {model.config.vocab_size:,} ids"
-        )
+    ids = model.config.vocab_size
+    if tokenizer.vocab_size != ids:
+        raise UsageError(f"{meta}: has {tokenizer.vocab_size} characters, and {model.path.name} {ids:,} ids")
     return tokenizer

@@ -18,8 +18,8 @@ def plot_loss(out_dir: str | Path, path: str | Path | None = None, title: str | 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     updates = [event for event in events if event["event"] == "iter"]
     evaluations = [event for event in events if event["event"] == "eval"]
-    iterations, losses = [event["iter"] for event in updates], [event["loss"] for event in updates]
-    axes.plot(iterations, losses, color="0.75", linewidth=1, label="each update")
+    losses = [event["loss"] for event in updates]
+    axes.plot([event["iter"] for event in updates], losses, color="0.75", linewidth=1, label="each update")
     steps = [event["step"] for event in evaluations]
     for label, key in (("train", "train_loss"), ("validation", "val_loss")):
         axes.plot(steps, [event[key] for event in evaluations], marker="o", markersize=3, label=label)

@@ -1,7 +1,6 @@
 """The model card: README.md of a model directory, from the records of the run and the export.
 
-This module collects the values; the text is in model_card.md.j2, which escapes names. The card omits values that were
-not recorded."""
+This module collects the values; the text is in model_card.md.j2. The card omits what was not recorded."""
 
 from __future__ import annotations
 
@@ -12,12 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.common.formatting import is_number
-from finetune.gpt import size
+from finetune.gpt import GPTConfig, size
 
 if TYPE_CHECKING:
     from jinja2 import Template
-
-    from finetune.gpt import GPTConfig
 
 MAX_SAMPLES = 3
 COUNTS = ("tokens", "targets", "characters", "bytes", "documents")
@@ -40,12 +37,11 @@ def model_card(
     """README.md of a model directory, in the Hub's format.
 
     `place` is the directory or repository to load the model from. `facts` (finetune.json) and `events` (metrics.jsonl)
-    are empty for a model without a run. `picture` is the file name of the loss curve, `verified` the result
-    of the export's checks."""
+    are empty without a run. `picture` is the file name of the loss curve, `verified` the export's verification.json."""
     run = History(facts, events)
     is_adapter = bool(verified) and verified.get("format") == "peft"
     files = getattr(tokenizer, "files", {})
-    columns, splits = _split_table(run.data)
+    in_config = b'"chat_template"' in files.get("tokenizer_config.json", b"")
     return _template().render(
         title=title,
         place=place,
@@ -57,10 +53,8 @@ def model_card(
         metadata=_metadata(title, run, is_adapter),
         losses=list(_losses(run)),
         picture=picture,
-        has_chat_template="chat_template.jinja" in files
-        or b'"chat_template"' in files.get("tokenizer_config.json", b""),
-        columns=columns,
-        splits=splits,
+        has_chat_template="chat_template.jinja" in files or in_config,
+        columns=_counts(run.data) if run.data else [],
         settings=[(name, run.recipe[name]) for name in SETTINGS if run.recipe.get(name) is not None],
         measurements=list(_measurements(run.evaluation)) if run.evaluation else [],
         samples=run.samples.get("texts", [])[:MAX_SAMPLES] if run.samples else [],
@@ -128,7 +122,7 @@ def _metadata(title: str, run: History, is_adapter: bool) -> str:
 
 
 def _indexed_figures(run: History) -> Iterator[tuple[str, str, str, float]]:
-    """(dataset, metric, name of the metric, value) of each figure of the validation split."""
+    """(dataset, metric, long name of the metric, value) of each figure of the validation split."""
     measured = run.evaluation if run.evaluation and run.evaluation.get("split") == "val" else None
     loss = measured["loss"] if measured else run.facts.get("val_loss")
     if not is_number(loss):
@@ -155,19 +149,10 @@ def _losses(run: History) -> Iterator[tuple[str, float]]:
         yield f"after {run.facts['step']:,} updates, **this model**", run.facts["val_loss"]
 
 
-def _split_table(data: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """(columns, [(split, counts)]) of a run's data; a continuous text has no documents to count."""
-    if not data:
-        return [], []
-    splits = {"train": data["splits"]["train"], "validation": data["splits"]["val"]}
-    columns = [name for name in COUNTS if any(name in split for split in splits.values())]
-    if data["split_by"] == "text":
-        columns = [name for name in columns if name != "documents"]
-    rows = [
-        (name, [f"{split[column]:,}" if column in split else "" for column in columns])
-        for name, split in splits.items()
-    ]
-    return columns, rows
+def _counts(data: dict[str, Any]) -> list[str]:
+    """What was counted in a run's data; a continuous text has no documents to count."""
+    counts = [name for name in COUNTS if any(name in split for split in data["splits"].values())]
+    return [name for name in counts if name != "documents" or data["split_by"] != "text"]
 
 
 def _measurements(event: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -218,7 +203,7 @@ def _paragraph(text: str) -> str:
 
 
 def _fence(text: str) -> str:
-    """A Markdown code fence longer than any row of backticks in the text."""
+    """A Markdown fence: more backticks than any row of them in the text."""
     return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 

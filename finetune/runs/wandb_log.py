@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.common.errors import describe_error
 from finetune.common.network import reach
 from finetune.config.recipe import Recipe
 
@@ -17,8 +18,8 @@ Tracker = Callable[[Mapping[str, float], int], None]  # log(values, step)
 
 
 def start_wandb(accelerator: Accelerator, recipe: Recipe, config: dict[str, Any]) -> Tracker | None:
-    """Start logging through accelerate. Without a login or a network it logs offline; on any error the run goes on
-    without it, and this returns None."""
+    """Start logging through accelerate, offline without a login or a network. None after any error: the run goes on
+    without it."""
     from accelerate.utils import LoggerType
 
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -33,7 +34,7 @@ def start_wandb(accelerator: Accelerator, recipe: Recipe, config: dict[str, Any]
     except Exception as error:  # a tracker may raise anything, and training goes on
         accelerator.log_with = []
         accelerator.trackers = []
-        print(f"wandb: not logging ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})")
+        print(f"wandb: not logging ({describe_error(error)})")
         return None
 
 

@@ -12,7 +12,7 @@ Evaluations = Sequence[dict[str, Any]]  # {"step", "train_loss", "val_loss"} eac
 
 
 def warning_signs(evaluations: Evaluations, vocab_size: int, pretrained: bool) -> dict[str, str]:
-    """The warning signs in the evaluations of a run as {name: line}. The thresholds are in runs/thresholds.py."""
+    """{name: line} of the warning signs in the evaluations of a run. The thresholds are in runs/thresholds.py."""
     signs = {
         "start": _bad_start(evaluations[0], vocab_size, pretrained),
         "known": _known_text(evaluations[0], vocab_size, pretrained),
@@ -28,14 +28,11 @@ def _bad_start(first: dict[str, Any], vocab_size: int, pretrained: bool) -> str 
     limit = thresholds.BAD_START if pretrained else thresholds.BAD_START_FROM_SCRATCH
     if first["step"] != 0 or first["val_loss"] <= limit * guessing:
         return None
+    cause = "the initial weights are far too large"
     if pretrained:
         cause = "these are probably ids of another tokenizer than the model's"
-    else:
-        cause = "the initial weights are far too large"
-    return (
-        f"step 0: val loss {first['val_loss']:.2f}, and guessing among {vocab_size:,} ids would give {guessing:.2f}:"
-        f" {cause}"
-    )
+    chance = f"guessing among {vocab_size:,} ids would give {guessing:.2f}"
+    return f"step 0: val loss {first['val_loss']:.2f}, and {chance}: {cause}"
 
 
 def _known_text(first: dict[str, Any], vocab_size: int, pretrained: bool) -> str | None:
@@ -43,10 +40,8 @@ def _known_text(first: dict[str, Any], vocab_size: int, pretrained: bool) -> str
         return None
     if first["val_loss"] >= thresholds.KNOWN_TEXT:
         return None
-    return (
-        f"step 0: val loss {first['val_loss']:.2f} is low for a text the model has not seen; it may have been trained"
-        " on it"
-    )
+    loss = f"val loss {first['val_loss']:.2f}"
+    return f"step 0: {loss} is low for a text the model has not seen; it may have been trained on it"
 
 
 def _overfitting(evaluations: Evaluations) -> str | None:
@@ -54,11 +49,10 @@ def _overfitting(evaluations: Evaluations) -> str | None:
     since = [evaluation for evaluation in evaluations if evaluation["step"] > best["step"]]
     if len(since) < thresholds.WORSE_EVALUATIONS or last["train_loss"] >= best["train_loss"]:
         return None
-    return (
-        f"overfitting: val loss {best['val_loss']:.4f} at step {best['step']} -> {last['val_loss']:.4f}, train loss"
-        f" {best['train_loss']:.4f} -> {last['train_loss']:.4f}; best/ keeps step {best['step']}, more data or fewer"
-        " epochs would help"
-    )
+    val = f"val loss {best['val_loss']:.4f} at step {best['step']} -> {last['val_loss']:.4f}"
+    train = f"train loss {best['train_loss']:.4f} -> {last['train_loss']:.4f}"
+    advice = f"best/ keeps step {best['step']}, more data or fewer epochs would help"
+    return f"overfitting: {val}, {train}; {advice}"
 
 
 def _plateau(evaluations: Evaluations) -> str | None:
@@ -70,10 +64,9 @@ def _plateau(evaluations: Evaluations) -> str | None:
     lowest, highest = before * (1 - thresholds.PLATEAU_GAIN), before * (1 + thresholds.PLATEAU_RISE)
     if not lowest < lately <= evaluations[-1]["val_loss"] < highest:
         return None
-    return (
-        f"plateau: best val loss {before:.4f} until step {evaluations[-count - 1]['step']}, {lately:.4f} in the {count}"
-        " evaluations since; more updates will bring little"
-    )
+    until = evaluations[-count - 1]["step"]
+    losses = f"best val loss {before:.4f} until step {until}, {lately:.4f} in the {count} evaluations since"
+    return f"plateau: {losses}; more updates will bring little"
 
 
 def _gap(first: dict[str, Any], last: dict[str, Any]) -> str | None:
