@@ -131,7 +131,7 @@ def test_datasets_of_two_tokenizers_are_refused(two, command):
 
 @pytest.mark.parametrize(
     "weights, message",
-    [("1", "1 for 2 datasets"), ("1,x", "numbers with commas"), ("1,0", "above 0"), ("1,nan", "above 0")],
+    [("1", "1 for 2 datasets"), ("1,x", "numbers separated by commas"), ("1,0", "above 0"), ("1,nan", "above 0")],
 )
 def test_weights_that_cannot_be_used_are_named(two, command, weights, message):
     code, _, err = command("train", f"--dataset={two}", "--init_from=scratch", *SHAPE, f"--dataset_weights={weights}")

@@ -195,7 +195,7 @@ def test_moments_in_bfloat16_learn_as_well(tiny, beta2):
 
 def modes(recipe, free, monkeypatch):
     """What memory=auto chooses for GPT-2 XL where so many bytes are free, and what it says."""
-    monkeypatch.setattr(memory_modes, "available_bytes", lambda device: free)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: free)
     said = []
     return memory_modes.choose_mode(recipe, XL, 1024, devices.start(recipe), said.append), said
 
@@ -253,14 +253,11 @@ def test_memory_auto_is_resumed_as_it_was_chosen(tiny, monkeypatch):
         )
         return memory_modes.estimate_of(least, config, 32, "cpu", "float32", False).peak
 
-    monkeypatch.setattr(
-        memory_modes,
-        "available_bytes",
-        lambda device: (takes() + takes(optimizer_dtype="bfloat16")) / 2 / memory_modes.MAX_FILL,
-    )
+    between = (takes() + takes(optimizer_dtype="bfloat16")) / 2 / memory_modes.MAX_FILL
+    monkeypatch.setattr(memory, "available_bytes", lambda device: between)
     trainer.train(recipe)
     trainer.train(dataclasses.replace(recipe, out_dir="out", max_iters=2))
-    monkeypatch.setattr(memory_modes, "available_bytes", lambda device: 10**12)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10**12)
     run, state = trainer.train(
         dataclasses.replace(recipe, out_dir="out", init_from="resume", n_layer=None, n_head=None, n_embd=None)
     )
@@ -315,13 +312,13 @@ def test_a_plan_tells_what_the_modes_take_and_which_one_memory_auto_picks(comman
     config = GPTConfig(n_layer=24, n_head=16, n_embd=1024)
     recipe = Recipe(dataset="x", init_from="gpt2-medium", batch_size=1)
     for changes, told in (
-        ({}, "as it is"),
+        ({}, "unchanged"),
         ({"gradient_checkpointing": True}, "--gradient_checkpointing=true"),
         (
             {"gradient_checkpointing": True, "optimizer_dtype": "bfloat16"},
             "--gradient_checkpointing=true --optimizer_dtype=bfloat16",
         ),
-        ({"lora_rank": 16}, "--lora_rank=16 (LoRA learns something else than all weights do)"),
+        ({"lora_rank": 16}, "--lora_rank=16 (LoRA trains fewer weights, with another result)"),
     ):
         changed = dataclasses.replace(recipe, **changes)
         needed = memory_modes.estimate_of(
