@@ -255,11 +255,8 @@ def test_memory_auto_is_resumed_as_it_was_chosen(tiny, monkeypatch):
         )
         return memory.estimate_memory(memory.Workload(least, config, 32, "cpu", torch.float32)).peak
 
-    monkeypatch.setattr(
-        memory,
-        "available_bytes",
-        lambda device: (takes() + takes(optimizer_dtype="bfloat16")) / 2 / memory_modes.MAX_FILL,
-    )
+    between = (takes() + takes(optimizer_dtype="bfloat16")) / 2 / memory_modes.MAX_FILL
+    monkeypatch.setattr(memory, "available_bytes", lambda device: between)
     trainer.train(recipe)
     trainer.train(dataclasses.replace(recipe, out_dir="out", max_iters=2))
     monkeypatch.setattr(memory, "available_bytes", lambda device: 10**12)

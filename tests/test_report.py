@@ -270,7 +270,8 @@ def logged(monkeypatch):
         logger.open(100)
         logger.record("best", step=0, val_loss=4.2036)
         for iteration in (0, 1):
-            logger.iteration(f"iter {iteration}: loss 3.4081, time 48.16ms", 15946, 0.3706, 252, 3.2e9)
+            figures = {"loss": 3.4081, "seconds": 0.04816, "tokens_per_second": 15946, "mfu": 0.3706, "memory": 3.2e9}
+            logger.iteration({"iter": iteration, **figures}, 252)
             logger.update_bar(iteration, 3.4081)
         logger.bar and logger.bar.refresh()
         logger.print("step 2: train loss 3.4, val loss 3.5")
@@ -299,9 +300,8 @@ def test_a_terminal_gets_one_live_line(logged):
 
 
 def test_a_pipe_gets_the_plain_lines(logged):
-    plain = (
-        "iter 0: loss 3.4081, time 48.16ms\niter 1: loss 3.4081, time 48.16ms\nstep 2: train loss 3.4, val loss 3.5\n"
-    )
+    figures = "loss 3.4081, time 48.16ms, mfu 37.06%, 15,946 tok/s, 4m 12s left"
+    plain = f"iter 0: {figures}\niter 1: {figures}\nstep 2: train loss 3.4, val loss 3.5\n"
     assert logged(False, False) == (plain, "")
     assert logged(False, True)[0] == plain, "also when only the errors go to the terminal"
 

@@ -136,7 +136,7 @@ def test_an_optimizer_that_is_not_fused_skips_bad_numbers_too(tiny, monkeypatch)
     from finetune.training import optimizer
 
     def unfused(model, recipe):
-        return torch.optim.AdamW(optimizer.adamw(model, recipe).param_groups, fused=False)
+        return optimizer.AdamW(optimizer.adamw(model, recipe).param_groups, fused=False)
 
     def spoil(run, state):
         if state.step == 0:

@@ -394,7 +394,7 @@ def test_time_left_counts_the_evaluations_that_are_left(tiny):
         clock.evaluation = 1000.0
         for done in range(1, length + 1):
             clock.restart(done - 1)
-            left = clock.read(done)[3]
+            left = clock.read(done)[2]
             assert left // 1000 == sum(e["step"] >= done for e in events(out_dir, "eval"))
 
 
@@ -407,7 +407,7 @@ def test_a_run_that_is_done_says_so_when_it_is_resumed(tiny_run, command):
 @pytest.mark.parametrize(("rate", "noticed"), [(3e-5, True), (3e-4, False)])
 def test_a_rate_for_pretrained_weights_is_noticed_from_scratch(tiny, capsys, rate, noticed):
     train(tiny(max_iters=1, learning_rate=rate))
-    assert (f"learning_rate {rate:g} is one for pretrained weights" in capsys.readouterr().out) == noticed
+    assert (f"learning_rate {rate:g} suits pretrained weights" in capsys.readouterr().out) == noticed
 
 
 def test_resuming_as_another_run_is_refused_with_the_difference(tiny_run, command, corpus):

@@ -31,7 +31,7 @@ def split_loss(device: Device, model: Transformer, blocks: Blocks | Mixture, row
     accelerator, torch_device = device.accelerator, device.torch_device
     rows, is_sharded = np.asarray(rows), fsdp.is_sharded(model)
     mine = rows[accelerator.process_index :: accelerator.num_processes]
-    # a pass of a sharded model is an exchange, so every process makes as many as the one with most rows
+    # a forward pass of a sharded model is collective, so every process makes as many as the one with most rows
     end = -(-len(rows) // accelerator.num_processes) if is_sharded else len(mine)
     size = rows_of_evaluation(model.config, blocks.block_size, torch_device.type)
     dtype = torch.float32 if torch_device.type == "mps" else torch.float64
@@ -48,13 +48,16 @@ def split_loss(device: Device, model: Transformer, blocks: Blocks | Mixture, row
             total += loss if len(part) else 0.0
             done += size
         except RuntimeError as error:
-            if is_out_of_memory(error) and is_sharded:  # the others wait for this process, so it cannot retry alone
-                advice = (
-                    "a smaller block_size, more processes or fsdp_offload_params: true need less; what was saved goes"
-                    " on with --init_from=resume"
-                )
-                raise Failure(f"out of memory in an evaluation of {size} blocks; {advice}", 1, alone=True) from error
-            if not is_out_of_memory(error) or size == 1:
+            if not is_out_of_memory(error):
+                raise
+            if is_sharded:  # the others wait for this process, so it cannot retry alone
+                raise Failure(
+                    f"out of memory in an evaluation of {size} blocks; a smaller block_size, more processes or"
+                    " fsdp_offload_params: true need less; --init_from=resume goes on from the last state",
+                    1,
+                    alone=True,
+                ) from error
+            if size == 1:
                 raise
             size //= 2
     fsdp.reshard(model)

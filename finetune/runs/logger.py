@@ -29,18 +29,14 @@ class RunLogger:
         self.write = write
         self.tracker: Tracker | None = None
         self.bar: tqdm | None = None
-        self.best = ""  # best evaluation so far, for the bar
-        self.speed = ""  # for the bar
+        self.best = ""  # for the bar: the best evaluation so far
+        self.speed = ""  # for the bar: figures of the last "iter" event
         self.file: TextIO | None = None
         self.pending = b""  # lines that the disk has not taken yet
-        self.warned = False
+        self.warned = False  # that the disk is full
 
     def open(
-        self,
-        length: int,
-        step: int | None = None,
-        evaluations: Sequence[Event] = (),
-        best: dict[str, Any] | None = None,
+        self, length: int, step: int | None = None, evaluations: Sequence[Event] = (), best: Mapping[str, Any] = {}
     ) -> None:
         """Start the metrics of a run of `length` updates, or continue those of a run resumed at `step`."""
         from tqdm import tqdm
@@ -98,12 +94,16 @@ class RunLogger:
                 self.print(f"warning: no longer logging to the tracker ({type(error).__name__})")
                 self.tracker = None
 
-    def iteration(self, line: str, tokens_per_second: float, mfu: float, left: float, memory: int) -> None:
-        """Print the `line` of an iteration, or show its figures in the bar on a terminal."""
-        speed = f"{tokens_per_second:,.0f} tok/s, mfu {mfu * 100:.1f}%"
-        self.speed = f", {speed}, {memory / 1e9:.1f} GB, {duration(left)} left"
+    def iteration(self, event: Event, left: float) -> None:
+        """Record an "iter" event, with `left` seconds to go. Print it as a line, or show it in the bar on a terminal:
+
+        iter 10: loss 2.9234, time 156.78ms, mfu 15.23%, 418,000 tok/s, 3m 12s left"""
+        mfu, speed, remaining = event["mfu"], f"{event['tokens_per_second']:,.0f} tok/s", f"{duration(left)} left"
+        self.speed = f", {speed}, mfu {mfu:.1%}, {event['memory'] / 1e9:.1f} GB, {remaining}"
         if not (self.bar and sys.stdout.isatty()):
-            self.print(line)
+            loss, milliseconds = f"loss {event['loss']:.4f}", f"{event['seconds'] * 1000:.2f}ms"
+            self.print(f"iter {event['iter']}: {loss}, time {milliseconds}, mfu {mfu:.2%}, {speed}, {remaining}")
+        self.record("iter", **event)
 
     def update_bar(self, iteration: int, loss: float) -> None:
         """Move the bar past an iteration, forward or back."""
@@ -140,12 +140,6 @@ class RunLogger:
             if not self.warned:
                 self.print(f"warning: {self.path} cannot be written: {error.strerror}; its lines are kept until it can")
             self.warned = True
-
-
-def iteration_line(iteration: int, loss: float, seconds: float, tokens: int, mfu: float, left: float) -> str:
-    """`iter 10: loss 2.9234, time 156.78ms, mfu 15.23%, 418,000 tok/s, 3m 12s left`."""
-    speed = f"mfu {mfu * 100:.2f}%, {tokens / seconds:,.0f} tok/s"
-    return f"iter {iteration}: loss {loss:.4f}, time {seconds * 1000:.2f}ms, {speed}, {duration(left)} left"
 
 
 def _describe_best(best: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -14,7 +13,7 @@ from finetune.runtime import memory
 from finetune.runtime.memory import is_out_of_memory
 from finetune.runtime.memory_modes import oom_advice
 from finetune.training.state import MicroBatch, Setup, TrainState, recipe_in_use
-from finetune.training.step import warm_up_ddp
+from finetune.training.step import two_passes
 
 MOST_TOKENS = {"cuda": 1 << 16, "cpu": 1 << 12, "mps": 1 << 14}  # of a micro-batch; larger ones are no faster
 
@@ -27,34 +26,10 @@ def fit_micro_batch(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     if setup.device.accelerator.num_processes > 1 and not setup.device.sharding:
         while not fits_in_memory(setup, state.micro_batch.batch_size):
             reduce_micro_batch(setup, state, logger)
-        warm_up_ddp(setup)
-
-
-def fits_in_memory(setup: Setup, batch_size: int) -> bool:
-    """Whether every process has memory for a micro-batch. Tried uncompiled, which takes more than compiled."""
-    device, failed = setup.device, 0.0
-    try:
-        batch = setup.train.batch([0] * batch_size, device.torch_device)
-        for _ in range(2):  # the second pass holds the gradients of the first, as in an update
-            with device.accelerator.no_sync(setup.wrapped_model), device.uncompiled():
-                with device.autocast():
-                    loss, _ = setup.wrapped_model(*batch)
-                (loss * 0.0).backward()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        failed = 1.0
-    _free_memory(setup)
-    return not device.accelerator.reduce(torch.tensor(failed, device=device.torch_device)).item()
-
-
-def describe_shares(micro_batch: MicroBatch, processes: int) -> str:
-    """How the blocks of an update are shared out."""
-    steps = micro_batch.accumulation // processes
-    return (
-        f"{micro_batch.blocks:,} blocks an update: {processes} process{'es' * (processes > 1)} x {steps} accumulation"
-        f" step{'s' * (steps > 1)} x batch_size {micro_batch.batch_size}"
-    )
+        # DDP regroups gradients after its first backward passes, which changes the order of summation from three
+        # processes on; after these passes fresh and resumed runs are equal to the bit
+        two_passes(setup, batch_size=1)
+        setup.optimizer.zero_grad(set_to_none=True)
 
 
 def choose_batch_size(setup: Setup, state: TrainState, logger: RunLogger) -> None:
@@ -68,19 +43,53 @@ def choose_batch_size(setup: Setup, state: TrainState, logger: RunLogger) -> Non
     size = largest_that_fits(
         blocks, processes, tokens // setup.train.block_size, lambda size: is_cpu or fits_in_memory(setup, size)
     )
-    state.micro_batch = dataclasses.replace(state.micro_batch, batch_size=size, accumulation=blocks // size)
-    sizes = {"batch_size": size, "gradient_accumulation_steps": blocks // size}
+    state.micro_batch = MicroBatch(size, blocks // size, state.micro_batch.checkpointing)
     logger.print(
         f"batch_size=auto: {size}, gradient_accumulation_steps {blocks // size}, {blocks:,} blocks an update as before"
     )
     logger.print(describe_shares(state.micro_batch, processes))
-    logger.record("batch_size", step=state.step, **sizes)
+    logger.record("batch_size", step=state.step, **state.micro_batch.sizes())
 
 
 def largest_that_fits(blocks: int, processes: int, most: int, fits: Callable[[int], bool]) -> int:
     """The largest batch size up to `most` that cuts the blocks of an update evenly among processes and `fits`, or 1."""
     sizes = range(max(1, min(blocks // processes, most)), 1, -1)
     return next((size for size in sizes if blocks % (size * processes) == 0 and fits(size)), 1)
+
+
+def most_tokens(setup: Setup) -> int:
+    """Tokens of the largest micro-batch that pays. On a CPU its activations may take a quarter of the free memory."""
+    device, config, T = setup.device.torch_device.type, setup.model.config, setup.train.block_size
+    most = MOST_TOKENS[device]
+    if device != "cpu":
+        return most
+    recipe = Recipe(batch_size=1, dropout=setup.recipe.dropout)
+    one_block = memory.Workload(recipe, config, T, device, setup.device.dtype)
+    activations = memory.estimate_memory(one_block).parts["activations"]
+    return min(most, T * memory.available_bytes("cpu") // 4 // activations)
+
+
+def fits_in_memory(setup: Setup, batch_size: int) -> bool:
+    """Whether every process has memory for a micro-batch. Tried uncompiled, which takes more than compiled."""
+    device, failed = setup.device, 0.0
+    try:
+        with device.accelerator.no_sync(setup.wrapped_model):
+            two_passes(setup, batch_size)  # the second holds the gradients of the first, as in an update
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        failed = 1.0
+    _free_memory(setup)
+    return not device.accelerator.reduce(torch.tensor(failed, device=device.torch_device)).item()
+
+
+def describe_shares(micro_batch: MicroBatch, processes: int) -> str:
+    """How the blocks of an update are shared among the processes."""
+    steps = micro_batch.accumulation // processes
+    return (
+        f"{micro_batch.blocks:,} blocks an update: {processes} process{'es' * (processes > 1)} x {steps} accumulation"
+        f" step{'s' * (steps > 1)} x batch_size {micro_batch.batch_size}"
+    )
 
 
 def handle_oom(setup: Setup, state: TrainState, logger: RunLogger, error: Exception) -> None:
@@ -103,36 +112,23 @@ def reduce_micro_batch(setup: Setup, state: TrainState, logger: RunLogger) -> No
     before, after = state.micro_batch, state.micro_batch.smaller()
     if after is None:
         raise Failure(oom_advice(setup.model.config, setup.train.block_size, recipe_in_use(setup, state)), 1)
-    done = (
-        f"batch_size {before.batch_size} -> {after.batch_size}, gradient_accumulation_steps"
-        f" {before.accumulation} -> {after.accumulation}"
-        if after.batch_size < before.batch_size
-        else "gradient_checkpointing=true"
-    )
+    done = "gradient_checkpointing=true"
+    if after.batch_size < before.batch_size:
+        done = (
+            f"batch_size {before.batch_size} -> {after.batch_size}, gradient_accumulation_steps"
+            f" {before.accumulation} -> {after.accumulation}"
+        )
+    done += "; blocks per update, their order and the learning rate stay the same"
     state.micro_batch = after
     setup.model.gradient_checkpointing |= after.checkpointing
     if state.scaler:  # the old one has noted the gradients of the update that failed
         state.scaler = torch.amp.GradScaler(setup.device.torch_device.type, init_scale=state.scaler.get_scale())
     _free_memory(setup)
-    done += "; blocks per update, their order and the learning rate stay the same"
     logger.print(f"out of memory at iter {state.step}: {done}")
-    sizes = {"batch_size": after.batch_size, "gradient_accumulation_steps": after.accumulation}
-    logger.record("out_of_memory", step=state.step, done=done, **sizes)
+    logger.record("out_of_memory", step=state.step, done=done, **after.sizes())
 
 
 def _free_memory(setup: Setup) -> None:
     setup.optimizer.zero_grad(set_to_none=True)
     if setup.device.torch_device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def most_tokens(setup: Setup) -> int:
-    """Tokens of the largest micro-batch that pays. On a CPU its activations may take a quarter of the free memory."""
-    device, config, T = setup.device.torch_device.type, setup.model.config, setup.train.block_size
-    most = MOST_TOKENS[device]
-    if device != "cpu":
-        return most
-    recipe = Recipe(batch_size=1, dropout=setup.recipe.dropout)
-    one_block = memory.Workload(recipe, config, T, device, setup.device.dtype)
-    activations = memory.estimate_memory(one_block).parts["activations"]
-    return min(most, T * memory.available_bytes("cpu") // 4 // activations)

@@ -7,8 +7,8 @@ import math
 import signal
 import statistics
 from collections.abc import Generator, Iterable
+from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
 
 STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130}  # exit codes
 WINDOW = 50  # losses that the noise of an update's loss is estimated from
@@ -24,33 +24,31 @@ class Diverged(Exception):
 class Signals:
     """SIGTERM and SIGINT end the run after the current update, SIGUSR1 saves a state. A second SIGINT ends at once.
 
-    A handler only notes the signal; every update sends `flags()` around, so that all processes agree."""
-
-    NAMES = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    A handler only notes the signal. Every update sums the flags of all processes, so that all act alike."""
 
     def __init__(self) -> None:
-        self.seen: dict[signal.Signals, bool] = dict.fromkeys(self.NAMES, False)
+        self.seen = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), False)
 
     def flags(self) -> list[float]:
-        """One number for each of NAMES: 1.0 if this process saw the signal."""
-        return [float(self.seen[name]) for name in self.NAMES]
+        """1.0 for each signal that this process saw, else 0.0."""
+        return [float(seen) for seen in self.seen.values()]
 
     def agree(self, counts: Iterable[float]) -> list[signal.Signals]:
-        """The signals that any process saw, from how many saw each of NAMES. SIGUSR1 is reset."""
-        names = [name for name, count in zip(self.NAMES, counts) if count]
-        if signal.SIGUSR1 in names:
+        """The signals that any process saw, from the sum of all `flags()`. SIGUSR1 is reset."""
+        signals = [number for number, count in zip(self.seen, counts) if count]
+        if signal.SIGUSR1 in signals:
             self.seen[signal.SIGUSR1] = False
-        return names
+        return signals
 
     @contextlib.contextmanager
-    def caught(self) -> Generator[Signals]:
+    def caught(self) -> Generator[None]:
         """Handle the signals inside this block, then restore the former handlers."""
-        before = {name: signal.signal(name, self._note) for name in self.NAMES}
+        before = {number: signal.signal(number, self._note) for number in self.seen}
         try:
-            yield self
+            yield
         finally:
-            for name, handler in before.items():
-                signal.signal(name, handler)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.seen[signal.SIGINT]:
@@ -58,20 +56,17 @@ class Signals:
         self.seen[signal.Signals(number)] = True
 
 
+@dataclass
 class LossMonitor:
-    """Finds losses that run away. `recent` are the losses it compares with, `high` and `overflows` count in a row. All
-    three are saved with the run's state."""
+    """Finds losses that run away. Saved with the run's state."""
 
-    def __init__(self, recent: Iterable[float] = (), high: int = 0, overflows: int = 0) -> None:
-        self.recent, self.high, self.overflows = list(recent), high, overflows
-
-    def state(self) -> dict[str, Any]:
-        return {"recent": self.recent, "high": self.high, "overflows": self.overflows}
+    recent: list[float] = field(default_factory=list)  # losses without spikes, at most WINDOW
+    high: int = 0  # spikes in a row
+    overflows: int = 0  # updates in a row whose loss or gradient norm was not finite
 
     @property
-    def is_calm(self) -> bool:
-        """The last loss was no spike."""
-        return self.high == 0
+    def in_spike(self) -> bool:
+        return self.high > 0
 
     def check(self, loss: float, grad_norm: float, scaled: bool = False) -> str | None:
         """What is wrong with the loss or gradient norm of an update, or None. With float16's loss scaling (`scaled`)
@@ -83,7 +78,7 @@ class LossMonitor:
         self.overflows = 0
         if len(self.recent) >= ENOUGH:
             usual = statistics.median(self.recent[-ENOUGH:])
-            # of differences between neighbours, which a trend does not enlarge
+            # a trend does not enlarge the differences between neighbours
             noise = statistics.median(abs(one - other) for one, other in zip(self.recent, self.recent[1:]))
             if loss > usual + max(0.1 * usual, 8 * noise):
                 self.high += 1

@@ -12,30 +12,7 @@ from finetune.config.recipe import Recipe
 from finetune.gpt import GPTConfig, size
 from finetune.runtime import fsdp
 
-
-def optimizer_tensors(optimizer: AdamW, names: dict[torch.Tensor, str]) -> dict[str, torch.Tensor]:
-    """The moments as {"exp_avg.NAME": tensor, "exp_avg_sq.NAME": tensor}, not copied and not gathered."""
-    tensors = {}
-    for parameter, state in optimizer.state.items():
-        for kind in ("exp_avg", "exp_avg_sq"):
-            tensors[f"{kind}.{names[parameter]}"] = state[kind]
-    return tensors
-
-
-def fill_optimizer(
-    optimizer: AdamW, names: dict[torch.Tensor, str], tensors: dict[str, torch.Tensor] | None = None, updates: int = 0
-) -> None:
-    """Load what `optimizer_tensors` returned after so many updates; without tensors, moments of zero."""
-    dtype = getattr(optimizer, "moments_dtype", torch.float32)
-    for parameter, name in names.items():
-        zeros = [torch.zeros_like(parameter, dtype=dtype) for _ in range(2)]
-        if tensors:
-            for kind, moment in zip(("exp_avg", "exp_avg_sq"), zeros):
-                fsdp.copy_rows(moment, tensors[f"{kind}.{name}"])  # without the rows of a padded vocabulary
-        step = torch.tensor(float(updates), device=parameter.device)
-        optimizer.state[parameter] = {"step": step, "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
-
-
+MOMENTS = ("exp_avg", "exp_avg_sq")
 CHUNK = 1 << 22  # elements of a parameter that are stepped at a time: 32 MB of moments in float32
 NOISE_SIZE = 1 << 16  # random numbers of a step, repeated over all moments
 
@@ -55,6 +32,7 @@ def adamw(model: torch.nn.Module, recipe: Recipe) -> AdamW:
 class AdamW(torch.optim.AdamW):
     """torch's own, with the attributes that an update sets before a step."""
 
+    moments_dtype = torch.float32
     found_inf: torch.Tensor | None = None  # where it is 1, the fused kernel changes nothing
     seed = 0  # of CompactAdamW's noise
 
@@ -70,9 +48,8 @@ class CompactAdamW(AdamW):
 
     @torch.no_grad()
     def step(self) -> None:  # pyrefly: ignore[bad-override]  no closure
-        noise = torch.randint(
-            0, 1 << 16, (2, NOISE_SIZE), generator=torch.Generator().manual_seed(self.seed), dtype=torch.int32
-        )
+        generator = torch.Generator().manual_seed(self.seed)
+        noise = torch.randint(0, 1 << 16, (2, NOISE_SIZE), generator=generator, dtype=torch.int32)
         noise = noise.to(self.param_groups[0]["params"][0].device)
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -107,6 +84,25 @@ def round_to_bfloat16(wide: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     bits[whole:].add_(noise[: len(bits) - whole])
     bits.bitwise_and_(-1 << 16)
     return wide
+
+
+def optimizer_tensors(optimizer: AdamW, names: dict[torch.Tensor, str]) -> dict[str, torch.Tensor]:
+    """The moments as {"exp_avg.NAME": tensor, "exp_avg_sq.NAME": tensor}, not copied and not gathered."""
+    states = optimizer.state.items()
+    return {f"{kind}.{names[parameter]}": state[kind] for parameter, state in states for kind in MOMENTS}
+
+
+def fill_optimizer(
+    optimizer: AdamW, names: dict[torch.Tensor, str], tensors: dict[str, torch.Tensor] | None = None, updates: int = 0
+) -> None:
+    """Load what `optimizer_tensors` returned after so many updates; without tensors, moments of zero."""
+    for parameter, name in names.items():
+        state = {"step": torch.tensor(float(updates), device=parameter.device)}
+        for kind in MOMENTS:
+            state[kind] = torch.zeros_like(parameter, dtype=optimizer.moments_dtype)
+            if tensors:
+                fsdp.copy_rows(state[kind], tensors[f"{kind}.{name}"])  # without the rows of a padded vocabulary
+        optimizer.state[parameter] = state
 
 
 def describe(config: GPTConfig) -> str:

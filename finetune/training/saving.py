@@ -11,7 +11,7 @@ import torch
 
 from finetune.common import files
 from finetune.common.errors import Failure
-from finetune.gpt import convert, lora, pretrained
+from finetune.gpt import lora, pretrained
 from finetune.runs import checkpoints
 from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
@@ -52,7 +52,7 @@ def model_weights(setup: Setup) -> dict[str, torch.Tensor]:
 
 
 def save_state(setup: Setup, state: TrainState, logger: RunLogger, must_succeed: bool) -> None:
-    """Publish a resumable state. Raises Diverged when the weights are not finite; such weights are never written."""
+    """Write a resumable state. Raises Diverged when the weights are not finite; such weights are never written."""
     accelerator, model = setup.device.accelerator, setup.model
     finite = torch.stack([fsdp.local_shard(weight.detach()).isfinite().all() for weight in model.parameters()]).all()
     if accelerator.reduce(finite.to(setup.device.torch_device, torch.float32)) < accelerator.num_processes:
@@ -61,12 +61,15 @@ def save_state(setup: Setup, state: TrainState, logger: RunLogger, must_succeed:
     weights = fsdp.gather_state_dict(lora.trained(model), keep)
     moments = fsdp.gather_state_dict(optimizer_tensors(setup.optimizer, setup.parameter_names), keep)
 
-    def write() -> None:
+    def without_padding(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The embedding, or its moments, cut to the vocabulary."""
         V = model.config.vocab_size
-        unpadded = {name: tensor[:V] if name.endswith(".wte.weight") else tensor for name, tensor in moments.items()}
-        groups = convert.without_padding(weights, model.config), unpadded
-        trained, optimizer = ({name: tensor.contiguous() for name, tensor in group.items()} for group in groups)
-        checkpoints.save_state(setup.recipe.out_dir, trained, optimizer, to_json(setup, state))
+        cut = {name: tensor[:V] if name.endswith("wte.weight") else tensor for name, tensor in tensors.items()}
+        return {name: tensor.contiguous() for name, tensor in cut.items()}
+
+    def write() -> None:
+        tensors = without_padding(weights), without_padding(moments)
+        checkpoints.save_state(setup.recipe.out_dir, *tensors, to_json(setup, state))
 
     if _write_on_main(setup, state, logger, "last", write):
         state.last_saved, state.save_pending = state.step, False

@@ -15,7 +15,7 @@ from finetune.config import recipe_file
 from finetune.config.recipe import Recipe
 from finetune.data.batches import Mixture
 from finetune.gpt import GPT, convert, lora
-from finetune.gpt.sampling import draw_samples, print_samples
+from finetune.gpt.sampling import Sample, draw_samples, print_samples
 from finetune.runs import checkpoints
 from finetune.runs.logger import RunLogger
 from finetune.runs.loss_plot import plot_loss
@@ -32,21 +32,20 @@ SLOW_FROM_SCRATCH = 1e-4  # a peak learning rate below which a model from scratc
 def check_out_dir(recipe: Recipe) -> None:
     """Raise UsageError when a new run would mix with an old one."""
     out_dir = Path(recipe.out_dir)
-    old = [name for name in ("best", "last", "metrics.jsonl") if (out_dir / name).exists()]
     if recipe.overwrite and (out_dir / "best").exists() and not (out_dir / "best" / files.MANIFEST).is_file():
         raise UsageError(
             f"out_dir {out_dir}: its best/ was not written by a run, so it is not overwritten; choose another out_dir"
         )
-    if recipe.init_from == "resume" or recipe.eval_only or recipe.overwrite or not old:
-        return
-    raise UsageError(
-        f"out_dir {out_dir}: holds a run already ({', '.join(old)}); go on with --init_from=resume, start anew with"
-        " --overwrite=true, or choose another out_dir"
-    )
+    old = [name for name in ("best", "last", "metrics.jsonl") if (out_dir / name).exists()]
+    if old and not (recipe.init_from == "resume" or recipe.eval_only or recipe.overwrite):
+        raise UsageError(
+            f"out_dir {out_dir}: holds a run already ({', '.join(old)}); go on with --init_from=resume, start anew with"
+            " --overwrite=true, or choose another out_dir"
+        )
 
 
 def log_setup(setup: Setup, state: TrainState, logger: RunLogger, peak_source: str) -> None:
-    """Print what will be done. `peak_source` is where the FLOP/s come from that mfu is measured against."""
+    """Print what the run will do. `peak_source`: the origin of the FLOP/s that mfu is measured against."""
     recipe, schedule, train, say = setup.recipe, setup.schedule, setup.train, logger.print
     rows, config = recipe.blocks_per_update, setup.model.config
     say(f"number of parameters: {setup.model.num_parameters() / 1e6:.2f}M")
@@ -73,8 +72,8 @@ def log_setup(setup: Setup, state: TrainState, logger: RunLogger, peak_source: s
         say(f"documents are isolated: {train.num_tokens:,} tokens packed into blocks that are {filled:.1%} full")
     if setup.init_from == "scratch" and recipe.learning_rate < SLOW_FROM_SCRATCH:
         say(
-            f"learning_rate {recipe.learning_rate:g} is one for pretrained weights; from scratch 3e-4 to 1e-3 are"
-            " usual, see python -m finetune.plan"
+            f"learning_rate {recipe.learning_rate:g} suits pretrained weights; from scratch 3e-4 to 1e-3 are usual, see"
+            " python -m finetune.plan"
         )
     if state.step >= schedule.length:
         say(f"this run is done: it has made its {schedule.length:,} updates; a larger max_iters, or epochs, goes on")
@@ -83,9 +82,9 @@ def log_setup(setup: Setup, state: TrainState, logger: RunLogger, peak_source: s
 
 def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[str, Any] | None = None) -> None:
     """Prepare out_dir, write recipe.yaml, open metrics.jsonl and the tracker."""
-    recipe, out_dir, resumed = setup.recipe, Path(setup.recipe.out_dir), setup.recipe.init_from == "resume"
     if not setup.device.accelerator.is_main_process:
         return
+    recipe, out_dir, resumed = setup.recipe, Path(setup.recipe.out_dir), setup.recipe.init_from == "resume"
     if recipe.overwrite and not resumed:
         checkpoints.remove_run(out_dir)
     derived = {
@@ -97,13 +96,10 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
     }
     used = recipe_in_use(setup, state)
     _write_recipe(setup, used, derived)
-    if resumed:
-        logger.open(setup.schedule.length, state.step, state.evaluations, state.best)
-    else:
-        logger.open(setup.schedule.length)
-    worked_out = {name: value for name, value in derived.items() if getattr(used, name, 0) is None}
-    values = {**dataclasses.asdict(used), **worked_out}
-    values["warmup_iters"] = setup.schedule.warmup_iters  # fewer than asked for if the run is too short for those
+    logger.open(setup.schedule.length, state.step if resumed else None, state.evaluations, state.best)
+    values = dataclasses.asdict(used)
+    values |= {name: value for name, value in derived.items() if values.get(name, 0) is None}
+    values["warmup_iters"] = setup.schedule.warmup_iters  # fewer than in the recipe if the run is short
     logger.record(
         "resume" if resumed else "start",
         step=state.step,
@@ -132,7 +128,7 @@ def _write_recipe(setup: Setup, used: Recipe, derived: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def record_failure(setup: Setup, state: TrainState, logger: RunLogger) -> Generator[None]:
-    """Record how a run fails, to tell it from one that was killed; close the logger however it ends."""
+    """Record how a run fails, which a killed run cannot; close the logger however it ends."""
     try:
         yield
     except KeyboardInterrupt:
@@ -140,20 +136,19 @@ def record_failure(setup: Setup, state: TrainState, logger: RunLogger) -> Genera
         raise
     except Exception as error:
         code, rank = getattr(error, "code", 1), setup.device.accelerator.process_index
-        # rank 0 will only see that this process has ended
+        # rank 0 only sees that this process has ended
         if rank and getattr(error, "alone", False) and not setup.recipe.eval_only:
             logger.join()
         if code not in STOPPING.values():
-            failed_rank = {"rank": rank} if rank else {}
-            problem = str(error) or type(error).__name__
-            logger.record("failed", step=state.step, problem=problem, code=code, **failed_rank)
+            problem, which = str(error) or type(error).__name__, {"rank": rank} if rank else {}
+            logger.record("failed", step=state.step, problem=problem, code=code, **which)
         raise
     finally:
         logger.close()
 
 
 def sample(setup: Setup, state: TrainState, logger: RunLogger) -> None:
-    """Print and record what the model writes at this step."""
+    """Print and record samples of the model at this step."""
     state.last_sampled = state.step
     if setup.prompt is None or setup.tokenizer is None:
         return
@@ -164,16 +159,23 @@ def sample(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     config = dataclasses.replace(setup.model.config)
     model = GPT.from_state(config, convert.without_padding(tensors, config))
     model = model.to(setup.device.torch_device, setup.device.dtype).eval()
-    start, options = setup.tokenizer.decode(setup.prompt), sample_options(setup.recipe)
-    texts = [start + sample.text for sample in draw_samples(model, setup.tokenizer, setup.prompt, **options)]
-    for text in texts:
+    samples = draw_samples(model, setup.tokenizer, setup.prompt, **_sample_options(setup.recipe))
+    for text in _record_samples(setup, logger, state.step, samples):
         logger.print(f"---------------\n{text}")
     logger.print("---------------")
-    logger.record("samples", step=state.step, start=setup.recipe.start, texts=texts, **options)
 
 
-def sample_options(recipe: Recipe) -> dict[str, Any]:
+def _sample_options(recipe: Recipe) -> dict[str, Any]:
     return {name: getattr(recipe, name) for name in ("num_samples", "max_new_tokens", "temperature", "top_k", "seed")}
+
+
+def _record_samples(setup: Setup, logger: RunLogger, step: int, samples: list[Sample]) -> list[str]:
+    """Record samples of the model of a step; return their texts with the prompt before them."""
+    assert setup.tokenizer and setup.prompt is not None
+    start = setup.tokenizer.decode(setup.prompt)
+    texts = [start + sample.text for sample in samples]
+    logger.record("samples", step=step, start=setup.recipe.start, texts=texts, **_sample_options(setup.recipe))
+    return texts
 
 
 def close_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
@@ -198,10 +200,7 @@ def close_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     print(f"best val loss {state.best['val_loss']:.4f} at step {state.best['step']}, in {recipe.out_dir}/best")
     if setup.prompt is not None and setup.tokenizer is not None:
         best = GPT.from_pretrained(f"{recipe.out_dir}/best").to(setup.device.torch_device, setup.device.dtype)
-        options = sample_options(recipe)
-        samples = print_samples(best, setup.tokenizer, setup.prompt, **options)
-        start = setup.tokenizer.decode(setup.prompt)
-        texts = [start + sample.text for sample in samples]
-        logger.record("samples", step=state.best["step"], start=recipe.start, texts=texts, **options)
+        samples = print_samples(best, setup.tokenizer, setup.prompt, **_sample_options(recipe))
+        _record_samples(setup, logger, state.best["step"], samples)
     elif recipe.num_samples:
         print("no samples: these bins came without their tokenizer")

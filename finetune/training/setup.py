@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,27 +21,17 @@ from finetune.data.sampler import BlockSampler, MixtureSampler
 from finetune.data.tokenizer import prompt_ids
 from finetune.gpt import GPT, lora
 from finetune.runs import checkpoints
+from finetune.runs.checkpoints import SavedState
 from finetune.runs.datasets import is_isolated
 from finetune.runs.inputs import ModelRef, find_model_and_datasets, with_block_size
 from finetune.runtime import attention_check, fsdp, memory, memory_modes
 from finetune.runtime.device import Device
 from finetune.training.optimizer import AdamW, adamw, fill_optimizer
-from finetune.training.recovery import Saved, check_resumed, has_found_batch_size, load_weights, resume
+from finetune.training.recovery import check_resumed, load_weights, resume
 from finetune.training.state import Hooks, MicroBatch, Setup, TrainState
 
 ON_DEVICE = 0.02  # of a GPU's memory, which a split may take to be kept there
 COMPILED_WHOLE = 12  # layers
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Datasets, shape of the model and tokenizer, which fit each other."""
-
-    model: ModelRef
-    datasets: list[Dataset]
-    prompt: np.ndarray | None
-    block_size: int
-    isolated: bool
 
 
 def setup_run(
@@ -49,28 +39,26 @@ def setup_run(
 ) -> tuple[Setup, TrainState]:
     """Load all that a recipe names; return it with the state of a new run or of the resumed one. Raises UsageError."""
     saved = checkpoints.load_state(recipe.out_dir, say) if recipe.init_from == "resume" else None
-    find_batch_size = recipe.batch_size == "auto" and not has_found_batch_size(saved, device)
-    mode = _previous_mode(recipe, saved, device, say)  # the recipe, with the keys that memory=auto has set
-    choosing = recipe.memory == "auto" and mode is recipe and not recipe.eval_only
+    previous = _previous_choice(recipe, saved, device, say) if saved else None
+    find_batch_size = recipe.batch_size == "auto" and not previous
+    choose_mode = recipe.memory == "auto" and not previous and not recipe.eval_only
+    mode = previous or recipe
     if device.sharding:
-        _check_sharded(mode, choosing, find_batch_size)
+        _check_sharded(mode, choose_mode, find_batch_size)
     with device.accelerator.local_main_process_first():  # one process builds caches, the others find them
-        given = _find_inputs(recipe, saved)
-        splits, identity = _open_splits(recipe, given, device, saved)
-    schedule = schedules.schedule(recipe, splits["train"].num_rows)
+        found, datasets, prompt = _find_inputs(recipe, saved)
+        train, val, identity = _open_splits(recipe, found, datasets, device)
+    schedule = schedules.schedule(recipe, train.num_rows)
     if saved:
-        check_resumed(recipe, identity, saved[2], say)
+        check_resumed(recipe, identity, saved.state, say)
     if device.accelerator.is_main_process:
-        checkpoints.check_disk(mode, schedule, given.model.config)
-    if choosing:
-        mode = memory_modes.choose_mode(recipe, given.model.config, given.block_size, device, say)
-    model = load_weights(recipe, given.model.config, given.block_size, saved, say)
-    if recipe.lora_rank:  # a state holds the adapters only, so the weights under them are compared here
-        identity["weights under the adapters (sha256)"] = lora.fingerprint(model)
-        if saved:
-            check_resumed(recipe, identity, saved[2], lambda line: None)
-        lora.add_adapters(model, recipe)
-    wrapped_model, optimizer = wrap_model_and_make_optimizer(model, mode, device, given.block_size, given.isolated, say)
+        checkpoints.check_disk(mode, schedule, found.config)
+    if choose_mode:
+        mode = memory_modes.choose_mode(recipe, found.config, train.block_size, device, say)
+    model = load_weights(recipe, found.config, saved, say)
+    if recipe.lora_rank:
+        _add_adapters(model, recipe, identity, saved)
+    wrapped_model, optimizer = wrap_model_and_make_optimizer(model, mode, device, train.is_isolated, say)
     setup = Setup(
         recipe=recipe,
         device=device,
@@ -78,15 +66,15 @@ def setup_run(
         model=model,
         wrapped_model=wrapped_model,
         optimizer=optimizer,
-        train=splits["train"],
-        val=splits["val"],
-        sampler=_sampler(recipe, splits["train"]),
-        init_from=saved[2]["init_from"] if saved else recipe.init_from,
-        dataset_names=[dataset.directory.resolve().name for dataset in given.datasets],
-        dataset_facts=data_dataset.facts_of(given.datasets),
+        train=train,
+        val=val,
+        sampler=_sampler(recipe, train),
+        init_from=saved.state["init_from"] if saved else recipe.init_from,
+        dataset_names=[dataset.directory.resolve().name for dataset in datasets],
+        dataset_facts=data_dataset.facts_of(datasets),
         identity=identity,
-        tokenizer=given.model.tokenizer,
-        prompt=given.prompt,
+        tokenizer=found.tokenizer,
+        prompt=prompt,
         max_eval_rows=_max_eval_rows(recipe, saved),
         chunked_loss=mode.chunked_loss,
         optimizer_dtype=mode.optimizer_dtype,
@@ -96,58 +84,57 @@ def setup_run(
     return setup, _initial_state(setup, mode, saved, say)
 
 
-def _previous_mode(recipe: Recipe, saved: Saved | None, device: Device, say: Callable[[str], None]) -> Recipe:
-    """The recipe in the mode that memory=auto chose before this run was interrupted, or the recipe itself."""
-    if not saved or recipe.memory != "auto":
-        return recipe
-    mode = memory_modes.previous_choice(recipe, saved[2]["recipe"], device.accelerator.num_processes)
-    if mode is None:
-        return recipe
-    chosen = ", ".join(f"{name}={getattr(mode, name)}".lower() for name in memory_modes.CHOSEN)
-    say(f"memory=auto: as it was chosen for this run, {chosen}")
-    return mode
+def _previous_choice(recipe: Recipe, saved: SavedState, device: Device, say: Callable[[str], None]) -> Recipe | None:
+    """The recipe with what batch_size=auto or memory=auto chose before the run was interrupted. None if they chose
+    nothing, or nothing that this number of processes can share."""
+    used, processes = saved.state["recipe"], device.accelerator.num_processes
+    if recipe.batch_size == "auto" and used["gradient_accumulation_steps"] % processes == 0:
+        # the same cut, because dropout is drawn per micro-batch
+        same_cut = {name: used[name] for name in ("batch_size", "gradient_accumulation_steps")}
+        return dataclasses.replace(recipe, **same_cut)
+    if recipe.memory == "auto" and (mode := memory_modes.previous_choice(recipe, used, processes)):
+        chosen = ", ".join(f"{name}={getattr(mode, name)}".lower() for name in memory_modes.CHOSEN)
+        say(f"memory=auto: as it was chosen for this run, {chosen}")
+        return mode
+    return None
 
 
-def _check_sharded(recipe: Recipe, choosing_mode: bool, find_batch_size: bool) -> None:
+def _check_sharded(recipe: Recipe, choose_mode: bool, find_batch_size: bool) -> None:
     """Raise UsageError for keys that cannot apply to sharded weights."""
-    if find_batch_size:
-        raise UsageError(
-            "batch_size: auto cannot try what fits when weights are sharded, because a process that fails leaves the"
-            " others waiting"
-        )
-    if recipe.lora_rank:
-        raise UsageError(
-            "lora_rank: adapters are not sharded; launch with recipes/accelerate/multi_gpu.yaml, as the frozen weights"
-            " need little memory"
-        )
-    if recipe.optimizer_dtype != "float32":
-        raise UsageError(
-            f"optimizer_dtype: {recipe.optimizer_dtype} cannot apply to an optimizer in shards, which take less memory"
-            " with every process"
-        )
-    if choosing_mode:
-        raise UsageError("memory: auto counts for whole weights, not for shards; choose gradient_checkpointing by hand")
+    problems = {
+        "batch_size: auto cannot try what fits when weights are sharded, because a process that fails leaves the"
+        " others waiting": find_batch_size,
+        "lora_rank: adapters are not sharded; launch with recipes/accelerate/multi_gpu.yaml, as the frozen weights"
+        " need little memory": recipe.lora_rank,
+        f"optimizer_dtype: {recipe.optimizer_dtype} cannot apply to an optimizer in shards, which take less memory"
+        " with every process": recipe.optimizer_dtype != "float32",
+        "memory: auto counts for whole weights, not for shards; choose gradient_checkpointing by hand": choose_mode,
+    }
+    for problem, applies in problems.items():
+        if applies:
+            raise UsageError(problem)
 
 
-def _find_inputs(recipe: Recipe, saved: Saved | None) -> Inputs:
-    model, datasets = find_model_and_datasets(recipe, saved[2]["config"] if saved else None)
+def _find_inputs(recipe: Recipe, saved: SavedState | None) -> tuple[ModelRef, list[Dataset], np.ndarray | None]:
+    """`(model, datasets, prompt)`: not loaded yet; the ids of the samples' prompt, or None without samples."""
+    model, datasets = find_model_and_datasets(recipe, saved.state["config"] if saved else None)
     prompt = prompt_ids(model.tokenizer, recipe.start) if recipe.num_samples and model.tokenizer else None
-    block_size = with_block_size(model, recipe.block_size).config.block_size
     lora.check_rank(recipe, model.config)
-    return Inputs(model, datasets, prompt, block_size, is_isolated(recipe, datasets))
+    return with_block_size(model, recipe.block_size), datasets, prompt
 
 
 def _open_splits(
-    recipe: Recipe, given: Inputs, device: Device, saved: Saved | None
-) -> tuple[dict[str, Blocks | Mixture], dict[str, Any]]:
-    """`(blocks, identity)`: those of train and val, and what makes this run itself."""
+    recipe: Recipe, model: ModelRef, datasets: list[Dataset], device: Device
+) -> tuple[Blocks | Mixture, Blocks | Mixture, dict[str, Any]]:
+    """`(train, val, identity)`; the identity is what must not change when the run is resumed."""
+    block_size, isolated = model.config.block_size, is_isolated(recipe, datasets)
     splits, identity = {}, {}
     for split in ("train", "val"):
         parts = []
-        for number, dataset in enumerate(given.datasets, 1):
+        for number, dataset in enumerate(datasets, 1):
             stats = data_dataset.scan(dataset, split)
-            data_dataset.check_ids(dataset, split, stats, given.model.config.vocab_size, given.model.name)
-            cache = arrow_cache.open_cache(dataset, split, given.block_size, stats, given.isolated)
+            data_dataset.check_ids(dataset, split, stats, model.config.vocab_size, model.name)
+            cache = arrow_cache.open_cache(dataset, split, block_size, stats, isolated)
             blocks = Blocks.from_arrow(cache, stats.tokens)
             if blocks.num_targets(range(blocks.num_rows)) == 0:
                 raise UsageError(
@@ -155,25 +142,34 @@ def _open_splits(
                 )
             parts.append(blocks)
             hashes = {f"{split}.bin": stats.sha256, f"{split}_mask.bin": stats.mask_sha256}
-            if given.isolated:
+            if isolated:
                 hashes[f"{split} documents end by"] = stats.documents_sha256 or f"token {dataset.eot}"
             for file, sha256 in hashes.items():
                 if sha256:
-                    identity[data_dataset.identity_key(file, number, len(given.datasets))] = sha256
+                    identity[data_dataset.identity_key(file, number, len(datasets))] = sha256
         splits[split] = parts[0] if len(parts) == 1 else Mixture(parts)
         if device.torch_device.type == "cuda":
             total = torch.cuda.get_device_properties(device.torch_device).total_memory
             if 12 * splits[split].num_tokens <= ON_DEVICE * total:
                 splits[split].cache_on_device(device.torch_device)
-    return splits, identity | {
-        "block_size": given.block_size,
-        "isolate_documents": given.isolated,
+    identity |= {
+        "block_size": block_size,
+        "isolate_documents": isolated,
         "dataset_weights": recipe.dataset_weights,
         "seed": recipe.seed,
         "rows per iteration (batch_size x gradient_accumulation_steps)": recipe.blocks_per_update,
         "lora_rank": recipe.lora_rank,
         "lora_alpha": recipes.lora_alpha(recipe),
     }
+    return splits["train"], splits["val"], identity
+
+
+def _add_adapters(model: GPT, recipe: Recipe, identity: dict[str, Any], saved: SavedState | None) -> None:
+    """Add adapters to a model. The weights under them become part of `identity`, because a state does not hold them."""
+    identity["weights under the adapters (sha256)"] = lora.fingerprint(model)
+    if saved:
+        check_resumed(recipe, identity, saved.state, lambda line: None)
+    lora.add_adapters(model, recipe)
 
 
 def _sampler(recipe: Recipe, train: Blocks | Mixture) -> BlockSampler | MixtureSampler:
@@ -183,36 +179,31 @@ def _sampler(recipe: Recipe, train: Blocks | Mixture) -> BlockSampler | MixtureS
     return BlockSampler(train.num_rows, recipe.blocks_per_update, recipe.seed)
 
 
-def _max_eval_rows(recipe: Recipe, saved: Saved | None) -> int | None:
-    if saved and saved[2]["recipe"]["eval_iters"] == recipe.eval_iters:
-        return saved[2]["eval_rows"]  # batch_size may be another now
+def _max_eval_rows(recipe: Recipe, saved: SavedState | None) -> int | None:
+    if saved and saved.state["recipe"]["eval_iters"] == recipe.eval_iters:
+        return saved.state["eval_rows"]  # batch_size may be another now
     return recipe.max_eval_rows
 
 
-def _initial_state(setup: Setup, mode: Recipe, saved: Saved | None, say: Callable[[str], None]) -> TrainState:
-    """A new state, or the saved one. The micro-batch that batch_size=auto found is kept, because with dropout another
-    cut would be another run."""
-    cut = MicroBatch(mode.micro_batch_size, mode.gradient_accumulation_steps, mode.gradient_checkpointing)
-    if saved and mode.batch_size == "auto" and not setup.find_batch_size:
-        found = saved[2]["recipe"]
-        cut = MicroBatch(found["batch_size"], found["gradient_accumulation_steps"], mode.gradient_checkpointing)
+def _initial_state(setup: Setup, mode: Recipe, saved: SavedState | None, say: Callable[[str], None]) -> TrainState:
+    """A new state, or the saved one."""
+    micro_batch = MicroBatch(mode.micro_batch_size, mode.gradient_accumulation_steps, mode.gradient_checkpointing)
     is_float16 = setup.device.dtype == torch.float16
-    state = TrainState(cut, torch.amp.GradScaler(setup.device.torch_device.type) if is_float16 else None)
+    state = TrainState(micro_batch, torch.amp.GradScaler(setup.device.torch_device.type) if is_float16 else None)
     try:
         fill_optimizer(setup.optimizer, setup.parameter_names)
     except (RuntimeError, MemoryError) as error:
         if not memory.is_out_of_memory(error):
             raise
-        raise Failure(
-            memory_modes.oom_advice(setup.model.config, setup.train.block_size, mode), 1, alone=True
-        ) from error
+        advice = memory_modes.oom_advice(setup.model.config, setup.train.block_size, mode)
+        raise Failure(advice, 1, alone=True) from error
     if saved:
         resume(setup, state, saved, say)
     return state
 
 
 def wrap_model_and_make_optimizer(
-    model: GPT, recipe: Recipe, device: Device, block_size: int, isolated: bool, say: Callable[[str], None]
+    model: GPT, recipe: Recipe, device: Device, isolated: bool, say: Callable[[str], None]
 ) -> tuple[torch.nn.Module, AdamW]:
     """Move a model to the device, check its attention, compile it, wrap it in DDP or FSDP, and make its optimizer."""
     sharding = device.sharding
@@ -222,7 +213,7 @@ def wrap_model_and_make_optimizer(
     if not sharding:  # FSDP moves it itself, block by block
         model.to(device.torch_device)
     if isolated:
-        attention_check.check_isolation(model, device, block_size, recipe.dropout, say)
+        attention_check.check_isolation(model, device, model.config.block_size, recipe.dropout, say)
     if device.compile:
         # flex attention is compiled block by block, as it was checked
         alone = device.accelerator.num_processes == 1 and not sharding

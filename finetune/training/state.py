@@ -36,6 +36,10 @@ class MicroBatch:
         """Blocks of an update, the same whatever it is cut into."""
         return self.batch_size * self.accumulation
 
+    def sizes(self) -> dict[str, Any]:
+        """Batch size and accumulation under the recipe's names."""
+        return {"batch_size": self.batch_size, "gradient_accumulation_steps": self.accumulation}
+
     def smaller(self) -> MicroBatch | None:
         """The next cut that needs less memory; None when there is none."""
         if self.batch_size > 1:
@@ -95,9 +99,8 @@ class Setup:
     tokenizer: BPETokenizer | CharTokenizer | None = None
     prompt: np.ndarray | None = None  # ids of the samples' prompt; None without samples
     max_eval_rows: int | None = None  # of an evaluation; None is the whole split
-    chunked_loss: Literal["auto", "true", "false"] = (
-        "auto"  # this and optimizer_dtype: the recipe's, or chosen by memory=auto
-    )
+    # the recipe's, or chosen by memory=auto
+    chunked_loss: Literal["auto", "true", "false"] = "auto"
     optimizer_dtype: Literal["float32", "bfloat16"] = "float32"
     find_batch_size: bool = False  # batch_size=auto, and no earlier start of this run has found one
     signals: Signals = field(default_factory=Signals)
@@ -114,8 +117,7 @@ def recipe_in_use(setup: Setup, state: TrainState) -> Recipe:
     """The recipe with the memory mode and the micro-batch really used, for records and advice."""
     return dataclasses.replace(
         setup.recipe,
-        batch_size=state.micro_batch.batch_size,
-        gradient_accumulation_steps=state.micro_batch.accumulation,
+        **state.micro_batch.sizes(),
         gradient_checkpointing=state.micro_batch.checkpointing,
         chunked_loss=setup.chunked_loss,
         optimizer_dtype=setup.optimizer_dtype,
@@ -129,7 +131,7 @@ def to_json(setup: Setup, state: TrainState) -> dict[str, Any]:
         "iteration": state.step,
         "updates": int(next(iter(setup.optimizer.state.values()))["step"]),  # fewer where float16 overflowed
         "evaluations": state.evaluations,
-        "watch": state.monitor.state(),
+        "watch": dataclasses.asdict(state.monitor),
         "eval_rows": setup.max_eval_rows,
         "lr_scale": state.lr_scale,
         "rollbacks": state.rollbacks,

@@ -117,14 +117,14 @@ def _without_all_reduce(setup: Setup) -> Generator[None]:
         model.set_reshard_after_backward(True)
 
 
-def warm_up_ddp(setup: Setup) -> None:
-    """Make two passes that change nothing. DDP regroups gradients after its first backward passes, which changes the
-    order of summation from three processes on; after these passes fresh and resumed runs are equal to the bit."""
-    batch = setup.train.batch([0], setup.device.torch_device)
+def two_passes(setup: Setup, batch_size: int) -> None:
+    """Make two forward and backward passes whose gradients are zero, uncompiled."""
+    batch = setup.train.batch([0] * batch_size, setup.device.torch_device)
     for _ in range(2):
-        with setup.device.uncompiled(), setup.device.autocast():
-            (setup.wrapped_model(*batch)[0] * 0.0).backward()
-        setup.optimizer.zero_grad(set_to_none=True)
+        with setup.device.uncompiled():
+            with setup.device.autocast():
+                loss, _ = setup.wrapped_model(*batch)
+            (loss * 0.0).backward()
 
 
 def _seed(seed: int, step: int, index: int) -> int:

@@ -7,9 +7,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Generator
-from dataclasses import dataclass
 from signal import Signals
-from typing import Any
+from typing import Any, NamedTuple
 
 from finetune.common import files
 from finetune.common.errors import Failure
@@ -17,7 +16,7 @@ from finetune.config import schedule as schedules
 from finetune.config.recipe import Recipe
 from finetune.gpt import lora
 from finetune.gpt.size import flops_per_token
-from finetune.runs.logger import RunLogger, iteration_line
+from finetune.runs.logger import RunLogger
 from finetune.runtime import device as devices
 from finetune.training.micro_batch import fit_micro_batch, handle_oom
 from finetune.training.monitor import STOPPING, Diverged
@@ -33,10 +32,8 @@ from finetune.training.validation import is_out_of_patience, validate
 def train(
     recipe: Recipe, reasons: dict[str, Any] | None = None, hooks: Hooks | None = None
 ) -> tuple[Setup, TrainState]:
-    """Train as the recipe says; return what the run consisted of and its last state. `reasons`, from
-    `comments_by_key`, are recorded with the recipe.
-
-    Raises UsageError before anything is written, and Failure when the run did not end as planned."""
+    """Train as the recipe says; return the run's Setup and last state. `reasons`, from `comments_by_key`, are recorded
+    with the recipe. Raises UsageError before anything is written, and Failure when the run ends early."""
     device = devices.start(recipe)
     main = device.accelerator.is_main_process
     with files.lock(recipe.out_dir) if main and not recipe.eval_only else contextlib.nullcontext():
@@ -67,10 +64,10 @@ def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock
     signals: list[Signals] = []  # received and not acted on yet
     while True:
         due = what_is_due(setup, state)
-        state.save_pending = due.save
+        state.save_pending = due.save  # until a save succeeds
         try:
             # read the loss of earlier updates, of all of them before anything is measured, saved or ended
-            while len(in_flight) > (0 if due or signals else setup.device.max_in_flight):
+            while len(in_flight) > (0 if any(due) or signals else setup.device.max_in_flight):
                 signals += read_update(setup, state, logger, clock, in_flight.popleft())
             stop = next((signal for signal in signals if signal in STOPPING), None)
             # evaluate the loss on train/val and write the best model
@@ -82,7 +79,8 @@ def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock
                 sample(setup, state, logger)
             # save a resumable state, but never replace a good one during a loss spike
             ended = due.last or is_out_of_patience(setup, state)
-            if (ended or signals or (due.save and state.monitor.is_calm)) and state.step != state.last_saved:
+            save_now = ended or signals or (due.save and not state.monitor.in_spike)
+            if save_now and state.step != state.last_saved:
                 save_state(setup, state, logger, must_succeed=ended or stop is not None)
         except Diverged as problem:
             in_flight.clear()
@@ -95,7 +93,7 @@ def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock
             logger.record("stop", step=state.step, signal=stop.name)
             problem = f"stopped by {stop.name} after {state.step} updates; --init_from=resume goes on from here"
             raise Failure(problem, STOPPING[stop])
-        if due or signals:
+        if any(due) or signals:
             clock.restart(state.step)
             signals = []
         # forward backward update; after OOM try again with a smaller micro-batch
@@ -108,17 +106,13 @@ def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock
         state.step += 1
 
 
-@dataclass(frozen=True)
-class Due:
-    """What is to be done before the next update. `last`: there is none."""
+class Due(NamedTuple):
+    """What to do before the next update."""
 
-    last: bool
+    last: bool  # there is no next update
     evaluate: bool
     sample: bool
     save: bool
-
-    def __bool__(self) -> bool:
-        return self.last or self.evaluate or self.sample or self.save
 
 
 def what_is_due(setup: Setup, state: TrainState) -> Due:
@@ -144,20 +138,18 @@ def read_update(
         raise Diverged(f"iter {step}: {problem}, learning rate {result.lr:.3g}")
     # timing and logging
     if step % setup.recipe.log_interval == 0 or step + 1 == setup.schedule.length:
-        seconds, tokens, mfu, left = clock.read(step + 1)
-        memory, _ = setup.device.memory()
-        logger.iteration(iteration_line(step, loss, seconds, tokens, mfu, left), tokens / seconds, mfu, left, memory)
-        logger.record(
-            "iter",
-            iter=step,
-            loss=loss,
-            lr=result.lr,
-            grad_norm=grad_norm,
-            seconds=seconds,
-            tokens_per_second=tokens / seconds,
-            mfu=mfu,
-            memory=memory,
-        )
+        seconds, mfu, left = clock.read(step + 1)
+        event = {
+            "iter": step,
+            "loss": loss,
+            "lr": result.lr,
+            "grad_norm": grad_norm,
+            "seconds": seconds,
+            "tokens_per_second": clock.tokens / seconds,
+            "mfu": mfu,
+            "memory": setup.device.memory()[0],
+        }
+        logger.iteration(event, left)
     logger.update_bar(step, loss)
     return setup.signals.agree(counts)
 
@@ -167,10 +159,10 @@ class Clock:
 
     def __init__(self, setup: Setup, step: int, peak_flops: float) -> None:
         recipe, config, self.schedule = setup.recipe, setup.model.config, setup.schedule
-        self.tokens = setup.train.block_size * recipe.blocks_per_update
+        self.tokens = setup.train.block_size * recipe.blocks_per_update  # of an update
         self.flops = flops_per_token(config, lora.num_parameters(config, recipe.lora_rank)) * self.tokens
         self.peak_flops = peak_flops * setup.device.accelerator.num_processes
-        self.evaluation = 0.0
+        self.evaluation = 0.0  # seconds
         self.restart(step)
 
     def restart(self, step: int) -> None:
@@ -179,15 +171,16 @@ class Clock:
 
     @contextlib.contextmanager
     def evaluating(self) -> Generator[None]:
+        """Time an evaluation."""
         began = time.perf_counter()
         yield
         self.evaluation = time.perf_counter() - began
 
-    def read(self, done: int) -> tuple[float, int, float, float]:
-        """`(seconds an update, tokens an update, mfu, seconds left)` after `done` updates."""
+    def read(self, done: int) -> tuple[float, float, float]:
+        """`(seconds an update, mfu, seconds left)` after `done` updates."""
         seconds = (time.perf_counter() - self.began) / max(1, done - self.since)
         self.restart(done)
         mfu = self.flops / seconds / self.peak_flops
         length, interval = self.schedule.length, self.schedule.eval_interval
         evaluations = -(-length // interval) - (done - 1) // interval  # at multiples from here on, and at the end
-        return seconds, self.tokens, mfu, seconds * (length - done) + self.evaluation * evaluations
+        return seconds, mfu, seconds * (length - done) + self.evaluation * evaluations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from finetune.data.batches import Mixture
 from finetune.evaluation.split_loss import TRAIN_PROBE, eval_rows, split_loss
@@ -19,20 +20,22 @@ def validate(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     Diverged when a loss is not finite."""
     recipe, step = setup.recipe, state.step
     logger.status("evaluating")
-    probe = max(1, TRAIN_PROBE // setup.train.block_size)
     val_loss, by_dataset = val_losses(setup)
-    rows = eval_rows(setup.train, setup.max_eval_rows or probe)
+    rows = eval_rows(setup.train, setup.max_eval_rows or max(1, TRAIN_PROBE // setup.train.block_size))
     train_loss = split_loss(setup.device, setup.model, setup.train, rows)
-    each = ", ".join(f"{name} {loss:.4f}" for name, loss in by_dataset.items())
-    logger.print(f"step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}{f' ({each})' if each else ''}")
-    more = {"val_losses": by_dataset} if by_dataset else {}
-    logger.record("eval", step=step, train_loss=train_loss, val_loss=val_loss, **more)
+    evaluation: dict[str, Any] = {"step": step, "train_loss": train_loss, "val_loss": val_loss}
+    line, more = f"step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}", {}
+    if by_dataset:
+        line += f" ({', '.join(f'{name} {loss:.4f}' for name, loss in by_dataset.items())})"
+        more = {"val_losses": by_dataset}
+    logger.print(line)
+    logger.record("eval", **evaluation, **more)
     if recipe.eval_only:
         return
     if not math.isfinite(val_loss + train_loss):
         raise Diverged(f"step {step}: val loss is {val_loss}, train loss is {train_loss}")
-    state.evaluations.append({"step": step, "train_loss": train_loss, "val_loss": val_loss})
-    facts = {**state.evaluations[-1], "init_from": setup.init_from, "base_model": hub_id(setup.init_from)}
+    state.evaluations.append(evaluation)
+    facts = {**evaluation, "init_from": setup.init_from, "base_model": hub_id(setup.init_from)}
     again = step == state.best.get("step")  # published before a crash that lost the state of this step
     is_best = again or val_loss < state.best.get("val_loss", math.inf)
     if is_best and publish_model(setup, state, logger, "best", facts):
@@ -47,17 +50,15 @@ def validate(setup: Setup, state: TrainState, logger: RunLogger) -> None:
 def val_losses(setup: Setup) -> tuple[float, dict[str, float]]:
     """Validation loss over all targets, and {name: loss} of each dataset if there are several."""
     rows = eval_rows(setup.val, setup.max_eval_rows)
-    names = setup.dataset_names
     if not isinstance(setup.val, Mixture):
         return split_loss(setup.device, setup.model, setup.val, rows), {}
-    total, count, losses = 0.0, 0, {}
-    for number, _, rows_there in setup.val.shares(rows):
-        part = setup.val.parts[number]
-        loss, targets = split_loss(setup.device, setup.model, part, rows_there), part.num_targets(rows_there)
-        name = names[number]
+    total, losses, names = 0.0, {}, setup.dataset_names
+    for number, _, rows_of_part in setup.val.shares(rows):
+        part, name = setup.val.parts[number], names[number]
+        loss = split_loss(setup.device, setup.model, part, rows_of_part)
         losses[name if names.count(name) == 1 else f"{name} {number + 1}"] = loss
-        total, count = total + loss * targets, count + targets
-    return total / count, losses
+        total += loss * part.num_targets(rows_of_part)
+    return total / setup.val.num_targets(rows), losses
 
 
 def warn(setup: Setup, state: TrainState, logger: RunLogger) -> None:

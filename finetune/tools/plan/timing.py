@@ -95,7 +95,7 @@ def _setup(plan: Plan, device: Device) -> Setup:
     if recipe.lora_rank:
         lora.add_adapters(model, recipe)
     wrapped_model, optimizer = wrap_model_and_make_optimizer(
-        model, recipe, device, plan.block_size, plan.data.isolated, lambda line: None
+        model, recipe, device, plan.data.isolated, lambda line: None
     )
     blocks = _blocks(plan)
     sampler = BlockSampler(blocks.num_rows, recipe.blocks_per_update, recipe.seed)
