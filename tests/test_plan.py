@@ -243,7 +243,7 @@ def test_disk_that_does_not_suffice_ends_with_1_where_training_would_refuse(comm
         code, out, _ = command("plan", *flags, "--gradient_accumulation_steps=3", "--quick=true")
         assert (code, "NOT ENOUGH DISK SPACE: CHECKPOINTS TAKE" in out) == (int(refused), refused)
         if refused:
-            with pytest.raises(UsageError, match="GB free for them"):
+            with pytest.raises(UsageError, match="GB are free"):
                 setup.setup_run(recipe, devices.start(recipe), print)
 
 
