@@ -37,15 +37,14 @@ class Options(Recipe):
         for name, message in super().problems():
             if name != "dataset" or self.tokens is None:
                 yield name, message
-        blocks = self.gradient_accumulation_steps
-        if self.num_processes >= 1 and blocks % self.num_processes:
-            more = -(-self.gradient_accumulation_steps // self.num_processes) * self.num_processes
-            advice = f"cannot be shared among {self.num_processes}; --gradient_accumulation_steps={more} can"
-            yield "num_processes", f"gradient_accumulation_steps={self.gradient_accumulation_steps} {advice}"
+        steps, processes = self.gradient_accumulation_steps, self.num_processes
+        if processes >= 1 and steps % processes:
+            advice = f"--gradient_accumulation_steps={-(-steps // processes) * processes} can"
+            yield "num_processes", f"gradient_accumulation_steps={steps} cannot be shared among {processes}; {advice}"
         if self.trial_minutes != 5.0 and not self.find_lr:
             yield "trial_minutes", "has no effect without --find_lr=true"
-        if self.to is not None and not self.suggest:
-            yield "to", "has no effect without --suggest=true"
+        if self.to is not None and (problem := self._problem_of_target(self.to)):
+            yield "to", problem
         if self.eval_only:
             yield "eval_only", "there is nothing to plan in a single evaluation"
         if self.find_lr and (self.tokens is not None or self.quick):
@@ -53,6 +52,16 @@ class Options(Recipe):
             yield "find_lr", f"trains on real data, and that takes time; remove {other}"
         elif self.find_lr and self.init_from == "resume":
             yield "find_lr", "a resumed run has its rate already; give the model it began with as init_from"
+
+    def _problem_of_target(self, to: str) -> str | None:
+        if not self.suggest:
+            return "has no effect without --suggest=true"
+        if not to.endswith((".yaml", ".yml")):
+            return f"{to} is no recipe; its name ends with .yaml"
+        if Path(to).exists():
+            return f"{to} exists; name another file"
+        folder = Path(to).resolve().parent
+        return None if folder.is_dir() else f"there is no directory {folder}"
 
     def recipe(self) -> Recipe:
         """The keys of finetune.train."""
@@ -65,8 +74,6 @@ def main(argv: list[str]) -> int:
     from finetune.tools.plan import estimate, lr_finder, report
     from finetune.tools.plan import suggest as suggests
 
-    if options.to:
-        suggests.check_target(options.to)
     plan = estimate.plan(options.recipe(), origins, options.tokens, options.num_processes)
     if not options.quick:
         from finetune.tools.plan import timing

@@ -6,8 +6,8 @@ class UsageError(ValueError):
 
 
 class Failure(Exception):
-    """Runtime failure with an exit code. Printed by rank 0 and by the first rank of each node, or by the raising rank
-    if `alone`."""
+    """Runtime failure with an exit code. Rank 0 and the first rank of each node print it; if `alone`, the rank that
+    raises it does."""
 
     def __init__(self, message: str, code: int, alone: bool = False) -> None:
         super().__init__(message)

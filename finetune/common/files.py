@@ -23,7 +23,6 @@ from filelock import FileLock, Timeout
 from finetune.common.errors import UsageError
 
 MANIFEST = "manifest.json"
-MANIFEST_FORMAT = 1
 CHUNK_BYTES = 1 << 22
 PUBLISHED = r"best|iter_\d+|step-\d+"  # directories that `write_directory` writes into an out_dir
 UNFINISHED = re.compile(rf"\.tmp-({PUBLISHED})-(\d+|old)|\.old-({PUBLISHED})")
@@ -31,8 +30,8 @@ UNFINISHED = re.compile(rf"\.tmp-({PUBLISHED})-(\d+|old)|\.old-({PUBLISHED})")
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Generator[Path]:
-    """A temporary path beside `path`: the file written there is synced and takes the place of `path` when the block
-    ends. After an error `path` is as before."""
+    """A temporary path beside `path`. When the block ends, the file written there is synced and replaces `path`; after
+    an error `path` is as before."""
     path = Path(path)
     work = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
@@ -51,8 +50,8 @@ def write_file(path: str | Path, content: str | bytes) -> None:
 
 
 def write_directory(target: str | Path, fill: Callable[[Path], object]) -> None:
-    """Make `target` the directory that `fill(directory)` writes. The old one stays until the rename; after the rename
-    the new one is safely on disk. Raises OSError, and then nothing has changed."""
+    """Replace `target` by the directory that `fill(directory)` writes. It is on disk when this returns. Raises OSError,
+    and then nothing has changed."""
     target = Path(target)
     work = target.parent / f".tmp-{target.name}-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
@@ -63,7 +62,7 @@ def write_directory(target: str | Path, fill: Callable[[Path], object]) -> None:
         entries = {str(path.relative_to(work)): _manifest_entry(path) for path in found if path.is_file()}
         for path in found:  # directories too: they hold the names of the files
             sync(path)
-        write_json(work / MANIFEST, {"format": MANIFEST_FORMAT, "files": entries})
+        write_json(work / MANIFEST, {"format": 1, "files": entries})
         sync(work / MANIFEST)
         sync(work)
         if target.exists():
@@ -77,17 +76,14 @@ def write_directory(target: str | Path, fill: Callable[[Path], object]) -> None:
 
 @contextlib.contextmanager
 def temporary_directory(out_dir: str | Path) -> Generator[Path]:
-    """A directory in `out_dir`, which is made if needed; removed when the block ends. Raises UsageError if it cannot be
-    made."""
+    """A directory in `out_dir`, which is made if needed; removed when the block ends. Raises UsageError."""
     try:
         Path(out_dir).mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".tmp-", dir=out_dir))
+        work = tempfile.TemporaryDirectory(prefix=".tmp-", dir=out_dir, ignore_cleanup_errors=True)
     except OSError as error:
         raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with work as name:
+        yield Path(name)
 
 
 def files_in_manifest(directory: str | Path) -> list[str]:
@@ -119,7 +115,7 @@ def find_damage(directory: str | Path) -> str | None:
 @contextlib.contextmanager
 def lock(out_dir: str | Path) -> Generator[None]:
     """Hold `out_dir` for one run; the kernel frees the lock however the process ends. Raises UsageError if another run
-    holds it or it cannot be written; a directory made for a run that is refused is removed again."""
+    holds it or it cannot be written. After a UsageError in the block, a new `out_dir` is removed again."""
     out_dir = Path(out_dir)
     is_new, path = not out_dir.is_dir(), out_dir / ".lock"
     try:
@@ -146,21 +142,19 @@ def lock(out_dir: str | Path) -> Generator[None]:
 
 
 def is_locked(out_dir: str | Path) -> bool:
-    """Whether a run holds `out_dir`; False if it cannot be known because the lock is not writable."""
+    """Whether a run holds `out_dir`; False if the lock is not writable."""
     path = Path(out_dir) / ".lock"
     try:
         if path.is_file():  # FileLock would create it
             FileLock(path, timeout=0).acquire().lock.release()
-    except Timeout:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, Timeout)
     return False
 
 
 def sweep(out_dir: str | Path) -> None:
-    """Remove the unfinished directories of a crashed run, and put back one that was moved away by `exchange`. Only
-    names of checkpoints are touched: `out_dir` may hold other files of the user."""
+    """Remove the unfinished checkpoints of a crashed run, and put back one that `exchange` moved away. Other names are
+    not touched, because `out_dir` may hold files of the user."""
     for folder in (Path(out_dir), Path(out_dir) / "last"):
         for path in folder.glob(".old-*"):
             target = folder / path.name.removeprefix(".old-")
@@ -189,8 +183,14 @@ def free_bytes(out_dir: str | Path) -> int:
     return shutil.disk_usage(out_dir).free
 
 
+def nearest_directory(path: str | Path) -> Path:
+    """The directory `path`, or the nearest one above it that exists."""
+    path = Path(path).resolve()
+    return next(place for place in (path, *path.parents) if place.is_dir())
+
+
 def remove(directory: Path) -> None:
-    """Delete a directory of `write_directory` in one step, so that no half of it remains under its name."""
+    """Delete a directory of `write_directory` in one step, so that it is never half there."""
     trash = directory.parent / f".tmp-{directory.name}-old"
     os.rename(directory, trash)
     sync(directory.parent)
@@ -198,14 +198,13 @@ def remove(directory: Path) -> None:
 
 
 def exchange(work: Path, target: Path) -> None:
-    """Swap two directories in one step on Linux, else in two steps: between them the old one is at .old-NAME, and
-    `sweep` puts it back."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        if hasattr(libc, "renameat2"):
-            AT_FDCWD, RENAME_EXCHANGE = -100, 2
-            if libc.renameat2(AT_FDCWD, os.fsencode(work), AT_FDCWD, os.fsencode(target), RENAME_EXCHANGE) == 0:
-                return
+    """Swap two directories in one step on Linux, else in two. After a crash between the two, `sweep` puts the old one
+    back from .old-NAME."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "renameat2"):
+        AT_FDCWD, RENAME_EXCHANGE = -100, 2
+        if libc.renameat2(AT_FDCWD, os.fsencode(work), AT_FDCWD, os.fsencode(target), RENAME_EXCHANGE) == 0:
+            return
     old = target.parent / f".old-{target.name}"
     shutil.rmtree(old, ignore_errors=True)
     os.rename(target, old)
@@ -221,11 +220,10 @@ def read_json(path: str | Path) -> Any:
 
 def read_json_object(path: str | Path) -> dict[str, Any]:
     """The object in a JSON file; {} if there is none that can be read."""
-    try:
+    with contextlib.suppress(OSError, ValueError):
         value = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return value if isinstance(value, dict) else {}
+    return {}
 
 
 def write_json(path: Path, value: object, ensure_ascii: bool = True) -> None:
@@ -257,7 +255,7 @@ def sha256_of(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _manifest_entry(path: Path) -> dict[str, Any]:
+def _manifest_entry(path: Path) -> dict[str, int | str]:
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 

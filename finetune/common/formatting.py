@@ -24,15 +24,20 @@ def gigabytes(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.0f} MB"
 
 
+def two_digits(rate: float) -> float:
+    """A rate rounded to two digits."""
+    return float(f"{rate:.2g}")
+
+
 def figure(value: float) -> str:
-    """A number as short as an axis needs it: `15,946`, `0.25`, `3e-05`, `1.2M`."""
+    """A short number, as on an axis: `15,946`, `0.25`, `3e-05`, `1.2M`."""
     if abs(value) >= 1e6:
         return f"{value / 1e6:.4g}M"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def setting(value: object) -> str:
-    """The value of a key: `none`, `true`, `3e-05`, text, or quoted text if it is empty or has spaces around it."""
+    """The value of a key as a flag writes it; text is quoted if it is empty or has spaces around it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

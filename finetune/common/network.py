@@ -1,4 +1,4 @@
-"""Network access with short timeouts: a server answers within seconds or counts as unreachable."""
+"""Network access with short timeouts."""
 
 import socket
 from urllib.parse import urlsplit
@@ -19,8 +19,8 @@ def reach(url: str) -> None:
 
 
 def hub_file(repo: str, name: str) -> str:
-    """The path of a file of a Hub repository in the local cache; downloads it if needed. Raises the errors of
-    huggingface_hub, within seconds."""
+    """The path of a file of a Hub repository in the local cache, downloaded if needed. Raises the errors of
+    huggingface_hub within seconds."""
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
     path = try_to_load_from_cache(repo, name)

@@ -15,10 +15,8 @@ COUNTS = ("gradient_accumulation_steps", "eval_iters")  # of micro-batches
 
 
 def count_blocks(values: dict[str, Any], entries: Iterable[Entry], defaults: type) -> None:
-    """Change parsed `values` with batch_size=auto, so that updates and evaluations keep their blocks.
-
-    An `auto` on the command line replaces a number: the counts are multiplied by it. Beside an `auto` in a recipe file
-    the counts are blocks already."""
+    """Change parsed `values` with batch_size=auto, so that updates and evaluations keep their blocks: counts are
+    multiplied by the number that `auto` replaces. Beside an `auto` in a recipe file they are blocks already."""
     size, are_blocks = None, False
     for name, text, origin in entries:
         if name == "batch_size" and str(text).lower() == "auto":

@@ -2,8 +2,7 @@
 
     options, origins = parse(Recipe, ["recipes/small.yaml", "--max_iters=100"], USAGE)
 
-Recipe values and flags go through the same converter. All problems are reported at once, one line each, with the file
-or flag, the key and the nearest known key."""
+All problems are reported at once, one line each, with the file or flag, the key and the nearest known key."""
 
 from __future__ import annotations
 
@@ -34,50 +33,51 @@ CONNECTION_LOST = re.compile(r"connection (was )?(closed|reset|refused)|broken p
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a command's `main(argv)` and exit: 2 after a UsageError, the code of a Failure, 130 after Ctrl-C."""
-    # rank 0, and the first rank of each node
-    prints_errors = "0" in (os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK"))
     debug = "--debug=true" in sys.argv
-    argv = [arg for arg in sys.argv[1:] if not arg.startswith("--debug=")]
     try:
-        code = main(argv)
-    except (UsageError, Failure) as error:
-        if debug:
-            raise
-        if prints_errors or getattr(error, "alone", False):
-            print(error, file=sys.stderr)
-        else:
-            time.sleep(1)  # a launcher ends all processes after the first: rank 0 must print before that
-        code = 2 if isinstance(error, UsageError) else error.code
+        code = main([arg for arg in sys.argv[1:] if not arg.startswith("--debug=")])
     except KeyboardInterrupt:
         code = 130
-    except RuntimeError as error:
-        if debug or "RANK" not in os.environ or not CONNECTION_LOST.search(str(error)):
+    except (UsageError, Failure, RuntimeError, OSError) as error:
+        code = None if debug else _print_error(error)
+        if code is None:
             raise
-        if prints_errors:
-            print("another process of this run has ended, see its error", file=sys.stderr)
-        code = 1
-    except OSError as error:
-        if debug:
-            raise
-        print(f"{type(error).__name__}: {error} (--debug=true shows where)", file=sys.stderr)
-        code = 1
     sys.stdout.flush()
     sys.exit(code or 0)
 
 
+def _print_error(error: Exception) -> int | None:
+    """Print an error without its traceback and return the exit code; None if the traceback must be seen."""
+    # rank 0, and the first rank of each node
+    prints_errors = "0" in (os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK"))
+    if isinstance(error, (UsageError, Failure)):
+        if prints_errors or getattr(error, "alone", False):
+            print(error, file=sys.stderr)
+        else:
+            time.sleep(1)  # a launcher ends all processes after the first: rank 0 must print before that
+        return 2 if isinstance(error, UsageError) else error.code
+    if isinstance(error, OSError):
+        print(f"{type(error).__name__}: {error} (--debug=true shows where)", file=sys.stderr)
+        return 1
+    if "RANK" not in os.environ or not CONNECTION_LOST.search(str(error)):
+        return None
+    if prints_errors:
+        print("another process of this run has ended, see its error", file=sys.stderr)
+    return 1
+
+
 def die_with_launcher() -> None:
-    """Ask the kernel (Linux) for a SIGTERM when the launcher dies. `accelerate launch` does not pass signals on, so the
-    process would stay as an orphan. Does nothing without a launcher."""
+    """Ask the kernel (Linux) for a SIGTERM when the launcher dies; `accelerate launch` does not pass signals on."""
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
     if launched and sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it died just before
+        if os.getppid() != parent:  # the launcher died before prctl
             os.kill(os.getpid(), signal.SIGTERM)
 
 
 def check_run_dir(out_dir: str | None) -> str | None:
-    """The problem, if `out_dir` is given and is no directory; it lists the runs that are here."""
+    """The problem, if `out_dir` is given and is no directory, with the runs that are here."""
     if out_dir is None or Path(out_dir).is_dir():
         return None
     runs = sorted({str(path.parent.parent) for path in Path(".").glob("*/best/config.json")})
@@ -103,7 +103,7 @@ def parse(cls: type[Options], argv: list[str], usage: str) -> tuple[Options, dic
     if "sources" in names:
         values["sources"] = sources
     options = cls(**values)
-    # after a parse error a default may be wrong only because its key was not read
+    # after a parse error only given keys count: a default may be wrong because its key was not read
     found = [(name, message) for name, message in find_problems(options) if name in origins or not problems]
     problems += [f"{Entry(name, None, origins.get(name, '')).place}: {message}" for name, message in found]
     if problems:
@@ -129,8 +129,7 @@ def _read_argv(argv: list[str], names: Collection[str], problems: list[str]) -> 
             problems.append(f"{arg}: flags are written --key=value")
         elif positional and "sources" not in names:
             problems.append(
-                f"{arg}: only one recipe can be given, and {positional[0]} is one already; flags are written"
-                " --key=value"
+                f"{arg}: only one recipe can be given, after {positional[0]}; flags are written --key=value"
             )
         else:
             positional.append(arg)

@@ -31,7 +31,7 @@ def option(default: T, help: str, **metadata: object) -> T:
 
     ge, gt, le, lt: bounds of a number.
     derived=True: None means "derived from other keys".
-    path=True: the value may be a path. In a recipe, which may come from somebody else, it must not contain `..`.
+    path=True: a path, which must not contain `..` in a recipe, because that may come from somebody else.
     flag_only=True: only the command line can set it.
     """
     metadata["help"] = help
@@ -43,8 +43,8 @@ def option(default: T, help: str, **metadata: object) -> T:
 def find_problems(options: DataclassInstance) -> Iterator[tuple[str, str]]:
     """(key, message) of each number out of its bounds, then those of `options.problems()`, if it has that method."""
     for field in dataclasses.fields(options):
-        value, bounds = getattr(options, field.name), {name: field.metadata.get(name) for name in BOUNDS}
-        bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+        value = getattr(options, field.name)
+        bounds = {name: field.metadata[name] for name in BOUNDS if name in field.metadata}
         if isinstance(value, int | float) and not all(BOUNDS[name][0](value, bound) for name, bound in bounds.items()):
             wanted = " and ".join(f"{BOUNDS[name][1]} {bound}" for name, bound in bounds.items())
             yield field.name, f"must be {wanted}, got {value}"
@@ -71,7 +71,7 @@ def convert(text: str | None, kind: Any) -> Any:
             value = float(text)
             if kind is float and math.isfinite(value):
                 return value
-            if kind is int and value.is_integer():  # 5e3 too; a float has not all digits of a large integer
+            if kind is int and value.is_integer():  # 5e3 too; but a float rounds large integers
                 return int(text) if text.lstrip("+-").isdigit() else int(value)
     if kind is str:
         return text
@@ -117,5 +117,6 @@ def describe_type(kind: Any, short: bool = False) -> str:
         return "|".join(choices)
     if choices:
         return ("|" if short else " or ").join(describe_type(choice, short) for choice in choices)
-    long = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    return {bool: "true|false", int: "INT", float: "FLOAT", str: "TEXT"}[kind] if short else long[kind]
+    if short:
+        return {bool: "true|false", int: "INT", float: "FLOAT", str: "TEXT"}[kind]
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]

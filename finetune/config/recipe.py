@@ -24,81 +24,53 @@ LORA_RATE = 2e-4  # the learning rate at which GPT-2 was adapted first (Hu et al
 class Recipe:
     init_from: str = option(
         "gpt2",
-        "where the weights come from: gpt2|gpt2-medium|gpt2-large|gpt2-xl, any Hub id of a GPT-2 model, a Hugging Face "
+        "the weights to start from: gpt2|gpt2-medium|gpt2-large|gpt2-xl, any Hub id of a GPT-2 model, a Hugging Face "
         "directory, a run's out_dir, a nanoGPT ckpt.pt, scratch (random weights), or resume (continue out_dir)",
         resume="free",
         path=True,
     )
     dataset: str = option(
         "",
-        "a prepared directory, its name under data/, a text file, or shakespeare|python_docs; several are separated"
-        " by commas",
+        "a prepared directory, its name under data/, a text file, or shakespeare|python_docs; several: with commas",
         resume="identity",
         path=True,
     )
     dataset_weights: str | None = option(
-        None,
-        "sampling weights of several datasets, such as 0.7,0.3; without them each block is drawn once per pass",
-        resume="identity",
+        None, "sampling weights of several datasets, such as 0.7,0.3; else each block once per pass", resume="identity"
     )
     isolate_documents: Literal["auto", "true", "false"] = option(
-        "auto",
-        "pack whole documents into blocks, without attention between documents; auto is on for instruction data",
-        resume="identity",
+        "auto", "pack whole documents, without attention between them; auto: for instruction data", resume="identity"
     )
     out_dir: str = option("out", "directory of the run", resume="free", path=True)
     overwrite: bool = option(False, "let a new run replace the run in out_dir", resume="free")
 
     tokenizer: str = option(
-        "auto",
-        "for a text file as dataset: auto (that of init_from), gpt2, char, or a model directory",
-        resume="identity",
-        path=True,
+        "auto", "for a text: auto (that of init_from), gpt2, char, or a model directory", resume="identity", path=True
     )
     val_fraction: float | None = option(
-        None,
-        "for a text file as dataset: fraction kept for validation [0.1]",
-        gt=0,
-        le=0.5,
-        resume="identity",
-        derived=True,
+        None, "for a text: fraction kept for validation [0.1]", gt=0, le=0.5, resume="identity", derived=True
     )
     block_size: int | None = option(
-        None,
-        "context length in tokens, at most that of the model [1024 from scratch]",
-        ge=1,
-        le=65535,
-        resume="identity",
-        derived=True,
+        None, "context length, at most the model's [1024 from scratch]", ge=1, le=65535, resume="identity", derived=True
     )
     n_layer: int | None = option(None, "number of layers, from scratch only (12)", ge=1, resume="identity")
     n_head: int | None = option(None, "number of attention heads, from scratch only (12)", ge=1, resume="identity")
     n_embd: int | None = option(None, "embedding width, from scratch only (768)", ge=1, resume="identity")
     dropout: float = option(0.0, "dropout of embeddings, attention and residuals", ge=0, le=0.99, resume="schedule")
     lora_rank: int = option(
-        0,
-        "train LoRA adapters of this rank on c_attn, c_proj and c_fc instead of the weights; 0 trains the weights",
-        ge=0,
-        resume="identity",
+        0, "rank of LoRA adapters of c_attn, c_proj and c_fc; 0 trains the weights instead", ge=0, resume="identity"
     )
     lora_alpha: int | None = option(
-        None,
-        "LoRA scaling: the output of the adapters is multiplied by lora_alpha / lora_rank [2 x lora_rank]",
-        ge=1,
-        resume="identity",
-        derived=True,
+        None, "scales the adapters by lora_alpha / lora_rank [2 x lora_rank]", ge=1, resume="identity", derived=True
     )
     lora_dropout: float = option(0.0, "dropout of the input of the adapters", ge=0, le=0.99, resume="schedule")
 
     batch_size: int | Literal["auto"] = option(
-        8,
-        "blocks per forward pass (micro-batch); auto: the most that fit and pay, with the same blocks per update",
-        ge=1,
-        resume="free",
+        8, "blocks per micro-batch; auto: the most that fit, with the same blocks per update", ge=1, resume="free"
     )
     gradient_accumulation_steps: int = option(
         8,
-        "forward passes per update, summed over all processes; beside batch_size=auto in a recipe, blocks per update",
+        "micro-batches per update, over all processes; beside batch_size=auto in a recipe, blocks per update",
         ge=1,
         resume="free",
     )
@@ -106,14 +78,10 @@ class Recipe:
     epochs: float | None = option(
         None, "stop after this many passes over the data, if that comes before max_iters", ge=0, resume="schedule"
     )
-    seed: int = option(
-        1337, "random seed of block order, dropout and initial weights", ge=0, lt=2**63, resume="identity"
-    )
+    seed: int = option(1337, "seed of block order, dropout and initial weights", ge=0, lt=2**63, resume="identity")
 
     learning_rate: float = option(3e-5, "peak learning rate", ge=0, resume="schedule")
-    decay_lr: bool = option(
-        True, "cosine decay to min_lr; false keeps learning_rate after the warmup", resume="schedule"
-    )
+    decay_lr: bool = option(True, "cosine decay to min_lr; false: constant after the warmup", resume="schedule")
     warmup_iters: int | None = option(
         None, "updates of linear warmup [100, at most a tenth of the run]", ge=0, resume="schedule", derived=True
     )
@@ -136,39 +104,28 @@ class Recipe:
     )
     eval_iters: int | None = option(
         None,
-        "evaluate on this many fixed batches of batch_size blocks, not on the whole split; beside batch_size=auto in a "
-        "recipe, on this many blocks",
+        "evaluate this many fixed micro-batches, not the whole split; beside batch_size=auto in a recipe, blocks",
         ge=1,
         resume="free",
     )
     eval_only: bool = option(False, "evaluate once and write nothing", resume="free")
     log_interval: int = option(10, "updates between log lines", ge=1, resume="free")
-    patience: int | None = option(
-        None, "early stopping after this many evaluations without a new best", ge=1, resume="free"
-    )
+    patience: int | None = option(None, "evaluations without a new best before early stopping", ge=1, resume="free")
     save_interval: int | None = option(
         None, "updates between resumable checkpoints [eval_interval]", ge=1, resume="free", derived=True
     )
-    always_save_checkpoint: bool = option(
-        False, "keep the model of every evaluation as out_dir/iter_N, not only the best", resume="free"
-    )
+    always_save_checkpoint: bool = option(False, "keep the model of every evaluation, as out_dir/iter_N", resume="free")
 
     max_rollbacks: int = option(
-        3,
-        "after a divergence, return to the last state and halve the learning rate, at most this often",
-        ge=0,
-        resume="free",
+        3, "most rollbacks after divergence, each to the last state at half the learning rate", ge=0, resume="free"
     )
     deterministic: bool = option(
-        False, "bit-identical results on a GPU too, slower; a CPU always gives them", resume="free"
+        False, "bit-identical results on a GPU, slower; a CPU always gives them", resume="free"
     )
 
     num_samples: int = option(0, "number of samples to print at the end of training", ge=0, resume="free")
     sample_interval: int | None = option(
-        None,
-        "updates between samples during training, num_samples each; without it only at the end",
-        ge=1,
-        resume="free",
+        None, "updates between samples during training, num_samples each; none: only at the end", ge=1, resume="free"
     )
     start: str = option("\n", "prompt of the samples", resume="free")
     max_new_tokens: int = option(200, "length of the samples in tokens", ge=1, resume="free")
@@ -180,9 +137,7 @@ class Recipe:
     wandb_run_name: str | None = option(None, "Weights & Biases run [the name of out_dir]", resume="free", derived=True)
 
     push_to_hub: str | None = option(
-        None,
-        "USER/NAME: private Hub repository for the exported best model; nothing is pushed without --push=true",
-        resume="free",
+        None, "USER/NAME: private Hub repository for the exported best model; needs --push=true too", resume="free"
     )
     push: bool = option(
         False, "push to push_to_hub at the end of training; on the command line only", resume="free", flag_only=True
@@ -197,10 +152,7 @@ class Recipe:
         False, "recompute activations in the backward pass: less memory, slower", resume="free"
     )
     chunked_loss: Literal["auto", "true", "false"] = option(
-        "auto",
-        "compute the loss in chunks, never all logits at once; auto is on for a CPU, and if the logits would take "
-        "gigabytes",
-        resume="free",
+        "auto", "loss in chunks, never all logits at once; auto: on a CPU, or for gigabytes of logits", resume="free"
     )
     memory: Literal["recipe", "auto"] = option(
         "recipe",
@@ -208,9 +160,7 @@ class Recipe:
         "gradient_checkpointing, optimizer_dtype=bfloat16",
         resume="free",
     )
-    cpu_threads: int = option(
-        0, "CPU threads per process; 0 divides all cores among the processes", ge=0, resume="free"
-    )
+    cpu_threads: int = option(0, "CPU threads per process; 0 shares the cores among processes", ge=0, resume="free")
 
     @property
     def micro_batch_size(self) -> int:

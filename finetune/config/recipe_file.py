@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -52,8 +51,9 @@ def comments_by_key(origins: Mapping[str, str]) -> dict[str, dict[str, str]]:
             lines[path] = Path(path).read_text(encoding="utf-8").splitlines()
         comment = COMMENT.match(lines[path][int(number) - 1]) if path else None
         why = comment[1].strip() if comment else ""
-        # a figure that `dump` wrote into the recipe.yaml of another run
-        found[name] = {"origin": origin, "why": "" if why.endswith(" in this run") else why}
+        if why.endswith(" in this run"):  # the value that a key had in another run, written by `dump`
+            why = ""
+        found[name] = {"origin": origin, "why": why}
     return found
 
 
@@ -76,21 +76,18 @@ def read_recipe(path: str, problems: list[str]) -> list[Entry]:
             problems.append(f"{place}: key '{name}' is given twice, first in line {first_lines[name]}")
         elif not isinstance(node.value, str) or not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
             problems.append(f"{place}: {name}: expected a single plain value")
+        elif name == "auto_batch_size":  # in recipe.yaml of runs before 2026-11-29, after the number in batch_size
+            entries += [Entry("batch_size", "auto", place)] if node.value == "true" else []
         else:
             is_null = node.style is None and node.tag == "tag:yaml.org,2002:null"
-            if name == "auto_batch_size":  # in recipe.yaml of runs before 2026-11-29, after the number in batch_size
-                entries += [Entry("batch_size", "auto", place)] if node.value == "true" else []
-            else:
-                entries.append(Entry(name, None if is_null else node.value, place))
+            entries.append(Entry(name, None if is_null else node.value, place))
         first_lines.setdefault(name, line)
     return entries
 
 
 def _compose(path: str) -> MappingNode | None:
-    """The node graph of a recipe; None of an empty file. Raises UsageError.
-
-    Nothing is constructed, so that tags cannot run code and aliases cannot expand.
-    """
+    """The node graph of a recipe, None of an empty file. Nothing is constructed, so that tags cannot run code and
+    aliases cannot expand. Raises UsageError."""
     import yaml
 
     if not path.endswith((".yaml", ".yml")):
@@ -99,7 +96,7 @@ def _compose(path: str) -> MappingNode | None:
         with open(path, "rb") as file:
             raw = file.read(MAX_RECIPE_BYTES + 1)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}" + nearest_recipe(path)) from None
+        raise UsageError(f"{path}: cannot be read: {error.strerror}" + _nearest_recipe(path)) from None
     if len(raw) > MAX_RECIPE_BYTES:
         raise UsageError(f"{path}: over {MAX_RECIPE_BYTES // 1024} KB, which is no recipe")
     try:
@@ -126,11 +123,9 @@ def nearest(name: str, names: Collection[str], prefix: str) -> str:
     return f" Did you mean '{prefix}{close[0]}'?" if close else " --help lists them all."
 
 
-def nearest_recipe(path: str) -> str:
+def _nearest_recipe(path: str) -> str:
     """The end of a message about a recipe that is not there: a similar one, or the first in that folder."""
-    folder = os.path.dirname(path) or "."
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    recipes = [os.path.join(folder, name) for name in names if name.endswith(".yaml")]
+    recipes = sorted(map(str, Path(path).parent.glob("*.yaml")))
     close = difflib.get_close_matches(path, recipes, n=1) or recipes[:1]
     return f". Did you mean {close[0]}?" if close else ""
 

@@ -14,18 +14,18 @@ KNOWN_SIZES = [*MODELS, "gpt2-xl"]
 
 
 def advice(plan: Plan) -> list[str]:
-    """The gravest first."""
+    """One line for each point, the gravest first."""
     rules = (_passes, _time, _learning_rate, _model_size, _update, _evaluation, _data)
     return [line for rule in rules for line in rule(plan)]
 
 
 def model_for(tokens: int) -> tuple[str, str]:
-    """(init_from, its recipe) for so many tokens to train on."""
+    """(init_from, recipe file) for so many tokens to train on."""
     return next((model, recipe) for limit, model, recipe in thresholds.MODELS if tokens < limit)
 
 
 def rates_for(plan: Plan) -> tuple[float, float]:
-    """The usual range of learning rates for this much data, or from scratch for this width."""
+    """The usual range of learning rates: by amount of data for pretrained weights, by width from scratch."""
     if plan.recipe.lora_rank:
         return thresholds.RATES_OF_LORA
     if plan.pretrained:
@@ -37,26 +37,26 @@ def rates_for(plan: Plan) -> tuple[float, float]:
 def _passes(plan: Plan) -> Iterator[str]:
     length, tokens, recipe = plan.schedule.length, plan.data.tokens["train"], plan.recipe
     most = thresholds.PASSES if plan.pretrained else thresholds.PASSES_FROM_SCRATCH
-    updates_of_a_pass = plan.data.rows["train"] / plan.rows
+    updates_per_pass = plan.data.rows["train"] / plan.rows
     if plan.passes > 2 * most:
         line = (
             f"{length:,} iterations are {plan.passes:,.0f} passes over {tokens:,} tokens; best validation is expected"
-            f" within the first {most} passes, by iteration {math.ceil(most * updates_of_a_pass):,}: --epochs={most}"
+            f" within the first {most} passes, by iteration {math.ceil(most * updates_per_pass):,}: --epochs={most}"
         )
         if recipe.patience:
             later = recipe.patience * plan.schedule.eval_interval
             line += f" (patience={recipe.patience} ends it {later:,} iterations after the best)"
         yield line
     elif length and plan.passes < 0.95 and length == recipe.max_iters:
-        whole = math.ceil(updates_of_a_pass)
-        yield f"{length:,} iterations read {plan.passes:.0%} of {tokens:,} tokens; --max_iters={whole} reads them once"
+        once = math.ceil(updates_per_pass)
+        yield f"{length:,} iterations read {plan.passes:.0%} of {tokens:,} tokens; --max_iters={once} reads them once"
 
 
 def _time(plan: Plan) -> Iterator[str]:
     seconds = sum(plan.seconds().values())
     if seconds > thresholds.LONG_RUN:
-        days = f"{duration(seconds)} are {seconds / thresholds.DAY:,.1f} days"
-        yield f"{days}; a smaller model, fewer epochs or another device would shorten that"
+        shorter = "a smaller model, fewer epochs or another device would shorten that"
+        yield f"{duration(seconds)} are {seconds / thresholds.DAY:,.1f} days; {shorter}"
     if plan.device == "cpu" and plan.config.n_layer * plan.config.n_embd**2 > 12 * 768**2:
         yield "larger models than gpt2 are slow on a CPU"
 
@@ -90,22 +90,22 @@ def _model_size(plan: Plan) -> Iterator[str]:
 def _update(plan: Plan) -> Iterator[str]:
     low, high = thresholds.TOKENS_OF_UPDATE
     if 0 < plan.schedule.length < thresholds.FEW_UPDATES:
-        few = f"{plan.schedule.length} iterations in all leave the optimizer few steps"
-        yield f"{few}; a smaller gradient_accumulation_steps makes more of the same passes"
+        more = "a smaller gradient_accumulation_steps makes more of the same passes"
+        yield f"{plan.schedule.length} iterations in all leave the optimizer few steps; {more}"
     if plan.pretrained and not low <= plan.tokens <= high:
         yield f"{plan.tokens:,} tokens an iteration: {low:,} to {high:,} is usual, for the usual learning rates"
 
 
 def _evaluation(plan: Plan) -> Iterator[str]:
     if plan.data.tokens["val"] < thresholds.FEW_VAL_TOKENS:
-        few = f"{plan.data.tokens['val']:,} tokens validate: differences of a few hundredths of a nat are chance"
-        yield f"{few}; a larger val_fraction is more precise"
+        chance = "differences of a few hundredths of a nat are chance; a larger val_fraction is more precise"
+        yield f"{plan.data.tokens['val']:,} tokens validate: {chance}"
     seconds = plan.seconds()
     if seconds and seconds["evaluations"] > max(60, seconds["updates"]):
-        longer = f"{plan.evaluations:,} evaluations take {duration(seconds['evaluations'])}"
+        evaluations = f"{plan.evaluations:,} evaluations take {duration(seconds['evaluations'])}"
         updates = f"the {plan.remaining:,} updates {duration(seconds['updates'])}"
         less = f"a larger eval_interval (now {plan.schedule.eval_interval:,}) or a smaller eval_iters reduces that"
-        yield f"{longer}, {updates}; {less}"
+        yield f"{evaluations}, {updates}; {less}"
 
 
 def _data(plan: Plan) -> Iterator[str]:

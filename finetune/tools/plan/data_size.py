@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 
 from finetune.common.errors import UsageError
@@ -28,9 +29,10 @@ class DataSize:
 
 
 def measured(recipe: Recipe, datasets: list[Dataset], model: ModelRef) -> DataSize:
-    """Of prepared directories, checked as training checks them."""
+    """The size of prepared datasets, checked as training checks them. Raises UsageError."""
     config, tokenizer, block_size = model.config, model.tokenizer, model.config.block_size
-    isolated, tokens, rows, documents = is_isolated(recipe, datasets), {}, {}, []
+    isolated = is_isolated(recipe, datasets)
+    tokens, rows, document_sizes = {}, {}, []
     for split in ("train", "val"):
         tokens[split] = rows[split] = 0
         for dataset in datasets:
@@ -41,7 +43,7 @@ def measured(recipe: Recipe, datasets: list[Dataset], model: ModelRef) -> DataSi
                 ends = dataset.document_ends(split)
                 packed = packing.pack(ends, block_size + 1)[2]
                 rows[split] += int(packed[-1]) + 1 if len(packed) else 0
-                documents.append(contents.tokens / len(ends))
+                document_sizes.append(contents.tokens / len(ends))
             else:
                 arrow_cache.check_length(dataset, split, block_size, contents.tokens)
                 rows[split] += arrow_cache.num_rows(contents.tokens, block_size)
@@ -52,12 +54,12 @@ def measured(recipe: Recipe, datasets: list[Dataset], model: ModelRef) -> DataSi
         tokenizer.describe()["name"] if tokenizer else "an unknown tokenizer",
         isolated,
         datasets[0].meta.get("val_fraction"),
-        max(2, round(sum(documents) / len(documents))) if isolated else None,
+        max(2, round(statistics.mean(document_sizes))) if isolated else None,
     )
 
 
 def imagined(recipe: Recipe, tokens: int, block_size: int) -> DataSize:
-    """Of --tokens."""
+    """The size of --tokens. Raises UsageError."""
     val_fraction = recipe.val_fraction or 0.1
     val = max(1, round(tokens * val_fraction))
     counts = {"train": tokens - val, "val": val}
@@ -67,5 +69,5 @@ def imagined(recipe: Recipe, tokens: int, block_size: int) -> DataSize:
             raise UsageError(f"--tokens: {count:,} of {tokens:,} tokens would be {split}, and {needed}")
     rows = {split: arrow_cache.num_rows(count, block_size) for split, count in counts.items()}
     kinds = {"char": f"{PLANNED_CHARACTERS} different characters", "auto": "gpt2"}
-    kind, isolated = kinds.get(recipe.tokenizer, recipe.tokenizer), recipe.isolate_documents == "true"
-    return DataSize(f"{tokens:,} tokens (--tokens)", counts, rows, kind, isolated, val_fraction, exists=False)
+    tokenizer, isolated = kinds.get(recipe.tokenizer, recipe.tokenizer), recipe.isolate_documents == "true"
+    return DataSize(f"{tokens:,} tokens (--tokens)", counts, rows, tokenizer, isolated, val_fraction, exists=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,10 +61,10 @@ class Plan:
     program: int  # memory of the process without a model
     timing: Timing | None = None
     untimed: str = "quick=true"  # why there is no timing
-    mode: str = ""  # what memory=auto chooses, in a line, for
-    asked: Recipe | None = None  # this recipe
+    mode: str = ""  # what memory=auto chose, in a line
+    asked: Recipe | None = None  # the recipe before memory=auto changed it
     max_eval_rows: int | None = None  # blocks of an evaluation; None for the whole split
-    found_batch_size: bool = False  # batch_size=auto: the recipe holds the number that was found
+    found_batch_size: bool = False  # the recipe's batch_size was found for batch_size=auto
 
     @property
     def block_size(self) -> int:
@@ -95,29 +94,33 @@ class Plan:
 
     @property
     def evaluations(self) -> int:
-        """How often both splits will be evaluated."""
+        """Evaluations that are still to come."""
         return _multiples(self.done - (self.done == 0), self.schedule.length, self.schedule.eval_interval)
 
     @property
     def saves(self) -> int:
-        """How often a state will be saved."""
+        """States that are still to be saved."""
         return _multiples(self.done, self.schedule.length, self.schedule.save_interval)
 
     @property
     def samplings(self) -> int:
-        """How often samples will be generated before the end."""
+        """Samplings that are still to come, without the one at the end."""
         interval = self.recipe.sample_interval
         return max(0, (self.schedule.length - 1) // interval - self.done // interval) if interval else 0
 
     @property
     def rows_of_evaluation(self) -> tuple[int, int]:
-        """Blocks that an evaluation reads, of train and of val."""
+        """(blocks of train, blocks of val) of an evaluation."""
         limit = self.max_eval_rows
         train = limit or max(1, split_loss.TRAIN_PROBE // self.block_size)
         return min(train, self.data.rows["train"]), min(limit or self.data.rows["val"], self.data.rows["val"])
 
     def estimate_memory(self, evaluated: int | None = None, **changes: Any) -> memory.MemoryEstimate:
-        """Of a process, with changes of the recipe; another batch_size keeps the blocks of an update."""
+        """Memory of a process. Changes of the recipe are tried; another batch_size keeps the blocks of an update.
+
+        Args:
+            evaluated: blocks of an evaluation, instead of those of the recipe.
+        """
         if "batch_size" in changes:
             changes = {"gradient_accumulation_steps": self.rows // changes["batch_size"], **changes}
         work = memory.Workload(
@@ -137,7 +140,7 @@ class Plan:
         """Memory that a device needs for all processes on it."""
         if self.device == "cpu":
             return self.estimate_memory(**changes).peak * self.processes
-        return self.estimate_memory(evaluated=1, **changes).peak  # a GPU evaluates fewer blocks when memory is short
+        return self.estimate_memory(evaluated=1, **changes).peak  # with less memory a GPU evaluates fewer blocks
 
     def peak_bytes_of(self, recipe: Recipe) -> int:
         """`peak_bytes` of this plan with another recipe."""
@@ -158,7 +161,7 @@ class Plan:
         return 2 * (self.processes - 1) * 4 * trained // self.processes
 
     def seconds(self) -> dict[str, float]:
-        """{what: seconds} of the run from the start of its process to its end; {} if it was not timed."""
+        """{part: seconds} of the run, from the start of its process to its end; {} if it was not timed."""
         timing, recipe = self.timing, self.recipe
         if timing is None:
             return {}
@@ -225,7 +228,7 @@ def plan(recipe: Recipe, origins: dict[str, str], tokens: int | None = None, pro
 
 
 def _with_chosen_sizes(plan: Plan, saved: dict[str, Any]) -> Plan:
-    """With the mode of memory=auto, for a resumed run the one chosen before, or the size of batch_size=auto."""
+    """The plan with the mode of memory=auto (of a resumed run: as it chose before) or the size of batch_size=auto."""
     recipe = plan.recipe
     if recipe.memory == "auto":
         chosen = memory_modes.previous_choice(recipe, saved["recipe"], plan.processes) if saved else None
@@ -252,16 +255,12 @@ def _saved(recipe: Recipe) -> dict[str, Any]:
 
 
 def _disk_free(out_dir: str) -> int:
-    """Free bytes where out_dir is or will be, with those of checkpoints that will be replaced."""
-    place = Path(out_dir).resolve()
-    used = files.used_bytes(place)
-    while not place.is_dir():
-        place = place.parent
-    return files.free_bytes(place) + used
+    """Free bytes for a run in out_dir, which need not exist. Old checkpoints count as free: they will be replaced."""
+    return files.free_bytes(files.nearest_directory(out_dir)) + files.used_bytes(out_dir)
 
 
 def _multiples(after: int, last: int, interval: int) -> int:
-    """How many steps above `after` up to `last` are multiples of `interval` or `last` itself."""
+    """Number of steps in (after, last] that are multiples of `interval`, or `last` itself."""
     return max(0, last // interval - math.floor(after / interval) + (last % interval != 0 and last > after))
 
 

@@ -1,5 +1,4 @@
-"""A learning rate found by trial: short runs from the same start, each with its own rate, compared by the validation
-loss at their end."""
+"""Learning rates tried in short runs from the same weights, compared by their last validation loss."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune.common.errors import UsageError
-from finetune.common.formatting import duration
+from finetune.common.formatting import duration, two_digits
 from finetune.config import schedule as schedules
 from finetune.config.recipe import Recipe
 from finetune.evaluation.split_loss import split_loss
@@ -25,43 +24,38 @@ from finetune.training.state import Setup, TrainState
 
 STEP = 3.0  # factor between neighbouring rates
 RUNS = 5  # at most
-UPDATES = (5, 100)  # of a run: fewer say nothing, more are not needed to see which rate is ahead
+MIN_UPDATES, MAX_UPDATES = 5, 100  # of a run: fewer show nothing, more are not needed to compare rates
 ROWS = 64  # of val that are evaluated
-NOISE = 0.005  # nats; if it is that close to the best, the recipe's own rate stays
+TIE = 0.005  # nats; the recipe's own rate stays if it is that close to the best
 
 
 @dataclass
 class Trial:
     results: dict[float, float]  # {learning rate: validation loss, inf where training diverged}
-    before: float  # validation loss of the model they all began with
+    before: float  # validation loss before training
     updates: int
     given: float  # the recipe's own rate
 
     @property
     def best(self) -> float:
         best = min(self.results, key=self.results.__getitem__)
-        return self.given if self.results[self.given] < self.results[best] + NOISE else best
+        return self.given if self.results[self.given] < self.results[best] + TIE else best
 
     def report(self) -> str:
         lines = [f"{'learning rate':<15}val loss after {self.updates} updates (before: {self.before:.4f})"]
         for rate, loss in sorted(self.results.items()):
             mark = "  <- best" if rate == self.best else ""
-            lines.append(f"{rate:<15g}{f'{loss:.4f}' if math.isfinite(loss) else 'diverged'}{mark}")
-        line = f"suggestion: --learning_rate={self.best:g}"
+            lines.append(f"{rate:<15g}{_loss_text(loss)}{mark}")
+        lines.append(f"suggestion: --learning_rate={self.best:g}")
         if self.best in (min(self.results), max(self.results)):
-            line += "; it is at the edge of what was tried, so a further one may be better still"
-        return "\n".join(
-            [
-                *lines,
-                line,
-                "Short runs favour high rates a little: when in doubt, take the lower of two that are close.",
-            ]
-        )
+            lines[-1] += "; it is at the edge of what was tried, so a further one may be better still"
+        lines.append("Short runs favour high rates a little: when in doubt, take the lower of two that are close.")
+        return "\n".join(lines)
 
 
 def find_lr(plan: Plan, minutes: float) -> Trial:
-    """Try rates around the recipe's own for at most so many minutes. Prints first how long it will take. Raises
-    UsageError when that time is too short, and when the plan was not timed."""
+    """Try rates around the recipe's own for at most so many minutes, after printing how long that will take. Raises
+    UsageError if the time is too short or the plan was not timed."""
     if plan.timing is None:
         raise UsageError(f"--find_lr: cannot be tried, because {plan.untimed}")
     updates, seconds = _affordable(plan, plan.timing, minutes * 60)
@@ -75,25 +69,22 @@ def find_lr(plan: Plan, minutes: float) -> Trial:
 
         def try_rate(rate: float) -> None:
             reset_to_initial(setup, state)
-            results[rate] = _loss(setup, state, dataclasses.replace(recipe, learning_rate=rate), rows)
-            shown = f"{results[rate]:.4f}" if math.isfinite(results[rate]) else "diverged"
-            print(f"  {rate:g}: {shown}", file=sys.stderr, flush=True)
+            results[rate] = _train(setup, state, dataclasses.replace(recipe, learning_rate=rate), rows)
+            print(f"  {rate:g}: {_loss_text(results[rate])}", file=sys.stderr, flush=True)
 
         before = split_loss(setup.device, setup.model, setup.val, rows)
-        for rate in (given, _rounded(given * STEP), _rounded(given / STEP)):
+        for rate in (given, two_digits(given * STEP), two_digits(given / STEP)):
             try_rate(rate)
         while len(results) < RUNS:  # go on in the direction that gets better
-            rates = sorted(results)
             best = min(results, key=results.__getitem__)
-            if best not in (rates[0], rates[-1]):
+            if best not in (min(results), max(results)):
                 break
-            try_rate(_rounded(best * STEP if best == rates[-1] else best / STEP))
+            try_rate(two_digits(best * STEP if best == max(results) else best / STEP))
     return Trial(results, before, updates, given)
 
 
-def _rounded(rate: float) -> float:
-    """To two digits, as people write rates."""
-    return float(f"{rate:.2g}")
+def _loss_text(loss: float) -> str:
+    return f"{loss:.4f}" if math.isfinite(loss) else "diverged"
 
 
 def _affordable(plan: Plan, timing: Timing, seconds: float) -> tuple[int, float]:
@@ -102,18 +93,19 @@ def _affordable(plan: Plan, timing: Timing, seconds: float) -> tuple[int, float]
     update = timing.update + (recipe.gradient_accumulation_steps - 1) * timing.micro_batch
     evaluation = min(ROWS, plan.data.rows["val"]) * timing.row
     fixed = 2 * timing.start + (RUNS + 1) * evaluation  # weights are read again for every run
-    updates = min(UPDATES[1], max(1, plan.schedule.length), int((seconds - fixed) / RUNS / update))
-    least = min(UPDATES[0], max(1, plan.schedule.length))
+    length = max(1, plan.schedule.length)
+    updates, least = min(MAX_UPDATES, length, int((seconds - fixed) / RUNS / update)), min(MIN_UPDATES, length)
     if updates < least:
+        needed = fixed + RUNS * least * update
         raise UsageError(
-            f"--find_lr: {RUNS} runs of {least} updates take {duration(fixed + RUNS * least * update)} here; allow that"
-            f" with --trial_minutes={math.ceil((fixed + RUNS * least * update) / 60)}, or make updates smaller"
+            f"--find_lr: {RUNS} runs of {least} updates take {duration(needed)} here; allow that with"
+            f" --trial_minutes={math.ceil(needed / 60)}, or make updates smaller"
         )
     return updates, fixed + RUNS * updates * update
 
 
-def _loss(setup: Setup, state: TrainState, recipe: Recipe, rows: np.ndarray) -> float:
-    """Validation loss at the end of a run of this recipe; inf when a loss on the way is not finite."""
+def _train(setup: Setup, state: TrainState, recipe: Recipe, rows: np.ndarray) -> float:
+    """Train with this recipe and return the validation loss on these rows; inf if training diverges."""
     schedule = schedules.schedule(recipe, setup.train.num_rows)
     for state.step in range(schedule.length):
         lr = schedules.learning_rate(state.step, recipe, schedule)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
-from finetune.common.errors import UsageError
+from finetune.common.formatting import two_digits
 from finetune.config import recipe_file
 from finetune.config.recipe import LORA_RATE, Recipe
 from finetune.gpt import size as sizes
@@ -16,20 +15,10 @@ from finetune.runs.thresholds import PASSES, PASSES_FROM_SCRATCH, TOKENS_OF_UPDA
 from finetune.tools.plan import advice
 from finetune.tools.plan.estimate import Plan
 
-UPDATES_OF_A_PASS = 256  # if updates need be neither too small nor too large for that
+UPDATES_PER_PASS = 256  # wanted, within TOKENS_OF_UPDATE
 UPDATES_FROM_SCRATCH = 5000  # nanoGPT's for small models
 MAX_ITERS = 5000  # the recipes' ceiling
 Choices = dict[str, tuple[Any, str]]  # {key: (value, reason)}
-
-
-def check_target(path: str) -> None:
-    """Raise UsageError if a recipe cannot be written there."""
-    if not path.endswith((".yaml", ".yml")):
-        raise UsageError(f"--to: {path} is no recipe; its name ends with .yaml")
-    if Path(path).exists():
-        raise UsageError(f"--to: {path} exists; name another file")
-    if not Path(path).resolve().parent.is_dir():
-        raise UsageError(f"--to: there is no directory {Path(path).resolve().parent}")
 
 
 def recipe(plan: Plan, path: str = "FILE.yaml", learning_rate: float | None = None) -> str:
@@ -47,9 +36,10 @@ def recipe(plan: Plan, path: str = "FILE.yaml", learning_rate: float | None = No
     names = [name for name in fields if name in chosen and chosen[name][0] is not None]
     pairs = [f"{name}: {recipe_file.scalar(chosen[name][0])}" for name in names]
     width = max(map(len, pairs))
-    machine = f"{plan.device} with {plan.available / 1e9:.0f} GB free"
-    data = f"{plan.data.tokens['train']:,} tokens to train on"
-    head = f"# accelerate launch -m finetune.train {path}\n#\n# Suggested for {data}, on {machine}.\n"
+    place = (
+        f"{plan.data.tokens['train']:,} tokens to train on, on {plan.device} with {plan.available / 1e9:.0f} GB free"
+    )
+    head = f"# accelerate launch -m finetune.train {path}\n#\n# Suggested for {place}.\n"
     return "\n".join([head, *(f"{pair:<{width}}  # {chosen[name][1]}" for name, pair in zip(names, pairs))]) + "\n"
 
 
@@ -91,8 +81,8 @@ def _choose_batch(plan: Plan, given: set[str]) -> Choices:
     chosen: Choices = {}
     asked = {name: getattr(plan.recipe, name) for name in given & {"batch_size", "gradient_accumulation_steps"}}
     rows, T = _rows_of_update(plan), plan.block_size
-    whole = dataclasses.replace(plan.recipe, batch_size=1, gradient_accumulation_steps=rows)
-    plan = dataclasses.replace(plan, recipe=whole)
+    recipe = dataclasses.replace(plan.recipe, batch_size=1, gradient_accumulation_steps=rows)
+    plan = dataclasses.replace(plan, recipe=recipe)
     size, checkpointing = plan.largest_batch(gradient_checkpointing=False), False
     if size is None:
         size, checkpointing = plan.largest_batch(gradient_checkpointing=True) or 1, True
@@ -110,11 +100,10 @@ def _choose_batch(plan: Plan, given: set[str]) -> Choices:
 
 
 def _rows_of_update(plan: Plan) -> int:
-    """Blocks of an update, a power of two times the processes. For pretrained weights as few tokens as are usual, or
-    more if a pass has enough updates; from scratch as many as give UPDATES_FROM_SCRATCH."""
+    """Blocks of an update, a power of two times the processes, for UPDATES_PER_PASS or UPDATES_FROM_SCRATCH."""
     low, high = TOKENS_OF_UPDATE
     if plan.pretrained:
-        wanted = plan.data.tokens["train"] / UPDATES_OF_A_PASS
+        wanted = plan.data.tokens["train"] / UPDATES_PER_PASS
     else:
         low, wanted = low // 8, _epochs(plan) * plan.data.tokens["train"] / UPDATES_FROM_SCRATCH
     rows = min(high, max(low, wanted)) / plan.block_size
@@ -124,20 +113,19 @@ def _rows_of_update(plan: Plan) -> int:
 def _epochs(plan: Plan) -> int:
     if plan.pretrained:
         return PASSES
-    useful = TOKENS_PER_PARAMETER * sizes.num_parameters(plan.config) / plan.data.tokens["train"]
-    return max(1, min(PASSES_FROM_SCRATCH, round(useful)))
+    epochs = round(TOKENS_PER_PARAMETER * sizes.num_parameters(plan.config) / plan.data.tokens["train"])
+    return max(1, min(PASSES_FROM_SCRATCH, epochs))
 
 
 def _choose_length(plan: Plan, rows: int) -> Choices:
     """epochs and max_iters."""
     epochs = _epochs(plan)
     length = math.ceil(epochs * plan.data.rows["train"] / rows)
-    ceiling, why = (
-        max(MAX_ITERS, length),
-        f"{TOKENS_PER_PARAMETER} tokens a parameter, at most {PASSES_FROM_SCRATCH} passes",
-    )
     if plan.pretrained:
         ceiling, why = MAX_ITERS, "a pretrained model is at its best within them"
+    else:
+        ceiling = max(MAX_ITERS, length)
+        why = f"{TOKENS_PER_PARAMETER} tokens a parameter, at most {PASSES_FROM_SCRATCH} passes"
     limit = "a ceiling" if length <= ceiling else f"ends the run before {epochs} passes, which are {length:,}"
     return {"epochs": (epochs, f"{min(length, ceiling):,} updates; {why}"), "max_iters": (ceiling, limit)}
 
@@ -149,6 +137,6 @@ def _choose_learning_rate(plan: Plan, found: float | None) -> tuple[float, str]:
     if plan.recipe.lora_rank:
         return LORA_RATE, f"{low:g} to {high:g} is usual for LoRA"
     if plan.pretrained:
-        rate = high if tokens < 1_000_000 else float(f"{math.sqrt(low * high):.2g}")
+        rate = high if tokens < 1_000_000 else two_digits(math.sqrt(low * high))
         return rate, f"{low:g} to {high:g} is usual for {tokens:,} tokens"
-    return float(f"{low * 3:.2g}"), f"usual for a model {plan.config.n_embd} wide from scratch"
+    return two_digits(low * 3), f"usual for a model {plan.config.n_embd} wide from scratch"

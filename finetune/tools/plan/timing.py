@@ -1,11 +1,10 @@
-"""Seconds that a run takes on this machine: a few micro-batches of a model of the real shape with random weights, an
-evaluation of some blocks, a few sampled tokens, and a file written to the disk. The plan's counts scale each."""
+"""Timing on this machine: a few micro-batches of a model of the real shape with random weights, an evaluation of some
+blocks, a few sampled tokens, and a file written to the disk."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import statistics
 import tempfile
@@ -36,18 +35,19 @@ MICRO_BATCHES = 3  # that are timed, where they are slow
 ENOUGH = 2.0  # seconds; fast micro-batches are repeated for so long
 PATIENCE = 60.0  # seconds; slower micro-batches are timed with one block each
 PROBE_BYTES = 64 << 20  # of the file that is written
-NEW_TOKENS = 8
+NEW_TOKENS = 8  # that are sampled
 
 
 def timed(plan: Plan, began: float) -> Plan:
-    """The plan with its Timing, or with the reason why there is none. `began`: when the process did."""
+    """The plan with its Timing, or with the reason why there is none. The process began at `began`."""
     if not plan.fits:
         return dataclasses.replace(plan, untimed="it does not fit into memory")
     if plan.device == "cpu" and plan.processes > 1:
         return dataclasses.replace(plan, untimed="processes that share a CPU are not timed one by one")
     _import_the_rest()
     device = devices.start(dataclasses.replace(plan.recipe, gradient_accumulation_steps=1))
-    plan = dataclasses.replace(plan, program=_program(plan))
+    if plan.device == "cpu":
+        plan = dataclasses.replace(plan, program=psutil.Process().memory_info().rss)
     try:
         return dataclasses.replace(plan, timing=_time(plan, device, began))
     except (RuntimeError, MemoryError) as error:
@@ -62,7 +62,7 @@ def _time(plan: Plan, device: Device, began: float) -> Timing:
     start = time.perf_counter() - began
 
     def timed_update(micro_batches: int, batch_size: int) -> float:
-        return _timed_update(setup, MicroBatch(batch_size, micro_batches))
+        return _seconds_of_an_update(setup, MicroBatch(batch_size, micro_batches))
 
     rows, is_cpu = recipe.micro_batch_size, device.torch_device.type == "cpu"
     first = timed_update(1, 1 if is_cpu else rows)
@@ -72,7 +72,7 @@ def _time(plan: Plan, device: Device, began: float) -> Timing:
     single, micro_batch = _repeat(timed_update, rows)
     scale = recipe.micro_batch_size / rows
     row = _seconds_of_a_row(setup)
-    peak = _peak_memory(device) if scale == 1 else None
+    peak = _peak_memory(device) if scale == 1 else None  # before tokens are sampled
     return Timing(
         start=start,
         warm_up=max(0.0, first - single),
@@ -104,15 +104,21 @@ def _setup(plan: Plan, device: Device) -> Setup:
     return setup
 
 
-def _timed_update(setup: Setup, micro_batch: MicroBatch) -> float:
-    """Seconds of an update that is cut like this; its learning rate is 0."""
+def _seconds(device: Device, work: Callable[[], object]) -> float:
+    devices.synchronize(device.torch_device)
+    began = time.perf_counter()
+    work()
+    devices.synchronize(device.torch_device)
+    return time.perf_counter() - began
+
+
+def _seconds_of_an_update(setup: Setup, micro_batch: MicroBatch) -> float:
+    """Of an update with learning rate 0."""
     device = setup.device
     sampler = BlockSampler(setup.train.num_rows, micro_batch.blocks, setup.recipe.seed)
     scaler = torch.amp.GradScaler(device.torch_device.type) if device.dtype == torch.float16 else None
-    devices.synchronize(device.torch_device)
-    began = time.perf_counter()
-    update(dataclasses.replace(setup, sampler=sampler), TrainState(micro_batch, scaler), lr=0.0).read()
-    return time.perf_counter() - began
+    setup, state = dataclasses.replace(setup, sampler=sampler), TrainState(micro_batch, scaler)
+    return _seconds(device, lambda: update(setup, state, lr=0.0).read())
 
 
 def _repeat(timed_update: Callable[[int, int], float], rows: int) -> tuple[float, float]:
@@ -127,18 +133,15 @@ def _repeat(timed_update: Callable[[int, int], float], rows: int) -> tuple[float
 
 
 def _seconds_of_a_row(setup: Setup) -> float:
-    """Of an evaluation, on as many blocks as two seconds allow."""
+    """Of evaluating a block, by as many blocks as two seconds allow."""
 
-    def evaluated(rows: int) -> float:
-        devices.synchronize(setup.device.torch_device)
-        began = time.perf_counter()
-        split_loss(setup.device, setup.model, setup.val, range(rows))
-        return time.perf_counter() - began
+    def evaluate(rows: int) -> float:
+        return _seconds(setup.device, lambda: split_loss(setup.device, setup.model, setup.val, range(rows)))
 
-    evaluated(1)
-    once = evaluated(1)
+    evaluate(1)
+    once = evaluate(1)
     rows = max(1, min(setup.val.num_rows, int(2 / max(once, 1e-4))))
-    return evaluated(rows) / rows if rows > 1 else once
+    return evaluate(rows) / rows if rows > 1 else once
 
 
 def _seconds_of_a_token(model: GPT, recipe: Recipe, device: Device) -> float:
@@ -148,29 +151,19 @@ def _seconds_of_a_token(model: GPT, recipe: Recipe, device: Device) -> float:
     new = min(NEW_TOKENS, recipe.max_new_tokens)
     with device.uncompiled():
         model.generate(idx, 1)
-        devices.synchronize(device.torch_device)
-        began = time.perf_counter()
-        model.generate(idx, new)
-        devices.synchronize(device.torch_device)
-    return (time.perf_counter() - began) / new
+        return _seconds(device, lambda: model.generate(idx, new)) / new
 
 
 def _seconds_of_a_byte(out_dir: str) -> float:
     """Of a checkpoint: written, read again for its hash, and synced, on the disk of out_dir."""
-    place, data = Path(out_dir).resolve(), os.urandom(1 << 20)
-    while not place.is_dir():
-        place = place.parent
+    data = os.urandom(PROBE_BYTES)
     try:
-        with tempfile.TemporaryFile(dir=place) as file:
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=files.nearest_directory(out_dir)) as directory:
+            path = Path(directory) / "probe"
             began = time.perf_counter()
-            for _ in range(PROBE_BYTES >> 20):
-                file.write(data)
-            file.flush()
-            file.seek(0)
-            digest = hashlib.sha256()
-            while chunk := file.read(files.CHUNK_BYTES):
-                digest.update(chunk)
-            os.fsync(file.fileno())
+            path.write_bytes(data)
+            files.sha256_of(path)
+            files.sync(path)
             return (time.perf_counter() - began) / PROBE_BYTES
     except OSError:  # training reports it better
         return 0.0
@@ -183,24 +176,19 @@ def _blocks(plan: Plan) -> Blocks:
     blocks = Blocks.from_tokens(ids, T)
     if not plan.data.isolated:
         return blocks
-    positions = (np.arange(T + 1) % (plan.data.document or T + 1)).astype(np.uint16)
-    columns = {"input_ids": blocks.columns["input_ids"], "position_ids": [np.tile(positions, (rows, 1))]}
-    return Blocks({**columns, "targets": [(columns["position_ids"][0] > 0).astype(np.uint8)]}, len(ids))
+    positions = np.tile((np.arange(T + 1) % (plan.data.document or T + 1)).astype(np.uint16), (rows, 1))
+    targets = (positions > 0).astype(np.uint8)
+    return Blocks({**blocks.columns, "position_ids": [positions], "targets": [targets]}, len(ids))
 
 
 def _import_the_rest() -> None:
-    """Import what training imports besides, so that its start time counts."""
+    """Import what training imports later, so that it counts as start time."""
     import accelerate  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
     import torch._dynamo  # noqa: F401  the optimizer imports it
 
     with contextlib.suppress(ImportError):
         import datasets  # noqa: F401
-
-
-def _program(plan: Plan) -> int:
-    """Bytes that this process takes now, which has no model yet."""
-    return psutil.Process().memory_info().rss if plan.device == "cpu" else 0
 
 
 def _peak_memory(device: Device) -> int | None:

@@ -14,7 +14,7 @@ from finetune.config.recipe import Recipe
 
 @contextlib.contextmanager
 def report_after(recipe: Recipe) -> Generator[None]:
-    """Around training: however the run ends, write its report and print the diagnosis in at most two lines."""
+    """Around training: however it ends, write the report and print a diagnosis of at most two lines."""
     began = time.time()
     try:
         yield
@@ -32,8 +32,8 @@ def report_after(recipe: Recipe) -> Generator[None]:
 
 
 def _report(recipe: Recipe, began: float, alone: bool = False) -> list[str]:
-    """Write the report; return the lines to print. Only rank 0 does it, or the rank that fails alone. An error here
-    does not change how the run ends."""
+    """Write the report on rank 0, or on the rank that fails alone; return the lines to print. An error here does not
+    change how the run ends."""
     rank = int(os.environ.get("RANK", "0"))
     if recipe.eval_only or (rank != 0 and not alone):
         return []
@@ -41,9 +41,9 @@ def _report(recipe: Recipe, began: float, alone: bool = False) -> list[str]:
         from finetune.tools.report import diagnosis, html_report, record
 
         run = record.load(recipe.out_dir)
-        if run.started.get("time", 0) < began:  # training failed before it began, so this is the run before it
-            return []
-        if run.failure and run.failure.get("rank", 0) != rank:  # the rank that failed first writes the report
+        is_older = run.started.get("time", 0) < began  # training failed before it began, and this run was before
+        failed_elsewhere = run.failure and run.failure.get("rank", 0) != rank  # that rank writes the report
+        if is_older or failed_elsewhere:
             return []
         findings = diagnosis.diagnose(run)
         return [*diagnosis.brief(findings), f"report in {html_report.write(run, findings)}"]

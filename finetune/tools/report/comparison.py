@@ -1,4 +1,4 @@
-"""Runs side by side: where their recipes differ, their results and their speed."""
+"""Runs side by side: results, speed, and the keys in which their recipes differ."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Row = tuple[str, ...]  # a name and one text for each run
 
 def to_text(runs: Sequence[Record]) -> str:
     """The comparison as an aligned table, with notes below."""
-    width_of_table = len(runs) + 1
-    differences = _recipes(runs) or [("the recipes are the same", *[""] * len(runs))]
-    rows = [("", *(str(run.out_dir) for run in runs)), *_results(runs), ("",) * width_of_table, *differences]
-    widths = [max(len(row[column]) for row in rows) for column in range(width_of_table)]
+    empty = [""] * len(runs)
+    differences = _recipes(runs) or [("the recipes are the same", *empty)]
+    rows = [("", *(str(run.out_dir) for run in runs)), *_results(runs), ("", *empty), *differences]
+    widths = [max(map(len, column)) for column in zip(*rows)]
     lines = []
     for name, *cells in rows:
         line = [name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:]))]
@@ -68,7 +68,7 @@ def _result(run: Record) -> dict[str, str]:
 
 
 def _notes(runs: Sequence[Record]) -> list[str]:
-    """What a reader of the figures must know."""
+    """Why the figures may not be comparable."""
     lines = []
     if len({_data_identity(run, "val") for run in runs}) > 1:
         lines.append("these runs were validated on different data, so their losses cannot be compared")
@@ -80,6 +80,6 @@ def _notes(runs: Sequence[Record]) -> list[str]:
 
 
 def _data_identity(run: Record, split: str) -> tuple[tuple[str, str], ...]:
-    """What identifies the data of a split, () if it is not recorded."""
+    """The entries for a split in the identity of a run, () if it is not recorded."""
     identity = run.started.get("identity", {})
     return tuple(sorted((name, str(value)) for name, value in identity.items() if name.startswith(split)))

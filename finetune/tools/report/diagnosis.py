@@ -1,4 +1,4 @@
-"""What is wrong with a run. The rules are in rules.py, their thresholds in runs/thresholds.py."""
+"""The problems of a run. The rules are in rules.py, their thresholds in runs/thresholds.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from finetune.tools.report import rules
 from finetune.tools.report.record import Record
 from finetune.tools.report.rules import Finding
 
-# label: title and rule, the gravest first
+# {label: (title, rule)}, the gravest first
 ISSUES: dict[str, tuple[str, Callable[[Record], Finding | None]]] = {
     "out_of_memory": ("out of memory", rules.out_of_memory),
     "missing_checkpoint": ("a checkpoint is missing or damaged", rules.missing_checkpoint),
@@ -19,7 +19,7 @@ ISSUES: dict[str, tuple[str, Callable[[Record], Finding | None]]] = {
     "slow": ("training is slow", rules.slow),
     "disappointing": ("the result could be better", rules.disappointing),
 }
-# label: findings that it explains, which are not shown with it
+# {label: findings that it explains}, which are not shown with it
 EXPLAINS = {
     "out_of_memory": {"interrupted"},
     "missing_checkpoint": {"interrupted"},
@@ -35,7 +35,7 @@ def diagnose(run: Record) -> list[Finding]:
             found[label] = finding
     explained = set().union(*(EXPLAINS.get(label, set()) for label in found))
     found = {label: finding for label, finding in found.items() if label not in explained}
-    if len(found) > 1:  # to train on is no help with other problems
+    if len(found) > 1:  # a better result needs the other problems solved first
         found.pop("disappointing", None)
     return list(found.values())
 

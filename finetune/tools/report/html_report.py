@@ -1,5 +1,5 @@
-"""The report: report.html of a run, with curves, events, data, recipe and samples. One file, no script, no external
-asset. This module gathers the values; report.html.j2 escapes and shows them."""
+"""report.html of a run: curves, events, data, recipe and samples in one file, without scripts and external assets.
+This module gathers the values; report.html.j2 escapes and shows them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from finetune.common.files import write_file
 from finetune.common.formatting import duration, figure, is_number, setting
@@ -15,31 +14,25 @@ from finetune.config.recipe import Recipe
 from finetune.tools.report import diagnosis, svg_chart, tables
 from finetune.tools.report.record import Event, Record
 from finetune.tools.report.rules import Finding
-from finetune.tools.report.svg_chart import Chart, Line, Mark, chart
-
-if TYPE_CHECKING:
-    from jinja2 import Template
+from finetune.tools.report.svg_chart import Chart, Line, chart
 
 # with a line in every chart
 MARKED_EVENTS = ("resume", "out_of_memory", "diverged", "rollback", "save_failed", "stop", "failed")
+OTHER_CURVES = [
+    ("lr", "Learning rate", "d"),
+    ("tokens_per_second", "Tokens per second", "e"),
+    ("grad_norm", "Gradient norm", "b"),
+]
 MAX_SAMPLES = 5  # of one step
 MAX_SAMPLE_STEPS = 8
 Setting = tuple[str, str, str, str]  # key, value, origin, reason or help
 
 
 def write(run: Record, findings: list[Finding], path: str | Path | None = None) -> Path:
-    """Write the report of a run, by default to report.html in its out_dir; return the path. Raises OSError and leaves
-    the old file."""
+    """Write the report of a run, by default to report.html in its out_dir; return the path. Raises OSError."""
     path = Path(path or run.out_dir / "report.html")
-    write_file(path, html(run, findings).encode("utf-8", "replace"))  # the name of out_dir may not be UTF-8
-    return path
-
-
-def html(run: Record, findings: list[Finding]) -> str:
-    """The report of a run as an HTML document."""
     given, defaults = _settings(run)
-    evaluation = run.newest("evaluation")
-    return _template().render(
+    html = _render(
         run=run,
         state=_state(run),
         key_figures=_key_figures(run),
@@ -47,8 +40,7 @@ def html(run: Record, findings: list[Finding]) -> str:
         charts=_charts(run),
         svg=svg_chart,
         before_and_after=tables.before_and_after(run),
-        evaluation=evaluation,
-        measurements=tables.evaluation(evaluation) if evaluation else None,
+        measurements=tables.evaluation(run.evaluation),
         samples=[_samples(event) for event in _evenly_spaced(run.of("samples"), MAX_SAMPLE_STEPS)],
         events=tables.events(run),
         data=[(part, tables.splits(part), tables.sources(part), tables.findings(part)) for part in run.data],
@@ -56,20 +48,19 @@ def html(run: Record, findings: list[Finding]) -> str:
         defaults=defaults,
         written=time.strftime("%Y-%m-%d %H:%M"),
     )
+    write_file(path, html.encode("utf-8", "replace"))  # the name of out_dir may not be UTF-8
+    return path
 
 
-def _template() -> Template:
+def _render(**values: object) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    loader = PackageLoader("finetune.tools.report", "")
     environment = Environment(
-        loader=PackageLoader("finetune.tools.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["repr"] = repr
-    return environment.get_template("report.html.j2")
+    return environment.get_template("report.html.j2").render(values)
 
 
 def _state(run: Record) -> str:
@@ -77,8 +68,8 @@ def _state(run: Record) -> str:
         return "running"
     if run.ended:
         return "ended by early stopping" if run.ended_early else "done"
-    last = next((event["event"] for event in reversed(run.session) if event["event"] in ("stop", "failed")), None)
-    return {"stop": "stopped", "failed": "failed", None: "not ended"}[last]
+    ends = run.in_session("stop", "failed")
+    return {"stop": "stopped", "failed": "failed"}[ends[-1]["event"]] if ends else "not ended"
 
 
 def _key_figures(run: Record) -> Iterator[tuple[str, str | None]]:
@@ -98,7 +89,7 @@ def _charts(run: Record) -> list[Chart]:
     best, evaluations, updates = run.best, run.evaluations, run.updates
     ring = (best["step"], best["val_loss"], f"best: {best['val_loss']:.4f} at step {best['step']}") if best else None
     marks = [
-        Mark(tables.step_of(event), event["event"].replace("_", " "), f"{event['event']}: {tables.text_of(event)}")
+        (tables.step_of(event), event["event"].replace("_", " "), f"{event['event']}: {tables.text_of(event)}")
         for event in run.events
         if event["event"] in MARKED_EVENTS
     ]
@@ -108,11 +99,7 @@ def _charts(run: Record) -> list[Chart]:
         Line("validation", [(event["step"], event["val_loss"]) for event in evaluations], "a", dots=True, ring=ring),
     ]
     charts = [chart("Loss, nats per token", losses, marks, run.done)]
-    for title, name, style in (
-        ("Learning rate", "lr", "d"),
-        ("Tokens per second", "tokens_per_second", "e"),
-        ("Gradient norm", "grad_norm", "b"),
-    ):
+    for name, title, style in OTHER_CURVES:
         points = [(event["iter"], event[name]) for event in updates if is_number(event.get(name))]
         charts.append(chart(title, [Line(title.lower(), points, style)], marks, run.done))
     return [made for made in charts if made]
@@ -132,17 +119,17 @@ def _samples(event: Event) -> tuple[str, list[str]]:
 
 
 def _settings(run: Record) -> tuple[list[Setting], list[Setting]]:
-    """(given, defaults): what was set, with its origin and reason; default and derived values, with their help."""
+    """(given, defaults): given values with origin and reason, default and derived values with their help."""
     fields, reasons = {field.name: field for field in dataclasses.fields(Recipe)}, run.started.get("reasons") or {}
     given, defaults = [], []
     for name, value in run.recipe.items():
         reason, metadata = reasons.get(name), fields[name].metadata if name in fields else {}
-        text, description = setting(value), metadata.get("help", "")
-        is_derived = metadata.get("derived") and value is not None
+        text, description, is_derived = setting(value), metadata.get("help", ""), metadata.get("derived")
         if reason:
             given.append((name, text, reason.get("origin", ""), reason.get("why") or description))
-        elif not metadata or (value != fields[name].default and not metadata.get("derived")):
+        elif not metadata or (value != fields[name].default and not is_derived):
             given.append((name, text, "", description))
         else:
-            defaults.append((name, text, "derived" if is_derived else "default", description))
+            origin = "derived" if is_derived and value is not None else "default"
+            defaults.append((name, text, origin, description))
     return given, defaults

@@ -15,25 +15,28 @@ from finetune.common.errors import UsageError
 from finetune.common.formatting import is_number
 from finetune.data import dataset
 from finetune.runs.datasets import places_of
-from finetune.runs.events import read_metrics
+from finetune.runs.events import Event, read_metrics
 
+BEGINS, ENDS = (
+    ("start", "resume"),
+    ("end", "stop", "failed"),
+)  # events around a session, of which a resumed run has several
 MISSING = "does not exist"
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 ROWS = "rows per iteration (batch_size x gradient_accumulation_steps)"  # a key of a run's identity
-Event = dict[str, Any]  # a line of metrics.jsonl
 
 
 @dataclass
 class Data:
-    """A dataset that a run read, as far as it can be found from here."""
+    """A dataset of a run, as far as it is found from here."""
 
     name: str  # in the recipe
     directory: Path | None = None
     meta: dict[str, Any] = field(default_factory=dict)  # its meta.json
-    same: bool | None = None  # whether these are still the bins of the run; None if unknown
+    same: bool | None = None  # whether the bins are those of the run; None if unknown
 
     def split(self, name: str) -> dict[str, Any]:
-        """What is known of a split: tokens, and more if there is a meta.json."""
+        """The counts of a split: tokens, and more if there is a meta.json."""
         described = self.meta.get("splits", {}).get(name, {})
         path = self.directory / f"{name}.bin" if self.directory else None
         return {"tokens": path.stat().st_size // 2, **described} if path and path.is_file() else described
@@ -61,17 +64,17 @@ class Record:
     @cached_property
     def started(self) -> Event:
         """The newest `start` or `resume` event, or {}."""
-        return next((event for event in reversed(self.events) if event["event"] in ("start", "resume")), {})
+        return next((event for event in reversed(self.events) if event["event"] in BEGINS), {})
 
     @cached_property
     def session(self) -> list[Event]:
         """The events since the newest start or resume."""
-        starts = [place for place, event in enumerate(self.events) if event["event"] in ("start", "resume")]
-        return self.events[starts[-1] + 1 :] if starts else self.events
+        starts = [place for place, event in enumerate(self.events, 1) if event["event"] in BEGINS]
+        return self.events[starts[-1] if starts else 0 :]
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """{key: value} with the derived values."""
+        """{key: value}, derived values included."""
         return self.started.get("recipe", {})
 
     @property
@@ -124,23 +127,26 @@ class Record:
 
     @property
     def ended(self) -> bool:
-        return self.last("end") is not None
+        return bool(self.in_session("end"))
 
     @property
     def killed(self) -> bool:
-        """Whether the newest session ended without a word."""
-        ends = [event for event in self.session if event["event"] in ("end", "stop", "failed")]
-        return bool(self.started) and not self.running and not ends
+        """Whether the newest session ended without recording an end, a signal or an error."""
+        return bool(self.started) and not self.running and not self.in_session(*ENDS)
 
     @property
     def failure(self) -> Event | None:
-        """The failure that ended the newest session. Of several ranks the first to fail says why, the others only that
-        it is gone."""
-        return next((event for event in self.session if event["event"] == "failed"), None)
+        """The failure that ended the newest session: of several ranks the first one, which has the cause."""
+        return next(iter(self.in_session("failed")), None)
+
+    @property
+    def failure_line(self) -> str:
+        """The first line of the failure's message."""
+        return self.failure["problem"].splitlines()[0] if self.failure else ""
 
     @property
     def ended_early(self) -> bool:
-        """Whether early stopping (patience) ended it."""
+        """Whether early stopping ended it."""
         return self.ended and self.done < self.length
 
     @property
@@ -148,20 +154,19 @@ class Record:
         """From start to the last event, summed over the sessions of a resumed run."""
         total, previous = 0.0, None  # time of the event before, None between sessions
         for event in self.events:
-            begins = event["event"] in ("start", "resume")
-            if previous is not None and not begins:
-                total += event["time"] - previous
-            if event["event"] in ("end", "stop", "failed"):
-                previous = None
-            elif begins or previous is not None:
+            if event["event"] in BEGINS:
                 previous = event["time"]
+            elif previous is not None:
+                total += event["time"] - previous
+                previous = None if event["event"] in ENDS else event["time"]
         return total
 
     @property
     def train_tokens(self) -> int | None:
         """Tokens to train on, None if unknown."""
-        known = [part.split("train")["tokens"] for part in self.data if "tokens" in part.split("train")]
-        return sum(known) if known and len(known) == len(self.data) else None
+        splits = [part.split("train") for part in self.data]
+        known = splits and all("tokens" in split for split in splits)
+        return sum(split["tokens"] for split in splits) if known else None
 
     def passes(self, updates: int) -> float | None:
         """Passes over the training data in so many updates, None if unknown."""
@@ -173,21 +178,23 @@ class Record:
     def of(self, kind: str) -> list[Event]:
         return [event for event in self.events if event["event"] == kind]
 
-    def newest(self, kind: str) -> Event | None:
-        return next((event for event in reversed(self.events) if event["event"] == kind), None)
+    def in_session(self, *kinds: str) -> list[Event]:
+        """The events of these kinds in the newest session."""
+        return [event for event in self.session if event["event"] in kinds]
 
-    def last(self, kind: str) -> Event | None:
-        """The newest event of a kind in the newest session."""
-        return next((event for event in reversed(self.session) if event["event"] == kind), None)
+    @property
+    def evaluation(self) -> Event:
+        """The newest result of finetune.eval, or {}."""
+        return next(reversed(self.of("evaluation")), {})
 
     def median(self, name: str) -> float | None:
-        """Median of a number in the log lines since the newest start, None if there are none. Without the first, which
-        is slower than all others."""
-        values = [event[name] for event in self.session if event["event"] == "iter" and has_numbers(event, name)]
+        """Median of a number in the log lines since the newest start, without the first, which is the slowest. None if
+        there are none."""
+        values = [event[name] for event in self.in_session("iter") if has_numbers(event, name)]
         return statistics.median(values[1:] or values) if values else None
 
     def bits_per_byte(self, loss: float) -> float | None:
-        """Of validation; None if the bytes of its text, or which of its tokens are targets, are unknown."""
+        """A validation loss in bits; None if the bytes of the text or the number of its targets are unknown."""
         split = self.data[0].split("val") if len(self.data) == 1 and self.data[0].same else {}
         if "targets" in split or not split.get("bytes") or self.recipe.get("isolate_documents") == "true":
             return None
@@ -195,8 +202,7 @@ class Record:
 
 
 def load(out_dir: str | Path, verify: bool = False) -> Record:
-    """The Record of a run. `verify` compares its checkpoints with their checksums, which reads them all. Raises
-    UsageError."""
+    """Read the Record of a run. `verify` reads all its checkpoints to compare their checksums. Raises UsageError."""
     out_dir = Path(out_dir)
     best, last = out_dir / "best", out_dir / "last"
     if not (out_dir / "metrics.jsonl").is_file() and not best.is_dir():
@@ -207,14 +213,14 @@ def load(out_dir: str | Path, verify: bool = False) -> Record:
     found = Record(
         out_dir,
         events,
-        _read_object(best / "config.json"),
-        _read_object(best / "finetune.json"),
+        _printable(files.read_json_object(best / "config.json")),
+        _printable(files.read_json_object(best / "finetune.json")),
         data=[],
         damaged={str(path.relative_to(out_dir)): problem for path, problem in problems.items() if problem},
         states=[path for path in saved if not problems[path]],
         running=files.is_locked(out_dir),
     )
-    if found.failure:  # the other ranks are about to end as well
+    if found.failure:  # the other ranks are about to end
         found.running = False
     identity = found.started.get("identity", {})
     names = found.recipe["dataset"].split(",") if found.recipe.get("dataset") else []
@@ -234,13 +240,13 @@ def _no_run(out_dir: Path) -> str:
 
 
 def _find_data(name: str, wanted: list[str | None]) -> Data:
-    """The dataset of a recipe, by its name or by the sha256 of its splits: a text that training prepared is under data/
-    by another name."""
+    """The dataset of a recipe, by its name or by the sha256 of its splits. A text is prepared under data/ by another
+    name."""
     named = None
     for directory in places_of(name):
         if not (directory / "train.bin").is_file():
             continue
-        meta = _read_object(directory / "meta.json")
+        meta = _printable(files.read_json_object(directory / "meta.json"))
         splits = meta.get("splits") if isinstance(meta.get("splits"), dict) else {}
         sums = [splits.get(split, {}).get("sha256") for split in ("train", "val")]
         if all(wanted) and sums == wanted:
@@ -251,7 +257,6 @@ def _find_data(name: str, wanted: list[str | None]) -> Data:
 
 
 def _damage(directory: Path, verify: bool) -> str | None:
-    """What is wrong with a checkpoint."""
     if not directory.is_dir():
         return MISSING
     if verify:
@@ -259,13 +264,8 @@ def _damage(directory: Path, verify: bool) -> str | None:
     return None if (directory / files.MANIFEST).is_file() else f"it has no {files.MANIFEST}, so it was never finished"
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} without one."""
-    return _printable(files.read_json_object(path))
-
-
 def _printable(value: Any) -> Any:
-    """A JSON value with control characters, which steer a terminal, and lone surrogates replaced."""
+    """A JSON value without control characters, which steer a terminal, and without lone surrogates."""
     if isinstance(value, str):
         return UNPRINTABLE.sub("\ufffd", value)
     if isinstance(value, dict):

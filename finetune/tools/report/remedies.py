@@ -1,4 +1,4 @@
-"""The commands that would help a run."""
+"""Commands that would help a run."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def train_at_rate(run: Record, learning_rate: float, **flags: Flag) -> str:
 
 
 def less_memory(run: Record, tries: list[str]) -> tuple[list[str], str, str]:
-    """(evidence, advice, command) of the first step to less memory that was not taken yet. First what learns the same,
-    then in the order of memory_modes.smaller_micro_batches. `tries` were made by the run itself."""
+    """(evidence, advice, command) of the first step to less memory that neither the recipe nor the run itself (`tries`)
+    has taken. Steps that do not change the result come first."""
     recipe, parameters = run.recipe, run.parameters
     sharded = "sharded" in run.started.get("machine", "")
     automatic = "" if sharded else "; memory=auto would choose what fits"
@@ -70,12 +70,9 @@ def less_memory(run: Record, tries: list[str]) -> tuple[list[str], str, str]:
 
 
 def newest_size(run: Record, name: str) -> int | None:
-    """batch_size or gradient_accumulation_steps as the run last had it: after OOM it makes its micro-batches
-    smaller."""
-    for event in reversed(run.session):
-        if event["event"] in ("out_of_memory", "batch_size"):
-            return event[name]
-    return run.recipe.get(name)
+    """batch_size or gradient_accumulation_steps at the end of the run, which OOM can have changed."""
+    changes = run.in_session("out_of_memory", "batch_size")
+    return changes[-1][name] if changes else run.recipe.get(name)
 
 
 def prepare_again(run: Record) -> str:
@@ -83,15 +80,12 @@ def prepare_again(run: Record) -> str:
     sources = [source.get("name") for part in run.data for source in part.meta.get("sources", [])]
     source = str(sources[0]) if sources else "SOURCE"
     tokenizer = run.init_from if run.init_from and Path(run.init_from).is_dir() else "gpt2"
-    flags = [f"--tokenizer={tokenizer}", "--out_dir=data/again"]
-    return shlex.join(["python", "-m", "finetune.prepare", source, *flags])
+    return shlex.join(["python", "-m", "finetune.prepare", source, f"--tokenizer={tokenizer}", "--out_dir=data/again"])
 
 
 def examine_data(run: Record) -> str | None:
-    for part in run.data:
-        if part.directory:
-            return f"python -m finetune.doctor {shlex.quote(str(part.directory))}"
-    return None
+    found = [str(part.directory) for part in run.data if part.directory]
+    return f"python -m finetune.doctor {shlex.quote(found[0])}" if found else None
 
 
 def _train(run: Record, **flags: Flag) -> str:

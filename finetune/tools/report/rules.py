@@ -27,13 +27,13 @@ def out_of_memory(run: Record) -> Finding | None:
     used = next((event["memory"] for event in reversed(run.session) if "memory" in event), 0)
     total = run.started.get("memory") or 0
     if run.failure and "out of memory" in run.failure["problem"]:
-        evidence = [_first_line(run.failure)]
+        evidence = [run.failure_line]
     elif run.killed and total and used > thresholds.FULL_MEMORY * total:
         memory = f"{used / 1e9:.1f} of {total / 1e9:.1f} GB of memory in use"
         evidence = [f"it ended without an error after {run.done:,} updates, with {memory}"]
     else:
         return None
-    tries = [event["done"].split(";")[0] for event in run.session if event["event"] == "out_of_memory"]
+    tries = [event["done"].split(";")[0] for event in run.in_session("out_of_memory")]
     if tries:
         evidence.append(f"the run itself tried: {'; '.join(tries)}")
     more, advice, command = remedies.less_memory(run, tries)
@@ -43,16 +43,15 @@ def out_of_memory(run: Record) -> Finding | None:
 def missing_checkpoint(run: Record) -> Finding | None:
     if run.running:
         return None
-    refused, failed = run.last("save_failed"), run.failure
-    damaged = run.damaged
+    refused, failed, damaged = run.in_session("save_failed"), run.failure, run.damaged
     if failed and not refused:  # a run that failed before its first evaluation has no best/ yet
         damaged = {name: problem for name, problem in damaged.items() if problem != MISSING}
     if not damaged and not (refused and failed):
         return None
-    evidence = [refused["problem"]] if refused else []
+    evidence = [event["problem"] for event in refused[-1:]]
     evidence += [f"{run.out_dir / name}: {problem}" for name, problem in damaged.items()]
     if failed:
-        evidence.append(f"the run ended with: {_first_line(failed)}")
+        evidence.append(f"the run ended with: {run.failure_line}")
     killed = ", as after SIGKILL or a power cut" if run.killed else ""
     evidence.append(f"the last recorded update is {run.done:,} of {run.length:,}{killed}")
     command = remedies.resume(run)
@@ -68,7 +67,7 @@ def missing_checkpoint(run: Record) -> Finding | None:
 
 def interrupted(run: Record) -> Finding | None:
     if run.failure and run.failure.get("code") != 3:
-        evidence = f"after {run.done:,} updates: {_first_line(run.failure)}"
+        evidence = f"after {run.done:,} updates: {run.failure_line}"
     elif run.killed:
         causes = "no end, signal or error was recorded, as after SIGKILL, OOM or a power cut"
         evidence = f"after {run.done:,} of {run.length:,} updates: {causes}"
@@ -84,20 +83,17 @@ def gibberish(run: Record) -> Finding | None:
         return Finding("gibberish", [signs["start"]], advice, remedies.prepare_again(run))
     evidence = []
     if run.failure and run.failure.get("code") == 3:
-        evidence.append(_first_line(run.failure))
+        evidence.append(run.failure_line)
     if best:
         last, rise = run.evaluations[-1], max(thresholds.DIVERGED_RISE, thresholds.RISE * best["val_loss"])
         if all(last[loss] > best[loss] + rise for loss in ("val_loss", "train_loss")):
-            evidence.append(
-                f"val loss {_change(best, last)}, and train loss {best['train_loss']:.4f} -> {last['train_loss']:.4f}:"
-                " both rise"
-            )
+            train_losses = f"train loss {best['train_loss']:.4f} -> {last['train_loss']:.4f}"
+            evidence.append(f"val loss {_change(best, last)}, and {train_losses}: both rise")
     if not evidence:
         return None
-    rollbacks = [event for event in run.session if event["event"] == "rollback"]
-    if rollbacks:
-        scale = f"learning rates times {rollbacks[-1]['lr_scale']:g}"
-        evidence.append(f"rolled back {len(rollbacks)} times, at last with {scale}")
+    if rollbacks := run.in_session("rollback"):
+        scale = rollbacks[-1]["lr_scale"]
+        evidence.append(f"rolled back {len(rollbacks)} times, at last with learning rates times {scale:g}")
     evidence.append("learning_rate is not recorded" if rate is None else f"learning_rate was {rate:g}")
     advice = "a tenth of the learning rate"
     if best and best["step"]:
@@ -136,32 +132,30 @@ def overfitting(run: Record) -> Finding | None:
         return None
     signs, first, best, last = _warning_signs(run), run.evaluations[0], run.best, run.evaluations[-1]
     evidence = []
-    if not (run.ended_early and best["step"] > first["step"]):  # else patience has limited it already
+    if not run.ended_early or best["step"] == first["step"]:  # else patience has limited it already
         if "overfitting" in signs:
             evidence.append(signs["overfitting"].removeprefix("overfitting: "))
         elif "gap" in signs and last["val_loss"] > best["val_loss"] * (1 + thresholds.RISE):
             evidence.append(f"val loss {_change(best, last)}")
         if evidence and "gap" in signs:
             evidence.append(signs["gap"].removeprefix("gap: "))
-    samples = (run.newest("evaluation") or {}).get("memorisation") or {}
+    samples = run.evaluation.get("memorisation") or {}
     if samples.get("copied", 0) > thresholds.COPIED:
-        copied = f"{samples['copied']:.0%} of the {samples['ngram']}-grams of samples"
-        evidence.append(f"{copied} are in the training data, {samples['longest']} tokens in a row")
+        copied = f"{samples['copied']:.0%} of the {samples['ngram']}-grams of samples are in the training data"
+        evidence.append(f"{copied}, {samples['longest']} tokens in a row")
     if not evidence:
         return None
     if passes := run.passes(last["step"]):
         evidence.append(f"{last['step']:,} updates were {passes:.1f} passes over {run.train_tokens:,} tokens")
     advice = f"best/ keeps step {best['step']}. More text helps most; with this text use fewer updates and dropout"
-    second = run.evaluations[min(1, len(run.evaluations) - 1)]
-    flags: dict[str, remedies.Flag] = {
-        "dropout": run.recipe.get("dropout") or 0.1,
-        "patience": run.recipe.get("patience") or 5,
-        "lr_decay_iters": None,
-        "max_iters": (max_iters := max(1, best["step"] or second["step"] // 4)),
-    }
+    second = run.evaluations[:2][-1]
+    max_iters = max(1, best["step"] or second["step"] // 4)
+    flags: dict[str, remedies.Flag] = {"lr_decay_iters": None, "max_iters": max_iters}
     if best["step"] == first["step"]:
         flags["eval_interval"] = max(1, max_iters // 10)
-    return Finding("overfitting", evidence, advice, remedies.train_another(run, **flags))
+    dropout, patience = run.recipe.get("dropout") or 0.1, run.recipe.get("patience") or 5
+    command = remedies.train_another(run, dropout=dropout, patience=patience, **flags)
+    return Finding("overfitting", evidence, advice, command)
 
 
 def slow(run: Record) -> Finding | None:
@@ -171,10 +165,8 @@ def slow(run: Record) -> Finding | None:
     machine, total = run.started.get("machine", ""), seconds * run.length
     pace = f"{speed:,.0f} tok/s, mfu {mfu:.1%}, {machine}"
     if changed := _slowed_down(run):
-        advice = "another process uses this computer now: look with top or nvidia-smi"
-        return Finding(
-            "slow", [f"an update took {changed[0]:.2f}s at first and {changed[1]:.2f}s lately", pace], advice
-        )
+        evidence = [f"an update took {changed[0]:.2f}s at first and {changed[1]:.2f}s lately", pace]
+        return Finding("slow", evidence, "another process uses this computer now: look with top or nvidia-smi")
     whole = f"{run.length:,} updates at {duration(seconds)} each take {duration(total)}"
     if " on cuda" in machine:
         return _slow_on_gpu(run, [pace, whole]) if mfu < thresholds.LOW_MFU else None
@@ -191,22 +183,22 @@ def slow(run: Record) -> Finding | None:
 
 def _slow_on_gpu(run: Record, evidence: list[str]) -> Finding:
     if run.recipe.get("compile") == "false":
-        command = remedies.resume(run, compile="auto")
-        return Finding("slow", [*evidence, "compile=false"], "compile the model", command)
-    if run.recipe.get("dtype") == "float32":
-        command = remedies.resume(run, dtype="auto")
-        return Finding("slow", [*evidence, "dtype=float32"], "a dtype with fast matrix products on this GPU", command)
-    tokens = (remedies.newest_size(run, "batch_size") or 1) * (run.recipe.get("block_size") or 1024)
-    advice, command = "larger micro-batches, with the same blocks in an update", remedies.resume(run, batch_size="auto")
-    return Finding("slow", [*evidence, f"{tokens:,} tokens in a micro-batch"], advice, command)
+        cause, advice, key = "compile=false", "compile the model", "compile"
+    elif run.recipe.get("dtype") == "float32":
+        cause, advice, key = "dtype=float32", "a dtype with fast matrix products on this GPU", "dtype"
+    else:
+        tokens = (remedies.newest_size(run, "batch_size") or 1) * (run.recipe.get("block_size") or 1024)
+        cause, key = f"{tokens:,} tokens in a micro-batch", "batch_size"
+        advice = "larger micro-batches, with the same blocks in an update"
+    return Finding("slow", [*evidence, cause], advice, remedies.resume(run, **{key: "auto"}))
 
 
 def disappointing(run: Record) -> Finding | None:
-    measured = run.newest("evaluation") or {}
-    return _no_better_than_base(run, measured) or _forgot(run, measured) or _still_falling(run)
+    return _no_better_than_base(run) or _forgot(run) or _still_falling(run)
 
 
-def _no_better_than_base(run: Record, measured: dict[str, Any]) -> Finding | None:
+def _no_better_than_base(run: Record) -> Finding | None:
+    measured = run.evaluation
     difference, baseline = (measured.get("difference") or {}).get("mean"), measured.get("baseline") or {}
     if difference is None or difference < 0 or measured.get("split") != "val":
         return None
@@ -217,8 +209,8 @@ def _no_better_than_base(run: Record, measured: dict[str, Any]) -> Finding | Non
     return Finding("disappointing", [evidence, *findings], "look at the data first", remedies.examine_data(run))
 
 
-def _forgot(run: Record, measured: dict[str, Any]) -> Finding | None:
-    general = measured.get("general") or {}
+def _forgot(run: Record) -> Finding | None:
+    general = run.evaluation.get("general") or {}
     before, after = general.get("baseline_loss", 0), general.get("loss", 0)
     if after - before <= thresholds.FORGOTTEN:
         return None
@@ -228,14 +220,14 @@ def _forgot(run: Record, measured: dict[str, Any]) -> Finding | None:
 
 
 def _still_falling(run: Record) -> Finding | None:
-    """The run is over and its last evaluation is the best. Evaluations need not lie where the last fifth begins, so the
-    fall since the one before it is scaled."""
+    """Whether the loss fell much in the last fifth of the run. If no evaluation lies where that begins, the fall since
+    the evaluation before is scaled."""
     if not run.evaluations or not run.ended or run.ended_early or run.done < thresholds.ENOUGH_UPDATES:
         return None
     first, best = run.evaluations[0], run.best
     if best["step"] != run.evaluations[-1]["step"]:
         return None
-    before = next((e for e in reversed(run.evaluations) if e["step"] <= 0.8 * best["step"]), first)
+    before = [first, *(event for event in run.evaluations if event["step"] <= 0.8 * best["step"])][-1]
     if before["step"] == first["step"]:  # no evaluation on the way
         return None
     gained, lately = first["val_loss"] - best["val_loss"], before["val_loss"] - best["val_loss"]
@@ -250,12 +242,7 @@ def _still_falling(run: Record) -> Finding | None:
     return Finding("disappointing", [evidence, *_findings_of_doctor(run)], "resume, and train twice as long", command)
 
 
-def _first_line(failed: dict[str, Any]) -> str:
-    return failed["problem"].splitlines()[0]
-
-
 def _change(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """The validation losses of two evaluations."""
     return f"{before['val_loss']:.4f} at step {before['step']} -> {after['val_loss']:.4f} at step {after['step']}"
 
 
@@ -265,7 +252,7 @@ def _warning_signs(run: Record) -> dict[str, str]:
 
 def _slowed_down(run: Record) -> tuple[float, float] | None:
     """Seconds of an update in the first and in the last quarter, if updates became much slower."""
-    seconds = [event["seconds"] for event in run.session if event["event"] == "iter" and "seconds" in event][1:]
+    seconds = [event["seconds"] for event in run.in_session("iter") if "seconds" in event][1:]
     quarter = len(seconds) // 4
     if quarter < 3:
         return None
@@ -276,7 +263,7 @@ def _slowed_down(run: Record) -> tuple[float, float] | None:
 def _findings_of_doctor(run: Record) -> list[str]:
     lines = []
     for part in run.data:
-        counts = [f"{found['count']:,} {kind.replace('_', ' ')}" for kind, found in part.findings.items()]
-        if counts:
+        if part.findings:
+            counts = [f"{found['count']:,} {kind.replace('_', ' ')}" for kind, found in part.findings.items()]
             lines.append(f"the doctor found in {part.directory}: {', '.join(counts)}")
     return lines

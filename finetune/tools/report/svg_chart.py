@@ -10,11 +10,13 @@ from finetune.common.formatting import figure
 
 WIDTH, HEIGHT = 480, 240  # about a pixel on a phone each, so that text is legible there too
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 20, 30  # margins
-BUCKETS = 240  # of a longer line the least and the greatest value of each are drawn
-OUTLIERS = 0.005  # of the values of a line without dots may lie outside, at either end
+BUCKETS = 240  # a longer line is drawn by the least and the greatest value of each
+OUTLIERS = 0.005  # share of the values that may lie outside at either end, for a line without dots
 MAX_DOTS = 60  # of a line, about
 LABEL_WIDTH = 60  # of a mark
 Point = tuple[float, float]
+Mark = tuple[float, str, str]  # x of a vertical line, its name and its tooltip
+Dot = tuple[str, str, str]  # coordinates and tooltip
 
 
 class Line(NamedTuple):
@@ -22,21 +24,7 @@ class Line(NamedTuple):
     points: Sequence[Point]  # x ascending
     style: str  # a class of the page
     dots: bool = False  # draw each value, with none outside
-    ring: tuple[float, float, str] | None = None  # (x, y, text) of the value that counts
-
-
-class Mark(NamedTuple):
-    """A vertical line at x with its name; `text` is its tooltip."""
-
-    x: float
-    name: str
-    text: str
-
-
-class Dot(NamedTuple):
-    x: str
-    y: str
-    text: str
+    ring: tuple[float, float, str] | None = None  # (x, y, tooltip) of the value that counts
 
 
 class Curve(NamedTuple):
@@ -52,7 +40,7 @@ class Chart(NamedTuple):
     summary: str
     x_ticks: list[tuple[str, str]]  # (coordinate, number)
     y_ticks: list[tuple[str, str]]
-    marks: list[tuple[str, str, str]]  # (coordinate, name or "" without space for it, text)
+    marks: list[tuple[str, str, str]]  # (coordinate, name or "" without space for it, tooltip)
     curves: list[Curve]
 
 
@@ -74,16 +62,16 @@ def chart(title: str, lines: Sequence[Line], marks: Sequence[Mark] = (), x_max: 
     def curve(line: Line) -> Curve:
         points = line.points if line.dots else thin_out(line.points)
         shown = points[:: max(1, len(points) // MAX_DOTS)] if line.dots else []
-        dots = [Dot(across(x), down(y), f"{line.name} {y:.4f} at {x:,}") for x, y in shown]
-        ring = Dot(across(line.ring[0]), down(line.ring[1]), line.ring[2]) if line.ring else None
+        dots = [(across(x), down(y), f"{line.name} {y:.4f} at {x:,}") for x, y in shown]
+        ring = (across(line.ring[0]), down(line.ring[1]), line.ring[2]) if line.ring else None
         return Curve(line.name, line.style, "L".join(f"{across(x)} {down(y)}" for x, y in points), dots, ring)
 
     placed, last_label = [], -math.inf
-    for mark in sorted(marks, key=lambda mark: mark.x):
-        x = across(mark.x)
+    for position, name, tooltip in sorted(marks, key=lambda mark: mark[0]):
+        x = across(position)
         has_space = float(x) - last_label > LABEL_WIDTH
         last_label = float(x) if has_space else last_label
-        placed.append((x, mark.name if has_space else "", mark.text))
+        placed.append((x, name if has_space else "", tooltip))
     ranges = [f"{line.name} from {figure(line.points[0][1])} to {figure(line.points[-1][1])}" for line in lines]
     return Chart(
         title,

@@ -12,6 +12,12 @@ from finetune.tools.report.record import Data, Event, Record
 LISTED_EVENTS = (
     "resume", "batch_size", "out_of_memory", "diverged", "rollback", "save_failed", "warning", "stop", "failed", "end",
 )  # fmt: skip
+TEXTS = {
+    "rollback": "back to step {step}, learning rates times {lr_scale:g}: {problem}",
+    "batch_size": "batch_size {batch_size}, gradient_accumulation_steps {gradient_accumulation_steps}",
+    "resume": "resumed at step {step}, {machine}",
+}
+MEASUREMENTS = ("loss", "perplexity", "bits_per_byte", "accuracy")
 COUNTS = ("tokens", "targets", "characters", "bytes", "documents")
 MAX_SOURCES = 20
 
@@ -45,56 +51,51 @@ def before_and_after(run: Record) -> Table:
 
 
 def evaluation(event: Event) -> Table:
-    """The result of finetune.eval, beside its baseline if there was one."""
+    """The result of finetune.eval beside its baseline, if any."""
     baseline, general = event.get("baseline") or {}, event.get("general") or {}
     copied = event.get("memorisation") or {}
-    rows: list[tuple[str, str, str]] = [
-        (name.replace("_", " "), f"{event[name]:.4f}", _number(baseline.get(name)))
-        for name in ("loss", "perplexity", "bits_per_byte", "accuracy")
-        if is_number(event.get(name))
+    grams = f"memorisation: {copied.get('ngram')}-grams of samples that are in train.bin"
+    rows = [
+        *((name.replace("_", " "), event.get(name), ".4f", baseline.get(name)) for name in MEASUREMENTS),
+        *((name, value, ".4g", None) for name, value in (event.get("metrics") or {}).items()),
+        ("forgetting: loss on a general text", general.get("loss"), ".4f", general.get("baseline_loss")),
+        ("forgetting: KL(baseline || model)", general.get("kl"), ".4f", None),
+        (grams, copied.get("copied"), ".1%", None),
+        ("memorisation: longest copy, tokens", copied.get("longest"), "", None),
     ]
-    rows += [(name, f"{value:.4g}", "") for name, value in (event.get("metrics") or {}).items() if is_number(value)]
-    if is_number(general.get("loss")):
-        before = _number(general.get("baseline_loss"))
-        rows.append(("forgetting: loss on a general text", f"{general['loss']:.4f}", before))
-    if is_number(general.get("kl")):
-        rows.append(("forgetting: KL(baseline || model)", f"{general['kl']:.4f}", ""))
-    if is_number(copied.get("copied")):
-        name = f"memorisation: {copied.get('ngram')}-grams of samples that are in train.bin"
-        rows.append((name, f"{copied['copied']:.1%}", ""))
-        rows.append(("memorisation: longest copy, tokens", f"{copied.get('longest')}", ""))
-    return Table(("", "model", baseline.get("name", "")), rows)
+    shown = [
+        (name, format(value, style), f"{before:.4f}" if is_number(before) else "")
+        for name, value, style, before in rows
+        if is_number(value)
+    ]
+    return Table(("", "model", baseline.get("name", "")), shown)
 
 
 def events(run: Record) -> Table:
     """The events other than updates, evaluations and samples."""
     begun = run.events[0]["time"] if run.events else 0
-    listed = [event for event in run.events if event["event"] in LISTED_EVENTS]
-    rows = [
-        (duration(event["time"] - begun), f"{step_of(event):,}", event["event"].replace("_", " "), text_of(event))
-        for event in listed
-    ]
+    rows = []
+    for event in run.events:
+        if event["event"] in LISTED_EVENTS:
+            name = event["event"].replace("_", " ")
+            rows.append((duration(event["time"] - begun), f"{step_of(event):,}", name, text_of(event)))
     return Table(("time", "update", "what", ""), rows, long=(3,))
 
 
 def step_of(event: Event) -> int:
-    """The update at which an event happened; for a rollback, the one before it went back."""
+    """The update at which an event happened; of a rollback, the update that was reached."""
     step = event.get("reached", event.get("step", 0))
     return step if isinstance(step, int) else 0
 
 
 def text_of(event: Event) -> str:
-    """The result of an event, or the reason for it."""
+    """The result of an event, or its reason."""
     kind = event["event"]
-    if kind == "rollback":
-        return f"back to step {event['step']}, learning rates times {event['lr_scale']:g}: {event['problem']}"
+    if kind in TEXTS:
+        return TEXTS[kind].format(**{"machine": "", **event})
     if kind == "end":
         best = event.get("best")
         return f"best validation loss {best['val_loss']:.4f} at step {best['step']}" if best else ""
-    if kind == "batch_size":
-        return f"batch_size {event['batch_size']}, gradient_accumulation_steps {event['gradient_accumulation_steps']}"
-    if kind == "resume":
-        return f"resumed at step {event['step']}, {event.get('machine', '')}"
     return str(event.get("problem") or event.get("done") or event.get("line") or event.get("signal") or "")
 
 
@@ -130,7 +131,3 @@ def findings(part: Data) -> Table:
         where = f"{example.get('split', '')} {example.get('document', '')}"
         rows.append((f"{found['count']:,}", KINDS.get(kind, (kind,))[0], where, example.get("text", "")))
     return Table(("count", "what the doctor found", "first in", "such as"), rows, long=(1, 3))
-
-
-def _number(value: object) -> str:
-    return f"{value:.4f}" if is_number(value) else ""
