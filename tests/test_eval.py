@@ -60,11 +60,8 @@ def documents(tokenizer):
 @pytest.fixture
 def answers(tokenizer):
     """Instruction data."""
-    return prepare(
-        [write([{"prompt": text, "completion": text[:9]} for text in sentences(60, 5)], "answers.jsonl")],
-        "answers",
-        tokenizer,
-    )
+    rows = [{"prompt": text, "completion": text[:9]} for text in sentences(60, 5)]
+    return prepare([write(rows, "answers.jsonl")], "answers", tokenizer)
 
 
 @pytest.fixture
@@ -169,15 +166,15 @@ def test_windows_predict_every_token_but_the_first_of_a_span_once():
         ends = np.cumsum(rng.integers(1, 30, 20))
         spans = np.stack([np.append(0, ends[:-1]), ends], 1)
         windows = loss.make_windows(spans, block_size, stride, by_span=True)
-        told = [
+        predicted = [
             (place, start)
             for start, end, counted in zip(windows.starts, windows.ends, windows.counted)
             for place in range(counted, end + 1)
         ]
         firsts = set(spans[:, 0])
-        assert sorted(place for place, _ in told) == [place for place in range(ends[-1]) if place not in firsts]
+        assert sorted(place for place, _ in predicted) == [place for place in range(ends[-1]) if place not in firsts]
         assert (windows.ends - windows.starts).max() <= block_size
-        for place, start in told:
+        for place, start in predicted:
             first = max(span for span in spans[:, 0] if span < place)
             assert start >= first and place - start >= min(place - first, block_size - stride)
 
@@ -197,19 +194,12 @@ def test_the_loss_is_the_validation_loss_of_training(tiny_run, evaluated):
 
 def test_conversations_of_several_turns_are_documents_and_equal_packed_blocks(bpe_directory, published, evaluated):
     """By documents, as training measures them in blocks that are packed."""
-    rows = [
-        {
-            "messages": [
-                {"role": role, "content": f"hello {i} {turn}"}
-                for turn in range(1 + i % 3)
-                for role in ("user", "assistant")
-            ]
-        }
-        for i in range(40)
-    ]
-    dataset = prepare(
-        [write(rows, "turns.jsonl")], "turns", str(bpe_directory("User:\nAssistant:\nhello 1 2 3", "bpe-turns", 280))
-    )
+    rows = []
+    for i in range(40):
+        turns = [(role, turn) for turn in range(1 + i % 3) for role in ("user", "assistant")]
+        rows.append({"messages": [{"role": role, "content": f"hello {i} {turn}"} for role, turn in turns]})
+    tokenizer = str(bpe_directory("User:\nAssistant:\nhello 1 2 3", "bpe-turns", 280))
+    dataset = prepare([write(rows, "turns.jsonl")], "turns", tokenizer)
     hf = published("out", dataset)
     event = evaluated("--dataset=turns", f"--block_size={T}")
     assert event["documents"] == dataset.meta["splits"]["val"]["documents"] == 4
@@ -233,9 +223,8 @@ def test_masked_tokens_do_not_count(answers, published, evaluated):
     assert event["targets"] == counted.sum() == mask.sum()
     assert event["loss"] == pytest.approx(nats[counted].mean().item(), abs=1e-5)
     text = answers.tokenizer.decode(ids[mask & (ids != answers.tokenizer.eot)])
-    assert event["bits_per_byte"] == pytest.approx(
-        nats[counted].sum().item() / math.log(2) / len(text.encode()), abs=1e-5
-    )
+    bits = nats[counted].sum().item() / math.log(2)
+    assert event["bits_per_byte"] == pytest.approx(bits / len(text.encode()), abs=1e-5)
 
 
 def test_bins_without_a_tokenizer_have_no_bits_per_byte(documents, published, evaluated):
@@ -249,16 +238,9 @@ def test_bins_without_a_tokenizer_have_no_bits_per_byte(documents, published, ev
 
 def test_the_baseline_of_a_run_is_what_it_started_from(documents, published, evaluated, command):
     published("base", documents)
-    shape = [
-        "--batch_size=4",
-        "--gradient_accumulation_steps=1",
-        "--max_iters=6",
-        "--learning_rate=1e-3",
-        "--eval_interval=6",
-    ]
-    code, _, error = command(
-        "train", "--init_from=base", "--dataset=data", "--out_dir=out", "--device=cpu", "--dtype=float32", *shape
-    )
+    given = ["--init_from=base", "--dataset=data", "--out_dir=out", "--device=cpu", "--dtype=float32"]
+    shape = "--batch_size=4 --gradient_accumulation_steps=1 --max_iters=6 --learning_rate=1e-3 --eval_interval=6"
+    code, _, error = command("train", *given, *shape.split())
     assert code == 0, error
     event = evaluated("--baseline=auto")
     first, last = (line for line in read("out/metrics.jsonl") if line["event"] == "eval")
@@ -291,11 +273,8 @@ def test_forgetting_is_the_divergence_of_transformers(documents, published, eval
     assert general["baseline_loss"] == pytest.approx(torch.cat(nats[0]).mean().item(), abs=1e-5)
     assert general["loss"] == pytest.approx(torch.cat(nats[1]).mean().item(), abs=1e-5)
     same = evaluated("--dataset=data", "--baseline=out", "--general=data")
-    assert same["general"]["kl"] == pytest.approx(0, abs=1e-9) and same["difference"] == {
-        "mean": 0,
-        "low": 0,
-        "high": 0,
-    }
+    assert same["general"]["kl"] == pytest.approx(0, abs=1e-9)
+    assert same["difference"] == {"mean": 0, "low": 0, "high": 0}
     assert same["general"]["loss"] == pytest.approx(same["loss"], abs=1e-9)
 
 
@@ -338,9 +317,8 @@ def test_two_processes_measure_and_write_what_one_does(documents, published):
         json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in running
     )
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-6) and two["targets"] == one["targets"] > 0
-    assert two["difference"] == pytest.approx(one["difference"], abs=1e-6) and two["bits_per_byte"] == pytest.approx(
-        one["bits_per_byte"], abs=1e-6
-    )
+    assert two["difference"] == pytest.approx(one["difference"], abs=1e-6)
+    assert two["bits_per_byte"] == pytest.approx(one["bits_per_byte"], abs=1e-6)
     assert written_by_two == written and len(written) == 40
 
 
@@ -360,9 +338,8 @@ def test_the_interval_is_that_of_a_paired_bootstrap():
             assert (found["high"] - found["low"]) / 2 == pytest.approx(1.96 * error, rel=0.1)
             assert found == bootstrap.paired_bootstrap(nats, other, targets, seed=0)
     assert 180 <= right <= 198  # of 200, 95% of them 190
-    proportional = bootstrap.paired_bootstrap(
-        0.05 * targets + other, other, targets
-    )  # blocks of unequal length, all equally worse
+    # blocks of unequal length, all equally worse
+    proportional = bootstrap.paired_bootstrap(0.05 * targets + other, other, targets)
     assert list(proportional.values()) == pytest.approx([0.05] * 3)
     assert bootstrap.paired_bootstrap(np.ones(1), np.zeros(1), np.ones(1)) == {"mean": 1, "low": None, "high": None}
 
@@ -487,9 +464,8 @@ def test_memorisation_is_reported(tiny_run, evaluated):
 
 
 def scratch_model(name="model", **shape):
-    GPT.from_scratch(
-        GPTConfig(**{"block_size": 16, "vocab_size": 101, "n_layer": 1, "n_head": 1, "n_embd": 8} | shape)
-    ).save_pretrained(name)
+    tiny = {"block_size": 16, "vocab_size": 101, "n_layer": 1, "n_head": 1, "n_embd": 8}
+    GPT.from_scratch(GPTConfig(**tiny | shape)).save_pretrained(name)
 
 
 def bare(**shape):
@@ -575,33 +551,26 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input(case, command, bpe_directory, monkeypatch):
-    set_up, argv, told = CASES[case]
+    set_up, argv, message = CASES[case]
     if set_up:
         set_up(bpe_directory)
     before = {path: path.read_bytes() for path in Path(".").rglob("*") if path.is_file()}
     code, out, error = command("eval", "--device=cpu", *argv)
-    assert (code, out) == (2, "") and told in error and len(error.strip().splitlines()) == 1, error
+    assert (code, out) == (2, "") and message in error and len(error.strip().splitlines()) == 1, error
     assert before == {path: path.read_bytes() for path in Path(".").rglob("*") if path.is_file()}
 
 
 def test_a_missing_library_names_its_extra(command, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, _, error = command("eval", *BARE, "--metrics=rouge")
-    assert (
-        code == 2
-        and error
-        == "--metrics: rouge needs rouge-score, which is not installed: pip install -e '.[metrics]' where finetune was"
-        " cloned to\n"
-    )
+    install = "pip install -e '.[metrics]' where finetune was cloned to"
+    assert (code, error) == (2, f"--metrics: rouge needs rouge-score, which is not installed: {install}\n")
 
 
 def test_one_document_to_validate_on_is_a_document(bpe_directory, published, evaluated):
     rows = [{"prompt": f"What is {i}?", "completion": f"one plus {i}"} for i in range(10)]
-    dataset = prepare(
-        [write(rows, "few.jsonl")],
-        "few",
-        str(bpe_directory("User:\nAssistant:\nWhat is one plus 1 2?", "bpe-few", 280)),
-    )
+    tokenizer = str(bpe_directory("User:\nAssistant:\nWhat is one plus 1 2?", "bpe-few", 280))
+    dataset = prepare([write(rows, "few.jsonl")], "few", tokenizer)
     published("out", dataset)
     event = evaluated("--dataset=few", "--baseline=out")
     assert event["documents"] == 1 and event["difference"]["low"] is None

@@ -44,6 +44,8 @@ SMALL = {
     "cpu_threads": 1,
 }
 
+SHAPE_OF_BASE = dict.fromkeys(("n_layer", "n_head", "n_embd", "block_size"))
+
 
 def words(seed, count=2400):
     rng = random.Random(seed)
@@ -59,29 +61,9 @@ def runs(tmp_path_factory):
     for name, seed, start in (("base", 0, "scratch"), ("tuned", 1, str(place / "base"))):
         (place / f"{name}.txt").write_text(words(seed))
         prepare([str(place / f"{name}.txt")], place / "data" / name, "char" if name == "base" else str(place / "base"))
-        shape = (
-            {}
-            if name == "base"
-            else {
-                "n_layer": None,
-                "n_head": None,
-                "n_embd": None,
-                "block_size": None,
-                "num_samples": 2,
-                "max_new_tokens": 20,
-            }
-        )
-        trainer.train(
-            Recipe(
-                **{
-                    **SMALL,
-                    **shape,
-                    "init_from": start,
-                    "dataset": str(place / "data" / name),
-                    "out_dir": str(place / name),
-                }
-            )
-        )
+        inputs = {"init_from": start, "dataset": str(place / "data" / name), "out_dir": str(place / name)}
+        change = {} if name == "base" else {**SHAPE_OF_BASE, "num_samples": 2, "max_new_tokens": 20}
+        trainer.train(Recipe(**{**SMALL, **change, **inputs}))
     return place
 
 
@@ -123,9 +105,8 @@ def test_round_trips_leave_every_tensor_as_it_was(model_directory, command):
         assert tokenizers.from_directory(directory).chars == sorted(set(HARD))
     ours = GPT.from_pretrained("nano")
     idx = torch.arange(32)[None] % 20
-    torch.testing.assert_close(
-        ours.eval()(idx), theirs(idx).logits, rtol=1e-5, atol=1e-4
-    )  # the activation is remembered too
+    # the activation is remembered too
+    torch.testing.assert_close(ours.eval()(idx), theirs(idx).logits, rtol=1e-5, atol=1e-4)
     config, wanted = (json.loads(Path(directory, "config.json").read_text()) for directory in ("back", "model"))
     assert all(
         config[name] == wanted[name]
@@ -153,17 +134,13 @@ def test_a_character_export_is_what_transformers_loads(runs, command):
     model, tokenizer = AutoModelForCausalLM.from_pretrained("mine"), AutoTokenizer.from_pretrained("mine")
     ours, text = GPT.from_pretrained(runs / "base").eval(), "Abcd efg.\nHij"
     ids = tokenizer(text)["input_ids"]
-    assert (
-        tokenizer.decode(ids) == text and ids == tokenizers.from_directory(runs / "base" / "best").encode(text).tolist()
-    )
+    assert tokenizer.decode(ids) == text
+    assert ids == tokenizers.from_directory(runs / "base" / "best").encode(text).tolist()
     torch.testing.assert_close(model(torch.tensor([ids])).logits, ours(torch.tensor([ids])), rtol=1e-5, atol=1e-5)
     assert pipeline("text-generation", "mine")("Abc")[0]["generated_text"].startswith("Abc")
     found = verification("mine")
-    assert (
-        found["max_difference"] <= found["tolerance"]
-        and found["ids_compared"] > 100
-        and found["versions"]["torch"] == torch.__version__
-    )
+    assert found["max_difference"] <= found["tolerance"] and found["ids_compared"] > 100
+    assert found["versions"]["torch"] == torch.__version__
     assert f"{found['ids_compared']:,} ids equal" in out
 
 
@@ -284,17 +261,9 @@ def test_nanogpts_own_sample_script_runs_it(runs, command):
     shutil.copytree(os.environ["FINETUNE_NANOGPT"], "checkout", ignore=shutil.ignore_patterns(".git", "data", "out*"))
     Path("checkout/data/nano").mkdir(parents=True)
     shutil.copy("nano/meta.pkl", "checkout/data/nano")
-    flags = [
-        f"--out_dir={Path('nano').resolve()}",
-        "--device=cpu",
-        "--num_samples=2",
-        "--max_new_tokens=40",
-        "--start=Abc",
-        "--dtype=float32",
-    ]
-    done = subprocess.run(
-        [sys.executable, "sample.py", *flags], cwd="checkout", capture_output=True, text=True, timeout=100
-    )
+    given = "--device=cpu --num_samples=2 --max_new_tokens=40 --start=Abc --dtype=float32"
+    argv = [sys.executable, "sample.py", f"--out_dir={Path('nano').resolve()}", *given.split()]
+    done = subprocess.run(argv, cwd="checkout", capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\nAbc") == 2 and "Loading meta from" in done.stdout
 
@@ -303,17 +272,13 @@ def validation_loss(directory, data):
     """Mean nats per token by transformers, block after block."""
     from transformers import AutoModelForCausalLM
 
-    model, ids = (
-        AutoModelForCausalLM.from_pretrained(directory).eval(),
-        np.fromfile(Path(data, "val.bin"), dtype="<u2").astype(np.int64),
-    )
-    total = 0.0
+    model = AutoModelForCausalLM.from_pretrained(directory).eval()
+    ids, total = np.fromfile(Path(data, "val.bin"), dtype="<u2").astype(np.int64), 0.0
     with torch.no_grad():
         for first in range(0, len(ids) - 1, 32):
             block = torch.from_numpy(ids[first : first + 33])
-            total += torch.nn.functional.cross_entropy(
-                model(block[None, :-1]).logits[0].double(), block[1:], reduction="sum"
-            ).item()
+            logits = model(block[None, :-1]).logits[0].double()
+            total += torch.nn.functional.cross_entropy(logits, block[1:], reduction="sum").item()
     return total / (len(ids) - 1)
 
 
@@ -329,9 +294,8 @@ def test_interpolation_keeps_the_best_mixture_on_validation(runs, command):
     assert f"| {min(losses.values()):.4f} |" in Path("mixed/README.md").read_text()
     code, out, error = command("export", f"--out_dir={runs / 'tuned'}", "--to=mixed", "--interpolate=0.3")
     assert code == 0, error
-    base, tuned, mixed = (
-        load_file(path / "model.safetensors") for path in (runs / "base/best", runs / "tuned/best", Path("mixed"))
-    )
+    places = (runs / "base/best", runs / "tuned/best", Path("mixed"))
+    base, tuned, mixed = (load_file(place / "model.safetensors") for place in places)
     for name in base:
         torch.testing.assert_close(mixed[name], 0.7 * base[name] + 0.3 * tuned[name], rtol=1e-5, atol=1e-6)
     assert json.loads(Path("mixed/finetune.json").read_text())["val_loss"] == pytest.approx(
@@ -409,28 +373,18 @@ def test_the_card_says_what_was_recorded(runs, command):
     assert Path("mine/loss.png").read_bytes().startswith(b"\x89PNG")
     # while the run went on, best/ had the same card, without what came later
     early = (runs / "tuned" / "best" / "README.md").read_text()
-    assert all(
-        told in early
-        for told in (
-            "trained from base on tuned",
-            f"| {best['val_loss']:.4f} |",
-            "| learning_rate | 0.01 |",
-            "tuned.txt",
-        )
-    )
+    for part in ("trained from base on tuned", f"| {best['val_loss']:.4f} |", "| learning_rate | 0.01 |", "tuned.txt"):
+        assert part in early
 
 
 def test_a_card_tells_only_of_its_own_weights(runs):
     config, facts = GPT.from_pretrained(runs / "base").config, {"step": 20, "val_loss": 2.0}
-    before, samples = (
-        {"event": "best", "step": 20, "val_loss": 2.0},
-        {"event": "samples", "step": 20, "texts": ["Abc"], "temperature": 0.8, "top_k": 5, "seed": 1},
-    )
+    before = {"event": "best", "step": 20, "val_loss": 2.0}
+    samples = {"event": "samples", "step": 20, "texts": ["Abc"], "temperature": 0.8, "top_k": 5, "seed": 1}
     assert "Abc" in model_card("x", "x", config, facts, [before, samples])
-    assert "Abc" not in model_card(
-        "x", "x", config, facts, [before, samples, {**before, "step": 40}]
-    )  # of best/ as it was
-    assert "Abc" not in model_card("x", "x", config, facts, [{**before, "step": 40}, samples])  # of other weights
+    newer = {**before, "step": 40}
+    assert "Abc" not in model_card("x", "x", config, facts, [before, samples, newer])  # of an older best/
+    assert "Abc" not in model_card("x", "x", config, facts, [newer, samples])  # of other weights
     later = {**samples, "step": 30, "texts": ["Def"]}
     assert "Def" not in model_card("x", "x", config, facts, [before, samples, later])  # drawn while training went on
     plain = model_card("x", "x", config, {}, [])
@@ -511,13 +465,13 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line(case, runs, command):
-    prepare_case, argv, told = BAD[case]
+    prepare_case, argv, message = BAD[case]
     os.symlink(runs / "base", "base")
     if prepare_case:
         prepare_case(runs)
     before = sorted(map(str, Path(".").rglob("*")))
     code, _, error = command("export", *argv)
-    assert code == 2 and told in error and len(error.strip().splitlines()) == 1, error
+    assert code == 2 and message in error and len(error.strip().splitlines()) == 1, error
     assert sorted(map(str, Path(".").rglob("*"))) == before and "s3cret" not in error
 
 
@@ -533,11 +487,7 @@ def test_the_card_tells_what_eval_measured(tiny_run, command):
     tiny_run("out", "--max_iters=4")
     code, _, error = command("eval", "--out_dir=out", "--samples=2", "--max_new_tokens=20")
     assert code == 0, error
-    event = [
-        event
-        for event in map(json.loads, Path("out/metrics.jsonl").read_text().splitlines())
-        if event["event"] == "evaluation"
-    ][-1]
+    event = [event for event in read_metrics("out/metrics.jsonl") if event["event"] == "evaluation"][-1]
     code, _, error = command("export", "--out_dir=out", "--to=mine")
     assert code == 0, error
     card = Path("mine/README.md").read_text()
@@ -548,9 +498,10 @@ def test_the_card_tells_what_eval_measured(tiny_run, command):
 
 
 def test_a_mixture_is_chosen_on_all_the_datasets_of_a_run(runs, tmp_path, command):
-    shape = {"n_layer": None, "n_head": None, "n_embd": None, "block_size": None, "max_iters": 10, "eval_interval": 10}
+    change = {**SHAPE_OF_BASE, "max_iters": 10, "eval_interval": 10}
     datasets = f"{runs / 'data' / 'base'},{runs / 'data' / 'tuned'}"
-    trainer.train(Recipe(**{**SMALL, **shape, "init_from": str(runs / "base"), "dataset": datasets, "out_dir": "both"}))
+    inputs = {"init_from": str(runs / "base"), "dataset": datasets, "out_dir": "both"}
+    trainer.train(Recipe(**{**SMALL, **change, **inputs}))
     code, out, error = command("export", "--out_dir=both", "--to=mixed", "--interpolate=auto")
     assert code == 0, error
     best = json.loads(Path("both/best/finetune.json").read_text())["val_loss"]
@@ -560,18 +511,10 @@ def test_a_mixture_is_chosen_on_all_the_datasets_of_a_run(runs, tmp_path, comman
 
 
 def test_a_difference_without_an_interval_is_told_without_one(runs):
-    events = [
-        {**event, "step": 0}
-        for event in read_metrics(runs / "tuned" / "metrics.jsonl")
-        if event["event"] in ("start", "best")
-    ][:2]
-    measured = {
-        "event": "evaluation",
-        "split": "val",
-        "dataset": "d",
-        "loss": 2.0,
-        "difference": {"mean": -0.5, "low": None, "high": None},
-    }
+    kept = [event for event in read_metrics(runs / "tuned" / "metrics.jsonl") if event["event"] in ("start", "best")]
+    events = [{**event, "step": 0} for event in kept[:2]]
+    measured = {"event": "evaluation", "split": "val", "dataset": "d", "loss": 2.0}
+    measured["difference"] = {"mean": -0.5, "low": None, "high": None}
     config = GPT.from_pretrained(runs / "tuned" / "best").config
     card = model_card("mine", "mine", config, {"step": 0, "val_loss": 2.0}, [*events, measured], None)
     assert "| difference | -0.5000 |" in card

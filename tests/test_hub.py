@@ -180,21 +180,17 @@ def test_what_the_next_export_does_not_have_is_removed(hub, exported, push):
 def test_train_pushes_only_when_it_is_told_to_on_the_command_line(hub, corpus, command, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     recipe = Path("r.yaml")
-    recipe.write_text(
-        f"dataset: {corpus()}\ninit_from: scratch\ntokenizer: char\nn_layer: 1\nn_head: 1\nn_embd: 16\nblock_size:"
-        " 16\nbatch_size: 2\ngradient_accumulation_steps: 1\nmax_iters: 2\ndtype: float32\npush_to_hub: me/trained\n"
-    )
+    model = "init_from: scratch\ntokenizer: char\nn_layer: 1\nn_head: 1\nn_embd: 16\nblock_size: 16\n"
+    updates = "batch_size: 2\ngradient_accumulation_steps: 1\nmax_iters: 2\ndtype: float32\n"
+    recipe.write_text(f"dataset: {corpus()}\n{model}{updates}push_to_hub: me/trained\n")
     by_hand = "python -m finetune.export --out_dir=out --to=out/export --push_to_hub=me/trained"
     code, out, error = command("train", "r.yaml")
     assert code == 0 and hub.requests == [] and not Path("out/export").exists(), error
     assert out.endswith(f"nothing is pushed to me/trained without --push=true; by hand: {by_hand}\n")
     hub.before = lambda method, path: 403
     code, _, error = command("train", "r.yaml", "--push=true", "--overwrite=true")
-    assert (
-        code == 4
-        and error.endswith(f"The export in {Path('out/export').resolve()} is whole; again: {by_hand}\n")
-        and hub.commits == []
-    )
+    assert code == 4 and hub.commits == []
+    assert error.endswith(f"The export in {Path('out/export').resolve()} is whole; again: {by_hand}\n")
     hub.before = lambda method, path: None
     code, out, error = command("export", *by_hand.split()[3:])
     assert code == 0 and "is this export already" in out and len(hub.commits) == 1, error

@@ -36,9 +36,7 @@ def rows_of(path):
 
 
 def test_text_grows_by_whole_characters_and_is_the_decoded_whole(bpe_directory):
-    tokenizer = tokenizers.from_directory(
-        bpe_directory("abc", vocab_size=257)
-    )  # bytes, so that characters take several tokens
+    tokenizer = tokenizers.from_directory(bpe_directory("abc", vocab_size=257))  # bytes: several tokens a character
     rng = random.Random(0)
     for ids in (tokenizer.encode(TEXT).tolist(), [rng.randrange(256) for _ in range(500)]):
         sample, pieces = Sample(tokenizer), []
@@ -70,9 +68,8 @@ def test_a_stop_text_ends_a_sample_and_is_never_shown(bpe_directory, stop, kept)
 
 
 def test_end_of_text_ends_a_sample_unless_it_is_ignored(model, command):
-    directory = model(
-        n_embd=8
-    )  # flat: every id is about as likely, so that one of 301 in 400 tokens is end-of-text as a rule
+    # with few dimensions all of the 301 ids are about as likely, so most samples of 400 have an end-of-text
+    directory = model(n_embd=8)
     eot = tokenizers.from_directory(directory).eot
     flags = [f"--init_from={directory}", "--num_samples=6", "--max_new_tokens=400", "--top_k=0", "--dtype=float32"]
     for name, more in (("ended", []), ("ignored", ["--ignore_eos=true"])):
@@ -89,34 +86,18 @@ def test_end_of_text_ends_a_sample_unless_it_is_ignored(model, command):
 
 
 def test_out_holds_what_is_printed_and_what_it_was_drawn_with(model, command):
-    flags = [
-        f"--init_from={model()}",
-        "--start=What?",
-        "--num_samples=3",
-        "--max_new_tokens=30",
-        "--dtype=float32",
-        "--seed=5",
-        "--top_p=0.9",
-    ]
+    given = "--start=What? --num_samples=3 --max_new_tokens=30 --dtype=float32 --seed=5 --top_p=0.9"
+    flags = [f"--init_from={model()}", *given.split()]
     code, printed, error = command("sample", *flags)
     assert code == 0, error
     assert command("sample", *flags, "--out=a.jsonl")[1].endswith("wrote 3 samples to a.jsonl\n")
     rows = rows_of("a.jsonl")
-    assert (
-        printed.split("\n", 1)[1]
-        == "".join(f"---------------\n{row['prompt']}{row['text']}\n" for row in rows) + "---------------\n"
-    )
+    texts = "".join(f"---------------\n{row['prompt']}{row['text']}\n" for row in rows)
+    assert printed.split("\n", 1)[1] == texts + "---------------\n"
     assert [row["sample"] for row in rows] == [0, 1, 2] and len({row["text"] for row in rows}) == 3
+    settings = {"seed": 5, "top_p": 0.9, "temperature": 0.8, "min_p": 0.0, "stop": "", "max_copy": 0}
     for row in rows:
-        assert {
-            "prompt": "What?",
-            "seed": 5,
-            "top_p": 0.9,
-            "temperature": 0.8,
-            "min_p": 0.0,
-            "stop": "",
-            "max_copy": 0,
-        }.items() <= row.items()
+        assert ({"prompt": "What?"} | settings).items() <= row.items()
         assert len(row["tokens"]) <= 30 and "model" in row
 
 
@@ -133,9 +114,8 @@ def test_a_prompt_in_a_file_is_that_prompt_by_itself(model, command):
         for number, text in enumerate(texts):
             assert command("sample", *flags, f"--start={text}", f"--out={file}{number}.out")[0] == 0
             alone += rows_of(f"{file}{number}.out")
-        assert rows_of(f"{file}.out") == alone and [row["prompt"] for row in alone] == [
-            text for text in texts for _ in range(2)
-        ]
+        assert rows_of(f"{file}.out") == alone
+        assert [row["prompt"] for row in alone] == [text for text in texts for _ in range(2)]
 
 
 def test_end_of_text_in_a_prompt_is_the_token(model):
@@ -177,16 +157,9 @@ def test_a_copy_blocker_that_leaves_nothing_ends_a_sample(model, stop):
     tokenizer, network = tokenizers.from_directory(directory), GPT.from_pretrained(directory)
     every_id = lambda ids: range(tokenizer.vocab_size) if len(ids) >= 4 else []  # noqa: E731
     for ignore_eos, reasons in ((True, {"max_copy"}), (False, {"max_copy", "end_of_text", "length"})):
-        samples = draw_samples(
-            network,
-            tokenizer,
-            tokenizers.prompt_ids(tokenizer, "a"),
-            num_samples=3,
-            max_new_tokens=9,
-            stop=stop,
-            ignore_eos=ignore_eos,
-            copy_blocker=every_id,
-        )
+        given = {"num_samples": 3, "max_new_tokens": 9, "stop": stop, "ignore_eos": ignore_eos}
+        prompt = tokenizers.prompt_ids(tokenizer, "a")
+        samples = draw_samples(network, tokenizer, prompt, copy_blocker=every_id, **given)
         assert {sample.finish_reason for sample in samples} <= reasons
         assert all(len(sample.ids) == 4 for sample in samples if sample.finish_reason == "max_copy")
 
@@ -197,21 +170,11 @@ def test_what_must_not_follow_is_not_spelled_in_shorter_tokens_either(model):
     word = max(tokenizer.vocabulary, key=len)
     assert len(word) > 3
     follow = lambda ids: [tokenizer.vocabulary[word]] if not ids else []  # noqa: E731
-    firsts = {
-        sample.ids[0]
-        for sample in draw_samples(
-            network,
-            tokenizer,
-            tokenizers.prompt_ids(tokenizer, "a"),
-            num_samples=2000,
-            max_new_tokens=1,
-            copy_blocker=follow,
-            ignore_eos=True,
-        )
-    }
-    assert len(firsts) > 200 and not any(
-        word.startswith(tokenizer.decode_bytes([i])) for i in firsts if tokenizer.decode_bytes([i])
-    )
+    given = {"num_samples": 2000, "max_new_tokens": 1, "copy_blocker": follow, "ignore_eos": True}
+    samples = draw_samples(network, tokenizer, tokenizers.prompt_ids(tokenizer, "a"), **given)
+    firsts = {sample.ids[0] for sample in samples}
+    texts = filter(None, (tokenizer.decode_bytes([i]) for i in firsts))
+    assert len(firsts) > 200 and not any(word.startswith(text) for text in texts)
 
 
 def test_a_conversation_over_a_pipe_keeps_to_the_context(model, command, monkeypatch):
@@ -228,9 +191,8 @@ def test_a_conversation_over_a_pipe_keeps_to_the_context(model, command, monkeyp
     def talk():
         asked.clear()
         monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(said) + "\n"))
-        code, out, error = command(
-            "sample", f"--init_from={directory}", "--chat=true", "--max_new_tokens=12", "--dtype=float32"
-        )
+        flags = ["--chat=true", "--max_new_tokens=12", "--dtype=float32"]
+        code, out, error = command("sample", f"--init_from={directory}", *flags)
         assert code == 0, error
         return out
 
@@ -257,14 +219,9 @@ def test_a_template_of_transformers_is_rendered_as_there(model):
         " %}\n{% endfor %}{% if add_generation_prompt %}>{% endif %}"
     )
     directory = model(template=template)
-    config = (
-        json.loads(Path(directory, "tokenizer_config.json").read_text())
-        if Path(directory, "tokenizer_config.json").exists()
-        else {}
-    )
-    Path(directory, "tokenizer_config.json").write_text(
-        json.dumps(config | {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"})
-    )
+    path = Path(directory, "tokenizer_config.json")
+    config = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(config | {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"}))
     messages = [
         {"role": "user", "content": " a "},
         {"role": "assistant", "content": "b"},
@@ -282,9 +239,8 @@ def test_a_question_the_vocabulary_lacks_does_not_end_a_conversation(command, mo
     tokenizer = tokenizers.CharTokenizer(sorted(set("User:\nAssistant:\nabc ")))
     Path("model").mkdir()
     tokenizer.save("model", 32)
-    GPT.from_scratch(
-        GPTConfig(vocab_size=tokenizer.vocab_size, block_size=32, n_layer=1, n_head=1, n_embd=8)
-    ).save_pretrained("model")
+    config = GPTConfig(vocab_size=tokenizer.vocab_size, block_size=32, n_layer=1, n_head=1, n_embd=8)
+    GPT.from_scratch(config).save_pretrained("model")
     Path("model/chat_template.jinja").write_text(chat.TEMPLATE.replace("eos_token", "''"))
     monkeypatch.setattr("sys.stdin", io.StringIO("abc\nxyz\nabc\n"))
     code, out, error = command("sample", "--init_from=model", "--chat=true", "--max_new_tokens=5", "--dtype=float32")

@@ -35,7 +35,7 @@ SOURCE_FILES = (*pretrained.MODEL_FILES, "adapter/*", *bpe_files.FILES, "pytorch
 
 @dataclass
 class Export:
-    """What is written into the directory."""
+    """What goes into the directory."""
 
     source: Path
     run_dir: Path | None
@@ -43,7 +43,6 @@ class Export:
     weights: dict[str, torch.Tensor]
     tokenizer: Tokenizer
     facts: dict[str, Any]  # finetune.json
-    events: list[dict[str, Any]]  # metrics.jsonl
     verified: dict[str, Any]  # verification.json
     base: GPT | None = None  # of format=peft
 
@@ -149,8 +148,7 @@ def _gather(source: Path, run_dir: Path | None, request: dict[str, Any]) -> Expo
         facts = {**facts, "init_from": without_folders(facts["init_from"])}  # local paths stay private
     if dtype != "float32":
         weights, verified["rounding"] = _round(config, weights, dtype)
-    events = read_metrics(run_dir / "metrics.jsonl") if run_dir else []
-    return Export(source, run_dir, config, weights, tokenizer, facts, events, verified, base)
+    return Export(source, run_dir, config, weights, tokenizer, facts, verified, base)
 
 
 @torch.no_grad()
@@ -187,12 +185,14 @@ def _write(work: Path, content: Export, directory: str) -> None:
 
 def _write_card(work: Path, content: Export) -> None:
     """Write README.md and, if the run has evaluations, its loss curve."""
-    name, picture = content.verified["request"]["name"], None
-    if content.run_dir and any(event["event"] == "eval" for event in content.events):
+    facts, verified, run_dir = content.facts, content.verified, content.run_dir
+    name, picture = verified["request"]["name"], None
+    events = read_metrics(run_dir / "metrics.jsonl") if run_dir else []
+    if run_dir and any(event["event"] == "eval" for event in events):
         picture = "loss.png"
-        plot_loss(content.run_dir, work / picture, title=name)
-    title, facts, events = name.split("/")[-1], content.facts, content.events
-    card = model_card(title, name, content.config, facts, events, content.tokenizer, picture, content.verified)
+        plot_loss(run_dir, work / picture, title=name)
+    title = name.split("/")[-1]
+    card = model_card(title, name, content.config, facts, events, content.tokenizer, picture, verified)
     (work / "README.md").write_text(card, encoding="utf-8")
 
 

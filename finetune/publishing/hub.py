@@ -110,7 +110,7 @@ def _git_sha1(path: Path) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Why a push failed, in one line."""
+    """Why a push failed, on one line."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     chain, link = [error], error

@@ -38,7 +38,7 @@ def run_chat(model: GPT, tokenizer: Tokenizer, template: str, seed: int, setting
 
 
 def _read_line(turns: int, is_terminal: bool) -> str | None:
-    """The next line, None at the end of standard input. Raises UsageError."""
+    """The next line of standard input, None at its end. Raises UsageError."""
     try:
         return input("> " if is_terminal else "")
     except EOFError:

@@ -75,11 +75,11 @@ def find_model(name: str | Path, shape_only: bool = False) -> ModelRef:
 
 
 def _model_from_scratch(recipe: Recipe, tokenizer: Tokenizer | None) -> ModelRef:
-    """The model of init_from=scratch; without a tokenizer, for GPT-2's vocabulary or for characters not known yet."""
+    vocab_size, end = GPT2_VOCAB, GPT2_EOT
     if tokenizer:
         vocab_size, end = tokenizer.vocab_size, tokenizer.eot
-    else:
-        vocab_size, end = PLANNED_CHARACTERS if recipe.tokenizer == "char" else GPT2_VOCAB, GPT2_EOT
+    elif recipe.tokenizer == "char":
+        vocab_size = PLANNED_CHARACTERS
     config = GPTConfig(
         block_size=recipe.block_size or 1024,
         vocab_size=vocab_size,

@@ -77,10 +77,11 @@ class History:
         is_newest = best and events[best[-1]]["step"] == facts.get("step") and "interpolation" not in facts
         since = events[best[-1] :] if is_newest else []
         samples = [event for event in since if event["event"] == "samples" and event.get("step") == facts.get("step")]
+        newest = started[-1] if started else {}
         self.facts = facts
         self.mixture: dict[str, Any] | None = facts.get("interpolation")
-        self.recipe: dict[str, Any] = started[-1].get("recipe", {}) if started else {}
-        self.machine: str | None = started[-1].get("machine") if started else None
+        self.recipe: dict[str, Any] = newest.get("recipe", {})
+        self.machine: str | None = newest.get("machine")
         self.data: dict[str, Any] = next((event["data"] for event in reversed(started) if "data" in event), {})
         self.first = next((event for event in events if event["event"] == "eval"), None)
         self.evaluation = next((event for event in reversed(since) if event["event"] == "evaluation"), None)
@@ -178,13 +179,8 @@ def _measurements(event: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _template() -> Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
-        loader=PackageLoader("finetune.runs", ""),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    layout = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = Environment(loader=PackageLoader("finetune.runs", ""), undefined=StrictUndefined, **layout)
     environment.filters |= {
         "fence": _fence,
         "markdown": escape_markdown,
