@@ -160,7 +160,7 @@ def test_an_unwritable_path_is_one_line(command):
     code, _, error = command("report", "--out_dir=out", "--to=nowhere/x.html")
     assert code == 2 and error.count("\n") == 1 and "nowhere/x.html" in error
     code, _, error = command("report", "--out_dir=out", "--to=out/best/model.safetensors")
-    assert code == 2 and "must end in .html" in error
+    assert code == 2 and "must be an .html file" in error
 
 
 def test_a_report_that_fails_does_not_fail_the_run(tiny_run, monkeypatch, capsys):
