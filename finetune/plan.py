@@ -43,8 +43,14 @@ class Options(Recipe):
             yield "num_processes", f"gradient_accumulation_steps={steps} cannot be shared among {processes}; {advice}"
         if self.trial_minutes != 5.0 and not self.find_lr:
             yield "trial_minutes", "has no effect without --find_lr=true"
-        if self.to is not None and (problem := self._problem_of_target(self.to)):
-            yield "to", problem
+        if self.to is not None and not self.suggest:
+            yield "to", "has no effect without --suggest=true"
+        elif self.to is not None and not self.to.endswith((".yaml", ".yml")):
+            yield "to", f"{self.to} is no recipe; its name ends with .yaml"
+        elif self.to is not None and Path(self.to).exists():
+            yield "to", f"{self.to} exists; name another file"
+        elif self.to is not None and not (folder := Path(self.to).resolve().parent).is_dir():
+            yield "to", f"there is no directory {folder}"
         if self.eval_only:
             yield "eval_only", "there is nothing to plan in a single evaluation"
         if self.find_lr and (self.tokens is not None or self.quick):
@@ -52,16 +58,6 @@ class Options(Recipe):
             yield "find_lr", f"trains on real data, and that takes time; remove {other}"
         elif self.find_lr and self.init_from == "resume":
             yield "find_lr", "a resumed run has its rate already; give the model it began with as init_from"
-
-    def _problem_of_target(self, to: str) -> str | None:
-        if not self.suggest:
-            return "has no effect without --suggest=true"
-        if not to.endswith((".yaml", ".yml")):
-            return f"{to} is no recipe; its name ends with .yaml"
-        if Path(to).exists():
-            return f"{to} exists; name another file"
-        folder = Path(to).resolve().parent
-        return None if folder.is_dir() else f"there is no directory {folder}"
 
     def recipe(self) -> Recipe:
         """The keys of finetune.train."""

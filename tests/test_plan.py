@@ -1,4 +1,4 @@
-"""A plan says what the run then is: counts against real runs, memory against what PyTorch keeps, advice with its
+"""A plan is what the run then is: counts against real runs, memory against what PyTorch keeps, advice with its
 numbers."""
 
 import dataclasses
@@ -150,7 +150,7 @@ def test_activations_are_what_pytorch_keeps_for_the_backward_pass(dtype, dropout
     assert counted + casts == pytest.approx(more - less, rel=0.005)
 
 
-def test_the_end_of_the_ladder_speaks_with_the_same_formula():
+def test_the_advice_after_oom_uses_the_same_estimate():
     L, H, C = SHAPES["gpt2-xl"]
     config = GPTConfig(n_layer=L, n_head=H, n_embd=C)
     least = Recipe(batch_size=1, gradient_checkpointing=True)
@@ -160,7 +160,7 @@ def test_the_end_of_the_ladder_speaks_with_the_same_formula():
     )
 
 
-def test_an_absurd_plan_is_said_plainly(command):
+def test_an_absurd_plan_is_reported(command):
     data = bins_of(301_966)
     code, out, _ = command("plan", RECIPES / "small.yaml", data, "--epochs=none", "--quick=true")
     assert code == 0
@@ -389,7 +389,7 @@ def test_communication_is_that_of_a_ring(command):
 
 
 def test_time_is_measured_and_scaled(tiny):
-    """A plan's seconds an update are those that training then tells, as far as a busy machine allows."""
+    """A plan's seconds an update are those that training then logs, as far as a busy machine allows."""
     recipe = tiny(
         n_layer=2, n_embd=64, block_size=64, batch_size=8, max_iters=30, dropout=0.0, num_samples=1, max_new_tokens=20
     )

@@ -1,4 +1,4 @@
-"""Recipes and flags: typed by the dataclass, every problem told at once, lengths that follow each other."""
+"""Recipes and flags: typed by the dataclass, every problem reported at once, lengths that follow each other."""
 
 import dataclasses
 import os
@@ -62,20 +62,20 @@ def test_nanogpts_spelling_of_booleans_works():
     assert read("dataset: x\n", "--wandb_log=True", "--compile=False", "--decay_lr=False").compile == "false"
 
 
-def test_all_problems_are_told_at_once_with_place_and_nearest_key():
-    told = problems(
+def test_all_problems_are_reported_at_once_with_place_and_nearest_key():
+    lines = problems(
         "dataset: x\nlearning_rat: 3e-5\nmax_iters: ten\nseed: 1\nseed: 2\n",
         "--bach_size=3",
         "--eval_only",
         "--n_layer=2.5",
     )
-    assert "r.yaml:5: key 'seed' is given twice, first in line 4" in told
-    assert "r.yaml:2: unknown key 'learning_rat'. Did you mean 'learning_rate'?" in told
-    assert "r.yaml:3: max_iters: expected a whole number, got 'ten'" in told
-    assert "unknown flag --bach_size. Did you mean '--batch_size'?" in told
-    assert "--n_layer: expected a whole number, got '2.5'" in told
-    assert any(line.startswith("--eval_only: flags are written --key=value; write --eval_only=") for line in told)
-    assert len(told) == 6
+    assert "r.yaml:5: key 'seed' is given twice, first in line 4" in lines
+    assert "r.yaml:2: unknown key 'learning_rat'. Did you mean 'learning_rate'?" in lines
+    assert "r.yaml:3: max_iters: expected a whole number, got 'ten'" in lines
+    assert "unknown flag --bach_size. Did you mean '--batch_size'?" in lines
+    assert "--n_layer: expected a whole number, got '2.5'" in lines
+    assert any(line.startswith("--eval_only: flags are written --key=value; write --eval_only=") for line in lines)
+    assert len(lines) == 6
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,10 @@ def test_all_problems_are_told_at_once_with_place_and_nearest_key():
     ],
 )
 def test_each_bad_line_is_one_problem_that_names_its_file(line):
-    told = problems(("" if line.startswith("dataset") or line.startswith(("-", "'")) else "dataset: x\n") + line + "\n")
-    assert len(told) == 1 and told[0].startswith("r.yaml"), told
+    lines = problems(
+        ("" if line.startswith("dataset") or line.startswith(("-", "'")) else "dataset: x\n") + line + "\n"
+    )
+    assert len(lines) == 1 and lines[0].startswith("r.yaml"), lines
 
 
 def test_a_yaml_bomb_is_one_short_line():
@@ -127,13 +129,13 @@ def test_a_yaml_bomb_is_one_short_line():
         f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]" for i in range(8)
     ]
     began = time.perf_counter()
-    told = problems("\n".join(lines))
-    assert time.perf_counter() - began < 1 and len(told) == 9
+    lines = problems("\n".join(lines))
+    assert time.perf_counter() - began < 1 and len(lines) == 9
     assert "KB, which is no recipe" in problems("#" * 300_000)[0]
 
 
 @pytest.mark.parametrize(
-    "values, told",
+    "values, message",
     [
         ({"n_layer": 2, "init_from": "gpt2"}, "scratch only"),
         ({"decay_lr": False, "min_lr": 1e-6}, "nothing for min_lr"),
@@ -141,9 +143,9 @@ def test_a_yaml_bomb_is_one_short_line():
         ({"dataset": ""}, "python_docs, which needs no download"),
     ],
 )
-def test_contradictions_are_told(values, told):
+def test_contradictions_are_reported(values, message):
     found = list(find_problems(Recipe(**{"dataset": "x"} | values)))
-    assert len(found) == 1 and told in found[0][1]
+    assert len(found) == 1 and message in found[0][1]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
@@ -161,7 +163,7 @@ def test_there_are_recipes():
     "name, batch, model",
     [("small", 8, "gpt2"), ("medium", 4, "gpt2-medium"), ("large", 2, "gpt2-large"), ("xl", 1, "gpt2-xl")],
 )
-def test_the_size_recipes_have_the_guides_values(name, batch, model):
+def test_the_size_recipes_have_their_documented_values(name, batch, model):
     got = parse(Recipe, [str(RECIPES[0].parent / f"{name}.yaml")], "")[0]
     assert (got.init_from, got.batch_size, got.gradient_accumulation_steps) == (model, batch, 8)
     assert (got.learning_rate, got.warmup_iters, got.max_iters) == (3e-5, 100, 5000)

@@ -72,7 +72,6 @@ class Plan:
 
     @property
     def rows(self) -> int:
-        """Blocks of an update."""
         return self.recipe.blocks_per_update
 
     @property
@@ -116,11 +115,8 @@ class Plan:
         return min(train, self.data.rows["train"]), min(limit or self.data.rows["val"], self.data.rows["val"])
 
     def estimate_memory(self, evaluated: int | None = None, **changes: Any) -> memory.MemoryEstimate:
-        """Memory of a process. Changes of the recipe are tried; another batch_size keeps the blocks of an update.
-
-        Args:
-            evaluated: blocks of an evaluation, instead of those of the recipe.
-        """
+        """Memory of a process with these changes of the recipe, and with `evaluated` blocks of an evaluation. Another
+        batch_size keeps the blocks of an update."""
         if "batch_size" in changes:
             changes = {"gradient_accumulation_steps": self.rows // changes["batch_size"], **changes}
         work = memory.Workload(
@@ -153,12 +149,6 @@ class Plan:
     @property
     def disk_needed(self) -> int:
         return sum(self.disk.values())
-
-    @property
-    def exchanged(self) -> int:
-        """Bytes that each process sends in an update: a ring all-reduce of float32 gradients."""
-        trained = lora.num_parameters(self.config, self.recipe.lora_rank) or gpt_size.num_parameters(self.config)
-        return 2 * (self.processes - 1) * 4 * trained // self.processes
 
     def seconds(self) -> dict[str, float]:
         """{part: seconds} of the run, from the start of its process to its end; {} if it was not timed."""

@@ -16,8 +16,8 @@ from finetune.tools.plan.estimate import Plan, device_name
 
 RANK = 16  # of the LoRA that is offered
 LINK = 100e9 / 8  # bytes a second of a link of 100 Gbit/s
-WITHOUT = "without gradients and activations"
-WHEN = {"loading": "before training", "evaluation": WITHOUT, "saving": WITHOUT}
+# parts of the memory that are not needed at the peak of an update
+WHEN = dict.fromkeys(["evaluation", "saving"], "without gradients and activations") | {"loading": "before training"}
 Lines = Iterator[tuple[str, str]]  # (name, fact); the name is empty if the line before has it
 
 
@@ -45,24 +45,21 @@ def shortage(plan: Plan) -> str:
 
 def explanation(plan: Plan) -> str:
     """Every key of the recipe: its value, its origin and its help."""
-    rows = [(field.name, *_resolved(plan, field.name), field.metadata["help"]) for field in dataclasses.fields(Recipe)]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    derived, rows = _derived(plan), []
+    for field in dataclasses.fields(Recipe):
+        name, value = field.name, getattr(plan.recipe, field.name)
+        origin = plan.origins.get(name, "default")
+        is_shortened = name == "warmup_iters" and value != derived[name]  # the run is too short for it
+        if is_shortened or (name in derived and value in (None, "auto")):
+            value, origin = derived[name], "derived"
+        elif plan.found_batch_size and name in ("batch_size", "gradient_accumulation_steps"):
+            origin = "derived"
+        rows.append((name, setting(value), origin, field.metadata["help"]))
+    widths = [max(map(len, column)) for column in zip(*rows)]
     lines = []
     for *cells, text in rows:
-        lines.append("  ".join([*(f"{cell:<{width}}" for cell, width in zip(cells, widths)), text]))
+        lines.append("  ".join([*(cell.ljust(width) for cell, width in zip(cells, widths)), text]))
     return "\n".join(lines)
-
-
-def _resolved(plan: Plan, name: str) -> tuple[str, str]:
-    """(value, origin) of a key. The origin is "derived" if the value follows from other keys."""
-    value, origin, derived = getattr(plan.recipe, name), plan.origins.get(name, "default"), _derived(plan)
-    if name in derived and value in (None, "auto"):
-        value, origin = derived[name], "derived"
-    elif name == "warmup_iters" and value != plan.schedule.warmup_iters:  # shortened for a short run
-        value, origin = plan.schedule.warmup_iters, "derived"
-    elif plan.found_batch_size and name in ("batch_size", "gradient_accumulation_steps"):
-        origin = "derived"
-    return setting(value), origin
 
 
 def _derived(plan: Plan) -> dict[str, Any]:
@@ -92,10 +89,9 @@ def _run(plan: Plan) -> Lines:
     isolated = ", of isolated documents" if data.isolated else ""
     yield "", f"{data.rows['train']:,} and {data.rows['val']:,} blocks of {plan.block_size:,}{isolated}"
     auto = " (batch_size=auto)" if plan.found_batch_size else ""
-    product = (
-        f"{recipe.batch_size} x {recipe.gradient_accumulation_steps} x {plan.block_size:,} = {plan.tokens:,} tokens"
-    )
-    yield "update", f"{product}{auto}; {data.rows['train'] / plan.rows:,.1f} updates are a pass"
+    factors = f"{recipe.batch_size} x {recipe.gradient_accumulation_steps} x {plan.block_size:,}"
+    updates_per_pass = data.rows["train"] / plan.rows
+    yield "update", f"{factors} = {plan.tokens:,} tokens{auto}; {updates_per_pass:,.1f} updates are a pass"
     passes = f"{plan.passes:,.0f}" if plan.passes >= 100 else f"{plan.passes:.1f}"
     by_epochs = ""
     if recipe.epochs is not None and schedule.length < recipe.max_iters:
@@ -168,9 +164,11 @@ def _time(plan: Plan) -> Lines:
 def _communication(plan: Plan) -> Lines:
     if plan.processes == 1:
         return
-    sends = f"each of {plan.processes} processes sends {gigabytes(plan.exchanged)} an update"
+    trained = lora.num_parameters(plan.config, plan.recipe.lora_rank) or sizes.num_parameters(plan.config)
+    sent = 2 * (plan.processes - 1) * 4 * trained // plan.processes
+    sends = f"each of {plan.processes} processes sends {gigabytes(sent)} an update"
     yield "communication", f"{sends} (ring all-reduce of float32 gradients)"
-    milliseconds = plan.exchanged / LINK * 1000
+    milliseconds = sent / LINK * 1000
     yield "", f"{milliseconds:,.0f} ms over links of 100 Gbit/s, partly hidden behind the last backward pass"
 
 

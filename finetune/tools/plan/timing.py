@@ -61,15 +61,12 @@ def _time(plan: Plan, device: Device, began: float) -> Timing:
     setup = _setup(plan, device)
     start = time.perf_counter() - began
 
-    def timed_update(micro_batches: int, batch_size: int) -> float:
-        return _seconds_of_an_update(setup, MicroBatch(batch_size, micro_batches))
-
     rows, is_cpu = recipe.micro_batch_size, device.torch_device.type == "cpu"
-    first = timed_update(1, 1 if is_cpu else rows)
+    first = _seconds_of_an_update(setup, 1 if is_cpu else rows)
     if is_cpu and rows > 1:
         rows = rows if (MICRO_BATCHES + 2) * rows * first < PATIENCE else 1
-        first = timed_update(1, rows) if rows > 1 else first
-    single, micro_batch = _repeat(timed_update, rows)
+        first = _seconds_of_an_update(setup, rows) if rows > 1 else first
+    single, micro_batch = _repeat(setup, rows)
     scale = recipe.micro_batch_size / rows
     row = _seconds_of_a_row(setup)
     peak = _peak_memory(device) if scale == 1 else None  # before tokens are sampled
@@ -112,22 +109,23 @@ def _seconds(device: Device, work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _seconds_of_an_update(setup: Setup, micro_batch: MicroBatch) -> float:
+def _seconds_of_an_update(setup: Setup, batch_size: int, micro_batches: int = 1) -> float:
     """Of an update with learning rate 0."""
-    device = setup.device
+    device, micro_batch = setup.device, MicroBatch(batch_size, micro_batches)
     sampler = BlockSampler(setup.train.num_rows, micro_batch.blocks, setup.recipe.seed)
     scaler = torch.amp.GradScaler(device.torch_device.type) if device.dtype == torch.float16 else None
     setup, state = dataclasses.replace(setup, sampler=sampler), TrainState(micro_batch, scaler)
     return _seconds(device, lambda: update(setup, state, lr=0.0).read())
 
 
-def _repeat(timed_update: Callable[[int, int], float], rows: int) -> tuple[float, float]:
+def _repeat(setup: Setup, rows: int) -> tuple[float, float]:
     """Median seconds of an update of one micro-batch, and of another micro-batch in it."""
     singles, micro_batches, spent = [], [], 0.0
     while not singles or spent < ENOUGH:
-        singles.append(timed_update(1, rows))
-        micro_batches.append((timed_update(MICRO_BATCHES, rows) - singles[-1]) / (MICRO_BATCHES - 1))
-        spent += singles[-1] + MICRO_BATCHES * micro_batches[-1]
+        single, several = _seconds_of_an_update(setup, rows), _seconds_of_an_update(setup, rows, MICRO_BATCHES)
+        singles.append(single)
+        micro_batches.append((several - single) / (MICRO_BATCHES - 1))
+        spent += single + several
     single = statistics.median(singles)
     return single, min(statistics.median(micro_batches), single)
 

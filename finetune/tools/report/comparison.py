@@ -28,21 +28,20 @@ def to_text(runs: Sequence[Record]) -> str:
 
 def _recipes(runs: Sequence[Record]) -> list[Row]:
     """The keys in which the recipes differ."""
-    keys = dict.fromkeys(key for run in runs for key in run.recipe)
-    rows = [("init_from", *(setting(run.init_from) for run in runs))]
-    for key in keys:
-        if key not in ("init_from", *ALWAYS_DIFFERENT):
-            rows.append((key, *(setting(run.recipe.get(key)) for run in runs)))
+    recipes = [{"init_from": None, **run.recipe} | {"init_from": run.init_from} for run in runs]
+    keys = dict.fromkeys(key for recipe in recipes for key in recipe if key not in ALWAYS_DIFFERENT)
+    rows = [(key, *(setting(recipe.get(key)) for recipe in recipes)) for key in keys]
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
 def _results(runs: Sequence[Record]) -> list[Row]:
-    results = [_result(run) for run in runs]
+    results = [figures(run) for run in runs]
     names = dict.fromkeys(name for result in results for name in result)
     return [(name, *(result.get(name, "") for result in results)) for name in names]
 
 
-def _result(run: Record) -> dict[str, str]:
+def figures(run: Record) -> dict[str, str]:
+    """The result and the speed of a run."""
     facts = {"updates": f"{run.done:,} of {run.length:,}"}
     if run.evaluations:
         first, best, last = run.evaluations[0], run.best, run.evaluations[-1]

@@ -5,17 +5,24 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from finetune.common.files import write_file
-from finetune.common.formatting import duration, figure, is_number, setting
+from finetune.common.formatting import is_number, setting
 from finetune.config.recipe import Recipe
-from finetune.tools.report import diagnosis, svg_chart, tables
+from finetune.tools.report import comparison, diagnosis, svg_chart, tables
 from finetune.tools.report.record import Event, Record
 from finetune.tools.report.rules import Finding
 from finetune.tools.report.svg_chart import Chart, Line, chart
 
+TILES = (
+    "best val loss",
+    "at step",
+    "bits per byte",
+    "parameters",
+    "tok/s",
+    "from start to end",
+)  # of comparison.figures
 # with a line in every chart
 MARKED_EVENTS = ("resume", "out_of_memory", "diverged", "rollback", "save_failed", "stop", "failed")
 OTHER_CURVES = [
@@ -32,10 +39,11 @@ def write(run: Record, findings: list[Finding], path: str | Path | None = None) 
     """Write the report of a run, by default to report.html in its out_dir; return the path. Raises OSError."""
     path = Path(path or run.out_dir / "report.html")
     given, defaults = _settings(run)
+    figures = comparison.figures(run)
     html = _render(
         run=run,
         state=_state(run),
-        key_figures=_key_figures(run),
+        tiles=[(name, figures[name]) for name in TILES if name in figures],
         findings=[(diagnosis.ISSUES[finding.label][0], finding) for finding in findings],
         charts=_charts(run),
         svg=svg_chart,
@@ -70,19 +78,6 @@ def _state(run: Record) -> str:
         return "ended by early stopping" if run.ended_early else "done"
     ends = run.in_session("stop", "failed")
     return {"stop": "stopped", "failed": "failed"}[ends[-1]["event"]] if ends else "not ended"
-
-
-def _key_figures(run: Record) -> Iterator[tuple[str, str | None]]:
-    """(label, value) of each tile; None where the value is unknown."""
-    first, best = (run.evaluations[0], run.best) if run.evaluations else ({}, {})
-    speed, bits = run.median("tokens_per_second"), run.bits_per_byte(best["val_loss"]) if best else None
-    change = f"{best['val_loss'] - first['val_loss']:+.4f}" if len(run.evaluations) > 1 else None
-    yield f"best validation loss, step {best.get('step')}", f"{best['val_loss']:.4f}" if best else None
-    yield f"since step {first.get('step')}, nats", change
-    yield "bits per byte", None if bits is None else f"{bits:.4f}"
-    yield "parameters", None if run.parameters is None else figure(run.parameters)
-    yield "tokens per second", None if speed is None else f"{speed:,.0f}"
-    yield "from start to end", duration(run.seconds) if run.seconds else None
 
 
 def _charts(run: Record) -> list[Chart]:

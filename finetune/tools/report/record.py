@@ -17,10 +17,7 @@ from finetune.data import dataset
 from finetune.runs.datasets import places_of
 from finetune.runs.events import Event, read_metrics
 
-BEGINS, ENDS = (
-    ("start", "resume"),
-    ("end", "stop", "failed"),
-)  # events around a session, of which a resumed run has several
+BEGINS, ENDS = ("start", "resume"), ("end", "stop", "failed")  # of a session; a resumed run has several
 MISSING = "does not exist"
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 ROWS = "rows per iteration (batch_size x gradient_accumulation_steps)"  # a key of a run's identity
