@@ -1,5 +1,4 @@
-"""FSDP2 on CPUs: a run in shards is the run of one process, whatever is kept, offloaded or computed again, and its
-files are the same."""
+"""FSDP2 on CPUs: a sharded run and its files equal those of one process."""
 
 import dataclasses
 import json
@@ -29,7 +28,7 @@ def job(recipe, world=2, environment=FSDP, **more):
 
 
 def harness(*jobs):
-    """The outcomes of jobs, one after the other, in a process that forks their runs, and what they said of errors."""
+    """The outcomes of jobs, run one after the other in a process that forks, and its stderr."""
     Path("jobs.json").write_text(json.dumps(jobs))
     done = subprocess.run([sys.executable, HARNESS, "jobs.json"], capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
@@ -47,7 +46,7 @@ def events(out_dir, kind):
 
 
 def numbers(out_dir):
-    """What a run tells of its updates, and of its evaluations."""
+    """Losses and gradient norms of the updates of a run, and losses of its evaluations."""
     updates = [event[name] for event in events(out_dir, "iter") for name in ("loss", "grad_norm")]
     return updates, [event[name] for event in events(out_dir, "eval") for name in ("train_loss", "val_loss")]
 
@@ -62,8 +61,7 @@ def newest(out_dir, name):
 
 
 def weights(out_dir, name, n_embd):
-    """Those of the newest state, without the biases of keys, which have no gradient but rounding and are moved by it
-    all the same."""
+    """Those of the newest state, without the biases of keys, whose gradient is only rounding error."""
     tensors = load_file(newest(out_dir, name))
     return {
         key: torch.cat([tensor[:n_embd], tensor[2 * n_embd :]]) if key.endswith("c_attn.bias") else tensor
@@ -93,9 +91,8 @@ WAYS = {
 
 
 def test_five_updates_in_shards_are_those_of_one_process(tiny):
-    """Clipped, with dropout and accumulation, over 2 processes in all ways, and over 3, which cannot divide rows and
-    tensors evenly: one of them holds nothing of the smallest, and has no row to evaluate. These 3 keep the
-    weights from the forward pass on."""
+    """With clipping, dropout and accumulation: over 2 processes in all ways, and over 3, which cannot divide rows and
+    tensors evenly, so that one has no row of the smallest tensor and none to evaluate."""
     shape = {
         "n_layer": 2,
         "n_embd": 10,
@@ -109,32 +106,24 @@ def test_five_updates_in_shards_are_those_of_one_process(tiny):
     trainer.train(recipe)
     assert min(event["grad_norm"] for event in events("whole", "iter")) > 2 * recipe.grad_clip
     jobs = [job(dataclasses.replace(recipe, out_dir=name), environment=FSDP | more) for name, more in WAYS.items()]
-    finish(
-        *jobs,
-        job(
-            dataclasses.replace(recipe, out_dir="three"),
-            world=3,
-            environment=FSDP | {"FSDP_RESHARD_AFTER_FORWARD": "false"},
-        ),
-    )
+    keep_full = FSDP | {"FSDP_RESHARD_AFTER_FORWARD": "false"}
+    finish(*jobs, job(dataclasses.replace(recipe, out_dir="three"), world=3, environment=keep_full))
+    samples = [event["texts"] for event in events("whole", "samples")]
     for out_dir in (*WAYS, "three"):
         assert is_sharded(out_dir) and len(events(out_dir, "eval")) == 4
         same(out_dir, "whole", 1e-5)
-        assert [event["texts"] for event in events(out_dir, "samples")] == [
-            event["texts"] for event in events("whole", "samples")
-        ]
+        assert [event["texts"] for event in events(out_dir, "samples")] == samples
         for name in ("model", "optimizer"):
             ours, wanted = weights(out_dir, name, 10), weights("whole", name, 10)
             assert ours.keys() == wanted.keys()
             for key, tensor in wanted.items():
-                assert (ours[key] - tensor).abs().max() <= 1e-5 * max(
-                    tensor.abs().max(), 1.0 if name == "model" else 0.0
-                ), (out_dir, key)
+                scale = max(tensor.abs().max(), 1.0 if name == "model" else 0.0)
+                assert (ours[key] - tensor).abs().max() <= 1e-5 * scale, (out_dir, key)
         assert torch.allclose(logits(f"{out_dir}/iter_000004"), logits("whole/iter_000004"), rtol=0, atol=1e-5)
 
 
 def test_a_state_goes_on_with_any_number_of_processes(tiny):
-    """2 in shards, 1, 2 data parallel ones, 3 in shards, against one process all the way."""
+    """2 sharded, 1, 2 data-parallel and 3 sharded processes, against one process all the way."""
     recipe = tiny(dropout=0.0, lr_decay_iters=12, warmup_iters=2, gradient_accumulation_steps=6, eval_interval=4)
     trainer.train(dataclasses.replace(recipe, out_dir="whole", max_iters=12))
     lengths = (4, 6, 9, 12)
@@ -147,9 +136,9 @@ def test_a_state_goes_on_with_any_number_of_processes(tiny):
     assert events("out", "eval")[-1]["val_loss"] == pytest.approx(events("whole", "eval")[-1]["val_loss"], abs=1e-5)
 
 
-def test_kills_and_bad_numbers_are_survived_in_shards(tiny):
-    """A process that dies takes the others along, and the run goes on to the bit; a bad number in one shard stops the
-    update of all, and the run goes back, to a state or to its start."""
+def test_sharded_runs_survive_kills_and_nan(tiny):
+    """A killed process ends the others, and the run resumes to the bit. A NaN in one shard skips the update of all
+    ranks, and the run rolls back to a state or to its start."""
     recipe = tiny(max_iters=8, gradient_accumulation_steps=2)
     whole, killed, nan, unsaved = (
         dataclasses.replace(recipe, out_dir=name) for name in ("whole", "killed", "nan", "unsaved")
@@ -162,9 +151,8 @@ def test_kills_and_bad_numbers_are_survived_in_shards(tiny):
     assert ends[1][1] == -9 and ends[1][0] != 0 and outcomes[1]["seconds"] < 30
     assert [codes for number, codes in enumerate(ends) if number != 1] == [[0, 0]] * 4, error
     assert numbers("killed") == numbers("whole")
-    assert all(
-        newest("killed", name).read_bytes() == newest("whole", name).read_bytes() for name in ("model", "optimizer")
-    )
+    for name in ("model", "optimizer"):
+        assert newest("killed", name).read_bytes() == newest("whole", name).read_bytes()
     for out_dir, step in (("nan", 5), ("unsaved", 0)):
         (event,) = events(out_dir, "rollback")
         assert event["step"] == step and "grad_norm is nan" in event["problem"]
@@ -233,34 +221,25 @@ with open(f"found-{os.environ['RANK']}.json", "w") as file:
 
 @pytest.mark.slow
 def test_a_process_holds_its_shard_and_no_more(tiny):
-    """Behind accelerate launch. Each of 2 processes holds half of weights, gradients and moments, also after an
-    evaluation. For an update it fetches weights as it was told: those of 3 blocks twice for each of 3 micro-batches and
-    the rest, which is wanted again at once, once for each; or all once. A number that is none in the shard of one
-    changes nothing in that of any."""
+    """Under accelerate launch. Each of 2 processes holds half of weights, gradients and moments, also after an
+    evaluation. With resharding, each of 3 micro-batches gathers the weights of 3 blocks twice and the rest once;
+    without, an update gathers all once. A NaN in one shard changes no weight on any rank."""
     recipe = tiny(".", n_layer=3, gradient_accumulation_steps=6)
     Path("script.py").write_text(SCRIPT)
-    launch = [
-        Path(sys.executable).parent / "accelerate",
-        "launch",
+    launch = [Path(sys.executable).parent / "accelerate", "launch", "--num_processes=2", "--num_machines=1"]
+    policy = [
         "--use_fsdp",
         "--fsdp_version=2",
-        "--num_processes=2",
-        "--num_machines=1",
-    ]
-    policy = [
         "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP",
         "--fsdp_transformer_layer_cls_to_wrap=Block",
         "--fsdp_activation_checkpointing=true",
     ]
-    usual = [
-        "--main_process_port=0",
-        "--mixed_precision=no",
-        "--dynamo_backend=no",
-        "script.py",
-        json.dumps(dataclasses.asdict(recipe)),
-    ]
+    usual = ["--main_process_port=0", "--mixed_precision=no", "--dynamo_backend=no"]
+    script = ["script.py", json.dumps(dataclasses.asdict(recipe))]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, *policy, *usual], capture_output=True, text=True, timeout=100, env=environment)
+    done = subprocess.run(
+        [*launch, *policy, *usual, *script], capture_output=True, text=True, timeout=100, env=environment
+    )
     assert done.returncode == 0, done.stderr
     for rank in range(2):
         for reshard, (held, counts) in json.loads(Path(f"found-{rank}.json").read_text()).items():
@@ -302,18 +281,14 @@ def test_what_the_launcher_asks_for(monkeypatch):
     assert fsdp.from_launcher() is None
     for name, value in FSDP.items():
         monkeypatch.setenv(name, value)
-    assert fsdp.from_launcher() == fsdp.FSDP(
-        reshard_after_forward=True, cpu_offload=False, activation_checkpointing=False
-    )
+    assert fsdp.from_launcher() == fsdp.FSDP(True, cpu_offload=False, activation_checkpointing=False)
     for name in ("OFFLOAD_PARAMS", "ACTIVATION_CHECKPOINTING"):
         monkeypatch.setenv(f"FSDP_{name}", "true")
     monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", "false")
     monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
     monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "Block")
     monkeypatch.setenv("FSDP_BACKWARD_PREFETCH", "BACKWARD_PRE")
-    assert fsdp.from_launcher() == fsdp.FSDP(
-        reshard_after_forward=False, cpu_offload=True, activation_checkpointing=True
-    )
+    assert fsdp.from_launcher() == fsdp.FSDP(False, cpu_offload=True, activation_checkpointing=True)
 
 
 def test_what_torch_is_told(monkeypatch):

@@ -1,4 +1,4 @@
-"""Cached generation is uncached generation, and sampling keeps to what it was told."""
+"""Generation with a cache equals generation without, and sampling equals that of transformers."""
 
 import pytest
 import torch
@@ -89,14 +89,8 @@ def test_logits_of_every_step_are_those_of_recomputation_and_of_transformers(hf_
 def test_greedy_is_that_of_transformers(hf_model, penalty):
     hf = hf_model()
     idx = torch.randint(0, 100, (3, 4), generator=torch.Generator().manual_seed(0))
-    how = {
-        "do_sample": False,
-        "repetition_penalty": penalty,
-        "pad_token_id": 0,
-        "eos_token_id": None,
-        "attention_mask": torch.ones_like(idx),
-    }
-    theirs = hf.generate(idx, max_new_tokens=28, **how)
+    greedy = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None, "attention_mask": torch.ones_like(idx)}
+    theirs = hf.generate(idx, max_new_tokens=28, repetition_penalty=penalty, **greedy)
     assert torch.equal(GPT.from_hf(hf).generate(idx, 28, temperature=0, repetition_penalty=penalty), theirs)
 
 
@@ -134,9 +128,8 @@ def test_what_is_drawn_is_what_the_processors_of_transformers_leave(hf_model, se
     settings = {"temperature": 1.5, **settings}
     processors = LogitsProcessorList([kind(settings[name]) for name, kind in kinds.items() if name in settings])
     p = processors(idx, hf(idx).logits[:, -1])[0].softmax(-1)
-    drawn = GPT.from_hf(hf).generate(idx.expand(n, -1), 1, generator=torch.Generator().manual_seed(0), **settings)[
-        :, -1
-    ]
+    generator = torch.Generator().manual_seed(0)
+    drawn = GPT.from_hf(hf).generate(idx.expand(n, -1), 1, generator=generator, **settings)[:, -1]
     counts = torch.bincount(drawn, minlength=101)
     assert not counts[p == 0].any() and (p == 0).any() == (settings.keys() != {"temperature", "repetition_penalty"})
     freedom = int((p > 0).sum()) - 1

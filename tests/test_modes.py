@@ -1,5 +1,4 @@
-"""What needs less memory learns the same, or nearly: recomputed activations, losses in chunks, moments in bfloat16; and
-memory=auto."""
+"""Modes that need less memory learn the same, or nearly, and memory=auto chooses among them."""
 
 import dataclasses
 from pathlib import Path
@@ -91,27 +90,20 @@ def test_the_loss_in_chunks_is_the_loss_at_once(tiny):
 
 def test_rounding_to_bfloat16_is_right_on_average_and_leaves_what_is_bfloat16():
     wide = torch.linspace(-3, 3, 1000).repeat(optimizers.NOISE_SIZE // 1000 + 1)[: optimizers.NOISE_SIZE]
-    below, above = (
-        torch.nextafter(wide.bfloat16(), torch.tensor(-8.0).bfloat16()),
-        torch.nextafter(wide.bfloat16(), torch.tensor(8.0).bfloat16()),
-    )
+    near = wide.bfloat16()
+    below, above = (torch.nextafter(near, torch.tensor(end).bfloat16()) for end in (-8.0, 8.0))
     total, rounds = torch.zeros(len(wide), dtype=torch.float64), 400
     for seed in range(rounds):
-        noise = torch.randint(
-            0, 1 << 16, (optimizers.NOISE_SIZE,), generator=torch.Generator().manual_seed(seed), dtype=torch.int32
-        )
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randint(0, 1 << 16, (optimizers.NOISE_SIZE,), generator=generator, dtype=torch.int32)
         rounded = optimizers.round_to_bfloat16(wide.clone(), noise)
-        assert torch.equal(rounded.bfloat16().float(), rounded) and torch.equal(
-            optimizers.round_to_bfloat16(rounded.clone(), noise), rounded
-        )
+        assert torch.equal(rounded.bfloat16().float(), rounded)
+        assert torch.equal(optimizers.round_to_bfloat16(rounded.clone(), noise), rounded)
         assert ((rounded >= below.float()) & (rounded <= above.float())).all()
         total += rounded
     step = (above.double() - below.double()) / 2
-    assert (
-        ((total / rounds - wide).abs() / step).mean()
-        < 1.5 / rounds**0.5
-        < (wide.bfloat16().double() - wide).abs().div(step).mean()
-    )
+    mean_error, error_of_nearest = ((total / rounds - wide).abs() / step).mean(), ((near - wide).abs() / step).mean()
+    assert mean_error < 1.5 / rounds**0.5 < error_of_nearest
 
 
 def test_a_step_of_compact_adamw_is_torchs_own_on_widened_moments(monkeypatch):
@@ -142,9 +134,8 @@ def test_a_step_of_compact_adamw_is_torchs_own_on_widened_moments(monkeypatch):
             for name in ("exp_avg", "exp_avg_sq"):
                 rounded, exact = optimizer.state[one][name], reference.state[other][name]
                 assert rounded.dtype == torch.bfloat16
-                assert (
-                    (rounded.float() - exact).abs() <= exact.abs() * 2**-7 + 1e-30
-                ).all()  # one of the two neighbours
+                # one of the two neighbours
+                assert ((rounded.float() - exact).abs() <= exact.abs() * 2**-7 + 1e-30).all()
                 exact.copy_(rounded.float())
     for one, other in zip(mine.parameters(), theirs.parameters()):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
@@ -174,18 +165,8 @@ def test_moments_in_bfloat16_learn_as_well(tiny, beta2):
     """Losses of 200 updates, smoothed, never part by more than 2%."""
     smooth = {}
     for dtype in ("float32", "bfloat16"):
-        trainer.train(
-            tiny(
-                dtype,
-                max_iters=200,
-                eval_interval=200,
-                save_interval=200,
-                dropout=0.0,
-                beta2=beta2,
-                optimizer_dtype=dtype,
-                epochs=None,
-            )
-        )
+        length = {"max_iters": 200, "eval_interval": 200, "save_interval": 200, "epochs": None}
+        trainer.train(tiny(dtype, dropout=0.0, beta2=beta2, optimizer_dtype=dtype, **length))
         losses = torch.tensor([event["loss"] for event in events(dtype, "iter")])
         smooth[dtype] = losses.unfold(0, 20, 20).mean(-1)
     assert len(smooth["float32"]) == 10 and smooth["float32"][-1] < 0.9 * smooth["float32"][0]

@@ -1,4 +1,4 @@
-"""Documents packed into blocks: nothing lost, nothing seen that is not one's own."""
+"""Documents packed into blocks: no token is lost, and none attends to another document."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_chat import examples, tokenizer, write  # noqa: F401  a fixture
+from torch.nn import functional as F
 
 from finetune import GPT
 from finetune.common.errors import Failure, UsageError
@@ -51,9 +52,8 @@ def test_pieces_hold_every_token_once_and_fill_their_rows(group_size):
     assert predicted == [token for token in range(ends[-1]) if token not in begins]
     assert all(np.bincount(row, weights=length) <= room) and (np.diff(row) >= 0).all() and (np.diff(row) <= 1).all()
     whole = {(a, n) for a, n in zip(first.tolist(), length.tolist())}
-    assert all(
-        (end - n, n) in whole for end, n in zip(ends.tolist(), lengths.tolist()) if 1 < n <= room
-    )  # what fits is not cut
+    documents = zip(ends.tolist(), lengths.tolist())
+    assert all((end - n, n) in whole for end, n in documents if 1 < n <= room), "a document that fits is cut"
     if group_size > 7:
         assert row[-1] + 1 <= 1.01 * length.sum() / room + 1
 
@@ -74,15 +74,11 @@ def test_blocks_of_documents_are_targets_without_first_tokens(tokenizer):  # noq
     )
     wanted = [part[: 64 * (len(part) // 64) or None].tolist() for part in np.split(ids, ends)[:-1] if len(part) < 64]
     assert all(part[:-1] in found or part in found for part in wanted)
-    assert (
-        (targets != -100).sum() == mask.sum() == blocks.num_targets(range(blocks.num_rows))
-    )  # a prompt is first, and never learned
+    # a document begins with a prompt, which is no target
+    assert (targets != -100).sum() == mask.sum() == blocks.num_targets(range(blocks.num_rows))
     blocks.cache_on_device("cpu")
-    again = blocks.batch([3, 0, 3])
-    assert all(
-        torch.equal(one, other[[3, 0, 3]]) and one.dtype == other.dtype
-        for one, other in zip(again, (idx, targets, position_ids))
-    )
+    for one, other in zip(blocks.batch([3, 0, 3]), (idx, targets, position_ids)):
+        assert torch.equal(one, other[[3, 0, 3]]) and one.dtype == other.dtype
 
 
 def spans(position_ids):
@@ -101,10 +97,8 @@ def test_packed_losses_are_those_of_each_document_by_itself(tokenizer, hf_model)
         for first in range(begin, end - 1, 64):  # one that is too long in pieces
             part = torch.from_numpy(ids[first : min(end, first + 65)])[None]
             labels = part.masked_fill(torch.from_numpy(mask[first : first + part.size(1)])[None] == 0, -100)
-            logits = hf(part[:, :-1]).logits
-            summed += torch.nn.functional.cross_entropy(
-                logits[0].float(), labels[0, 1:], ignore_index=-100, reduction="sum"
-            ).item()
+            logits = hf(part[:, :-1]).logits[0].float()
+            summed += F.cross_entropy(logits, labels[0, 1:], ignore_index=-100, reduction="sum").item()
         begin = end
     assert count.item() == mask.sum()
     assert ours.item() / count.item() == pytest.approx(summed / mask.sum(), abs=1e-5)
@@ -137,13 +131,11 @@ def test_no_gradient_crosses_from_one_document_to_another(hf_model, monkeypatch,
     if way == "mask":  # as on a GPU
         blockwise = attention.BlockwiseAttention.apply
         monkeypatch.setattr(attention.BlockwiseAttention, "apply", lambda *_: pytest.fail(f"{blockwise} is for CPUs"))
-        monkeypatch.setattr(
-            attention,
-            "causal_attention",
-            lambda q, k, v, starts, *more: torch.nn.functional.scaled_dot_product_attention(
-                q, k, v, attention.within_documents(starts)
-            ),
-        )
+
+        def masked(q, k, v, starts, *more):
+            return F.scaled_dot_product_attention(q, k, v, attention.within_documents(starts))
+
+        monkeypatch.setattr(attention, "causal_attention", masked)
     idx, targets = torch.randint(101, (2, 1, T), generator=torch.Generator().manual_seed(0))
     positions = torch.cat([torch.arange(border), torch.arange(T - border)])[None]
     embedded = []
@@ -159,12 +151,12 @@ def test_no_gradient_crosses_from_one_document_to_another(hf_model, monkeypatch,
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
-def test_flex_attention_looks_at_the_same():
+def test_flex_attention_equals_masked_attention():
     _, positions = packed(rows=3, T=64)
     starts = attention.document_starts(positions)
     q, k, v = torch.randn(3, 3, 2, 64, 16, generator=torch.Generator().manual_seed(0))
     by_flex = attention.flex_attention(q, k, v, starts)
-    by_mask = torch.nn.functional.scaled_dot_product_attention(q, k, v, attention.within_documents(starts))
+    by_mask = F.scaled_dot_product_attention(q, k, v, attention.within_documents(starts))
     torch.testing.assert_close(by_flex, by_mask, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(attention.causal_attention(q, k, v, starts), by_mask, atol=1e-5, rtol=1e-5)
 
@@ -178,10 +170,8 @@ class OnCPU:
 def test_a_run_checks_that_documents_are_kept_apart(hf_model, monkeypatch, dtype, T):
     model, machine = GPT.from_hf(hf_model()), Device(OnCPU(), dtype, compile=False)
     attention_check.check_isolation(model, machine, T, 0.0, print)
-    broken = attention.causal_attention
-    monkeypatch.setattr(
-        attention, "causal_attention", lambda q, k, v, starts: broken(q, k, v)
-    )  # looks at everything before
+    causal = attention.causal_attention
+    monkeypatch.setattr(attention, "causal_attention", lambda q, k, v, starts: causal(q, k, v))
     if T > 2:
         with pytest.raises(Failure, match="does not keep documents apart on this device"):
             attention_check.check_isolation(model, machine, T, 0.0, print)
@@ -258,14 +248,11 @@ def test_too_long_examples_are_counted_and_kept_or_left_out(tokenizer, command):
 
 def test_too_long_examples_can_be_an_error(tokenizer, command):  # noqa: F811
     write(long_and_short())
-    code, _, err = command(
-        "prepare", "data.jsonl", f"--tokenizer={tokenizer}", "--max_tokens=100", "--overflow=error", "--out_dir=new"
-    )
+    flags = ("data.jsonl", f"--tokenizer={tokenizer}", "--out_dir=new")
+    code, _, err = command("prepare", *flags, "--max_tokens=100", "--overflow=error")
     assert code == 2 and err.count("\n") == 1 and "a document has more than 100 tokens" in err
     assert not list(Path("new").glob("*"))
-    code, _, err = command(
-        "prepare", "data.jsonl", f"--tokenizer={tokenizer}", "--max_tokens=3", "--overflow=drop", "--out_dir=new"
-    )
+    code, _, err = command("prepare", *flags, "--max_tokens=3", "--overflow=drop")
     assert code == 2 and err.count("\n") == 1 and "each of its documents has more than 3 tokens" in err
     assert not list(Path("new").glob("*"))
 
@@ -290,21 +277,20 @@ def test_a_long_document_across_tasks_is_dropped_whole(tokenizer):  # noqa: F811
     assert dataset.meta["overflow"] == {"dropped": 1, "max_tokens": 60}
 
 
-def test_conversations_that_nobody_says_the_ends_of_are_refused(tokenizer):  # noqa: F811
-    """As they were prepared before there was a file for it."""
+def test_conversations_without_a_list_of_documents_are_refused(tokenizer):  # noqa: F811
+    """As an old version prepared them."""
     prepare([write(conversations())], "data", tokenizer)
     meta = json.loads(Path("data/meta.json").read_text())
     for split in ("train", "val"):
         Path(f"data/{split}_documents.bin").unlink()
         del meta["splits"][split]["documents_sha256"]
     Path("data/meta.json").write_text(json.dumps(meta))
-    with pytest.raises(
-        UsageError, match="end-of-texts in 36 documents, and nothing says where one begins; prepare the data again"
-    ):
+    unknown = "end-of-texts in 36 documents, and nothing says where one begins; prepare the data again"
+    with pytest.raises(UsageError, match=unknown):
         datasets.load("data").document_ends("train")
 
 
-def test_a_list_of_documents_that_nobody_promised_is_not_read(tokenizer):  # noqa: F811
+def test_a_list_of_documents_that_meta_json_does_not_name_is_not_read(tokenizer):  # noqa: F811
     dataset = prepare([write(examples())], "data", tokenizer)
     ends = dataset.document_ends("train")
     Path("data/train_documents.bin").write_bytes(np.array([3, 1], dtype="<u8").tobytes())
@@ -328,8 +314,7 @@ def test_documents_of_characters_have_ends_without_an_end_of_text(command):
 
 
 def test_pieces_without_a_target_are_left_out(tokenizer):  # noqa: F811
-    """The first block of a prompt that is longer than a block teaches nothing, and would be an evaluation of
-    nothing."""
+    """Such as the first block of a prompt that is longer than a block."""
     long = {"prompt": "What is 1 plus 2? " * 30, "completion": "It is 3."}
     dataset = prepare([write([long] * 12)], "data", tokenizer)
     blocks = isolated(dataset)
@@ -341,9 +326,8 @@ def test_pieces_without_a_target_are_left_out(tokenizer):  # noqa: F811
 def test_rows_without_targets_are_not_evaluated(tokenizer, command):  # noqa: F811
     long = {"prompt": "What is 1 plus 2? " * 30, "completion": "It is 3."}
     prepare([write([long] * 12)], "data", tokenizer)
-    code, out, error = command(
-        "train", "--dataset=data", *SHAPE, "--isolate_documents=false", "--max_iters=2", "--eval_iters=1"
-    )
+    flags = ("--isolate_documents=false", "--max_iters=2", "--eval_iters=1")
+    code, out, error = command("train", "--dataset=data", *SHAPE, *flags)
     assert code == 0 and "nan" not in out, error
 
 

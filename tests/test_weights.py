@@ -1,4 +1,4 @@
-"""Every file a GPT-2 comes in is read, nothing in it is executed, and what is written is what transformers writes."""
+"""Every format of GPT-2 weights is read without running code in it, and files are those that transformers writes."""
 
 import json
 import os
@@ -29,9 +29,8 @@ def test_safetensors_whole_and_sharded(hf_model, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="Linux tells which files are mapped")
 def test_a_loaded_model_does_not_keep_its_file_in_memory(hf_model, tmp_path):
-    hf_model(vocab_size=64, bos_token_id=None, eos_token_id=None).save_pretrained(
-        tmp_path
-    )  # no padding, which would copy the embedding
+    # a vocabulary of 64 has no padding, which would copy the embedding
+    hf_model(vocab_size=64, bos_token_id=None, eos_token_id=None).save_pretrained(tmp_path)
     model = GPT.from_pretrained(tmp_path)
     with open("/proc/self/maps") as maps:
         assert str(tmp_path) not in maps.read()
@@ -71,17 +70,8 @@ def test_what_is_written_is_what_transformers_writes(hf_model, tmp_path):
     written, expected = ((tmp_path / who / "model.safetensors").read_bytes() for who in ("ours", "theirs"))
     assert written == expected
     config, wanted = (json.loads((tmp_path / who / "config.json").read_text()) for who in ("ours", "theirs"))
-    for name in (
-        "model_type",
-        "n_layer",
-        "n_head",
-        "n_embd",
-        "n_positions",
-        "vocab_size",
-        "bos_token_id",
-        "eos_token_id",
-        "layer_norm_epsilon",
-    ):
+    shape = ("model_type", "n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
+    for name in (*shape, "bos_token_id", "eos_token_id", "layer_norm_epsilon"):
         assert config[name] == wanted[name]
 
 
@@ -100,9 +90,8 @@ def test_adapters_alone_are_no_model_and_one_line_says_what_is(hf_model, command
             for split in ("train", "val"):
                 torch.zeros(400, dtype=torch.int16).numpy().tofile(f"d/{split}.bin")
         code, _, error = command(verb, f"--init_from={adapters}", *flags)
-        assert (
-            code == 2 and error.count("\n") == 1 and f"{adapters}: holds adapters alone" in error and instead in error
-        ), error
+        assert code == 2 and error.count("\n") == 1, error
+        assert f"{adapters}: holds adapters alone" in error and instead in error
     assert not os.path.exists("new/metrics.jsonl")
 
 
@@ -160,12 +149,7 @@ def test_nanogpt_checkpoint(tmp_path, bias, compiled):
     args = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 20, "bias": bias, "vocab_size": 65, "dropout": 0.1}
     saved = {("_orig_mod." if compiled else "") + name: tensor for name, tensor in state.items()}
     saved[("_orig_mod." if compiled else "") + "lm_head.weight"] = state["transformer.wte.weight"]
-    extra = {
-        "optimizer": {},
-        "iter_num": 10,
-        "best_val_loss": torch.tensor(1.5),
-        "config": {"device": "cpu", "learning_rate": 1e-3},
-    }
+    extra = {"optimizer": {}, "iter_num": 10, "best_val_loss": torch.tensor(1.5), "config": {"device": "cpu"}}
     torch.save({"model": saved, "model_args": args, **extra}, tmp_path / "ckpt.pt")
     expected = NanoGPT(state, 2, 2)(IDX)
     for source in (tmp_path / "ckpt.pt", tmp_path):  # the file, or nanoGPT's out_dir
@@ -209,25 +193,15 @@ def test_damaged_directories_are_named(hf_model, tmp_path):
         with pytest.raises(UsageError, match=message):
             GPT.from_pretrained(tmp_path / "m")
 
+    def replace(path, old, new):
+        path.write_text(path.read_text().replace(old, new))
+
     index = "model.safetensors.index.json"
     broken(lambda d: next(d.glob("model-00001-*")).unlink(), "names model-00001.* which is not there")
-    broken(
-        lambda d: (d / index).write_text((d / index).read_text().replace("model-00001", "../model-00001")),
-        "outside its directory",
-    )
+    broken(lambda d: replace(d / index, "model-00001", "../model-00001"), "outside its directory")
     broken(lambda d: (d / "config.json").write_text("{"), "config.json")
-    broken(
-        lambda d: (d / "config.json").write_text(
-            (d / "config.json").read_text().replace('"n_layer": 2', '"n_layer": 3')
-        ),
-        "missing",
-    )
-    broken(
-        lambda d: (d / "config.json").write_text(
-            (d / "config.json").read_text().replace('"n_embd": 32', '"n_embd": 64')
-        ),
-        "shape",
-    )
+    broken(lambda d: replace(d / "config.json", '"n_layer": 2', '"n_layer": 3'), "missing")
+    broken(lambda d: replace(d / "config.json", '"n_embd": 32', '"n_embd": 64'), "shape")
 
 
 def test_an_untied_head_is_refused(hf_model, tmp_path):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from finetune.gpt.attention import KVCache
 from finetune.gpt.model import Transformer
 
-MIN_GRAPH_STEPS = 16  # recording a CUDA graph costs a few steps, so that fewer tokens go without
+MIN_GRAPH_STEPS = 16  # fewer tokens go without a CUDA graph, because recording it costs a few steps
 LIKELIEST = 64  # ids with logits in float32; all 200 of the default top_k took 2 ms of a step's 30 on two cores
 
 
@@ -59,9 +59,8 @@ def generate(
     `logits_processor(ids, logits)` gets all ids so far and logits (B, V) in float32, and returns logits (B, V).
     `callback(ids)` gets the new ids (B, n) every `callback_every` tokens and at the end; True stops.
 
-    The model sees the last block_size tokens. Beyond these all positions move with each token, so that the cache is of
-    no use and every step computes the whole window. Raises ValueError for an empty prompt and for values out of range,
-    TypeError for an unknown name."""
+    The model sees the last block_size tokens. Beyond these all positions move with each token, so every step computes
+    the whole window, without the cache. Raises ValueError for an empty prompt and for values out of range."""
     sampler = Sampler(**sampling)
     if idx.size(1) == 0:
         raise ValueError("the prompt is empty; a model needs at least one token to go on from")
@@ -150,10 +149,10 @@ def sample(logits: Tensor, sampler: Sampler, generator: torch.Generator | None) 
 def _float32_head(
     model: Transformer, top_k: int | None, whole: bool
 ) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
-    """A function from hidden states (B, C) to float32 logits (B, V), None or (B, K), ids (B, K).
+    """A function from hidden states (B, C) to float32 logits and their ids: (B, V) and None, or (B, K) and (B, K).
 
-    16-bit weights give 16-bit logits, and near -100, where GPT-2's are, these are multiples of 0.5. So the logits of
-    LIKELIEST ids are computed again in float32; without `top_k`, or for the `whole` vocabulary, all logits are."""
+    GPT-2's logits are near -100, where bfloat16 has multiples of 0.5. The logits of LIKELIEST ids are therefore
+    computed again in float32; without `top_k`, or for the `whole` vocabulary, all are."""
     weight, V = model.wte.weight, model.config.vocab_size
     if weight.dtype == torch.float32:
         return lambda x: (model.head(x).float(), None)

@@ -80,8 +80,7 @@ def fingerprint(network: nn.Module) -> str:
 
 @torch.no_grad()
 def merged(network: nn.Module) -> dict[str, Tensor]:
-    """Weights with the adapters merged in, those that change as copies on the CPU. Not merged in place, because undoing
-    it would round the weights."""
+    """Weights with the adapters merged in, as copies on the CPU: undoing a merge in place would round the weights."""
     weights = {name: tensor for name, tensor in state(network).items() if ".lora_" not in name}
     for name, module in _adapted(network).items():
         weight = module.base_layer.weight + module.get_delta_weight(ADAPTER)
@@ -97,7 +96,7 @@ def save(directory: str | Path, network: nn.Module, recipe: Recipe, init_from: s
     path = Path(init_from).expanduser()
     base = next((place for place in (path / "best", path) if (place / "config.json").is_file()), None)
     source = init_from
-    if base is not None:  # "./" tells a relative directory from a Hub id, should the directory be gone later
+    if base is not None:  # "./" tells a relative directory from a Hub id
         source = str(base) if base.is_absolute() else os.path.join(".", base)
     # fan_in_fan_out: Conv1D matrices of a GPT2LMHeadModel are stored (in, out)
     config = _peft_config(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 IGNORE = -100  # a target that does not count
 CHUNK = 1024  # tokens in a chunk; their logits take 100 MB in bfloat16 with GPT-2's vocabulary
-MANY_LOGITS = 1 << 32  # 8 GB in bfloat16: from here a GPU takes chunks, although they cost time there
+MANY_LOGITS = 1 << 32  # 8 GB in bfloat16; above, a GPU computes in chunks too, although that takes longer
 SOFTMAX_ROWS = 64  # tokens in a softmax on a CPU: 13 MB in float32, which fit its cache
 GRADIENT_ROWS = 16384  # of the weight's gradient, in one matrix product
 
@@ -28,8 +28,7 @@ def cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -
 
 
 def is_chunked(chunked: str, device: str, num_logits: int) -> bool:
-    """Whether the loss goes by chunks: "true" or "false"; "auto" is true on a CPU, where chunks are faster, and for
-    more than MANY_LOGITS."""
+    """Whether to compute the loss in chunks; "auto" does on a CPU, where it is faster, and above MANY_LOGITS."""
     if chunked == "auto":
         return device == "cpu" or num_logits > MANY_LOGITS
     return chunked == "true"

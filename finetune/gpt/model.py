@@ -73,11 +73,11 @@ class Transformer(nn.Module):
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, position_ids: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits (B, T, V) of the token ids `idx` (B, T), or with `targets` (B, T) their loss.
+        """Logits (B, T, V) of the token ids `idx` (B, T), or with `targets` (B, T) their loss `(sum, count)`.
 
-        The loss is `(sum, count)`: cross entropy in nats, summed over all targets but -100, and the number of these.
-        A sum, so that the caller divides once over all micro-batches. With `position_ids` (B, T), which start at 0 in
-        each document, attention stays within documents. Raises ValueError if T is above block_size."""
+        The loss is cross entropy in nats, summed over all targets but -100, so that the caller divides once over all
+        micro-batches. With `position_ids` (B, T), which start at 0 in each document, attention stays within documents.
+        Raises ValueError if T is above block_size."""
         x = self.hidden(idx, position_ids=position_ids)
         if targets is None:
             return self.head(x)
@@ -116,8 +116,8 @@ class Transformer(nn.Module):
         """Random weights: embeddings normal(0, 0.02), matrices normal(0, 0.02 sqrt(768 / C)), projections into the
         residual stream divided by sqrt(2 L), biases 0.
 
-        GPT-2 and nanoGPT use 0.02 at every width, which is the same at C = 768. A narrower network would lose
-        hundreds of updates with it (docs/log.md)."""
+        GPT-2 uses 0.02 at every width. With it a network narrower than 768 would lose hundreds of updates
+        (docs/log.md)."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
@@ -135,9 +135,7 @@ class Transformer(nn.Module):
     def crop_block_size(self, block_size: int) -> None:
         """Keep the first `block_size` positions. Raises ValueError if there are fewer."""
         if block_size > self.config.block_size:
-            raise ValueError(
-                f"block_size={block_size} is more than the {self.config.block_size} positions of this model"
-            )
+            raise ValueError(f"block_size={block_size} is above the model's {self.config.block_size} positions")
         self.config.block_size = block_size
         self.wpe.num_embeddings = block_size
         self.wpe.weight = nn.Parameter(self.wpe.weight[:block_size].clone())

@@ -22,10 +22,8 @@ MODEL_FILES = ["*.json", "*.safetensors", "merges.txt"]
 
 
 def find(source: str | Path) -> Path:
-    """The directory or ckpt.pt of a model: `source` itself, `best/` of a run's out_dir, or the local copy of a Hub
-    model, which is downloaded if need be.
-
-    Raises UsageError if there is none, within seconds also without a network."""
+    """The directory or ckpt.pt of a model: `source` itself, `best/` of a run's out_dir, or the cached copy of a Hub
+    model, downloaded if needed. Raises UsageError, within seconds also without a network."""
     path = Path(source).expanduser()
     if path.is_file():
         return path
@@ -219,8 +217,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file as transformers does. Raises OSError if that fails."""
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
-        umask = os.umask(0)
+        umask = os.umask(0)  # which cannot be read without setting it
         os.umask(umask)
-        os.chmod(path, 0o666 & ~umask)  # safetensors lets only the owner read them
+        os.chmod(path, 0o666 & ~umask)  # safetensors lets only the owner read the file
     except SafetensorError as error:
         raise OSError(str(error)) from error

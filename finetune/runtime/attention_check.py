@@ -22,8 +22,8 @@ TOLERANCE = {torch.float32: 4e-3, torch.bfloat16: 0.12, torch.float16: 2e-2}
 def check_isolation(
     model: Transformer, device: Device, block_size: int, dropout: float, log: Callable[[str], object]
 ) -> None:
-    """Choose how documents are isolated: by flex attention if everything is compiled and it is correct here, else by a
-    mask. Raises Failure if the mask is wrong too."""
+    """Isolate documents by flex attention if the run is compiled and it is correct here, else by a mask. Raises Failure
+    if the mask is wrong too."""
     if device.compile and device.torch_device.type == "cuda" and not dropout:
         try:
             flex = torch.compile(attentions.flex_attention, dynamic=False)
@@ -41,8 +41,8 @@ def check_isolation(
 
 
 def _find_error(config: GPTConfig, device: Device, T: int, attention: Attention) -> str | None:
-    """Compare `attention` over two rows of random documents with plain attention over each document; return the error
-    in words, or None if it is within the tolerance."""
+    """The error of `attention` over two rows of random documents, against plain attention over each document; None if
+    it is within the tolerance."""
     generator = torch.Generator().manual_seed(0)
     shape = (3, 2, config.n_head, T, config.n_embd // config.n_head)  # of q, k and v, each (B, H, T, D)
     q, k, v = torch.randn(shape, generator=generator).to(device.torch_device, device.dtype).requires_grad_()

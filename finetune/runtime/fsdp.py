@@ -74,8 +74,7 @@ def from_launcher() -> FSDP | None:
 
 
 def shard(model: Transformer, options: FSDP, device: torch.device) -> nn.Module:
-    """Shard a model in place and return it. It moves to the device block by block, so that no GPU ever holds all of
-    it."""
+    """Shard a model in place and return it. It moves to the device block by block: no GPU ever holds all of it."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
@@ -94,8 +93,7 @@ def is_sharded(module: nn.Module) -> TypeGuard[FSDPModule]:
 
 
 def reshard(model: nn.Module) -> None:
-    """Free full weights that a forward pass without a backward pass left behind; they would not see updates of the
-    shards."""
+    """Free the full weights after a forward pass without a backward pass, before updates make them stale."""
     for module in model.modules():
         if is_sharded(module):
             module.reshard()
@@ -128,8 +126,7 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather_state_dict(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
-    """{name: full tensor on the CPU} if `keep`, else {}. Collective, one tensor at a time, so that a GPU holds only one
-    full tensor."""
+    """{name: full tensor on the CPU} if `keep`, else {}. Collective; a GPU holds one full tensor at a time."""
     kept = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach()
