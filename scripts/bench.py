@@ -294,12 +294,11 @@ def modes(options, work):
         given = c.job["options"] if ours else adapters
         peak, said = max(r["peak_mb"] for r in c.results), predicted(given) / 2**20
         seconds = [(r["stamps"][-1] - r["stamps"][WARM_UP - 1]) / (len(r["stamps"]) - WARM_UP) for r in c.results]
+        trainable = lora.num_adapter_parameters(config, given.get("lora_rank", 0)) or sizes.num_parameters(config)
         rows.append(
             {
                 "mode": c.name,
-                "trainable parameters": (
-                    f"{lora.num_parameters(config, given.get('lora_rank', 0)) or sizes.num_parameters(config):,}"
-                ),
+                "trainable parameters": f"{trainable:,}",
                 "peak MB": f"{peak:,.0f}",
                 "predicted": f"{said:,.0f} ({said / peak - 1:+.0%})" if ours else "",
                 "seconds an update": f"{statistics.median(seconds):.2f}",

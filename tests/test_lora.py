@@ -82,7 +82,7 @@ def test_only_adapters_are_trained_and_kept_in_states(adapted, capsys):
     # rank x (in + out) for c_attn (32, 96), c_proj (32, 32), c_fc (32, 128) and c_proj (128, 32) of two layers
     count = 2 * 4 * (128 + 64 + 160 + 160)
     assert sum(parameter.numel() for parameter in run.optimizer.state) == count
-    assert lora.num_parameters(run.model.config, 4) == count
+    assert lora.num_adapter_parameters(run.model.config, 4) == count
     assert f"LoRA: rank 4, alpha 12: {count:,} trainable parameters" in capsys.readouterr().out
     state = sorted(Path("out/last").glob("step-*"))[-1]
     for name, expected in (("model", count), ("optimizer", 2 * count)):
@@ -93,7 +93,7 @@ def test_adapters_are_counted_with_any_mlp_width():
     config = GPTConfig(block_size=8, vocab_size=64, n_layer=3, n_head=3, n_embd=48, n_inner=100)
     model = GPT.from_scratch(config)
     lora.add_adapters(model, Recipe(dataset="x", lora_rank=5))
-    assert sum(tensor.numel() for tensor in lora.trained(model).values()) == lora.num_parameters(config, 5)
+    assert sum(tensor.numel() for tensor in lora.trained(model).values()) == lora.num_adapter_parameters(config, 5)
 
 
 def test_training_is_what_peft_does_over_transformers(adapted):

@@ -334,7 +334,7 @@ def test_the_table_of_the_docs_is_what_is_predicted():
             recipe = Recipe(dataset="x", batch_size=1, **mode)
             work = memory.Workload(recipe, config, 1024, compiled=True, max_eval_rows=1)
             cells.append(f"{memory.estimate_memory(work).peak / 1e9:.1f}")
-        adapters = lora.num_parameters(config, 16)
+        adapters = lora.num_adapter_parameters(config, 16)
         assert f"| {' | '.join(cells)} | {adapters:,} ({adapters / size.num_parameters(config):.2%}) |" in page
 
 

@@ -391,11 +391,11 @@ def test_time_left_counts_the_evaluations_that_are_left(tiny):
         setup, _ = train(tiny(out_dir, max_iters=length, eval_interval=interval, save_interval=100))
         assert [e["step"] for e in events(out_dir, "eval")] == sorted({*range(0, length + 1, interval), length})
         clock = Clock(setup, 0, 1e12)
-        clock.evaluation = 1000.0
+        clock.evaluation_seconds = 1000.0
         for done in range(1, length + 1):
             clock.restart(done - 1)
-            left = clock.read(done)[2]
-            assert left // 1000 == sum(e["step"] >= done for e in events(out_dir, "eval"))
+            eta = clock.lap(done).eta
+            assert eta // 1000 == sum(e["step"] >= done for e in events(out_dir, "eval"))
 
 
 def test_a_run_that_is_done_says_so_when_it_is_resumed(tiny_run, command):

@@ -200,6 +200,19 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(tiny, mon
     assert [event["batch_size"] for event in events("out", "out_of_memory")] == [4, 2]
 
 
+def test_out_of_memory_right_after_a_save_brings_no_unplanned_save(tiny):
+    failed = []
+
+    def fail_once(setup, state):
+        if state.step == 2 and not failed:
+            failed.append(state.step)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    trainers.train(tiny(max_iters=4, save_interval=2), hooks=Hooks(before_update=fail_once))
+    assert [event["step"] for event in events("out", "out_of_memory")] == [2]
+    assert sorted(path.name for path in Path("out/last").iterdir()) == ["step-00000002", "step-00000004"]
+
+
 def test_one_block_that_does_not_fit_recomputes_activations_and_then_says_what_would_fit(tiny, monkeypatch):
     from finetune.gpt.model import Transformer
 
@@ -545,8 +558,8 @@ def test_the_watch_is_not_alarmed_by_an_ordinary_run():
 
 def test_float16_overflows_are_borne_for_a_while():
     watch = monitor.LossMonitor()
-    assert all(watch.check(1.0, float("inf"), scaled=True) is None for _ in range(monitor.OVERFLOWS))
-    assert watch.check(1.0, float("inf"), scaled=True) == "grad_norm is inf"
+    assert all(watch.check(1.0, float("inf"), may_overflow=True) is None for _ in range(monitor.OVERFLOWS))
+    assert watch.check(1.0, float("inf"), may_overflow=True) == "grad_norm is inf"
 
 
 def test_the_variable_that_makes_accelerate_divide_losses_has_no_effect(tiny, monkeypatch):

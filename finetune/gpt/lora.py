@@ -41,7 +41,7 @@ def add_adapters(network: nn.Module, recipe: Recipe) -> None:
         module.cast_input_dtype_enabled = False  # no cast to float32, which autocast would undo
 
 
-def num_parameters(config: GPTConfig, rank: int) -> int:
+def num_adapter_parameters(config: GPTConfig, rank: int) -> int:
     """Number of parameters in the adapters: `rank` for each input and each output of the four matrices of a layer."""
     return rank * config.n_layer * (8 * config.n_embd + 2 * config.mlp_width)
 
@@ -110,7 +110,7 @@ def save(directory: str | Path, network: nn.Module, recipe: Recipe, init_from: s
 
 def describe(config: GPTConfig, recipe: Recipe) -> str:
     """A line about the trainable parameters."""
-    trainable = num_parameters(config, recipe.lora_rank)
+    trainable = num_adapter_parameters(config, recipe.lora_rank)
     return (
         f"rank {recipe.lora_rank}, alpha {lora_alpha(recipe)}: {trainable:,} trainable parameters beside c_attn,"
         f" c_proj and c_fc, {trainable / size.num_parameters(config):.2%} of the model's"

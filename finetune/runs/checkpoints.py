@@ -126,12 +126,12 @@ def check_disk(recipe: Recipe, schedule: Schedule, config: GPTConfig) -> None:
 
 def checkpoint_bytes(recipe: Recipe, schedule: Schedule, config: GPTConfig) -> dict[str, int]:
     """{directory: bytes} of a run's checkpoints at most, including the temporary copy of each while it is written."""
-    parameters, adapters = size.num_parameters(config), lora.num_parameters(config, recipe.lora_rank)
+    parameters, adapters = size.num_parameters(config), lora.num_adapter_parameters(config, recipe.lora_rank)
     models = 2 + (schedule.length // schedule.eval_interval if recipe.always_save_checkpoint else 0)
     return {"last/": (KEEP + 1) * state_bytes(recipe, config), "best/": 4 * models * (parameters + adapters)}
 
 
 def state_bytes(recipe: Recipe, config: GPTConfig) -> int:
     """Bytes of a resumable state: the trained parameters and their two AdamW moments."""
-    trained = lora.num_parameters(config, recipe.lora_rank) or size.num_parameters(config)
+    trained = lora.num_adapter_parameters(config, recipe.lora_rank) or size.num_parameters(config)
     return (4 + 2 * getattr(torch, recipe.optimizer_dtype).itemsize) * trained

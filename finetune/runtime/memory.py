@@ -82,7 +82,7 @@ def _parts(work: Workload) -> dict[str, int]:
     recipe, config = work.recipe, work.config
     C, V, L = config.n_embd, config.padded_vocab_size, config.n_layer
     parameters = size.num_parameters(config) + (V - config.vocab_size) * C
-    adapters = lora.num_parameters(config, recipe.lora_rank)
+    adapters = lora.num_adapter_parameters(config, recipe.lora_rank)
     trained, matrices = adapters or parameters, size.num_matrix_weights(config)
     layer = activations_of_layer(work)
     saved = layer + (L - 1) * 4 * work.tokens * C if recipe.gradient_checkpointing else L * layer

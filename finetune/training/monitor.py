@@ -10,7 +10,6 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from types import FrameType
 
-STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130}  # exit codes
 WINDOW = 50  # losses that the noise of an update's loss is estimated from
 ENOUGH = 20  # losses that the usual loss is the median of
 OVERFLOWS = 20  # of float16 in a row
@@ -21,7 +20,10 @@ class Diverged(Exception):
     """Training diverged: non-finite loss, gradient or weights, or a loss spike."""
 
 
-class Signals:
+EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}  # of the signals that end a run
+
+
+class SignalCatcher:
     """SIGTERM and SIGINT end the run after the current update, SIGUSR1 saves a state. A second SIGINT ends at once.
 
     A handler only notes the signal. Every update sums the flags of all processes, so that all act alike."""
@@ -33,9 +35,9 @@ class Signals:
         """1.0 for each signal that this process saw, else 0.0."""
         return [float(seen) for seen in self.seen.values()]
 
-    def agree(self, counts: Iterable[float]) -> list[signal.Signals]:
+    def from_counts(self, signal_counts: Iterable[float]) -> list[signal.Signals]:
         """The signals that any process saw, from the sum of all `flags()`. SIGUSR1 is reset."""
-        signals = [number for number, count in zip(self.seen, counts) if count]
+        signals = [number for number, count in zip(self.seen, signal_counts) if count]
         if signal.SIGUSR1 in signals:
             self.seen[signal.SIGUSR1] = False
         return signals
@@ -68,13 +70,13 @@ class LossMonitor:
     def in_spike(self) -> bool:
         return self.high > 0
 
-    def check(self, loss: float, grad_norm: float, scaled: bool = False) -> str | None:
-        """What is wrong with the loss or gradient norm of an update, or None. With float16's loss scaling (`scaled`)
-        an overflow now and then is normal, and only many in a row are wrong."""
+    def check(self, loss: float, grad_norm: float, may_overflow: bool = False) -> str | None:
+        """What is wrong with the loss or gradient norm of an update, or None. With float16's loss scaling
+        (`may_overflow`) an overflow now and then is normal, and only many in a row are wrong."""
         for name, value in (("loss", loss), ("grad_norm", grad_norm)):
             if not math.isfinite(value):
                 self.overflows += 1
-                return f"{name} is {value}" if not scaled or self.overflows > OVERFLOWS else None
+                return f"{name} is {value}" if not may_overflow or self.overflows > OVERFLOWS else None
         self.overflows = 0
         if len(self.recent) >= ENOUGH:
             usual = statistics.median(self.recent[-ENOUGH:])

@@ -1,4 +1,4 @@
-"""Opening, describing and closing a run."""
+"""Opening, describing and finishing a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from finetune.runs.loss_plot import plot_loss
 from finetune.runs.wandb_log import start_wandb
 from finetune.training import optimizer as optimizers
 from finetune.training.micro_batch import describe_shares
-from finetune.training.monitor import STOPPING
+from finetune.training.monitor import EXIT_CODES
 from finetune.training.saving import model_weights
 from finetune.training.state import Setup, TrainState, recipe_in_use
 
@@ -139,7 +139,7 @@ def record_failure(setup: Setup, state: TrainState, logger: RunLogger) -> Genera
         # rank 0 only sees that this process has ended
         if rank and getattr(error, "alone", False) and not setup.recipe.eval_only:
             logger.join()
-        if code not in STOPPING.values():
+        if code not in EXIT_CODES.values():
             problem, which = str(error) or type(error).__name__, {"rank": rank} if rank else {}
             logger.record("failed", step=state.step, problem=problem, code=code, **which)
         raise
@@ -178,7 +178,7 @@ def _record_samples(setup: Setup, logger: RunLogger, step: int, samples: list[Sa
     return texts
 
 
-def close_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
+def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     """Record the end, draw the loss curve and sample from the best model."""
     recipe, accelerator = setup.recipe, setup.device.accelerator
     if state.step < setup.schedule.length:

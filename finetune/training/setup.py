@@ -14,9 +14,8 @@ from finetune.config import recipe as recipes
 from finetune.config import schedule as schedules
 from finetune.config.recipe import Recipe
 from finetune.data import arrow_cache
-from finetune.data import dataset as data_dataset
 from finetune.data.batches import Blocks, Mixture
-from finetune.data.dataset import Dataset
+from finetune.data.dataset import Dataset, check_ids, facts_of, identity_key, scan
 from finetune.data.sampler import BlockSampler, MixtureSampler
 from finetune.data.tokenizer import prompt_ids
 from finetune.gpt import GPT, lora
@@ -30,8 +29,8 @@ from finetune.training.optimizer import AdamW, adamw, fill_optimizer
 from finetune.training.recovery import check_resumed, load_weights, resume
 from finetune.training.state import Hooks, MicroBatch, Setup, TrainState
 
-ON_DEVICE = 0.02  # of a GPU's memory, which a split may take to be kept there
-COMPILED_WHOLE = 12  # layers
+MAX_GPU_SHARE_OF_SPLIT = 0.02  # a split that takes more of a GPU's memory is not kept there
+MAX_LAYERS_COMPILED_WHOLE = 12
 
 
 def setup_run(
@@ -42,23 +41,24 @@ def setup_run(
     previous = _previous_choice(recipe, saved, device, say) if saved else None
     find_batch_size = recipe.batch_size == "auto" and not previous
     choose_mode = recipe.memory == "auto" and not previous and not recipe.eval_only
-    mode = previous or recipe
+    recipe_in_use = previous or recipe  # with what batch_size=auto or memory=auto chose
     if device.sharding:
-        _check_sharded(mode, choose_mode, find_batch_size)
+        _check_sharded(recipe_in_use, choose_mode, find_batch_size)
     with device.accelerator.local_main_process_first():  # one process builds caches, the others find them
         found, datasets, prompt = _find_inputs(recipe, saved)
-        train, val, identity = _open_splits(recipe, found, datasets, device)
+        train, val, hashes = _prepare_splits(recipe, found, datasets, device)
+    identity = _identity(recipe, train, hashes)
     schedule = schedules.schedule(recipe, train.num_rows)
     if saved:
         check_resumed(recipe, identity, saved.state, say)
     if device.accelerator.is_main_process:
-        checkpoints.check_disk(mode, schedule, found.config)
+        checkpoints.check_disk(recipe_in_use, schedule, found.config)
     if choose_mode:
-        mode = memory_modes.choose_mode(recipe, found.config, train.block_size, device, say)
+        recipe_in_use = memory_modes.choose_mode(recipe, found.config, train.block_size, device, say)
     model = load_weights(recipe, found.config, saved, say)
     if recipe.lora_rank:
         _add_adapters(model, recipe, identity, saved)
-    wrapped_model, optimizer = wrap_model_and_make_optimizer(model, mode, device, train.is_isolated, say)
+    wrapped_model, optimizer = wrap_model_and_make_optimizer(model, recipe_in_use, device, train.is_isolated, say)
     setup = Setup(
         recipe=recipe,
         device=device,
@@ -71,17 +71,17 @@ def setup_run(
         sampler=_sampler(recipe, train),
         init_from=saved.state["init_from"] if saved else recipe.init_from,
         dataset_names=[dataset.directory.resolve().name for dataset in datasets],
-        dataset_facts=data_dataset.facts_of(datasets),
+        dataset_facts=facts_of(datasets),
         identity=identity,
         tokenizer=found.tokenizer,
         prompt=prompt,
         max_eval_rows=_max_eval_rows(recipe, saved),
-        chunked_loss=mode.chunked_loss,
-        optimizer_dtype=mode.optimizer_dtype,
+        chunked_loss=recipe_in_use.chunked_loss,
+        optimizer_dtype=recipe_in_use.optimizer_dtype,
         find_batch_size=find_batch_size,
         hooks=hooks or Hooks(),
     )
-    return setup, _initial_state(setup, mode, saved, say)
+    return setup, _initial_state(setup, recipe_in_use, saved, say)
 
 
 def _previous_choice(recipe: Recipe, saved: SavedState, device: Device, say: Callable[[str], None]) -> Recipe | None:
@@ -123,17 +123,17 @@ def _find_inputs(recipe: Recipe, saved: SavedState | None) -> tuple[ModelRef, li
     return with_block_size(model, recipe.block_size), datasets, prompt
 
 
-def _open_splits(
+def _prepare_splits(
     recipe: Recipe, model: ModelRef, datasets: list[Dataset], device: Device
-) -> tuple[Blocks | Mixture, Blocks | Mixture, dict[str, Any]]:
-    """`(train, val, identity)`; the identity is what must not change when the run is resumed."""
+) -> tuple[Blocks | Mixture, Blocks | Mixture, dict[str, str]]:
+    """`(train, val, {file: hash})`, checked and opened from the cache."""
     block_size, isolated = model.config.block_size, is_isolated(recipe, datasets)
-    splits, identity = {}, {}
+    splits, hashes = {}, {}
     for split in ("train", "val"):
         parts = []
         for number, dataset in enumerate(datasets, 1):
-            stats = data_dataset.scan(dataset, split)
-            data_dataset.check_ids(dataset, split, stats, model.config.vocab_size, model.name)
+            stats = scan(dataset, split)
+            check_ids(dataset, split, stats, model.config.vocab_size, model.name)
             cache = arrow_cache.open_cache(dataset, split, block_size, stats, isolated)
             blocks = Blocks.from_arrow(cache, stats.tokens)
             if blocks.num_targets(range(blocks.num_rows)) == 0:
@@ -141,33 +141,38 @@ def _open_splits(
                     f"{dataset.mask(split)}: no token of {split}.bin is a target, so there is nothing to learn from it"
                 )
             parts.append(blocks)
-            hashes = {f"{split}.bin": stats.sha256, f"{split}_mask.bin": stats.mask_sha256}
+            hashes_of_part = {f"{split}.bin": stats.sha256, f"{split}_mask.bin": stats.mask_sha256}
             if isolated:
-                hashes[f"{split} documents end by"] = stats.documents_sha256 or f"token {dataset.eot}"
-            for file, sha256 in hashes.items():
+                hashes_of_part[f"{split} documents end by"] = stats.documents_sha256 or f"token {dataset.eot}"
+            for file, sha256 in hashes_of_part.items():
                 if sha256:
-                    identity[data_dataset.identity_key(file, number, len(datasets))] = sha256
+                    hashes[identity_key(file, number, len(datasets))] = sha256
         splits[split] = parts[0] if len(parts) == 1 else Mixture(parts)
         if device.torch_device.type == "cuda":
             total = torch.cuda.get_device_properties(device.torch_device).total_memory
-            if 12 * splits[split].num_tokens <= ON_DEVICE * total:
+            if 12 * splits[split].num_tokens <= MAX_GPU_SHARE_OF_SPLIT * total:
                 splits[split].cache_on_device(device.torch_device)
-    identity |= {
-        "block_size": block_size,
-        "isolate_documents": isolated,
+    return splits["train"], splits["val"], hashes
+
+
+def _identity(recipe: Recipe, train: Blocks | Mixture, hashes: dict[str, str]) -> dict[str, Any]:
+    """What must not change when the run is resumed."""
+    return {
+        **hashes,
+        "block_size": train.block_size,
+        "isolate_documents": train.is_isolated,
         "dataset_weights": recipe.dataset_weights,
         "seed": recipe.seed,
         "rows per iteration (batch_size x gradient_accumulation_steps)": recipe.blocks_per_update,
         "lora_rank": recipe.lora_rank,
         "lora_alpha": recipes.lora_alpha(recipe),
     }
-    return splits["train"], splits["val"], identity
 
 
 def _add_adapters(model: GPT, recipe: Recipe, identity: dict[str, Any], saved: SavedState | None) -> None:
     """Add adapters to a model. The weights under them become part of `identity`, because a state does not hold them."""
     identity["weights under the adapters (sha256)"] = lora.fingerprint(model)
-    if saved:
+    if saved:  # checked once more, because the weights are known only now
         check_resumed(recipe, identity, saved.state, lambda line: None)
     lora.add_adapters(model, recipe)
 
@@ -185,9 +190,13 @@ def _max_eval_rows(recipe: Recipe, saved: SavedState | None) -> int | None:
     return recipe.max_eval_rows
 
 
-def _initial_state(setup: Setup, mode: Recipe, saved: SavedState | None, say: Callable[[str], None]) -> TrainState:
+def _initial_state(
+    setup: Setup, recipe_in_use: Recipe, saved: SavedState | None, say: Callable[[str], None]
+) -> TrainState:
     """A new state, or the saved one."""
-    micro_batch = MicroBatch(mode.micro_batch_size, mode.gradient_accumulation_steps, mode.gradient_checkpointing)
+    micro_batch = MicroBatch(
+        recipe_in_use.micro_batch_size, recipe_in_use.gradient_accumulation_steps, recipe_in_use.gradient_checkpointing
+    )
     is_float16 = setup.device.dtype == torch.float16
     state = TrainState(micro_batch, torch.amp.GradScaler(setup.device.torch_device.type) if is_float16 else None)
     try:
@@ -195,7 +204,7 @@ def _initial_state(setup: Setup, mode: Recipe, saved: SavedState | None, say: Ca
     except (RuntimeError, MemoryError) as error:
         if not memory.is_out_of_memory(error):
             raise
-        advice = memory_modes.oom_advice(setup.model.config, setup.train.block_size, mode)
+        advice = memory_modes.oom_advice(setup.model.config, setup.train.block_size, recipe_in_use)
         raise Failure(advice, 1, alone=True) from error
     if saved:
         resume(setup, state, saved, say)
@@ -217,7 +226,7 @@ def wrap_model_and_make_optimizer(
     if device.compile:
         # flex attention is compiled block by block, as it was checked
         alone = device.accelerator.num_processes == 1 and not sharding
-        compile_model(model, whole=model.config.n_layer <= COMPILED_WHOLE and alone and not isolated)
+        compile_model(model, whole=model.config.n_layer <= MAX_LAYERS_COMPILED_WHOLE and alone and not isolated)
     if sharding:
         wrapped_model = fsdp.shard(model, sharding, device.torch_device)
     else:

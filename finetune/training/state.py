@@ -19,13 +19,14 @@ from finetune.data.tokenizer import BPETokenizer, CharTokenizer
 from finetune.gpt import GPT, lora
 from finetune.runs import checkpoints
 from finetune.runtime.device import Device
-from finetune.training.monitor import LossMonitor, Signals
+from finetune.training.monitor import LossMonitor, SignalCatcher
 from finetune.training.optimizer import AdamW
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """How an update is cut: `accumulation` forward passes of `batch_size` blocks, over all processes together."""
+    """How an update is cut: `accumulation` forward passes of `batch_size` blocks; each of N processes does 1/N of the
+    passes."""
 
     batch_size: int
     accumulation: int
@@ -103,7 +104,7 @@ class Setup:
     chunked_loss: Literal["auto", "true", "false"] = "auto"
     optimizer_dtype: Literal["float32", "bfloat16"] = "float32"
     find_batch_size: bool = False  # batch_size=auto, and no earlier start of this run has found one
-    signals: Signals = field(default_factory=Signals)
+    signals: SignalCatcher = field(default_factory=SignalCatcher)
     hooks: Hooks = field(default_factory=Hooks)
 
     @property
@@ -125,7 +126,7 @@ def recipe_in_use(setup: Setup, state: TrainState) -> Recipe:
 
 
 def to_json(setup: Setup, state: TrainState) -> dict[str, Any]:
-    """The content of state.json."""
+    """The content of state.json. Its keys do not follow renames, because older states must stay resumable."""
     return {
         "format": checkpoints.STATE_FORMAT,
         "iteration": state.step,

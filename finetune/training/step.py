@@ -36,12 +36,12 @@ class UpdateResult:
             self.copied.record()
 
     def read(self) -> tuple[float, float, list[float]]:
-        """`(loss, grad_norm, signals)`: mean nats per token, the gradient norm before clipping, and how many processes
-        saw each of `Signals.NAMES`. Waits for the device."""
+        """`(loss, grad_norm, signal_counts)`: mean nats per token, the gradient norm before clipping, and how many
+        processes received each signal. Waits for the device."""
         if self.copied:
             self.copied.synchronize()
-        loss, grad_norm, *signals = self.numbers.tolist()
-        return loss, grad_norm, signals
+        loss, grad_norm, *signal_counts = self.numbers.tolist()
+        return loss, grad_norm, signal_counts
 
 
 def update(setup: Setup, state: TrainState, lr: float) -> UpdateResult:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 import time
 from collections import deque
 from collections.abc import Generator
-from signal import Signals
 from typing import Any, NamedTuple
 
 from finetune.common import files
@@ -19,10 +19,10 @@ from finetune.gpt.size import flops_per_token
 from finetune.runs.logger import RunLogger
 from finetune.runtime import device as devices
 from finetune.training.micro_batch import fit_micro_batch, handle_oom
-from finetune.training.monitor import STOPPING, Diverged
+from finetune.training.monitor import EXIT_CODES, Diverged
 from finetune.training.recovery import roll_back
 from finetune.training.saving import save_state
-from finetune.training.session import check_out_dir, close_run, log_setup, open_run, record_failure, sample
+from finetune.training.session import check_out_dir, finish_run, log_setup, open_run, record_failure, sample
 from finetune.training.setup import setup_run
 from finetune.training.state import Hooks, Setup, TrainState
 from finetune.training.step import UpdateResult, update
@@ -35,25 +35,26 @@ def train(
     """Train as the recipe says; return the run's Setup and last state. `reasons`, from `comments_by_key`, are recorded
     with the recipe. Raises UsageError before anything is written, and Failure when the run ends early."""
     device = devices.start(recipe)
-    main = device.accelerator.is_main_process
-    with files.lock(recipe.out_dir) if main and not recipe.eval_only else contextlib.nullcontext():
-        if main:
+    is_main = device.accelerator.is_main_process
+    writes_run = is_main and not recipe.eval_only
+    with files.lock(recipe.out_dir) if writes_run else contextlib.nullcontext():
+        if is_main:
             check_out_dir(recipe)
-        logger = RunLogger(recipe.out_dir, write=main)
+        logger = RunLogger(recipe.out_dir, write=is_main)
         setup, state = setup_run(recipe, device, logger.print, hooks)
-        peak_flops, source = math.inf, ""
-        if main and not recipe.eval_only:
-            peak_flops, source = devices.peak_flops(device.torch_device, device.dtype)
-        log_setup(setup, state, logger, source)
+        peak_flops, peak_flops_source = math.inf, ""
+        if writes_run:  # only the main process logs MFU
+            peak_flops, peak_flops_source = devices.peak_flops(device.torch_device, device.dtype)
+        log_setup(setup, state, logger, peak_flops_source)
         with record_failure(setup, state, logger):
             if recipe.eval_only:
                 validate(setup, state, logger)
             else:
                 open_run(setup, state, logger, reasons)
                 with setup.signals.caught():
-                    fit_micro_batch(setup, state, logger)
+                    fit_micro_batch(setup, state, logger)  # nothing to do on one process with a given batch_size
                     run_updates(setup, state, logger, Clock(setup, state.step, peak_flops))
-                close_run(setup, state, logger)
+                finish_run(setup, state, logger)
         device.accelerator.wait_for_everyone()
     return setup, state
 
@@ -61,38 +62,38 @@ def train(
 def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock) -> None:
     """Update until max_iters or early stopping. Raises Failure when a signal or repeated divergence ends the run."""
     in_flight: deque[UpdateResult] = deque()  # updates whose loss has not been read: one on a GPU, none elsewhere
-    signals: list[Signals] = []  # received and not acted on yet
+    signals: list[signal.Signals] = []  # received and not acted on yet; kept across a rollback or an OOM
     while True:
         due = what_is_due(setup, state)
         state.save_pending = due.save  # until a save succeeds
-        try:
-            # read the loss of earlier updates, of all of them before anything is measured, saved or ended
+        try:  # read_update, validate and save_state raise Diverged
+            # keep at most max_in_flight losses unread; read all if something is due or a signal came, also just now
             while len(in_flight) > (0 if any(due) or signals else setup.device.max_in_flight):
                 signals += read_update(setup, state, logger, clock, in_flight.popleft())
-            stop = next((signal for signal in signals if signal in STOPPING), None)
+            stop_signal = next((received for received in signals if received in EXIT_CODES), None)
             # evaluate the loss on train/val and write the best model
-            if due.evaluate and (due.last or not stop):
-                with clock.evaluating():
+            if due.evaluate and (due.finished or not stop_signal):
+                with clock.timing_evaluation():
                     validate(setup, state, logger)
             # sample from the model
-            if due.sample and not stop:
+            if due.sample and not stop_signal:
                 sample(setup, state, logger)
-            # save a resumable state, but never replace a good one during a loss spike
-            ended = due.last or is_out_of_patience(setup, state)
-            save_now = ended or signals or (due.save and not state.monitor.in_spike)
+            # save a resumable state: at once at the end or after a signal, else not before the end of a loss spike
+            is_over = due.finished or is_out_of_patience(setup, state)  # also of a run that was resumed out of patience
+            save_now = is_over or signals or (due.save and not state.monitor.in_spike)
             if save_now and state.step != state.last_saved:
-                save_state(setup, state, logger, must_succeed=ended or stop is not None)
+                save_state(setup, state, logger, must_succeed=is_over or stop_signal is not None)
         except Diverged as problem:
             in_flight.clear()
             roll_back(setup, state, logger, str(problem))
             clock.restart(state.step)
             continue
-        if ended:
+        if is_over:  # complete, even if a signal came
             return
-        if stop:
-            logger.record("stop", step=state.step, signal=stop.name)
-            problem = f"stopped by {stop.name} after {state.step} updates; --init_from=resume goes on from here"
-            raise Failure(problem, STOPPING[stop])
+        if stop_signal:
+            logger.record("stop", step=state.step, signal=stop_signal.name)
+            problem = f"stopped by {stop_signal.name} after {state.step} updates; --init_from=resume goes on from here"
+            raise Failure(problem, EXIT_CODES[stop_signal])
         if any(due) or signals:
             clock.restart(state.step)
             signals = []
@@ -101,7 +102,7 @@ def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock
         try:
             in_flight.append(update(setup, state, lr))
         except (RuntimeError, MemoryError) as error:
-            handle_oom(setup, state, logger, error)
+            handle_oom(setup, state, logger, error)  # raises any other error again
             continue
         state.step += 1
 
@@ -109,7 +110,7 @@ def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock
 class Due(NamedTuple):
     """What to do before the next update."""
 
-    last: bool  # there is no next update
+    finished: bool  # all updates are made, there is no next one
     evaluate: bool
     sample: bool
     save: bool
@@ -117,70 +118,86 @@ class Due(NamedTuple):
 
 def what_is_due(setup: Setup, state: TrainState) -> Due:
     step, schedule, sample_interval = state.step, setup.schedule, setup.recipe.sample_interval
-    last = step >= schedule.length
-    evaluated = bool(state.evaluations) and state.evaluations[-1]["step"] == step
+    finished = step >= schedule.length
+    # done before: by the run that was resumed, before an OOM, or before a rollback
+    evaluated = bool(state.evaluations) and step == state.evaluations[-1]["step"]
+    sampled = step <= state.last_sampled
+    saved = step == state.last_saved
+    at_sample = bool(sample_interval) and step % sample_interval == 0 and not finished  # finish_run samples at the end
+    at_save = step > 0 and step % schedule.save_interval == 0
     return Due(
-        last=last,
-        evaluate=(last or step % schedule.eval_interval == 0) and not evaluated,
-        sample=bool(sample_interval) and not last and step > state.last_sampled and step % sample_interval == 0,
-        save=state.save_pending or (step > 0 and step % schedule.save_interval == 0),
+        finished=finished,
+        evaluate=(finished or step % schedule.eval_interval == 0) and not evaluated,
+        sample=at_sample and not sampled,
+        save=(at_save or state.save_pending) and not saved,
     )
 
 
 def read_update(
     setup: Setup, state: TrainState, logger: RunLogger, clock: Clock, result: UpdateResult
-) -> list[Signals]:
+) -> list[signal.Signals]:
     """Wait for an update, check its loss and gradient norm, and log it. Returns the signals that came meanwhile.
     Raises Diverged."""
-    step, (loss, grad_norm, counts) = result.step, result.read()
-    if problem := state.monitor.check(loss, grad_norm, scaled=state.scaler is not None):
-        state.step = step
+    step, (loss, grad_norm, signal_counts) = result.step, result.read()
+    if problem := state.monitor.check(loss, grad_norm, may_overflow=state.scaler is not None):
+        state.step = step  # later updates may have been made already; the rollback records this one
         raise Diverged(f"iter {step}: {problem}, learning rate {result.lr:.3g}")
     # timing and logging
     if step % setup.recipe.log_interval == 0 or step + 1 == setup.schedule.length:
-        seconds, mfu, left = clock.read(step + 1)
+        pace = clock.lap(step + 1)
         event = {
             "iter": step,
             "loss": loss,
             "lr": result.lr,
             "grad_norm": grad_norm,
-            "seconds": seconds,
-            "tokens_per_second": clock.tokens / seconds,
-            "mfu": mfu,
+            "seconds": pace.seconds,
+            "tokens_per_second": pace.tokens_per_second,
+            "mfu": pace.mfu,
             "memory": setup.device.memory()[0],
         }
-        logger.iteration(event, left)
+        logger.iteration(event, pace.eta)
     logger.update_bar(step, loss)
-    return setup.signals.agree(counts)
+    return setup.signals.from_counts(signal_counts)
+
+
+class Pace(NamedTuple):
+    seconds: float  # per update
+    tokens_per_second: float
+    mfu: float
+    eta: float  # seconds until the run ends
 
 
 class Clock:
-    """Seconds an update, averaged since the clock was last read or restarted, and seconds of the last evaluation."""
+    """Measures the pace of updates since the last lap or restart, and the seconds of the last evaluation."""
 
     def __init__(self, setup: Setup, step: int, peak_flops: float) -> None:
         recipe, config, self.schedule = setup.recipe, setup.model.config, setup.schedule
-        self.tokens = setup.train.block_size * recipe.blocks_per_update  # of an update
-        self.flops = flops_per_token(config, lora.num_parameters(config, recipe.lora_rank)) * self.tokens
+        adapters = lora.num_adapter_parameters(config, recipe.lora_rank)
+        self.tokens_per_update = setup.train.block_size * recipe.blocks_per_update
+        self.flops_per_update = flops_per_token(config, adapters) * self.tokens_per_update
         self.peak_flops = peak_flops * setup.device.accelerator.num_processes
-        self.evaluation = 0.0  # seconds
+        self.evaluation_seconds = 0.0
         self.restart(step)
 
     def restart(self, step: int) -> None:
         """Count from this step on."""
-        self.since, self.began = step, time.perf_counter()
+        self.first_step, self.started_at = step, time.perf_counter()
 
     @contextlib.contextmanager
-    def evaluating(self) -> Generator[None]:
-        """Time an evaluation."""
-        began = time.perf_counter()
+    def timing_evaluation(self) -> Generator[None]:
+        started_at = time.perf_counter()
         yield
-        self.evaluation = time.perf_counter() - began
+        self.evaluation_seconds = time.perf_counter() - started_at
 
-    def read(self, done: int) -> tuple[float, float, float]:
-        """`(seconds an update, mfu, seconds left)` after `done` updates."""
-        seconds = (time.perf_counter() - self.began) / max(1, done - self.since)
+    def lap(self, done: int) -> Pace:
+        """The pace after `done` updates; then restart."""
+        seconds = (time.perf_counter() - self.started_at) / max(1, done - self.first_step)
         self.restart(done)
-        mfu = self.flops / seconds / self.peak_flops
         length, interval = self.schedule.length, self.schedule.eval_interval
         evaluations = -(-length // interval) - (done - 1) // interval  # at multiples from here on, and at the end
-        return seconds, mfu, seconds * (length - done) + self.evaluation * evaluations
+        return Pace(
+            seconds=seconds,
+            tokens_per_second=self.tokens_per_update / seconds,
+            mfu=self.flops_per_update / seconds / self.peak_flops,
+            eta=seconds * (length - done) + self.evaluation_seconds * evaluations,
+        )

@@ -159,7 +159,7 @@ class Plan:
         micro_batches = recipe.gradient_accumulation_steps / share
         update = timing.update + (micro_batches - 1) * timing.micro_batch
         models = self.evaluations * (2 if recipe.always_save_checkpoint else 1)
-        model = 4 * (gpt_size.num_parameters(self.config) + lora.num_parameters(self.config, recipe.lora_rank))
+        model = 4 * (gpt_size.num_parameters(self.config) + lora.num_adapter_parameters(self.config, recipe.lora_rank))
         saved = self.saves * checkpoints.state_bytes(recipe, self.config) + models * model
         in_context = min(recipe.max_new_tokens, self.block_size)  # later tokens cost a pass over the whole context
         sample = in_context * timing.token + (recipe.max_new_tokens - in_context) * recipe.num_samples * timing.row

@@ -164,7 +164,7 @@ def _time(plan: Plan) -> Lines:
 def _communication(plan: Plan) -> Lines:
     if plan.processes == 1:
         return
-    trained = lora.num_parameters(plan.config, plan.recipe.lora_rank) or sizes.num_parameters(plan.config)
+    trained = lora.num_adapter_parameters(plan.config, plan.recipe.lora_rank) or sizes.num_parameters(plan.config)
     sent = 2 * (plan.processes - 1) * 4 * trained // plan.processes
     sends = f"each of {plan.processes} processes sends {gigabytes(sent)} an update"
     yield "communication", f"{sends} (ring all-reduce of float32 gradients)"
