@@ -110,7 +110,7 @@ CASES = {
         lambda: (bins_with(), model()),
         "train",
         ["--dataset=d", "--init_from=model", "--lora_rank=9", "--out_dir=out"],
-        "8 wide",
+        "n_embd=8",
     ),
     "alpha of no adapters": (bins_with, "train", ["--dataset=d", "--lora_alpha=4"], "no effect without lora_rank"),
     # train: data
@@ -175,7 +175,7 @@ CASES = {
         meta,
         "train",
         [*SCRATCH, "--dataset=d"],
-        "not the one these tokens were made with",
+        "these tokens were made with another tokenizer",
     ),
     "meta.json without a tokenizer": (
         lambda: bins_with(**{"meta.json": b'{"format": 1}'}),
