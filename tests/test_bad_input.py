@@ -175,7 +175,7 @@ CASES = {
         meta,
         "train",
         [*SCRATCH, "--dataset=d"],
-        "not the one these tokens were made with",
+        "these tokens were made with another tokenizer",
     ),
     "meta.json without a tokenizer": (
         lambda: bins_with(**{"meta.json": b'{"format": 1}'}),
