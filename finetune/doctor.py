@@ -26,9 +26,7 @@ code."""
 class Options(ColumnOptions):
     sources: list[str] = option([], "a prepared directory, or whatever prepare reads")
     val: str = option("", "validation sources, separated by commas; a prepared directory has its own")
-    tokenizer: str = option(
-        "", "gpt2 or a model directory, to count the tokens of text [gpt2]; a prepared directory has its own"
-    )
+    tokenizer: str = option("", "gpt2 or a model directory, to count tokens [gpt2]; a prepared directory has its own")
     fix: str = option("", "what to fix, some of dedup,leaks,encoding: writes cleaned documents to out_dir")
     out_dir: str = option("", "directory for the cleaned documents, a new one or without such files")
 

@@ -27,26 +27,18 @@ python_docs (part of Python)."""
 class Options(ColumnOptions):
     sources: list[str] = option([], "files, directories, patterns, data sets, or the names of texts")
     out_dir: str = option("", "directory to write; data/SOURCE for a single source")
-    tokenizer: str = option(
-        "gpt2", "gpt2 (byte-level BPE), char (one id a character, for training from scratch), or a model directory"
-    )
+    tokenizer: str = option("gpt2", "gpt2 (BPE), char (one id a character, from scratch only), or a model directory")
     split: str = option("train", "the split of a Hub data set to read")
     revision: str | None = option(None, "the revision of a Hub data set")
-    val_fraction: float = option(
-        0.1, "share for validation: of the documents, or of the end of a single text", gt=0, le=0.5
-    )
+    val_fraction: float = option(0.1, "validation share: of the documents, or the end of one text", gt=0, le=0.5)
     val: str | None = option(None, "validation source instead; several are separated by commas")
     seed: int = option(1337, "random seed of the choice of validation documents", ge=0)
     overflow: Literal["split", "drop", "error"] = option(
         "split", "documents of more than max_tokens: cut in training, left out, or refused"
     )
-    max_tokens: int = option(
-        1024, "longest document, end-of-text included, that is no overflow; give your block_size", ge=2
-    )
+    max_tokens: int = option(1024, "longest document, end-of-text included; give your block_size", ge=2)
     num_proc: int = option(0, "tokenizer threads; 0 is one per core", ge=0)
-    doctor: Literal["auto", "true", "false"] = option(
-        "auto", "examine the data at the end as finetune.doctor does; auto: up to 100 MB of text"
-    )
+    doctor: Literal["auto", "true", "false"] = option("auto", "run finetune.doctor at the end; auto: up to 100 MB")
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.sources:

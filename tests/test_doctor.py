@@ -378,7 +378,7 @@ def test_other_columns_and_several_sources_to_validate_on(command):
     code, out, error = command("doctor", "train.jsonl", "--val=one.jsonl,two.jsonl", *columns)
     assert code == 0, error
     assert "1 documents that repeat an earlier one" in out and "1 documents of train that val has too" in out
-    assert all(flag in out for flag in ["--val=one.jsonl,two.jsonl", *columns])  # in the command that would mend it
+    assert all(flag in out for flag in ["--val=one.jsonl,two.jsonl", *columns])  # in the command that fixes it
     code, _, error = command("doctor", "train.jsonl", columns[0])
     assert code == 2 and "--prompt_column and --completion_column go together" in error
     code, _, error = command("doctor", "train.jsonl", "--text_column=question", *columns)

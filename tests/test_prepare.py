@@ -28,7 +28,7 @@ def test_character_bins_are_nanogpts(corpus, tmp_path):
     path = corpus(words=800)
     dataset = prepare([path], tmp_path / "data", "char")
     text = Path(path).read_text()
-    stoi = {char: i for i, char in enumerate(sorted(set(text)))}  # the guide's option 1
+    stoi = {char: i for i, char in enumerate(sorted(set(text)))}  # as nanoGPT numbers them
     cut = int(len(text) * 0.9)
     for split, part in (("train", text[:cut]), ("val", text[cut:])):
         expected = np.array([stoi[char] for char in part], dtype=np.uint16).tobytes()

@@ -112,11 +112,11 @@ class Overflow:
         self.policy, self.max_tokens, self.count = policy, max_tokens, 0
         # of the document of each split that has not ended yet
         self.lengths: Counter[str] = Counter()
-        self.waiting: dict[str, list[Encoded]] = {}
+        self.waiting: dict[str, list[Encoded]] = {"train": [], "val": []}
 
     def filter(self, split: str, encoded: list[Encoded]) -> list[Encoded]:
         """The chunks that stay. Under "drop" and "error", those of an unfinished document wait for its end."""
-        kept, waiting = [], self.waiting.pop(split, [])
+        kept, waiting = [], self.waiting[split]
         for chunk, ids in encoded:
             waiting.append((chunk, ids))
             self.lengths[split] += len(ids)
@@ -127,14 +127,13 @@ class Overflow:
                     f" leaves them out. It begins {waiting[0][0].text[:60]!r}"
                 )
             if is_too_long and self.policy == "drop":
-                waiting = []
+                waiting.clear()
             if chunk.is_last or self.policy == "split":
                 kept += waiting
-                waiting = []
+                waiting.clear()
             if chunk.is_last:
                 self.count += is_too_long
                 self.lengths[split] = 0
-        self.waiting[split] = waiting
         return kept
 
     def flush(self) -> Iterator[tuple[str, list[Encoded]]]:

@@ -29,16 +29,10 @@ Row = dict[str, Any]
 class ColumnOptions:
     """The options of a command that reads tables."""
 
-    text_column: str | None = option(
-        None, "the column of a table that holds the text [text, or the only one that holds any]", derived=True
-    )
-    prompt_column: str | None = option(None, "the column of prompts [prompt]", derived=True)
-    completion_column: str | None = option(
-        None, "the column of answers, the only part that is learned [completion]", derived=True
-    )
-    messages_column: str | None = option(
-        None, "the column of conversations, lists of {role, content} [messages]", derived=True
-    )
+    text_column: str | None = option(None, "column of texts in a table [text, or the only one]", derived=True)
+    prompt_column: str | None = option(None, "column of prompts [prompt]", derived=True)
+    completion_column: str | None = option(None, "column of answers, the only targets [completion]", derived=True)
+    messages_column: str | None = option(None, "column of lists of {role, content} [messages]", derived=True)
 
     def columns(self) -> Columns:
         """The columns that are named."""

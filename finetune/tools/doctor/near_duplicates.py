@@ -58,8 +58,9 @@ class Sketch(NamedTuple):
     bands: np.ndarray | None = None  # a hash of each band of the signature, uint64 (BANDS,)
 
 
-def make_sketch(digest: bytes, hashes: np.ndarray) -> Sketch:
-    """The Sketch of a document from the digest of its text and the hashes of its words."""
+def make_sketch(digest: bytes, parts: list[np.ndarray]) -> Sketch:
+    """The Sketch of a document from the digest of its text and the hashes of its words, in parts."""
+    hashes = np.concatenate([np.zeros(0, np.uint32), *parts])
     if not len(hashes):
         return Sketch(digest)
     shingles = np.unique(_run_hashes(hashes, 5 if len(hashes) >= SHORT else len(hashes)).astype(np.uint32))

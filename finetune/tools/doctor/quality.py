@@ -19,7 +19,7 @@ from finetune.data.documents import Chunk, documents_of_bin
 from finetune.data.tokenizer import Tokenizer
 from finetune.tools.doctor import near_duplicates
 from finetune.tools.doctor.encoding_faults import repair
-from finetune.tools.doctor.near_duplicates import NearDuplicates, Passages, Shared, Sketch
+from finetune.tools.doctor.near_duplicates import NearDuplicates, Passages, Shared
 
 Splits = Mapping[str, Iterable[Chunk]]  # the documents of "train" and perhaps "val"
 
@@ -168,10 +168,6 @@ class Document:
             self.passages.append((passage, " ".join(near_duplicates.split_words(text)[start : start + 12])))
         self.tail = hashes[1 - near_duplicates.PASSAGE :]
 
-    def sketch(self) -> Sketch:
-        hashes = np.concatenate([np.zeros(0, np.uint32), *self.hashes])
-        return near_duplicates.make_sketch(self.digest.digest(), hashes)
-
 
 class DuplicateFinder:
     """Compares each document with those before it. A document that repeats one is not compared with later ones."""
@@ -186,7 +182,7 @@ class DuplicateFinder:
             self.seen[split] = NearDuplicates(self.max_documents)
         if not document.words:
             return {"kind": "empty"} if "dedup" in self.fixes else None
-        sketch = document.sketch()
+        sketch = near_duplicates.make_sketch(document.digest.digest(), document.hashes)
         is_compared_with_val = "leaks" in self.fixes and split == "train" and "val" in self.seen
         if is_compared_with_val and (same := self.seen["val"].find(sketch)):
             return {"kind": "leaks", "like": f"val {same[1]}"}

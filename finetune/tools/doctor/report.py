@@ -7,8 +7,6 @@ from collections.abc import Iterable
 
 from finetune.tools.doctor.quality import BLOCK_SIZE, FIXES, KINDS, MIN_TOKENS
 
-QUANTILES = {"p50": "half up to", "p90": "90% up to", "p99": "99% up to", "max": "longest"}
-
 
 def report(facts: dict) -> str:
     """The facts on one screen, with what to do about them. `facts["names"]`, if there, are the arguments that name the
@@ -43,20 +41,20 @@ def _table(facts: dict) -> list[str]:
     """A line for each figure, a column for each split."""
     splits = {name: facts["splits"][name] for name in ("train", "val") if name in facts["splits"]}
     has_tokens = all(split["tokens"] is not None for split in splits.values())
+    cuts_documents = has_tokens and not facts["one_text"]
+    rows = [("documents", "{documents:,}"), ("characters", "{characters:,}")]
+    if has_tokens:
+        rows += [("tokens", "{tokens:,}"), ("tokens a byte", "{tokens_per_byte:.3f}")]
+    if not facts["one_text"]:
+        unit = "tokens" if has_tokens else "characters"
+        rows.append((f"{unit}: half up to", "{lengths[p50]:,}"))
+        rows += [("90% up to", "{lengths[p90]:,}"), ("99% up to", "{lengths[p99]:,}"), ("longest", "{lengths[max]:,}")]
+    if cuts_documents:
+        rows.append((f"lost if cut at {BLOCK_SIZE:,}", "{truncation[tokens]:.1%}"))
     lines = [_row("", splits)]
-    for key in ("documents", "characters"):
-        lines.append(_row(key, [f"{split[key]:,}" for split in splits.values()]))
-    if has_tokens:
-        lines.append(_row("tokens", [f"{split['tokens']:,}" for split in splits.values()]))
-        lines.append(_row("tokens a byte", [f"{split['tokens_per_byte']:.3f}" for split in splits.values()]))
-    if facts["one_text"]:
-        return lines
-    for key, label in QUANTILES.items():
-        unit = f"{'tokens' if has_tokens else 'characters'}: " if key == "p50" else ""
-        lines.append(_row(unit + label, [f"{split['lengths'][key]:,}" for split in splits.values()]))
-    if has_tokens:
-        lost = [f"{split['truncation']['tokens']:.1%}" for split in splits.values()]
-        lines.append(_row(f"lost if cut at {BLOCK_SIZE:,}", lost) + "   (of the tokens; packing loses none)")
+    lines += [_row(label, [figure.format(**split) for split in splits.values()]) for label, figure in rows]
+    if cuts_documents:
+        lines[-1] += "   (of the tokens; packing loses none)"
     return lines
 
 
