@@ -79,7 +79,7 @@ def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock
             if due.sample and not stop_signal:
                 sample(setup, state, logger)
             # save a resumable state: at once at the end or after a signal, else not before the end of a loss spike
-            is_over = due.finished or is_out_of_patience(setup, state)  # also of a run that was resumed out of patience
+            is_over = due.finished or is_out_of_patience(setup, state)  # patience may end a resumed run at once
             save_now = is_over or signals or (due.save and not state.monitor.in_spike)
             if save_now and state.step != state.last_saved:
                 save_state(setup, state, logger, must_succeed=is_over or stop_signal is not None)
