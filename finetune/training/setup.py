@@ -233,4 +233,4 @@ def compile_model(model: GPT, whole: bool) -> None:
     else:
         for block in model.h:
             block.compile(dynamic=False)
-    model.cross_entropy = torch.compile(model.cross_entropy, dynamic=False)
+    model.linear_cross_entropy = torch.compile(model.linear_cross_entropy, dynamic=False)
