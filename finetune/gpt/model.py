@@ -76,8 +76,8 @@ class Transformer(nn.Module):
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, position_ids: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits (B, T, V) of the token ids `idx` (B, T), or with `targets` (B, T) their loss, which is computed here because DDP and
-        FSDP wrap only `forward`.
+        """Logits (B, T, V) of the token ids `idx` (B, T), or with `targets` (B, T) their loss, which is computed
+        here because DDP and FSDP wrap only `forward`.
 
         The loss is `(sum, count)`: cross entropy in nats, summed over all targets but -100, and the number of these.
         A sum, so that the caller divides once over all micro-batches. With `position_ids` (B, T), which start at 0 in

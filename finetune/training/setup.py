@@ -15,7 +15,7 @@ from finetune.config import schedule as schedules
 from finetune.config.recipe import Recipe
 from finetune.data import arrow_cache
 from finetune.data import dataset as data_dataset
-from finetune.data.batches import Blocks, Mixture
+from finetune.data.batches import Blocks, ConcatBlocks
 from finetune.data.dataset import Dataset
 from finetune.data.sampler import BlockSampler, MixtureSampler
 from finetune.data.tokenizer import prompt_ids
@@ -125,7 +125,7 @@ def _find_inputs(recipe: Recipe, saved: SavedState | None) -> tuple[ModelRef, li
 
 def _open_splits(
     recipe: Recipe, model: ModelRef, datasets: list[Dataset], device: Device
-) -> tuple[Blocks | Mixture, Blocks | Mixture, dict[str, Any]]:
+) -> tuple[Blocks | ConcatBlocks, Blocks | ConcatBlocks, dict[str, Any]]:
     """`(train, val, identity)`; the identity is what must not change when the run is resumed."""
     block_size, isolated = model.config.block_size, is_isolated(recipe, datasets)
     splits, identity = {}, {}
@@ -147,7 +147,7 @@ def _open_splits(
             for file, sha256 in hashes.items():
                 if sha256:
                     identity[data_dataset.identity_key(file, number, len(datasets))] = sha256
-        splits[split] = parts[0] if len(parts) == 1 else Mixture(parts)
+        splits[split] = parts[0] if len(parts) == 1 else ConcatBlocks(parts)
         if device.torch_device.type == "cuda":
             total = torch.cuda.get_device_properties(device.torch_device).total_memory
             if 12 * splits[split].num_tokens <= ON_DEVICE * total:
@@ -172,8 +172,8 @@ def _add_adapters(model: GPT, recipe: Recipe, identity: dict[str, Any], saved: S
     lora.add_adapters(model, recipe)
 
 
-def _sampler(recipe: Recipe, train: Blocks | Mixture) -> BlockSampler | MixtureSampler:
-    if (weights := recipes.dataset_weights(recipe)) and isinstance(train, Mixture):
+def _sampler(recipe: Recipe, train: Blocks | ConcatBlocks) -> BlockSampler | MixtureSampler:
+    if (weights := recipes.dataset_weights(recipe)) and isinstance(train, ConcatBlocks):
         sizes = [part.num_rows for part in train.parts]
         return MixtureSampler(sizes, weights, recipe.blocks_per_update, recipe.seed)
     return BlockSampler(train.num_rows, recipe.blocks_per_update, recipe.seed)
