@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
         devices.use_all_cores()
     model = found.load().to(device, devices.best_dtype(options.dtype, device))
     parameters = f"{model.num_parameters() / 1e6:.2f}M parameters"
-    print(f"{found.describe()}, {parameters}, {found.vocabulary()}", flush=True)
+    print(f"{found.describe()}, {parameters}, {found.describe_vocabulary()}", flush=True)
     if options.chat and template:
         chat_session.run_chat(model, tokenizer, template, options.seed, settings)
         return

@@ -101,7 +101,7 @@ def test_documents_are_isolated(hf_model, compiled):
     attention_check.check_isolation(
         ours, devices.Device(OnGPU(), torch.float32, compile=compiled), 128, 0.0, said.append
     )
-    assert not said and all(block.attn.flex == compiled for block in ours.h)
+    assert not said and all(block.attn.use_flex_attention == compiled for block in ours.h)
     if compiled:
         setup.compile_model(ours, whole=False)
     loss = ours(idx.cuda(), targets.cuda(), positions.cuda())[0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from finetune import GPT
-from finetune.data.batches import Blocks, Mixture
+from finetune.data.batches import Blocks, ConcatBlocks
 from finetune.data.prepare import prepare
 from finetune.data.sampler import MixtureSampler
 
@@ -36,7 +36,7 @@ def parts(sizes=(70, 23, 200), masked=1):
 
 def test_rows_are_those_of_the_parts_in_any_order():
     alone = parts()
-    mixture = Mixture(alone)
+    mixture = ConcatBlocks(alone)
     expected = [torch.cat(column) for column in list(zip(*(part.batch(range(part.num_rows)) for part in alone)))[:2]]
     assert mixture.num_rows == sum(part.num_rows for part in alone) == len(expected[0])
     rows = np.random.default_rng(0).permutation(mixture.num_rows)[:17]

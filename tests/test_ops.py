@@ -45,7 +45,7 @@ def test_training_on_a_cpu_in_bfloat16_uses_it_and_dropout_does_not(monkeypatch)
 
 def test_a_loss_of_hundreds_of_nats_is_still_exact():
     x, weight, targets = torch.eye(1, 4) * 300, torch.eye(64, 4), torch.tensor([1])
-    assert gpt_loss.LinearCrossEntropy.apply(x, weight, targets, 64, torch.float32).item() == pytest.approx(300)
+    assert gpt_loss.ChunkedLinearCrossEntropy.apply(x, weight, targets, 64, torch.float32).item() == pytest.approx(300)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
@@ -60,7 +60,7 @@ def test_the_loss_in_chunks_is_cross_entropy(monkeypatch, chunk, dtype, toleranc
     for chunked in (True, False):
         a, b = x.clone().requires_grad_(), weight.clone().requires_grad_()
         if chunked:
-            loss = gpt_loss.LinearCrossEntropy.apply(a, b, targets, 101, dtype)
+            loss = gpt_loss.ChunkedLinearCrossEntropy.apply(a, b, targets, 101, dtype)
         else:
             loss = torch.nn.functional.cross_entropy(a @ b[:101].T, targets, reduction="sum")
         (loss / 7).backward()

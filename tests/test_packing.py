@@ -153,7 +153,7 @@ def test_no_gradient_crosses_from_one_document_to_another(hf_model, monkeypatch,
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_flex_attention_equals_masked_attention():
     _, positions = packed(rows=3, T=64)
-    starts = attention.document_starts(positions)
+    starts = attention.find_document_starts(positions)
     q, k, v = torch.randn(3, 3, 2, 64, 16, generator=torch.Generator().manual_seed(0))
     by_flex = attention.flex_attention(q, k, v, starts)
     by_mask = F.scaled_dot_product_attention(q, k, v, attention.within_documents(starts))

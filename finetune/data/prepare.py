@@ -21,7 +21,7 @@ from finetune.data import dataset as datasets
 from finetune.data.bin_writer import BinWriter
 from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk, Encoded, cut
-from finetune.data.split import Overflow, Stream, split_documents, survey_documents
+from finetune.data.split import OverflowFilter, Stream, split_documents, survey_documents
 from finetune.data.tokenizer import CharTokenizer, Tokenizer, from_directory, gpt2
 
 # of a prepared directory, besides meta.json
@@ -72,9 +72,11 @@ def prepare(
         raise UsageError(f"overflow: {options.overflow} is for documents, and {names[0]} is one running text")
     eot = None if split_by == "text" else tokenizer.eot
     characters = sum(survey.characters for survey in surveys.values())
-    chunks = _cut_chunks(stream, options.group_characters, tokenizer.kind == "char", characters)
+    # each character is encoded by itself, so its text can be cut anywhere
+    cut_anywhere = tokenizer.kind == "char"
+    chunks = _cut_chunks(stream, options.group_characters, cut_anywhere, characters)
     with files.temporary_directory(out_dir) as work:
-        splits, overflow = _tokenize(chunks, tokenizer, eot, options, work)
+        splits, overflow_facts = _tokenize(chunks, tokenizer, eot, options, work)
         meta: dict[str, Any] = {
             "format": datasets.FORMAT,
             "tokenizer": tokenizer.describe(),
@@ -86,7 +88,7 @@ def prepare(
             "end_of_text": eot,
         }
         if split_by != "text":
-            meta["overflow"] = overflow
+            meta["overflow"] = overflow_facts
         meta["sources"] = surveys["train"].sources
         if val:
             meta["val_sources"] = surveys["val"].sources
@@ -101,7 +103,7 @@ def _tokenize(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = options.num_proc or cores
     pending: deque[tuple[str, Future[list[Encoded]]]] = deque()
-    overflow = Overflow(options.overflow, options.max_tokens)
+    overflow_filter = OverflowFilter(options.overflow, options.max_tokens)
     with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
         writers = {}
         for split in ("train", "val"):
@@ -109,7 +111,7 @@ def _tokenize(
 
         def write_oldest() -> None:
             split, encoded = pending.popleft()
-            if kept := overflow.filter(split, encoded.result()):
+            if kept := overflow_filter.filter(split, encoded.result()):
                 writers[split].add(kept)
 
         for split, group in _groups(stream, options):
@@ -118,7 +120,7 @@ def _tokenize(
                 write_oldest()
         while pending:
             write_oldest()
-        for split, encoded in overflow.flush():
+        for split, encoded in overflow_filter.flush():
             writers[split].add(encoded)
         splits = {split: writer.close() for split, writer in writers.items()}
     for split, facts in splits.items():
@@ -129,7 +131,7 @@ def _tokenize(
             problem = "have no end-of-text, so nobody could learn where an answer ends"
             advice = "instruction data needs gpt2 or the tokenizer of a model directory"
             raise UsageError(f"tokenizer: {tokenizer.describe()['name']} {problem}; {advice}")
-    return splits, overflow.facts()
+    return splits, overflow_filter.facts()
 
 
 def _groups(stream: Stream, options: TokenizeOptions) -> Iterator[tuple[str, list[Chunk]]]:
@@ -159,13 +161,13 @@ def _encode(chunks: list[Chunk], tokenizer: Tokenizer, eot: int | None) -> list[
     return encoded
 
 
-def _cut_chunks(stream: Stream, size: int, anywhere: bool, characters: int) -> Stream:
+def _cut_chunks(stream: Stream, size: int, cut_anywhere: bool, characters: int) -> Stream:
     """The stream in chunks of about `size`, with a progress bar up to all its `characters`."""
     from tqdm import tqdm
 
     with tqdm(total=characters, unit="char", unit_scale=True, desc="tokenizing", disable=None, leave=False) as bar:
         for split, run in itertools.groupby(stream, key=lambda item: item[0]):
-            for chunk in cut((chunk for _, chunk in run), size, anywhere):
+            for chunk in cut((chunk for _, chunk in run), size, anywhere=cut_anywhere):
                 yield split, chunk
                 bar.update(len(chunk.text))
 

@@ -21,7 +21,7 @@ class BlockSampler:
 
 
 class MixtureSampler:
-    """The rows of every iteration of a `Mixture` whose parts are drawn in proportion to `weights`.
+    """The rows of every iteration of a `ConcatBlocks` whose parts are drawn in proportion to `weights`.
 
     Each CYCLE of rows holds its exact share of every part, in random order. A part's rows come epoch by epoch."""
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -15,6 +16,12 @@ from finetune.common.errors import UsageError
 from finetune.data.documents import Chunk, Encoded
 from finetune.data.sources import Source
 
+SplitBy = Literal[
+    "text",  # one running text, at a character, or one for each split
+    "documents",  # whole documents
+    "characters",  # too few documents: at a character of them all
+    "sources",  # validation sources were given
+]
 Stream = Iterator[tuple[str, Chunk]]  # (split, chunk)
 
 
@@ -53,7 +60,7 @@ def survey_documents(sources: list[Source], collect_alphabet: bool) -> Survey:
 
 def split_documents(
     sources: list[Source], survey: Survey, val_sources: list[Source], val_fraction: float, seed: int
-) -> tuple[Stream, str]:
+) -> tuple[Stream, SplitBy]:
     """`(stream, split_by)`: all documents that are not empty, each chunk with its split; and what was split: "text",
     "documents", "characters" of documents, or "sources". Raises UsageError if the text is too short."""
     given = [sources, val_sources] if val_sources else [sources]
@@ -103,7 +110,7 @@ def _split_by_characters(chunks: Iterable[Chunk], num_train: int) -> Stream:
         left = max(0, left - len(chunk.text))
 
 
-class Overflow:
+class OverflowFilter:
     """Keeps or drops documents of more than `max_tokens` tokens, or raises UsageError, and counts them.
 
     `policy` is "split" (keep, training cuts them), "drop" or "error"."""

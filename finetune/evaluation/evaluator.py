@@ -18,7 +18,7 @@ from finetune.evaluation.completions import Decoding, complete, examples, trunca
 from finetune.evaluation.loss import TokenStream, Windows
 from finetune.evaluation.options import Options
 from finetune.gpt import GPT
-from finetune.runs.inputs import ModelRef, find_baseline, find_model, with_block_size
+from finetune.runs.inputs import ModelRef, check_block_size, find_baseline, find_model
 from finetune.runtime import device as devices
 from finetune.runtime.device import Device
 
@@ -136,7 +136,7 @@ def _lengths(options: Options, models: list[ModelRef]) -> tuple[int, int]:
     """`(block_size, stride)`. Raises UsageError."""
     block_size = options.block_size or models[0].config.block_size
     for model in models:
-        with_block_size(model, block_size)
+        check_block_size(model, block_size)
     stride = options.stride or block_size
     if stride > block_size:
         problem = f"{stride:,} is more than block_size={block_size:,}"

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from finetune.gpt import GPT
-from finetune.gpt.loss import IGNORE
+from finetune.gpt.loss import IGNORE_INDEX
 from finetune.runtime.device import Device
 from finetune.runtime.memory import is_out_of_memory
 
@@ -158,7 +158,7 @@ def _add(
         for half in np.array_split(rows, 2):
             _add(sums, device, models, stream, windows, half, divergence)
         return
-    counted = (targets != IGNORE).numpy()
+    counted = (targets != IGNORE_INDEX).numpy()
     labels = targets.numpy()[counted]
     sizes = np.zeros(len(labels)) if stream.token_bytes is None else stream.token_bytes[labels]
     # the units of the batch, and which of them each counted token belongs to
@@ -177,7 +177,7 @@ def _batch(stream: TokenStream, windows: Windows, rows: np.ndarray) -> tuple[tor
     ignored = (places > ends) | (places < counted)
     if stream.mask is not None:
         ignored |= stream.mask[np.minimum(places, ends)] == 0
-    return ids[:, :-1], ids[:, 1:].masked_fill(torch.from_numpy(ignored), IGNORE)
+    return ids[:, :-1], ids[:, 1:].masked_fill(torch.from_numpy(ignored), IGNORE_INDEX)
 
 
 @torch.no_grad()
@@ -186,7 +186,7 @@ def _scores(
 ) -> np.ndarray:
     """Nats and correctness of each model, then the divergence of the last from the first: float64 (2 M + 1, N), in the
     order of the counted tokens."""
-    torch_device, is_counted = device.torch_device, targets != IGNORE
+    torch_device, is_counted = device.torch_device, targets != IGNORE_INDEX
     idx, labels = idx.to(torch_device), targets[is_counted].to(torch_device)
     is_counted = is_counted.to(torch_device)
     nats, correct = torch.zeros(2, len(models), len(labels))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from finetune.common.errors import Failure
-from finetune.data.batches import Blocks, Mixture
+from finetune.data.batches import Blocks, ConcatBlocks
 from finetune.gpt.model import Transformer
 from finetune.runtime import fsdp
 from finetune.runtime.device import Device
@@ -17,7 +17,7 @@ from finetune.runtime.memory import is_out_of_memory, rows_of_evaluation
 TRAIN_PROBE = 16384  # tokens of the train split, spread evenly over it, that every evaluation measures
 
 
-def eval_rows(blocks: Blocks | Mixture, limit: int | None) -> np.ndarray:
+def eval_rows(blocks: Blocks | ConcatBlocks, limit: int | None) -> np.ndarray:
     """The rows of an evaluation, the same every time: all with a target, or `limit` of these spread evenly over the
     split."""
     rows = blocks.rows_with_targets()
@@ -26,7 +26,9 @@ def eval_rows(blocks: Blocks | Mixture, limit: int | None) -> np.ndarray:
 
 
 @torch.no_grad()
-def split_loss(device: Device, model: Transformer, blocks: Blocks | Mixture, rows: np.ndarray | Sequence[int]) -> float:
+def split_loss(
+    device: Device, model: Transformer, blocks: Blocks | ConcatBlocks, rows: np.ndarray | Sequence[int]
+) -> float:
     """Mean nats per target token over these rows. Draws no random number."""
     accelerator, torch_device = device.accelerator, device.torch_device
     rows, is_sharded = np.asarray(rows), fsdp.is_sharded(model)

@@ -1,6 +1,7 @@
 """Causal attention: PyTorch's kernels, a faster one for bfloat16 on a CPU, and the key/value cache of decoding.
 
-Shapes: B batch, H heads, T tokens, D head size. `starts` (B, T): the position where each token's document starts.
+Shapes: B batch, H heads, T tokens, D head size.
+`document_starts` (B, T): the position in the row where each token's document begins.
 """
 
 from __future__ import annotations
@@ -17,42 +18,47 @@ MAX_SAVED = 1 << 24  # most probabilities kept for a backward pass; 19 MB in bfl
 
 
 def causal_attention(
-    q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None, dropout_p: float = 0.0, flex: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    document_starts: Tensor | None = None,
+    dropout_p: float = 0.0,
+    allow_flex: bool = False,
 ) -> Tensor:
-    """Causal scaled dot product attention of q, k, v (B, H, T, D), with `starts` within documents only.
+    """Causal scaled dot product attention of q, k, v (B, H, T, D), with `document_starts` within documents only.
 
-    `flex` allows flex attention within documents, which is fast only when compiled. BlockwiseAttention takes half the
-    time of PyTorch's kernel on a CPU, in bfloat16 or within documents (docs/log.md)."""
-    if flex and starts is not None and torch.compiler.is_compiling():
-        return flex_attention(q, k, v, starts)
+    `allow_flex` allows flex attention within documents, which is fast only when compiled. BlockwiseAttention takes half
+    the time of PyTorch's kernel on a CPU, in bfloat16 or within documents (docs/log.md)."""
+    if allow_flex and document_starts is not None and torch.compiler.is_compiling():
+        return flex_attention(q, k, v, document_starts)
     bfloat16 = q.dtype == k.dtype == torch.bfloat16
-    if q.device.type == "cpu" and not dropout_p and (starts is not None or bfloat16):
-        return BlockwiseAttention.apply(q, k, v, starts)
-    if starts is not None:
-        return F.scaled_dot_product_attention(q, k, v, within_documents(starts), dropout_p)
+    if q.device.type == "cpu" and not dropout_p and (document_starts is not None or bfloat16):
+        return BlockwiseAttention.apply(q, k, v, document_starts)
+    if document_starts is not None:
+        return F.scaled_dot_product_attention(q, k, v, within_documents(document_starts), dropout_p)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
 
 
-def document_starts(position_ids: Tensor) -> Tensor:
-    """`starts` from positions (B, T) that begin at 0 in each document."""
+def find_document_starts(position_ids: Tensor) -> Tensor:
+    """`document_starts` of `position_ids` (B, T), which begin at 0 in each document."""
     return torch.arange(position_ids.size(1), device=position_ids.device) - position_ids
 
 
-def within_documents(starts: Tensor) -> Tensor:
+def within_documents(document_starts: Tensor) -> Tensor:
     """The mask (B, 1, T, T), True where a query attends to a key."""
-    positions = torch.arange(starts.size(1), device=starts.device)
-    return ((positions >= starts[..., None]) & (positions <= positions[:, None]))[:, None]
+    positions = torch.arange(document_starts.size(1), device=document_starts.device)
+    return ((positions >= document_starts[..., None]) & (positions <= positions[:, None]))[:, None]
 
 
-def flex_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
+def flex_attention(q: Tensor, k: Tensor, v: Tensor, document_starts: Tensor) -> Tensor:
     """Attention within documents by PyTorch's flex attention, which skips blocks that are masked whole."""
     from torch.nn.attention import flex_attention as flex
 
     def attends(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (key >= starts[b, query])
+        return (key <= query) & (key >= document_starts[b, query])
 
-    B, T = starts.shape
-    mask = flex.create_block_mask(attends, B, None, T, T, device=starts.device)
+    B, T = document_starts.shape
+    mask = flex.create_block_mask(attends, B, None, T, T, device=document_starts.device)
     return flex.flex_attention(q, k, v, block_mask=mask)
 
 
@@ -106,17 +112,17 @@ class BlockwiseAttention(torch.autograd.Function):
     At most MAX_SAVED probabilities are kept for the backward pass; more are computed again there."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, document_starts: Tensor | None = None) -> Tensor:
         q, k, v = (q * q.size(-1) ** -0.5).contiguous(), k.contiguous(), v.contiguous()
         keep = any(ctx.needs_input_grad) and q.size(0) * q.size(1) * q.size(2) ** 2 <= MAX_SAVED
         out, kept = _empty_heads(q), []
-        for queries, keys in _blocks(q, starts):
-            p = _probabilities(q, k, queries, keys, starts)
+        for queries, keys in _blocks(q, document_starts):
+            p = _probabilities(q, k, queries, keys, document_starts)
             out[:, :, queries] = p @ v[:, :, keys]
             if keep:
                 kept.append(p)
         ctx.save_for_backward(q, k, v, *kept)
-        ctx.starts = starts
+        ctx.document_starts = document_starts
         return out
 
     @staticmethod
@@ -124,8 +130,8 @@ class BlockwiseAttention(torch.autograd.Function):
         q, k, v, *kept = ctx.saved_tensors
         grad, grad_q = grad_outputs[0].contiguous(), _empty_heads(q)
         grad_k, grad_v = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
-        for i, (queries, keys) in enumerate(_blocks(q, ctx.starts)):
-            p = kept[i] if kept else _probabilities(q, k, queries, keys, ctx.starts)
+        for i, (queries, keys) in enumerate(_blocks(q, ctx.document_starts)):
+            p = kept[i] if kept else _probabilities(q, k, queries, keys, ctx.document_starts)
             grad_v[:, :, keys] += p.transpose(-1, -2) @ grad[:, :, queries]
             grad_p = grad[:, :, queries] @ v[:, :, keys].transpose(-1, -2)
             grad_scores = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
@@ -134,20 +140,20 @@ class BlockwiseAttention(torch.autograd.Function):
         return grad_q.mul_(q.size(-1) ** -0.5), grad_k.to(k.dtype), grad_v.to(v.dtype), None
 
 
-def _blocks(q: Tensor, starts: Tensor | None) -> Iterator[tuple[slice, slice]]:
+def _blocks(q: Tensor, document_starts: Tensor | None) -> Iterator[tuple[slice, slice]]:
     """(queries, keys): blocks of queries, and the keys that any of them attends to."""
     for first in range(0, q.size(2), QUERY_BLOCK):
         end = min(first + QUERY_BLOCK, q.size(2))
-        yield slice(first, end), slice(0 if starts is None else int(starts[:, first].min()), end)
+        yield slice(first, end), slice(0 if document_starts is None else int(document_starts[:, first].min()), end)
 
 
-def _probabilities(q: Tensor, k: Tensor, queries: slice, keys: slice, starts: Tensor | None) -> Tensor:
+def _probabilities(q: Tensor, k: Tensor, queries: slice, keys: slice, document_starts: Tensor | None) -> Tensor:
     """Attention probabilities (B, H, queries, keys) of a block. q is scaled already."""
     q = q[:, :, queries]
     scores = q @ k[:, :, keys].transpose(-1, -2)
     scores[..., -q.size(2) :] += torch.full((q.size(2), q.size(2)), -torch.inf, dtype=q.dtype).triu(1)
-    if starts is not None:
-        earlier = torch.arange(keys.start, keys.stop) < starts[:, queries, None]  # keys of earlier documents
+    if document_starts is not None:
+        earlier = torch.arange(keys.start, keys.stop) < document_starts[:, queries, None]  # keys of earlier documents
         scores.masked_fill_(earlier[:, None], -torch.inf)
     return scores.softmax(-1)
 

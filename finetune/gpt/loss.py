@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORE = -100  # a target that does not count
+IGNORE_INDEX = -100  # a target that does not count; the same in data.batches, which gpt may not import
 CHUNK = 1024  # tokens in a chunk; their logits take 100 MB in bfloat16 with GPT-2's vocabulary
 MANY_LOGITS = 1 << 32  # 8 GB in bfloat16; above, a GPU computes in chunks too, although that takes longer
 SOFTMAX_ROWS = 64  # tokens in a softmax on a CPU: 13 MB in float32, which fit its cache
 GRADIENT_ROWS = 16384  # of the weight's gradient, in one matrix product
 
 
-def cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
-    """Cross entropy in nats, summed over all targets but IGNORE.
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """Cross entropy in nats, summed over all targets but IGNORE_INDEX.
 
     x (N, C), weight (P, C) of which the first `vocab_size` rows count, targets (N,). A compiler fuses the conversion to
     float32 with the softmax, so that logits stay in bfloat16."""
     logits = F.linear(x, weight)[:, :vocab_size]
-    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def is_chunked(chunked: str, device: str, num_logits: int) -> bool:
@@ -34,15 +34,15 @@ def is_chunked(chunked: str, device: str, num_logits: int) -> bool:
     return chunked == "true"
 
 
-def chunked_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
-    """`cross_entropy` with the logits of one chunk at a time."""
+def chunked_linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """`linear_cross_entropy` with the logits of one chunk at a time."""
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    return LinearCrossEntropy.apply(x, weight, targets, vocab_size, dtype)
+    return ChunkedLinearCrossEntropy.apply(x, weight, targets, vocab_size, dtype)
 
 
-class LinearCrossEntropy(torch.autograd.Function):
-    """`chunked_cross_entropy` with a gradient that is computed in the forward pass, where the logits are.
+class ChunkedLinearCrossEntropy(torch.autograd.Function):
+    """`chunked_linear_cross_entropy` with a gradient that is computed in the forward pass, where the logits are.
 
     Matrix products are computed in `dtype`, sums and softmax in float32. Frozen weights get no gradient."""
 
@@ -80,7 +80,7 @@ def _cross_entropy_(logits: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
     rows = SOFTMAX_ROWS if logits.device.type == "cpu" else CHUNK
     for first in range(0, logits.size(0), rows):
         part, index = logits[first : first + rows], targets[first : first + rows, None]
-        counted, index = index != IGNORE, index.clamp(min=0)
+        counted, index = index != IGNORE_INDEX, index.clamp(min=0)
         scores = part.float()
         picked, top = scores.gather(-1, index), scores.amax(-1, keepdim=True)
         p = scores.softmax(-1)

@@ -1,4 +1,5 @@
-"""GPT-2, written out. Parameters have the names they have on the Hugging Face Hub.
+"""GPT-2, written out. Parameters have the names of the Hugging Face Hub, but weights have the layout of nn.Linear,
+(out, in), and the embedding has `padded_vocab_size` rows.
 
 Shapes: B batch, T tokens, C n_embd, H n_head, D head size (C / H), V vocabulary, L n_layer, N tokens of a batch (B T).
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from finetune.gpt import attention, loss
 
 @dataclass
 class GPTConfig:
-    """The shape of a network. The defaults are GPT-2 small, 124,439,808 parameters."""
+    """The shape of a network. The defaults are GPT-2 small: 124,439,808 parameters without vocabulary padding."""
 
     block_size: int = 1024
     vocab_size: int = 50257
@@ -55,17 +56,19 @@ SHAPES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (3
 
 
 class Transformer(nn.Module):
-    """GPT-2 with its head tied to the token embedding. A new one has no weights until `init_weights` or
-    `load_state_dict`."""
+    """The network alone, its head tied to the token embedding; `finetune.GPT` adds loading and generation.
+
+    The weights of a new one are uninitialized until `init_weights` or `load_state_dict`."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
-        self.chunked_loss = "auto"  # or "true" or "false"
-        self.cross_entropy: Callable[[Tensor, Tensor, Tensor, int], Tensor] = loss.cross_entropy  # may be compiled
-        self.wte = Embedding(config.padded_vocab_size, config.n_embd)
-        self.wpe = Embedding(config.block_size, config.n_embd)
+        self.chunked_loss: Literal["auto", "true", "false"] = "auto"
+        # training may compile it
+        self.linear_cross_entropy: Callable[[Tensor, Tensor, Tensor, int], Tensor] = loss.linear_cross_entropy
+        self.wte = UninitializedEmbedding(config.padded_vocab_size, config.n_embd)
+        self.wpe = UninitializedEmbedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
@@ -73,7 +76,8 @@ class Transformer(nn.Module):
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, position_ids: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits (B, T, V) of the token ids `idx` (B, T), or with `targets` (B, T) their loss `(sum, count)`.
+        """Logits (B, T, V) of the token ids `idx` (B, T), or with `targets` (B, T) their loss `(sum, count)`, computed
+        here because DDP and FSDP wrap only `forward`.
 
         The loss is cross entropy in nats, summed over all targets but -100, so that the caller divides once over all
         micro-batches. With `position_ids` (B, T), which start at 0 in each document, attention stays within documents.
@@ -83,28 +87,28 @@ class Transformer(nn.Module):
             return self.head(x)
         x, targets = x.flatten(0, 1), targets.flatten()  # (N, C), (N)
         chunked = loss.is_chunked(self.chunked_loss, x.device.type, x.size(0) * self.config.padded_vocab_size)
-        cross_entropy = loss.chunked_cross_entropy if chunked else self.cross_entropy
-        summed = cross_entropy(x, self.wte.weight, targets, self.config.vocab_size)
-        return summed, (targets != loss.IGNORE).sum()
+        linear_cross_entropy = loss.chunked_linear_cross_entropy if chunked else self.linear_cross_entropy
+        summed = linear_cross_entropy(x, self.wte.weight, targets, self.config.vocab_size)
+        return summed, (targets != loss.IGNORE_INDEX).sum()
 
     def hidden(self, idx: Tensor, cache: attention.KVCache | None = None, position_ids: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, C) after the last layer norm.
 
         With a `cache`, `idx` continues the tokens in it: a prompt if it is empty, else one token. Keys and values are
-        written to it; the caller then adds T to its `length`."""
+        written to it, but its `length` stays: the caller adds T. A cache holds one document: no `position_ids` then."""
         T = idx.size(1)
-        length = T + (cache.length if cache else 0)
+        length = T + (cache.length if cache is not None else 0)
         if length > self.config.block_size:
             raise ValueError(f"{length} tokens are more than block_size={self.config.block_size}")
-        starts = None if position_ids is None else attention.document_starts(position_ids)  # (B, T)
+        document_starts = None if position_ids is None else attention.find_document_starts(position_ids)  # (B, T)
         if position_ids is None:
-            position_ids = cache.positions(T) if cache else torch.arange(T, device=idx.device)
+            position_ids = cache.positions(T) if cache is not None else torch.arange(T, device=idx.device)
         x = self.drop(self.wte(idx) + self.wpe(position_ids))  # (B, T, C)
         for block in self.h:
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, None, starts, use_reentrant=False)
+                x = checkpoint(block, x, None, document_starts, use_reentrant=False)  # None: no cache
             else:
-                x = block(x, cache, starts)
+                x = block(x, cache, document_starts)
         return self.ln_f(x)
 
     def head(self, x: Tensor) -> Tensor:
@@ -133,7 +137,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def crop_block_size(self, block_size: int) -> None:
-        """Keep the first `block_size` positions. Raises ValueError if there are fewer."""
+        """Keep the first `block_size` positions. Raises ValueError if the model has fewer."""
         if block_size > self.config.block_size:
             raise ValueError(f"block_size={block_size} is above the model's {self.config.block_size} positions")
         self.config.block_size = block_size
@@ -148,6 +152,17 @@ class Transformer(nn.Module):
                 module.p = dropout
 
 
+class UninitializedLinear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """Do nothing: `init_weights` or `load_state_dict` sets the weights. PyTorch's own initialization
+        costs 1.5 seconds of imports on the meta device."""
+
+
+class UninitializedEmbedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        """As in UninitializedLinear."""
+
+
 class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -156,8 +171,10 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cache: attention.KVCache | None = None, starts: Tensor | None = None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cache, starts)
+    def forward(
+        self, x: Tensor, cache: attention.KVCache | None = None, document_starts: Tensor | None = None
+    ) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache, document_starts)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -166,21 +183,24 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.layer = layer  # index in the cache
         self.n_head = config.n_head
-        self.flex = False  # attend within documents by flex attention
-        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = Linear(config.n_embd, config.n_embd)
-        self.attn_dropout = nn.Dropout(config.dropout)  # not called: the attention kernel applies its probability
+        self.use_flex_attention = False  # within documents; set by runtime.attention_check
+        self.c_attn = UninitializedLinear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = UninitializedLinear(config.n_embd, config.n_embd)
+        # holds the probability for the attention kernel and is never called; a module, so that `set_dropout` finds it
+        self.attn_dropout = nn.Dropout(config.dropout)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: attention.KVCache | None = None, starts: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: attention.KVCache | None = None, document_starts: Tensor | None = None
+    ) -> Tensor:
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        if cache:
+        if cache is not None:
             y = cache.attend(self.layer, q, k, v)
         else:
             dropout = self.attn_dropout.p if self.training else 0.0
-            y = attention.causal_attention(q, k, v, starts, dropout, self.flex)
+            y = attention.causal_attention(q, k, v, document_starts, dropout, self.use_flex_attention)
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
@@ -188,20 +208,10 @@ class CausalSelfAttention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_fc = Linear(config.n_embd, config.mlp_width)
+        self.c_fc = UninitializedLinear(config.n_embd, config.mlp_width)
         self.act = nn.GELU(approximate="tanh" if config.activation_function == "gelu_new" else "none")
-        self.c_proj = Linear(config.mlp_width, config.n_embd)
+        self.c_proj = UninitializedLinear(config.mlp_width, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.c_proj(self.act(self.c_fc(x))))
-
-
-class Linear(nn.Linear):
-    def reset_parameters(self) -> None:
-        """Leave the weights to `init_weights`; the default costs 1.5 seconds of imports on the meta device."""
-
-
-class Embedding(nn.Embedding):
-    def reset_parameters(self) -> None:
-        """As in Linear."""

@@ -16,7 +16,7 @@ from finetune.common.errors import UsageError
 from finetune.config.recipe import Recipe
 from finetune.data import arrow_cache
 from finetune.data import dataset as datasets
-from finetune.data.batches import Blocks, Mixture
+from finetune.data.batches import Blocks, ConcatBlocks
 from finetune.evaluation.split_loss import split_loss
 from finetune.gpt import GPT, GPTConfig, convert, pretrained, size
 from finetune.runs.datasets import find_datasets_of_run, newest_start
@@ -81,7 +81,7 @@ def _validation(model: GPT, run_dir: Path) -> Callable[[], float]:
         isolated = identity.get("isolate_documents", False)
         opened = arrow_cache.open_cache(dataset, "val", identity["block_size"], stats, isolated)
         parts.append(Blocks.from_arrow(opened, stats.tokens))
-    blocks = parts[0] if len(parts) == 1 else Mixture(parts)
+    blocks = parts[0] if len(parts) == 1 else ConcatBlocks(parts)
     device = devices.start(Recipe(dtype="float32", compile="false"))
     model.to(device.torch_device)
     return lambda: split_loss(device, model, blocks, np.arange(blocks.num_rows))

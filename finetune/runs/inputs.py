@@ -1,4 +1,5 @@
-"""Which model and tokenizer a name means, for every command, and whether a dataset fits. No weights are loaded."""
+"""Resolve the names in a recipe or on a command line to a model and a tokenizer (weights are not loaded), and check
+that a dataset fits."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from finetune.gpt.model import SHAPES
 from finetune.runs.datasets import find_datasets
 
 GPT2_VOCAB, GPT2_PADDED_VOCAB, GPT2_EOT = 50257, 50304, 50256  # nanoGPT pads the vocabulary
-PLANNED_CHARACTERS = 100  # vocabulary of a character dataset that does not exist yet
+ASSUMED_CHAR_VOCAB_SIZE = 100  # vocabulary of a character dataset that does not exist yet
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class ModelRef:
             return str(self.path)
         return f"{self.path} (step {step}, val loss {val_loss:.4f})"
 
-    def vocabulary(self) -> str:
+    def describe_vocabulary(self) -> str:
         """The vocabulary in words, for error messages."""
         if self.tokenizer:
             return self.tokenizer.describe()["name"]
@@ -56,7 +57,8 @@ class ModelRef:
 
 
 def find_model(name: str | Path, shape_only: bool = False) -> ModelRef:
-    """The model that a Hub id, a Hugging Face directory, an out_dir or a ckpt.pt means. Raises UsageError.
+    """The model that a Hub id, a Hugging Face directory, an out_dir or a ckpt.pt means. A Hub model is downloaded
+    unless `shape_only`. Raises UsageError.
 
     With `shape_only` nothing is downloaded but the config.json of a Hub model other than GPT-2's four sizes."""
     if shape_only and pretrained.is_hub_id(name):
@@ -79,7 +81,7 @@ def _model_from_scratch(recipe: Recipe, tokenizer: Tokenizer | None) -> ModelRef
     if tokenizer:
         vocab_size, end = tokenizer.vocab_size, tokenizer.eot
     elif recipe.tokenizer == "char":
-        vocab_size = PLANNED_CHARACTERS
+        vocab_size = ASSUMED_CHAR_VOCAB_SIZE
     config = GPTConfig(
         block_size=recipe.block_size or 1024,
         vocab_size=vocab_size,
@@ -101,7 +103,7 @@ def find_model_of_recipe(
         tokenizer: that of the dataset, for a model from scratch.
         saved_config: the model's config in the saved state, for init_from=resume.
     """
-    if saved_config:
+    if saved_config:  # init_from=resume: only config and tokenizer of this ModelRef are used
         out_dir = Path(recipe.out_dir)
         tokenizer = tokenizers.from_directory(out_dir / "best")
         return ModelRef(recipe.out_dir, out_dir, GPTConfig(**saved_config), tokenizer)
@@ -125,20 +127,20 @@ def find_model_and_datasets(
 
 def check_vocabulary(dataset: Dataset, model: ModelRef) -> None:
     """Raise UsageError unless the dataset holds ids of the model's tokenizer, as far as both tell."""
-    ours, theirs = dataset.tokenizer, model.tokenizer
-    if ours is None:
+    dataset_tokenizer, model_tokenizer = dataset.tokenizer, model.tokenizer
+    if dataset_tokenizer is None:
         return
-    if theirs:
-        fits = ours.fingerprint == theirs.fingerprint
+    if model_tokenizer:
+        fits = dataset_tokenizer.fingerprint == model_tokenizer.fingerprint
     else:
-        sizes = (ours.vocab_size, model.config.vocab_size)
+        sizes = (dataset_tokenizer.vocab_size, model.config.vocab_size)
         fits = sizes[0] == sizes[1] or sizes == (GPT2_VOCAB, GPT2_PADDED_VOCAB)
     if fits:
         return
-    advice = f"prepare the text with --tokenizer={model.name if theirs else 'gpt2'}"
-    if ours.kind == "char":
+    advice = f"prepare the text with --tokenizer={model.name if model_tokenizer else 'gpt2'}"
+    if dataset_tokenizer.kind == "char":
         advice += ", or train on characters with init_from=scratch"
-    holds, uses = ours.describe()["name"], model.vocabulary()
+    holds, uses = dataset_tokenizer.describe()["name"], model.describe_vocabulary()
     if holds == uses:
         uses = "another vocabulary of that size"
     raise UsageError(f"{dataset.directory} holds ids of {holds}, but {model.name} uses {uses}; {advice}")
@@ -169,7 +171,7 @@ def require_tokenizer(model: ModelRef) -> Tokenizer:
         return model.tokenizer
     meta = model.folder / "meta.pkl"
     if meta.is_file():
-        return _read_characters(meta, model)
+        return _char_tokenizer_from_meta(meta, model)
     if model.config.vocab_size == GPT2_VOCAB:
         return tokenizers.gpt2()
     beside = " (a nanoGPT model of characters needs its meta.pkl beside ckpt.pt)" if model.path.is_file() else ""
@@ -193,18 +195,24 @@ def find_baseline(name: str, model: ModelRef) -> ModelRef:
     else:
         comparable = model.config.vocab_size == baseline.config.vocab_size
     if not comparable:
-        uses = f"{name} uses {baseline.vocabulary()}, {model.name} uses {model.vocabulary()}"
+        uses = f"{name} uses {baseline.describe_vocabulary()}, {model.name} uses {model.describe_vocabulary()}"
         raise UsageError(f"baseline: {uses}; only losses over the same tokens can be compared")
     return baseline
 
 
-def with_block_size(model: ModelRef, block_size: int | None) -> ModelRef:
-    """The model with that many tokens of context; None is all it has. Raises UsageError when it has fewer positions."""
+def check_block_size(model: ModelRef, block_size: int) -> None:
+    """Raise UsageError when the model has fewer positions."""
     positions = model.config.block_size
-    block_size = block_size or positions
     if block_size > positions:
         problem = f"{block_size:,} is more than the {positions:,} positions of {model.name}"
         raise UsageError(f"block_size: {problem}; give {positions} or less")
+
+
+def with_block_size(model: ModelRef, block_size: int | None) -> ModelRef:
+    """The model with that many tokens of context; None is all it has. Raises UsageError as `check_block_size`."""
+    if block_size is None:
+        return model
+    check_block_size(model, block_size)
     return dataclasses.replace(model, config=dataclasses.replace(model.config, block_size=block_size))
 
 
@@ -212,7 +220,7 @@ def _folder(path: Path) -> Path:
     return path.parent if path.is_file() else path
 
 
-def _read_characters(meta: Path, model: ModelRef) -> CharTokenizer:
+def _char_tokenizer_from_meta(meta: Path, model: ModelRef) -> CharTokenizer:
     try:
         tokenizer = CharTokenizer(nanogpt_meta.read(meta.read_bytes()))
     except ValueError as error:

@@ -13,7 +13,8 @@ from finetune.gpt import attention as attentions
 from finetune.gpt.model import CausalSelfAttention, GPTConfig, Transformer
 from finetune.runtime.device import Device
 
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # of q, k, v, starts
+# of q, k, v, document_starts
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 # largest rounding error of outputs and gradients, which are around 1 to 3; attention across documents is off by 0.5
 TOLERANCE = {torch.float32: 4e-3, torch.bfloat16: 0.12, torch.float16: 2e-2}
@@ -33,7 +34,7 @@ def check_isolation(
         if problem is None:
             for module in model.modules():
                 if isinstance(module, CausalSelfAttention):
-                    module.flex = True
+                    module.use_flex_attention = True
             return
         log(f"documents are isolated by a mask, because flex attention does not work here ({problem[:200]})")
     if problem := _find_error(model.config, device, block_size, attentions.causal_attention):

@@ -13,7 +13,7 @@ from finetune.common.errors import Failure, UsageError
 from finetune.config import recipe as recipes
 from finetune.config import recipe_file
 from finetune.config.recipe import Recipe
-from finetune.data.batches import Mixture
+from finetune.data.batches import ConcatBlocks
 from finetune.gpt import GPT, convert, lora
 from finetune.gpt.sampling import Sample, draw_samples, print_samples
 from finetune.runs import checkpoints
@@ -62,7 +62,7 @@ def log_setup(setup: Setup, state: TrainState, logger: RunLogger, peak_source: s
     )
     if not setup.find_batch_size:
         say(describe_shares(state.micro_batch, setup.device.accelerator.num_processes))
-    if (weights := recipes.dataset_weights(recipe)) and isinstance(train, Mixture):
+    if (weights := recipes.dataset_weights(recipe)) and isinstance(train, ConcatBlocks):
         for name, part, weight in zip(setup.dataset_names, train.parts, weights):
             share = weight / sum(weights)
             part_passes = schedule.length * rows * share / part.num_rows

@@ -14,7 +14,7 @@ from finetune.config import recipe as recipes
 from finetune.config import schedule as schedules
 from finetune.config.recipe import Recipe
 from finetune.data import arrow_cache
-from finetune.data.batches import Blocks, Mixture
+from finetune.data.batches import Blocks, ConcatBlocks
 from finetune.data.dataset import Dataset, check_ids, facts_of, identity_key, scan
 from finetune.data.sampler import BlockSampler, MixtureSampler
 from finetune.data.tokenizer import prompt_ids
@@ -125,7 +125,7 @@ def _find_inputs(recipe: Recipe, saved: SavedState | None) -> tuple[ModelRef, li
 
 def _prepare_splits(
     recipe: Recipe, model: ModelRef, datasets: list[Dataset], device: Device
-) -> tuple[Blocks | Mixture, Blocks | Mixture, dict[str, str]]:
+) -> tuple[Blocks | ConcatBlocks, Blocks | ConcatBlocks, dict[str, str]]:
     """`(train, val, {file: hash})`, checked and opened from the cache."""
     block_size, isolated = model.config.block_size, is_isolated(recipe, datasets)
     splits, hashes = {}, {}
@@ -147,7 +147,7 @@ def _prepare_splits(
             for file, sha256 in hashes_of_part.items():
                 if sha256:
                     hashes[identity_key(file, number, len(datasets))] = sha256
-        splits[split] = parts[0] if len(parts) == 1 else Mixture(parts)
+        splits[split] = parts[0] if len(parts) == 1 else ConcatBlocks(parts)
         if device.torch_device.type == "cuda":
             total = torch.cuda.get_device_properties(device.torch_device).total_memory
             if 12 * splits[split].num_tokens <= MAX_GPU_SHARE_OF_SPLIT * total:
@@ -155,7 +155,7 @@ def _prepare_splits(
     return splits["train"], splits["val"], hashes
 
 
-def _identity(recipe: Recipe, train: Blocks | Mixture, hashes: dict[str, str]) -> dict[str, Any]:
+def _identity(recipe: Recipe, train: Blocks | ConcatBlocks, hashes: dict[str, str]) -> dict[str, Any]:
     """What must not change when the run is resumed."""
     return {
         **hashes,
@@ -177,8 +177,8 @@ def _add_adapters(model: GPT, recipe: Recipe, identity: dict[str, Any], saved: S
     lora.add_adapters(model, recipe)
 
 
-def _sampler(recipe: Recipe, train: Blocks | Mixture) -> BlockSampler | MixtureSampler:
-    if (weights := recipes.dataset_weights(recipe)) and isinstance(train, Mixture):
+def _sampler(recipe: Recipe, train: Blocks | ConcatBlocks) -> BlockSampler | MixtureSampler:
+    if (weights := recipes.dataset_weights(recipe)) and isinstance(train, ConcatBlocks):
         sizes = [part.num_rows for part in train.parts]
         return MixtureSampler(sizes, weights, recipe.blocks_per_update, recipe.seed)
     return BlockSampler(train.num_rows, recipe.blocks_per_update, recipe.seed)
@@ -242,4 +242,4 @@ def compile_model(model: GPT, whole: bool) -> None:
     else:
         for block in model.h:
             block.compile(dynamic=False)
-    model.cross_entropy = torch.compile(model.cross_entropy, dynamic=False)
+    model.linear_cross_entropy = torch.compile(model.linear_cross_entropy, dynamic=False)

@@ -13,7 +13,7 @@ import torch
 
 from finetune.config.recipe import Recipe
 from finetune.config.schedule import Schedule
-from finetune.data.batches import Blocks, Mixture
+from finetune.data.batches import Blocks, ConcatBlocks
 from finetune.data.sampler import BlockSampler, MixtureSampler
 from finetune.data.tokenizer import BPETokenizer, CharTokenizer
 from finetune.gpt import GPT, lora
@@ -90,8 +90,8 @@ class Setup:
     model: GPT
     wrapped_model: torch.nn.Module  # the same, as DDP or FSDP wraps it
     optimizer: AdamW
-    train: Blocks | Mixture
-    val: Blocks | Mixture
+    train: Blocks | ConcatBlocks
+    val: Blocks | ConcatBlocks
     sampler: BlockSampler | MixtureSampler
     init_from: str = "scratch"  # where the first weights came from, also of a resumed run
     dataset_names: list[str] = field(default_factory=list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from finetune.data.batches import Mixture
+from finetune.data.batches import ConcatBlocks
 from finetune.evaluation.split_loss import TRAIN_PROBE, eval_rows, split_loss
 from finetune.runs import warning_signs
 from finetune.runs.logger import RunLogger
@@ -50,10 +50,10 @@ def validate(setup: Setup, state: TrainState, logger: RunLogger) -> None:
 def val_losses(setup: Setup) -> tuple[float, dict[str, float]]:
     """Validation loss over all targets, and {name: loss} of each dataset if there are several."""
     rows = eval_rows(setup.val, setup.max_eval_rows)
-    if not isinstance(setup.val, Mixture):
+    if not isinstance(setup.val, ConcatBlocks):
         return split_loss(setup.device, setup.model, setup.val, rows), {}
     total, losses, names = 0.0, {}, setup.dataset_names
-    for number, _, rows_of_part in setup.val.shares(rows):
+    for number, _, rows_of_part in setup.val.rows_by_part(rows):
         part, name = setup.val.parts[number], names[number]
         loss = split_loss(setup.device, setup.model, part, rows_of_part)
         losses[name if names.count(name) == 1 else f"{name} {number + 1}"] = loss

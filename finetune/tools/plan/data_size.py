@@ -11,7 +11,7 @@ from finetune.data import arrow_cache, packing
 from finetune.data import dataset as data_dataset
 from finetune.data.dataset import Dataset
 from finetune.runs.datasets import is_isolated
-from finetune.runs.inputs import PLANNED_CHARACTERS, ModelRef
+from finetune.runs.inputs import ASSUMED_CHAR_VOCAB_SIZE, ModelRef
 
 
 @dataclass
@@ -68,6 +68,6 @@ def imagined(recipe: Recipe, tokens: int, block_size: int) -> DataSize:
             needed = f"a block of {block_size:,} needs {block_size + 1:,}"
             raise UsageError(f"--tokens: {count:,} of {tokens:,} tokens would be {split}, and {needed}")
     rows = {split: arrow_cache.num_rows(count, block_size) for split, count in counts.items()}
-    kinds = {"char": f"{PLANNED_CHARACTERS} different characters", "auto": "gpt2"}
+    kinds = {"char": f"{ASSUMED_CHAR_VOCAB_SIZE} different characters", "auto": "gpt2"}
     tokenizer, isolated = kinds.get(recipe.tokenizer, recipe.tokenizer), recipe.isolate_documents == "true"
     return DataSize(f"{tokens:,} tokens (--tokens)", counts, rows, tokenizer, isolated, val_fraction, exists=False)
