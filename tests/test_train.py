@@ -356,6 +356,16 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tiny_run):
     assert whole == parts
 
 
+def test_a_resumed_run_saves_at_the_same_steps(tiny, monkeypatch):
+    from finetune.runs import checkpoints
+
+    save, steps = checkpoints.save_state, []
+    monkeypatch.setattr(checkpoints, "save_state", lambda *args: (steps.append(args[-1]["iteration"]), save(*args)))
+    train(tiny(max_iters=8, save_interval=4))
+    train(tiny(max_iters=16, save_interval=4, init_from="resume"))
+    assert steps == [4, 8, 12, 16]
+
+
 def test_samples_while_training_are_those_of_the_model_at_that_step(tiny, capsys):
     """Drawn again from the model that was kept there; training is the same without them, and a resumed run does not
     tell of them twice."""
