@@ -27,6 +27,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -1033,11 +1034,16 @@ def report(options, what, title, setting, rows, contenders):
     return {"what": what, "title": title, "setting": setting, "command": command, "rows": rows, "results": results}
 
 
+def slug(hardware):
+    """`2-cores-of-intel-xeon` of a description of the machine."""
+    return re.sub(r"\(r\)|\(tm\)| processor", "", hardware.split(",")[0].lower()).strip().replace(" ", "-")
+
+
 def write(result, directory, quiet=False):
     """The result as JSON and as a Markdown table, named after what, where and when."""
     hardware, today = hardware_name(), datetime.date.today().isoformat()
     result |= {"hardware": hardware, "date": today, "versions": versions()}
-    base = directory / f"{result['what']}_{hardware.split(',')[0].replace(' ', '-').lower()}_{today}"
+    base = directory / f"{result['what']}_{slug(hardware)}_{today}"
     directory.mkdir(parents=True, exist_ok=True)
     base.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     columns = list(result["rows"][0])
