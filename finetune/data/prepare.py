@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from finetune.common import files
 from finetune.common.errors import UsageError
 from finetune.data import chat, nanogpt_meta, sources
@@ -21,6 +19,7 @@ from finetune.data import dataset as datasets
 from finetune.data.bin_writer import BinWriter
 from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk, Encoded, cut
+from finetune.data.encoding import encode_chunks
 from finetune.data.split import OverflowFilter, Stream, split_documents, survey_documents
 from finetune.data.tokenizer import CharTokenizer, Tokenizer, from_directory, gpt2
 
@@ -28,6 +27,7 @@ from finetune.data.tokenizer import CharTokenizer, Tokenizer, from_directory, gp
 FILES = """
     train.bin val.bin train_mask.bin val_mask.bin train_documents.bin val_documents.bin
     meta.pkl tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json chat_template.jinja
+    vocab.txt
 """.split()
 
 
@@ -81,6 +81,7 @@ def prepare(
             "format": datasets.FORMAT,
             "tokenizer": tokenizer.describe(),
             "vocab_size": tokenizer.vocab_size,
+            "dtype": tokenizer.dtype.name,
             "splits": splits,
             "split_by": split_by,
             "val_fraction": None if val else val_fraction,
@@ -107,7 +108,7 @@ def _tokenize(
     with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
         writers = {}
         for split in ("train", "val"):
-            writers[split] = stack.enter_context(BinWriter(directory / f"{split}.bin", eot))
+            writers[split] = stack.enter_context(BinWriter(directory / f"{split}.bin", eot, tokenizer.dtype))
 
         def write_oldest() -> None:
             split, encoded = pending.popleft()
@@ -115,7 +116,7 @@ def _tokenize(
                 writers[split].add(kept)
 
         for split, group in _groups(stream, options):
-            pending.append((split, pool.submit(_encode, group, tokenizer, eot)))
+            pending.append((split, pool.submit(encode_chunks, group, tokenizer, eot)))
             if len(pending) > 4 * threads:
                 write_oldest()
         while pending:
@@ -149,18 +150,6 @@ def _groups(stream: Stream, options: TokenizeOptions) -> Iterator[tuple[str, lis
             yield split, group
 
 
-def _encode(chunks: list[Chunk], tokenizer: Tokenizer, eot: int | None) -> list[Encoded]:
-    """The chunks with their ids, an end-of-text included after each document and each turn of an assistant."""
-    end = np.array([] if eot is None else [eot], dtype=np.uint16)
-    encoded = []
-    for chunk in chunks:
-        ids = tokenizer.encode(chunk.text)
-        if chunk.is_last or chunk.eot_after:
-            ids = np.concatenate([ids, end])
-        encoded.append((chunk, ids))
-    return encoded
-
-
 def _cut_chunks(stream: Stream, size: int, cut_anywhere: bool, characters: int) -> Stream:
     """The stream in chunks of about `size`, with a progress bar up to all its `characters`."""
     from tqdm import tqdm
@@ -178,8 +167,9 @@ def _publish(work: Path, out_dir: Path, meta: dict, tokenizer: Tokenizer) -> Non
         (work / "meta.pkl").write_bytes(nanogpt_meta.write(tokenizer.chars))
     else:
         if any("targets" in facts for facts in meta["splits"].values()):  # later prompts are rendered as the data was
-            tokenizer.files["chat_template.jinja"] = chat.TEMPLATE.encode()
-            meta["chat_template"] = chat.TEMPLATE
+            if tokenizer.chat_template is None:
+                tokenizer.files["chat_template.jinja"] = chat.TEMPLATE.encode()
+            meta["chat_template"] = tokenizer.chat_template
         tokenizer.save(work)
     for name in FILES:
         if (work / name).exists():
