@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -9,6 +10,10 @@ from pathlib import Path
 from typing import SupportsInt
 
 import numpy as np
+
+# where GPT-2's pre-tokenizer always cuts: between a word and a single space before a word; behind a line end between
+# words; between a punctuation mark and a letter or digit
+SAFE_CUT = re.compile(r"(?<=\w)(?= \w)|(?<=\w\n)(?=\w)|(?<=[.,;:!?。，；：！？、])(?=[^\W_])")
 
 
 class BaseTokenizer(ABC):
@@ -48,6 +53,10 @@ class BaseTokenizer(ABC):
     def extends(self, other: BaseTokenizer) -> bool:
         """Whether ids of `other` mean the same here: one base vocabulary, and all added tokens of `other`."""
         return self.base_fingerprint == other.base_fingerprint and other.added.items() <= self.added.items()
+
+    def piece_size(self, size: int) -> int:
+        """How many characters of a document must at least be encoded in one piece, where `size` are wanted."""
+        return size
 
     @property
     @abstractmethod

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from finetune.data.base_tokenizer import SAFE_CUT
 from finetune.data.dataset import Dataset
 from finetune.data.tokenizer import Tokenizer
 
@@ -112,8 +112,6 @@ def _continues(rest: Chunk, chunk: Chunk) -> bool:
     return (rest.is_target, rest.special) == (chunk.is_target, chunk.special)
 
 
-# a word before a single space and a word; a line end between words; a punctuation mark before a letter or digit
-SAFE_CUT = re.compile(r"(?<=\w)(?= \w)|(?<=\w\n)(?=\w)|(?<=[.,;:!?。，；：！？、])(?=[^\W_])")
 WINDOW = 4096
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -15,7 +16,7 @@ import numpy as np
 
 from finetune.common.errors import UsageError
 from finetune.data import bpe_files
-from finetune.data.base_tokenizer import BaseTokenizer, touches, without_surrogates
+from finetune.data.base_tokenizer import SAFE_CUT, BaseTokenizer, touches, without_surrogates
 from finetune.data.bpe_files import END_OF_TEXT
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ PROBE = (
     " don't\u00a0stop "
 )
 CLASSES = {"vocab.txt": "BertTokenizer", "merges.txt": "GPT2Tokenizer"}  # for files without a tokenizer_class
+SAMPLE = "The old king| said it,| and 12| men\n|went. Home:|they were| not| there"  # cut as `documents.cut` cuts
+WHOLE = 1 << 22
 HIDDEN = "\U0010fffe"  # around the name of a token that is not to be found in a text
 
 
@@ -69,8 +72,8 @@ class HFTokenizer(BaseTokenizer):
     @cached_property
     def added(self) -> dict[str, int]:
         tokens = self.backend.get_added_tokens_decoder()
-        end = END_OF_TEXT if self._gpt2_like else None
-        return {token.content: i for i, token in tokens.items() if token.content not in {*self.base_ids, end}}
+        known = {*self.base_ids, END_OF_TEXT} if self._gpt2_like else self.base_ids
+        return {token.content: i for i, token in tokens.items() if token.content not in known}
 
     @property
     def chat_template(self) -> str | None:
@@ -79,8 +82,6 @@ class HFTokenizer(BaseTokenizer):
     @cached_property
     def needs_whole(self) -> bool:
         """False if a text can be cut where GPT-2's pre-tokenizer cuts, because no added token lies across a cut."""
-        from finetune.data.documents import SAFE_CUT
-
         tokens = self.backend.get_added_tokens_decoder().values()
         if not self._gpt2_like or any(token.lstrip or token.rstrip or token.single_word for token in tokens):
             return True
@@ -89,6 +90,15 @@ class HFTokenizer(BaseTokenizer):
             if any(1 < match.start() <= len(token.content) for match in matches):
                 return True
         return False
+
+    def piece_size(self, size: int) -> int:
+        """As in `BaseTokenizer`: documents up to WHOLE characters are encoded whole, and longer ones too if a sample
+        shows that cuts between words would change the ids."""
+        if not self.needs_whole:
+            return size
+        parts = SAMPLE.split("|")
+        cut_ids = np.concatenate([self.encode(part) for part in parts])
+        return max(size, WHOLE) if np.array_equal(self.encode("".join(parts)), cut_ids) else sys.maxsize
 
     @cached_property
     def _plain(self) -> Backend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 from collections import deque
@@ -19,7 +20,8 @@ from finetune.data import dataset as datasets
 from finetune.data.bin_writer import BinWriter
 from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk, Encoded, cut
-from finetune.data.encoding import encode_chunks
+from finetune.data.encode import encode_chunks
+from finetune.data.new_tokenizers import TRAIN, size_to_train, train_tokenizer, with_added_tokens
 from finetune.data.split import OverflowFilter, Stream, split_documents, survey_documents
 from finetune.data.tokenizer import CharTokenizer, Tokenizer, from_directory, gpt2
 
@@ -39,6 +41,7 @@ class TokenizeOptions:
     overflow: str = "split"
     max_tokens: int = 1024
     num_proc: int = 0  # threads; 0 is one per core
+    add_tokens: Sequence[str] = ()  # the tokenizer gets these as special tokens
     # a thread encodes about so much at a time
     group_characters: int = 1 << 18
     group_chunks: int = 1 << 12
@@ -58,23 +61,24 @@ def prepare(
 
     val.bin gets the sources in `val`; else `val_fraction` of the documents, drawn by `seed`; else, of a single running
     text or of too few documents, the last `val_fraction` of the characters. An end-of-text follows each document, but
-    not a running text. `tokenizer` is "gpt2", "char", a model directory or a tokenizer; `reading` goes to
-    `sources.find`. The text is read twice, in constant memory; `out_dir` changes only after everything succeeded."""
+    not a running text. `tokenizer` is "gpt2", "char", a model directory, a tokenizer, or "train:8000" for a new one.
+    `reading` goes to `sources.find`. The text is read twice, in constant memory; `out_dir` changes only after
+    everything succeeded."""
     options = options or TokenizeOptions()
     texts = {"train": sources.find(names, **reading), "val": sources.find(val, **reading) if val else []}
     surveys = {split: survey_documents(found, tokenizer == "char") for split, found in texts.items()}
-    if tokenizer == "char":
+    split = functools.partial(split_documents, texts["train"], surveys["train"], texts["val"], val_fraction, seed)
+    if vocab_size := size_to_train(tokenizer):
+        tokenizer = train_tokenizer((chunk.text for name, chunk in split()[0] if name == "train"), vocab_size)
+    elif tokenizer == "char":
         tokenizer = CharTokenizer(sorted(surveys["train"].alphabet | surveys["val"].alphabet))
-    else:
-        tokenizer = find_tokenizer(tokenizer)
-    stream, split_by = split_documents(texts["train"], surveys["train"], texts["val"], val_fraction, seed)
+    tokenizer = with_added_tokens(find_tokenizer(tokenizer), options.add_tokens)
+    stream, split_by = split()
     if split_by == "text" and options.overflow != "split":
         raise UsageError(f"overflow: {options.overflow} is for documents, and {names[0]} is one running text")
     eot = None if split_by == "text" else tokenizer.eot
     characters = sum(survey.characters for survey in surveys.values())
-    # each character is encoded by itself, so its text can be cut anywhere
-    cut_anywhere = tokenizer.kind == "char"
-    chunks = _cut_chunks(stream, options.group_characters, cut_anywhere, characters)
+    chunks = _cut_chunks(stream, tokenizer, options.group_characters, characters)
     with files.temporary_directory(out_dir) as work:
         splits, overflow_facts = _tokenize(chunks, tokenizer, eot, options, work)
         meta: dict[str, Any] = {
@@ -88,11 +92,8 @@ def prepare(
             "seed": seed,
             "end_of_text": eot,
         }
-        if split_by != "text":
-            meta["overflow"] = overflow_facts
-        meta["sources"] = surveys["train"].sources
-        if val:
-            meta["val_sources"] = surveys["val"].sources
+        meta |= {} if split_by == "text" else {"overflow": overflow_facts}
+        meta |= {"sources": surveys["train"].sources} | ({"val_sources": surveys["val"].sources} if val else {})
         _publish(work, Path(out_dir), meta, tokenizer)
     return datasets.load(out_dir)
 
@@ -150,10 +151,13 @@ def _groups(stream: Stream, options: TokenizeOptions) -> Iterator[tuple[str, lis
             yield split, group
 
 
-def _cut_chunks(stream: Stream, size: int, cut_anywhere: bool, characters: int) -> Stream:
-    """The stream in chunks of about `size`, with a progress bar up to all its `characters`."""
+def _cut_chunks(stream: Stream, tokenizer: Tokenizer, size: int, characters: int) -> Stream:
+    """The stream in chunks of about `size`, if their tokenizer allows, with a progress bar up to all `characters`."""
     from tqdm import tqdm
 
+    size = tokenizer.piece_size(size)
+    # each character is encoded by itself, so its text can be cut anywhere
+    cut_anywhere = tokenizer.kind == "char"
     with tqdm(total=characters, unit="char", unit_scale=True, desc="tokenizing", disable=None, leave=False) as bar:
         for split, run in itertools.groupby(stream, key=lambda item: item[0]):
             for chunk in cut((chunk for _, chunk in run), size, anywhere=cut_anywhere):
@@ -188,6 +192,8 @@ def find_tokenizer(choice: str | Path | Tokenizer) -> Tokenizer:
         return choice
     if choice == "gpt2":
         return gpt2()
+    if str(choice).startswith(TRAIN):
+        raise UsageError(f"tokenizer {choice}: is for `python -m finetune.prepare`; its directory then has a tokenizer")
     if datasets.is_prepared(choice) and (found := datasets.load(choice).tokenizer):
         return found
     if not Path(choice).is_dir():
