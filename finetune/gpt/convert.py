@@ -30,6 +30,8 @@ FIXED_KEYS = {
 DEFAULTS = {"initializer_range": 0.02, "use_cache": True}
 # keys of a source's config.json that would be wrong in another directory
 DROPPED_KEYS = ("_name_or_path", "transformers_version", "auto_map")
+# fields of GPTConfig that nanoGPT lacks, in the `config` of its checkpoint
+KEPT_IN_NANOGPT = ("activation_function", "bos_token_id", "eos_token_id", "generation_config", "other_keys")
 SHORT_CONTEXT = 512  # pipeline() generates 256 tokens where a model does not say how many
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
@@ -66,13 +68,12 @@ def from_nanogpt(checkpoint: dict[str, Any]) -> tuple[GPTConfig, dict[str, Tenso
     trained_with = trained_with if isinstance(trained_with, dict) else {}
     vocab_size = 50257 if args["vocab_size"] == 50304 else args["vocab_size"]
     end = 50256 if vocab_size == 50257 else None
+    defaults = dict(zip(KEPT_IN_NANOGPT, ("gelu", end, end, None, {})))
     config = GPTConfig(
         **{key: args[key] for key in ("block_size", "n_layer", "n_head", "n_embd")},
         vocab_size=vocab_size,
         dropout=args.get("dropout", 0.0),
-        activation_function=trained_with.get("activation_function", "gelu"),
-        bos_token_id=trained_with.get("bos_token_id", end),
-        eos_token_id=trained_with.get("eos_token_id", end),
+        **{key: trained_with.get(key, value) for key, value in defaults.items()},
     )
     state = {name.removeprefix("_orig_mod.").removeprefix("transformer."): t for name, t in checkpoint["model"].items()}
     state = {name: t for name, t in state.items() if name != "lm_head.weight" and not name.endswith(".attn.bias")}
@@ -95,7 +96,7 @@ def to_nanogpt(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Any]:
     model = {f"transformer.{name}": tensor.contiguous() for name, tensor in without_padding(state, config).items()}
     model["lm_head.weight"] = model["transformer.wte.weight"]  # one tensor, which is saved once
     shape = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")}
-    kept = {name: getattr(config, name) for name in ("activation_function", "bos_token_id", "eos_token_id")}
+    kept = {name: getattr(config, name) for name in KEPT_IN_NANOGPT}
     return {"model": model, "model_args": {**shape, "bias": True, "dropout": 0.0}, "config": kept}
 
 
@@ -122,7 +123,9 @@ def config_from_hf(hf: dict[str, Any]) -> GPTConfig:
     if refused:
         raise ValueError(f"a GPT-2 with {', '.join(refused)} cannot be represented")
     _check_ids("eos_token_id", hf.get("eos_token_id"))
-    given: dict[str, Any] = {"bos_token_id": 50256, "eos_token_id": 50256} | {key: hf[key] for key in SAME_KEYS if key in hf}
+    given: dict[str, Any] = {"bos_token_id": 50256, "eos_token_id": 50256} | {
+        key: hf[key] for key in SAME_KEYS if key in hf
+    }
     try:
         config = GPTConfig(
             block_size=hf.get("n_positions", 1024),
