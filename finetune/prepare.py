@@ -32,6 +32,7 @@ class Options(ColumnOptions):
     revision: str | None = option(None, "the revision of a Hub data set")
     val_fraction: float = option(0.1, "validation share: of the documents, or the end of one text", gt=0, le=0.5)
     val: str | None = option(None, "validation source instead; several are separated by commas")
+    keep_split: str | None = option(None, "a prepared directory: its documents stay in its train and its val")
     seed: int = option(1337, "random seed of the choice of validation documents", ge=0)
     overflow: Literal["split", "drop", "error"] = option(
         "split", "documents of more than max_tokens: cut in training, left out, or refused"
@@ -46,6 +47,8 @@ class Options(ColumnOptions):
         yield from super().problems()
         if not self.out_dir and len(self.sources) > 1:
             yield "out_dir", "several sources need --out_dir=DIR"
+        if self.keep_split and self.val:
+            yield "keep_split", "cannot go with --val, which decides what val holds"
 
 
 def main(argv: list[str]) -> None:
@@ -62,7 +65,7 @@ def main(argv: list[str]) -> None:
         options.val_fraction,
         options.val.split(",") if options.val else (),
         options.seed,
-        TokenizeOptions(options.overflow, options.max_tokens, options.num_proc),
+        TokenizeOptions(options.overflow, options.max_tokens, options.num_proc, options.keep_split),
         columns=options.columns(),
         split=options.split,
         revision=options.revision,

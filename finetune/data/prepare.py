@@ -21,7 +21,8 @@ from finetune.data import dataset as datasets
 from finetune.data.bin_writer import BinWriter
 from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk, Encoded, cut
-from finetune.data.split import OverflowFilter, Stream, split_documents, survey_documents
+from finetune.data.kept_split import Facts, describe, keep_split
+from finetune.data.split import OverflowFilter, SplitBy, Stream, Survey, split_documents, survey_documents
 from finetune.data.tokenizer import CharTokenizer, Tokenizer, from_directory, gpt2
 
 # of a prepared directory, besides meta.json
@@ -29,6 +30,7 @@ FILES = """
     train.bin val.bin train_mask.bin val_mask.bin train_documents.bin val_documents.bin
     meta.pkl tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json chat_template.jinja
 """.split()
+UNEVEN = 1.3  # a share of tokens that differs so much from that of the documents is said
 
 
 @dataclass
@@ -39,6 +41,7 @@ class TokenizeOptions:
     overflow: str = "split"
     max_tokens: int = 1024
     num_proc: int = 0  # threads; 0 is one per core
+    keep_split: str | Path | None = None  # a prepared directory whose documents stay in their split
     # a thread encodes about so much at a time
     group_characters: int = 1 << 18
     group_chunks: int = 1 << 12
@@ -67,9 +70,7 @@ def prepare(
         tokenizer = CharTokenizer(sorted(surveys["train"].alphabet | surveys["val"].alphabet))
     else:
         tokenizer = find_tokenizer(tokenizer)
-    stream, split_by = split_documents(texts["train"], surveys["train"], texts["val"], val_fraction, seed)
-    if split_by == "text" and options.overflow != "split":
-        raise UsageError(f"overflow: {options.overflow} is for documents, and {names[0]} is one running text")
+    stream, split_by, kept = _split(texts, surveys, val_fraction, seed, options)
     eot = None if split_by == "text" else tokenizer.eot
     characters = sum(survey.characters for survey in surveys.values())
     # each character is encoded by itself, so its text can be cut anywhere
@@ -89,11 +90,29 @@ def prepare(
         }
         if split_by != "text":
             meta["overflow"] = overflow_facts
+        if kept:
+            meta["keep_split"] = kept
         meta["sources"] = surveys["train"].sources
         if val:
             meta["val_sources"] = surveys["val"].sources
         _publish(work, Path(out_dir), meta, tokenizer)
     return datasets.load(out_dir)
+
+
+def _split(
+    texts: dict[str, list[sources.Source]],
+    surveys: dict[str, Survey],
+    val_fraction: float,
+    seed: int,
+    options: TokenizeOptions,
+) -> tuple[Stream, SplitBy, Facts]:
+    """`(stream, split_by, what was kept of options.keep_split)`, see `split_documents`."""
+    val_numbers, kept = keep_split(options.keep_split, texts, val_fraction, seed)
+    stream, split_by = split_documents(texts["train"], surveys["train"], texts["val"], val_fraction, seed, val_numbers)
+    if split_by == "text" and options.overflow != "split":
+        name = texts["train"][0].name
+        raise UsageError(f"overflow: {options.overflow} is for documents, and {name} is one running text")
+    return stream, split_by, kept
 
 
 def _tokenize(
@@ -227,6 +246,20 @@ def summary(dataset: Dataset) -> str:
         fate = f"cut where a block of {max_tokens:,} ends (--overflow=drop leaves them out)"
     if count:
         lines.append(f"{count:,} document{'s' * (count > 1)} of more than {max_tokens:,} tokens: {fate}")
+    if split_by == "documents" and (line := _uneven_shares(splits)):
+        lines.append(line)
+    if "keep_split" in dataset.meta:
+        lines.append(describe(dataset.meta["keep_split"]))
     if split_by == "characters":
         lines.append("too few documents to keep some whole for validation: the last characters of them all are val")
     return "\n".join(lines)
+
+
+def _uneven_shares(splits: dict[str, dict]) -> str | None:
+    """A line if val has clearly another share of the tokens than of the documents."""
+    documents, tokens = (
+        splits["val"][unit] / sum(split[unit] for split in splits.values()) for unit in ("documents", "tokens")
+    )
+    if max(documents, tokens) < UNEVEN * min(documents, tokens):
+        return None
+    return f"val is {documents:.1%} of the documents and {tokens:.1%} of the tokens"
