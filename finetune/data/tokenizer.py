@@ -121,7 +121,8 @@ class CharTokenizer:
         return ids.astype(np.uint16)
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
-        return "".join(self.chars[int(i)] for i in ids)
+        """The text of `ids`; unknown ids, such as those of a padded vocabulary, are skipped."""
+        return "".join(self.chars[int(i)] for i in ids if int(i) < self.vocab_size)
 
     def decode_bytes(self, ids: Iterable[SupportsInt]) -> bytes:
         return self.decode(ids).encode("utf-8", "surrogatepass")
@@ -158,6 +159,15 @@ def gpt2() -> BPETokenizer:
         f" ({', '.join(failures)}). Give --tokenizer=DIR with the directory of any downloaded GPT-2, set"
         " TIKTOKEN_CACHE_DIR, or use --tokenizer=char"
     )
+
+
+def gpt2_if_here() -> BPETokenizer | None:
+    """GPT-2's own tokenizer if a cache holds it; nothing is downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if _tiktoken_has_gpt2():
+        return _gpt2_of_tiktoken()
+    return _gpt2_of_the_hub() if isinstance(try_to_load_from_cache("gpt2", "tokenizer.json"), str) else None
 
 
 def _gpt2_of_tiktoken() -> BPETokenizer:
