@@ -35,6 +35,7 @@ class Options(ReadOptions):
     revision: str | None = option(None, "the revision of a Hub data set")
     val_fraction: float = option(0.1, "validation share: of the documents, or the end of one text", gt=0, le=0.5)
     val: str | None = option(None, "validation source instead; several are separated by commas")
+    keep_split: str | None = option(None, "a prepared directory: its documents stay in its train and its val")
     seed: int = option(1337, "random seed of the choice of validation documents", ge=0)
     overflow: Literal["split", "drop", "error"] = option(
         "split", "documents of more than max_tokens: cut in training, left out, or refused"
@@ -49,6 +50,8 @@ class Options(ReadOptions):
         yield from super().problems()
         if not self.out_dir and len(self.sources) > 1:
             yield "out_dir", "several sources need --out_dir=DIR"
+        if self.keep_split and self.val:
+            yield "keep_split", "cannot go with --val, which decides what val holds"
 
 
 def main(argv: list[str]) -> None:
@@ -66,7 +69,13 @@ def main(argv: list[str]) -> None:
         options.val_fraction,
         options.val.split(",") if options.val else (),
         options.seed,
-        TokenizeOptions(options.overflow, options.max_tokens, options.num_proc, names_of(options.add_tokens)),
+        TokenizeOptions(
+            options.overflow,
+            options.max_tokens,
+            options.num_proc,
+            add_tokens=names_of(options.add_tokens),
+            keep_split=options.keep_split,
+        ),
         read_options=options,
         split=options.split,
         revision=options.revision,

@@ -21,9 +21,18 @@ from finetune.data.bin_writer import BinWriter
 from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk, Encoded, cut
 from finetune.data.encode import encode_chunks
+from finetune.data.kept_split import Facts, describe, keep_split
 from finetune.data.new_tokenizers import TRAIN, size_to_train, train_tokenizer, with_added_tokens
 from finetune.data.sources import Source
-from finetune.data.split import OverflowFilter, Stream, split_documents, survey_documents
+from finetune.data.split import (
+    OverflowFilter,
+    SplitBy,
+    Stream,
+    Survey,
+    split_documents,
+    survey_documents,
+    uneven_shares,
+)
 from finetune.data.tokenizer import CharTokenizer, Tokenizer, from_directory, gpt2
 
 # of a prepared directory, besides meta.json
@@ -43,6 +52,7 @@ class TokenizeOptions:
     max_tokens: int = 1024
     num_proc: int = 0  # threads; 0 is one per core
     add_tokens: Sequence[str] = ()  # the tokenizer gets these as special tokens
+    keep_split: str | Path | None = None  # a prepared directory whose documents stay in their split
     # a thread encodes about so much at a time
     group_characters: int = 1 << 18
     group_chunks: int = 1 << 12
@@ -71,15 +81,13 @@ def prepare(
     found = None if is_new else with_added_tokens(find_tokenizer(tokenizer), options.add_tokens)
     texts = find_texts(names, val, found, **reading)
     surveys = {split: survey_documents(texts[split], tokenizer == "char") for split in ("train", "val")}
-    split = functools.partial(split_documents, texts["train"], surveys["train"], texts["val"], val_fraction, seed)
+    split = functools.partial(_split, texts, surveys, val_fraction, seed, options)
     if vocab_size:
         new = train_tokenizer((chunk.text for name, chunk in split()[0] if name == "train"), vocab_size)
     else:
         new = found or CharTokenizer(sorted(surveys["train"].alphabet | surveys["val"].alphabet))
     tokenizer = found or with_added_tokens(new, options.add_tokens)
-    stream, split_by = split()
-    if split_by == "text" and options.overflow != "split":
-        raise UsageError(f"overflow: {options.overflow} is for documents, and {names[0]} is one running text")
+    stream, split_by, kept = split()
     eot = None if split_by == "text" else tokenizer.eot
     characters = sum(survey.characters for survey in surveys.values())
     chunks = _cut_chunks(stream, tokenizer, options.group_characters, characters)
@@ -97,10 +105,23 @@ def prepare(
             "end_of_text": eot,
         }
         meta |= {} if split_by == "text" else {"overflow": overflow_facts}
+        meta |= {"keep_split": kept} if kept else {}
         meta |= {"read": report(texts), "sources": surveys["train"].sources}
         meta |= {"val_sources": surveys["val"].sources} if texts["val"] else {}
         _publish(work, Path(out_dir), meta, tokenizer)
     return datasets.load(out_dir)
+
+
+def _split(
+    texts: dict[str, list[Source]], surveys: dict[str, Survey], val_fraction: float, seed: int, options: TokenizeOptions
+) -> tuple[Stream, SplitBy, Facts]:
+    """`(stream, split_by, what was kept of options.keep_split)`, see `split_documents`."""
+    val_numbers, kept = keep_split(options.keep_split, texts, val_fraction, seed)
+    stream, split_by = split_documents(texts["train"], surveys["train"], texts["val"], val_fraction, seed, val_numbers)
+    if split_by == "text" and options.overflow != "split":
+        name = texts["train"][0].name
+        raise UsageError(f"overflow: {options.overflow} is for documents, and {name} is one running text")
+    return stream, split_by, kept
 
 
 def find_texts(
@@ -249,6 +270,10 @@ def summary(dataset: Dataset) -> str:
         fate = f"cut where a block of {max_tokens:,} ends (--overflow=drop leaves them out)"
     if count:
         lines.append(f"{count:,} document{'s' * (count > 1)} of more than {max_tokens:,} tokens: {fate}")
+    if split_by == "documents" and (line := uneven_shares(splits)):
+        lines.append(line)
+    if "keep_split" in dataset.meta:
+        lines.append(describe(dataset.meta["keep_split"]))
     if split_by == "characters":
         lines.append("too few documents to keep some whole for validation: the last characters of them all are val")
     return "\n".join(lines)
