@@ -84,31 +84,32 @@ def prepare(
     split = functools.partial(_split, texts, surveys, val_fraction, seed, options)
     if vocab_size:
         new = train_tokenizer((chunk.text for name, chunk in split()[0] if name == "train"), vocab_size)
-    else:
-        new = found or CharTokenizer(sorted(surveys["train"].alphabet | surveys["val"].alphabet))
-    tokenizer = found or with_added_tokens(new, options.add_tokens)
+        found = with_added_tokens(new, options.add_tokens)
+    if found is None:
+        characters = CharTokenizer(sorted(surveys["train"].alphabet | surveys["val"].alphabet))
+        found = with_added_tokens(characters, options.add_tokens)
     stream, split_by, kept = split()
-    eot = None if split_by == "text" else tokenizer.eot
-    characters = sum(survey.characters for survey in surveys.values())
-    chunks = _cut_chunks(stream, tokenizer, options.group_characters, characters)
+    eot = None if split_by == "text" else found.eot
+    size = sum(survey.characters for survey in surveys.values())
+    chunks = _cut_chunks(stream, found, options.group_characters, size)
     with files.temporary_directory(out_dir) as work:
-        splits, overflow_facts = _tokenize(chunks, tokenizer, eot, options, work)
+        splits, overflow_facts = _tokenize(chunks, found, eot, options, work)
         meta: dict[str, Any] = {
             "format": datasets.FORMAT,
-            "tokenizer": tokenizer.describe(),
-            "vocab_size": tokenizer.vocab_size,
-            "dtype": tokenizer.dtype.name,
+            "tokenizer": found.describe(),
+            "vocab_size": found.vocab_size,
+            "dtype": found.dtype.name,
             "splits": splits,
             "split_by": split_by,
             "val_fraction": None if texts["val"] else val_fraction,
             "seed": seed,
             "end_of_text": eot,
         }
-        meta |= {} if split_by == "text" else {"overflow": overflow_facts}
-        meta |= {"keep_split": kept} if kept else {}
+        optional = {"overflow": split_by != "text" and overflow_facts, "keep_split": kept}
+        meta |= {name: facts for name, facts in optional.items() if facts}
         meta |= {"read": report(texts), "sources": surveys["train"].sources}
         meta |= {"val_sources": surveys["val"].sources} if texts["val"] else {}
-        _publish(work, Path(out_dir), meta, tokenizer)
+        _publish(work, Path(out_dir), meta, found)
     return datasets.load(out_dir)
 
 
