@@ -39,6 +39,7 @@ class Options(ReadOptions):
     )
     max_tokens: int = option(1024, "longest document, end-of-text included; give your block_size", ge=2)
     num_proc: int = option(0, "tokenizer threads; 0 is one per core", ge=0)
+    overwrite: bool = option(False, "replace prepared data that a run was trained on")
     doctor: Literal["auto", "true", "false"] = option("auto", "run finetune.doctor at the end; auto: up to 100 MB")
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -54,6 +55,7 @@ class Options(ReadOptions):
 def main(argv: list[str]) -> None:
     options, _ = parse(Options, argv, USAGE)
     from finetune.data.prepare import TokenizeOptions, prepare, summary
+    from finetune.data.run_notes import runs_on
     from finetune.tools.doctor.quality import examine_dataset
     from finetune.tools.doctor.report import report
 
@@ -65,7 +67,7 @@ def main(argv: list[str]) -> None:
         options.val_fraction,
         options.val.split(",") if options.val else (),
         options.seed,
-        TokenizeOptions(options.overflow, options.max_tokens, options.num_proc, options.keep_split),
+        TokenizeOptions(options.overflow, options.max_tokens, options.num_proc, options.keep_split, options.overwrite),
         read_options=options,
         split=options.split,
         revision=options.revision,
@@ -74,6 +76,8 @@ def main(argv: list[str]) -> None:
         print(line)
     print(summary(dataset))
     print(f"wrote {out_dir}/train.bin, val.bin and meta.json ({dataset.meta['tokenizer']['name']})")
+    for run_dir in runs_on(out_dir):
+        print(f"the same data as before: the run {run_dir} was trained on them")
     is_small = sum(facts["bytes"] for facts in dataset.meta["splits"].values()) <= EXAMINED
     if options.doctor == "true" or (options.doctor == "auto" and is_small):
         print(f"\n{report(examine_dataset(dataset))}")

@@ -21,17 +21,10 @@ from finetune.data import dataset as datasets
 from finetune.data.bin_writer import BinWriter
 from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk, Encoded, cut
-from finetune.data.kept_split import Facts, describe, keep_split
+from finetune.data.kept_split import Facts, describe_split, keep_split
+from finetune.data.run_notes import check_unused
 from finetune.data.sources import Source
-from finetune.data.split import (
-    OverflowFilter,
-    SplitBy,
-    Stream,
-    Survey,
-    split_documents,
-    survey_documents,
-    uneven_shares,
-)
+from finetune.data.split import OverflowFilter, SplitBy, Stream, Survey, split_documents, survey_documents
 from finetune.data.tokenizer import CharTokenizer, Tokenizer, from_directory, gpt2
 
 # of a prepared directory, besides meta.json
@@ -50,6 +43,7 @@ class TokenizeOptions:
     max_tokens: int = 1024
     num_proc: int = 0  # threads; 0 is one per core
     keep_split: str | Path | None = None  # a prepared directory whose documents stay in their split
+    overwrite: bool = False  # also data that a run was trained on
     # a thread encodes about so much at a time
     group_characters: int = 1 << 18
     group_chunks: int = 1 << 12
@@ -76,13 +70,13 @@ def prepare(
     found = None if tokenizer == "char" else find_tokenizer(tokenizer)
     texts = find_texts(names, val, found, **reading)
     surveys = {split: survey_documents(texts[split], found is None) for split in ("train", "val")}
+    check_unused(out_dir, {"sources": surveys["train"].sources}, options.overwrite)
     tokenizer = found or CharTokenizer(sorted(surveys["train"].alphabet | surveys["val"].alphabet))
     stream, split_by, kept = _split(texts, surveys, val_fraction, seed, options)
     eot = None if split_by == "text" else tokenizer.eot
     characters = sum(survey.characters for survey in surveys.values())
     # each character is encoded by itself, so its text can be cut anywhere
-    cut_anywhere = tokenizer.kind == "char"
-    chunks = _cut_chunks(stream, options.group_characters, cut_anywhere, characters)
+    chunks = _cut_chunks(stream, options.group_characters, tokenizer.kind == "char", characters)
     with files.temporary_directory(out_dir) as work:
         splits, overflow_facts = _tokenize(chunks, tokenizer, eot, options, work)
         meta: dict[str, Any] = {
@@ -91,18 +85,18 @@ def prepare(
             "vocab_size": tokenizer.vocab_size,
             "splits": splits,
             "split_by": split_by,
+            **kept,
             "val_fraction": None if texts["val"] else val_fraction,
             "seed": seed,
             "end_of_text": eot,
         }
         if split_by != "text":
             meta["overflow"] = overflow_facts
-        if kept:
-            meta["keep_split"] = kept
         meta["read"] = report(texts)
         meta["sources"] = surveys["train"].sources
         if texts["val"]:
             meta["val_sources"] = surveys["val"].sources
+        check_unused(out_dir, meta, options.overwrite)
         _publish(work, Path(out_dir), meta, tokenizer)
     return datasets.load(out_dir)
 
@@ -110,7 +104,7 @@ def prepare(
 def _split(
     texts: dict[str, list[Source]], surveys: dict[str, Survey], val_fraction: float, seed: int, options: TokenizeOptions
 ) -> tuple[Stream, SplitBy, Facts]:
-    """`(stream, split_by, what was kept of options.keep_split)`, see `split_documents`."""
+    """`(stream, split_by, entry of meta.json)`, see `split_documents` and `keep_split`."""
     val_numbers, kept = keep_split(options.keep_split, texts, val_fraction, seed)
     stream, split_by = split_documents(texts["train"], surveys["train"], texts["val"], val_fraction, seed, val_numbers)
     if split_by == "text" and options.overflow != "split":
@@ -289,10 +283,4 @@ def summary(dataset: Dataset) -> str:
         fate = f"cut where a block of {max_tokens:,} ends (--overflow=drop leaves them out)"
     if count:
         lines.append(f"{count:,} document{'s' * (count > 1)} of more than {max_tokens:,} tokens: {fate}")
-    if split_by == "documents" and (line := uneven_shares(splits)):
-        lines.append(line)
-    if "keep_split" in dataset.meta:
-        lines.append(describe(dataset.meta["keep_split"]))
-    if split_by == "characters":
-        lines.append("too few documents to keep some whole for validation: the last characters of them all are val")
-    return "\n".join(lines)
+    return "\n".join([*lines, *describe_split(dataset.meta)])
