@@ -12,10 +12,11 @@ import numpy as np
 
 from finetune.common import files
 from finetune.data.dataset import Dataset
-from finetune.data.documents import Chunk, documents_of_bin
+from finetune.data.documents import Chunk
 from finetune.data.tokenizer import Tokenizer
 from finetune.tools.doctor import near_duplicates
 from finetune.tools.doctor.batches import Analysis, Batch, LongDocument, analysed
+from finetune.tools.doctor.bin_reader import documents_of_bin
 from finetune.tools.doctor.duplicates import DuplicateFinder, Verdict
 from finetune.tools.doctor.passages import MAX_PASSAGE_WORDS, PASSAGE, Passages, Shared
 from finetune.tools.doctor.size import Size, recommend
