@@ -1,22 +1,64 @@
-"""Text files: opened, decompressed and decoded."""
+"""Text files: opened, decompressed, decoded, and cut into documents."""
 
 from __future__ import annotations
 
+import bz2
 import codecs
+import gzip
 import hashlib
 import io
-from collections.abc import Iterator
+import itertools
+import lzma
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TextIO, TypeAlias, cast
 
 from finetune.common.errors import UsageError
 from finetune.common.files import CHUNK_BYTES
+from finetune.data import encodings, file_kinds
 from finetune.data.documents import Chunk
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".markdown")
 COMPRESSED_SUFFIXES = (".gz", ".xz", ".bz2", ".zst")
+GUESS_BYTES = 1 << 15  # around a byte that cannot be decoded
+READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)  # of a file that is damaged or gone
 
 Digest: TypeAlias = "hashlib._Hash | None"  # fed the bytes that are read
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How a text file is read.
+
+    `documents` is "file" (a document is the file), "lines" (a line) or a separator of documents, in which \\n, \\t and
+    \\\\ are escapes. With `special` "token" a document also ends at each `eot_text` spelled in the text."""
+
+    documents: str = "file"
+    encoding: str | None = None  # UTF-8
+    special: str = "text"
+    eot_text: str = "<|endoftext|>"
+
+    @property
+    def separators(self) -> list[str]:
+        """The texts between documents; [] if the file is one document. Raises UsageError."""
+        found = []
+        if self.documents == "lines":
+            found.append("\n")
+        elif self.documents != "file":
+            if not self.documents or re.fullmatch("(?i)(files?|lines?|rows?|documents?|paragraphs?)", self.documents):
+                raise UsageError(f'documents: {self.documents!r} is not file, lines or a separator such as "\\n\\n\\n"')
+            escapes = {"\\n": "\n", "\\t": "\t", "\\r": "\n", "\\\\": "\\"}
+            text = re.sub(r"\\[ntr\\]", lambda match: escapes[match[0]], self.documents.replace("\\r\\n", "\\n"))
+            found.append(text.replace("\r\n", "\n").replace("\r", "\n"))
+        if self.special == "token":
+            found.append(self.eot_text)
+        return found
 
 
 def suffix_of(path: Path) -> str:
@@ -27,48 +69,179 @@ def suffix_of(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def open_decompressed(path: Path) -> BinaryIO:
-    """The bytes of a file, decompressed by its suffix."""
-    import fsspec
+def open_decompressed(path: Path, suffix: str | None = None) -> BinaryIO:
+    """The bytes of a file, decompressed by its suffix or the one given. Raises OSError."""
+    suffix = suffix or path.suffix.lower()
+    if suffix == ".zst":
+        import pyarrow
 
-    if path.suffix.lower() not in COMPRESSED_SUFFIXES:
-        return open(path, "rb")
-    return fsspec.filesystem("file").open(str(path), "rb", compression="infer")
-
-
-def read_file(path: Path, digest: Digest = None, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """A text file as one document; see `read_document`."""
-    with open_decompressed(path) as file:
-        yield from read_document(str(path), file, digest, chunk_bytes)
+        return cast(BinaryIO, pyarrow.input_stream(str(path), compression="zstd"))
+    opener = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}.get(suffix, open)
+    return cast(BinaryIO, opener(path, "rb"))
 
 
-def read_document(name: str, file: BinaryIO, digest: Digest = None, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """Decode UTF-8 bytes to one document, without byte order mark and with every line end as \\n.
+def open_text(path: Path, encoding: str | None = None) -> TextIO:
+    """The text of a file, decompressed by its suffix, without byte order mark, line ends as they are.
 
-    `digest` is fed the decompressed bytes. Raises UsageError with the place of the first byte that is not UTF-8."""
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
-    offset, line = 0, 1  # of the next chunk
+    Raises UsageError, also while it is read, if the file is not text: what it is; or the place of a byte that is not of
+    the encoding (UTF-8), and the one that the text is probably in."""
+    texts = decode(str(path), _read_chunks(path), encoding)
+    # passed on as UTF-8, because io has no other way from chunks of text to lines
+    return io.TextIOWrapper(io.BufferedReader(_Utf8(texts), CHUNK_BYTES), encoding="utf-8", newline="")
+
+
+def read_file(
+    path: Path, digest: Digest = None, chunk_bytes: int = CHUNK_BYTES, options: TextOptions | None = None
+) -> Iterator[Chunk]:
+    """The documents of a text file; see `read_document`."""
+    yield from _documents(str(path), _read_chunks(path, chunk_bytes, digest), options or TextOptions())
+
+
+def read_document(
+    name: str, file: BinaryIO, digest: Digest = None, chunk_bytes: int = CHUNK_BYTES, options: TextOptions | None = None
+) -> Iterator[Chunk]:
+    """The documents of some bytes, without byte order mark and with every line end as \\n.
+
+    `digest` is fed the decompressed bytes. Raises UsageError as `open_text` does."""
+    yield from _documents(name, _read(name, file, chunk_bytes, digest), options or TextOptions())
+
+
+def _read_chunks(path: Path, chunk_bytes: int = CHUNK_BYTES, digest: Digest = None) -> Iterator[bytes]:
+    try:
+        file = open_decompressed(path)
+    except READ_ERRORS as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    with file:
+        yield from _read(str(path), file, chunk_bytes, digest)
+
+
+def _read(name: str, file: BinaryIO, chunk_bytes: int, digest: Digest) -> Iterator[bytes]:
     while True:
         try:
             data = file.read(chunk_bytes)
-        except (OSError, EOFError) as error:
+        except READ_ERRORS as error:
             raise UsageError(f"{name}: cannot be read: {error}") from None
-        if offset == 0 and data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            convert = "iconv -f UTF-16 -t UTF-8"
-            raise UsageError(f"{name}: looks like UTF-16; convert it to UTF-8, for example with {convert}")
+        if not data:
+            return
         if digest:
             digest.update(data)
+        yield data
+
+
+def decode(name: str, chunks: Iterable[bytes], encoding: str | None = None) -> Iterator[str]:
+    """Decode the bytes of a file, without byte order mark; line ends stay. Raises UsageError as `open_text` does."""
+    codec = encodings.find_codec(encoding) if encoding else "utf-8"
+    decoder = codecs.getincrementaldecoder(codec)()
+    offset, line, is_ascii = 0, 1, True  # of the next chunk; of the text so far
+    for data in itertools.chain(chunks, [b""]):
+        mark = 0
+        if not offset and data:
+            file_kinds.check(name, data, encoding)
+            codec, mark = encodings.codec_of(data, codec)
+            decoder = codecs.getincrementaldecoder(codec)()
+        elif _is_suspicious(data, codec):
+            file_kinds.check_encoding(f"{name}: from line {line:,} on", data, encoding)
+        if is_ascii and not data.isascii():
+            is_ascii = False
+            if codec != "utf-8" and encodings.is_surely_utf8(data):
+                raise UsageError(f"{name}: is UTF-8, not {encoding}; leave --encoding={encoding} out")
         try:
-            text = decoder.decode(data, final=not data)
+            text = decoder.decode(data[mark:], final=not data)
         except UnicodeDecodeError as error:
-            undecoded, valid = error.object, error.object[: error.start]
-            # `undecoded` begins with bytes left over from the previous chunk
-            place = offset + len(data) - len(undecoded) + len(valid)
-            byte, line = undecoded[error.start], line + valid.count(b"\n")
-            raise UsageError(f"{name}: byte 0x{byte:02X} at offset {place:,} (line {line:,}) is not UTF-8") from None
-        offset, line = offset + len(data), line + data.count(b"\n")
-        if text:
-            yield Chunk(text)
-        if not data:
-            break
-    yield Chunk("", is_last=True)
+            raise _error(name, codec, error, offset + len(data), line) from None
+        yield text
+        offset, line = offset + len(data), line + text.count("\n")
+
+
+def _is_suspicious(data: bytes, codec: str) -> bool:
+    """Whether a later part of a file is not text of this encoding, although it can be decoded."""
+    return not encodings.is_wide(codec) and (data.count(0) > 0.01 * len(data) or b"\x1b$" in data)
+
+
+def _error(name: str, codec: str, error: UnicodeDecodeError, end: int, line: int) -> UsageError:
+    """What to say of a byte that cannot be decoded. The bytes of `error` end at offset `end` and begin in `line`."""
+    data, start = error.object, error.start
+    line += data[:start].decode(codec, "replace").count("\n")
+    encoding = "UTF-8" if codec == "utf-8" else codec
+    place = f"{name}: byte 0x{data[start]:02X} at offset {end - len(data) + start:,} (line {line:,}) is not {encoding}"
+    if codec == "utf-8" and not data[:start].isascii():
+        return UsageError(f"{place}, the text before it is; repair it, or drop it with iconv -c -f UTF-8 -t UTF-8")
+    lines = data[max(0, start - GUESS_BYTES) : start + GUESS_BYTES].split(b"\n")
+    foreign = b"\n".join(text for text in lines if not text.isascii())
+    if encodings.is_utf8(foreign):
+        return UsageError(f"{place}; it is UTF-8: leave --encoding={codec} out")
+    probable = encodings.guess(foreign)
+    if probable in (None, codec):
+        return UsageError(f"{place}; name its encoding, for example --encoding=cp1252")
+    return UsageError(f"{place}; probably {probable}: --encoding={probable}")
+
+
+def _documents(name: str, chunks: Iterable[bytes], options: TextOptions) -> Iterator[Chunk]:
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    texts = itertools.chain(decode(name, chunks, options.encoding), [""])
+    texts = (newlines.decode(text, final=not text) for text in texts)
+    if options.separators:
+        yield from _split(texts, options.separators)
+    else:
+        yield from (Chunk(text) for text in texts if text)
+        yield Chunk("", is_last=True)
+
+
+def _split(texts: Iterable[str], separators: list[str]) -> Iterator[Chunk]:
+    """The documents between separators, without those that are only white space."""
+    start, has_begun = "", False  # of a document: its white space at the start, or part of it was passed on
+    for text, is_end in _pieces(texts, separators):
+        start += text
+        if start.strip() or has_begun:
+            if start or is_end:
+                yield Chunk(start, is_last=is_end)
+            start, has_begun = "", not is_end
+        elif is_end:
+            start = ""
+
+
+def _pieces(texts: Iterable[str], separators: list[str]) -> Iterator[tuple[str, bool]]:
+    """The texts between separators in parts, and whether a separator, or the end, follows each part."""
+    pattern = re.compile("|".join(map(re.escape, separators)))
+    longest = max(map(len, separators))
+    rest = ""
+    for text in texts:
+        rest += text
+        known = len(rest) - longest + 1  # a separator that begins before this place is complete
+        start = 0
+        for match in pattern.finditer(rest):
+            if match.start() >= known:
+                break
+            yield rest[start : match.start()], True
+            start = match.end()
+        known = max(start, known)
+        yield rest[start:known], False
+        rest = rest[known:]
+    *parts, last = pattern.split(rest)
+    yield from ((part, True) for part in parts)
+    yield last, True
+
+
+class _Utf8(io.RawIOBase):
+    """Chunks of text as a stream of UTF-8."""
+
+    def __init__(self, texts: Iterator[str]) -> None:
+        self._texts, self._data = texts, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        while not self._data:
+            text = next(self._texts, None)
+            if text is None:
+                return 0
+            self._data = memoryview(text.encode("utf-8"))
+        target = memoryview(buffer)
+        size = min(len(target), len(self._data))
+        target[:size], self._data = self._data[:size], self._data[size:]
+        return size
+
+    def close(self) -> None:
+        self._texts = iter(())  # and so the file
+        super().close()
