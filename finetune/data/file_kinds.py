@@ -78,15 +78,16 @@ TABLE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 
 def check(name: str, head: bytes, encoding: str | None = None) -> None:
     """Raise UsageError if a file, of which `head` are the first (decompressed) bytes, is not text: what it is and the
-    way out. Parquet, Arrow and documents are accepted under their own suffix. `encoding` is what the user named."""
+    way out. Parquet and Arrow are accepted under their own suffix. `encoding` is the one that the user named."""
     head = head[:HEAD_BYTES]
     found = _find_kind(head, Path(name).suffix.lower())
     if found:
         what, way, suffix = found
-        if suffix and name.lower().endswith((suffix, ".feather") if suffix == ".arrow" else suffix):
-            if suffix not in DOCUMENT_SUFFIXES:
-                return
-            way = f"save it as plain text, or {EXTRA}"
+        own_suffix = Path(name).suffix.lower().replace(".feather", ".arrow")
+        if suffix == own_suffix and suffix in (".parquet", ".arrow"):
+            return
+        if suffix == own_suffix:
+            way = f"{SAVE_AS_TEXT}, or {EXTRA}" if way == DOCUMENT else "unpack it"
         raise UsageError(f"{name}: is {what}, not text; {way.format(suffix=suffix)}")
     check_encoding(name, head, encoding)
 
@@ -148,7 +149,8 @@ def check_encoding(name: str, head: bytes, encoding: str | None) -> None:
     if found and encoding and not encodings.is_wide(found):
         return  # escapes can be text, and the user chose
     if found and named not in (found, found[:6]):
-        raise UsageError(f"{name}: looks like {iconv_name(found)}; {way_to_read(found)}")
+        place = " (the byte order mark at offset 0)" if found == marked else ""
+        raise UsageError(f"{name}: looks like {iconv_name(found)}{place}; {way_to_read(found)}")
     if not found and is_wide and 0 not in head and encodings.is_utf8(head):
         raise UsageError(f"{name}: is UTF-8, not {encoding}; leave --encoding={encoding} out")
     if not found and named in ("utf-16", "utf-32"):
@@ -156,7 +158,7 @@ def check_encoding(name: str, head: bytes, encoding: str | None) -> None:
     if not found and not is_wide and encodings.is_binary(head):
         share = f"{encodings.control_share(head):.0%} of its bytes are NULs and control characters"
         prepared = "; prepared data are used with --dataset=DIRECTORY" if name.endswith(".bin") else ""
-        raise UsageError(f"{name}: is binary data, not text ({share}); {NO_TEXT}{prepared}")
+        raise UsageError(f"{name}: is binary data, not text ({share}); convert it, or leave it out{prepared}")
 
 
 def iconv_name(encoding: str) -> str:

@@ -241,3 +241,7 @@ class _Utf8(io.RawIOBase):
         size = min(len(target), len(self._data))
         target[:size], self._data = self._data[:size], self._data[size:]
         return size
+
+    def close(self) -> None:
+        self._texts = iter(())  # and so the file
+        super().close()

@@ -42,6 +42,15 @@ def gpt2() -> BPETokenizer:
     )
 
 
+def gpt2_if_here() -> BPETokenizer | None:
+    """GPT-2's own tokenizer if a cache holds it; nothing is downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if _tiktoken_has_gpt2():
+        return _gpt2_of_tiktoken()
+    return _gpt2_of_the_hub() if isinstance(try_to_load_from_cache("gpt2", "tokenizer.json"), str) else None
+
+
 def _gpt2_of_tiktoken() -> BPETokenizer:
     import tiktoken
 
