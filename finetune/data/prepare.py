@@ -17,6 +17,7 @@ from finetune.common import files
 from finetune.common.errors import UsageError
 from finetune.data import chat, chat_template, nanogpt_meta, sources
 from finetune.data import dataset as datasets
+from finetune.data.base_tokenizer import SAFE_CUT
 from finetune.data.bin_writer import BinWriter
 from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk, Encoded, cut
@@ -199,12 +200,12 @@ def _cut_chunks(stream: Stream, tokenizer: Tokenizer, size: int, characters: int
     """The stream in chunks of about `size`, if their tokenizer allows, with a progress bar up to all `characters`."""
     from tqdm import tqdm
 
-    size = tokenizer.piece_size(size)
+    size, pattern = tokenizer.piece_size(size), tokenizer.cut_pattern or SAFE_CUT
     # each character is encoded by itself, so its text can be cut anywhere
     cut_anywhere = tokenizer.kind == "char"
     with tqdm(total=characters, unit="char", unit_scale=True, desc="tokenizing", disable=None, leave=False) as bar:
         for split, run in itertools.groupby(stream, key=lambda item: item[0]):
-            for chunk in cut((chunk for _, chunk in run), size, anywhere=cut_anywhere):
+            for chunk in cut((chunk for _, chunk in run), size, cut_anywhere, pattern):
                 yield split, chunk
                 bar.update(len(chunk.text))
 
