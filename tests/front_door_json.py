@@ -3,7 +3,7 @@
 import gzip
 import json
 
-from front_door import as_column, changed, either, json_lines, plain, reads, refuses, texts, without
+from front_door import as_column, changed, either, json_lines, of, plain, reads, refuses, texts, without
 
 T, P = texts(), plain()
 ROWS = as_column(T)
