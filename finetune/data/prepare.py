@@ -17,22 +17,16 @@ from finetune.common import files
 from finetune.common.errors import UsageError
 from finetune.data import chat, chat_template, nanogpt_meta, sources
 from finetune.data import dataset as datasets
+from finetune.data.base_tokenizer import SAFE_CUT
 from finetune.data.bin_writer import BinWriter
 from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk, Encoded, cut
 from finetune.data.encode import encode_chunks
-from finetune.data.kept_split import Facts, describe, keep_split
+from finetune.data.kept_split import Facts, describe_split, keep_split
 from finetune.data.new_tokenizers import TRAIN, size_to_train, train_tokenizer, with_added_tokens
+from finetune.data.run_notes import check_unused
 from finetune.data.sources import Source
-from finetune.data.split import (
-    OverflowFilter,
-    SplitBy,
-    Stream,
-    Survey,
-    split_documents,
-    survey_documents,
-    uneven_shares,
-)
+from finetune.data.split import OverflowFilter, SplitBy, Stream, Survey, split_documents, survey_documents
 from finetune.data.tokenizer import CharTokenizer, Tokenizer, from_directory, gpt2
 
 # of a prepared directory, besides meta.json
@@ -53,6 +47,7 @@ class TokenizeOptions:
     num_proc: int = 0  # threads; 0 is one per core
     add_tokens: Sequence[str] = ()  # the tokenizer gets these as special tokens
     keep_split: str | Path | None = None  # a prepared directory whose documents stay in their split
+    overwrite: bool = False  # also data that a run was trained on
     # a thread encodes about so much at a time
     group_characters: int = 1 << 18
     group_chunks: int = 1 << 12
@@ -81,41 +76,44 @@ def prepare(
     found = None if is_new else with_added_tokens(find_tokenizer(tokenizer), options.add_tokens)
     texts = find_texts(names, val, found, **reading)
     surveys = {split: survey_documents(texts[split], tokenizer == "char") for split in ("train", "val")}
+    check_unused(out_dir, {"sources": surveys["train"].sources}, options.overwrite)
     split = functools.partial(_split, texts, surveys, val_fraction, seed, options)
     if vocab_size:
         new = train_tokenizer((chunk.text for name, chunk in split()[0] if name == "train"), vocab_size)
-    else:
-        new = found or CharTokenizer(sorted(surveys["train"].alphabet | surveys["val"].alphabet))
-    tokenizer = found or with_added_tokens(new, options.add_tokens)
+        found = with_added_tokens(new, options.add_tokens)
+    if found is None:
+        characters = CharTokenizer(sorted(surveys["train"].alphabet | surveys["val"].alphabet))
+        found = with_added_tokens(characters, options.add_tokens)
     stream, split_by, kept = split()
-    eot = None if split_by == "text" else tokenizer.eot
-    characters = sum(survey.characters for survey in surveys.values())
-    chunks = _cut_chunks(stream, tokenizer, options.group_characters, characters)
+    eot = None if split_by == "text" else found.eot
+    size = sum(survey.characters for survey in surveys.values())
+    chunks = _cut_chunks(stream, found, options.group_characters, size)
     with files.temporary_directory(out_dir) as work:
-        splits, overflow_facts = _tokenize(chunks, tokenizer, eot, options, work)
+        splits, overflow_facts = _tokenize(chunks, found, eot, options, work)
         meta: dict[str, Any] = {
             "format": datasets.FORMAT,
-            "tokenizer": tokenizer.describe(),
-            "vocab_size": tokenizer.vocab_size,
-            "dtype": tokenizer.dtype.name,
+            "tokenizer": found.describe(),
+            "vocab_size": found.vocab_size,
+            "dtype": found.dtype.name,
             "splits": splits,
             "split_by": split_by,
+            **kept,
             "val_fraction": None if texts["val"] else val_fraction,
             "seed": seed,
             "end_of_text": eot,
         }
         meta |= {} if split_by == "text" else {"overflow": overflow_facts}
-        meta |= {"keep_split": kept} if kept else {}
         meta |= {"read": report(texts), "sources": surveys["train"].sources}
         meta |= {"val_sources": surveys["val"].sources} if texts["val"] else {}
-        _publish(work, Path(out_dir), meta, tokenizer)
+        check_unused(out_dir, meta, options.overwrite)
+        _publish(work, Path(out_dir), meta, found)
     return datasets.load(out_dir)
 
 
 def _split(
     texts: dict[str, list[Source]], surveys: dict[str, Survey], val_fraction: float, seed: int, options: TokenizeOptions
 ) -> tuple[Stream, SplitBy, Facts]:
-    """`(stream, split_by, what was kept of options.keep_split)`, see `split_documents`."""
+    """`(stream, split_by, entry of meta.json)`, see `split_documents` and `keep_split`."""
     val_numbers, kept = keep_split(options.keep_split, texts, val_fraction, seed)
     stream, split_by = split_documents(texts["train"], surveys["train"], texts["val"], val_fraction, seed, val_numbers)
     if split_by == "text" and options.overflow != "split":
@@ -202,12 +200,12 @@ def _cut_chunks(stream: Stream, tokenizer: Tokenizer, size: int, characters: int
     """The stream in chunks of about `size`, if their tokenizer allows, with a progress bar up to all `characters`."""
     from tqdm import tqdm
 
-    size = tokenizer.piece_size(size)
+    size, pattern = tokenizer.piece_size(size), tokenizer.cut_pattern or SAFE_CUT
     # each character is encoded by itself, so its text can be cut anywhere
     cut_anywhere = tokenizer.kind == "char"
     with tqdm(total=characters, unit="char", unit_scale=True, desc="tokenizing", disable=None, leave=False) as bar:
         for split, run in itertools.groupby(stream, key=lambda item: item[0]):
-            for chunk in cut((chunk for _, chunk in run), size, anywhere=cut_anywhere):
+            for chunk in cut((chunk for _, chunk in run), size, cut_anywhere, pattern):
                 yield split, chunk
                 bar.update(len(chunk.text))
 
@@ -270,10 +268,4 @@ def summary(dataset: Dataset) -> str:
         fate = f"cut where a block of {max_tokens:,} ends (--overflow=drop leaves them out)"
     if count:
         lines.append(f"{count:,} document{'s' * (count > 1)} of more than {max_tokens:,} tokens: {fate}")
-    if split_by == "documents" and (line := uneven_shares(splits)):
-        lines.append(line)
-    if "keep_split" in dataset.meta:
-        lines.append(describe(dataset.meta["keep_split"]))
-    if split_by == "characters":
-        lines.append("too few documents to keep some whole for validation: the last characters of them all are val")
-    return "\n".join(lines)
+    return "\n".join([*lines, *describe_split(dataset.meta)])
