@@ -13,7 +13,7 @@ from typing import Literal
 from finetune.config.cli import parse, run
 from finetune.config.options import option
 from finetune.data.sources import NO_TEXT
-from finetune.data.tables import ColumnOptions
+from finetune.data.tables import ReadOptions
 
 EXAMINED = 100_000_000  # bytes of text that `doctor=auto` examines, in some twenty seconds
 USAGE = """usage: python -m finetune.prepare SOURCE... --out_dir=DIR [--key=value ...]
@@ -24,7 +24,7 @@ python_docs (part of Python)."""
 
 
 @dataclass
-class Options(ColumnOptions):
+class Options(ReadOptions):
     sources: list[str] = option([], "files, directories, patterns, data sets, or the names of texts")
     out_dir: str = option("", "directory to write; data/SOURCE for a single source")
     tokenizer: str = option("gpt2", "gpt2 (BPE), char (one id a character, from scratch only), or a model directory")
@@ -63,10 +63,12 @@ def main(argv: list[str]) -> None:
         options.val.split(",") if options.val else (),
         options.seed,
         TokenizeOptions(options.overflow, options.max_tokens, options.num_proc),
-        columns=options.columns(),
+        read_options=options,
         split=options.split,
         revision=options.revision,
     )
+    for line in dataset.meta["read"]:
+        print(line)
     print(summary(dataset))
     print(f"wrote {out_dir}/train.bin, val.bin and meta.json ({dataset.meta['tokenizer']['name']})")
     is_small = sum(facts["bytes"] for facts in dataset.meta["splits"].values()) <= EXAMINED

@@ -201,7 +201,7 @@ DOCUMENTS = {"a.docx": docx, "a.epub": epub, "a.html": html}
 def test_documents_give_their_text(name):
     pytest.importorskip("markitdown")
     path = DOCUMENTS[name](name, "A letter of größe.")
-    assert converted.is_document(path) and converted.to_text(path).strip() == "A letter of größe."
+    assert converted.is_installed() and converted.to_text(path).strip() == "A letter of größe."
     with pytest.raises(UsageError, match=f"{name}: has no text in it"):
         converted.to_text(DOCUMENTS[name](name, " "))
 
@@ -215,13 +215,10 @@ def test_documents_are_refused_without_the_extra(name, monkeypatch):
         converted.to_text(DOCUMENTS[name](name, "A letter."))
 
 
-def test_other_documents_are_refused():
+def test_what_is_no_document_is_refused():
     Path("a.docx").write_text("not a document")
-    Path("a.rtf").write_text(r"{\rtf1 hello}")
-    Path("a.odt").write_bytes(zipped("x.zip", {"mimetype": "application/vnd.oasis.opendocument.text"}).read_bytes())
-    for name, message in (("a.docx", "is no .docx file"), ("a.rtf", "is RTF"), ("a.odt", "OpenDocument")):
-        with pytest.raises(UsageError, match=f"{name}: .*{message}"):
-            converted.to_text(Path(name))
+    with pytest.raises(UsageError, match="a.docx: is no .docx file"):
+        converted.to_text(Path("a.docx"))
 
 
 def test_prompts_of_files_have_no_byte_order_mark_and_no_carriage_returns():

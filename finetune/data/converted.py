@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import re
 from pathlib import Path
 
 from finetune.common.errors import UsageError
-from finetune.data.file_kinds import DOCUMENT_SUFFIXES, EXTRA, HEAD_BYTES, check
+from finetune.data.file_kinds import DOCUMENT_SUFFIXES, EXTRA, HEAD_BYTES
 
-OTHERS = (".doc", ".odt", ".rtf")  # not known to markitdown
+SUFFIXES = DOCUMENT_SUFFIXES
 # what markitdown adds: the number of a slide, and the name of a picture behind its description
 ADDED = re.compile(r"<!-- Slide number: \d+ -->\n?|!\[([^\]]*)\]\([^)]*\)")
 STARTS = {".docx": b"PK", ".pptx": b"PK", ".epub": b"PK", ".pdf": b"%PDF-"}
 
 
-def is_document(path: Path) -> bool:
-    """Whether its suffix is that of a document with a layout."""
-    return path.suffix.lower() in (*DOCUMENT_SUFFIXES, *OTHERS)
+def is_installed() -> bool:
+    """Whether documents can be converted here."""
+    return importlib.util.find_spec("markitdown") is not None
 
 
 def to_text(path: Path) -> str:
@@ -25,9 +26,6 @@ def to_text(path: Path) -> str:
     kind = path.suffix.lower()
     with open(path, "rb") as file:
         head = file.read(HEAD_BYTES)
-    if kind in OTHERS:
-        check(str(path), head)
-        raise UsageError(f"{path}: {kind} is not read; save it as .docx or as plain text")
     if not head.lstrip().startswith(STARTS.get(kind, b"")):  # markitdown would take it for text
         raise UsageError(f"{path}: is no {kind} file")
     try:

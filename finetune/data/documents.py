@@ -20,13 +20,16 @@ class Chunk(NamedTuple):
 
     The document ends with the chunk that `is_last`. The model learns chunks that are targets; prompts are not. With
     `eot_after` an end-of-text follows although the document goes on: an assistant's turn ended. `tokens` is the length
-    if known."""
+    if known. `spans` marks a whole conversation, rendered by a chat template: the model learns the characters from
+    start to end of each. With `special`, tokens spelled in the text are tokens, which a chunk with `spans` implies."""
 
     text: str
     is_last: bool = False
     is_target: bool = True
     eot_after: bool = False
     tokens: int | None = None
+    spans: tuple[tuple[int, int], ...] | None = None
+    special: bool = False
 
 
 Encoded = tuple[Chunk, np.ndarray]  # a chunk and its ids, uint16
@@ -75,26 +78,33 @@ def _token_starts(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
 def cut(chunks: Iterable[Chunk], size: int, anywhere: bool = False) -> Iterator[Chunk]:
     """The same documents in chunks of at most about `size` characters. Encoding them one by one gives the ids of the
     whole, because they are cut only where GPT-2's pre-tokenizer always cuts (or `anywhere`, for characters). A text
-    without such a place stays whole."""
-    rest, searched, is_target = "", 0, True
+    without such a place stays whole, and so does a chunk with `spans`."""
+    rest, searched = Chunk(""), 0  # the text not yielded yet, and how far it has no place to cut
     for chunk in chunks:
-        if rest and chunk.is_target != is_target:  # prompt and completion are encoded separately
-            yield Chunk(rest, is_target=is_target)
-            rest, searched = "", 0
-        is_target = chunk.is_target
-        rest = rest + chunk.text if rest else chunk.text
-        while len(rest) > size:
-            place = size if anywhere else _last_cut(rest, size) or _first_cut(rest, max(size, searched))
+        if rest.text and (chunk.spans is not None or not _continues(rest, chunk)):  # these are encoded separately
+            yield rest
+            rest = Chunk("")
+        if chunk.spans is not None:
+            yield chunk
+            continue
+        text, searched = rest.text + chunk.text, searched if rest.text else 0
+        while len(text) > size:
+            place = size if anywhere else _last_cut(text, size) or _first_cut(text, max(size, searched))
             if not place:
-                searched = len(rest) - 2
+                searched = len(text) - 2
                 break
-            yield Chunk(rest[:place], is_target=is_target)
-            rest, searched = rest[place:], 0
+            yield Chunk(text[:place], is_target=chunk.is_target, special=chunk.special)
+            text, searched = text[place:], 0
         if chunk.is_last or chunk.eot_after:
-            yield chunk._replace(text=rest)
-            rest, searched = "", 0
-    if rest:
-        yield Chunk(rest, is_target=is_target)
+            yield chunk._replace(text=text)
+            text = ""
+        rest = Chunk(text, is_target=chunk.is_target, special=chunk.special)
+    if rest.text:
+        yield rest
+
+
+def _continues(rest: Chunk, chunk: Chunk) -> bool:
+    return (rest.is_target, rest.special) == (chunk.is_target, chunk.special)
 
 
 # a word before a single space and a word; a line end between words; a punctuation mark before a letter or digit

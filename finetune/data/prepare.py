@@ -16,11 +16,12 @@ import numpy as np
 
 from finetune.common import files
 from finetune.common.errors import UsageError
-from finetune.data import chat, nanogpt_meta, sources
+from finetune.data import chat, chat_template, nanogpt_meta, sources
 from finetune.data import dataset as datasets
 from finetune.data.bin_writer import BinWriter
 from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk, Encoded, cut
+from finetune.data.sources import Source
 from finetune.data.split import OverflowFilter, Stream, split_documents, survey_documents
 from finetune.data.tokenizer import CharTokenizer, Tokenizer, from_directory, gpt2
 
@@ -56,17 +57,16 @@ def prepare(
 ) -> Dataset:
     """Tokenize texts into `out_dir` and return its Dataset. Raises UsageError.
 
-    val.bin gets the sources in `val`; else `val_fraction` of the documents, drawn by `seed`; else, of a single running
-    text or of too few documents, the last `val_fraction` of the characters. An end-of-text follows each document, but
-    not a running text. `tokenizer` is "gpt2", "char", a model directory or a tokenizer; `reading` goes to
-    `sources.find`. The text is read twice, in constant memory; `out_dir` changes only after everything succeeded."""
+    val.bin gets the sources in `val`, or the validation files of a directory; else `val_fraction` of the documents,
+    drawn by `seed`; else, of a single running text or of too few documents, the last `val_fraction` of the characters.
+    An end-of-text follows each document, but not a running text. `tokenizer` is "gpt2", "char", a model directory or a
+    tokenizer; `reading` goes to `sources.make_finder`. The text is read twice, in constant memory; `out_dir` changes
+    only after everything succeeded."""
     options = options or TokenizeOptions()
-    texts = {"train": sources.find(names, **reading), "val": sources.find(val, **reading) if val else []}
-    surveys = {split: survey_documents(found, tokenizer == "char") for split, found in texts.items()}
-    if tokenizer == "char":
-        tokenizer = CharTokenizer(sorted(surveys["train"].alphabet | surveys["val"].alphabet))
-    else:
-        tokenizer = find_tokenizer(tokenizer)
+    found = None if tokenizer == "char" else find_tokenizer(tokenizer)
+    texts = find_texts(names, val, found, **reading)
+    surveys = {split: survey_documents(texts[split], found is None) for split in ("train", "val")}
+    tokenizer = found or CharTokenizer(sorted(surveys["train"].alphabet | surveys["val"].alphabet))
     stream, split_by = split_documents(texts["train"], surveys["train"], texts["val"], val_fraction, seed)
     if split_by == "text" and options.overflow != "split":
         raise UsageError(f"overflow: {options.overflow} is for documents, and {names[0]} is one running text")
@@ -83,17 +83,39 @@ def prepare(
             "vocab_size": tokenizer.vocab_size,
             "splits": splits,
             "split_by": split_by,
-            "val_fraction": None if val else val_fraction,
+            "val_fraction": None if texts["val"] else val_fraction,
             "seed": seed,
             "end_of_text": eot,
         }
         if split_by != "text":
             meta["overflow"] = overflow_facts
+        meta["read"] = report(texts)
         meta["sources"] = surveys["train"].sources
-        if val:
+        if texts["val"]:
             meta["val_sources"] = surveys["val"].sources
         _publish(work, Path(out_dir), meta, tokenizer)
     return datasets.load(out_dir)
+
+
+def find_texts(
+    names: Sequence[str | Path], val: Sequence[str | Path], tokenizer: Tokenizer | None, **reading: Any
+) -> dict[str, list[Source]]:
+    """The sources of train and val, for a tokenizer; None is one of characters. Raises UsageError."""
+    template, eot = (chat_template.of_tokenizer(tokenizer), tokenizer.eot_text) if tokenizer else (None, None)
+    finder = sources.make_finder(template=template, eot=eot, **reading)
+    texts = finder.find(names)
+    if val:
+        texts["val"] = finder.find(val)["train"]
+    every = [source for found in texts.values() for source in found]
+    kinds = {sources.is_table(path) for source in every for path in source.files}
+    for source in every:  # where nothing else separates a text from rows
+        source.ends_lines = eot is None and len(kinds) > 1
+    return texts
+
+
+def report(texts: dict[str, list[Source]]) -> list[str]:
+    """What was read, a line for each source, after it was read."""
+    return [line for found in texts.values() for source in found for line in source.report()]
 
 
 def _tokenize(
@@ -154,11 +176,28 @@ def _encode(chunks: list[Chunk], tokenizer: Tokenizer, eot: int | None) -> list[
     end = np.array([] if eot is None else [eot], dtype=np.uint16)
     encoded = []
     for chunk in chunks:
-        ids = tokenizer.encode(chunk.text)
+        if chunk.spans is not None:
+            encoded += _encode_conversation(chunk, tokenizer, eot)
+            continue
+        ids = tokenizer.encode(chunk.text, special=chunk.special)
         if chunk.is_last or chunk.eot_after:
             ids = np.concatenate([ids, end])
         encoded.append((chunk, ids))
     return encoded
+
+
+def _encode_conversation(chunk: Chunk, tokenizer: Tokenizer, eot: int | None) -> list[Encoded]:
+    """A conversation that a chat template rendered, in runs of tokens that are all targets or none."""
+    ids, is_target = tokenizer.encode_marked(chunk.text, chunk.spans or ())
+    # then end-of-text tokens do not show where the document ends
+    is_unclear = eot is None or bool(len(ids)) and (eot in ids[:-1] or ids[-1] != eot)
+    borders = np.flatnonzero(np.diff(is_target)) + 1
+    runs = []
+    for run, target in zip(np.split(ids, borders), np.split(is_target, borders)):
+        # the first run stands for the text, so that its characters are counted once
+        runs.append((Chunk("" if runs else chunk.text, is_target=bool(target.all()), eot_after=is_unclear), run))
+    last, run = runs[-1]
+    return [*runs[:-1], (last._replace(is_last=True), run)]
 
 
 def _cut_chunks(stream: Stream, size: int, cut_anywhere: bool, characters: int) -> Stream:
@@ -177,7 +216,8 @@ def _publish(work: Path, out_dir: Path, meta: dict, tokenizer: Tokenizer) -> Non
     if isinstance(tokenizer, CharTokenizer):
         (work / "meta.pkl").write_bytes(nanogpt_meta.write(tokenizer.chars))
     else:
-        if any("targets" in facts for facts in meta["splits"].values()):  # later prompts are rendered as the data was
+        has_targets = any("targets" in facts for facts in meta["splits"].values())
+        if has_targets and chat_template.of_tokenizer(tokenizer) is None:  # prompts are rendered as the data was
             tokenizer.files["chat_template.jinja"] = chat.TEMPLATE.encode()
             meta["chat_template"] = chat.TEMPLATE
         tokenizer.save(work)

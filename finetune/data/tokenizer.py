@@ -41,6 +41,8 @@ class BPETokenizer:
         self.vocabulary, self.special, self.files = vocabulary, special, files or {}
         self.vocab_size = max([*vocabulary.values(), *special.values()]) + 1
         self.eot = special.get(END_OF_TEXT)  # the id that ends a document
+        self.eot_text = END_OF_TEXT if self.eot is not None else None
+        self.chat_template = None
         self._known = {*vocabulary.values(), *special.values()}
         self._encoding = tiktoken.Encoding(
             "gpt2-like", pat_str=r50k_pat_str, mergeable_ranks=vocabulary, special_tokens=special
@@ -100,6 +102,8 @@ class CharTokenizer:
 
     kind: Literal["char"] = "char"
     eot: int | None = None
+    eot_text: str | None = None
+    chat_template: str | None = None
 
     def __init__(self, chars: Iterable[str]) -> None:
         self.chars = list(chars)
