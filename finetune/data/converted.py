@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from finetune.common.errors import UsageError
-from finetune.data.file_kinds import DOCUMENT_SUFFIXES, EXTRA, HEAD_BYTES
+from finetune.data.file_kinds import DOCUMENT_SUFFIXES, EXTRA, HEAD_BYTES, check_binary
 
 SUFFIXES = DOCUMENT_SUFFIXES
 # what markitdown adds: the number of a slide, and the name of a picture behind its description
@@ -27,6 +27,7 @@ def to_text(path: Path) -> str:
     with open(path, "rb") as file:
         head = file.read(HEAD_BYTES)
     if not head.lstrip().startswith(STARTS.get(kind, b"")):  # markitdown would take it for text
+        check_binary(path, str(path))
         raise UsageError(f"{path}: is no {kind} file")
     try:
         from markitdown import MarkItDown  # pyrefly: ignore[missing-import]

@@ -106,6 +106,8 @@ def _read_chunks(path: Path, chunk_bytes: int = CHUNK_BYTES, digest: Digest = No
         file = open_decompressed(path)
     except READ_ERRORS as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
+    if path.suffix.lower() in COMPRESSED_SUFFIXES:
+        file_kinds.check_binary(path, str(path))  # such as a pointer of git-lfs
     with file:
         yield from _read(str(path), file, chunk_bytes, digest)
 
