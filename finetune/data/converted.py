@@ -21,6 +21,11 @@ def is_installed() -> bool:
     return importlib.util.find_spec("markitdown") is not None
 
 
+def is_installed() -> bool:
+    """Whether such documents can be read here."""
+    return importlib.util.find_spec("markitdown") is not None
+
+
 def to_text(path: Path) -> str:
     """The text of a document as Markdown. Raises UsageError if there is none, or if markitdown is missing."""
     kind = path.suffix.lower()

@@ -22,6 +22,7 @@ SplitBy = Literal[
     "characters",  # too few documents: at a character of them all
     "sources",  # validation sources were given
 ]
+UNEVEN = 1.3  # a share of tokens that differs so much from that of the documents is said
 Stream = Iterator[tuple[str, Chunk]]  # (split, chunk)
 
 
@@ -59,15 +60,24 @@ def survey_documents(sources: list[Source], collect_alphabet: bool) -> Survey:
 
 
 def split_documents(
-    sources: list[Source], survey: Survey, val_sources: list[Source], val_fraction: float, seed: int
+    sources: list[Source],
+    survey: Survey,
+    val_sources: list[Source],
+    val_fraction: float,
+    seed: int,
+    val_numbers: set[int] | None = None,
 ) -> tuple[Stream, SplitBy]:
     """`(stream, split_by)`: all documents that are not empty, each chunk with its split; and what was split: "text",
-    "documents", "characters" of documents, or "sources". Raises UsageError if the text is too short."""
+    "documents", "characters" of documents, or "sources". `val_numbers` are the documents that go to val if that is
+    decided already. Raises UsageError if the text is too short."""
     given = [sources, val_sources] if val_sources else [sources]
     is_one_text = all(len(found) == 1 and found[0].is_one_text for found in given)
-    chunks = _documents(sources)
+    chunks = documents_with_text(sources)
+    if val_numbers is not None:
+        return _split_by_documents(chunks, val_numbers), "documents"
     if val_sources:
-        train, val = (("train", chunk) for chunk in chunks), (("val", chunk) for chunk in _documents(val_sources))
+        train = (("train", chunk) for chunk in chunks)
+        val = (("val", chunk) for chunk in documents_with_text(val_sources))
         return itertools.chain(train, val), "text" if is_one_text else "sources"
     num_val = round(survey.documents * val_fraction)
     if num_val and not is_one_text:
@@ -81,7 +91,7 @@ def split_documents(
     return _split_by_characters(chunks, num_train), "text" if is_one_text else "characters"
 
 
-def _documents(sources: list[Source]) -> Iterator[Chunk]:
+def documents_with_text(sources: list[Source]) -> Iterator[Chunk]:
     """The documents that have any text."""
     has_text = False
     for chunk in itertools.chain.from_iterable(source.chunks() for source in sources):
@@ -108,6 +118,16 @@ def _split_by_characters(chunks: Iterable[Chunk], num_train: int) -> Stream:
             chunk, left = chunk._replace(text=chunk.text[left:]), 0
         yield ("train" if left else "val"), chunk
         left = max(0, left - len(chunk.text))
+
+
+def uneven_shares(splits: dict[str, dict]) -> str | None:
+    """A line if val has clearly another share of the tokens than of the documents."""
+    documents, tokens = (
+        splits["val"][unit] / sum(split[unit] for split in splits.values()) for unit in ("documents", "tokens")
+    )
+    if max(documents, tokens) < UNEVEN * min(documents, tokens):
+        return None
+    return f"val is {documents:.1%} of the documents and {tokens:.1%} of the tokens"
 
 
 class OverflowFilter:

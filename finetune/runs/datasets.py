@@ -13,6 +13,7 @@ from finetune.common.errors import UsageError
 from finetune.config.recipe import Recipe
 from finetune.data import dataset as prepared
 from finetune.data import sources
+from finetune.data.bin_formats import other_files
 from finetune.data.dataset import Dataset
 from finetune.data.prepare import find_tokenizer, prepare
 from finetune.data.split import survey_documents
@@ -40,9 +41,15 @@ def find_dataset(name: str, tokenizer: Callable[[], str | Tokenizer], val_fracti
         if name not in sources.NAMED or not found.tokenizer or (tokenizer() == "char") == is_char:
             return found
     if path.is_dir():
-        if list(path.glob("*.bin")):
+        if (path / "val.bin").is_file():
             return prepared.load(path)  # raises: one of the two bins is missing
+        if problem := other_files(path):
+            raise UsageError(problem)
         raise UsageError(f"{name}: no train.bin here; run `python -m finetune.prepare TEXT --out_dir={name}`")
+    if (DATA / name).is_dir() and (problem := other_files(DATA / name)):
+        raise UsageError(problem)
+    if path.suffix in (".bin", ".ds") and path.is_file():
+        raise UsageError(f"dataset {name}: is a file of token ids; name the directory of train.bin and val.bin")
     if name not in sources.NAMED and not path.is_file():
         known = ", ".join(sorted(str(place.parent) for place in DATA.glob("*/train.bin")))
         here = f"prepared here: {known}; " if known else ""
@@ -158,6 +165,8 @@ def _check_tokenizer(recipe: Recipe, dataset: Dataset) -> None:
     if recipe.tokenizer == "auto":
         return
     wanted = None if recipe.tokenizer == "char" else find_tokenizer(recipe.tokenizer)
+    if dataset.is_assumed and wanted:
+        dataset.forget_tokenizer()
     ours = dataset.tokenizer
     if ours is None and wanted is None:
         holds = f"{dataset.directory} holds ids already and no characters for them (meta.json or meta.pkl)"
@@ -176,7 +185,7 @@ def _check_alike(found: list[Dataset]) -> None:
     first = found[0]
     for other in found[1:]:
         pair = (first.tokenizer, other.tokenizer)
-        ours, theirs = (tokenizer and tokenizer.fingerprint for tokenizer in pair)
+        ours, theirs = (one.tokenizer.fingerprint if one.tokenizer else one.vocab_size for one in (first, other))
         if ours != theirs:
             names = [tokenizer.describe()["name"] if tokenizer else "an unknown tokenizer" for tokenizer in pair]
             problem = f"{first.directory} holds ids of {names[0]}, and {other.directory} of {names[1]}"
