@@ -217,8 +217,17 @@ def test_documents_are_refused_without_the_extra(name, monkeypatch):
 
 def test_what_is_no_document_is_refused():
     Path("a.docx").write_text("not a document")
-    with pytest.raises(UsageError, match="a.docx: is no .docx file"):
-        converted.to_text(Path("a.docx"))
+    Path("a.rtf").write_text(r"{\rtf1 hello}")
+    Path("a.odt").write_bytes(zipped("x.zip", {"mimetype": "application/vnd.oasis.opendocument.text"}).read_bytes())
+    Path("b.odt").write_text("text")
+    for name, message in (
+        ("a.docx", "no .docx"),
+        ("a.rtf", "RTF"),
+        ("a.odt", "an OpenDocument"),
+        ("b.odt", "not read"),
+    ):
+        with pytest.raises(UsageError, match=f"{name}: .*is {message}"):
+            converted.to_text(Path(name))
 
 
 def test_prompts_of_files_have_no_byte_order_mark_and_no_carriage_returns():

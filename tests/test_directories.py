@@ -9,6 +9,7 @@ import pyarrow
 import pytest
 
 from finetune.common.errors import UsageError
+from finetune.data import sources
 from finetune.data.directories import find_files
 from finetune.data.text_files import TEXT_SUFFIXES, suffix_of
 
@@ -120,9 +121,9 @@ def test_a_directory_is_read_by_its_splits_and_the_rest_is_counted(case):
 def test_a_directory_without_text_is_refused():
     make("a.png", "b.png", "c.docx")
     with pytest.raises(UsageError, match=r"^d: no text there; .txt, .md, .*; left out: 1 .docx, 2 .png$"):
-        find_files("d", is_readable)
+        sources.find(["d"])
     with pytest.raises(UsageError, match=r"^d/\*.jsonl: no text there"):
-        find_files("d/*.jsonl", is_readable)
+        sources.find(["d/*.jsonl"])
 
 
 # (files, pattern, {split: files})

@@ -8,17 +8,17 @@ import re
 from pathlib import Path
 
 from finetune.common.errors import UsageError
-from finetune.data.file_kinds import DOCUMENT_SUFFIXES, EXTRA, HEAD_BYTES, check_binary
+from finetune.data.file_kinds import DOCUMENT_SUFFIXES, EXTRA, HEAD_BYTES, check, check_binary
 
-SUFFIXES = DOCUMENT_SUFFIXES
+OTHERS = (".doc", ".odt", ".rtf")  # not known to markitdown
 # what markitdown adds: the number of a slide, and the name of a picture behind its description
 ADDED = re.compile(r"<!-- Slide number: \d+ -->\n?|!\[([^\]]*)\]\([^)]*\)")
 STARTS = {".docx": b"PK", ".pptx": b"PK", ".epub": b"PK", ".pdf": b"%PDF-"}
 
 
-def is_installed() -> bool:
-    """Whether documents can be converted here."""
-    return importlib.util.find_spec("markitdown") is not None
+def is_document(path: Path) -> bool:
+    """Whether its suffix is that of a document with a layout."""
+    return path.suffix.lower() in (*DOCUMENT_SUFFIXES, *OTHERS)
 
 
 def is_installed() -> bool:
@@ -31,6 +31,9 @@ def to_text(path: Path) -> str:
     kind = path.suffix.lower()
     with open(path, "rb") as file:
         head = file.read(HEAD_BYTES)
+    if kind in OTHERS:
+        check(str(path), head)
+        raise UsageError(f"{path}: {kind} is not read; save it as .docx or as plain text")
     if not head.lstrip().startswith(STARTS.get(kind, b"")):  # markitdown would take it for text
         check_binary(path, str(path))
         raise UsageError(f"{path}: is no {kind} file")

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from finetune.common.errors import UsageError
 from finetune.common.files import read_json_object
-from finetune.data.tables import TABLES
-from finetune.data.text_files import COMPRESSED_SUFFIXES, TEXT_SUFFIXES, suffix_of
+from finetune.data.text_files import TEXT_SUFFIXES, suffix_of
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -50,7 +49,7 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
     """The files of a directory or a pattern that `is_readable`, sorted; each file once, also behind links.
 
     Without hidden and empty files. A pattern with a suffix, such as src/**/*.py, takes every file that it matches.
-    Names of splits are followed. Raises UsageError if nothing is left, or for a directory that cannot be listed."""
+    Names of splits are followed. Raises UsageError for a directory that cannot be listed."""
     name = os.path.expanduser(name)
     base = Path(name) if os.path.isdir(name) else _fixed_part(name)
     matched = _walk(base) if os.path.isdir(name) else _expand(name)
@@ -60,10 +59,6 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
     readable = [path for path in files if takes_all or is_readable(path)]
     found = Found(left_out=Counter(_kind(path) for path in set(files).difference(readable)))
     found.left_out.update("broken link" for path in paths if not path.exists())
-    if not readable:
-        left_out = f"; left out: {found.describe_left_out()}" if found.left_out else ""
-        known, compressed = ", ".join([*TEXT_SUFFIXES, *TABLES]), ", ".join(COMPRESSED_SUFFIXES)
-        raise UsageError(f"{name}: no text there; {known} are read, each also with {compressed}{left_out}")
     data = _without_records(readable)
     found.left_out.update(
         path.name for path in set(readable).difference(data) if path.name not in (*SAVED, "dataset_dict.json")
