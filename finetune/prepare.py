@@ -42,6 +42,7 @@ class Options(ReadOptions):
     )
     max_tokens: int = option(1024, "longest document, end-of-text included; give your block_size", ge=2)
     num_proc: int = option(0, "tokenizer threads; 0 is one per core", ge=0)
+    overwrite: bool = option(False, "replace prepared data that a run was trained on")
     doctor: Literal["auto", "true", "false"] = option("auto", "run finetune.doctor at the end; auto: up to 100 MB")
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -58,6 +59,7 @@ def main(argv: list[str]) -> None:
     options, _ = parse(Options, argv, USAGE)
     from finetune.data.new_tokenizers import names_of
     from finetune.data.prepare import TokenizeOptions, prepare, summary
+    from finetune.data.run_notes import runs_on
     from finetune.tools.doctor.quality import examine_dataset
     from finetune.tools.doctor.report import report
 
@@ -75,6 +77,7 @@ def main(argv: list[str]) -> None:
             options.num_proc,
             add_tokens=names_of(options.add_tokens),
             keep_split=options.keep_split,
+            overwrite=options.overwrite,
         ),
         read_options=options,
         split=options.split,
@@ -84,6 +87,8 @@ def main(argv: list[str]) -> None:
         print(line)
     print(summary(dataset))
     print(f"wrote {out_dir}/train.bin, val.bin and meta.json ({dataset.meta['tokenizer']['name']})")
+    for run_dir in runs_on(out_dir):
+        print(f"the same data as before: the run {run_dir} was trained on them")
     is_small = sum(facts["bytes"] for facts in dataset.meta["splits"].values()) <= EXAMINED
     if options.doctor == "true" or (options.doctor == "auto" and is_small):
         print(f"\n{report(examine_dataset(dataset))}")

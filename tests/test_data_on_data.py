@@ -2,13 +2,16 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_bins
 
 from finetune.common.errors import UsageError
 from finetune.data import dataset as datasets
+from finetune.data import run_notes
 from finetune.data.documents import Chunk
 from finetune.data.kept_split import hash_documents
 from finetune.data.prepare import TokenizeOptions, prepare, summary
@@ -108,7 +111,7 @@ def test_what_left_the_data_is_counted_and_few_new_documents_train():
     left = [row for row in rows[:94] if row["text"] not in held_out[:2]]
     after = prepare_on(write_rows("new.jsonl", left), "new", "char", "old")
     assert after.meta["keep_split"] == {"directory": "old", "val": 7, "train": 81, "new": 4, "missing": 2}
-    assert "2 of its validation documents are not in the data any more" in summary(after)
+    assert "2 validation documents of old are not in the data any more" in summary(after)
     assert documents_of(after, "val") == held_out[2:]
 
 
@@ -173,3 +176,85 @@ def test_a_share_of_tokens_unlike_that_of_the_documents_is_said():
         assert (line in summary(dataset)) == (share >= 0.13 or share <= 0.1 / 1.3)
         said.append(line in summary(dataset))
     assert any(said)
+
+
+# the data of a run
+
+
+def train(command, data, out_dir, *flags):
+    shape = "--init_from=scratch --n_layer=1 --n_head=1 --n_embd=8 --block_size=16 --batch_size=2 --max_iters=2"
+    code, _, error = command(
+        "train", *shape.split(), "--num_samples=0", f"--dataset={data}", f"--out_dir={out_dir}", *flags
+    )
+    assert code == 0, error
+
+
+def test_data_that_a_run_uses_are_not_replaced_unseen(command):
+    rows = [{"text": text} for text in texts(range(60))]
+    write_rows("old.jsonl", rows[:40]), write_rows("new.jsonl", rows)
+
+    def run_prepare(source, *flags):
+        flags = ("--out_dir=data/d", "--tokenizer=char", "--doctor=false", *flags)
+        before = {path.name: path.read_bytes() for path in Path("data").rglob("*") if path.is_file()}
+        code, out, error = command("prepare", source, *flags)
+        after = {path.name: path.read_bytes() for path in Path("data").rglob("*") if path.is_file()}
+        return code, out, error, before == after
+
+    assert run_prepare("old.jsonl")[0] == 0 and run_prepare("new.jsonl")[0] == 0  # no run yet
+    train(command, "data/d", "out")
+    said = "out_dir data/d: the run out was trained on what it holds, and this would be other data"
+    for source, flags in (("old.jsonl", ()), ("new.jsonl", ("--seed=5",)), ("new.jsonl", ("--val_fraction=0.3",))):
+        code, _, error, is_unchanged = run_prepare(source, *flags)
+        assert code == 2 and error.startswith(said) and len(error.splitlines()) == 1 and is_unchanged
+        assert "another --out_dir" in error and "--overwrite=true" in error
+    code, out, _, _ = run_prepare("new.jsonl")
+    assert code == 0 and "the same data as before: the run out was trained on them" in out
+    Path("new.jsonl").rename("renamed.jsonl")
+    assert run_prepare("renamed.jsonl")[0] == 0
+    assert command("eval", "--out_dir=out")[0] == 0
+    code, out, _, _ = run_prepare("old.jsonl", "--overwrite=true")
+    assert code == 0 and "same data" not in out
+    code, _, error = command("eval", "--out_dir=out")
+    assert code == 2 and "data/d changed since out was trained on it (its train.bin)" in error
+    assert run_prepare("renamed.jsonl")[0] == 0  # the run does not use what is there now
+
+
+def test_a_run_that_is_gone_or_has_other_data_now_does_not_count(command):
+    rows = [{"text": text} for text in texts(range(60))]
+    write_rows("old.jsonl", rows[:40]), write_rows("new.jsonl", rows)
+    flags = ("--tokenizer=char", "--doctor=false")
+    assert command("prepare", "old.jsonl", "--out_dir=data/d", *flags)[0] == 0
+    assert command("prepare", "new.jsonl", "--out_dir=data/e", *flags)[0] == 0
+    train(command, "d", "one"), train(command, "d", "two")
+    assert Path("data/d/.runs").read_text().splitlines() == ["../../one", "../../two"]
+    shutil.rmtree("one")
+    assert "the run two" in command("prepare", "new.jsonl", "--out_dir=data/d", *flags)[2]
+    train(command, "e", "two", "--overwrite=true")
+    assert command("prepare", "new.jsonl", "--out_dir=data/d", *flags)[0] == 0
+    assert command("prepare", "old.jsonl", "--out_dir=data/e", *flags)[0] == 2
+
+
+def test_other_data_of_the_same_letters_are_measured_and_that_is_said(command):
+    rows = [{"text": text} for text in texts(range(60))]
+    flags = ("--tokenizer=char", "--doctor=false", "--out_dir=data/d")
+    assert command("prepare", write_rows("a.jsonl", rows), *flags)[0] == 0
+    train(command, "d", "out")
+    assert command("prepare", write_rows("a.jsonl", rows[::-1]), *flags, "--overwrite=true")[0] == 0
+    line = "data/d: the data changed since out was trained on them"
+    code, out, error = command("eval", "--out_dir=out", "--dataset=data/d")
+    assert code == 0 and line in out, error
+    assert command("prepare", "a.jsonl", "--out_dir=data/other", *flags[:2])[0] == 0
+    code, out, error = command("eval", "--out_dir=out", "--dataset=data/other")
+    assert code == 0 and line not in out, error
+
+
+def test_bins_alone_and_a_directory_that_cannot_be_written(command, monkeypatch):
+    directory = write_bins(Path("data/bare"), np.arange(900) % 7, np.arange(90) % 7)
+    train(command, "bare", "out")
+    write_rows("old.jsonl", [{"text": text} for text in texts(range(60))])
+    code, _, error = command("prepare", "old.jsonl", "--out_dir=data/bare", "--tokenizer=char")
+    assert code == 2 and "the run out was trained on what it holds" in error and not (directory / "meta.json").exists()
+    (directory / ".runs").unlink()
+    (directory / ".runs").mkdir()  # also root cannot write that
+    train(command, "bare", "second")
+    assert list(run_notes.runs_on(directory)) == []

@@ -6,6 +6,7 @@ import hashlib
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +16,11 @@ from finetune.data.documents import Chunk, documents_of_bin
 from finetune.data.sources import Source
 from finetune.data.split import documents_with_text
 
+UNEVEN = 1.3  # a share of tokens that differs so much from that of the documents is said
 DIGEST_BYTES = 8  # of a document; among 10 million documents the chance that two are equal is 3 in a million
 
 
-Facts = dict[str, str | int]  # the entry of meta.json
+Facts = dict[str, dict[str, str | int]]  # the entry of meta.json, if there is one
 
 
 def keep_split(
@@ -51,13 +53,14 @@ def keep_split(
     for split, is_empty in (("val", not goes_to_val.any()), ("train", goes_to_val.all())):
         if is_empty:
             raise _refused(f"{split}.bin would be empty: no document of {directory}/{split}.bin is in the new data")
-    return set(np.flatnonzero(goes_to_val).tolist()), {
+    facts: dict[str, str | int] = {
         "directory": str(directory),
         "val": int(in_val.sum()),
         "train": int(in_train.sum()),
         "new": int(is_new.sum()),
         "missing": int((~np.isin(np.unique(val), found)).sum()),
     }
+    return set(np.flatnonzero(goes_to_val).tolist()), {"keep_split": facts}
 
 
 def hash_documents(chunks: Iterable[Chunk], eot_text: str) -> np.ndarray:
@@ -76,13 +79,27 @@ def hash_documents(chunks: Iterable[Chunk], eot_text: str) -> np.ndarray:
     return np.array(hashes, np.uint64)
 
 
-def describe(facts: Facts) -> str:
-    """The entry of meta.json in words."""
-    line = f"split kept from {facts['directory']}: {facts['val']:,} documents stay in val, {facts['train']:,} in train"
-    line += f"; {facts['new']:,} are new"
-    if facts["missing"]:
-        line += f"; {facts['missing']:,} of its validation documents are not in the data any more"
-    return line
+def describe_split(meta: dict[str, Any]) -> list[str]:
+    """What is to be said of the split in a meta.json, a line each."""
+    lines = []
+    if meta.get("split_by") == "characters":
+        lines.append("too few documents to keep some whole for validation: the last characters of them all are val")
+    if meta.get("split_by") == "documents":
+        documents, tokens = (_share_of_val(meta["splits"], unit) for unit in ("documents", "tokens"))
+        if max(documents, tokens) >= UNEVEN * min(documents, tokens):
+            lines.append(f"val is {documents:.1%} of the documents and {tokens:.1%} of the tokens")
+    if kept := meta.get("keep_split"):
+        line = f"split kept from {kept['directory']}: {kept['val']:,} documents stay in val, {kept['train']:,} in train"
+        lines.append(f"{line}; {kept['new']:,} are new")
+        if kept["missing"]:
+            lines.append(
+                f"{kept['missing']:,} validation documents of {kept['directory']} are not in the data any more"
+            )
+    return lines
+
+
+def _share_of_val(splits: dict[str, dict[str, int]], unit: str) -> float:
+    return splits["val"][unit] / sum(split[unit] for split in splits.values())
 
 
 def _load(directory: str | Path) -> Dataset:

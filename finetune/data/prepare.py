@@ -21,18 +21,11 @@ from finetune.data.bin_writer import BinWriter
 from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk, Encoded, cut
 from finetune.data.encode import encode_chunks
-from finetune.data.kept_split import Facts, describe, keep_split
+from finetune.data.kept_split import Facts, describe_split, keep_split
 from finetune.data.new_tokenizers import TRAIN, size_to_train, train_tokenizer, with_added_tokens
+from finetune.data.run_notes import check_unused
 from finetune.data.sources import Source
-from finetune.data.split import (
-    OverflowFilter,
-    SplitBy,
-    Stream,
-    Survey,
-    split_documents,
-    survey_documents,
-    uneven_shares,
-)
+from finetune.data.split import OverflowFilter, SplitBy, Stream, Survey, split_documents, survey_documents
 from finetune.data.tokenizer import CharTokenizer, Tokenizer, from_directory, gpt2
 
 # of a prepared directory, besides meta.json
@@ -53,6 +46,7 @@ class TokenizeOptions:
     num_proc: int = 0  # threads; 0 is one per core
     add_tokens: Sequence[str] = ()  # the tokenizer gets these as special tokens
     keep_split: str | Path | None = None  # a prepared directory whose documents stay in their split
+    overwrite: bool = False  # also data that a run was trained on
     # a thread encodes about so much at a time
     group_characters: int = 1 << 18
     group_chunks: int = 1 << 12
@@ -81,6 +75,7 @@ def prepare(
     found = None if is_new else with_added_tokens(find_tokenizer(tokenizer), options.add_tokens)
     texts = find_texts(names, val, found, **reading)
     surveys = {split: survey_documents(texts[split], tokenizer == "char") for split in ("train", "val")}
+    check_unused(out_dir, {"sources": surveys["train"].sources}, options.overwrite)
     split = functools.partial(_split, texts, surveys, val_fraction, seed, options)
     if vocab_size:
         new = train_tokenizer((chunk.text for name, chunk in split()[0] if name == "train"), vocab_size)
@@ -101,14 +96,15 @@ def prepare(
             "dtype": found.dtype.name,
             "splits": splits,
             "split_by": split_by,
+            **kept,
             "val_fraction": None if texts["val"] else val_fraction,
             "seed": seed,
             "end_of_text": eot,
         }
-        optional = {"overflow": split_by != "text" and overflow_facts, "keep_split": kept}
-        meta |= {name: facts for name, facts in optional.items() if facts}
+        meta |= {} if split_by == "text" else {"overflow": overflow_facts}
         meta |= {"read": report(texts), "sources": surveys["train"].sources}
         meta |= {"val_sources": surveys["val"].sources} if texts["val"] else {}
+        check_unused(out_dir, meta, options.overwrite)
         _publish(work, Path(out_dir), meta, found)
     return datasets.load(out_dir)
 
@@ -116,7 +112,7 @@ def prepare(
 def _split(
     texts: dict[str, list[Source]], surveys: dict[str, Survey], val_fraction: float, seed: int, options: TokenizeOptions
 ) -> tuple[Stream, SplitBy, Facts]:
-    """`(stream, split_by, what was kept of options.keep_split)`, see `split_documents`."""
+    """`(stream, split_by, entry of meta.json)`, see `split_documents` and `keep_split`."""
     val_numbers, kept = keep_split(options.keep_split, texts, val_fraction, seed)
     stream, split_by = split_documents(texts["train"], surveys["train"], texts["val"], val_fraction, seed, val_numbers)
     if split_by == "text" and options.overflow != "split":
@@ -271,10 +267,4 @@ def summary(dataset: Dataset) -> str:
         fate = f"cut where a block of {max_tokens:,} ends (--overflow=drop leaves them out)"
     if count:
         lines.append(f"{count:,} document{'s' * (count > 1)} of more than {max_tokens:,} tokens: {fate}")
-    if split_by == "documents" and (line := uneven_shares(splits)):
-        lines.append(line)
-    if "keep_split" in dataset.meta:
-        lines.append(describe(dataset.meta["keep_split"]))
-    if split_by == "characters":
-        lines.append("too few documents to keep some whole for validation: the last characters of them all are val")
-    return "\n".join(lines)
+    return "\n".join([*lines, *describe_split(dataset.meta)])

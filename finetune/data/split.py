@@ -22,7 +22,6 @@ SplitBy = Literal[
     "characters",  # too few documents: at a character of them all
     "sources",  # validation sources were given
 ]
-UNEVEN = 1.3  # a share of tokens that differs so much from that of the documents is said
 Stream = Iterator[tuple[str, Chunk]]  # (split, chunk)
 
 
@@ -118,16 +117,6 @@ def _split_by_characters(chunks: Iterable[Chunk], num_train: int) -> Stream:
             chunk, left = chunk._replace(text=chunk.text[left:]), 0
         yield ("train" if left else "val"), chunk
         left = max(0, left - len(chunk.text))
-
-
-def uneven_shares(splits: dict[str, dict]) -> str | None:
-    """A line if val has clearly another share of the tokens than of the documents."""
-    documents, tokens = (
-        splits["val"][unit] / sum(split[unit] for split in splits.values()) for unit in ("documents", "tokens")
-    )
-    if max(documents, tokens) < UNEVEN * min(documents, tokens):
-        return None
-    return f"val is {documents:.1%} of the documents and {tokens:.1%} of the tokens"
 
 
 class OverflowFilter:

@@ -81,10 +81,26 @@ def find_datasets_of_run(out_dir: str | Path, split: str = "train") -> list[Data
         places = [*map(Path, recorded[number - 1 : number]), *places_of(name)]
         dataset = next((one for one in _load_prepared(places) if _sha256(one, split) == wanted), None)
         if dataset is None:
-            problem = f"{name}, on which {out_dir} was trained, is not here or its {split}.bin has changed"
+            problem = f"{name}, on which {out_dir} was trained, is not here"
+            if prepared.is_prepared(places[0]):
+                problem = f"{places[0]} changed since {out_dir} was trained on it (its {split}.bin)"
             raise UsageError(f"dataset: {problem}; give --dataset=DIR")
         found.append(dataset)
     return found
+
+
+def changed_since(out_dir: str | Path, directory: str | Path) -> str | None:
+    """A line if a run was trained on a prepared directory and it holds other data now; None otherwise."""
+    started = newest_start(out_dir)
+    recorded = started.get("data", {}).get("directories", [])
+    for number, place in enumerate(recorded, 1):
+        if Path(place).resolve() != Path(directory).resolve():
+            continue
+        keys = [prepared.identity_key(f"{split}.bin", number, len(recorded)) for split in ("train", "val")]
+        dataset, identity = prepared.load(directory), started.get("identity", {})
+        if [_sha256(dataset, split) for split in ("train", "val")] != [identity.get(key) for key in keys]:
+            return f"{directory}: the data changed since {out_dir} was trained on them"
+    return None
 
 
 def find_dataset_of_run(out_dir: str | Path) -> Dataset:
