@@ -27,7 +27,10 @@ python_docs (part of Python)."""
 class Options(ReadOptions):
     sources: list[str] = option([], "files, directories, patterns, data sets, or the names of texts")
     out_dir: str = option("", "directory to write; data/SOURCE for a single source")
-    tokenizer: str = option("gpt2", "gpt2 (BPE), char (one id a character, from scratch only), or a model directory")
+    tokenizer: str = option(
+        "gpt2", "gpt2 (BPE), a model directory; from scratch only: char (one id a character), train:8000 (a new BPE)"
+    )
+    add_tokens: str = option("", "special tokens to add to the tokenizer: <|user|>,<|bot|>")
     split: str = option("train", "the split of a Hub data set to read")
     revision: str | None = option(None, "the revision of a Hub data set")
     val_fraction: float = option(0.1, "validation share: of the documents, or the end of one text", gt=0, le=0.5)
@@ -54,6 +57,7 @@ class Options(ReadOptions):
 
 def main(argv: list[str]) -> None:
     options, _ = parse(Options, argv, USAGE)
+    from finetune.data.new_tokenizers import names_of
     from finetune.data.prepare import TokenizeOptions, prepare, summary
     from finetune.data.run_notes import runs_on
     from finetune.tools.doctor.quality import examine_dataset
@@ -67,7 +71,14 @@ def main(argv: list[str]) -> None:
         options.val_fraction,
         options.val.split(",") if options.val else (),
         options.seed,
-        TokenizeOptions(options.overflow, options.max_tokens, options.num_proc, options.keep_split, options.overwrite),
+        TokenizeOptions(
+            options.overflow,
+            options.max_tokens,
+            options.num_proc,
+            add_tokens=names_of(options.add_tokens),
+            keep_split=options.keep_split,
+            overwrite=options.overwrite,
+        ),
         read_options=options,
         split=options.split,
         revision=options.revision,
@@ -87,7 +98,9 @@ def main(argv: list[str]) -> None:
 
 def _find_tokenizer(choice: str) -> str | Path:
     """The choice itself, or the directory of a model on the Hub."""
-    if choice in ("gpt2", "char") or Path(choice).is_dir():
+    from finetune.data.new_tokenizers import TRAIN
+
+    if choice in ("gpt2", "char") or choice.startswith(TRAIN) or Path(choice).is_dir():
         return choice
     from finetune.gpt import pretrained
 

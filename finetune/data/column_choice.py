@@ -22,9 +22,9 @@ QUESTIONS = ("question", "prompt", "instruction", "query", "input", "problem", "
 ANSWERS = ("answer", "response", "output", "completion", "chosen", "solution", "target", "reply")
 # columns of text that is about the document
 ABOUT = re.compile(
-    r"(.*_)?(id|ids|uuid|guid|key|index|hash|sha|label|labels|class|category|categories|lang|language|locale|url|uri|link"
-    r"|href|title|headline|name|names|author|user|username|date|time|timestamp|created|updated|source|split|file|filename"
-    r"|path|tag|tags|type|status|score|rating|version|license|country|city|email)(_.*)?",
+    r"(.*_)?(id|ids|uuid|guid|key|index|hash|sha|label|labels|class|category|categories|lang|language|locale|url|uri"
+    r"|link|href|title|headline|name|names|author|user|username|date|time|timestamp|created|updated|source|split|file"
+    r"|filename|path|tag|tags|type|status|score|rating|version|license|country|city|email)(_.*)?",
     re.IGNORECASE,
 )
 # a number, an id, a language, an address, a date or a word for nothing
@@ -99,7 +99,7 @@ def find_shape(sample: list[Row], named: dict[str, str], template: str | None, p
         raise UsageError(f"{place}: its rows are neither objects, texts nor lists of messages")
     profile = _Profile(rows, place)
     if named or template:
-        return profile.named(named, template)
+        return profile.by_names(named, template)
     return profile.messages() or profile.pair() or profile.text()
 
 
@@ -136,7 +136,7 @@ class _Profile:
         found = {key: self.column(name) for key, name in columns.items()}
         return {key: name if name is not None and any(self.values[name]) else None for key, name in found.items()}
 
-    def named(self, named: dict[str, str], template: str | None) -> Shape:
+    def by_names(self, named: dict[str, str], template: str | None) -> Shape:
         for name in [*named.values(), *fields_of(template or "")]:
             if name not in self.names:
                 near = difflib.get_close_matches(name, self.names, 1)
@@ -227,7 +227,7 @@ def unescape(text: str) -> str:
     return text
 
 
-def fill(template: str, row: dict[str, Any]) -> str:
+def fill_template(template: str, row: dict[str, Any]) -> str:
     """The prompt that a template makes of a row. Raises ValueError if a column has no text."""
 
     def value(match: re.Match[str]) -> str:

@@ -1,5 +1,6 @@
-"""A prepared directory: train.bin and val.bin in nanoGPT's format, token ids as little-endian uint16, with a meta.json
-that describes them."""
+"""A prepared directory: train.bin and val.bin in nanoGPT's format, with a meta.json that describes them.
+
+Token ids are little-endian uint16, of vocabularies above 65,536 uint32."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from finetune.data import tokenizer as tokenizers
 
 FORMAT = 1
 GPT2_VOCAB, GPT2_PADDED_VOCAB, GPT2_EOT = 50257, 50304, 50256  # nanoGPT pads the vocabulary
+UINT16 = np.dtype("<u2")
 SIZES = ("tokens", "characters", "bytes", "documents", "targets")  # of a split, as far as known
 SOURCES_KEPT = 20  # of a corpus of many files, in the facts of a run
 
@@ -46,6 +48,15 @@ class Dataset:
 
     def split_meta(self, split: str) -> dict:
         return self.meta.get("splits", {}).get(split, {})
+
+    @property
+    def dtype(self) -> np.dtype:
+        """That of an id in a bin, little-endian."""
+        return bin_dtype(self.meta.get("dtype", "uint16"))
+
+    def open_bin(self, split: str) -> np.ndarray:
+        """The ids of a split, memory-mapped."""
+        return np.memmap(self.bin(split), dtype=self.dtype, mode="r")
 
     @property
     def eot(self) -> int | None:
@@ -80,7 +91,7 @@ class Dataset:
         return ends if len(ends) and ends[-1] == tokens else np.append(ends, tokens)
 
     def _ends_by_eot(self, split: str) -> np.ndarray:
-        ids = np.memmap(self.bin(split), dtype="<u2", mode="r")
+        ids = self.open_bin(split)
         ends = [np.zeros(0, np.int64)]
         for first in range(0, 0 if self.eot is None else len(ids), CHUNK_BYTES):
             ends.append(np.flatnonzero(ids[first : first + CHUNK_BYTES] == self.eot) + first + 1)
@@ -90,10 +101,10 @@ class Dataset:
         """Whether nothing marks where one document ends and the next begins."""
         if self.documents(split) or len(self.document_ends(split)) > 1:
             return False
-        return self.eot is None or np.memmap(self.bin(split), dtype="<u2", mode="r")[-1] != self.eot
+        return self.eot is None or self.open_bin(split)[-1] != self.eot
 
     def num_tokens(self, split: str) -> int:
-        return self.bin(split).stat().st_size // 2
+        return self.bin(split).stat().st_size // self.dtype.itemsize
 
     def num_bytes(self, split: str) -> int | None:
         """Bytes of text in a split, for bits per byte; None if unknown."""
@@ -154,10 +165,10 @@ def load(directory: str | Path) -> Dataset:
     directory = Path(directory)
     meta_json, meta_pkl = directory / "meta.json", directory / "meta.pkl"
     has_meta = meta_json.is_file()
-    for split in ("train", "val"):
-        check_size(directory / f"{split}.bin", guess=not has_meta)
     if has_meta:
         return _load_described(directory, meta_json)
+    for split in ("train", "val"):
+        check_size(directory / f"{split}.bin", guess=True)
     if (directory / "tokenizer.json").is_file():
         raise _unusable(directory, "has tokenizer.json but no meta.json, so its preparation was interrupted")
     return _load_nanogpt(directory, meta_pkl if meta_pkl.is_file() else None)
@@ -196,6 +207,9 @@ def _load_described(directory: Path, meta_json: Path) -> Dataset:
             raise _unusable(meta_json, f"format {meta.get('format')!r} is not {FORMAT}")
         if not all(isinstance(meta["splits"][split], dict) for split in ("train", "val")):
             raise ValueError("splits")
+        dtype = bin_dtype(meta.get("dtype", "uint16"))
+        for split in ("train", "val"):
+            check_size(directory / f"{split}.bin", dtype)
         return Dataset(directory, meta, tokenizers.from_description(meta["tokenizer"], directory))
     except UsageError:
         raise
@@ -207,7 +221,14 @@ def _unusable(place: Path, problem: str) -> UsageError:
     return UsageError(f"{place}: {problem}; prepare the data again")
 
 
-def check_size(path: Path, guess: bool = False) -> int:
+def bin_dtype(name: str) -> np.dtype:
+    """The dtype of a bin, named as in meta.json. Raises ValueError."""
+    if name not in ("uint16", "uint32"):
+        raise ValueError(f"dtype {name!r} is neither uint16 nor uint32")
+    return np.dtype(name).newbyteorder("<")
+
+
+def check_size(path: Path, dtype: np.dtype = UINT16, guess: bool = False) -> int:
     """The number of tokens in a bin. Raises UsageError if it is missing, empty or cut short, or, with `guess`, if it
     looks like another format."""
     if not path.is_file():
@@ -215,12 +236,13 @@ def check_size(path: Path, guess: bool = False) -> int:
     size = path.stat().st_size
     if size == 0:
         raise UsageError(f"{path}: is empty; prepare the data again, with a larger val_fraction if this is val.bin")
-    if size % 2:
-        problem = f"{size:,} bytes are not a whole number of 16-bit tokens, so it was probably cut short"
+    if size % dtype.itemsize:
+        bits = 8 * dtype.itemsize
+        problem = f"{size:,} bytes are not a whole number of {bits}-bit tokens, so it was probably cut short"
         raise UsageError(f"{path}: {problem}; copy or prepare it again")
     if guess:
         bin_formats.check(path)
-    return size // 2
+    return size // dtype.itemsize
 
 
 @dataclass
@@ -238,7 +260,7 @@ def scan(dataset: Dataset, split: str) -> BinStats:
     """Read a whole bin and the files beside it. Raises UsageError if a file is not the one that meta.json describes,
     or if the mask is not as long as the bin."""
     path, mask = dataset.bin(split), dataset.mask(split)
-    tokens, expected = check_size(path), dataset.split_meta(split)
+    tokens, expected = check_size(path, dataset.dtype), dataset.split_meta(split)
     if mask and mask.stat().st_size != tokens:
         size = mask.stat().st_size
         raise _unusable(mask, f"{size:,} bytes for the {tokens:,} tokens of {split}.bin, and a mask has one a token")
@@ -250,7 +272,7 @@ def scan(dataset: Dataset, split: str) -> BinStats:
     digest, largest = hashlib.sha256(), 0
     for chunk in read_chunks(path):
         digest.update(chunk)
-        largest = max(largest, int(np.frombuffer(chunk, dtype="<u2").max()))
+        largest = max(largest, int(np.frombuffer(chunk, dtype=dataset.dtype).max()))
     _check_sha256(path, digest.hexdigest(), expected.get("sha256"))
     return BinStats(tokens, largest, digest.hexdigest(), mask_sha256, documents_sha256)
 
@@ -272,7 +294,7 @@ def check_ids(dataset: Dataset, split: str, stats: BinStats, vocab_size: int, mo
     """Raise UsageError if a split has ids beyond the `vocab_size` of `model`: how many, and where the first is."""
     if stats.largest < vocab_size:
         return
-    ids = np.memmap(dataset.bin(split), dtype="<u2", mode="r")
+    ids = dataset.open_bin(split)
     beyond = np.flatnonzero(ids >= vocab_size)
     found = f"token {ids[beyond[0]]:,} at offset {beyond[0]:,} ({beyond.size:,} such)"
     advice = "prepare the text with the model's tokenizer"

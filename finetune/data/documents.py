@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from finetune.data.base_tokenizer import SAFE_CUT
 from finetune.data.dataset import Dataset
-from finetune.data.tokenizer import BPETokenizer, Tokenizer
+from finetune.data.tokenizer import Tokenizer
 
 CHUNK_TOKENS = 1 << 18  # about a megabyte of text
 CHUNK_CHARACTERS = 4 * CHUNK_TOKENS
@@ -32,7 +32,7 @@ class Chunk(NamedTuple):
     special: bool = False
 
 
-Encoded = tuple[Chunk, np.ndarray]  # a chunk and its ids, uint16
+Encoded = tuple[Chunk, np.ndarray]  # a chunk and its ids
 
 
 def documents_of_bin(
@@ -41,37 +41,42 @@ def documents_of_bin(
     """The documents of a bin without their end-of-text. A long one is cut before white space, else between two
     characters."""
     begins_with_space, begins_character = _token_starts(tokenizer)
-    rest, offset = np.zeros(0, np.uint16), 0  # tokens read but not yielded, and where they begin in the bin
-    ends = dataset.document_ends(split)
+    rest, offset = np.zeros(0, dataset.dtype), 0  # tokens read but not yielded, and where they begin in the bin
+    ends, is_begun = dataset.document_ends(split), False
     with open(dataset.bin(split), "rb") as file:
-        while data := file.read(2 * chunk_tokens):
-            ids = np.concatenate([rest, np.frombuffer(data, "<u2")])
+        while data := file.read(dataset.dtype.itemsize * chunk_tokens):
+            ids = np.concatenate([rest, np.frombuffer(data, dataset.dtype)])
             first, last = np.searchsorted(ends, [offset, offset + len(ids)], side="right")
             *documents, rest = np.split(ids, ends[first:last] - offset)
             offset += len(ids) - len(rest)
             for document in documents:
                 if document[-1] == tokenizer.eot:
                     document = document[:-1]
-                yield Chunk(tokenizer.decode(document), is_last=True, tokens=len(document))
+                yield Chunk(_decode(tokenizer, document, is_begun), is_last=True, tokens=len(document))
+                is_begun = False
             cuts = np.flatnonzero(begins_with_space[rest])
             if not len(cuts):
                 cuts = np.flatnonzero(begins_character[rest])
             size = int(cuts[-1]) if len(cuts) else 0
             if len(rest) >= chunk_tokens and size:
-                yield Chunk(tokenizer.decode(rest[:size]), tokens=size)
-                rest, offset = rest[size:], offset + size
+                yield Chunk(_decode(tokenizer, rest[:size], is_begun), tokens=size)
+                rest, offset, is_begun = rest[size:], offset + size, True
+
+
+def _decode(tokenizer: Tokenizer, ids: np.ndarray, is_begun: bool) -> str:
+    """The text of ids. Where a document `is_begun`, no tokenizer may strip the space before the first word."""
+    is_stripped = is_begun and tokenizer.needs_whole
+    return tokenizer.decode_bytes(ids).decode("utf-8", "replace") if is_stripped else tokenizer.decode(ids)
 
 
 def _token_starts(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Of every id, bool (65536,) each: whether its text begins with white space, and whether with a whole character."""
-    begins_with_space, begins_character = np.zeros(1 << 16, bool), np.zeros(1 << 16, bool)
-    if isinstance(tokenizer, BPETokenizer):
-        vocabulary = tokenizer.vocabulary
-    else:
-        vocabulary = {char.encode("utf-8", "surrogatepass"): i for i, char in enumerate(tokenizer.chars)}
-    for text, i in vocabulary.items():
-        begins_with_space[i] = text[:1].isspace()
-        begins_character[i] = text[0] < 0x80 or text[0] >= 0xC0  # 0x80 to 0xBF continue a character of UTF-8
+    """Of every id, bool each: whether its text begins with white space, and whether with a whole character."""
+    size = max(tokenizer.vocab_size, 1 << 16)  # a bin may hold ids beyond the vocabulary
+    begins_with_space, begins_character = np.zeros(size, bool), np.zeros(size, bool)
+    for i, text in enumerate(tokenizer.token_bytes):
+        if text:
+            begins_with_space[i] = text[:1].isspace()
+            begins_character[i] = text[0] < 0x80 or text[0] >= 0xC0  # 0x80 to 0xBF continue a character of UTF-8
     return begins_with_space, begins_character
 
 
@@ -107,8 +112,6 @@ def _continues(rest: Chunk, chunk: Chunk) -> bool:
     return (rest.is_target, rest.special) == (chunk.is_target, chunk.special)
 
 
-# a word before a single space and a word; a line end between words; a punctuation mark before a letter or digit
-SAFE_CUT = re.compile(r"(?<=\w)(?= \w)|(?<=\w\n)(?=\w)|(?<=[.,;:!?。，；：！？、])(?=[^\W_])")
 WINDOW = 4096
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from finetune.data import chat
 from finetune.data.chat import Conversation, Turn
 from finetune.data.chat_template import ChatTemplate
-from finetune.data.column_choice import Shape, fill, parse_messages
+from finetune.data.column_choice import Shape, fill_template, parse_messages
 from finetune.data.documents import Chunk
 from finetune.data.rows import name_of_value, type_of
 
@@ -61,7 +61,7 @@ def _conversation(row: Any, shape: Shape) -> Conversation:
 def _pair(row: Any, shape: Shape) -> list[Turn]:
     """The turns of a prompt and a completion, each a text or a list of messages."""
     answer = _cell(row, shape.completion)
-    question = fill(shape.template, row) if shape.template else _cell(row, shape.prompt)
+    question = fill_template(shape.template, row) if shape.template else _cell(row, shape.prompt)
     if isinstance(question, list) and isinstance(answer, list):
         return chat.turns_of(question + answer)
     extra = _cell(row, shape.extra) if shape.extra else None

@@ -7,7 +7,6 @@ import glob
 import io
 import itertools
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +18,10 @@ from finetune.common.network import reach
 from finetune.data import archives, converted, directories, named_texts
 from finetune.data.chat_template import ChatTemplate
 from finetune.data.documents import CHUNK_CHARACTERS, Chunk, cut
+from finetune.data.file_kinds import DOCUMENT_SUFFIXES
 from finetune.data.literals import LiteralCounter, cut_at, end_lines
 from finetune.data.tables import TABLES, ReadOptions, Taken, read_hub, read_table
-from finetune.data.text_files import TEXT_SUFFIXES, Digest, read_document, read_file, suffix_of
+from finetune.data.text_files import COMPRESSED_SUFFIXES, TEXT_SUFFIXES, Digest, read_document, read_file, suffix_of
 
 NAMED = ("shakespeare", "python_docs")
 NO_TEXT = "no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs (no download)"
@@ -42,7 +42,7 @@ class Source:
     eot: str | None = None  # the end-of-text token that a text may spell out
     root: Path | None = None  # the temporary directory of an archive's members
     ends_lines: bool = False  # each document ends with a line end
-    left_out: Counter[str] = field(default_factory=Counter)  # files of a directory
+    left_out: str = ""  # files of a directory
     notes: list[str] = field(default_factory=list)  # what else should be said
     taken: list[Taken] = field(default_factory=list)  # of each table, complete when it is read
     literals: int = 0  # end-of-text tokens that are spelled out
@@ -100,7 +100,7 @@ class Source:
         yield from chunks
 
     def _read_text(self, path: Path, digest: Digest) -> Iterator[Chunk]:
-        if suffix_of(path) in converted.SUFFIXES:
+        if converted.is_document(path):
             content = converted.to_text(path).encode("utf-8", "surrogatepass")
             yield from read_document(str(path), io.BytesIO(content), digest)
         else:
@@ -122,9 +122,7 @@ class Source:
             rows = sum(taken.rows for taken in self.taken[MAX_LINES:])
             lines.append(f"{self.name}: {len(described) - MAX_LINES:,} tables more, {rows:,} rows")
         if self.left_out:
-            lines.append(
-                f"{self.name}: left out: {', '.join(f'{count:,} {what}' for what, count in self.left_out.items())}"
-            )
+            lines.append(f"{self.name}: left out: {self.left_out}")
         if self.literals and self.options.special == "text":
             eot = self.eot or "<|endoftext|>"
             advice = "they stay text (--special=token: each ends a document)"
@@ -197,8 +195,13 @@ class Finder:
         for split in ("train", "val"):
             if files := found.files.get(split):
                 sources[split] = self._source(name, files=files, root=root)
+        if "train" not in sources:
+            known, compressed = ", ".join([*TEXT_SUFFIXES, *TABLES]), ", ".join(COMPRESSED_SUFFIXES)
+            left_out = found.describe_left_out()
+            there = f"; left out: {left_out}" if left_out else ""
+            raise UsageError(f"{name}: no text there; {known} are read, each also with {compressed}{there}")
         train = sources["train"]
-        train.left_out = found.left_out
+        train.left_out = found.describe_left_out()
         if "val" in sources or found.files.get("test"):
             each = {"train": "trains", "val": "validates", "test": "is left out"}
             said = [f"{_names(files)} {each[split]}" for split, files in found.files.items() if files]
@@ -249,7 +252,7 @@ def is_table(path: Path) -> bool:
 def is_readable(path: Path) -> bool:
     """Whether its suffix is that of a text, of a table, or of a document that can be converted here."""
     suffix = suffix_of(path)
-    return suffix in TABLES or suffix in TEXT_SUFFIXES or (suffix in converted.SUFFIXES and converted.is_installed())
+    return suffix in TABLES or suffix in TEXT_SUFFIXES or (suffix in DOCUMENT_SUFFIXES and converted.is_installed())
 
 
 def _check_hub(name: str) -> None:
