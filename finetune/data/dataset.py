@@ -140,7 +140,7 @@ def facts_of(datasets: list[Dataset]) -> dict:
     if len(each) == 1:
         return {**each[0], "directories": [each[0]["directory"]]}
     splits = {}
-    for split in ("train", "val"):
+    for split in each[0]["splits"]:
         counts = [facts["splits"][split] for facts in each]
         known = [name for name in counts[0] if all(name in one for one in counts)]
         splits[split] = {name: sum(one[name] for one in counts) for name in known}
@@ -164,8 +164,7 @@ def load(directory: str | Path) -> Dataset:
     ids. Raises UsageError naming the file."""
     directory = Path(directory)
     meta_json, meta_pkl = directory / "meta.json", directory / "meta.pkl"
-    has_meta = meta_json.is_file()
-    if has_meta:
+    if meta_json.is_file():
         return _load_described(directory, meta_json)
     for split in ("train", "val"):
         check_size(directory / f"{split}.bin", guess=True)

@@ -17,6 +17,7 @@ from finetune.common import files
 from finetune.common.errors import UsageError
 from finetune.data import chat, chat_template, nanogpt_meta, sources
 from finetune.data import dataset as datasets
+from finetune.data.base_tokenizer import SAFE_CUT
 from finetune.data.bin_writer import BinWriter
 from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk, Encoded, cut
@@ -77,18 +78,18 @@ def prepare(
     surveys = {split: survey_documents(texts[split], tokenizer == "char") for split in ("train", "val")}
     check_unused(out_dir, {"sources": surveys["train"].sources}, options.overwrite)
     split = functools.partial(_split, texts, surveys, val_fraction, seed, options)
-    tokenizer = found or with_added_tokens(_new_tokenizer(vocab_size, surveys, split), options.add_tokens)
+    found = found or with_added_tokens(_new_tokenizer(vocab_size, surveys, split), options.add_tokens)
     stream, split_by, kept = split()
-    eot = None if split_by == "text" else tokenizer.eot
-    characters = sum(survey.characters for survey in surveys.values())
-    chunks = _cut_chunks(stream, tokenizer, options.group_characters, characters)
+    eot = None if split_by == "text" else found.eot
+    size = sum(survey.characters for survey in surveys.values())
+    chunks = _cut_chunks(stream, found, options.group_characters, size)
     with files.temporary_directory(out_dir) as work:
-        splits, overflow_facts = _tokenize(chunks, tokenizer, eot, options, work)
+        splits, overflow_facts = _tokenize(chunks, found, eot, options, work)
         meta: dict[str, Any] = {
             "format": datasets.FORMAT,
-            "tokenizer": tokenizer.describe(),
-            "vocab_size": tokenizer.vocab_size,
-            "dtype": tokenizer.dtype.name,
+            "tokenizer": found.describe(),
+            "vocab_size": found.vocab_size,
+            "dtype": found.dtype.name,
             "splits": splits,
             "split_by": split_by,
             **kept,
@@ -100,7 +101,7 @@ def prepare(
         meta |= {"read": report(texts), "sources": surveys["train"].sources}
         meta |= {"val_sources": surveys["val"].sources} if texts["val"] else {}
         check_unused(out_dir, meta, options.overwrite)
-        _publish(work, Path(out_dir), meta, tokenizer)
+        _publish(work, Path(out_dir), meta, found)
     return datasets.load(out_dir)
 
 
@@ -203,12 +204,12 @@ def _cut_chunks(stream: Stream, tokenizer: Tokenizer, size: int, characters: int
     """The stream in chunks of about `size`, if their tokenizer allows, with a progress bar up to all `characters`."""
     from tqdm import tqdm
 
-    size = tokenizer.piece_size(size)
+    size, pattern = tokenizer.piece_size(size), tokenizer.cut_pattern or SAFE_CUT
     # each character is encoded by itself, so its text can be cut anywhere
     cut_anywhere = tokenizer.kind == "char"
     with tqdm(total=characters, unit="char", unit_scale=True, desc="tokenizing", disable=None, leave=False) as bar:
         for split, run in itertools.groupby(stream, key=lambda item: item[0]):
-            for chunk in cut((chunk for _, chunk in run), size, anywhere=cut_anywhere):
+            for chunk in cut((chunk for _, chunk in run), size, cut_anywhere, pattern):
                 yield split, chunk
                 bar.update(len(chunk.text))
 

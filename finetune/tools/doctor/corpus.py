@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from finetune.common.errors import UsageError
 from finetune.data import dataset as datasets
 from finetune.data import sources
-from finetune.data.documents import Chunk, documents_of_bin
+from finetune.data.documents import Chunk
 from finetune.data.prepare import find_texts, find_tokenizer
 from finetune.data.tables import ReadOptions
 from finetune.data.tokenizer import Tokenizer
+from finetune.tools.doctor.bin_reader import documents_of_bin
 
 Reader = Callable[[], dict[str, Iterator[Chunk]]]  # reads the documents of each split anew
 
