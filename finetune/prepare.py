@@ -27,17 +27,22 @@ python_docs (part of Python)."""
 class Options(ReadOptions):
     sources: list[str] = option([], "files, directories, patterns, data sets, or the names of texts")
     out_dir: str = option("", "directory to write; data/SOURCE for a single source")
-    tokenizer: str = option("gpt2", "gpt2 (BPE), char (one id a character, from scratch only), or a model directory")
+    tokenizer: str = option(
+        "gpt2", "gpt2 (BPE), a model directory; from scratch only: char (one id a character), train:8000 (a new BPE)"
+    )
+    add_tokens: str = option("", "special tokens to add to the tokenizer: <|user|>,<|bot|>")
     split: str = option("train", "the split of a Hub data set to read")
     revision: str | None = option(None, "the revision of a Hub data set")
     val_fraction: float = option(0.1, "validation share: of the documents, or the end of one text", gt=0, le=0.5)
     val: str | None = option(None, "validation source instead; several are separated by commas")
+    keep_split: str | None = option(None, "a prepared directory: its documents stay in its train and its val")
     seed: int = option(1337, "random seed of the choice of validation documents", ge=0)
     overflow: Literal["split", "drop", "error"] = option(
         "split", "documents of more than max_tokens: cut in training, left out, or refused"
     )
     max_tokens: int = option(1024, "longest document, end-of-text included; give your block_size", ge=2)
     num_proc: int = option(0, "tokenizer threads; 0 is one per core", ge=0)
+    overwrite: bool = option(False, "replace prepared data that a run was trained on")
     doctor: Literal["auto", "true", "false"] = option("auto", "run finetune.doctor at the end; auto: up to 100 MB")
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -46,11 +51,15 @@ class Options(ReadOptions):
         yield from super().problems()
         if not self.out_dir and len(self.sources) > 1:
             yield "out_dir", "several sources need --out_dir=DIR"
+        if self.keep_split and self.val:
+            yield "keep_split", "cannot go with --val, which decides what val holds"
 
 
 def main(argv: list[str]) -> None:
     options, _ = parse(Options, argv, USAGE)
+    from finetune.data.new_tokenizers import names_of
     from finetune.data.prepare import TokenizeOptions, prepare, summary
+    from finetune.data.run_notes import runs_on
     from finetune.tools.doctor.quality import examine_dataset
     from finetune.tools.doctor.report import report
 
@@ -62,7 +71,14 @@ def main(argv: list[str]) -> None:
         options.val_fraction,
         options.val.split(",") if options.val else (),
         options.seed,
-        TokenizeOptions(options.overflow, options.max_tokens, options.num_proc),
+        TokenizeOptions(
+            options.overflow,
+            options.max_tokens,
+            options.num_proc,
+            add_tokens=names_of(options.add_tokens),
+            keep_split=options.keep_split,
+            overwrite=options.overwrite,
+        ),
         read_options=options,
         split=options.split,
         revision=options.revision,
@@ -71,6 +87,8 @@ def main(argv: list[str]) -> None:
         print(line)
     print(summary(dataset))
     print(f"wrote {out_dir}/train.bin, val.bin and meta.json ({dataset.meta['tokenizer']['name']})")
+    for run_dir in runs_on(out_dir):
+        print(f"the same data as before: the run {run_dir} was trained on them")
     is_small = sum(facts["bytes"] for facts in dataset.meta["splits"].values()) <= EXAMINED
     if options.doctor == "true" or (options.doctor == "auto" and is_small):
         print(f"\n{report(examine_dataset(dataset))}")
@@ -80,7 +98,9 @@ def main(argv: list[str]) -> None:
 
 def _find_tokenizer(choice: str) -> str | Path:
     """The choice itself, or the directory of a model on the Hub."""
-    if choice in ("gpt2", "char") or Path(choice).is_dir():
+    from finetune.data.new_tokenizers import TRAIN
+
+    if choice in ("gpt2", "char") or choice.startswith(TRAIN) or Path(choice).is_dir():
         return choice
     from finetune.gpt import pretrained
 

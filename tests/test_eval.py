@@ -289,7 +289,7 @@ inputs = evaluator.find_inputs(options, device)
 model, ids = inputs.models[0].load(), inputs.stream.ids
 prompts = [ids[n : n + 3 + n % 2].astype("int64") for n in range(40)]
 decoding = Decoding(max_new_tokens=8, seed=1, temperature=1.0)
-written = complete(device, model, prompts, inputs.eot, decoding)
+written = complete(device, model, prompts, inputs.ends, decoding)
 event, main = evaluator.evaluate(options)
 if main:
     print(json.dumps([event, [ids.tolist() for ids in written]]))
@@ -376,7 +376,7 @@ def test_completions_are_those_of_transformers(answers, published, cpu):
     endless = [out[len(ids) :].tolist() for ids, out in zip(prompts, endless)]
     eot = max(set(sum(endless, [])), key=lambda token: len({ids.index(token) for ids in endless if token in ids}))
     decoding = completions.Decoding(max_new_tokens=18, seed=0, temperature=0.0, batch_size=4)
-    written = completions.complete(cpu, GPT.from_hf(hf), prompts, eot, decoding)
+    written = completions.complete(cpu, GPT.from_hf(hf), prompts, [eot], decoding)
     for ours, out in zip(written, endless):
         assert ours.tolist() == (out[: out.index(eot)] if eot in out else out)
     assert len({len(ids) for ids in written}) > 1  # some ended by themselves, at a place of their own

@@ -111,7 +111,7 @@ def build_consecutive(
     dataset: Dataset, split: str, path: Path, block_size: int, batch_bytes: int = BATCH_BYTES
 ) -> None:
     """Write the cache of a bin, and of its mask, cut every T tokens."""
-    bins, dtypes = {"input_ids": dataset.bin(split)}, {"input_ids": "uint16"}
+    bins, dtypes = {"input_ids": dataset.bin(split)}, {"input_ids": str(dataset.dtype.name)}
     if mask := dataset.mask(split):
         bins["targets"], dtypes["targets"] = mask, "uint8"
 
@@ -132,7 +132,7 @@ def consecutive_rows(values: np.ndarray, rows: int, block_size: int) -> np.ndarr
 
 def build_packed(dataset: Dataset, split: str, path: Path, block_size: int, batch_bytes: int = BATCH_BYTES) -> None:
     """Write the cache of the packed documents of a bin."""
-    ids = np.memmap(dataset.bin(split), dtype="<u2", mode="r")
+    ids = dataset.open_bin(split)
     mask = dataset.mask(split)
     is_target = np.memmap(mask, dtype=np.uint8, mode="r") if mask else None
     first, length, row = packing.pack(dataset.document_ends(split), block_size + 1, is_target)
@@ -156,7 +156,7 @@ def build_packed(dataset: Dataset, split: str, path: Path, block_size: int, batc
                 used += length[piece]
             tokens[used:], targets[used:], positions[used:] = 0, 0, counting[: len(tokens) - used]
 
-    dtypes = {"input_ids": "uint16", "targets": "uint8", "position_ids": "uint16"}
+    dtypes = {"input_ids": dataset.dtype.name, "targets": "uint8", "position_ids": "uint16"}
     _write(path, rows, block_size + 1, dtypes, fill, batch_bytes)
 
 

@@ -28,7 +28,7 @@ class Blocks:
 
     `columns` are memory-mapped arrays (rows, T + 1), each list together all rows of the split,
     and all columns are cut into arrays at the same rows:
-        input_ids     uint16
+        input_ids     uint16 or uint32
         targets       uint8 mask, 1 where a token is a target; absent if all are
         position_ids  uint16, from 0 in each document; present only if documents are isolated
     Without isolation the rows are consecutive, and the last one ends with `padding` tokens that are no targets.
@@ -62,7 +62,7 @@ class Blocks:
     @classmethod
     def from_tokens(cls, ids: np.ndarray, block_size: int, target_mask: np.ndarray | None = None) -> Blocks:
         """The same blocks from arrays in memory, without a cache."""
-        columns: dict[str, np.ndarray] = {"input_ids": np.asarray(ids, dtype=np.uint16)}
+        columns: dict[str, np.ndarray] = {"input_ids": np.asarray(ids)}
         if target_mask is not None:
             columns["targets"] = np.asarray(target_mask, dtype=np.uint8)
         rows = arrow_cache.num_rows(len(ids), block_size)

@@ -10,14 +10,17 @@ from typing import BinaryIO
 import numpy as np
 
 from finetune.common.files import CHUNK_BYTES, sync, write_file
+from finetune.data.dataset import UINT16
 from finetune.data.documents import Encoded
 
 
 class BinWriter:
     """A bin being written. NAME_mask.bin and NAME_documents.bin appear beside it only if they are needed."""
 
-    def __init__(self, path: Path, eot: int | None = None, chunk_bytes: int = CHUNK_BYTES) -> None:
-        self.path, self.eot, self.chunk_bytes = path, eot, chunk_bytes
+    def __init__(
+        self, path: Path, eot: int | None = None, dtype: np.dtype = UINT16, chunk_bytes: int = CHUNK_BYTES
+    ) -> None:
+        self.path, self.eot, self.dtype, self.chunk_bytes = path, eot, dtype.newbyteorder("<"), chunk_bytes
         self.file, self.digest = open(path, "wb"), hashlib.sha256()
         self.mask_file: BinaryIO | None = None
         self.mask_digest = hashlib.sha256()
@@ -28,9 +31,11 @@ class BinWriter:
     def add(self, encoded: list[Encoded]) -> None:
         if self.mask_file is None and not all(chunk.is_target for chunk, _ in encoded):
             self._begin_mask()
-        raw = np.concatenate([ids for _, ids in encoded]).astype("<u2").tobytes()
+        every_id = np.concatenate([ids for _, ids in encoded])
+        raw = every_id.astype(self.dtype).tobytes()
         self.file.write(raw)
         self.digest.update(raw)
+        ends = 0  # end-of-texts behind documents
         for chunk, ids in encoded:
             if self.mask_file:
                 self._write_mask(self.mask_file, chunk.is_target, len(ids))
@@ -38,9 +43,11 @@ class BinWriter:
             self.targets += len(ids) * chunk.is_target
             self.characters += len(chunk.text)
             self.bytes += len(chunk.text.encode("utf-8", "surrogatepass"))
-            self.has_eot_within |= chunk.eot_after
             if chunk.is_last:
                 self.document_ends.append(self.tokens)
+                ends += bool(len(ids) and ids[-1] == self.eot)
+        if self.eot is not None:
+            self.has_eot_within |= int(np.count_nonzero(every_id == self.eot)) > ends
 
     def close(self) -> dict:
         """Close the files and return their entry of meta.json."""

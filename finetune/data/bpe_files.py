@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -10,25 +11,91 @@ from typing import Any
 
 from finetune.common.files import write_json
 
-FILES = """
-    tokenizer.json vocab.json merges.txt tokenizer_config.json special_tokens_map.json added_tokens.json
+END_OF_TEXT = "<|endoftext|>"
+ENDS = (
+    END_OF_TEXT,
+    "</s>",
+    "<eos>",
+    "<|eos|>",
+    "[EOS]",
+    "[SEP]",
+    "<|bos|>",
+)  # what may end a document, if nothing says
+SENTENCEPIECE = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+FILES = (
+    """
+    tokenizer.json vocab.json merges.txt tokenizer_config.json special_tokens_map.json added_tokens.json vocab.txt
     chat_template.jinja
 """.split()
-MAX_VOCABULARY = 65536  # ids are stored as uint16
+    + list(SENTENCEPIECE)
+)
+OPENAI_FILES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
+EACH_CHARACTER = "(?m:.)"  # with Oniguruma's option m, . also matches a newline
+NAMED_TOKENS = [f"{name}_token" for name in "bos eos unk sep pad cls mask".split()]
 
 Vocabulary = tuple[dict[bytes, int], dict[str, int]]  # the bytes of each ordinary token, the name of each special one
 
 
+def read_files(directory: Path) -> dict[str, bytes]:
+    """The tokenizer's files in a model directory, {name: content}; OpenAI's own under their usual names."""
+    names = {**{name: name for name in FILES}, **OPENAI_FILES}
+    files = {usual: (directory / name).read_bytes() for name, usual in names.items() if (directory / name).is_file()}
+    for path in sorted(directory.glob("additional_chat_templates/*.jinja")):
+        files[f"additional_chat_templates/{path.name}"] = path.read_bytes()
+    return files
+
+
+def write_files(directory: str | Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        path = Path(directory) / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+
+
+def read_object(files: dict[str, bytes], name: str) -> dict[str, Any]:
+    """The object in a json file, {} without the file. Raises ValueError."""
+    found = json.loads(files.get(name, b"{}"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} holds no object")
+    return found
+
+
+def chat_template(files: dict[str, bytes]) -> str | None:
+    """The chat template in some files; of several named ones, the one named default."""
+    if "chat_template.jinja" in files:
+        return files["chat_template.jinja"].decode("utf-8")
+    found = read_object(files, "tokenizer_config.json").get("chat_template")
+    return {each["name"]: each["template"] for each in found}.get("default") if isinstance(found, list) else found
+
+
+def tokens_of_config(files: dict[str, bytes]) -> set[str]:
+    """All tokens that the files beside tokenizer.json name."""
+    config, added = read_object(files, "tokenizer_config.json"), read_object(files, "added_tokens.json")
+    names: list[Any] = [*added, *config.get("added_tokens_decoder", {}).values()]
+    for place in (config, read_object(files, "special_tokens_map.json")):
+        names += [place.get(name) for name in NAMED_TOKENS]
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            listed = place.get(key) or []
+            names += listed.values() if isinstance(listed, dict) else listed
+    return {content(name) for name in names if name}
+
+
+def content(token: Any) -> str:
+    """The text of a token in a configuration, where it is a text or a description; "" for None."""
+    return token["content"] if isinstance(token, dict) else token or ""
+
+
 def from_tokenizer_json(saved: dict[str, Any]) -> Vocabulary:
     """The vocabulary in a parsed tokenizer.json. Raises ValueError if it is not byte-level BPE as in GPT-2."""
-    model, normalizer, steps = saved["model"], saved.get("normalizer"), saved.get("pre_tokenizer") or {}
-    if model.get("type", "BPE") != "BPE":
+    model, steps = saved["model"], saved.get("pre_tokenizer") or {}
+    is_plain = not any(model.get(name) for name in ("dropout", "ignore_merges", "continuing_subword_prefix"))
+    if model.get("type", "BPE") != "BPE" or not is_plain or model.get("end_of_word_suffix"):
         raise ValueError(f"its model is {model.get('type')}; byte-level BPE like GPT-2's is needed")
     if steps.get("type") != "ByteLevel" or steps.get("add_prefix_space") or not steps.get("use_regex", True):
         expected = "ByteLevel without a prefix space, with its regex"
         raise ValueError(f"its pre_tokenizer is {json.dumps(steps)}; GPT-2's is {expected}")
-    if normalizer:
-        raise ValueError(f"it has a normalizer ({normalizer.get('type')}), and GPT-2 has none")
+    if saved.get("normalizer"):
+        raise ValueError(f"it has a normalizer ({saved['normalizer'].get('type')}), and GPT-2 has none")
     added = {token["content"]: token["id"] for token in saved.get("added_tokens", [])}
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     return _byte_level({**model["vocab"], **added}, merges)
@@ -49,17 +116,28 @@ def _byte_level(ids: dict[str, int], merges: list[list[str]]) -> Vocabulary:
     merged_ids = [ids[token] for token in merged]
     if merged_ids != sorted(merged_ids):
         raise ValueError("its merges are not in the order of their ids")
+    if len(set(merged)) < len(merged):
+        raise ValueError("two of its merges give the same token")
     if missing := [letter for letter in byte_of if letter not in ids]:
         raise ValueError(f"{len(missing)} of the 256 bytes have no token")
-    if max(ids.values()) >= MAX_VOCABULARY:
-        raise ValueError("its ids do not fit into 16 bits")
     ordinary = dict.fromkeys([*byte_of, *merged])
     special = {token: i for token, i in ids.items() if token not in ordinary}
     return {bytes(byte_of[letter] for letter in token): ids[token] for token in ordinary}, special
 
 
-def make_bpe_files(vocabulary: dict[bytes, int], special: dict[str, int]) -> dict[str, bytes]:
-    """The content of tokenizer.json and, for older tools, of vocab.json and merges.txt. Takes seconds for GPT-2."""
+def byte_level_fingerprint(vocabulary: dict[bytes, int], special: dict[str, int]) -> str:
+    """SHA-256 of the ordinary tokens and <|endoftext|>."""
+    tokens = sorted((i, token.hex()) for token, i in vocabulary.items())
+    return hashlib.sha256(repr((tokens, special.get(END_OF_TEXT))).encode()).hexdigest()
+
+
+def is_gpt2(vocabulary: dict[bytes, int], special: dict[str, int]) -> bool:
+    return len(vocabulary) == 50256 and special.get(END_OF_TEXT) == 50256
+
+
+def make_bpe_files(vocabulary: dict[bytes, int], special: dict[str, int], end: str | None) -> dict[str, bytes]:
+    """The content of tokenizer.json, in which `end` is a token when a text spells it, and, for older tools, of
+    vocab.json and merges.txt. Takes seconds for GPT-2."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     letters = bytes_to_unicode()
@@ -70,8 +148,7 @@ def make_bpe_files(vocabulary: dict[bytes, int], special: dict[str, int]) -> dic
     ids = {spell(token): i for token, i in vocabulary.items()}
     merges = [(spell(left), spell(right)) for left, right in merge_rules(vocabulary)]
     tokenizer = Tokenizer(models.BPE({**ids, **special}, merges))
-    names = sorted(special, key=special.__getitem__)
-    tokenizer.add_special_tokens([AddedToken(name, normalized=True) for name in names])
+    tokenizer.add_special_tokens([AddedToken(end, normalized=True)] if end else [])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -81,6 +158,18 @@ def make_bpe_files(vocabulary: dict[bytes, int], special: dict[str, int]) -> dic
         return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
 
 
+def characters(saved: dict[str, Any]) -> list[str] | None:
+    """The characters in id order if a parsed tokenizer.json is one of characters, as `write_characters` writes it."""
+    model, steps = saved.get("model", {}), saved.get("pre_tokenizer") or {}
+    if model.get("type") != "WordLevel" or saved.get("normalizer") or saved.get("added_tokens"):
+        return None
+    if steps.get("pattern") != {"Regex": EACH_CHARACTER} or steps.get("behavior") != "Isolated":
+        return None
+    chars = sorted(model["vocab"], key=model["vocab"].get)
+    is_numbered = sorted(model["vocab"].values()) == list(range(len(chars)))
+    return chars if is_numbered and all(len(char) == 1 for char in chars) else None
+
+
 def write_characters(directory: str | Path, chars: list[str], block_size: int | None = None) -> None:
     """Write a character vocabulary, in id order, as files that AutoTokenizer of transformers loads."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -88,8 +177,7 @@ def write_characters(directory: str | Path, chars: list[str], block_size: int | 
     # the library needs an id for unknown characters; a space surprises least
     unknown = " " if " " in chars else chars[0]
     tokenizer = Tokenizer(models.WordLevel({char: i for i, char in enumerate(chars)}, unk_token=unknown))
-    # with Oniguruma's option m, . also matches a newline
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(?m:.)"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(EACH_CHARACTER), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.save(str(Path(directory) / "tokenizer.json"))
     # both transformers 4 and 5 load this class

@@ -23,6 +23,7 @@ class ChatTemplate:
 
     source: str
     special: Mapping[str, str] = field(default_factory=dict)
+    end: str | None = None  # the end-of-text token
 
     @property
     def marks_turns(self) -> bool:
@@ -33,11 +34,10 @@ class ChatTemplate:
         """The document of a conversation, as one Chunk with the spans that are learned. Raises ValueError."""
         text = self._render(conversation, len(conversation.turns))
         spans = self._marked(conversation) if self.marks_turns else self._found(conversation, text)
-        eos = self.special.get("eos_token")
-        if eos and not text.rstrip("\n").endswith(eos):  # a document ends with it
+        if self.end and not text.rstrip("\n").endswith(self.end):  # a document ends with it
             # a template that marks turns says all that is learned
-            spans += [] if self.marks_turns else [(len(text), len(text) + len(eos))]
-            text += eos
+            spans += [] if self.marks_turns else [(len(text), len(text) + len(self.end))]
+            text += self.end
         return Chunk(text, is_last=True, spans=tuple(spans))
 
     def _marked(self, conversation: Conversation) -> list[tuple[int, int]]:
@@ -111,4 +111,4 @@ def of_tokenizer(tokenizer: Tokenizer) -> ChatTemplate | None:
             value = known.get(key)
             if text := value.get("content") if isinstance(value, dict) else value:
                 special[key] = text
-    return ChatTemplate(source, special)
+    return ChatTemplate(source, special, tokenizer.eot_text)

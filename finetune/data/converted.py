@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import re
 from pathlib import Path
@@ -18,6 +19,11 @@ STARTS = {".docx": b"PK", ".pptx": b"PK", ".epub": b"PK", ".pdf": b"%PDF-"}
 def is_document(path: Path) -> bool:
     """Whether its suffix is that of a document with a layout."""
     return path.suffix.lower() in (*DOCUMENT_SUFFIXES, *OTHERS)
+
+
+def is_installed() -> bool:
+    """Whether such documents can be read here."""
+    return importlib.util.find_spec("markitdown") is not None
 
 
 def to_text(path: Path) -> str:

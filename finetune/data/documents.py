@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from finetune.data.base_tokenizer import SAFE_CUT
 from finetune.data.dataset import Dataset
-from finetune.data.tokenizer import BPETokenizer, Tokenizer
+from finetune.data.tokenizer import Tokenizer
 
 CHUNK_TOKENS = 1 << 18  # about a megabyte of text
 CHUNK_CHARACTERS = 4 * CHUNK_TOKENS
@@ -32,7 +33,7 @@ class Chunk(NamedTuple):
     special: bool = False
 
 
-Encoded = tuple[Chunk, np.ndarray]  # a chunk and its ids, uint16
+Encoded = tuple[Chunk, np.ndarray]  # a chunk and its ids
 
 
 def documents_of_bin(
@@ -41,44 +42,51 @@ def documents_of_bin(
     """The documents of a bin without their end-of-text. A long one is cut before white space, else between two
     characters."""
     begins_with_space, begins_character = _token_starts(tokenizer)
-    rest, offset = np.zeros(0, np.uint16), 0  # tokens read but not yielded, and where they begin in the bin
-    ends = dataset.document_ends(split)
+    rest, offset = np.zeros(0, dataset.dtype), 0  # tokens read but not yielded, and where they begin in the bin
+    ends, is_begun = dataset.document_ends(split), False
     with open(dataset.bin(split), "rb") as file:
-        while data := file.read(2 * chunk_tokens):
-            ids = np.concatenate([rest, np.frombuffer(data, "<u2")])
+        while data := file.read(dataset.dtype.itemsize * chunk_tokens):
+            ids = np.concatenate([rest, np.frombuffer(data, dataset.dtype)])
             first, last = np.searchsorted(ends, [offset, offset + len(ids)], side="right")
             *documents, rest = np.split(ids, ends[first:last] - offset)
             offset += len(ids) - len(rest)
             for document in documents:
                 if document[-1] == tokenizer.eot:
                     document = document[:-1]
-                yield Chunk(tokenizer.decode(document), is_last=True, tokens=len(document))
+                yield Chunk(_decode(tokenizer, document, is_begun), is_last=True, tokens=len(document))
+                is_begun = False
             cuts = np.flatnonzero(begins_with_space[rest])
             if not len(cuts):
                 cuts = np.flatnonzero(begins_character[rest])
             size = int(cuts[-1]) if len(cuts) else 0
             if len(rest) >= chunk_tokens and size:
-                yield Chunk(tokenizer.decode(rest[:size]), tokens=size)
-                rest, offset = rest[size:], offset + size
+                yield Chunk(_decode(tokenizer, rest[:size], is_begun), tokens=size)
+                rest, offset, is_begun = rest[size:], offset + size, True
+
+
+def _decode(tokenizer: Tokenizer, ids: np.ndarray, is_begun: bool) -> str:
+    """The text of ids. Where a document `is_begun`, no tokenizer may strip the space before the first word."""
+    is_stripped = is_begun and tokenizer.needs_whole
+    return tokenizer.decode_bytes(ids).decode("utf-8", "replace") if is_stripped else tokenizer.decode(ids)
 
 
 def _token_starts(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Of every id, bool (65536,) each: whether its text begins with white space, and whether with a whole character."""
-    begins_with_space, begins_character = np.zeros(1 << 16, bool), np.zeros(1 << 16, bool)
-    if isinstance(tokenizer, BPETokenizer):
-        vocabulary = tokenizer.vocabulary
-    else:
-        vocabulary = {char.encode("utf-8", "surrogatepass"): i for i, char in enumerate(tokenizer.chars)}
-    for text, i in vocabulary.items():
-        begins_with_space[i] = text[:1].isspace()
-        begins_character[i] = text[0] < 0x80 or text[0] >= 0xC0  # 0x80 to 0xBF continue a character of UTF-8
+    """Of every id, bool each: whether its text begins with white space, and whether with a whole character."""
+    size = max(tokenizer.vocab_size, 1 << 16)  # a bin may hold ids beyond the vocabulary
+    begins_with_space, begins_character = np.zeros(size, bool), np.zeros(size, bool)
+    for i, text in enumerate(tokenizer.token_bytes):
+        if text:
+            begins_with_space[i] = text[:1].isspace()
+            begins_character[i] = text[0] < 0x80 or text[0] >= 0xC0  # 0x80 to 0xBF continue a character of UTF-8
     return begins_with_space, begins_character
 
 
-def cut(chunks: Iterable[Chunk], size: int, anywhere: bool = False) -> Iterator[Chunk]:
+def cut(
+    chunks: Iterable[Chunk], size: int, anywhere: bool = False, pattern: re.Pattern[str] = SAFE_CUT
+) -> Iterator[Chunk]:
     """The same documents in chunks of at most about `size` characters. Encoding them one by one gives the ids of the
-    whole, because they are cut only where GPT-2's pre-tokenizer always cuts (or `anywhere`, for characters). A text
-    without such a place stays whole, and so does a chunk with `spans`."""
+    whole, because they are cut only where their tokenizer always cuts: at the `pattern`, or `anywhere` for characters.
+    A text without such a place stays whole, and so does a chunk with `spans`."""
     rest, searched = Chunk(""), 0  # the text not yielded yet, and how far it has no place to cut
     for chunk in chunks:
         if rest.text and (chunk.spans is not None or not _continues(rest, chunk)):  # these are encoded separately
@@ -89,7 +97,9 @@ def cut(chunks: Iterable[Chunk], size: int, anywhere: bool = False) -> Iterator[
             continue
         text, searched = rest.text + chunk.text, searched if rest.text else 0
         while len(text) > size:
-            place = size if anywhere else _last_cut(text, size) or _first_cut(text, max(size, searched))
+            place = (
+                size if anywhere else _last_cut(pattern, text, size) or _first_cut(pattern, text, max(size, searched))
+            )
             if not place:
                 searched = len(text) - 2
                 break
@@ -107,19 +117,17 @@ def _continues(rest: Chunk, chunk: Chunk) -> bool:
     return (rest.is_target, rest.special) == (chunk.is_target, chunk.special)
 
 
-# a word before a single space and a word; a line end between words; a punctuation mark before a letter or digit
-SAFE_CUT = re.compile(r"(?<=\w)(?= \w)|(?<=\w\n)(?=\w)|(?<=[.,;:!?。，；：！？、])(?=[^\W_])")
 WINDOW = 4096
 
 
-def _last_cut(text: str, size: int) -> int | None:
+def _last_cut(pattern: re.Pattern[str], text: str, size: int) -> int | None:
     """The last safe place in the WINDOW characters before `size`."""
     start = max(0, size - WINDOW)
-    cuts = [match.start() for match in SAFE_CUT.finditer(text, start, size + 2) if start < match.start() <= size]
+    cuts = [match.start() for match in pattern.finditer(text, start, size + 2) if start < match.start() <= size]
     return cuts[-1] if cuts else None
 
 
-def _first_cut(text: str, start: int) -> int | None:
+def _first_cut(pattern: re.Pattern[str], text: str, start: int) -> int | None:
     """The first safe place from `start` on, but not at the end, because the text that follows is not known yet."""
-    match = SAFE_CUT.search(text, start)
+    match = pattern.search(text, start)
     return match.start() if match and match.start() < len(text) - 2 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 from collections import deque
@@ -12,23 +13,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from finetune.common import files
 from finetune.common.errors import UsageError
 from finetune.data import chat, chat_template, nanogpt_meta, sources
 from finetune.data import dataset as datasets
+from finetune.data.base_tokenizer import SAFE_CUT
 from finetune.data.bin_writer import BinWriter
 from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk, Encoded, cut
+from finetune.data.encode import encode_chunks
+from finetune.data.kept_split import Facts, describe_split, keep_split
+from finetune.data.new_tokenizers import TRAIN, size_to_train, train_tokenizer, with_added_tokens
+from finetune.data.run_notes import check_unused
 from finetune.data.sources import Source
-from finetune.data.split import OverflowFilter, Stream, split_documents, survey_documents
+from finetune.data.split import OverflowFilter, SplitBy, Stream, Survey, split_documents, survey_documents
 from finetune.data.tokenizer import CharTokenizer, Tokenizer, from_directory, gpt2
 
 # of a prepared directory, besides meta.json
 FILES = """
     train.bin val.bin train_mask.bin val_mask.bin train_documents.bin val_documents.bin
     meta.pkl tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json chat_template.jinja
+    vocab.txt
 """.split()
 
 
@@ -40,6 +45,9 @@ class TokenizeOptions:
     overflow: str = "split"
     max_tokens: int = 1024
     num_proc: int = 0  # threads; 0 is one per core
+    add_tokens: Sequence[str] = ()  # the tokenizer gets these as special tokens
+    keep_split: str | Path | None = None  # a prepared directory whose documents stay in their split
+    overwrite: bool = False  # also data that a run was trained on
     # a thread encodes about so much at a time
     group_characters: int = 1 << 18
     group_chunks: int = 1 << 12
@@ -59,42 +67,59 @@ def prepare(
 
     val.bin gets the sources in `val`, or the validation files of a directory; else `val_fraction` of the documents,
     drawn by `seed`; else, of a single running text or of too few documents, the last `val_fraction` of the characters.
-    An end-of-text follows each document, but not a running text. `tokenizer` is "gpt2", "char", a model directory or a
-    tokenizer; `reading` goes to `sources.make_finder`. The text is read twice, in constant memory; `out_dir` changes
-    only after everything succeeded."""
+    An end-of-text follows each document, but not a running text. `tokenizer` is "gpt2", "char", a model directory, a
+    tokenizer, or "train:8000" for a new one; `reading` goes to `sources.make_finder`. The text is read twice, in
+    constant memory; `out_dir` changes only after everything succeeded."""
     options = options or TokenizeOptions()
-    found = None if tokenizer == "char" else find_tokenizer(tokenizer)
+    vocab_size = size_to_train(tokenizer)
+    is_new = vocab_size is not None or tokenizer == "char"
+    found = None if is_new else with_added_tokens(find_tokenizer(tokenizer), options.add_tokens)
     texts = find_texts(names, val, found, **reading)
-    surveys = {split: survey_documents(texts[split], found is None) for split in ("train", "val")}
-    tokenizer = found or CharTokenizer(sorted(surveys["train"].alphabet | surveys["val"].alphabet))
-    stream, split_by = split_documents(texts["train"], surveys["train"], texts["val"], val_fraction, seed)
-    if split_by == "text" and options.overflow != "split":
-        raise UsageError(f"overflow: {options.overflow} is for documents, and {names[0]} is one running text")
-    eot = None if split_by == "text" else tokenizer.eot
-    characters = sum(survey.characters for survey in surveys.values())
-    # each character is encoded by itself, so its text can be cut anywhere
-    cut_anywhere = tokenizer.kind == "char"
-    chunks = _cut_chunks(stream, options.group_characters, cut_anywhere, characters)
+    surveys = {split: survey_documents(texts[split], tokenizer == "char") for split in ("train", "val")}
+    check_unused(out_dir, {"sources": surveys["train"].sources}, options.overwrite)
+    split = functools.partial(_split, texts, surveys, val_fraction, seed, options)
+    if vocab_size:
+        new = train_tokenizer((chunk.text for name, chunk in split()[0] if name == "train"), vocab_size)
+        found = with_added_tokens(new, options.add_tokens)
+    if found is None:
+        characters = CharTokenizer(sorted(surveys["train"].alphabet | surveys["val"].alphabet))
+        found = with_added_tokens(characters, options.add_tokens)
+    stream, split_by, kept = split()
+    eot = None if split_by == "text" else found.eot
+    size = sum(survey.characters for survey in surveys.values())
+    chunks = _cut_chunks(stream, found, options.group_characters, size)
     with files.temporary_directory(out_dir) as work:
-        splits, overflow_facts = _tokenize(chunks, tokenizer, eot, options, work)
+        splits, overflow_facts = _tokenize(chunks, found, eot, options, work)
         meta: dict[str, Any] = {
             "format": datasets.FORMAT,
-            "tokenizer": tokenizer.describe(),
-            "vocab_size": tokenizer.vocab_size,
+            "tokenizer": found.describe(),
+            "vocab_size": found.vocab_size,
+            "dtype": found.dtype.name,
             "splits": splits,
             "split_by": split_by,
+            **kept,
             "val_fraction": None if texts["val"] else val_fraction,
             "seed": seed,
             "end_of_text": eot,
         }
-        if split_by != "text":
-            meta["overflow"] = overflow_facts
-        meta["read"] = report(texts)
-        meta["sources"] = surveys["train"].sources
-        if texts["val"]:
-            meta["val_sources"] = surveys["val"].sources
-        _publish(work, Path(out_dir), meta, tokenizer)
+        meta |= {} if split_by == "text" else {"overflow": overflow_facts}
+        meta |= {"read": report(texts), "sources": surveys["train"].sources}
+        meta |= {"val_sources": surveys["val"].sources} if texts["val"] else {}
+        check_unused(out_dir, meta, options.overwrite)
+        _publish(work, Path(out_dir), meta, found)
     return datasets.load(out_dir)
+
+
+def _split(
+    texts: dict[str, list[Source]], surveys: dict[str, Survey], val_fraction: float, seed: int, options: TokenizeOptions
+) -> tuple[Stream, SplitBy, Facts]:
+    """`(stream, split_by, entry of meta.json)`, see `split_documents` and `keep_split`."""
+    val_numbers, kept = keep_split(options.keep_split, texts, val_fraction, seed)
+    stream, split_by = split_documents(texts["train"], surveys["train"], texts["val"], val_fraction, seed, val_numbers)
+    if split_by == "text" and options.overflow != "split":
+        name = texts["train"][0].name
+        raise UsageError(f"overflow: {options.overflow} is for documents, and {name} is one running text")
+    return stream, split_by, kept
 
 
 def find_texts(
@@ -129,7 +154,7 @@ def _tokenize(
     with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
         writers = {}
         for split in ("train", "val"):
-            writers[split] = stack.enter_context(BinWriter(directory / f"{split}.bin", eot))
+            writers[split] = stack.enter_context(BinWriter(directory / f"{split}.bin", eot, tokenizer.dtype))
 
         def write_oldest() -> None:
             split, encoded = pending.popleft()
@@ -137,7 +162,7 @@ def _tokenize(
                 writers[split].add(kept)
 
         for split, group in _groups(stream, options):
-            pending.append((split, pool.submit(_encode, group, tokenizer, eot)))
+            pending.append((split, pool.submit(encode_chunks, group, tokenizer, eot)))
             if len(pending) > 4 * threads:
                 write_oldest()
         while pending:
@@ -171,42 +196,16 @@ def _groups(stream: Stream, options: TokenizeOptions) -> Iterator[tuple[str, lis
             yield split, group
 
 
-def _encode(chunks: list[Chunk], tokenizer: Tokenizer, eot: int | None) -> list[Encoded]:
-    """The chunks with their ids, an end-of-text included after each document and each turn of an assistant."""
-    end = np.array([] if eot is None else [eot], dtype=np.uint16)
-    encoded = []
-    for chunk in chunks:
-        if chunk.spans is not None:
-            encoded += _encode_conversation(chunk, tokenizer, eot)
-            continue
-        ids = tokenizer.encode(chunk.text, special=chunk.special)
-        if chunk.is_last or chunk.eot_after:
-            ids = np.concatenate([ids, end])
-        encoded.append((chunk, ids))
-    return encoded
-
-
-def _encode_conversation(chunk: Chunk, tokenizer: Tokenizer, eot: int | None) -> list[Encoded]:
-    """A conversation that a chat template rendered, in runs of tokens that are all targets or none."""
-    ids, is_target = tokenizer.encode_marked(chunk.text, chunk.spans or ())
-    # then end-of-text tokens do not show where the document ends
-    is_unclear = eot is None or bool(len(ids)) and (eot in ids[:-1] or ids[-1] != eot)
-    borders = np.flatnonzero(np.diff(is_target)) + 1
-    runs = []
-    for run, target in zip(np.split(ids, borders), np.split(is_target, borders)):
-        # the first run stands for the text, so that its characters are counted once
-        runs.append((Chunk("" if runs else chunk.text, is_target=bool(target.all()), eot_after=is_unclear), run))
-    last, run = runs[-1]
-    return [*runs[:-1], (last._replace(is_last=True), run)]
-
-
-def _cut_chunks(stream: Stream, size: int, cut_anywhere: bool, characters: int) -> Stream:
-    """The stream in chunks of about `size`, with a progress bar up to all its `characters`."""
+def _cut_chunks(stream: Stream, tokenizer: Tokenizer, size: int, characters: int) -> Stream:
+    """The stream in chunks of about `size`, if their tokenizer allows, with a progress bar up to all `characters`."""
     from tqdm import tqdm
 
+    size, pattern = tokenizer.piece_size(size), tokenizer.cut_pattern or SAFE_CUT
+    # each character is encoded by itself, so its text can be cut anywhere
+    cut_anywhere = tokenizer.kind == "char"
     with tqdm(total=characters, unit="char", unit_scale=True, desc="tokenizing", disable=None, leave=False) as bar:
         for split, run in itertools.groupby(stream, key=lambda item: item[0]):
-            for chunk in cut((chunk for _, chunk in run), size, anywhere=cut_anywhere):
+            for chunk in cut((chunk for _, chunk in run), size, cut_anywhere, pattern):
                 yield split, chunk
                 bar.update(len(chunk.text))
 
@@ -216,10 +215,10 @@ def _publish(work: Path, out_dir: Path, meta: dict, tokenizer: Tokenizer) -> Non
     if isinstance(tokenizer, CharTokenizer):
         (work / "meta.pkl").write_bytes(nanogpt_meta.write(tokenizer.chars))
     else:
-        has_targets = any("targets" in facts for facts in meta["splits"].values())
-        if has_targets and chat_template.of_tokenizer(tokenizer) is None:  # prompts are rendered as the data was
-            tokenizer.files["chat_template.jinja"] = chat.TEMPLATE.encode()
-            meta["chat_template"] = chat.TEMPLATE
+        if any("targets" in facts for facts in meta["splits"].values()):  # later prompts are rendered as the data was
+            if tokenizer.chat_template is None:
+                tokenizer.files["chat_template.jinja"] = chat.TEMPLATE.encode()
+            meta["chat_template"] = tokenizer.chat_template
         tokenizer.save(work)
     for name in FILES:
         if (work / name).exists():
@@ -238,6 +237,8 @@ def find_tokenizer(choice: str | Path | Tokenizer) -> Tokenizer:
         return choice
     if choice == "gpt2":
         return gpt2()
+    if str(choice).startswith(TRAIN):
+        raise UsageError(f"tokenizer {choice}: is for `python -m finetune.prepare`; its directory then has a tokenizer")
     if datasets.is_prepared(choice) and (found := datasets.load(choice).tokenizer):
         return found
     if not Path(choice).is_dir():
@@ -267,6 +268,4 @@ def summary(dataset: Dataset) -> str:
         fate = f"cut where a block of {max_tokens:,} ends (--overflow=drop leaves them out)"
     if count:
         lines.append(f"{count:,} document{'s' * (count > 1)} of more than {max_tokens:,} tokens: {fate}")
-    if split_by == "characters":
-        lines.append("too few documents to keep some whole for validation: the last characters of them all are val")
-    return "\n".join(lines)
+    return "\n".join([*lines, *describe_split(dataset.meta)])

@@ -18,6 +18,7 @@ from finetune.common.network import reach
 from finetune.data import archives, converted, directories, named_texts
 from finetune.data.chat_template import ChatTemplate
 from finetune.data.documents import CHUNK_CHARACTERS, Chunk, cut
+from finetune.data.file_kinds import DOCUMENT_SUFFIXES
 from finetune.data.literals import LiteralCounter, cut_at, end_lines
 from finetune.data.tables import TABLES, ReadOptions, Taken, read_hub, read_table
 from finetune.data.text_files import COMPRESSED_SUFFIXES, TEXT_SUFFIXES, Digest, read_document, read_file, suffix_of
@@ -99,7 +100,7 @@ class Source:
         yield from chunks
 
     def _read_text(self, path: Path, digest: Digest) -> Iterator[Chunk]:
-        if suffix_of(path) in converted.SUFFIXES:
+        if converted.is_document(path):
             content = converted.to_text(path).encode("utf-8", "surrogatepass")
             yield from read_document(str(path), io.BytesIO(content), digest)
         else:
@@ -251,7 +252,7 @@ def is_table(path: Path) -> bool:
 def is_readable(path: Path) -> bool:
     """Whether its suffix is that of a text, of a table, or of a document that can be converted here."""
     suffix = suffix_of(path)
-    return suffix in TABLES or suffix in TEXT_SUFFIXES or (suffix in converted.SUFFIXES and converted.is_installed())
+    return suffix in TABLES or suffix in TEXT_SUFFIXES or (suffix in DOCUMENT_SUFFIXES and converted.is_installed())
 
 
 def _check_hub(name: str) -> None:

@@ -5,7 +5,6 @@ A span is a run of tokens of one sample. Samples are without their prompts, whic
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -29,14 +28,15 @@ def report_copies(
     Returns `ngram`: n; `copied`: the share of runs of n tokens that stand in it, 0 to 1; `longest`: tokens of the
     longest span that does; `text`: that span, None without a tokenizer; `offset`: a place of it in train.bin, in
     tokens, or None. Exact: hash matches are compared token by token. Memory does not depend on the size of the data."""
-    texts = [np.asarray(sample, dtype=np.uint16) for sample in samples]
+    texts = [np.asarray(sample, dtype=dataset.dtype) for sample in samples]
     max_length = max(map(len, texts), default=0)
     size = max(chunk_tokens, 4 * max_length)
     hashing = PrefixHash(max(size + max_length, sum(map(len, texts))))
+    texts.append(np.empty(0, dataset.dtype))  # so that none is no special case
     ngrams = longer = NGramIndex(texts, n, hashing)
     copied, of_place = np.zeros(len(ngrams.first), bool), ngrams.index.of_place
     length, place, offset = 0, 0, None  # the longest span: its tokens, its place in the samples and in train.bin
-    for first, chunk in _chunks(dataset.bin("train"), size, max_length):
+    for first, chunk in _chunks(dataset, size, max_length):
         prefix, starts = hashing.prefix(chunk), np.arange(min(size, len(chunk)))
         matches, found = ngrams.find(prefix, starts)
         _mark_copied(copied, ngrams, chunk, matches, found)
@@ -71,7 +71,7 @@ class CopyBlocker:
     def __init__(self, dataset: Dataset, length: int) -> None:
         self.length, self.stride = length, max(1, length // 2)
         self.width = length - self.stride + 1
-        self.tokens = np.memmap(dataset.bin("train"), dtype="<u2", mode="r")
+        self.tokens = dataset.open_bin("train")
         count = max(0, (len(self.tokens) - self.width) // self.stride + 1)
         assert count < 1 << 32
         self.entries = np.empty(count, np.uint64)  # the upper half of each is a hash, the lower the number of the run
@@ -82,14 +82,14 @@ class CopyBlocker:
         self.entries.sort()
 
     def __call__(self, ids: Sequence[int]) -> np.ndarray:
-        """The ids (sorted, distinct, uint16) that would extend a sample's `ids` to a copied span of `length` + 1."""
+        """The ids (sorted, distinct) that would extend a sample's `ids` to a copied span of `length` + 1."""
         if len(ids) < self.length:
-            return np.empty(0, np.uint16)
-        end = np.asarray(ids[-self.length :], dtype=np.uint16)
+            return np.empty(0, self.tokens.dtype)
+        end = np.asarray(ids[-self.length :], dtype=self.tokens.dtype)
         hashes = self._hashes(end, 1)  # one of its first `stride` runs is indexed, wherever it stands
         low = np.searchsorted(self.entries, hashes)
         high = np.searchsorted(self.entries, hashes | np.uint64(0xFFFFFFFF), side="right")
-        followers = [np.empty(0, np.uint16)]
+        followers = [np.empty(0, self.tokens.dtype)]
         for before in range(len(hashes)):  # tokens between the start of `end` and the run
             for first in range(low[before], high[before], VERIFIED):
                 entries = self.entries[first : min(first + VERIFIED, high[before])]
@@ -154,7 +154,7 @@ class NGramIndex:
 
     def __init__(self, samples: list[np.ndarray], n: int, hashing: PrefixHash) -> None:
         self.n, self.hashing = n, hashing
-        self.tokens = np.concatenate([np.empty(0, np.uint16), *samples])
+        self.tokens = np.concatenate(samples)
         lengths = [np.arange(len(sample), 0, -1) for sample in samples]
         self.left = np.concatenate([np.empty(0, np.int64), *lengths])  # tokens to the end of the sample
         places = np.flatnonzero(self.left >= n)
@@ -188,9 +188,9 @@ def _mark_copied(
         copied[index[is_same]] = True
 
 
-def _chunks(path: Path, size: int, overlap: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(offset, tokens) of a bin: `size` tokens from each offset on, and `overlap` more that belong to the next."""
-    with open(path, "rb") as file:
-        for first in range(0, path.stat().st_size // 2, size):
-            file.seek(2 * first)
-            yield first, np.fromfile(file, dtype="<u2", count=size + overlap)
+def _chunks(dataset: Dataset, size: int, overlap: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(offset, tokens) of train.bin: `size` tokens from each offset on, and `overlap` more that belong to the next."""
+    with open(dataset.bin("train"), "rb") as file:
+        for first in range(0, dataset.num_tokens("train"), size):
+            file.seek(dataset.dtype.itemsize * first)
+            yield first, np.fromfile(file, dtype=dataset.dtype, count=size + overlap)

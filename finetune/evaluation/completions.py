@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,9 +43,14 @@ def examples(stream: TokenStream, spans: np.ndarray) -> list[tuple[np.ndarray, n
 
 
 def complete(
-    device: Device, model: GPT, prompts: list[np.ndarray], eot: int | None, decoding: Decoding, title: str = "answering"
+    device: Device,
+    model: GPT,
+    prompts: list[np.ndarray],
+    ends: Collection[int],
+    decoding: Decoding,
+    title: str = "answering",
 ) -> list[np.ndarray]:
-    """The new ids of each prompt, int64, up to the end-of-text, the same on every process.
+    """The new ids of each prompt, int64, up to the first of the ids `ends`, the same on every process.
 
     A batch has prompts of equal length and its own seed, so the samples depend on the batch size, but not on the number
     of processes."""
@@ -59,23 +64,23 @@ def complete(
             idx,
             decoding.max_new_tokens,
             generator=torch.Generator(device.torch_device).manual_seed((decoding.seed + number) % 2**63),
-            callback=None if eot is None else _stop_at_eot(eot, len(idx)),
+            callback=_stop_at(ends, len(idx)) if ends else None,
             callback_every=CHECK_EVERY,
             temperature=decoding.temperature,
             top_k=decoding.top_k,
             top_p=decoding.top_p,
         )
         rows = out[:, idx.size(1) :].cpu().numpy()
-        answers += [(prompt, truncate_at_eot(ids, eot)) for prompt, ids in zip(batch, rows)]
+        answers += [(prompt, truncate(ids, ends)) for prompt, ids in zip(batch, rows)]
     if device.accelerator.num_processes > 1:
         answers = gather_object(answers)
     return [ids for _, ids in sorted(answers, key=lambda answer: answer[0])]
 
 
-def truncate_at_eot(ids: np.ndarray, eot: int | None) -> np.ndarray:
-    """The ids before the first end-of-text."""
-    ends = np.flatnonzero(ids == eot)
-    return ids[: ends[0]] if len(ends) else ids
+def truncate(ids: np.ndarray, ends: Collection[int]) -> np.ndarray:
+    """The ids before the first of `ends`."""
+    places = np.flatnonzero(np.isin(ids, list(ends)))
+    return ids[: places[0]] if len(places) else ids
 
 
 def _batches(prompts: list[np.ndarray], batch_size: int) -> list[list[int]]:
@@ -89,12 +94,12 @@ def _batches(prompts: list[np.ndarray], batch_size: int) -> list[list[int]]:
     return batches
 
 
-def _stop_at_eot(eot: int, num_rows: int) -> Callable[[torch.Tensor], bool]:
-    """A callback of `generate` that stops when every row has an end-of-text."""
-    has_ended = torch.zeros(num_rows, dtype=torch.bool)
+def _stop_at(ends: Collection[int], num_rows: int) -> Callable[[torch.Tensor], bool]:
+    """A callback of `generate` that stops when every row has one of the ids `ends`."""
+    has_ended, wanted = torch.zeros(num_rows, dtype=torch.bool), torch.tensor(sorted(ends))
 
     def callback(new: torch.Tensor) -> bool:
-        has_ended.logical_or_((new == eot).any(1).cpu())
+        has_ended.logical_or_(torch.isin(new.cpu(), wanted).any(1))
         return bool(has_ended.all())
 
     return callback

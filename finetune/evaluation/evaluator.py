@@ -10,14 +10,17 @@ import numpy as np
 
 from finetune.common.errors import Failure, UsageError, describe_error
 from finetune.config.recipe import Recipe
+from finetune.data import chat
 from finetune.data.dataset import Dataset
 from finetune.data.tokenizer import Tokenizer, prompt_ids
 from finetune.evaluation import loss, metrics, token_streams
 from finetune.evaluation.bootstrap import paired_bootstrap
-from finetune.evaluation.completions import Decoding, complete, examples, truncate_at_eot
+from finetune.evaluation.completions import Decoding, complete, examples, truncate
 from finetune.evaluation.loss import TokenStream, Windows
 from finetune.evaluation.options import Options
 from finetune.gpt import GPT
+from finetune.gpt.sampling import check_prompt
+from finetune.runs.chat_session import turn_ends
 from finetune.runs.inputs import ModelRef, check_block_size, find_baseline, find_model
 from finetune.runtime import device as devices
 from finetune.runtime.device import Device
@@ -39,7 +42,7 @@ class Inputs:
     block_size: int
     stride: int
     tokenizer: Tokenizer | None  # of the model, else of the dataset
-    eot: int | None
+    ends: frozenset[int]  # ids that end an answer
     examples: list[tuple[np.ndarray, np.ndarray]]  # prompt and reference, for metrics
     metrics: dict[str, hf_evaluate.EvaluationModule]  # only on the main process
     prompt: np.ndarray | None  # of the samples
@@ -56,6 +59,8 @@ def evaluate(options: Options) -> tuple[dict[str, Any], bool]:
         apart = f", {inputs.stride:,} apart" if inputs.stride != inputs.block_size else ""
         units = f"{inputs.windows.num_units:,} {inputs.unit} of up to {inputs.block_size:,}{apart}"
         print(f"{dataset.bin(options.split)}: {len(stream.ids):,} tokens in {units}", flush=True)
+        if dataset.note:
+            print(dataset.note)
     sums = loss.measure(device, loaded, stream, inputs.windows, options.batch_size, options.split)
     event: dict[str, Any] = {
         "model": model.name,
@@ -112,8 +117,9 @@ def find_inputs(options: Options, device: Device) -> Inputs:
     tokenizer = model.tokenizer or dataset.tokenizer
     if tokenizer is None and options.samples:
         raise UsageError(f"samples: neither {model.path} nor {dataset.directory} has a tokenizer for their prompt")
-    # documents end with the end-of-text of the dataset
-    ends_with = dataset.tokenizer or model.tokenizer
+    prompt = prompt_ids(tokenizer, options.start) if tokenizer and options.samples else None
+    if prompt is not None:
+        check_prompt(prompt, model.name, model.config.vocab_size)
     wants_metrics = options.metrics and device.accelerator.is_main_process
     return Inputs(
         models=models,
@@ -122,14 +128,24 @@ def find_inputs(options: Options, device: Device) -> Inputs:
         general=general,
         examples=_find_examples(dataset, options, stream, spans, tokenizer) if options.metrics else [],
         metrics=_load_metrics(options.metrics) if wants_metrics else {},
-        prompt=prompt_ids(tokenizer, options.start) if tokenizer and options.samples else None,
+        prompt=prompt,
         windows=loss.make_windows(spans if by_document else stream.as_span(), block_size, stride, by_span=by_document),
         unit="documents" if by_document else "blocks",
         block_size=block_size,
         stride=stride,
         tokenizer=tokenizer,
-        eot=ends_with.eot if ends_with else model.config.eos_token_id,
+        ends=_ends(model, dataset),
     )
+
+
+def _ends(model: ModelRef, dataset: Dataset) -> frozenset[int]:
+    """The ids that end an answer: those of the model, the end-of-text, and what ends a turn in the chat template."""
+    ends, tokenizer = set(model.config.end_ids), dataset.tokenizer or model.tokenizer
+    if tokenizer:
+        ends |= {tokenizer.eot} if tokenizer.eot is not None else set()
+        template = chat.template_of(model.folder) or tokenizer.chat_template
+        ends |= turn_ends(template, tokenizer) if template else set()
+    return frozenset(ends)
 
 
 def _lengths(options: Options, models: list[ModelRef]) -> tuple[int, int]:
@@ -189,10 +205,10 @@ def _measure_forgetting(
 def _score_answers(device: Device, model: GPT, inputs: Inputs, decoding: Decoding, name: str) -> dict[str, Any]:
     """{metric: value} of a model's answers; {} except on the main process."""
     prompts = [prompt for prompt, _ in inputs.examples]
-    answers = complete(device, model, prompts, inputs.eot, decoding, f"answers of {name}")
+    answers = complete(device, model, prompts, inputs.ends, decoding, f"answers of {name}")
     decode = inputs.tokenizer.decode if inputs.tokenizer else str
     predictions = [decode(ids) for ids in answers]
-    references = [decode(truncate_at_eot(reference, inputs.eot)) for _, reference in inputs.examples]
+    references = [decode(truncate(reference, inputs.ends)) for _, reference in inputs.examples]
     scores = {}
     for metric, computer in inputs.metrics.items():
         try:
@@ -209,7 +225,7 @@ def _find_copies(device: Device, model: GPT, prompt: np.ndarray, inputs: Inputs,
     from finetune.data import verbatim
 
     decoding = _decoding(options, default_temperature=0.8)
-    written = complete(device, model, [prompt] * options.samples, inputs.eot, decoding, "samples")
+    written = complete(device, model, [prompt] * options.samples, inputs.ends, decoding, "samples")
     facts = {"samples": len(written), "tokens": sum(map(len, written)), "temperature": decoding.temperature}
     if not device.accelerator.is_main_process:
         return facts

@@ -31,7 +31,7 @@ LOGITS = {"cuda": 1 << 28, "mps": 1 << 26, "cpu": 1 << 24}  # at a time, per mod
 class TokenStream:
     """Token ids of a text."""
 
-    ids: np.ndarray  # uint16 (tokens,)
+    ids: np.ndarray  # uint16 or uint32 (tokens,)
     mask: np.ndarray | None = None  # uint8 (tokens,), 1 for targets; None if every token is one
     token_bytes: np.ndarray | None = None  # (V,) bytes of the text of each id; None without a tokenizer
 

@@ -8,7 +8,7 @@ from finetune.common.errors import UsageError
 from finetune.data import dataset as datasets
 from finetune.data import sources
 from finetune.data.dataset import Dataset
-from finetune.data.tokenizer import CharTokenizer, Tokenizer
+from finetune.data.tokenizer import Tokenizer
 from finetune.evaluation.loss import TokenStream
 from finetune.runs.datasets import find_dataset, find_dataset_of_run, find_prepared, newest_start
 from finetune.runs.inputs import ModelRef, check_vocabulary
@@ -38,7 +38,7 @@ def open_split(dataset: Dataset, split: str, model: ModelRef) -> TokenStream:
     datasets.check_ids(dataset, split, stats, model.config.vocab_size, model.name)
     if stats.tokens < 2:
         raise UsageError(f"{dataset.bin(split)}: has {stats.tokens} token; at least two are needed to predict one")
-    ids, mask = np.memmap(dataset.bin(split), dtype="<u2", mode="r"), None
+    ids, mask = dataset.open_bin(split), None
     if path := dataset.mask(split):
         mask = np.memmap(path, dtype=np.uint8, mode="r")
         if not mask[1:].any():
@@ -58,7 +58,7 @@ def open_general(name: str, model: ModelRef) -> TokenStream:
     for chunk in sources.documents_of(found):
         ids.append(tokenizer.encode(chunk.text))
         if eot is not None and (chunk.is_last or chunk.eot_after):
-            ids.append(np.array([eot], np.uint16))
+            ids.append(np.array([eot], tokenizer.dtype))
     stream = TokenStream(np.concatenate(ids), token_bytes=token_bytes(tokenizer))
     if len(stream.ids) < 2:
         raise UsageError(f"general: {name} has {len(stream.ids)} tokens; at least two are needed to predict one")
@@ -83,12 +83,9 @@ def document_spans(dataset: Dataset, split: str, asked_by: str) -> np.ndarray:
 
 
 def token_bytes(tokenizer: Tokenizer | None) -> np.ndarray | None:
-    """Bytes of text of each id, (65536,), 0 for special tokens; None without a tokenizer."""
+    """Bytes of text of each id, (65536,) or more, 0 for special tokens; None without a tokenizer."""
     if tokenizer is None:
         return None
-    sizes = np.zeros(1 << 16)
-    if isinstance(tokenizer, CharTokenizer):
-        sizes[: tokenizer.vocab_size] = [len(char.encode("utf-8", "surrogatepass")) for char in tokenizer.chars]
-    else:
-        sizes[list(tokenizer.vocabulary.values())] = [len(token) for token in tokenizer.vocabulary]
+    sizes = np.zeros(max(tokenizer.vocab_size, 1 << 16))
+    sizes[: tokenizer.vocab_size] = [len(text) for text in tokenizer.token_bytes]
     return sizes

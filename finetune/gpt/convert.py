@@ -26,6 +26,13 @@ FIXED_KEYS = {
     "reorder_and_upcast_attn": False,
     "tie_word_embeddings": True,
 }
+# keys without a meaning here, for a model whose source does not set them
+DEFAULTS = {"initializer_range": 0.02, "use_cache": True}
+# keys of a source's config.json that would be wrong in another directory
+DROPPED_KEYS = ("_name_or_path", "transformers_version", "auto_map")
+# fields of GPTConfig that nanoGPT lacks, in the `config` of its checkpoint
+KEPT_IN_NANOGPT = ("activation_function", "bos_token_id", "eos_token_id", "generation_config", "other_keys")
+SHORT_CONTEXT = 512  # pipeline() generates 256 tokens where a model does not say how many
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
@@ -61,13 +68,12 @@ def from_nanogpt(checkpoint: dict[str, Any]) -> tuple[GPTConfig, dict[str, Tenso
     trained_with = trained_with if isinstance(trained_with, dict) else {}
     vocab_size = 50257 if args["vocab_size"] == 50304 else args["vocab_size"]
     end = 50256 if vocab_size == 50257 else None
+    defaults = dict(zip(KEPT_IN_NANOGPT, ("gelu", end, end, None, {})))
     config = GPTConfig(
         **{key: args[key] for key in ("block_size", "n_layer", "n_head", "n_embd")},
         vocab_size=vocab_size,
         dropout=args.get("dropout", 0.0),
-        activation_function=trained_with.get("activation_function", "gelu"),
-        bos_token_id=trained_with.get("bos_token_id", end),
-        eos_token_id=trained_with.get("eos_token_id", end),
+        **{key: trained_with.get(key, value) for key, value in defaults.items()},
     )
     state = {name.removeprefix("_orig_mod.").removeprefix("transformer."): t for name, t in checkpoint["model"].items()}
     state = {name: t for name, t in state.items() if name != "lm_head.weight" and not name.endswith(".attn.bias")}
@@ -90,7 +96,7 @@ def to_nanogpt(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Any]:
     model = {f"transformer.{name}": tensor.contiguous() for name, tensor in without_padding(state, config).items()}
     model["lm_head.weight"] = model["transformer.wte.weight"]  # one tensor, which is saved once
     shape = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")}
-    kept = {name: getattr(config, name) for name in ("activation_function", "bos_token_id", "eos_token_id")}
+    kept = {name: getattr(config, name) for name in KEPT_IN_NANOGPT}
     return {"model": model, "model_args": {**shape, "bias": True, "dropout": 0.0}, "config": kept}
 
 
@@ -116,20 +122,27 @@ def config_from_hf(hf: dict[str, Any]) -> GPTConfig:
         refused.append(f"activation_function={activation}")
     if refused:
         raise ValueError(f"a GPT-2 with {', '.join(refused)} cannot be represented")
-    given = {"bos_token_id": 50256, "eos_token_id": 50256} | {key: hf[key] for key in SAME_KEYS if key in hf}
+    _check_ids("eos_token_id", hf.get("eos_token_id"))
+    given: dict[str, Any] = {"bos_token_id": 50256, "eos_token_id": 50256} | {
+        key: hf[key] for key in SAME_KEYS if key in hf
+    }
     try:
-        return GPTConfig(
+        config = GPTConfig(
             block_size=hf.get("n_positions", 1024),
             activation_function="gelu" if activation == "gelu" else "gelu_new",
             **given,
         )
     except TypeError as error:
         raise ValueError(f"not a GPT-2 configuration: {error}") from None
+    ours = {*config_to_hf(config), *DROPPED_KEYS} - DEFAULTS.keys()
+    config.other_keys = {key: value for key, value in hf.items() if key not in ours}
+    return config
 
 
 def config_to_hf(config: GPTConfig, dtype: str = "float32") -> dict[str, Any]:
     """The contents of a Hugging Face config.json for weights of this dtype."""
     return {
+        **config.other_keys,
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "n_positions": config.block_size,
@@ -139,12 +152,39 @@ def config_to_hf(config: GPTConfig, dtype: str = "float32") -> dict[str, Any]:
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
         "attn_pdrop": config.dropout,
-        "initializer_range": 0.02,
+        **{key: config.other_keys.get(key, value) for key, value in DEFAULTS.items()},
         **FIXED_KEYS,
-        "use_cache": True,
         "dtype": dtype,
         "torch_dtype": dtype,
     }
+
+
+def generation_config_from_hf(found: object) -> dict[str, Any]:
+    """The contents of a generation_config.json, checked. Raises ValueError."""
+    if not isinstance(found, dict):
+        raise ValueError("it holds no object")
+    _check_ids("eos_token_id", found.get("eos_token_id"))
+    return found
+
+
+def _check_ids(key: str, value: object) -> None:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(one) is int for one in ids):
+        raise ValueError(f"{key} is {value!r}, and not an id or a list of ids")
+
+
+def generation_config(config: GPTConfig) -> dict[str, Any]:
+    """The contents of generation_config.json: as they were in the model's source, with `max_length` where pipeline()
+    would run past the last position."""
+    found = dict(config.generation_config or {})
+    if config.generation_config is None:
+        tokens = {key: getattr(config, key) for key in ("bos_token_id", "eos_token_id")}
+        tokens["pad_token_id"] = config.other_keys.get("pad_token_id")
+        found = {"max_length": config.block_size} | {key: value for key, value in tokens.items() if value is not None}
+    limits = [found[key] for key in ("max_length", "max_new_tokens") if found.get(key) is not None]
+    if not limits and config.block_size < SHORT_CONTEXT:
+        found["max_length"] = config.block_size
+    return found
 
 
 def _checked(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:

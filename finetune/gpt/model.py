@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Self
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,9 @@ class GPTConfig:
     layer_norm_epsilon: float = 1e-5
     dropout: float = 0.0
     bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    generation_config: dict[str, Any] | None = None  # generation_config.json of the model that this one came from
+    other_keys: dict[str, Any] = field(default_factory=dict)  # of its config.json, without a meaning here
 
     def __post_init__(self) -> None:
         if self.n_embd % self.n_head:
@@ -44,6 +46,14 @@ class GPTConfig:
     @property
     def mlp_width(self) -> int:
         return self.n_inner or 4 * self.n_embd
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The ids that end a text, as transformers finds them: those of generation_config.json, else of config.json."""
+        found = (self.generation_config or {}).get("eos_token_id")
+        if found is None:
+            found = self.eos_token_id
+        return frozenset(found if isinstance(found, list) else [] if found is None else [found])
 
     @property
     def padded_vocab_size(self) -> int:
@@ -143,6 +153,9 @@ class Transformer(nn.Module):
         self.config.block_size = block_size
         self.wpe.num_embeddings = block_size
         self.wpe.weight = nn.Parameter(self.wpe.weight[:block_size].clone())
+        generation = self.config.generation_config or {}
+        if (generation.get("max_length") or 0) > block_size:
+            self.config.generation_config = {**generation, "max_length": block_size}
 
     def set_dropout(self, dropout: float) -> None:
         """Set the probability of every dropout."""

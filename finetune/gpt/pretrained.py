@@ -18,7 +18,7 @@ from finetune.common.network import SECONDS, hub_file
 from finetune.gpt import convert
 from finetune.gpt.model import GPTConfig
 
-MODEL_FILES = ["*.json", "*.safetensors", "merges.txt"]
+MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model"]
 
 
 def find(source: str | Path) -> Path:
@@ -101,17 +101,16 @@ def save(directory: str | Path, weights: dict[str, Tensor], config: GPTConfig) -
     write_tensors(directory / "model.safetensors", convert.to_hf(weights, config))
     dtype = str(weights["wte.weight"].dtype).removeprefix("torch.")
     write_json(directory / "config.json", convert.config_to_hf(config, dtype))
-    # max_length keeps pipeline() from running past the last position of a short context
-    generation = {"max_length": config.block_size}
-    for key in ("bos_token_id", "eos_token_id"):
-        if (token := getattr(config, key)) is not None:
-            generation[key] = token
-    write_json(directory / "generation_config.json", generation)
+    write_json(directory / "generation_config.json", convert.generation_config(config))
 
 
 def _read_config(path: Path) -> GPTConfig:
     try:
-        return convert.config_from_hf(read_json(path))
+        config = convert.config_from_hf(read_json(path))
+        path = path.with_name("generation_config.json")
+        if path.is_file():
+            config.generation_config = convert.generation_config_from_hf(read_json(path))
+        return config
     except (ValueError, TypeError, ArithmeticError, AttributeError, OSError) as error:
         raise UsageError(f"{path}: {error}") from None
 
@@ -210,7 +209,7 @@ def _has_weights(folder: Path) -> bool:
 
 def _has_tokenizer(folder: Path) -> bool:
     vocab_and_merges = (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
-    return vocab_and_merges or (folder / "tokenizer.json").exists()
+    return vocab_and_merges or any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt", "spiece.model"))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, SupportsInt
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finetune.common.errors import UsageError
 from finetune.gpt import GPT
 from finetune.gpt.generate import Sampler
 
@@ -37,18 +38,19 @@ class SampleOptions(Sampler):
     max_new_tokens: int = 200
     seed: int | torch.Generator = 1337  # a generator goes on where it is
     stop: str = ""  # a text that ends a sample
-    ignore_eos: bool = False  # end-of-text does not end a sample
+    ignore_eos: bool = False  # the ids of `ends_of` do not end a sample
+    other_ends: Collection[int] = ()  # more ids that end a sample
     copy_blocker: CopyBlocker | None = None
 
 
 class Sample:
     """One continuation of a prompt: `ids`, their `text`, and `finish_reason`, None until it ends.
 
-    "end_of_text": the id `end` came, which `ids` leave out. "stop": `stop` came; the text is cut before it, `ids` are
-    not. "max_copy": the copy blocker left no id. "length": max_new_tokens."""
+    "end_of_text": one of the ids `ends` came, which `ids` leave out. "stop": `stop` came; the text is cut before it,
+    `ids` are not. "max_copy": the copy blocker left no id. "length": max_new_tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, end: int | None = None, stop: str = "") -> None:
-        self.tokenizer, self.end, self.stop = tokenizer, end, stop
+    def __init__(self, tokenizer: Tokenizer, ends: Collection[int] = (), stop: str = "") -> None:
+        self.tokenizer, self.ends, self.stop = tokenizer, ends, stop
         self.ids: list[int] = []
         self.text = ""
         self.finish_reason: str | None = None
@@ -59,7 +61,7 @@ class Sample:
         for i in ids:
             if self.finish_reason:
                 return
-            if i == self.end:
+            if i in self.ends:
                 self.finish("end_of_text")
                 return
             self.ids.append(i)
@@ -86,18 +88,32 @@ class Sample:
             self.text, self.finish_reason = self.text[:at], "stop"
 
 
+def ends_of(model: GPT, tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids that end a text: those of the model's generation settings, and the tokenizer's end-of-text."""
+    return model.config.end_ids | ({tokenizer.eot} if tokenizer.eot is not None else set())
+
+
+def check_prompt(prompt: np.ndarray, model: str, vocab_size: int) -> None:
+    """Raise UsageError for ids that `model` has no embedding for."""
+    if len(prompt) and prompt.max() >= vocab_size:
+        problem = f"has the token {prompt.max():,} of the tokenizer, and {model} has {vocab_size:,} ids"
+        raise UsageError(f"the prompt {problem}; leave its added tokens out")
+
+
 def draw_samples(
     model: GPT, tokenizer: Tokenizer, prompt: np.ndarray, show: Callable[[Sample], None] | None = None, **options: Any
 ) -> list[Sample]:
     """Continuations of a prompt (int64 ids), in one batch. `options` are the fields of `SampleOptions`.
 
-    `show(sample)` is called with the first sample after each of its tokens."""
+    `show(sample)` is called with the first sample after each of its tokens. Raises UsageError for a prompt with ids
+    that the model lacks."""
     asked = SampleOptions(**options)
+    check_prompt(prompt, "the model", model.config.vocab_size)
     device = model.wte.weight.device
     seed = asked.seed
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator(device).manual_seed(seed)
-    end = None if asked.ignore_eos else tokenizer.eot
-    samples = [Sample(tokenizer, end, asked.stop) for _ in range(asked.num_samples)]
+    ends = frozenset() if asked.ignore_eos else ends_of(model, tokenizer).union(asked.other_ends)
+    samples = [Sample(tokenizer, ends, asked.stop) for _ in range(asked.num_samples)]
 
     def add_tokens(new: Tensor) -> bool:
         for sample, ids in zip(samples, new.tolist()):
@@ -110,7 +126,7 @@ def draw_samples(
         torch.from_numpy(prompt).to(device).expand(asked.num_samples, -1),
         asked.max_new_tokens,
         generator=generator,
-        logits_processor=_copy_processor(asked.copy_blocker, samples, tokenizer, end) if asked.copy_blocker else None,
+        logits_processor=_copy_processor(asked.copy_blocker, samples, tokenizer, ends) if asked.copy_blocker else None,
         callback=add_tokens,
         callback_every=1 if show or asked.copy_blocker or device.type == "cpu" else 16,  # each call waits for the GPU
         **{field.name: getattr(asked, field.name) for field in fields(Sampler)},
@@ -121,15 +137,15 @@ def draw_samples(
 
 
 def _copy_processor(
-    copy_blocker: CopyBlocker, samples: list[Sample], tokenizer: Tokenizer, end: int | None
+    copy_blocker: CopyBlocker, samples: list[Sample], tokenizer: Tokenizer, ends: Collection[int]
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """A logits processor that excludes what `copy_blocker` names, also spelled in shorter tokens, but never `end`."""
+    """A logits processor that excludes what `copy_blocker` names, also spelled in shorter tokens, but never `ends`."""
 
     def process(_: Tensor, logits: Tensor) -> Tensor:
         for sample, row in zip(samples, logits):
             if sample.finish_reason:
                 continue
-            blocked = {int(i) for i in copy_blocker(sample.ids)} - {end}
+            blocked = {int(i) for i in copy_blocker(sample.ids)}.difference(ends)
             blocked = sorted(blocked.union(*(tokenizer.beginnings(i) for i in blocked)))
             if len(blocked) == len(row):
                 sample.finish("max_copy")

@@ -20,6 +20,7 @@ def run_chat(model: GPT, tokenizer: Tokenizer, template: str, seed: int, setting
     generator = torch.Generator(model.wte.weight.device).manual_seed(seed)
     # at least half of the context is left for the conversation
     max_prompt = model.config.block_size - min(settings["max_new_tokens"], model.config.block_size // 2)
+    settings = {**settings, "other_ends": turn_ends(template, tokenizer)}
     messages: list[dict[str, str]] = []
     is_terminal = sys.stdin.isatty()
     while (line := _read_line(len(messages) // 2, is_terminal)) is not None:
@@ -35,6 +36,19 @@ def run_chat(model: GPT, tokenizer: Tokenizer, template: str, seed: int, setting
         write_new_text(sample)
         print("\n" if is_terminal else "", flush=True)  # and an empty line on a terminal
         messages.append({"role": "assistant", "content": sample.text})
+
+
+def turn_ends(template: str, tokenizer: Tokenizer) -> set[int]:
+    """The id of the added or special token, such as <|im_end|>, that a chat template writes right after what the
+    assistant says; empty if there is none."""
+    said = "what is said"
+    try:
+        text = chat.render(template, [{"role": "user", "content": "ask"}, {"role": "assistant", "content": said}])
+    except UsageError:
+        return set()
+    behind = text.rpartition(said)[2]
+    ids = tokenizer.encode(behind, special=True)[:1].tolist() if behind and tokenizer.kind != "char" else []
+    return {i for i in ids if i in tokenizer.added.values() or not tokenizer.token_bytes[i]}
 
 
 def _read_line(turns: int, is_terminal: bool) -> str | None:

@@ -76,12 +76,14 @@ def find_model(name: str | Path, shape_only: bool = False) -> ModelRef:
     return ModelRef(str(name), path, config, tokenizer, read_json_object(folder / "finetune.json"))
 
 
-def _model_from_scratch(recipe: Recipe, tokenizer: Tokenizer | None) -> ModelRef:
-    vocab_size, end = GPT2_VOCAB, GPT2_EOT
+def _model_from_scratch(recipe: Recipe, dataset: Dataset | None) -> ModelRef:
+    tokenizer, vocab_size = (dataset.tokenizer, dataset.vocab_size) if dataset else (None, None)
+    if vocab_size is None:  # of bins alone, or of a dataset that does not exist yet
+        vocab_size = ASSUMED_CHAR_VOCAB_SIZE if recipe.tokenizer == "char" else GPT2_VOCAB
     if tokenizer:
-        vocab_size, end = tokenizer.vocab_size, tokenizer.eot
-    elif recipe.tokenizer == "char":
-        vocab_size = ASSUMED_CHAR_VOCAB_SIZE
+        end = tokenizer.eot
+    else:
+        end = GPT2_EOT if vocab_size > GPT2_EOT else None
     config = GPTConfig(
         block_size=recipe.block_size or 1024,
         vocab_size=vocab_size,
@@ -95,12 +97,12 @@ def _model_from_scratch(recipe: Recipe, tokenizer: Tokenizer | None) -> ModelRef
 
 
 def find_model_of_recipe(
-    recipe: Recipe, tokenizer: Tokenizer | None, saved_config: dict[str, Any] | None = None, shape_only: bool = False
+    recipe: Recipe, dataset: Dataset | None, saved_config: dict[str, Any] | None = None, shape_only: bool = False
 ) -> ModelRef:
     """The model that a recipe trains. Raises UsageError.
 
     Args:
-        tokenizer: that of the dataset, for a model from scratch.
+        dataset: gives tokenizer and vocabulary to a model from scratch.
         saved_config: the model's config in the saved state, for init_from=resume.
     """
     if saved_config:  # init_from=resume: only config and tokenizer of this ModelRef are used
@@ -108,7 +110,7 @@ def find_model_of_recipe(
         tokenizer = tokenizers.from_directory(out_dir / "best")
         return ModelRef(recipe.out_dir, out_dir, GPTConfig(**saved_config), tokenizer)
     if recipe.init_from == "scratch":
-        return _model_from_scratch(recipe, tokenizer)
+        return _model_from_scratch(recipe, dataset)
     return find_model(recipe.init_from, shape_only)
 
 
@@ -120,27 +122,33 @@ def find_model_and_datasets(
     The datasets come first, so that a missing one is reported before a model is downloaded. The arguments are those of
     `find_model_of_recipe`."""
     found = find_datasets(recipe, lambda: tokenizer_choice(recipe, shape_only))
-    model = find_model_of_recipe(recipe, found[0].tokenizer, saved_config, shape_only)
-    check_vocabulary(found[0], model)
+    model = find_model_of_recipe(recipe, found[0], saved_config, shape_only)
+    for dataset in found:
+        check_vocabulary(dataset, model)
     return dataclasses.replace(model, tokenizer=found[0].tokenizer or model.tokenizer), found
 
 
 def check_vocabulary(dataset: Dataset, model: ModelRef) -> None:
-    """Raise UsageError unless the dataset holds ids of the model's tokenizer, as far as both tell."""
+    """Raise UsageError unless the dataset holds ids of the model's tokenizer, as far as both tell. A tokenizer that is
+    only assumed gives way to the model's."""
     dataset_tokenizer, model_tokenizer = dataset.tokenizer, model.tokenizer
-    if dataset_tokenizer is None:
+    if dataset.vocab_size is None:
         return
-    if model_tokenizer:
+    if model_tokenizer and dataset_tokenizer:
         fits = dataset_tokenizer.fingerprint == model_tokenizer.fingerprint
     else:
-        sizes = (dataset_tokenizer.vocab_size, model.config.vocab_size)
+        sizes = (dataset.vocab_size, model.config.vocab_size)
         fits = sizes[0] == sizes[1] or sizes == (GPT2_VOCAB, GPT2_PADDED_VOCAB)
     if fits:
         return
+    if dataset.is_assumed:
+        dataset.forget_tokenizer()
+        return
     advice = f"prepare the text with --tokenizer={model.name if model_tokenizer else 'gpt2'}"
-    if dataset_tokenizer.kind == "char":
-        advice += ", or train on characters with init_from=scratch"
-    holds, uses = dataset_tokenizer.describe()["name"], model.describe_vocabulary()
+    if dataset_tokenizer is None or dataset_tokenizer.kind == "char":
+        advice += ", or train on these ids with init_from=scratch"
+    holds = dataset_tokenizer.describe()["name"] if dataset_tokenizer else f"a vocabulary of {dataset.vocab_size:,} ids"
+    uses = model.describe_vocabulary()
     if holds == uses:
         uses = "another vocabulary of that size"
     raise UsageError(f"{dataset.directory} holds ids of {holds}, but {model.name} uses {uses}; {advice}")
@@ -171,7 +179,7 @@ def require_tokenizer(model: ModelRef) -> Tokenizer:
         return model.tokenizer
     meta = model.folder / "meta.pkl"
     if meta.is_file():
-        return _char_tokenizer_from_meta(meta, model)
+        return _tokenizer_from_meta(meta, model)
     if model.config.vocab_size == GPT2_VOCAB:
         return tokenizers.gpt2()
     beside = " (a nanoGPT model of characters needs its meta.pkl beside ckpt.pt)" if model.path.is_file() else ""
@@ -220,12 +228,17 @@ def _folder(path: Path) -> Path:
     return path.parent if path.is_file() else path
 
 
-def _char_tokenizer_from_meta(meta: Path, model: ModelRef) -> CharTokenizer:
+def _tokenizer_from_meta(meta: Path, model: ModelRef) -> Tokenizer:
     try:
-        tokenizer = CharTokenizer(nanogpt_meta.read(meta.read_bytes()))
+        described = nanogpt_meta.read(meta.read_bytes())
     except ValueError as error:
         raise UsageError(f"{meta}: {error}") from None
     ids = model.config.vocab_size
-    if tokenizer.vocab_size != ids:
-        raise UsageError(f"{meta}: has {tokenizer.vocab_size} characters, and {model.path.name} {ids:,} ids")
-    return tokenizer
+    if described.tokens is None and ids == GPT2_VOCAB:
+        return tokenizers.gpt2()
+    if described.chars is None:
+        holds = "words, and nothing says how a text is cut into them" if described.tokens else "only the number of ids"
+        raise UsageError(f"{meta}: holds {holds}, so {model.path.name} has no tokenizer")
+    if ids not in (described.vocab_size, len(described.chars)):
+        raise UsageError(f"{meta}: has {described.vocab_size} characters, and {model.path.name} {ids:,} ids")
+    return CharTokenizer(described.chars)

@@ -45,7 +45,7 @@ def setup_run(
     if device.sharding:
         _check_sharded(recipe_in_use, choose_mode, find_batch_size)
     with device.accelerator.local_main_process_first():  # one process builds caches, the others find them
-        found, datasets, prompt = _find_inputs(recipe, saved)
+        found, datasets, prompt = _find_inputs(recipe, saved, say)
         train, val, hashes = _prepare_splits(recipe, found, datasets, device)
     identity = _identity(recipe, train, hashes)
     schedule = schedules.schedule(recipe, train.num_rows)
@@ -115,9 +115,14 @@ def _check_sharded(recipe: Recipe, choose_mode: bool, find_batch_size: bool) -> 
             raise UsageError(problem)
 
 
-def _find_inputs(recipe: Recipe, saved: SavedState | None) -> tuple[ModelRef, list[Dataset], np.ndarray | None]:
+def _find_inputs(
+    recipe: Recipe, saved: SavedState | None, say: Callable[[str], None]
+) -> tuple[ModelRef, list[Dataset], np.ndarray | None]:
     """`(model, datasets, prompt)`: not loaded yet; the ids of the samples' prompt, or None without samples."""
     model, datasets = find_model_and_datasets(recipe, saved.state["config"] if saved else None)
+    for dataset in datasets:
+        if dataset.note:
+            say(dataset.note)
     prompt = prompt_ids(model.tokenizer, recipe.start) if recipe.num_samples and model.tokenizer else None
     lora.check_rank(recipe, model.config)
     return with_block_size(model, recipe.block_size), datasets, prompt

@@ -15,7 +15,7 @@ from finetune.config.recipe import Recipe
 from finetune.config.schedule import Schedule
 from finetune.data.batches import Blocks, ConcatBlocks
 from finetune.data.sampler import BlockSampler, MixtureSampler
-from finetune.data.tokenizer import BPETokenizer, CharTokenizer
+from finetune.data.tokenizer import Tokenizer
 from finetune.gpt import GPT, lora
 from finetune.runs import checkpoints
 from finetune.runtime.device import Device
@@ -97,7 +97,7 @@ class Setup:
     dataset_names: list[str] = field(default_factory=list)
     dataset_facts: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)  # what must not change when the run is resumed
-    tokenizer: BPETokenizer | CharTokenizer | None = None
+    tokenizer: Tokenizer | None = None
     prompt: np.ndarray | None = None  # ids of the samples' prompt; None without samples
     max_eval_rows: int | None = None  # of an evaluation; None is the whole split
     # the recipe's, or chosen by memory=auto

@@ -7,8 +7,10 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from finetune.data import documents
 from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk
+from finetune.data.hf_tokenizer import HFTokenizer
 from finetune.data.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 
 GROUP_TOKENS = 1 << 17  # decoded at a time, so that the arrays stay in the cache
@@ -20,6 +22,9 @@ def documents_of_bin(
 ) -> Iterator[Chunk]:
     """The documents of a split without their end-of-text. Prompts and answers are Chunks of their own. A document of
     more than `chunk_tokens` is cut before white space, else between two characters."""
+    if isinstance(tokenizer, HFTokenizer) or dataset.dtype.itemsize > 2:
+        yield from documents.documents_of_bin(dataset, split, tokenizer)
+        return
     decoder = _Decoder(tokenizer)
     rest, ends = _Part(np.zeros(0, np.uint16), np.zeros(0, bool)), dataset.document_ends(split)
     offset = 0  # of `rest` in the bin
@@ -59,7 +64,7 @@ def _read_mask(file: BinaryIO, size: int) -> np.ndarray:
 
 
 class _Decoder:
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: BPETokenizer | CharTokenizer) -> None:
         self.tokenizer = tokenizer
         table = _token_bytes(tokenizer)
         self.content = np.frombuffer(b"".join(table), np.uint8)
@@ -113,7 +118,7 @@ class _Decoder:
         return np.take(self.content, of_byte, mode="clip").tobytes(), places
 
 
-def _token_bytes(tokenizer: Tokenizer) -> list[bytes]:
+def _token_bytes(tokenizer: BPETokenizer | CharTokenizer) -> list[bytes]:
     table = [b""] * max(tokenizer.vocab_size, 1 << 16)
     if isinstance(tokenizer, BPETokenizer):
         for text, i in tokenizer.vocabulary.items():

@@ -36,8 +36,12 @@ def open_corpus(names: list[str], val: str, read_options: ReadOptions, choice: s
 
 def _open_prepared(directory: str, choice: str) -> tuple[Reader, Tokenizer]:
     dataset = datasets.load(directory)
+    if dataset.is_assumed and choice:
+        dataset.forget_tokenizer()
     if dataset.tokenizer and choice:
         raise UsageError(f"--tokenizer: has no effect, because {directory} says which tokenizer it was made with")
+    if dataset.tokenizer is None and dataset.note and not choice:
+        raise UsageError(f"{dataset.note}; --tokenizer=DIR names it")
     # nanoGPT's bins are GPT-2's without a meta.pkl
     tokenizer = dataset.tokenizer or find_tokenizer(choice or "gpt2")
     owner = f"the tokenizer ({tokenizer.describe()['name']})"

@@ -170,7 +170,8 @@ def _seconds_of_a_byte(out_dir: str) -> float:
 def _blocks(plan: Plan) -> Blocks:
     """Random blocks. Isolated documents in them are as long as those of the data."""
     T, rows = plan.block_size, max(MICRO_BATCHES * plan.recipe.micro_batch_size, 32)
-    ids = np.random.default_rng(0).integers(0, plan.config.vocab_size, rows * T + 1, dtype=np.uint16)
+    dtype = np.uint16 if plan.config.vocab_size <= 1 << 16 else np.uint32
+    ids = np.random.default_rng(0).integers(0, plan.config.vocab_size, rows * T + 1, dtype=dtype)
     blocks = Blocks.from_tokens(ids, T)
     if not plan.data.isolated:
         return blocks
