@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from finetune.config.cli import parse, run
 from finetune.config.options import option
-from finetune.data.tables import ColumnOptions
+from finetune.data.tables import ReadOptions
 
 T = TypeVar("T")
 USAGE = """usage: python -m finetune.doctor DIR|SOURCE... [--fix=dedup,leaks,encoding --out_dir=DIR] [--key=value ...]
@@ -23,7 +23,7 @@ code."""
 
 
 @dataclass
-class Options(ColumnOptions):
+class Options(ReadOptions):
     sources: list[str] = option([], "a prepared directory, or whatever prepare reads")
     val: str = option("", "validation sources, separated by commas; a prepared directory has its own")
     tokenizer: str = option("", "gpt2 or a model directory, to count tokens [gpt2]; a prepared directory has its own")
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     from finetune.tools.doctor.corpus import open_corpus
     from finetune.tools.doctor.report import report
 
-    read, tokenizer = open_corpus(options.sources, options.val, options.columns(), options.tokenizer)
+    read, tokenizer = open_corpus(options.sources, options.val, options, options.tokenizer)
     splits = read()
     outputs = cleaning.output_files(options.out_dir, splits) if options.fix else {}
     facts = quality.examine(_with_progress(splits), tokenizer)

@@ -21,12 +21,15 @@ def main(argv: list[str]) -> None:
         raise UsageError(problem)
     from finetune.evaluation import table
     from finetune.evaluation.evaluator import evaluate
+    from finetune.runs.datasets import changed_since
 
     event, main_process = evaluate(options)
     if main_process:
         print(table.table(event))
         if options.out_dir is not None:
             table.record(options.out_dir, event)
+            if line := changed_since(options.out_dir, event["dataset"]):
+                print(line)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from typing import Literal
 from finetune.config.cli import parse, run
 from finetune.config.options import option
 from finetune.data.sources import NO_TEXT
-from finetune.data.tables import ColumnOptions
+from finetune.data.tables import ReadOptions
 
-EXAMINED = 100_000_000  # bytes of text that `doctor=auto` examines, in some twenty seconds
+EXAMINED = 2_000_000_000  # bytes of text that `doctor=auto` examines, in a minute
 USAGE = """usage: python -m finetune.prepare SOURCE... --out_dir=DIR [--key=value ...]
 
 Tokenizes text into train.bin and val.bin. SOURCE is a file (txt, md, jsonl, json, csv, parquet; also compressed), a
@@ -24,7 +24,7 @@ python_docs (part of Python)."""
 
 
 @dataclass
-class Options(ColumnOptions):
+class Options(ReadOptions):
     sources: list[str] = option([], "files, directories, patterns, data sets, or the names of texts")
     out_dir: str = option("", "directory to write; data/SOURCE for a single source")
     tokenizer: str = option(
@@ -35,13 +35,16 @@ class Options(ColumnOptions):
     revision: str | None = option(None, "the revision of a Hub data set")
     val_fraction: float = option(0.1, "validation share: of the documents, or the end of one text", gt=0, le=0.5)
     val: str | None = option(None, "validation source instead; several are separated by commas")
+    keep_split: str | None = option(None, "a prepared directory: its documents stay in its train and its val")
     seed: int = option(1337, "random seed of the choice of validation documents", ge=0)
     overflow: Literal["split", "drop", "error"] = option(
         "split", "documents of more than max_tokens: cut in training, left out, or refused"
     )
     max_tokens: int = option(1024, "longest document, end-of-text included; give your block_size", ge=2)
     num_proc: int = option(0, "tokenizer threads; 0 is one per core", ge=0)
-    doctor: Literal["auto", "true", "false"] = option("auto", "run finetune.doctor at the end; auto: up to 100 MB")
+    overwrite: bool = option(False, "replace prepared data that a run was trained on")
+    doctor: Literal["auto", "true", "false"] = option("auto", "run finetune.doctor at the end; auto: up to 2 GB")
+    dry_run: bool = option(False, "read everything, say what it is and show three documents; nothing is written")
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.sources:
@@ -49,16 +52,21 @@ class Options(ColumnOptions):
         yield from super().problems()
         if not self.out_dir and len(self.sources) > 1:
             yield "out_dir", "several sources need --out_dir=DIR"
+        if self.keep_split and self.val:
+            yield "keep_split", "cannot go with --val, which decides what val holds"
 
 
 def main(argv: list[str]) -> None:
     options, _ = parse(Options, argv, USAGE)
     from finetune.data.new_tokenizers import names_of
     from finetune.data.prepare import TokenizeOptions, prepare, summary
+    from finetune.data.run_notes import runs_on
     from finetune.tools.doctor.quality import examine_dataset
     from finetune.tools.doctor.report import report
 
-    out_dir = options.out_dir or f"data/{Path(options.sources[0]).stem}"
+    if options.dry_run:
+        return _dry_run(options)
+    out_dir = options.out_dir or _default_dir(options.sources[0])
     dataset = prepare(
         options.sources,
         out_dir,
@@ -66,18 +74,56 @@ def main(argv: list[str]) -> None:
         options.val_fraction,
         options.val.split(",") if options.val else (),
         options.seed,
-        TokenizeOptions(options.overflow, options.max_tokens, options.num_proc, names_of(options.add_tokens)),
-        columns=options.columns(),
+        TokenizeOptions(
+            options.overflow,
+            options.max_tokens,
+            options.num_proc,
+            add_tokens=names_of(options.add_tokens),
+            keep_split=options.keep_split,
+            overwrite=options.overwrite,
+        ),
+        read_options=options,
         split=options.split,
         revision=options.revision,
     )
+    for line in dataset.meta["read"]:
+        print(line)
     print(summary(dataset))
     print(f"wrote {out_dir}/train.bin, val.bin and meta.json ({dataset.meta['tokenizer']['name']})")
+    for run_dir in runs_on(out_dir):
+        print(f"the same data as before: the run {run_dir} was trained on them")
     is_small = sum(facts["bytes"] for facts in dataset.meta["splits"].values()) <= EXAMINED
     if options.doctor == "true" or (options.doctor == "auto" and is_small):
         print(f"\n{report(examine_dataset(dataset))}")
     elif options.doctor == "auto":
         print(f"not examined, because it is large: python -m finetune.doctor {out_dir}")
+
+
+def _default_dir(source: str) -> str:
+    """data/NAME for a source."""
+    return f"data/{'stdin' if source == '-' else Path(source).stem}"
+
+
+def _dry_run(options: Options) -> None:
+    """Read all texts and print what they are."""
+    from finetune.data.new_tokenizers import TRAIN
+    from finetune.data.prepare import find_texts, find_tokenizer, report
+    from finetune.data.split import survey_documents
+    from finetune.tools.doctor.sample import sample_documents, show_sample
+
+    is_new = options.tokenizer == "char" or options.tokenizer.startswith(TRAIN)
+    tokenizer = None if is_new else find_tokenizer(_find_tokenizer(options.tokenizer))
+    val = options.val.split(",") if options.val else ()
+    given = {"split": options.split, "revision": options.revision}
+    texts = find_texts(options.sources, val, tokenizer, read_options=options, **given)
+    for found in texts.values():
+        survey_documents(found, collect_alphabet=False)
+    for line in report(texts):
+        print(line)
+    first = texts["train"][0]
+    eot = tokenizer.eot_text if tokenizer and not first.is_one_text else None
+    print(show_sample(sample_documents(first.chunks(), eot)))
+    print("dry run: nothing was written")
 
 
 def _find_tokenizer(choice: str) -> str | Path:

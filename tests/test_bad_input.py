@@ -283,7 +283,7 @@ CASES = {
     "one character": (lambda: text(b"a"), "prepare", ["t.txt", "--tokenizer=char"], "too few"),
     "latin-1": (lambda: text(b"caf\xe9"), "prepare", ["t.txt", "--tokenizer=char"], "byte 0xE9 at offset 3 (line 1)"),
     "cut in a character": (lambda: text(b"caf\xc3"), "prepare", ["t.txt", "--tokenizer=char"], "byte 0xC3 at offset 3"),
-    "UTF-16": (lambda: text("text".encode("utf-16")), "prepare", ["t.txt", "--tokenizer=char"], "looks like UTF-16LE"),
+    "UTF-16": (lambda: text("text".encode("utf-16")), "prepare", ["t.txt", "--tokenizer=char"], "looks like UTF-16"),
     "a directory as text": (lambda: Path("d").mkdir(), "prepare", ["d"], "no text there"),
     "too large a val_fraction": (lambda: text(b"abc"), "prepare", ["t.txt", "--val_fraction=0.9"], "at most 0.5"),
     "no such tokenizer": (

@@ -13,8 +13,9 @@ from finetune.common.errors import UsageError
 from finetune.data import bin_writer
 from finetune.data import dataset as datasets
 from finetune.data import tokenizer as tokenizers
-from finetune.data.documents import Chunk, documents_of_bin
+from finetune.data.documents import Chunk
 from finetune.tools.doctor import cleaning, near_duplicates, quality
+from finetune.tools.doctor.bin_reader import documents_of_bin
 from finetune.tools.doctor.report import report
 
 CLEAN = dict.fromkeys(quality.KINDS, 0)

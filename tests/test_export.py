@@ -312,7 +312,7 @@ def test_interpolation_needs_its_base_and_its_data(runs, command):
     shutil.copytree(runs / "data" / "tuned", "moved", ignore=shutil.ignore_patterns("meta.json", ".arrow"))
     Path("moved/val.bin").write_bytes(Path("moved/val.bin").read_bytes()[2:])
     code, _, error = command("export", "--out_dir=tuned", "--to=mixed", "--interpolate=auto")
-    assert code == 2 and "is not here or its val.bin has changed" in error
+    assert code == 2 and "moved changed since tuned was trained on it (its val.bin)" in error
     assert not Path("mixed").exists()
 
 

@@ -232,9 +232,9 @@ def write_json(path: Path, value: object, ensure_ascii: bool = True) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file. Raises UsageError."""
+    """The text of a UTF-8 file, without byte order mark and with every line end as \\n. Raises UsageError."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: byte at offset {error.start:,} is not UTF-8") from None
     except OSError as error:

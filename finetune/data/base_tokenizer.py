@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -13,7 +14,9 @@ import numpy as np
 
 # where GPT-2's pre-tokenizer always cuts: between a word and a single space before a word; behind a line end between
 # words; between a punctuation mark and a letter or digit
+SPACE_CUT = re.compile(r"(?<=\w)(?= \w)")
 SAFE_CUT = re.compile(r"(?<=\w)(?= \w)|(?<=\w\n)(?=\w)|(?<=[.,;:!?。，；：！？、])(?=[^\W_])")
+WHOLE = 1 << 22
 
 
 class BaseTokenizer(ABC):
@@ -54,9 +57,17 @@ class BaseTokenizer(ABC):
         """Whether ids of `other` mean the same here: one base vocabulary, and all added tokens of `other`."""
         return self.base_fingerprint == other.base_fingerprint and other.added.items() <= self.added.items()
 
+    @property
+    def cut_pattern(self) -> re.Pattern[str] | None:
+        """Where a text can be cut so that its parts have the ids of the whole; None is nowhere."""
+        return SAFE_CUT
+
     def piece_size(self, size: int) -> int:
-        """How many characters of a document must at least be encoded in one piece, where `size` are wanted."""
-        return size
+        """How many characters of a document to encode in one piece, where `size` are wanted: all if it `needs_whole`,
+        but of very long documents WHOLE, unless no cut keeps the ids."""
+        if not self.needs_whole:
+            return size
+        return max(size, WHOLE) if self.cut_pattern else sys.maxsize
 
     @property
     @abstractmethod

@@ -42,7 +42,8 @@ class CharTokenizer(BaseTokenizer):
         return ids, touches(first, first + 1, spans)
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
-        return "".join(self.chars[int(i)] for i in ids)
+        """The text of `ids`; unknown ids, such as those of a padded vocabulary, are skipped."""
+        return "".join(self.chars[int(i)] for i in ids if int(i) < self.vocab_size)
 
     def decode_bytes(self, ids: Iterable[SupportsInt]) -> bytes:
         return self.decode(ids).encode("utf-8", "surrogatepass")

@@ -1,17 +1,18 @@
 """Chat data: conversations as text, and chat templates.
 
-Each message is a line with its role, then its content. Only what the assistant says is a target, with an end-of-text
-token after each of its messages."""
+In our template each message is a line with its role, then its content. Only what the assistant says is a target, with
+an end-of-text token after each of its messages. A tokenizer with a chat template of its own renders with that."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from finetune.common.errors import UsageError
 from finetune.common.files import read_json
 from finetune.data.documents import Chunk
+from finetune.data.rows import name_of_value
 from finetune.data.tokenizer import END_OF_TEXT
 
 Message = dict[str, str]  # role, content
@@ -22,49 +23,129 @@ TEMPLATE = (
     " message['role'] == 'assistant' else '\\n\\n') }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{%"
     " endif %}"
 )
+ROLES = {
+    "user": "user human prompter customer person instruction question".split(),
+    "assistant": "assistant gpt ai bot chatbot chatgpt model agent answer response".split(),
+    "system": "system developer".split(),
+    "tool": "tool function observation function_response ipython tool_response".split(),
+}
+ROLE_OF = {spelling: role for role, spellings in ROLES.items() for spelling in spellings}
+# contents of a message that a text template has no place for
+CALLS = ("tool_calls", "function_call", "audio", "refusal", "images", "reasoning_content", "thinking")
 
 
-def messages_of(row: dict[str, Any], columns: list[str]) -> list[Message]:
-    """The messages of a table row: its column(s) of messages, or a prompt and a completion as user and assistant.
+class Turn(NamedTuple):
+    """A message. `raw` is the message as it was, for a chat template of the tokenizer's own."""
 
-    Raises ValueError if a value has another type."""
-    values: dict[str, Any] = {name: row.get(name) for name in columns}
-    are_texts = len(columns) == 2 and not any(isinstance(value, list) for value in values.values())
-    expected, description = (str, "text") if are_texts else (list, "a list of messages")
-    for name, value in values.items():
-        if not isinstance(value, expected) or value == []:
-            raise ValueError(f"column {name!r} must be {description}, not {name_of_type(value)}")
-    if are_texts:
-        return [{"role": role, "content": text} for role, text in zip(("user", "assistant"), values.values())]
-    messages = [message for value in values.values() for message in value]
-    for message in messages:
-        if not is_message(message):
-            raise ValueError(f"a message needs role and content, both text, but found {str(message)[:60]}")
-    if not any(message["role"] == "assistant" and message["content"] for message in messages):
+    role: str
+    content: str | None
+    is_target: bool
+    raw: dict[str, Any]
+
+
+class Conversation(NamedTuple):
+    """The turns of a row, and the tools that it offers."""
+
+    turns: list[Turn]
+    tools: list[Any] | None = None
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        return [turn.raw for turn in self.turns]
+
+
+def are_messages(value: object) -> bool:
+    """Whether it looks like a list of messages, with role and content or with from and value."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(one, dict) and ROLE_KEYS & one.keys() for one in value)
+    )
+
+
+ROLE_KEYS = {"role", "from", "speaker", "author"}
+
+
+def turns_of(value: object) -> list[Turn]:
+    """The turns of a list of messages, in the spelling of OpenAI, ShareGPT and their like. Raises ValueError."""
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"a list of messages is needed, not {name_of_value(value)}")
+    return [_turn(message) for message in value]
+
+
+def _turn(message: object) -> Turn:
+    if not isinstance(message, dict):
+        raise ValueError(f"a message is an object with role and content, not {name_of_value(message)}")
+    given = next((message[key] for key in ("role", "from", "speaker", "author") if key in message), None)
+    if not isinstance(given, str) or not ({"content", "value", "text"} & message.keys() or message.get("tool_calls")):
+        raise ValueError(f"a message needs role and content, both text, but found {str(message)[:60]}")
+    role = ROLE_OF.get(given.strip().lower())
+    if role is None:
+        raise ValueError(f"the role {given!r} is none of {', '.join(sorted(ROLE_OF))}")
+    content = _content(next((message[key] for key in ("content", "value", "text") if key in message), None))
+    learned = {key: message[key] for key in ("weight", "train") if message.get(key) is not None}
+    for key, choice in learned.items():
+        if choice not in (0, 1):
+            raise ValueError(f"{key} of a message is 0 or 1, not {choice!r}; parts of a weight are not supported")
+    raw = {key: value for key, value in message.items() if key not in ("from", "value", "weight", "train")}
+    raw |= {"role": role, "content": content}
+    return Turn(role, content, role == "assistant" and all(learned.values()), raw)
+
+
+def _content(value: object) -> str | None:
+    """The text of a message, also of one that is a list of parts."""
+    if value is None or isinstance(value, str):
+        return value.replace("\r\n", "\n").replace("\r", "\n") if isinstance(value, str) else None
+    if isinstance(value, list):
+        return "".join(map(_text_of_part, value))
+    raise ValueError(f"the content of a message must be text, not {name_of_value(value)}")
+
+
+def _text_of_part(part: object) -> str:
+    if isinstance(part, str):
+        return part
+    if (
+        isinstance(part, dict)
+        and isinstance(part.get("text"), str)
+        and part.get("type", "text") in ("text", "input_text", "output_text")
+    ):
+        return part["text"]
+    kind = part.get("type", "object") if isinstance(part, dict) else name_of_value(part)
+    raise ValueError(f"a part of a message is {kind!r}, and only text can be learned")
+
+
+def check(conversation: Conversation, has_template: bool) -> None:
+    """Raise ValueError if there is nothing to learn, or something that our own template cannot render."""
+    turns = conversation.turns
+    if not any(turn.role == "assistant" and (turn.content or turn.raw.get("tool_calls")) for turn in turns):
         raise ValueError("no message of the assistant has content, so there is nothing to learn")
-    return messages
+    if has_template:
+        return
+    advice = "which only a chat template of the tokenizer's own can render: --tokenizer=DIR"
+    if conversation.tools:
+        raise ValueError(f"it offers tools, {advice}")
+    for turn in turns:
+        if found := [key for key in CALLS if turn.raw.get(key)]:
+            raise ValueError(f"a message has {found[0]}, {advice}")
+        if turn.content is None:
+            raise ValueError("the content of a message is null")
+
+
+def chunks(messages: Sequence[Turn | Message]) -> Iterator[Chunk]:
+    """A conversation as the Chunks of one document, in our template."""
+    for number, message in enumerate(messages, 1):
+        turn = message if isinstance(message, Turn) else _turn(message)
+        is_last, content = number == len(messages), turn.content or ""
+        if turn.role == "assistant":
+            yield Chunk("Assistant:\n", is_target=False)
+            yield Chunk(content, is_last=is_last, is_target=turn.is_target, eot_after=not is_last)
+        else:
+            yield Chunk(f"{turn.role.capitalize()}:\n{content}\n\n", is_last=is_last, is_target=False)
 
 
 def is_message(value: object) -> bool:
     """Whether it is a dict with role and content, both text."""
     return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
-
-
-def name_of_type(value: object) -> str:
-    if value is None:
-        return "null"
-    return "an empty list" if value == [] else f"a value of type {type(value).__name__}"
-
-
-def chunks(messages: list[Message]) -> Iterator[Chunk]:
-    """A conversation as the Chunks of one document."""
-    for number, message in enumerate(messages, 1):
-        is_last = number == len(messages)
-        if message["role"] == "assistant":
-            yield Chunk("Assistant:\n", is_target=False)
-            yield Chunk(message["content"], is_last=is_last, eot_after=not is_last)
-        else:
-            yield Chunk(f"{message['role'].capitalize()}:\n{message['content']}\n\n", is_last=is_last, is_target=False)
 
 
 def template_of(directory: str | Path) -> str | None:
@@ -79,7 +160,9 @@ def template_of(directory: str | Path) -> str | None:
         return None
 
 
-def render(template: str, messages: Iterable[Message]) -> str:
+def render(
+    template: str, messages: Iterable[Message], eos: str | None = END_OF_TEXT, bos: str | None = END_OF_TEXT
+) -> str:
     """The text of messages up to the assistant's next one, as apply_chat_template of transformers renders it. Raises
     UsageError."""
     from jinja2 import TemplateError
@@ -89,7 +172,7 @@ def render(template: str, messages: Iterable[Message]) -> str:
         raise TemplateError(reason)
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    tokens = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+    tokens = {"bos_token": bos or "", "eos_token": eos or ""}
     try:
         compiled = environment.from_string(template, globals={"raise_exception": raise_exception})
         return compiled.render(messages=messages, add_generation_prompt=True, **tokens)

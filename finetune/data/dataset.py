@@ -12,12 +12,11 @@ import numpy as np
 
 from finetune.common.errors import UsageError
 from finetune.common.files import CHUNK_BYTES, read_chunks, read_json, sha256_of
-from finetune.data import nanogpt_meta
+from finetune.data import bin_formats, nanogpt_meta
 from finetune.data import tokenizer as tokenizers
 
 FORMAT = 1
-LLMC_MAGIC = 20240520
-GPT2_EOT = 50256
+GPT2_VOCAB, GPT2_PADDED_VOCAB, GPT2_EOT = 50257, 50304, 50256  # nanoGPT pads the vocabulary
 UINT16 = np.dtype("<u2")
 SIZES = ("tokens", "characters", "bytes", "documents", "targets")  # of a split, as far as known
 SOURCES_KEPT = 20  # of a corpus of many files, in the facts of a run
@@ -25,11 +24,14 @@ SOURCES_KEPT = 20  # of a corpus of many files, in the facts of a run
 
 @dataclass
 class Dataset:
-    """A prepared directory. `meta` is its meta.json, or {} for nanoGPT's bins; `tokenizer` is None if unknown."""
+    """A prepared directory. `meta` is its meta.json; of nanoGPT's bins the vocab_size of meta.pkl, or {}. `tokenizer`
+    is None if unknown."""
 
     directory: Path
     meta: dict
     tokenizer: tokenizers.Tokenizer | None
+    is_assumed: bool = False  # the tokenizer is GPT-2's because the ids allow it
+    note: str = ""  # what a run says of it
 
     def bin(self, split: str) -> Path:
         return self.directory / f"{split}.bin"
@@ -61,7 +63,18 @@ class Dataset:
         """The id that ends documents, None if there is none."""
         if "end_of_text" in self.meta:
             return self.meta["end_of_text"]
-        return self.tokenizer.eot if self.tokenizer else GPT2_EOT
+        if self.tokenizer:
+            return self.tokenizer.eot
+        return GPT2_EOT if (self.vocab_size or GPT2_VOCAB) > GPT2_EOT else None
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The ids of a model from scratch: those of the tokenizer, or of meta.json or meta.pkl; None if unknown."""
+        return self.meta.get("vocab_size") or (self.tokenizer.vocab_size if self.tokenizer else None)
+
+    def forget_tokenizer(self) -> None:
+        """Leave the tokenizer unknown that was only assumed."""
+        self.tokenizer, self.is_assumed, self.note = None, False, ""
 
     def document_ends(self, split: str) -> np.ndarray:
         """The end of each document, behind its last token, int64. Tokens behind the last end-of-text are one too.
@@ -127,7 +140,7 @@ def facts_of(datasets: list[Dataset]) -> dict:
     if len(each) == 1:
         return {**each[0], "directories": [each[0]["directory"]]}
     splits = {}
-    for split in ("train", "val"):
+    for split in each[0]["splits"]:
         counts = [facts["splits"][split] for facts in each]
         known = [name for name in counts[0] if all(name in one for one in counts)]
         splits[split] = {name: sum(one[name] for one in counts) for name in known}
@@ -147,22 +160,43 @@ def is_prepared(directory: str | Path) -> bool:
 
 
 def load(directory: str | Path) -> Dataset:
-    """The Dataset in a directory; of its bins only the sizes are checked. Raises UsageError naming the file."""
+    """The Dataset in a directory. Of its bins the sizes are checked, and without meta.json that they look like 16-bit
+    ids. Raises UsageError naming the file."""
     directory = Path(directory)
     meta_json, meta_pkl = directory / "meta.json", directory / "meta.pkl"
-    has_meta = meta_json.is_file()
-    if has_meta:
+    if meta_json.is_file():
         return _load_described(directory, meta_json)
     for split in ("train", "val"):
         check_size(directory / f"{split}.bin", guess=True)
     if (directory / "tokenizer.json").is_file():
         raise _unusable(directory, "has tokenizer.json but no meta.json, so its preparation was interrupted")
-    if not meta_pkl.is_file():
-        return Dataset(directory, {}, None)
+    return _load_nanogpt(directory, meta_pkl if meta_pkl.is_file() else None)
+
+
+def _load_nanogpt(directory: Path, meta_pkl: Path | None) -> Dataset:
+    """The Dataset of nanoGPT's bins. Without their tokens they are GPT-2's if the ids allow it: some are merged tokens,
+    and none is beyond the vocabulary."""
+    described = nanogpt_meta.NanoGPTMeta(GPT2_VOCAB, None)
     try:
-        return Dataset(directory, {}, tokenizers.CharTokenizer(nanogpt_meta.read(meta_pkl.read_bytes())))
+        if meta_pkl:
+            described = nanogpt_meta.read(meta_pkl.read_bytes())
     except ValueError as error:
         raise UsageError(f"{meta_pkl}: {error}") from None
+    meta = {"vocab_size": described.vocab_size} if meta_pkl else {}
+    if described.chars:
+        return Dataset(directory, meta, tokenizers.CharTokenizer(described.chars))
+    if described.tokens:
+        note = f"{meta_pkl}: its tokens are words, and nothing says how a text is cut into them: no tokenizer"
+        return Dataset(directory, meta, None, note=note)
+    if described.vocab_size not in (GPT2_VOCAB, GPT2_PADDED_VOCAB):
+        note = f"{meta_pkl}: holds the number of ids, {described.vocab_size:,}, and no characters: no tokenizer"
+        return Dataset(directory, meta, None, note=note)
+    largest = max(bin_formats.largest_id(directory / f"{split}.bin") for split in ("train", "val"))
+    gpt2 = tokenizers.gpt2_if_here() if 256 <= largest < GPT2_VOCAB else None
+    if gpt2 is None:
+        return Dataset(directory, meta, None)
+    note = f"{directory}: nothing says which tokenizer made its ids; they are taken for GPT-2's (up to {largest:,})"
+    return Dataset(directory, meta, gpt2, is_assumed=True, note=note)
 
 
 def _load_described(directory: Path, meta_json: Path) -> Dataset:
@@ -194,8 +228,8 @@ def bin_dtype(name: str) -> np.dtype:
 
 
 def check_size(path: Path, dtype: np.dtype = UINT16, guess: bool = False) -> int:
-    """The number of tokens in a bin. Raises UsageError if it is missing, empty or cut short, or, with `guess`, if its
-    first values look like another format."""
+    """The number of tokens in a bin. Raises UsageError if it is missing, empty or cut short, or, with `guess`, if it
+    looks like another format."""
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file; `python -m finetune.prepare` makes train.bin and val.bin")
     size = path.stat().st_size
@@ -206,17 +240,8 @@ def check_size(path: Path, dtype: np.dtype = UINT16, guess: bool = False) -> int
         problem = f"{size:,} bytes are not a whole number of {bits}-bit tokens, so it was probably cut short"
         raise UsageError(f"{path}: {problem}; copy or prepare it again")
     if guess:
-        _check_format(path)
+        bin_formats.check(path)
     return size // dtype.itemsize
-
-
-def _check_format(path: Path) -> None:
-    with open(path, "rb") as file:
-        head = np.frombuffer(file.read(8192), dtype="<u2")
-    if head.size >= 2 and int(head[0]) + (int(head[1]) << 16) == LLMC_MAGIC:
-        raise UsageError(f"{path}: is a bin of llm.c, with a header; prepare the text with finetune.prepare")
-    if head.size >= 64 and (head[1::2] == 0).mean() > 0.9 and (head[::2] == 0).mean() < 0.9:
-        raise UsageError(f"{path}: looks like 32-bit token ids (every second 16-bit value is 0); bins hold 16-bit ids")
 
 
 @dataclass

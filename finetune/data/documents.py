@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -80,10 +81,12 @@ def _token_starts(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     return begins_with_space, begins_character
 
 
-def cut(chunks: Iterable[Chunk], size: int, anywhere: bool = False) -> Iterator[Chunk]:
+def cut(
+    chunks: Iterable[Chunk], size: int, anywhere: bool = False, pattern: re.Pattern[str] = SAFE_CUT
+) -> Iterator[Chunk]:
     """The same documents in chunks of at most about `size` characters. Encoding them one by one gives the ids of the
-    whole, because they are cut only where GPT-2's pre-tokenizer always cuts (or `anywhere`, for characters). A text
-    without such a place stays whole, and so does a chunk with `spans`."""
+    whole, because they are cut only where their tokenizer always cuts: at the `pattern`, or `anywhere` for characters.
+    A text without such a place stays whole, and so does a chunk with `spans`."""
     rest, searched = Chunk(""), 0  # the text not yielded yet, and how far it has no place to cut
     for chunk in chunks:
         if rest.text and (chunk.spans is not None or not _continues(rest, chunk)):  # these are encoded separately
@@ -94,7 +97,9 @@ def cut(chunks: Iterable[Chunk], size: int, anywhere: bool = False) -> Iterator[
             continue
         text, searched = rest.text + chunk.text, searched if rest.text else 0
         while len(text) > size:
-            place = size if anywhere else _last_cut(text, size) or _first_cut(text, max(size, searched))
+            place = (
+                size if anywhere else _last_cut(pattern, text, size) or _first_cut(pattern, text, max(size, searched))
+            )
             if not place:
                 searched = len(text) - 2
                 break
@@ -115,14 +120,14 @@ def _continues(rest: Chunk, chunk: Chunk) -> bool:
 WINDOW = 4096
 
 
-def _last_cut(text: str, size: int) -> int | None:
+def _last_cut(pattern: re.Pattern[str], text: str, size: int) -> int | None:
     """The last safe place in the WINDOW characters before `size`."""
     start = max(0, size - WINDOW)
-    cuts = [match.start() for match in SAFE_CUT.finditer(text, start, size + 2) if start < match.start() <= size]
+    cuts = [match.start() for match in pattern.finditer(text, start, size + 2) if start < match.start() <= size]
     return cuts[-1] if cuts else None
 
 
-def _first_cut(text: str, start: int) -> int | None:
+def _first_cut(pattern: re.Pattern[str], text: str, start: int) -> int | None:
     """The first safe place from `start` on, but not at the end, because the text that follows is not known yet."""
-    match = SAFE_CUT.search(text, start)
+    match = pattern.search(text, start)
     return match.start() if match and match.start() < len(text) - 2 else None

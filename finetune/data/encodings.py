@@ -31,7 +31,7 @@ NO_FILES = ("undefined", "idna", "punycode")  # codecs of text, but not of files
 CONTROLS = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
 # what charset-normalizer may choose from: it knows rare ones, which short texts happen to fit
 CANDIDATES = """
-    cp1252 cp1251 koi8_r cp866 cp932 euc_jp gb18030 big5 cp949 cp1250 cp1253 cp1254 cp1255 cp1256 cp1257 cp874
+    cp1252 cp1251 koi8_r cp866 cp932 euc_jp gb18030 big5 cp949 cp1250 cp1253 cp1254 cp1255 cp1256 cp874
     mac_roman cp850 cp437
 """.split()
 

@@ -78,17 +78,27 @@ TABLE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 
 def check(name: str, head: bytes, encoding: str | None = None) -> None:
     """Raise UsageError if a file, of which `head` are the first (decompressed) bytes, is not text: what it is and the
-    way out. Parquet, Arrow and documents are accepted under their own suffix. `encoding` is what the user named."""
+    way out. Parquet and Arrow are accepted under their own suffix. `encoding` is the one that the user named."""
     head = head[:HEAD_BYTES]
     found = _find_kind(head, Path(name).suffix.lower())
     if found:
         what, way, suffix = found
-        if suffix and name.lower().endswith((suffix, ".feather") if suffix == ".arrow" else suffix):
-            if suffix not in DOCUMENT_SUFFIXES:
-                return
-            way = f"save it as plain text, or {EXTRA}"
+        own_suffix = Path(name).suffix.lower().replace(".feather", ".arrow")
+        if suffix == own_suffix and suffix in (".parquet", ".arrow"):
+            return
+        if suffix == own_suffix:
+            way = f"{SAVE_AS_TEXT}, or {EXTRA}" if way == DOCUMENT else "unpack it"
         raise UsageError(f"{name}: is {what}, not text; {way.format(suffix=suffix)}")
     check_encoding(name, head, encoding)
+
+
+def check_binary(path: Path, name: str) -> None:
+    """Raise UsageError if a file that its reader cannot read is known to be of another kind than its suffix says."""
+    with open(path, "rb") as file:
+        found = _find_kind(file.read(HEAD_BYTES), ".json")
+    own_suffix = path.suffix.lower().replace(".feather", ".arrow")
+    if found and found[2] != own_suffix and (not found[2] or own_suffix in (".parquet", ".arrow", *DOCUMENT_SUFFIXES)):
+        raise UsageError(f"{name}: is {found[0]}; {found[1].format(suffix=found[2])}")
 
 
 def _find_kind(head: bytes, suffix: str) -> tuple[str, str, str] | None:
@@ -106,7 +116,7 @@ def _find_kind(head: bytes, suffix: str) -> tuple[str, str, str] | None:
         if suffix in (".html", ".htm", ".xhtml"):
             return "a web page", DOCUMENT, suffix
         if suffix in TABLE_SUFFIXES:
-            return "a web page under the name of a table", "download the file again", ""
+            return "a web page under another name", "download the file again", ""
     return None
 
 
@@ -148,7 +158,8 @@ def check_encoding(name: str, head: bytes, encoding: str | None) -> None:
     if found and encoding and not encodings.is_wide(found):
         return  # escapes can be text, and the user chose
     if found and named not in (found, found[:6]):
-        raise UsageError(f"{name}: looks like {iconv_name(found)}; {way_to_read(found)}")
+        place = " (the byte order mark at offset 0)" if found == marked else ""
+        raise UsageError(f"{name}: looks like {iconv_name(found)}{place}; {way_to_read(found)}")
     if not found and is_wide and 0 not in head and encodings.is_utf8(head):
         raise UsageError(f"{name}: is UTF-8, not {encoding}; leave --encoding={encoding} out")
     if not found and named in ("utf-16", "utf-32"):
@@ -156,7 +167,7 @@ def check_encoding(name: str, head: bytes, encoding: str | None) -> None:
     if not found and not is_wide and encodings.is_binary(head):
         share = f"{encodings.control_share(head):.0%} of its bytes are NULs and control characters"
         prepared = "; prepared data are used with --dataset=DIRECTORY" if name.endswith(".bin") else ""
-        raise UsageError(f"{name}: is binary data, not text ({share}); {NO_TEXT}{prepared}")
+        raise UsageError(f"{name}: is binary data, not text ({share}); convert it, or leave it out{prepared}")
 
 
 def iconv_name(encoding: str) -> str:

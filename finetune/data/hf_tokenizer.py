@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 
 from finetune.common.errors import UsageError
 from finetune.data import bpe_files
-from finetune.data.base_tokenizer import SAFE_CUT, BaseTokenizer, touches, without_surrogates
+from finetune.data.base_tokenizer import SAFE_CUT, SPACE_CUT, BaseTokenizer, touches, without_surrogates
 from finetune.data.bpe_files import END_OF_TEXT
 
 if TYPE_CHECKING:
@@ -28,9 +26,7 @@ PROBE = (
     "The king's  2024 PLAN, naïve Ünïcode a\u0301 ﬁ Ⅳ\r\n\t東京は日本 \U0001f600 def f(x):\n    return x**12 <|a|>"
     " don't\u00a0stop "
 )
-CLASSES = {"vocab.txt": "BertTokenizer", "merges.txt": "GPT2Tokenizer"}  # for files without a tokenizer_class
-SAMPLE = "The old king| said it,| and 12| men\n|went. Home:|they were| not| there"  # cut as `documents.cut` cuts
-WHOLE = 1 << 22
+SAMPLE = "The old king said it, and 12 men\nwent. Home:they were not there"
 HIDDEN = "\U0010fffe"  # around the name of a token that is not to be found in a text
 
 
@@ -91,14 +87,19 @@ class HFTokenizer(BaseTokenizer):
                 return True
         return False
 
-    def piece_size(self, size: int) -> int:
-        """As in `BaseTokenizer`: documents up to WHOLE characters are encoded whole, and longer ones too if a sample
-        shows that cuts between words would change the ids."""
-        if not self.needs_whole:
-            return size
-        parts = SAMPLE.split("|")
-        cut_ids = np.concatenate([self.encode(part) for part in parts])
-        return max(size, WHOLE) if np.array_equal(self.encode("".join(parts)), cut_ids) else sys.maxsize
+    @cached_property
+    def cut_pattern(self) -> re.Pattern[str] | None:
+        """As in `BaseTokenizer`, according to a sample."""
+        try:
+            whole = self.encode(SAMPLE)
+        except UsageError:  # no token for its unknown words
+            return None
+        for pattern in (SAFE_CUT, SPACE_CUT):
+            places = [0, *(match.start() for match in pattern.finditer(SAMPLE)), len(SAMPLE)]
+            parts = [self.encode(SAMPLE[first:last]) for first, last in zip(places, places[1:])]
+            if np.array_equal(np.concatenate(parts), whole):
+                return pattern
+        return None
 
     @cached_property
     def _plain(self) -> Backend:
@@ -145,8 +146,9 @@ class HFTokenizer(BaseTokenizer):
         return np.array(encoding.ids, dtype=self.dtype), touches(first, end, spans)
 
     def _unknown(self, text: str, error: Exception) -> UsageError:
-        """What to raise when the library cannot encode a text: the characters or words that fail alone."""
-        failing = [part for part in [*sorted(set(text)), *sorted(set(text.split()))] if not self._is_known(part)]
+        """What to raise when the library cannot encode a text: the words or characters that fail alone."""
+        has_words = self.pipeline["model"]["type"] == "WordLevel" and any(len(token) > 1 for token in self.base_ids)
+        failing = [part for part in dict.fromkeys(text.split() if has_words else text) if not self._is_known(part)]
         if not failing:
             return UsageError(f"the tokenizer cannot encode this text: {error}")
         examples = ", ".join(map(repr, failing[:5]))
@@ -247,37 +249,6 @@ class HFTokenizer(BaseTokenizer):
             generic = ("TokenizersBackend", "PreTrainedTokenizerFast")
             config.setdefault("tokenizer_class", "PreTrainedTokenizerFast" if name in generic else name)
             bpe_files.write_tokenizer_config(directory, config, block_size)
-
-
-def load(directory: Path, files: dict[str, bytes]) -> HFTokenizer:
-    """The tokenizer of a model directory, whose `files` were read. Raises ValueError if transformers cannot load it."""
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
-
-    config = bpe_files.read_object(files, "tokenizer_config.json")
-    by_file = next((name for file, name in CLASSES.items() if file in files), None)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with tempfile.TemporaryDirectory() as work:
-            if (directory / "config.json").is_file():
-                files = files | {"config.json": (directory / "config.json").read_bytes()}
-            bpe_files.write_files(work, files)
-            if "tokenizer.json" not in files and "tokenizer_class" not in config and by_file:
-                config["tokenizer_class"] = by_file
-                bpe_files.write_tokenizer_config(work, config)
-            auto: Any = AutoTokenizer.from_pretrained(work, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # it raises all kinds
-        raise ValueError(f"transformers cannot load it ({_first_line(error)})") from None
-    finally:
-        logging.set_verbosity(verbosity)
-    if not auto.is_fast or not auto.backend_tokenizer.get_vocab_size(with_added_tokens=False):
-        raise ValueError(f"its class {type(auto).__name__} gives no vocabulary of the tokenizers library")
-    return HFTokenizer(auto, {name: content for name, content in files.items() if name != "config.json"})
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(": ")[:200]
 
 
 def _hide(token: str, names: set[str | None]) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+from dataclasses import dataclass
 
 MAX_BYTES = 16 * 1024 * 1024
+MAX_IDS = 1 << 20
 MAX_MARKS = 8  # open at once; a vocabulary has at most two
 # opcodes that build numbers, strings, lists and dictionaries; none imports, calls or allocates a buffer of a given size
 PLAIN = (
-    "PROTO FRAME STOP MARK INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT"
-    " UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 EMPTY_DICT DICT EMPTY_LIST LIST SETITEM SETITEMS"
+    "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT"
+    " UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 EMPTY_DICT DICT EMPTY_LIST LIST APPEND APPENDS SETITEM SETITEMS"
     " PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET"
 )
 
@@ -43,22 +45,51 @@ class _Unpickler(pickle._Unpickler):
         raise pickle.UnpicklingError("it imports something; refused, because a pickle can run code")
 
 
-def read(data: bytes) -> list[str]:
-    """The characters of a meta.pkl in id order. Raises ValueError, in one line, if it is not a valid vocabulary."""
+@dataclass(frozen=True)
+class NanoGPTMeta:
+    """A meta.pkl of nanoGPT or of one of its forks."""
+
+    vocab_size: int  # of a model from scratch; more than the tokens if it was padded
+    tokens: list[str] | None  # in the order of their ids; None if they are not listed
+
+    @property
+    def chars(self) -> list[str] | None:
+        """The tokens if all are single characters, else None: nothing says how a text is cut into longer ones."""
+        return self.tokens if self.tokens and all(len(token) == 1 for token in self.tokens) else None
+
+
+def read(data: bytes) -> NanoGPTMeta:
+    """The content of a meta.pkl. Raises ValueError, in one line, if it is not a valid vocabulary."""
     if len(data) > MAX_BYTES:
-        raise ValueError(f"{len(data):,} bytes are too many for a character vocabulary")
+        raise ValueError(f"{len(data):,} bytes are too many for a vocabulary")
     meta = _load(data)
-    if not isinstance(meta, dict) or not {"vocab_size", "stoi", "itos"} <= meta.keys():
+    if not isinstance(meta, dict) or not {"vocab_size", "itos", "stoi"} & meta.keys():
         raise ValueError("expected a dictionary of vocab_size, stoi and itos")
-    itos, stoi = meta["itos"], meta["stoi"]
-    if not isinstance(itos, dict) or not isinstance(stoi, dict) or itos.keys() != set(range(len(itos))):
-        raise ValueError("itos must number its characters from 0 on")
-    chars = [itos[i] for i in range(len(itos))]
-    if not all(isinstance(char, str) and len(char) == 1 for char in chars):
-        raise ValueError("itos must hold single characters")
-    if stoi != {char: i for i, char in enumerate(chars)} or not meta["vocab_size"] == len(stoi) == len(chars):
+    tokens = _tokens(meta.get("itos"), meta.get("stoi"))
+    vocab_size = meta.get("vocab_size", len(tokens or []))
+    if type(vocab_size) is not int or not 1 <= vocab_size <= MAX_IDS:
+        raise ValueError(f"vocab_size must be a whole number from 1 to {MAX_IDS:,}")
+    if tokens and vocab_size < len(tokens):
         raise ValueError("vocab_size, stoi and itos contradict each other")
-    return chars
+    return NanoGPTMeta(vocab_size, tokens)
+
+
+def _tokens(itos: object, stoi: object) -> list[str] | None:
+    """The tokens in the order of their ids, from either table; None without both. Raises ValueError."""
+    if isinstance(itos, list):
+        itos = dict(enumerate(itos))
+    if itos is None and isinstance(stoi, dict):
+        itos = {i: token for token, i in stoi.items()}
+    if not itos and not stoi:
+        return None
+    if not isinstance(itos, dict) or itos.keys() != set(range(len(itos))):
+        raise ValueError("itos must number its tokens from 0 on")
+    tokens = [itos[i] for i in range(len(itos))]
+    if not all(isinstance(token, str) and token for token in tokens):
+        raise ValueError("itos must hold texts")
+    if len(set(tokens)) < len(tokens) or stoi not in (None, {token: i for i, token in enumerate(tokens)}):
+        raise ValueError("vocab_size, stoi and itos contradict each other")
+    return tokens
 
 
 def write(chars: list[str]) -> bytes:

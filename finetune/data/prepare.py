@@ -7,7 +7,7 @@ import functools
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,18 @@ from typing import Any
 
 from finetune.common import files
 from finetune.common.errors import UsageError
-from finetune.data import chat, nanogpt_meta, sources
+from finetune.data import chat, chat_template, nanogpt_meta, sources
 from finetune.data import dataset as datasets
+from finetune.data.base_tokenizer import SAFE_CUT
 from finetune.data.bin_writer import BinWriter
 from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk, Encoded, cut
 from finetune.data.encode import encode_chunks
+from finetune.data.kept_split import Facts, describe_split, keep_split
 from finetune.data.new_tokenizers import TRAIN, size_to_train, train_tokenizer, with_added_tokens
-from finetune.data.split import OverflowFilter, Stream, split_documents, survey_documents
+from finetune.data.run_notes import check_unused
+from finetune.data.sources import Source
+from finetune.data.split import OverflowFilter, SplitBy, Stream, Survey, split_documents, survey_documents
 from finetune.data.tokenizer import CharTokenizer, Tokenizer, from_directory, gpt2
 
 # of a prepared directory, besides meta.json
@@ -42,6 +46,8 @@ class TokenizeOptions:
     max_tokens: int = 1024
     num_proc: int = 0  # threads; 0 is one per core
     add_tokens: Sequence[str] = ()  # the tokenizer gets these as special tokens
+    keep_split: str | Path | None = None  # a prepared directory whose documents stay in their split
+    overwrite: bool = False  # also data that a run was trained on
     # a thread encodes about so much at a time
     group_characters: int = 1 << 18
     group_chunks: int = 1 << 12
@@ -59,43 +65,86 @@ def prepare(
 ) -> Dataset:
     """Tokenize texts into `out_dir` and return its Dataset. Raises UsageError.
 
-    val.bin gets the sources in `val`; else `val_fraction` of the documents, drawn by `seed`; else, of a single running
-    text or of too few documents, the last `val_fraction` of the characters. An end-of-text follows each document, but
-    not a running text. `tokenizer` is "gpt2", "char", a model directory, a tokenizer, or "train:8000" for a new one.
-    `reading` goes to `sources.find`. The text is read twice, in constant memory; `out_dir` changes only after
-    everything succeeded."""
+    val.bin gets the sources in `val`, or the validation files of a directory; else `val_fraction` of the documents,
+    drawn by `seed`; else, of a single running text or of too few documents, the last `val_fraction` of the characters.
+    An end-of-text follows each document, but not a running text. `tokenizer` is "gpt2", "char", a model directory, a
+    tokenizer, or "train:8000" for a new one; `reading` goes to `sources.make_finder`. The text is read twice, in
+    constant memory; `out_dir` changes only after everything succeeded."""
     options = options or TokenizeOptions()
-    texts = {"train": sources.find(names, **reading), "val": sources.find(val, **reading) if val else []}
-    surveys = {split: survey_documents(found, tokenizer == "char") for split, found in texts.items()}
-    split = functools.partial(split_documents, texts["train"], surveys["train"], texts["val"], val_fraction, seed)
-    if vocab_size := size_to_train(tokenizer):
-        tokenizer = train_tokenizer((chunk.text for name, chunk in split()[0] if name == "train"), vocab_size)
-    elif tokenizer == "char":
-        tokenizer = CharTokenizer(sorted(surveys["train"].alphabet | surveys["val"].alphabet))
-    tokenizer = with_added_tokens(find_tokenizer(tokenizer), options.add_tokens)
-    stream, split_by = split()
-    if split_by == "text" and options.overflow != "split":
-        raise UsageError(f"overflow: {options.overflow} is for documents, and {names[0]} is one running text")
-    eot = None if split_by == "text" else tokenizer.eot
-    characters = sum(survey.characters for survey in surveys.values())
-    chunks = _cut_chunks(stream, tokenizer, options.group_characters, characters)
+    vocab_size = size_to_train(tokenizer)
+    is_new = vocab_size is not None or tokenizer == "char"
+    found = None if is_new else with_added_tokens(find_tokenizer(tokenizer), options.add_tokens)
+    texts = find_texts(names, val, found, **reading)
+    surveys = {split: survey_documents(texts[split], tokenizer == "char") for split in ("train", "val")}
+    check_unused(out_dir, {"sources": surveys["train"].sources}, options.overwrite)
+    split = functools.partial(_split, texts, surveys, val_fraction, seed, options)
+    found = found or with_added_tokens(_new_tokenizer(vocab_size, surveys, split), options.add_tokens)
+    stream, split_by, kept = split()
+    eot = None if split_by == "text" else found.eot
+    size = sum(survey.characters for survey in surveys.values())
+    chunks = _cut_chunks(stream, found, options.group_characters, size)
     with files.temporary_directory(out_dir) as work:
-        splits, overflow_facts = _tokenize(chunks, tokenizer, eot, options, work)
+        splits, overflow_facts = _tokenize(chunks, found, eot, options, work)
         meta: dict[str, Any] = {
             "format": datasets.FORMAT,
-            "tokenizer": tokenizer.describe(),
-            "vocab_size": tokenizer.vocab_size,
-            "dtype": tokenizer.dtype.name,
+            "tokenizer": found.describe(),
+            "vocab_size": found.vocab_size,
+            "dtype": found.dtype.name,
             "splits": splits,
             "split_by": split_by,
-            "val_fraction": None if val else val_fraction,
+            **kept,
+            "val_fraction": None if texts["val"] else val_fraction,
             "seed": seed,
             "end_of_text": eot,
         }
         meta |= {} if split_by == "text" else {"overflow": overflow_facts}
-        meta |= {"sources": surveys["train"].sources} | ({"val_sources": surveys["val"].sources} if val else {})
-        _publish(work, Path(out_dir), meta, tokenizer)
+        meta |= {"read": report(texts), "sources": surveys["train"].sources}
+        meta |= {"val_sources": surveys["val"].sources} if texts["val"] else {}
+        check_unused(out_dir, meta, options.overwrite)
+        _publish(work, Path(out_dir), meta, found)
     return datasets.load(out_dir)
+
+
+def _new_tokenizer(
+    vocab_size: int | None, surveys: dict[str, Survey], split: Callable[[], tuple[Stream, SplitBy, Facts]]
+) -> Tokenizer:
+    """A tokenizer of so many ids trained on train, or one of characters."""
+    if vocab_size:
+        return train_tokenizer((chunk.text for name, chunk in split()[0] if name == "train"), vocab_size)
+    return CharTokenizer(sorted(surveys["train"].alphabet | surveys["val"].alphabet))
+
+
+def _split(
+    texts: dict[str, list[Source]], surveys: dict[str, Survey], val_fraction: float, seed: int, options: TokenizeOptions
+) -> tuple[Stream, SplitBy, Facts]:
+    """`(stream, split_by, entry of meta.json)`, see `split_documents` and `keep_split`."""
+    val_numbers, kept = keep_split(options.keep_split, texts, val_fraction, seed)
+    stream, split_by = split_documents(texts["train"], surveys["train"], texts["val"], val_fraction, seed, val_numbers)
+    if split_by == "text" and options.overflow != "split":
+        name = texts["train"][0].name
+        raise UsageError(f"overflow: {options.overflow} is for documents, and {name} is one running text")
+    return stream, split_by, kept
+
+
+def find_texts(
+    names: Sequence[str | Path], val: Sequence[str | Path], tokenizer: Tokenizer | None, **reading: Any
+) -> dict[str, list[Source]]:
+    """The sources of train and val, for a tokenizer; None is one of characters. Raises UsageError."""
+    template, eot = (chat_template.of_tokenizer(tokenizer), tokenizer.eot_text) if tokenizer else (None, None)
+    finder = sources.make_finder(template=template, eot=eot, **reading)
+    texts = finder.find(names)
+    if val:
+        texts["val"] = finder.find(val)["train"]
+    every = [source for found in texts.values() for source in found]
+    kinds = {sources.is_table(path) for source in every for path in source.files}
+    for source in every:  # where nothing else separates a text from rows
+        source.ends_lines = eot is None and len(kinds) > 1
+    return texts
+
+
+def report(texts: dict[str, list[Source]]) -> list[str]:
+    """What was read, a line for each source, after it was read."""
+    return [line for found in texts.values() for source in found for line in source.report()]
 
 
 def _tokenize(
@@ -155,12 +204,12 @@ def _cut_chunks(stream: Stream, tokenizer: Tokenizer, size: int, characters: int
     """The stream in chunks of about `size`, if their tokenizer allows, with a progress bar up to all `characters`."""
     from tqdm import tqdm
 
-    size = tokenizer.piece_size(size)
+    size, pattern = tokenizer.piece_size(size), tokenizer.cut_pattern or SAFE_CUT
     # each character is encoded by itself, so its text can be cut anywhere
     cut_anywhere = tokenizer.kind == "char"
     with tqdm(total=characters, unit="char", unit_scale=True, desc="tokenizing", disable=None, leave=False) as bar:
         for split, run in itertools.groupby(stream, key=lambda item: item[0]):
-            for chunk in cut((chunk for _, chunk in run), size, anywhere=cut_anywhere):
+            for chunk in cut((chunk for _, chunk in run), size, cut_anywhere, pattern):
                 yield split, chunk
                 bar.update(len(chunk.text))
 
@@ -223,6 +272,4 @@ def summary(dataset: Dataset) -> str:
         fate = f"cut where a block of {max_tokens:,} ends (--overflow=drop leaves them out)"
     if count:
         lines.append(f"{count:,} document{'s' * (count > 1)} of more than {max_tokens:,} tokens: {fate}")
-    if split_by == "characters":
-        lines.append("too few documents to keep some whole for validation: the last characters of them all are val")
-    return "\n".join(lines)
+    return "\n".join([*lines, *describe_split(dataset.meta)])

@@ -1,4 +1,5 @@
-"""Where text comes from: files, directories, patterns, Hub data sets and two named texts. All of it is streamed."""
+"""Where text comes from: files, directories, patterns, archives, standard input, Hub data sets and two named texts. All
+of it is streamed."""
 
 from __future__ import annotations
 
@@ -14,13 +15,18 @@ from typing import Any
 from finetune.common.errors import UsageError
 from finetune.common.files import read_chunks
 from finetune.common.network import reach
-from finetune.data import named_texts
+from finetune.data import archives, converted, directories, named_texts
+from finetune.data.chat_template import ChatTemplate
 from finetune.data.documents import CHUNK_CHARACTERS, Chunk, cut
-from finetune.data.tables import TABLES, Columns, read_hub, read_table
+from finetune.data.file_kinds import DOCUMENT_SUFFIXES
+from finetune.data.literals import LiteralCounter, cut_at, end_lines
+from finetune.data.tables import TABLES, ReadOptions, Taken, read_hub, read_table
 from finetune.data.text_files import COMPRESSED_SUFFIXES, TEXT_SUFFIXES, Digest, read_document, read_file, suffix_of
 
 NAMED = ("shakespeare", "python_docs")
 NO_TEXT = "no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs (no download)"
+STANDARD_INPUT = "-"
+MAX_LINES = 12  # of a report, for a source of many files
 
 
 @dataclass
@@ -31,12 +37,21 @@ class Source:
     files: list[Path] = field(default_factory=list)
     content: bytes | None = None
     hub: dict[str, Any] | None = None  # arguments of datasets.load_dataset
-    columns: Columns = field(default_factory=dict)  # of tables
+    options: ReadOptions = field(default_factory=ReadOptions)
+    template: ChatTemplate | None = None  # of the tokenizer, for conversations
+    eot: str | None = None  # the end-of-text token that a text may spell out
+    root: Path | None = None  # the temporary directory of an archive's members
+    ends_lines: bool = False  # each document ends with a line end
+    left_out: str = ""  # files of a directory
+    notes: list[str] = field(default_factory=list)  # what else should be said
+    taken: list[Taken] = field(default_factory=list)  # of each table, complete when it is read
+    literals: int = 0  # end-of-text tokens that are spelled out
 
     @property
     def is_one_text(self) -> bool:
         """Whether this is a single running text, not a collection of documents."""
-        return self.content is not None or (len(self.files) == 1 and not is_table(self.files[0]))
+        is_split = self.options.documents != "file" or self.options.special == "token"
+        return self.content is not None or (len(self.files) == 1 and not is_table(self.files[0]) and not is_split)
 
     def size(self) -> int | None:
         """Length in bytes; None for a Hub data set."""
@@ -48,34 +63,176 @@ class Source:
         """Its documents in Chunks of some megabytes, line ends as \\n: one per text file, one per row of a table.
 
         `digest` is fed the bytes of the files, of a Hub data set the texts. Raises UsageError with file and place."""
-        if self.content is not None:
-            yield from read_document(self.name, io.BytesIO(self.content), digest)
-        if self.hub:
-            for chunk in read_hub(self.name, self.hub, self.columns):
-                if digest:
-                    digest.update(chunk.text.encode("utf-8", "surrogatepass"))
-                yield chunk
-        for path in self.files:
-            if is_table(path):
-                if digest:
-                    for data in read_chunks(path):
-                        digest.update(data)
-                yield from read_table(path, self.columns)
-            else:
-                yield from read_file(path, digest)
+        self.taken = []
+        counter = LiteralCounter(self.eot or "<|endoftext|>")
+        chunks = counter.pass_on(self._chunks(digest))
+        chunks = cut_at(chunks, counter.literal) if self.options.special == "token" else chunks
+        yield from end_lines(chunks) if self.ends_lines else chunks
+        self.literals = counter.count
+
+    def _chunks(self, digest: Digest) -> Iterator[Chunk]:
+        try:
+            if self.content is not None:
+                yield from read_document(self.name, io.BytesIO(self.content), digest)
+            if self.hub:
+                yield from self._read_hub(digest)
+            for path in self.files:
+                yield from self._read_table(path, digest) if is_table(path) else self._read_text(path, digest)
+        except UsageError as error:
+            if self.root is None:
+                raise
+            raise UsageError(str(error).replace(str(self.root), self.name)) from None
+
+    def _read_hub(self, digest: Digest) -> Iterator[Chunk]:
+        chunks, taken = read_hub(self.name, self.hub or {}, self.options, self.template)
+        self.taken.append(taken)
+        for chunk in chunks:
+            if digest:
+                digest.update(chunk.text.encode("utf-8", "surrogatepass"))
+            yield chunk
+
+    def _read_table(self, path: Path, digest: Digest) -> Iterator[Chunk]:
+        if digest:
+            for data in read_chunks(path):
+                digest.update(data)
+        chunks, taken = read_table(path, str(path), self.options, self.template)
+        self.taken.append(taken)
+        yield from chunks
+
+    def _read_text(self, path: Path, digest: Digest) -> Iterator[Chunk]:
+        if converted.is_document(path):
+            content = converted.to_text(path).encode("utf-8", "surrogatepass")
+            yield from read_document(str(path), io.BytesIO(content), digest)
+        else:
+            yield from read_file(path, digest, options=self.options.text_options())
+
+    def report(self) -> list[str]:
+        """What was taken of it, and what was left out, a line each."""
+        lines = list(self.notes)
+        texts = [path for path in self.files if not is_table(path)]
+        how = {"file": "", "lines": ", a document a line"}.get(
+            self.options.documents, ", a document between separators"
+        )
+        if texts:
+            count = f"{len(texts):,} text files" if len(texts) > 1 else "one text"
+            lines.append(f"{self.name}: {count}{how}")
+        described = [self._named(taken.describe()) for taken in self.taken]
+        lines += described[:MAX_LINES]
+        if len(described) > MAX_LINES:
+            rows = sum(taken.rows for taken in self.taken[MAX_LINES:])
+            lines.append(f"{self.name}: {len(described) - MAX_LINES:,} tables more, {rows:,} rows")
+        if self.left_out:
+            lines.append(f"{self.name}: left out: {self.left_out}")
+        if self.literals and self.options.special == "text":
+            eot = self.eot or "<|endoftext|>"
+            advice = "they stay text (--special=token: each ends a document)"
+            lines.append(f"{self.name}: {self.literals:,} {eot} spelled out; {advice}")
+        return lines
+
+    def _named(self, text: str) -> str:
+        return text if self.root is None else text.replace(str(self.root), self.name)
+
+
+@dataclass
+class Finder:
+    """How names become sources."""
+
+    options: ReadOptions = field(default_factory=ReadOptions)
+    split: str = "train"  # of Hub data sets
+    revision: str | None = None
+    template: ChatTemplate | None = None
+    eot: str | None = None
+
+    def find(self, names: Iterable[str | Path]) -> dict[str, list[Source]]:
+        """The sources of each split: {"train": [...], "val": [...]}. `val` has those files of directories that a split
+        name puts there. Raises UsageError."""
+        splits: dict[str, list[Source]] = {"train": [], "val": []}
+        for name in names:
+            found = self._find(str(name))
+            for split, source in found.items():
+                splits[split].append(source)
+        if not splits["train"]:
+            raise UsageError(NO_TEXT)
+        return splits
+
+    def _source(self, name: str, **content: Any) -> Source:
+        return Source(name, options=self.options, template=self.template, eot=self.eot, **content)
+
+    def _find(self, name: str) -> dict[str, Source]:
+        path = Path(name).expanduser()
+        if name == STANDARD_INPUT:
+            spooled = archives.from_stdin()
+            return {"train": self._source("standard input", files=[spooled], root=spooled)}
+        if path.is_file():
+            return self._find_file(name, path)
+        if path.is_dir() or glob.has_magic(name):
+            return self._find_files(name, str(path))
+        if name == "python_docs":
+            return {"train": self._source(name, content=named_texts.python_docs())}
+        if name == "shakespeare":
+            return {"train": self._source(name, files=[named_texts.shakespeare()])}
+        hub_name = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", name)
+        if hub_name and not is_readable(path):
+            _check_hub(name)
+            arguments = {"path": hub_name[1], "name": hub_name[2], "split": self.split, "revision": self.revision}
+            return {"train": self._source(name, hub=arguments)}
+        raise UsageError(f"{name}: no such file or directory, and not one of the named texts {', '.join(NAMED)}")
+
+    def _find_file(self, name: str, path: Path) -> dict[str, Source]:
+        if path.stat().st_size == 0:
+            raise UsageError(f"{name}: is empty, there is no text in it")
+        if archives.is_archive(path):
+            root = archives.unpack(path)
+            return self._find_files(name, str(root), root)
+        return {"train": self._source(name, files=[path])}
+
+    def _find_files(self, name: str, place: str, root: Path | None = None) -> dict[str, Source]:
+        try:
+            found = directories.find_files(place, is_readable)
+        except UsageError as error:
+            raise UsageError(str(error).replace(str(root), name)) if root else error from None
+        sources = {}
+        for split in ("train", "val"):
+            if files := found.files.get(split):
+                sources[split] = self._source(name, files=files, root=root)
+        if "train" not in sources:
+            known, compressed = ", ".join([*TEXT_SUFFIXES, *TABLES]), ", ".join(COMPRESSED_SUFFIXES)
+            left_out = found.describe_left_out()
+            there = f"; left out: {left_out}" if left_out else ""
+            raise UsageError(f"{name}: no text there; {known} are read, each also with {compressed}{there}")
+        train = sources["train"]
+        train.left_out = found.describe_left_out()
+        if "val" in sources or found.files.get("test"):
+            each = {"train": "trains", "val": "validates", "test": "is left out"}
+            said = [f"{_names(files)} {each[split]}" for split, files in found.files.items() if files]
+            train.notes.append(f"{name}: {', '.join(said)}")
+        return sources
 
 
 def find(
-    names: Iterable[str | Path], columns: Columns | None = None, split: str = "train", revision: str | None = None
+    names: Iterable[str | Path],
+    columns: dict[str, str] | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    read_options: ReadOptions | None = None,
 ) -> list[Source]:
-    """A Source for each name: a file, a directory, a pattern with *, a Hub data set (owner/name, owner/name:config),
-    `shakespeare` or `python_docs`.
+    """A Source for each name: a file, a directory, a pattern with *, an archive, `-`, a Hub data set (owner/name,
+    owner/name:config), `shakespeare` or `python_docs`.
 
     `columns` are those of tables, `split` and `revision` those of Hub data sets. Raises UsageError."""
-    sources = [_find(str(name), columns or {}, split, revision) for name in names]
-    if not sources:
-        raise UsageError(NO_TEXT)
-    return sources
+    return make_finder(columns, split, revision, read_options).find(names)["train"]
+
+
+def make_finder(
+    columns: dict[str, str] | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    read_options: ReadOptions | None = None,
+    template: ChatTemplate | None = None,
+    eot: str | None = None,
+) -> Finder:
+    """A Finder; `columns` are names by kind. The other arguments are its fields."""
+    return Finder(ReadOptions().updated(read_options, columns), split, revision, template, eot)
 
 
 def documents_of(sources: Iterable[Source]) -> Iterator[Chunk]:
@@ -83,43 +240,9 @@ def documents_of(sources: Iterable[Source]) -> Iterator[Chunk]:
     return cut(itertools.chain.from_iterable(source.chunks() for source in sources), CHUNK_CHARACTERS)
 
 
-def _find(name: str, columns: Columns, split: str, revision: str | None) -> Source:
-    path = Path(name)
-    if path.is_file():
-        if path.stat().st_size == 0:
-            raise UsageError(f"{name}: is empty, there is no text in it")
-        return Source(name, [path], columns=columns)
-    if path.is_dir() or glob.has_magic(name):
-        return Source(name, _find_files(name), columns=columns)
-    if name == "python_docs":
-        return Source(name, content=named_texts.python_docs())
-    if name == "shakespeare":
-        return Source(name, [named_texts.shakespeare()])
-    hub_name = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", name)
-    if hub_name and not is_readable(path):
-        _check_hub(name)
-        arguments = {"path": hub_name[1], "name": hub_name[2], "split": split, "revision": revision}
-        return Source(name, hub=arguments, columns=columns)
-    raise UsageError(f"{name}: no such file or directory, and not one of the named texts {', '.join(NAMED)}")
-
-
-def _find_files(name: str) -> list[Path]:
-    """The files with text in a directory or of a pattern, sorted; without hidden and empty ones."""
-    path = Path(name)
-    found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(name, recursive=True))
-    files = [file for file in sorted(found) if file.is_file() and file.stat().st_size and not _is_hidden(file, path)]
-    # a pattern with a suffix, such as src/**/*.py, takes every file that it matches
-    if path.is_dir() or glob.has_magic(path.suffix) or not path.suffix:
-        files = [file for file in files if is_readable(file)]
-    if not files:
-        known, compressed = ", ".join([*TEXT_SUFFIXES, *TABLES]), ", ".join(COMPRESSED_SUFFIXES)
-        raise UsageError(f"{name}: no text there; {known} are read, each also with {compressed}")
-    return files
-
-
-def _is_hidden(file: Path, directory: Path) -> bool:
-    parts = file.relative_to(directory).parts if directory.is_dir() else [file.name]
-    return any(part.startswith(".") for part in parts)
+def _names(files: list[Path]) -> str:
+    """The names of some files, in short."""
+    return files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1:,} more"
 
 
 def is_table(path: Path) -> bool:
@@ -127,8 +250,9 @@ def is_table(path: Path) -> bool:
 
 
 def is_readable(path: Path) -> bool:
-    """Whether its suffix is that of a text or a table."""
-    return is_table(path) or suffix_of(path) in TEXT_SUFFIXES
+    """Whether its suffix is that of a text, of a table, or of a document that can be converted here."""
+    suffix = suffix_of(path)
+    return suffix in TABLES or suffix in TEXT_SUFFIXES or (suffix in DOCUMENT_SUFFIXES and converted.is_installed())
 
 
 def _check_hub(name: str) -> None:

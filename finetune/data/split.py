@@ -59,15 +59,24 @@ def survey_documents(sources: list[Source], collect_alphabet: bool) -> Survey:
 
 
 def split_documents(
-    sources: list[Source], survey: Survey, val_sources: list[Source], val_fraction: float, seed: int
+    sources: list[Source],
+    survey: Survey,
+    val_sources: list[Source],
+    val_fraction: float,
+    seed: int,
+    val_numbers: set[int] | None = None,
 ) -> tuple[Stream, SplitBy]:
     """`(stream, split_by)`: all documents that are not empty, each chunk with its split; and what was split: "text",
-    "documents", "characters" of documents, or "sources". Raises UsageError if the text is too short."""
+    "documents", "characters" of documents, or "sources". `val_numbers` are the documents that go to val if that is
+    decided already. Raises UsageError if the text is too short."""
     given = [sources, val_sources] if val_sources else [sources]
     is_one_text = all(len(found) == 1 and found[0].is_one_text for found in given)
-    chunks = _documents(sources)
+    chunks = documents_with_text(sources)
+    if val_numbers is not None:
+        return _split_by_documents(chunks, val_numbers), "documents"
     if val_sources:
-        train, val = (("train", chunk) for chunk in chunks), (("val", chunk) for chunk in _documents(val_sources))
+        train = (("train", chunk) for chunk in chunks)
+        val = (("val", chunk) for chunk in documents_with_text(val_sources))
         return itertools.chain(train, val), "text" if is_one_text else "sources"
     num_val = round(survey.documents * val_fraction)
     if num_val and not is_one_text:
@@ -81,7 +90,7 @@ def split_documents(
     return _split_by_characters(chunks, num_train), "text" if is_one_text else "characters"
 
 
-def _documents(sources: list[Source]) -> Iterator[Chunk]:
+def documents_with_text(sources: list[Source]) -> Iterator[Chunk]:
     """The documents that have any text."""
     has_text = False
     for chunk in itertools.chain.from_iterable(source.chunks() for source in sources):

@@ -1,163 +1,219 @@
-"""Tables of text: every row of a json, csv or parquet file, or of a Hub data set, is a document.
+"""Tables of text: every row of a JSON, csv, parquet or Arrow file, or of a Hub data set, is a document.
 
-A row is plain text (one column), a list of messages (one column), or a prompt and a completion (two columns)."""
+A row is plain text (one column), a conversation (a list of messages), or a prompt and a completion (two columns)."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import glob
-import io
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+import dataclasses
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from finetune.common.errors import UsageError
 from finetune.config.options import option
-from finetune.data import chat
+from finetune.data import arrow_rows, csv_rows, json_rows
+from finetune.data.chat_template import ChatTemplate
+from finetune.data.column_choice import Shape, find_shape, sample_of, unescape
 from finetune.data.documents import Chunk
-from finetune.data.text_files import open_decompressed, read_file, suffix_of
+from finetune.data.row_documents import LeftOut, document_of
+from finetune.data.rows import Row
+from finetune.data.text_files import TextOptions, open_text, suffix_of
 
-TABLES = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-
-Columns = dict[str, str]  # {"text": name}, {"messages": name} or {"prompt": name, "completion": name}
-Row = dict[str, Any]
+TABLES = {
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "arrow",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+}
+LINES = (".jsonl", ".ndjson")
+SAMPLE_ROWS, SAMPLE_CHARACTERS = 1000, 4 << 20  # that show which columns are the text
+KINDS = ("text", "prompt", "completion", "messages")
 
 
 @dataclass
-class ColumnOptions:
-    """The options of a command that reads tables."""
+class ReadOptions:
+    """The options of a command that reads texts and tables."""
 
     text_column: str | None = option(None, "column of texts in a table [text, or the only one]", derived=True)
     prompt_column: str | None = option(None, "column of prompts [prompt]", derived=True)
     completion_column: str | None = option(None, "column of answers, the only targets [completion]", derived=True)
     messages_column: str | None = option(None, "column of lists of {role, content} [messages]", derived=True)
+    prompt_template: str | None = option(None, 'prompt made of columns, such as "{context}\\n{question}"')
+    separator: str | None = option(None, "separator of a csv file: , ; | or tab [found]", derived=True)
+    header: Literal["auto", "true", "false"] = option(
+        "auto", "whether a csv file has one; without, columns are 1, 2, ..."
+    )
+    documents: str = option("file", 'a text file is one document, or many: "lines", or a separator such as "\\n\\n\\n"')
+    special: Literal["text", "token"] = option(
+        "text", "<|endoftext|> spelled in a text: stays text, or ends a document"
+    )
+    encoding: str | None = option(None, "encoding of text, json and csv files, such as cp1252 [utf-8]", derived=True)
+    on_bad_row: Literal["error", "skip"] = option(
+        "error", "a row that cannot be used: refused, or left out and counted"
+    )
 
-    def columns(self) -> Columns:
+    def columns(self) -> dict[str, str]:
         """The columns that are named."""
-        names = {kind: getattr(self, f"{kind}_column") for kind in ("text", "prompt", "completion", "messages")}
+        names = {kind: getattr(self, f"{kind}_column") for kind in KINDS}
         return {kind: name for kind, name in names.items() if name is not None}
+
+    def updated(self, other: ReadOptions | None, columns: dict[str, str] | None) -> ReadOptions:
+        """These options with those of another, then with `columns`, names by kind."""
+        for known in dataclasses.fields(ReadOptions) if other else ():
+            setattr(self, known.name, getattr(other, known.name))
+        for kind, name in (columns or {}).items():
+            setattr(self, f"{kind}_column", name)
+        return self
+
+    def text_options(self) -> TextOptions:
+        """The options of text files."""
+        return TextOptions(documents=self.documents, encoding=self.encoding)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of each contradiction."""
         columns = self.columns()
-        if ("prompt" in columns) != ("completion" in columns):
+        if "completion" in columns and "prompt" not in columns and not self.prompt_template:
             yield "prompt_column", "--prompt_column and --completion_column go together"
-        if len(columns.keys() - {"completion"}) > 1:
+        if "prompt" in columns and ("completion" not in columns or self.prompt_template):
+            instead = " or --prompt_template" if self.prompt_template else ""
+            yield (
+                "prompt_column",
+                f"--prompt_column and --completion_column go together{instead and ', without --prompt_template'}",
+            )
+        if len(columns.keys() - {"completion"}) > 1 or (self.prompt_template and columns.keys() & {"text", "messages"}):
             message = "a table holds text, prompts with completions, or messages: name the columns of one of them"
             yield "text_column", message
+        if self.separator is not None and len(self.separator_character() or "") != 1:
+            yield "separator", f"{self.separator!r} is not one character; a tab is written tab"
+        if not self.documents:
+            yield "documents", "the separator is empty"
+
+    def separator_character(self) -> str | None:
+        """The separator, a tab for its name."""
+        return {"tab": "\t", "\\t": "\t"}.get(self.separator or "", self.separator)
 
 
-def read_table(path: Path, columns: Columns) -> Iterator[Chunk]:
-    """The documents of a table file. Empty `columns` are found in the first row. Raises UsageError."""
-    kind = TABLES[suffix_of(path)]
-    with _one_line_errors(str(path), kind, path):
-        yield from READERS[kind](path, columns)
+@dataclass
+class Taken:
+    """What was read of a file: for the line that says so, and for meta.json."""
+
+    name: str
+    kind: str  # json, csv, arrow or a data set
+    rows: int = 0
+    shape: Shape | None = None
+    facts: dict[str, Any] = field(default_factory=dict)  # separator, header, quotes, encoding
+    left_out: Counter[str] = field(default_factory=Counter)  # why: how many
+    first_bad: str = ""  # the first row that cannot be used
+
+    def describe(self) -> str:
+        """`articles.csv: 2,400 rows, column 'body', separator ';'`"""
+        parts = [f"{self.rows:,} row{'s' * (self.rows != 1)}"]
+        if self.shape:
+            parts.append(self.shape.describe())
+        if separator := self.facts.get("separator"):
+            parts.append(f"separator {csv_rows.SEPARATORS.get(separator, separator)!r}")
+        if self.facts.get("header") is False:
+            parts.append("no header")
+        if "quotes" in self.facts:
+            parts.append("quotes are characters")
+        if "encoding" in self.facts:
+            parts.append(self.facts["encoding"])
+        parts += [f"left out {count:,} {why}" for why, count in self.left_out.items()]
+        parts += [f"the first is {self.first_bad}"] if self.first_bad else []
+        if self.shape and self.shape.left_out:
+            names = self.shape.left_out
+            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+            parts.append(f"not read: {', '.join(names[:6])}{more}")
+        return f"{self.name}: {', '.join(parts)}"
 
 
-def read_hub(name: str, arguments: dict[str, Any], columns: Columns) -> Iterator[Chunk]:
-    """The documents of a Hub data set; `arguments` are those of datasets.load_dataset. Raises UsageError."""
-    with _one_line_errors(name, "a data set"):
-        yield from _documents(_stream(**arguments), name, columns)
+def read_table(
+    path: Path, name: str, options: ReadOptions, template: ChatTemplate | None = None
+) -> tuple[Iterator[Chunk], Taken]:
+    """The documents of a table file, and what is taken of it, complete when they are read. Raises UsageError."""
+    taken = Taken(name, TABLES[suffix_of(path)])
+    if options.encoding:
+        taken.facts["encoding"] = options.encoding
+    return documents(_rows(path, name, options, taken), taken, options, template), taken
 
 
-def _read_json(path: Path, columns: Columns) -> Iterator[Chunk]:
-    return _documents(_stream_file("json", path), str(path), columns)
+def _rows(path: Path, name: str, options: ReadOptions, taken: Taken) -> Iterator[Row]:
+    suffix = suffix_of(path)
+    if TABLES[suffix] == "arrow":
+        return arrow_rows.read(path, name)
+    opened = functools.partial(open_text, path, options.encoding)
+    if TABLES[suffix] == "json":
+        return json_rows.read(opened, name, suffix in LINES)
+    facts = taken.facts
+    return csv_rows.read(opened, name, suffix == ".tsv", options.separator_character(), options.header, facts)
 
 
-def _read_parquet(path: Path, columns: Columns) -> Iterator[Chunk]:
-    return _documents(_stream_file("parquet", path), str(path), columns)
+def read_hub(
+    name: str, arguments: dict[str, Any], options: ReadOptions, template: ChatTemplate | None = None
+) -> tuple[Iterator[Chunk], Taken]:
+    """The same of a Hub data set; `arguments` are those of datasets.load_dataset."""
+    taken = Taken(name, "a data set")
+    return documents(_hub_rows(name, arguments), taken, options, template), taken
 
 
-def _read_csv(path: Path, columns: Columns) -> Iterator[Chunk]:
-    separator = "\t" if suffix_of(path) == ".tsv" else ","
-    columns = find_columns(_first_csv_row(path, separator), columns, str(path))
-    # cells stay text: pandas would read NA as missing and 007 as a number
-    as_text = {"keep_default_na": False, "converters": dict.fromkeys(columns.values(), str)}
-    return _documents(_stream_file("csv", path, sep=separator, **as_text), str(path), columns)
-
-
-READERS: dict[str, Callable[[Path, Columns], Iterator[Chunk]]] = {
-    "json": _read_json,
-    "csv": _read_csv,
-    "parquet": _read_parquet,
-}
-
-
-def _stream_file(kind: str, path: Path, **arguments: Any) -> Iterable[Row]:
-    # in data_files *, ? and [ would be a pattern
-    return _stream(kind, data_files=glob.escape(str(path)), split="train", **arguments)
-
-
-def _stream(path: str, **arguments: Any) -> Iterable[Row]:
+def _hub_rows(name: str, arguments: dict[str, Any]) -> Iterator[Row]:
     import datasets
 
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it also logs each error that it raises
-    return datasets.load_dataset(path=path, **arguments, streaming=True)
-
-
-def _documents(rows: Iterable[Row], place: str, columns: Columns) -> Iterator[Chunk]:
-    for number, row in enumerate(rows, 1):
-        if number == 1:
-            columns = find_columns(row, columns, place)
-        try:
-            yield from _document(row, columns)
-        except ValueError as error:
-            raise UsageError(f"{place}: row {number:,}: {error}") from None
-
-
-def _document(row: Row, columns: Columns) -> Iterable[Chunk]:
-    if "text" not in columns:
-        return chat.chunks(chat.messages_of(row, list(columns.values())))
-    text = row.get(columns["text"])
-    if not isinstance(text, str):
-        raise ValueError(f"column {columns['text']!r} must be text, not {chat.name_of_type(text)}")
-    return [Chunk(text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text, is_last=True)]
-
-
-def find_columns(row: Row, columns: Columns, place: str) -> Columns:
-    """`columns` if named, else those named after a kind, else the only column of text. Raises UsageError."""
-    names = ", ".join(row)
-    if missing := [name for name in columns.values() if name not in row]:
-        raise UsageError(f"{place}: has no column {missing[0]!r}; its columns are {names}")
-    if columns:
-        return columns
-    for kinds in (("messages",), ("prompt", "completion"), ("text",)):
-        if all(kind in row for kind in kinds):
-            return {kind: kind for kind in kinds}
-    texts = [name for name, value in row.items() if isinstance(value, str)]
-    if len(texts) == 1:
-        return {"text": texts[0]}
-    flags = "--text_column=, or --prompt_column= and --completion_column="
-    raise UsageError(f"{place}: which column is the text? Its columns are {names}; name it with {flags}")
-
-
-def _first_csv_row(path: Path, separator: str) -> Row:
-    """The first row of a csv file, numbers as numbers."""
-    csv.field_size_limit(1 << 30)  # the default is 128 KB
-    with io.TextIOWrapper(open_decompressed(path), encoding="utf-8-sig", newline="") as file:
-        row = next(csv.DictReader(file, delimiter=separator), {})
-    return {name: _number(value) for name, value in row.items()}
-
-
-def _number(text: Any) -> Any:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return text
+    with _one_line_errors(name):
+        for number, value in enumerate(datasets.load_dataset(**arguments, streaming=True), 1):
+            yield Row(number, value)
 
 
 @contextlib.contextmanager
-def _one_line_errors(place: str, kind: str, path: Path | None = None) -> Generator[None, None, None]:
-    """Any error of datasets, pyarrow or pandas as a UsageError of one line."""
+def _one_line_errors(name: str) -> Generator[None, None, None]:
+    """Any error of datasets as a UsageError of one line."""
     try:
         yield
     except UsageError:
         raise
     except Exception as error:
-        if isinstance(error, UnicodeDecodeError) and path:
-            for _ in read_file(path):
-                pass  # raises with offset and line
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(f"{place}: cannot be read as {kind}: {lines[0]}") from None
+        raise UsageError(f"{name}: cannot be read as a data set: {lines[0]}") from None
+
+
+def documents(
+    rows: Iterator[Row], taken: Taken, options: ReadOptions, template: ChatTemplate | None
+) -> Iterator[Chunk]:
+    """The documents of some rows. Columns are found in the first of them. Raises UsageError with the row."""
+    sample = sample_of(rows, SAMPLE_ROWS, SAMPLE_CHARACTERS)
+    prompt = unescape(options.prompt_template) if options.prompt_template else None
+    bad = next((row for row in sample if row.problem), None)
+    if bad and options.on_bad_row == "error":
+        raise _refused(bad, str(bad.problem), taken)
+    taken.shape = find_shape(sample, options.columns(), prompt, taken.name)
+    taken.left_out.update(taken.facts.pop("left_out", {}))
+    for row in itertools.chain(sample, rows):
+        taken.rows += 1
+        try:
+            if row.problem:
+                raise ValueError(row.problem)
+            yield from document_of(row.value, taken.shape, template)
+        except LeftOut as reason:
+            taken.left_out[str(reason)] += 1
+        except ValueError as error:
+            if options.on_bad_row == "error":
+                raise _refused(row, str(error), taken) from None
+            taken.left_out["rows that cannot be used"] += 1
+            taken.first_bad = taken.first_bad or f"row {row.number:,}: {error}{row.suffix()}"
+
+
+def _refused(row: Row, problem: str, taken: Taken) -> UsageError:
+    skip = "; --on_bad_row=skip leaves such rows out"
+    if row.problem:
+        return UsageError(f"{taken.name}: cannot be read as {taken.kind}: line {row.line:,}: {problem}{skip}")
+    return UsageError(f"{taken.name}: row {row.number:,}: {problem}{row.suffix()}{skip}")

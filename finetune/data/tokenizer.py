@@ -14,7 +14,7 @@ import numpy as np
 from finetune.common.errors import UsageError
 from finetune.common.files import read_text
 from finetune.common.network import hub_file, reach
-from finetune.data import bpe_files, hf_tokenizer
+from finetune.data import bpe_files, hf_files
 from finetune.data.bpe_files import END_OF_TEXT
 from finetune.data.bpe_tokenizer import BPETokenizer
 from finetune.data.char_tokenizer import CharTokenizer
@@ -40,6 +40,15 @@ def gpt2() -> BPETokenizer:
         f" ({', '.join(failures)}). Give --tokenizer=DIR with the directory of any downloaded GPT-2, set"
         " TIKTOKEN_CACHE_DIR, or use --tokenizer=char"
     )
+
+
+def gpt2_if_here() -> BPETokenizer | None:
+    """GPT-2's own tokenizer if a cache holds it; nothing is downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if _tiktoken_has_gpt2():
+        return _gpt2_of_tiktoken()
+    return _gpt2_of_the_hub() if isinstance(try_to_load_from_cache("gpt2", "tokenizer.json"), str) else None
 
 
 def _gpt2_of_tiktoken() -> BPETokenizer:
@@ -73,9 +82,9 @@ def from_directory(directory: str | Path) -> Tokenizer | None:
     has_sentencepiece = any(name in files for name in bpe_files.SENTENCEPIECE)
     try:
         if "tokenizer.json" in files or {"vocab.json", "merges.txt"} <= files.keys():
-            return _plain_tokenizer(files) or hf_tokenizer.load(directory, files)
+            return _plain_tokenizer(files) or HFTokenizer(hf_files.load(directory, files), files)
         if "vocab.txt" in files or has_sentencepiece:
-            return hf_tokenizer.load(directory, files)
+            return HFTokenizer(hf_files.load(directory, files), files)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"{directory}: its tokenizer cannot be used: {error}"
         if has_sentencepiece and "tokenizer.json" not in files:

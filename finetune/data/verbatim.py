@@ -125,8 +125,8 @@ class PrefixHash:
         np.cumsum((tokens + np.uint64(1)) * self.powers[: len(tokens)], dtype=np.uint64, out=total[1:])
         return total
 
-    def runs(self, prefix: np.ndarray, starts: np.ndarray, n: int) -> np.ndarray:
-        """The hash of the run of n tokens at each start."""
+    def runs(self, prefix: np.ndarray, starts: np.ndarray, n: int | np.ndarray) -> np.ndarray:
+        """The hash of the run of n tokens at each start; n may be one for each."""
         return (prefix[starts + n] - prefix[starts]) * self.inverse_powers[starts]
 
 

@@ -60,6 +60,8 @@ def evaluate(options: Options) -> tuple[dict[str, Any], bool]:
         apart = f", {inputs.stride:,} apart" if inputs.stride != inputs.block_size else ""
         units = f"{inputs.windows.num_units:,} {inputs.unit} of up to {inputs.block_size:,}{apart}"
         print(f"{dataset.bin(options.split)}: {len(stream.ids):,} tokens in {units}", flush=True)
+        if dataset.note:
+            print(dataset.note)
     sums = loss.measure(device, loaded, stream, inputs.windows, options.batch_size, options.split)
     event: dict[str, Any] = {
         "model": model.name,

@@ -13,6 +13,7 @@ from finetune.common.errors import UsageError
 from finetune.config.recipe import Recipe
 from finetune.data import dataset as prepared
 from finetune.data import sources
+from finetune.data.bin_formats import other_files
 from finetune.data.dataset import Dataset
 from finetune.data.prepare import find_tokenizer, prepare
 from finetune.data.split import survey_documents
@@ -40,9 +41,15 @@ def find_dataset(name: str, tokenizer: Callable[[], str | Tokenizer], val_fracti
         if name not in sources.NAMED or not found.tokenizer or (tokenizer() == "char") == is_char:
             return found
     if path.is_dir():
-        if list(path.glob("*.bin")):
+        if (path / "val.bin").is_file():
             return prepared.load(path)  # raises: one of the two bins is missing
+        if problem := other_files(path):
+            raise UsageError(problem)
         raise UsageError(f"{name}: no train.bin here; run `python -m finetune.prepare TEXT --out_dir={name}`")
+    if (DATA / name).is_dir() and (problem := other_files(DATA / name)):
+        raise UsageError(problem)
+    if path.suffix in (".bin", ".ds") and path.is_file():
+        raise UsageError(f"dataset {name}: is a file of token ids; name the directory of train.bin and val.bin")
     if name not in sources.NAMED and not path.is_file():
         known = ", ".join(sorted(str(place.parent) for place in DATA.glob("*/train.bin")))
         here = f"prepared here: {known}; " if known else ""
@@ -74,10 +81,26 @@ def find_datasets_of_run(out_dir: str | Path, split: str = "train") -> list[Data
         places = [*map(Path, recorded[number - 1 : number]), *places_of(name)]
         dataset = next((one for one in _load_prepared(places) if _sha256(one, split) == wanted), None)
         if dataset is None:
-            problem = f"{name}, on which {out_dir} was trained, is not here or its {split}.bin has changed"
+            problem = f"{name}, on which {out_dir} was trained, is not here"
+            if prepared.is_prepared(places[0]):
+                problem = f"{places[0]} changed since {out_dir} was trained on it (its {split}.bin)"
             raise UsageError(f"dataset: {problem}; give --dataset=DIR")
         found.append(dataset)
     return found
+
+
+def changed_since(out_dir: str | Path, directory: str | Path) -> str | None:
+    """A line if a run was trained on a prepared directory and it holds other data now; None otherwise."""
+    started = newest_start(out_dir)
+    recorded = started.get("data", {}).get("directories", [])
+    for number, place in enumerate(recorded, 1):
+        if Path(place).resolve() != Path(directory).resolve():
+            continue
+        keys = [prepared.identity_key(f"{split}.bin", number, len(recorded)) for split in ("train", "val")]
+        dataset, identity = prepared.load(directory), started.get("identity", {})
+        if [_sha256(dataset, split) for split in ("train", "val")] != [identity.get(key) for key in keys]:
+            return f"{directory}: the data changed since {out_dir} was trained on them"
+    return None
 
 
 def find_dataset_of_run(out_dir: str | Path) -> Dataset:
@@ -158,6 +181,8 @@ def _check_tokenizer(recipe: Recipe, dataset: Dataset) -> None:
     if recipe.tokenizer == "auto":
         return
     wanted = None if recipe.tokenizer == "char" else find_tokenizer(recipe.tokenizer)
+    if dataset.is_assumed and wanted:
+        dataset.forget_tokenizer()
     ours = dataset.tokenizer
     if ours is None and wanted is None:
         holds = f"{dataset.directory} holds ids already and no characters for them (meta.json or meta.pkl)"
@@ -176,7 +201,7 @@ def _check_alike(found: list[Dataset]) -> None:
     first = found[0]
     for other in found[1:]:
         pair = (first.tokenizer, other.tokenizer)
-        ours, theirs = (tokenizer and tokenizer.fingerprint for tokenizer in pair)
+        ours, theirs = (one.tokenizer.fingerprint if one.tokenizer else one.vocab_size for one in (first, other))
         if ours != theirs:
             names = [tokenizer.describe()["name"] if tokenizer else "an unknown tokenizer" for tokenizer in pair]
             problem = f"{first.directory} holds ids of {names[0]}, and {other.directory} of {names[1]}"

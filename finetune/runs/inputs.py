@@ -18,7 +18,7 @@ from finetune.gpt import GPTConfig, pretrained
 from finetune.gpt.model import SHAPES
 from finetune.runs.datasets import find_datasets
 from finetune.runs.model_ref import ModelRef
-from finetune.runs.vocabulary import GPT2_VOCAB, with_ids_of, with_tokens_of
+from finetune.runs.vocabulary import GPT2_VOCAB, check_vocabulary, with_ids_of, with_tokens_of
 
 GPT2_EOT = 50256
 ASSUMED_CHAR_VOCAB_SIZE = 100  # vocabulary of a character dataset that does not exist yet
@@ -44,12 +44,14 @@ def find_model(name: str | Path, shape_only: bool = False) -> ModelRef:
     return ModelRef(str(name), path, config, tokenizer, read_json_object(folder / "finetune.json"))
 
 
-def _model_from_scratch(recipe: Recipe, tokenizer: Tokenizer | None) -> ModelRef:
-    vocab_size, end = GPT2_VOCAB, GPT2_EOT
+def _model_from_scratch(recipe: Recipe, dataset: Dataset | None) -> ModelRef:
+    tokenizer, vocab_size = (dataset.tokenizer, dataset.vocab_size) if dataset else (None, None)
+    if vocab_size is None:  # of bins alone, or of a dataset that does not exist yet
+        vocab_size = ASSUMED_CHAR_VOCAB_SIZE if recipe.tokenizer == "char" else GPT2_VOCAB
     if tokenizer:
-        vocab_size, end = tokenizer.vocab_size, tokenizer.eot
-    elif recipe.tokenizer == "char":
-        vocab_size = ASSUMED_CHAR_VOCAB_SIZE
+        end = tokenizer.eot
+    else:
+        end = GPT2_EOT if vocab_size > GPT2_EOT else None
     config = GPTConfig(
         block_size=recipe.block_size or 1024,
         vocab_size=vocab_size,
@@ -63,12 +65,12 @@ def _model_from_scratch(recipe: Recipe, tokenizer: Tokenizer | None) -> ModelRef
 
 
 def find_model_of_recipe(
-    recipe: Recipe, tokenizer: Tokenizer | None, saved_config: dict[str, Any] | None = None, shape_only: bool = False
+    recipe: Recipe, dataset: Dataset | None, saved_config: dict[str, Any] | None = None, shape_only: bool = False
 ) -> ModelRef:
     """The model that a recipe trains. Raises UsageError.
 
     Args:
-        tokenizer: that of the dataset, for a model from scratch.
+        dataset: gives tokenizer and vocabulary to a model from scratch.
         saved_config: the model's config in the saved state, for init_from=resume.
     """
     if saved_config:  # init_from=resume: only config and tokenizer of this ModelRef are used
@@ -76,7 +78,7 @@ def find_model_of_recipe(
         tokenizer = tokenizers.from_directory(out_dir / "best")
         return ModelRef(recipe.out_dir, out_dir, GPTConfig(**saved_config), tokenizer)
     if recipe.init_from == "scratch":
-        return _model_from_scratch(recipe, tokenizer)
+        return _model_from_scratch(recipe, dataset)
     return find_model(recipe.init_from, shape_only)
 
 
@@ -88,7 +90,10 @@ def find_model_and_datasets(
     The datasets come first, so that a missing one is reported before a model is downloaded. The arguments are those of
     `find_model_of_recipe`."""
     found = find_datasets(recipe, lambda: tokenizer_choice(recipe, shape_only))
-    model = find_model_of_recipe(recipe, found[0].tokenizer, saved_config, shape_only)
+    model = find_model_of_recipe(recipe, found[0], saved_config, shape_only)
+    for dataset in found:
+        if dataset.tokenizer is None or dataset.is_assumed:
+            check_vocabulary(dataset, model)
     return with_tokens_of(found[0], model), found
 
 
@@ -117,7 +122,7 @@ def require_tokenizer(model: ModelRef) -> Tokenizer:
         return model.tokenizer
     meta = model.folder / "meta.pkl"
     if meta.is_file():
-        return _char_tokenizer_from_meta(meta, model)
+        return _tokenizer_from_meta(meta, model)
     if model.config.vocab_size == GPT2_VOCAB:
         return tokenizers.gpt2()
     beside = " (a nanoGPT model of characters needs its meta.pkl beside ckpt.pt)" if model.path.is_file() else ""
@@ -163,12 +168,17 @@ def _folder(path: Path) -> Path:
     return path.parent if path.is_file() else path
 
 
-def _char_tokenizer_from_meta(meta: Path, model: ModelRef) -> CharTokenizer:
+def _tokenizer_from_meta(meta: Path, model: ModelRef) -> Tokenizer:
     try:
-        tokenizer = CharTokenizer(nanogpt_meta.read(meta.read_bytes()))
+        described = nanogpt_meta.read(meta.read_bytes())
     except ValueError as error:
         raise UsageError(f"{meta}: {error}") from None
     ids = model.config.vocab_size
-    if tokenizer.vocab_size != ids:
-        raise UsageError(f"{meta}: has {tokenizer.vocab_size} characters, and {model.path.name} {ids:,} ids")
-    return tokenizer
+    if described.tokens is None and ids == GPT2_VOCAB:
+        return tokenizers.gpt2()
+    if described.chars is None:
+        holds = "words, and nothing says how a text is cut into them" if described.tokens else "only the number of ids"
+        raise UsageError(f"{meta}: holds {holds}, so {model.path.name} has no tokenizer")
+    if ids not in (described.vocab_size, len(described.chars)):
+        raise UsageError(f"{meta}: has {described.vocab_size} characters, and {model.path.name} {ids:,} ids")
+    return CharTokenizer(described.chars)

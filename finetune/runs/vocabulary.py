@@ -14,13 +14,19 @@ GPT2_VOCAB, GPT2_PADDED_VOCAB = 50257, 50304  # nanoGPT pads the vocabulary
 
 
 def check_vocabulary(dataset: Dataset, model: ModelRef) -> None:
-    """Raise UsageError unless the ids of a dataset mean the same to the model's tokenizer, as far as both tell."""
-    if dataset.tokenizer is None or _fits(dataset.tokenizer, model):
+    """Raise UsageError unless the ids of a dataset mean the same to the model's tokenizer, as far as both tell. A
+    tokenizer that is only assumed gives way to the model's."""
+    tokens, size = dataset.tokenizer, dataset.vocab_size
+    if size is None or (_fits(tokens, model) if tokens else _sizes_fit(size, model)):
+        return
+    if dataset.is_assumed:
+        dataset.forget_tokenizer()
         return
     advice = f"prepare the text with --tokenizer={model.name if model.tokenizer else 'gpt2'}"
-    if dataset.tokenizer.kind == "char":
-        advice += ", or train on characters with init_from=scratch"
-    holds, uses = dataset.tokenizer.describe()["name"], model.describe_vocabulary()
+    if tokens is None or tokens.kind == "char":
+        advice += ", or train on these ids with init_from=scratch"
+    holds = tokens.describe()["name"] if tokens else f"a vocabulary of {size:,} ids"
+    uses = model.describe_vocabulary()
     if holds == uses:
         uses = "another vocabulary of that size"
     raise UsageError(f"{dataset.directory} holds ids of {holds}, but {model.name} uses {uses}; {advice}")
@@ -69,11 +75,14 @@ def with_ids_of(baseline: ModelRef, model: ModelRef) -> ModelRef | None:
 def _fits(tokens: Tokenizer, model: ModelRef) -> bool:
     if model.tokenizer:
         return model.tokenizer.extends(tokens)
-    sizes = (tokens.vocab_size, model.config.vocab_size)
-    if sizes[0] == sizes[1] or sizes == (GPT2_VOCAB, GPT2_PADDED_VOCAB):
+    if _sizes_fit(tokens.vocab_size, model):
         return True
     # a model of the Hub that is not downloaded, whose tokenizer may have more tokens
-    return not model.path.exists() and _base_size(tokens) == GPT2_VOCAB < sizes[1]
+    return not model.path.exists() and _base_size(tokens) == GPT2_VOCAB < model.config.vocab_size
+
+
+def _sizes_fit(size: int, model: ModelRef) -> bool:
+    return size == model.config.vocab_size or (size, model.config.vocab_size) == (GPT2_VOCAB, GPT2_PADDED_VOCAB)
 
 
 def _known_ids(tokens: Tokenizer, model: ModelRef) -> int | None:

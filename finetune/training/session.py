@@ -14,6 +14,7 @@ from finetune.config import recipe as recipes
 from finetune.config import recipe_file
 from finetune.config.recipe import Recipe
 from finetune.data.batches import ConcatBlocks
+from finetune.data.run_notes import note_run
 from finetune.gpt import GPT, convert, lora
 from finetune.gpt.sampling import Sample, draw_samples, print_samples
 from finetune.runs import checkpoints
@@ -111,6 +112,8 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
         memory=setup.device.memory()[1],
         reasons=reasons,
     )
+    for directory in setup.dataset_facts["directories"]:
+        note_run(directory, out_dir)
     if recipe.wandb_log:
         logger.tracker = start_wandb(setup.device.accelerator, recipe, values)
 

@@ -9,10 +9,13 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from finetune.common.errors import UsageError
 from finetune.common.files import temporary_directory
-from finetune.tools.doctor.encoding_faults import repair
-from finetune.tools.doctor.quality import KINDS, Document, DuplicateFinder, Splits, val_first
+from finetune.tools.doctor.batches import Analysis, Batch, LongDocument, analysed
+from finetune.tools.doctor.duplicates import DuplicateFinder, Verdict
+from finetune.tools.doctor.quality import KINDS, Splits, val_first
 
 
 class Cleaned(NamedTuple):
@@ -33,24 +36,36 @@ def clean(splits: Splits, fixes: Collection[str]) -> Iterator[Cleaned]:
     repair, also without encoding."""
     with DuplicateFinder(fixes) as duplicates:
         for split in val_first(splits):
-            number, texts = 1, []
-            for chunk in splits[split]:
-                texts.append(chunk.text)
-                if chunk.is_last:
-                    yield _clean_document(split, number, texts, duplicates)
-                    number, texts = number + 1, []
+            number, document, parts = 1, LongDocument(), []
+            for batch in analysed(splits[split], Analysis()):
+                if not batch.is_part:
+                    assert batch.sketches
+                    verdicts = duplicates.find(split, number, batch.sketches, np.diff(batch.word_ends))
+                    for i, verdict in enumerate(verdicts):
+                        yield _cleaned(split, number + i, [(batch, batch.document(i))], verdict, fixes)
+                    number += len(verdicts)
+                    continue
+                document.add(batch)
+                parts.append((batch, slice(None)))
+                if document.is_complete:
+                    verdicts = duplicates.find(split, number, document.sketches(), np.array([document.words]))
+                    yield _cleaned(split, number, parts, verdicts[0], fixes)
+                    number, document, parts = number + 1, LongDocument(), []
 
 
-def _clean_document(split: str, number: int, texts: list[str], duplicates: DuplicateFinder) -> Cleaned:
-    document, repaired, faults = Document(), [], Counter()
-    for text in texts:
-        text, found = repair(text)
-        document.add(text)
-        repaired.append(text)
-        faults.update({kind: count for kind, (count, _) in found.items() if KINDS[kind][1] == "encoding"})
-    if "encoding" not in duplicates.fixes:
-        repaired, faults = texts, {}
-    return Cleaned(split, number, "".join(repaired), dict(faults), duplicates.find(split, number, document))
+def _cleaned(
+    split: str, number: int, parts: list[tuple[Batch, slice]], removed: Verdict, fixes: Collection[str]
+) -> Cleaned:
+    faults, texts = Counter(), []
+    for batch, chunks in parts:
+        if "encoding" not in fixes:
+            texts += [chunk.text for chunk in batch.chunks[chunks]]
+            continue
+        texts += batch.texts[chunks]
+        for i, found in batch.faults.items():
+            if i in range(*chunks.indices(len(batch.chunks))):
+                faults.update({kind: count for kind, (count, _) in found.items() if KINDS[kind][1] == "encoding"})
+    return Cleaned(split, number, "".join(texts), dict(faults), removed)
 
 
 def output_files(out_dir: str, splits: Collection[str]) -> dict[str, Path]:

@@ -6,34 +6,24 @@ Documents are a stream of Chunks, read once. Memory holds hashes of them (see ne
 
 from __future__ import annotations
 
-import hashlib
-from array import array
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from finetune.common import files
 from finetune.data.dataset import Dataset
-from finetune.data.documents import Chunk, documents_of_bin
+from finetune.data.documents import Chunk
 from finetune.data.tokenizer import Tokenizer
 from finetune.tools.doctor import near_duplicates
-from finetune.tools.doctor.encoding_faults import repair
-from finetune.tools.doctor.near_duplicates import NearDuplicates, Passages, Shared
+from finetune.tools.doctor.batches import Analysis, Batch, LongDocument, analysed
+from finetune.tools.doctor.bin_reader import documents_of_bin
+from finetune.tools.doctor.duplicates import DuplicateFinder, Verdict
+from finetune.tools.doctor.passages import MAX_PASSAGE_WORDS, PASSAGE, Passages, Shared
+from finetune.tools.doctor.size import Size, recommend
 
 Splits = Mapping[str, Iterable[Chunk]]  # the documents of "train" and perhaps "val"
 
-BLOCK_SIZE = 1024  # GPT-2's positions
-MIN_TOKENS = 100_000  # fewer may overfit (docs/quickstart.md)
-# train tokens up to which docs/quickstart.md recommends a model, and the recipe for it
-SIZES = [
-    (1_000_000, "GPT-2 small (124M)", "recipes/small.yaml"),
-    (10_000_000, "GPT-2 medium (355M)", "recipes/medium.yaml"),
-    (float("inf"), "GPT-2 large (774M)", "recipes/large.yaml"),
-]
-FOR_CHARACTERS = "a small GPT from scratch, as pretrained ones have no characters", "recipes/shakespeare_char.yaml"
-BYTES_PER_TOKEN = 4  # of English in GPT-2's BPE, roughly
-LONG = 1_000_000  # words; longer documents are compared by their digest alone
+COUNTED = 10_000_000  # characters of a split whose tokens are counted, not estimated
 MAX_EXAMPLES, EXCERPT = 3, 60
 # kind: its name in the report, and the --fix for it
 KINDS = {
@@ -41,7 +31,7 @@ KINDS = {
     "exact_duplicates": ("documents that repeat an earlier one", "dedup"),
     "near_duplicates": ("documents that nearly repeat an earlier one", "dedup"),
     "leaks": ("documents of train that val has too, or nearly", "leaks"),
-    "passages": (f"passages of {near_duplicates.PASSAGE} words and more of val in train", None),
+    "passages": (f"passages of {PASSAGE} words and more of val in train", None),
     "mojibake": ("lines of UTF-8 read as something else, like Ã©", "encoding"),
     "nul": ("lines with NUL characters", "encoding"),
     "control": ("lines with other control characters", "encoding"),
@@ -58,7 +48,7 @@ def examine(
     """The facts about a corpus, for JSON: the size of each split, and count and examples of each kind of fault.
 
     Documents are numbered from 1. Lengths are in tokens if there is a `tokenizer` or the Chunks have `tokens`, else in
-    characters."""
+    characters. The tokens of a large corpus are estimated from a part of it."""
     sizes, limits = {}, []
     with DuplicateFinder(FIXES, max_documents) as duplicates:
         examiner = _Examiner(tokenizer, duplicates)
@@ -67,7 +57,7 @@ def examine(
             if split in duplicates.seen and duplicates.seen[split].skipped:
                 limits.append(f"near duplicates among the first {max_documents:,} documents of {split}")
     if examiner.passages.skipped:
-        limits.append(f"passages of the first {near_duplicates.MAX_PASSAGE_WORDS:,} words of val")
+        limits.append(f"passages of the first {MAX_PASSAGE_WORDS:,} words of val")
     passages = examiner.findings["passages"]
     passages["count"], passages["words"] = examiner.passages.count()
     return {
@@ -75,7 +65,7 @@ def examine(
         "findings": examiner.findings,
         "limits": limits,
         "one_text": all(size["documents"] <= 1 for size in sizes.values()),
-        "size": _recommend(sizes["train"], tokenizer),
+        "size": recommend(sizes["train"], tokenizer),
     }
 
 
@@ -98,37 +88,59 @@ class _Examiner:
 
     def examine_split(self, split: str, documents: Iterable[Chunk]) -> dict:
         """Note what is wrong with a split and return its size."""
-        lengths, totals, document = array("Q"), Counter(), Document()
-        for chunk in documents:
-            place = {"split": split, "document": len(lengths) + 1}
-            text, faults = repair(chunk.text)
-            for kind, (count, line) in faults.items():
-                self._note(kind, count, place, line)
-            is_first, hashes = document.is_new, document.add(text)
-            if split == "val":
-                self.passages.add(hashes, is_first)
+        size, document, is_val = Size(self.tokenizer is not None), LongDocument(), split == "val"
+        if not is_val:
+            self.passages.prepare()
+        for batch in analysed(documents, Analysis(self.tokenizer, COUNTED, None if is_val else self.passages)):
+            first = size.documents + 1
+            self._note_faults(batch, split, first)
+            if is_val:
+                whole = batch.word_ends[:-1]
+                self.passages.add(batch.hashes, np.zeros(int(document.is_new), np.int64) if batch.is_part else whole)
+            if not batch.is_part:
+                self._compare(split, first, batch)
             else:
-                document.find_passages(self.passages, hashes, text)
-            tokens = chunk.tokens
-            if tokens is None and self.tokenizer:
-                tokens = len(self.tokenizer.encode(chunk.text))
-            document.length += len(chunk.text) if tokens is None else tokens
-            totals["characters"] += len(chunk.text)
-            totals["bytes"] += len(_utf8(chunk.text))
-            totals["tokens"] += tokens or 0
-            totals["uncounted"] += tokens is None
-            if chunk.is_last:
-                self._compare(document, place, text)
-                lengths.append(document.length)
-                document = Document()
-        return _size(np.frombuffer(lengths, np.uint64).astype(np.int64), totals)
+                document.add(batch)
+                if not is_val:
+                    document.find_passages(self.passages, batch)
+                if document.is_complete:
+                    self._compare_long(split, first, document)
+                    document = LongDocument()
+            size.add(batch)
+        return size.facts()
 
-    def _compare(self, document: Document, place: dict, text: str) -> None:
-        """Note what a complete document shares with others; `text` is its last chunk."""
-        if found := self.duplicates.find(place["split"], place["document"], document):
-            self._note(found.pop("kind"), 1, place | found, text)
+    def _note_faults(self, batch: Batch, split: str, first: int) -> None:
+        for i, faults in batch.faults.items():
+            number = first if batch.is_part else first + int(np.searchsorted(batch.chunk_ends, i, side="right")) - 1
+            for kind, (count, line) in faults.items():
+                self._note(kind, count, {"split": split, "document": number}, line)
+
+    def _compare(self, split: str, first: int, batch: Batch) -> None:
+        """Note what whole documents share with others."""
+        assert batch.sketches
+        verdicts = self.duplicates.find(split, first, batch.sketches, np.diff(batch.word_ends))
+        may_share = set(batch.may_share.tolist())
+        for i, verdict in enumerate(verdicts):
+            if verdict is None and i not in may_share:
+                continue
+            texts, passages = batch.texts[batch.document(i)], []
+            if verdict is None:
+                for passage in self.passages.find(batch.hashes[batch.word_ends[i] : batch.word_ends[i + 1]]):
+                    passages.append((passage, self.passages.excerpt(texts, passage.there)))
+            self._note_shared(split, first + i, verdict, texts[0], passages)
+
+    def _compare_long(self, split: str, number: int, document: LongDocument) -> None:
+        verdicts = self.duplicates.find(split, number, document.sketches(), np.array([document.words]))
+        self._note_shared(split, number, verdicts[0], document.text, document.passages)
+
+    def _note_shared(
+        self, split: str, number: int, verdict: Verdict, text: str, passages: list[tuple[Shared, str]]
+    ) -> None:
+        place = {"split": split, "document": number}
+        if verdict:
+            self._note(verdict.pop("kind"), 1, place | verdict, text)
             return
-        for passage, excerpt in document.passages:
+        for passage, excerpt in passages:
             self._note("passages", 0, place | {"like": f"val {passage.document}"}, excerpt)
             self.passages.mark(passage)
 
@@ -141,105 +153,7 @@ class _Examiner:
             finding["examples"].append(place | {"text": excerpt})
 
 
-class Document:
-    """What is kept of a document while its chunks are read."""
-
-    def __init__(self) -> None:
-        self.digest = hashlib.blake2b(digest_size=16)
-        self.hashes: list[np.ndarray] = []  # of its words, unless it is LONG
-        self.words, self.is_new = 0, True
-        self.length = 0
-        self.tail = np.zeros(0, np.uint32)  # hashes of the last words, where a passage may have begun
-        self.passages: list[tuple[Shared, str]] = []
-
-    def add(self, text: str) -> np.ndarray:
-        """Take in a chunk; return the hashes of its words."""
-        self.digest.update(_utf8(text))
-        hashes = near_duplicates.word_hashes(text)
-        self.words, self.is_new = self.words + len(hashes), False
-        self.hashes = [*self.hashes, hashes] if self.words <= LONG else []
-        return hashes
-
-    def find_passages(self, passages: Passages, hashes: np.ndarray, text: str) -> None:
-        """Note the passages that a chunk shares, also those that began in the chunk before."""
-        hashes = np.concatenate([self.tail, hashes])
-        for passage in passages.find(hashes):
-            start = max(0, passage.there - len(self.tail))
-            self.passages.append((passage, " ".join(near_duplicates.split_words(text)[start : start + 12])))
-        self.tail = hashes[1 - near_duplicates.PASSAGE :]
-
-
-class DuplicateFinder:
-    """Compares each document with those before it. A document that repeats one is not compared with later ones."""
-
-    def __init__(self, fixes: Collection[str], max_documents: int = near_duplicates.MAX_DOCUMENTS) -> None:
-        self.fixes, self.max_documents = fixes, max_documents
-        self.seen: dict[str, NearDuplicates] = {}  # by split
-
-    def find(self, split: str, number: int, document: Document) -> dict | None:
-        """What is wrong with a document, {"kind", "like": "val 3"}, among the kinds that `fixes` remove; else None."""
-        if split not in self.seen:
-            self.seen[split] = NearDuplicates(self.max_documents)
-        if not document.words:
-            return {"kind": "empty"} if "dedup" in self.fixes else None
-        sketch = near_duplicates.make_sketch(document.digest.digest(), document.hashes)
-        is_compared_with_val = "leaks" in self.fixes and split == "train" and "val" in self.seen
-        if is_compared_with_val and (same := self.seen["val"].find(sketch)):
-            return {"kind": "leaks", "like": f"val {same[1]}"}
-        if "dedup" in self.fixes and (same := self.seen[split].find(sketch)):
-            return {"kind": f"{same[0]}_duplicates", "like": f"{split} {same[1]}"}
-        self.seen[split].add(sketch, number)
-        return None
-
-    def __enter__(self) -> DuplicateFinder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for seen in self.seen.values():
-            seen.file.close()
-
-
 def val_first(splits: Splits) -> list[str]:
     """val before train: documents of both are removed from train, because a run on a smaller val could not be compared
     with earlier runs."""
     return sorted(splits, key=["val", "train"].index)
-
-
-def _size(lengths: np.ndarray, totals: Counter[str]) -> dict:
-    """The size of a split: totals, quantiles of document lengths, and what a cut at BLOCK_SIZE would lose."""
-    tokens = None if totals["uncounted"] else totals["tokens"]
-    quantiles = [0] * 4
-    if len(lengths):
-        quantiles = np.quantile(lengths, [0.5, 0.9, 0.99, 1], method="inverted_cdf").tolist()
-    unit = "characters" if tokens is None else "tokens"
-    size: dict = {
-        "documents": len(lengths),
-        "characters": totals["characters"],
-        "bytes": totals["bytes"],
-        "tokens": tokens,
-        "lengths": {"unit": unit, **dict(zip(("p50", "p90", "p99", "max"), quantiles))},
-    }
-    if tokens is not None:
-        lost = np.maximum(lengths - BLOCK_SIZE, 0)
-        size["tokens_per_byte"] = tokens / max(1, totals["bytes"])
-        size["truncation"] = {
-            "at": BLOCK_SIZE,
-            "documents": int((lost > 0).sum()) / max(1, len(lost)),
-            "tokens": int(lost.sum()) / max(1, tokens),
-        }
-    return size
-
-
-def _recommend(train: dict, tokenizer: Tokenizer | None) -> dict:
-    """The model and recipe for so many tokens; without a tokenizer their number is estimated from the bytes."""
-    is_estimated = train["tokens"] is None
-    tokens = train["bytes"] // BYTES_PER_TOKEN if is_estimated else train["tokens"]
-    model, recipe = next((model, recipe) for limit, model, recipe in SIZES if tokens < limit)
-    if tokenizer and tokenizer.kind == "char":
-        model, recipe = FOR_CHARACTERS
-    size = {"tokens": tokens, "estimated": is_estimated, "may_overfit": tokens < MIN_TOKENS}
-    return {**size, "model": model, "recipe": recipe}
-
-
-def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")

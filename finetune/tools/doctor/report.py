@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
-from finetune.tools.doctor.quality import BLOCK_SIZE, FIXES, KINDS, MIN_TOKENS
+from finetune.tools.doctor.quality import FIXES, KINDS
+from finetune.tools.doctor.size import BLOCK_SIZE, MIN_TOKENS
 
 
 def report(facts: dict) -> str:

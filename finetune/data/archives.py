@@ -1,0 +1,149 @@
+"""Sources that have to be laid into temporary files first: zip and tar archives, and standard input."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import re
+import shutil
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, BinaryIO
+
+from finetune.common.errors import UsageError
+from finetune.common.files import CHUNK_BYTES
+from finetune.data.file_kinds import check_binary
+from finetune.data.text_files import READ_ERRORS, open_decompressed
+
+COMPRESSION = {"gz": ".gz", "tgz": ".gz", "bz2": ".bz2", "tbz2": ".bz2", "tbz": ".bz2", "xz": ".xz", "txz": ".xz"}
+COMPRESSION |= {"zst": ".zst", "tzst": ".zst"}
+TAR = re.compile(r"\.(?:tar(?:\.(?P<outer>gz|bz2|xz|zst))?|(?P<short>tgz|tbz2?|txz|tzst))$", re.IGNORECASE)
+ERRORS = (*READ_ERRORS, zipfile.BadZipFile, tarfile.TarError, NotImplementedError, RuntimeError)
+HEAD_BYTES = 1 << 16
+
+
+def is_archive(path: Path) -> bool:
+    """Whether its suffix is that of a zip or a tar archive."""
+    return path.suffix.lower() == ".zip" or bool(TAR.search(path.name))
+
+
+def unpack(path: Path) -> Path:
+    """A temporary directory with the files of a zip or tar archive, removed when the program ends.
+
+    Links and hidden files, such as __MACOSX, are left out: what a link names is read where it lies. Raises UsageError
+    for an archive that is damaged or encrypted, or that names files outside the directory."""
+    directory = _temporary_directory() / path.name
+    members = _zip_members if path.suffix.lower() == ".zip" else _tar_members
+    try:
+        for name, file in members(path):
+            parts = _safe_parts(name)
+            if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+                continue
+            target = directory.joinpath(*parts)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with file, open(target, "wb") as copy:
+                shutil.copyfileobj(file, copy, CHUNK_BYTES)
+    except ERRORS as error:
+        check_binary(path, str(path))
+        raise UsageError(f"{path}: cannot be unpacked: {error or type(error).__name__}") from None
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+def from_stdin() -> Path:
+    """A temporary file with what standard input holds, removed when the program ends.
+
+    Its name is stdin.jsonl if the first line is JSON (an object or a list), stdin.json if only the whole is, else
+    stdin.txt. Raises UsageError if there is nothing."""
+    directory = _temporary_directory()
+    path = directory / "stdin"
+    try:
+        with open(path, "wb") as copy:
+            shutil.copyfileobj(sys.stdin.buffer, copy, CHUNK_BYTES)
+    except OSError as error:
+        raise UsageError(f"standard input: cannot be read: {error.strerror}") from None
+    if not path.stat().st_size:
+        raise UsageError("standard input: is empty, there is no text in it")
+    return path.rename(path.with_suffix(_suffix_for(path)))
+
+
+def _suffix_for(path: Path) -> str:
+    with open(path, "rb") as file:
+        first = file.readline()
+        rest = file.read(HEAD_BYTES)
+    head = (first[:HEAD_BYTES] + rest).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if head.startswith(b"PAR1"):
+        return ".parquet"
+    try:
+        value = json.loads(first.decode("utf-8-sig"))
+    except ValueError:
+        return ".json" if re.match(rb"\[\s*[\[{\"]|\{\s*\"", head) else ".txt"
+    if isinstance(value, list) and not rest.strip():
+        return ".json"  # a table in one line
+    return ".jsonl" if isinstance(value, dict | list) else ".txt"
+
+
+def _temporary_directory() -> Path:
+    """A directory that is removed when this process ends, also after an error."""
+    directory = tempfile.mkdtemp(prefix="finetune-")
+    owner = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # not a process that was forked
+            shutil.rmtree(directory, ignore_errors=True)
+
+    atexit.register(remove)
+    return Path(directory)
+
+
+def _safe_parts(name: str) -> list[str]:
+    """The parts of a member's name. Raises ValueError if it lies outside the directory."""
+    path = PurePosixPath(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace").replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or re.match("[a-zA-Z]:", name):
+        raise ValueError(f"its member {name!r} would be written outside the directory")
+    return list(path.parts)
+
+
+def _zip_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    with zipfile.ZipFile(path) as archive:
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        needed, free = sum(member.file_size for member in members), shutil.disk_usage(tempfile.gettempdir()).free
+        if needed > free:
+            raise ValueError(f"it holds {needed / 1e9:,.1f} GB, and {tempfile.gettempdir()} has {free / 1e9:,.1f} GB")
+        for member in members:
+            kind = member.external_attr >> 28  # the type of a Unix file; 0 if it was not made on Unix
+            if kind not in (0, 0o10):
+                continue
+            if member.flag_bits & 1:
+                raise ValueError(f"its member {member.filename!r} is encrypted; unpack it with its password")
+            yield member.filename, archive.open(member)
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar archive. A damaged header is an error; tarfile takes it for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if not buf.strip(b"\0"):
+                raise  # the end
+            raise tarfile.ReadError(f"damaged ({error})") from None
+
+
+def _tar_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    found = TAR.search(path.name)
+    kind = found and (found["outer"] or found["short"])
+    file: BinaryIO = open_decompressed(path, COMPRESSION[kind.lower()] if kind else ".tar")
+    # a stream, which is read once from start to end
+    with file, tarfile.open(fileobj=file, mode="r|", tarinfo=_Member) as archive:
+        for member in archive:
+            content = archive.extractfile(member) if member.isreg() else None
+            if content:
+                yield member.name, content

@@ -1,0 +1,114 @@
+"""The chat template of a tokenizer: conversations rendered by transformers, with what is learned of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune.data import chat
+from finetune.data.chat import Conversation
+from finetune.data.documents import Chunk
+from finetune.data.tokenizer import Tokenizer
+
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A Jinja template of `apply_chat_template`. `special` are the names of special tokens that it can use."""
+
+    source: str
+    special: Mapping[str, str] = field(default_factory=dict)
+    end: str | None = None  # the end-of-text token
+
+    @property
+    def marks_turns(self) -> bool:
+        """Whether {% generation %} says what is learned."""
+        return bool(MARK.search(self.source))
+
+    def chunk(self, conversation: Conversation) -> Chunk:
+        """The document of a conversation, as one Chunk with the spans that are learned. Raises ValueError."""
+        text = self._render(conversation, len(conversation.turns))
+        spans = self._marked(conversation) if self.marks_turns else self._found(conversation, text)
+        if self.end and not text.rstrip("\n").endswith(self.end):  # a document ends with it
+            # a template that marks turns says all that is learned
+            spans += [] if self.marks_turns else [(len(text), len(text) + len(self.end))]
+            text += self.end
+        return Chunk(text, is_last=True, spans=tuple(spans))
+
+    def _marked(self, conversation: Conversation) -> list[tuple[int, int]]:
+        """The spans that the template marks, without those of turns with weight 0."""
+        _, (marked,) = self._call(conversation.messages, conversation.tools, return_assistant_tokens_mask=True)
+        spoken = [turn for turn in conversation.turns if turn.role == "assistant"]
+        if len(marked) == len(spoken):
+            return [(start, end) for (start, end), turn in zip(marked, spoken) if turn.is_target]
+        if all(turn.is_target for turn in spoken):
+            return list(marked)
+        raise ValueError(
+            "its chat template marks other turns than those of the assistant, so a weight of 0 has no place"
+        )
+
+    def _found(self, conversation: Conversation, text: str) -> list[tuple[int, int]]:
+        """The spans from the generation prompt to the end of each turn of the assistant."""
+        spans = []
+        for number, turn in enumerate(conversation.turns):
+            if not turn.is_target:
+                continue
+            before = self._render(conversation, number, add_generation_prompt=True)
+            if not text.startswith(before):
+                before = self._render(conversation, number)
+            after = self._render(conversation, number + 1)
+            if not (text.startswith(before) and text.startswith(after)):
+                raise ValueError("its chat template rewrites earlier turns, so it does not show what is learned")
+            spans.append((len(before), len(after)))
+        return spans
+
+    def _render(self, conversation: Conversation, count: int, add_generation_prompt: bool = False) -> str:
+        """The text of the first `count` turns."""
+        if not count:
+            return "" if not add_generation_prompt else self._prompt_alone(conversation)
+        arguments = {"add_generation_prompt": add_generation_prompt}
+        (text,), _ = self._call(conversation.messages[:count], conversation.tools, **arguments)
+        return text
+
+    def _prompt_alone(self, conversation: Conversation) -> str:
+        """The generation prompt without a message, "" if the template needs one."""
+        try:
+            (text,), _ = self._call([], conversation.tools, add_generation_prompt=True)
+            return text
+        except ValueError:
+            return ""
+
+    def _call(self, messages: list[dict[str, Any]], tools: list[Any] | None, **arguments: Any) -> tuple[Any, Any]:
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            special: dict[str, Any] = {**self.special}
+            rendered: Any = render_jinja_template(
+                [messages], tools=tools, chat_template=self.source, **arguments, **special
+            )
+            return rendered
+        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(f"the chat template of the tokenizer fails on it: {reason}") from None
+
+
+def of_tokenizer(tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The chat template of a tokenizer's own; None if it has none, or ours."""
+    source = getattr(tokenizer, "chat_template", None)
+    if source is None or source == chat.TEMPLATE:
+        return None
+    special: dict[str, str] = {}
+    files: dict[str, bytes] = getattr(tokenizer, "files", {})
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        known = json.loads(files[name]) if name in files else {}
+        for key in SPECIAL_NAMES:
+            value = known.get(key)
+            if text := value.get("content") if isinstance(value, dict) else value:
+                special[key] = text
+    return ChatTemplate(source, special, tokenizer.eot_text)

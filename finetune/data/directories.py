@@ -1,0 +1,200 @@
+"""The files of a directory or of a pattern, by split, and what is left out of it."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune.common.errors import UsageError
+from finetune.common.files import read_json_object
+from finetune.data.text_files import TEXT_SUFFIXES, suffix_of
+
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+NO_SPLIT = (".md", ".markdown")  # notes: training.md is not a split
+# about the data, not data: of the Hub, of datasets.save_to_disk, of the doctor
+CARD = re.compile(
+    r"(readme|license|licence|copying|notice|citation|changelog|dataset_?card)\b[^.]*(\.\w+)?$", re.IGNORECASE
+)
+RECORDS = ("dataset_infos.json", "dataset_dict.json", "removed.jsonl")
+SAVED = ("dataset_info.json", "state.json")  # together, beside the .arrow files of datasets.save_to_disk
+
+
+@dataclass
+class Found:
+    """Files of a directory or pattern in order, by split, and the number of those left out, by suffix or name.
+
+    Without names of splits all files are in "train". Those of "test" are not trained on."""
+
+    files: dict[str, list[Path]] = field(default_factory=lambda: {"train": [], "val": [], "test": []})
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def describe_left_out(self) -> str:
+        """`2 .docx, 1 .pdf, README.md`; empty if nothing is left out."""
+        return ", ".join(
+            name if count == 1 and not re.match(r"[.]|other |broken ", name) else f"{count:,} {name}"
+            for name, count in sorted(self.left_out.items())
+        )
+
+
+def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
+    """The files of a directory or a pattern that `is_readable`, sorted; each file once, also behind links.
+
+    Without hidden and empty files. A pattern with a suffix, such as src/**/*.py, takes every file that it matches.
+    Names of splits are followed. Raises UsageError for a directory that cannot be listed."""
+    name = os.path.expanduser(name)
+    base = Path(name) if os.path.isdir(name) else _fixed_part(name)
+    matched = _walk(base) if os.path.isdir(name) else _expand(name)
+    paths = list(matched)
+    files = _once(path for path in paths if path.is_file() and path.stat().st_size)
+    takes_all = not os.path.isdir(name) and bool(Path(name).suffix) and not glob.has_magic(Path(name).suffix)
+    readable = [path for path in files if takes_all or is_readable(path)]
+    found = Found(left_out=Counter(_kind(path) for path in set(files).difference(readable)))
+    found.left_out.update("broken link" for path in paths if not path.exists())
+    data = _without_records(readable)
+    found.left_out.update(
+        path.name for path in set(readable).difference(data) if path.name not in (*SAVED, "dataset_dict.json")
+    )
+    splits = {path: _split_of(path.relative_to(base) if path.is_relative_to(base) else path) for path in data}
+    if not _has_splits(splits, is_readable):
+        found.files["train"] = data
+        return found
+    for path, split in splits.items():
+        if split:
+            found.files[split].append(path)
+        else:
+            found.left_out[path.name if CARD.match(path.name) else f"other {suffix_of(path)}"] += 1
+    return found
+
+
+def _walk(directory: Path) -> Iterator[Path]:
+    """The files in a directory and below it, also behind links. Hidden names are left out."""
+    for folder in _folders(directory):
+        yield from (Path(entry.path) for entry in _entries(folder) if not entry.is_dir())
+
+
+def _folders(directory: Path) -> Iterator[Path]:
+    """A directory and those below it, also behind links, but each real one once. Hidden ones are left out."""
+    seen, level = {directory.resolve()}, [directory]
+    while level:
+        yield from level
+        below = sorted(Path(entry.path) for folder in level for entry in _entries(folder) if entry.is_dir())
+        level = []
+        for folder in below:
+            if folder.resolve() not in seen:
+                seen.add(folder.resolve())
+                level.append(folder)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What a directory holds under names that are not hidden."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be read: {error.strerror}") from None
+
+
+def _expand(pattern: str) -> Iterator[Path]:
+    """What a pattern matches, without hidden names; ** enters each real directory once, so links may go in circles."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        matched = map(Path, glob.glob(pattern))
+        yield from (path for path in matched if not path.name.startswith("."))
+        return
+    place = parts.index("**")
+    rest = parts[place + 1 :]
+    for start in glob.glob(os.path.join(*parts[:place])) if place else ["."]:
+        for folder in _folders(Path(start)) if os.path.isdir(start) else []:
+            yield from _expand(os.path.join(glob.escape(str(folder)), *(rest or ["*"])))
+
+
+def _fixed_part(pattern: str) -> Path:
+    """The directory of a pattern before its first part with *, ? or [."""
+    parts = Path(pattern).parts
+    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    return Path(*parts[:fixed])
+
+
+def _once(paths: Iterable[Path]) -> list[Path]:
+    """The paths sorted, each real file once, under the shortest of its paths."""
+    real: dict[Path, Path] = {}
+    for path in sorted(paths, key=lambda path: (len(path.parts), path)):
+        real.setdefault(path.resolve(), path)
+    return sorted(real.values())
+
+
+def _without_records(files: list[Path]) -> list[Path]:
+    """The files without cards and records of the data, which are read as data if nothing else is there."""
+    saved = {folder: _saved_files(folder) for folder in {path.parent for path in files if suffix_of(path) == ".arrow"}}
+    data = []
+    for path in files:
+        listed = saved.get(path.parent)
+        is_cache = suffix_of(path) == ".arrow" and listed is not None and path.name not in listed
+        is_saved = path.name in SAVED and all((path.parent / name).is_file() for name in SAVED)
+        if not (path.name in RECORDS or is_saved or is_cache):
+            data.append(path)
+    # a card lies above tables, or beside the files of splits
+    tables = [path for path in data if suffix_of(path) not in ("", *TEXT_SUFFIXES)]
+    above = {folder for path in tables for folder in path.parents}
+    rest = [path for path in data if path in tables or not (CARD.match(path.name) and path.parent in above)]
+    return _in_saved_order(rest or data or files, saved)
+
+
+def _saved_files(folder: Path) -> list[str] | None:
+    """The names of the .arrow files that datasets.save_to_disk wrote into a directory, in order; None if it did not."""
+    if not (folder / "dataset_info.json").is_file():
+        return None
+    entries = read_json_object(folder / "state.json").get("_data_files")
+    return [str(entry["filename"]) for entry in entries] if isinstance(entries, list) else None
+
+
+def _in_saved_order(files: list[Path], saved: dict[Path, list[str] | None]) -> list[Path]:
+    def key(path: Path) -> tuple[Path, int, Path]:
+        names = saved.get(path.parent) or []
+        return path.parent, names.index(path.name) if path.name in names else -1, path
+
+    return sorted(files, key=key) if any(saved.values()) else files
+
+
+def _split_of(path: Path) -> str | None:
+    """The split that a path, relative to what the user named, belongs to: that of a directory, else of its name."""
+    for part in path.parts[:-1]:
+        if part.lower() in SPLITS:
+            return SPLITS[part.lower()]
+    if suffix_of(path) in NO_SPLIT:
+        return None
+    return next((SPLITS[word] for word in re.findall("[a-z]+", path.name.lower()) if word in SPLITS), None)
+
+
+def _has_splits(splits: dict[Path, str | None], is_readable: Callable[[Path], bool]) -> bool:
+    """Whether names of splits mean splits: if there are others beside train, or a table has no other name than train.
+    Among files such as programs, every one must have a split."""
+    if "train" not in splits.values():
+        return False
+    if {"val", "test"} & set(splits.values()):
+        return all(map(is_readable, splits)) or None not in splits.values()
+    return any(
+        split == "train" and is_readable(path) and suffix_of(path) not in TEXT_SUFFIXES and _is_exact(path)
+        for path, split in splits.items()
+    )
+
+
+def _is_exact(path: Path) -> bool:
+    """Whether a file is named after a split and nothing else, such as train-00000-of-00001.parquet, or lies in such a
+    directory."""
+    words = re.findall("[a-z]+", path.name.lower().partition(".")[0])
+    return path.parent.name.lower() in SPLITS or bool(words) and {*words} <= {*SPLITS, "of"}
+
+
+def _kind(path: Path) -> str:
+    """How a file that is left out is counted: by its suffix, else its name."""
+    return suffix_of(path) or path.name

@@ -1,0 +1,86 @@
+"""A row of a table as the Chunks of a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from finetune.data import chat
+from finetune.data.chat import Conversation, Turn
+from finetune.data.chat_template import ChatTemplate
+from finetune.data.column_choice import Shape, fill_template, parse_messages
+from finetune.data.documents import Chunk
+from finetune.data.rows import name_of_value, type_of
+
+
+class LeftOut(Exception):
+    """A row without a question or an answer: it is counted, not learned."""
+
+
+def document_of(row: Any, shape: Shape, template: ChatTemplate | None) -> Iterable[Chunk]:
+    """The Chunks of a row. Raises ValueError if it cannot be used."""
+    if shape.kind != "text":
+        conversation = _conversation(row, shape)
+        chat.check(conversation, template is not None)
+        return [template.chunk(conversation)] if template else chat.chunks(conversation.turns)
+    value = _cell(row, shape.text)
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        value = "\n".join(value)
+    if not isinstance(value, str):
+        what = f"column {shape.text!r}" if shape.text else "a row"
+        raise ValueError(f"{what} must be text, not {type_of(value)}")
+    return [Chunk(_line_ends(value), is_last=True)]
+
+
+def _cell(row: Any, column: str | None) -> Any:
+    if column is None:
+        return row
+    if not isinstance(row, dict):
+        raise ValueError(f"it must be an object with the column {column!r}, not {name_of_value(row)}")
+    return row.get(column)
+
+
+def _conversation(row: Any, shape: Shape) -> Conversation:
+    turns: list[Turn] = []
+    if shape.system and (system := _cell(row, shape.system)):
+        turns += chat.turns_of([{"role": "system", "content": system}])
+    tools = _tools(_cell(row, shape.tools)) if shape.tools else None
+    if shape.kind == "messages":
+        value = parse_messages(_cell(row, shape.messages))
+        if not isinstance(value, list) or value == []:
+            what = f"column {shape.messages!r}" if shape.messages else "a row"
+            raise ValueError(f"{what} must be a list of messages, not {type_of(value)}")
+        return Conversation(turns + chat.turns_of(value), tools)
+    for pair in _cell(row, shape.history) or [] if shape.history else []:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError(f"column {shape.history!r} must be a list of [question, answer]")
+        turns += chat.turns_of([{"role": role, "content": text} for role, text in zip(("user", "assistant"), pair)])
+    return Conversation(turns + _pair(row, shape), tools)
+
+
+def _pair(row: Any, shape: Shape) -> list[Turn]:
+    """The turns of a prompt and a completion, each a text or a list of messages."""
+    answer = _cell(row, shape.completion)
+    question = fill_template(shape.template, row) if shape.template else _cell(row, shape.prompt)
+    if isinstance(question, list) and isinstance(answer, list):
+        return chat.turns_of(question + answer)
+    extra = _cell(row, shape.extra) if shape.extra else None
+    for name, text, what in ((shape.prompt, question, "a question"), (shape.completion, answer, "an answer")):
+        if isinstance(text, str) and not text.strip():
+            raise LeftOut(f"rows without {what}")
+        if not isinstance(text, str):
+            raise ValueError(f"column {name!r} must be text, not {type_of(text)}")
+    if extra is not None and not isinstance(extra, str):
+        raise ValueError(f"column {shape.extra!r} must be text, not {type_of(extra)}")
+    if extra and extra.strip():
+        question = f"{question}\n\n{extra}"
+    return chat.turns_of([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+
+
+def _tools(value: Any) -> list[Any] | None:
+    value = parse_messages(value)
+    return value if isinstance(value, list) and value else None
+
+
+def _line_ends(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text

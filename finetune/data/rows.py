@@ -1,0 +1,44 @@
+"""A row of a table, with its place for error messages."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Row(NamedTuple):
+    """A row. `problem` says why it could not be read; `number` counts rows from 1, `line` is that of the file."""
+
+    number: int
+    value: Any = None  # a dict by column, a text, or a list of messages
+    line: int | None = None
+    problem: str | None = None
+
+    def place(self) -> str:
+        return f"row {self.number:,}"
+
+    def suffix(self) -> str:
+        return "" if self.line is None else f" (line {self.line:,})"
+
+
+def name_of_value(value: object) -> str:
+    """`the number 3`, `null`, `an object`: a value of JSON in words."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return f"the value {str(value).lower()}"
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    return f"a value of type {type(value).__name__}"
+
+
+def type_of(value: object) -> str:
+    """`null`, `an empty list` or `a value of type int`."""
+    if value is None:
+        return "null"
+    return "an empty list" if value == [] else f"a value of type {type(value).__name__}"

@@ -1,0 +1,138 @@
+"""Which column of a table is the text."""
+
+import json
+
+from front_door import as_column, either, json_lines, of, plain, reads, refuses, texts
+
+T, P = texts(), plain()
+ROWS = as_column(T)
+LONG = [f"{text}. {text}, and so it has been for years; nobody knows why." for text in P]
+TEXT_COLUMN = "--text_column"
+
+SHORT = ["yes" if i % 2 else "no" for i in range(12)]
+COLUMNS = [
+    reads("text beside meta", {"a.jsonl": json_lines(of(("text", T), meta={"url": "x" * 300, "tags": ["a"]}))}, T),
+    reads(
+        "a body beside numbers",
+        {"a.jsonl": json_lines(of(("body", LONG), ("id", range(12))))},
+        LONG,
+        says="column 'body'",
+    ),
+    either(
+        "an id beside content",
+        {"a.jsonl": json_lines(of(("id", [f"x{i}" for i in range(12)]), ("content", LONG)))},
+        [LONG],
+        TEXT_COLUMN,
+        says="column 'content'",
+    ),
+    either(
+        "a title beside a body",
+        {"a.json": json.dumps(of(("title", P), ("body", LONG)))},
+        [LONG],
+        ["title", "body", TEXT_COLUMN],
+        says="column 'body'",
+    ),
+    refuses(
+        "a label beside lists",
+        {"a.jsonl": json_lines(of(("label", SHORT), ("paragraphs", [[t] for t in T])))},
+        ["paragraphs", TEXT_COLUMN],
+    ),
+    refuses(
+        "a language beside objects",
+        {"a.jsonl": json_lines(of(("lang", ["en"] * 12), ("translation", [{"en": t} for t in T])))},
+        ["translation", TEXT_COLUMN],
+    ),
+    refuses(
+        "a url beside lists",
+        {
+            "a.json": json.dumps(
+                of(("url", [f"https://a.b/{i}" for i in range(12)]), ("sentences", [[t, t] for t in T]))
+            )
+        },
+        ["sentences", TEXT_COLUMN],
+    ),
+    refuses(
+        "a title in row 1, a body later",
+        {
+            "a.jsonl": json_lines(
+                [{"title": f"Title {i}", **({"body": LONG[i]} if i else {"body": None})} for i in range(12)]
+            )
+        },
+        ["body", f"row 1|{TEXT_COLUMN}"],
+    ),
+    refuses(
+        "a label in row 1, texts from row 4",
+        {"a.jsonl": json_lines([{"label": SHORT[i], "review": LONG[i] if i > 2 else None} for i in range(12)])},
+        ["review", f"row 1|{TEXT_COLUMN}"],
+    ),
+    either(
+        "text beside longer content",
+        {"a.jsonl": json_lines(of(("text", SHORT), ("content", LONG)))},
+        [SHORT],
+        ["content", TEXT_COLUMN],
+        says="column 'text'",
+    ),
+    refuses(
+        "two columns of texts",
+        {"a.jsonl": json_lines(of(("first", LONG), ("second", LONG[::-1])))},
+        ["first", "second", TEXT_COLUMN],
+    ),
+    refuses("numbers only", {"a.jsonl": json_lines(of(("a", range(12)), ("b", range(12))))}, ["a, b", TEXT_COLUMN]),
+    refuses(
+        "labels only",
+        {"a.jsonl": json_lines(of(("label", SHORT), ("vector", [[0.5] * 20] * 12)))},
+        ["vector|label", TEXT_COLUMN],
+    ),
+    reads(
+        "a named column",
+        {"a.jsonl": json_lines(of(("title", LONG), ("body", T)))},
+        T,
+        "--text_column=body",
+        says="12 rows.*column 'body'",
+    ),
+    reads(
+        "a named column of short texts",
+        {"a.jsonl": json_lines(of(("title", P), ("body", LONG)))},
+        P,
+        "--text_column=title",
+    ),
+    refuses(
+        "a named column that is missing",
+        {"a.jsonl": json_lines(ROWS)},
+        ["no column 'body'", "text"],
+        "--text_column=body",
+    ),
+    refuses(
+        "a named column late missing",
+        {"a.jsonl": json_lines([*as_column(P, "body"), {"bdy": "x"}])},
+        ["(row|line) 13", "body"],
+        "--text_column=body",
+    ),
+    either(
+        "a named column of numbers",
+        {"a.jsonl": json_lines(of(("n", range(12)), ("text", T)))},
+        [[str(i) for i in range(12)]],
+        "(row|line) 1",
+        "--text_column=n",
+    ),
+    reads(
+        "a named column of lists of strings",
+        {"a.jsonl": json_lines(of(("parts", [[t] for t in T]), ("n", range(12))))},
+        T,
+        "--text_column=parts",
+    ),
+    refuses(
+        "a named column of lists of numbers",
+        {"a.jsonl": json_lines(of(("parts", [[1, 2]] * 12)))},
+        ["(row|line) 1", "parts"],
+        "--text_column=parts",
+    ),
+    refuses(
+        "a translation, named",
+        {"a.jsonl": json_lines(of(("translation", [{"en": t, "fr": t} for t in T])))},
+        ["translation"],
+        "--text_column=translation",
+    ),
+]
+
+CASES = COLUMNS

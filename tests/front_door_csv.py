@@ -1,0 +1,260 @@
+"""csv and tsv in the dialects that people write."""
+
+import gzip
+
+from front_door import changed, csv_text, either, plain, reads, refuses, texts, without
+
+T, P = texts(), plain()
+COMMAS = [f"{text}, or so they say; who knows" for text in P]
+NUMBERED = list(enumerate(T))
+PLAIN_ROWS = list(enumerate(P))
+WELL = csv_text(NUMBERED)
+
+
+def joined(rows, separator=",", header="id,text"):
+    """Rows written without any quotes."""
+    return "\n".join([header, *(separator.join(map(str, row)) for row in rows)]) + "\n"
+
+
+def with_line(number, line, rows=PLAIN_ROWS):
+    """Rows without quotes, with another line `number`, the header being 1."""
+    return "\n".join(changed(joined(rows).splitlines(), number, line)) + "\n"
+
+
+DIALECTS = [
+    reads("csv", {"a.csv": WELL}, T, says="12 rows.*column 'text'"),
+    reads("csv of CRLF", {"a.csv": csv_text(NUMBERED, lineterminator="\r\n")}, T),
+    reads("csv with every cell quoted", {"a.csv": csv_text(NUMBERED, quoting=1)}, T),
+    reads("csv with a byte order mark", {"a.csv": "\ufeff" + csv_text([[t] for t in T], ["text"])}, T),
+    reads("csv of one column", {"a.csv": csv_text([[t] for t in T], ["tweet"])}, T, says="column 'tweet'"),
+    reads("csv compressed", {"a.csv.gz": gzip.compress(WELL.encode())}, T),
+    reads("semicolons, quoted", {"a.csv": csv_text(NUMBERED, delimiter=";", quoting=1)}, T, says="separator ';'"),
+    reads(
+        "semicolons and commas in texts",
+        {"a.csv": joined([(i, t.replace(";", "")) for i, t in enumerate(COMMAS)], ";", "id;text")},
+        [t.replace(";", "") for t in COMMAS],
+        says="separator ';'",
+    ),
+    reads("semicolons without a comma", {"a.csv": joined(PLAIN_ROWS, ";", "id;text")}, P, says="separator ';'"),
+    reads(
+        "semicolons and decimal commas",
+        {"a.csv": joined([(f"{i},5", t, "1,25") for i, t in enumerate(P)], ";", "x;text;y")},
+        P,
+        says="separator ';'",
+    ),
+    reads("tabs in .csv", {"a.csv": csv_text(PLAIN_ROWS, delimiter="\t")}, P, says="separator.*tab|separator '.t'"),
+    reads("bars in .csv", {"a.csv": csv_text(NUMBERED, delimiter="|")}, T, says=r"separator '\|'"),
+    reads("commas in .tsv, said", {"a.tsv": WELL}, T, "--separator=,"),
+    reads("sep= with semicolons", {"a.csv": "sep=;\n" + joined(PLAIN_ROWS, ";", "id;text")}, P),
+    reads("sep= with commas and CRLF", {"a.csv": "sep=,\r\n" + csv_text(NUMBERED, lineterminator="\r\n")}, T),
+    reads("sep= with a byte order mark", {"a.csv": "\ufeffsep=;\r\n" + csv_text(NUMBERED, delimiter=";")}, T),
+    reads("sep= in quotes", {"a.csv": '"sep=;"\n' + csv_text(NUMBERED, delimiter=";")}, T),
+    reads("a separator that is named", {"a.csv": csv_text(NUMBERED, delimiter="^")}, T, "--separator=^"),
+    reads("a tab that is named", {"a.csv": csv_text(NUMBERED, delimiter="\t")}, T, r"'--separator=\t'"),
+    refuses("a wrong separator", {"a.csv": WELL}, "separator|column", "'--separator=|' --text_column=text"),
+    either("separators of two letters", {"a.csv": joined(PLAIN_ROWS, "||", "id||text")}, [P], "a.csv"),
+    either(
+        "spaces after commas",
+        {"a.csv": joined([(i, f" {t}") for i, t in PLAIN_ROWS], ",", "id, text")},
+        [P, [f" {t}" for t in P]],
+        "line|text_column",
+    ),
+    either(
+        "spaces before quotes",
+        {"a.csv": joined([(i, f' "{t}"') for i, t in enumerate(COMMAS)], ",", "id, text")},
+        [COMMAS],
+        "line 2|--separator",
+    ),
+    either(
+        "single quotes around cells",
+        {"a.csv": joined([(i, f"'{t}'") for i, t in enumerate(COMMAS)])},
+        [COMMAS],
+        "line 2|--separator",
+    ),
+    either("old Macintosh line ends", {"a.csv": joined(PLAIN_ROWS).replace("\n", "\r")}, [P], "line|text_column"),
+]
+
+HEADERS = [
+    either(
+        "no header",
+        {"a.csv": csv_text([[t] for t in COMMAS], None, quoting=1)},
+        [COMMAS, COMMAS[1:]],
+        "header",
+        says="header",
+    ),
+    reads("no header, said", {"a.csv": csv_text([[t] for t in COMMAS], None, quoting=1)}, COMMAS, "--header=false"),
+    either("no header, two columns", {"a.csv": csv_text(PLAIN_ROWS, None)}, [P], "header", says="header"),
+    either(
+        "no header, two columns, said",
+        {"a.csv": csv_text(PLAIN_ROWS, None)},
+        [P],
+        "text_column|column",
+        "--header=false",
+    ),
+    reads("a header, said", {"a.csv": WELL}, T, "--header=true"),
+    either(
+        "a title above",
+        {"a.csv": "Report of the year\n" + WELL},
+        [T],
+        "line [12]|header",
+        says="header|line 1|left out|skip",
+    ),
+    either(
+        "a title and a blank line above",
+        {"a.csv": "Report\n\n" + WELL},
+        [T],
+        "line|header",
+        says="header|line|left out|skip",
+    ),
+    either(
+        "a title with trailing commas above",
+        {"a.csv": "Report,\n" + WELL},
+        [T],
+        "line|header|column|empty",
+        says="header|line|left out|skip",
+    ),
+    either("a blank line above", {"a.csv": "\n" + WELL}, [T], "line 1|blank"),
+    either("a line of commas above", {"a.csv": ",\n" + WELL}, [T], "line [12]|blank|header|column"),
+    reads("blank lines between", {"a.csv": joined(PLAIN_ROWS).replace("\n", "\n\n")}, P),
+    reads("blank lines at the end", {"a.csv": WELL + "\n\n\n"}, T),
+    reads("a first column without a name", {"a.csv": csv_text(NUMBERED, ["", "text"])}, T),
+    reads("commas after each line", {"a.csv": csv_text([(i, t, "") for i, t in NUMBERED], ["id", "text", ""])}, T),
+    either(
+        "commas after the rows only", {"a.csv": csv_text([(i, t, "") for i, t in NUMBERED])}, [T], "line [234]|row 1"
+    ),
+    refuses(
+        "one name twice",
+        {"a.csv": csv_text([(t, f"other {t}") for t in P], ["text", "text"])},
+        ["text", "twice|two|both|same|duplicate"],
+    ),
+    refuses("a header alone", {"a.csv": "id,text\n"}, "no (text|row)|empty"),
+    reads(
+        "many columns", {"a.csv": csv_text([[*range(60), t] for t in T], [*(f"c{i}" for i in range(60)), "text"])}, T
+    ),
+    either(
+        "a title and a body",
+        {"a.csv": csv_text(zip(P, [t * 3 for t in T]), ["title", "body"])},
+        [[t * 3 for t in T]],
+        ["body", "--text_column"],
+        says="column 'body'",
+    ),
+    refuses(
+        "questions and answers",
+        {"a.csv": csv_text(zip(P, T), ["question", "answer"])},
+        ["--prompt_column", "--completion_column"],
+    ),
+]
+
+CELLS = [
+    reads(
+        "texts that look like values",
+        {
+            "a.csv": csv_text(
+                enumerate(
+                    v := ["007", "NA", "null", "None", "True", "1e5", "nan", "-", "12", "3.50", "2020-01-01", "N/A"]
+                )
+            )
+        },
+        v,
+        "--text_column=text",
+    ),
+    reads(
+        "quotes within",
+        {"a.csv": with_line(5, '3,the 5" disk and a 3" one')},
+        changed(P, 4, 'the 5" disk and a 3" one'),
+    ),
+    reads(
+        "backslashes within", {"a.csv": with_line(5, r"3,C:\new\table and \n")}, changed(P, 4, r"C:\new\table and \n")
+    ),
+    either(
+        "a backslash before the quote",
+        {"a.csv": csv_text(changed(NUMBERED, 4, (3, "in C:\\dir, there\\")))},
+        [changed(T, 4, "in C:\\dir, there\\")],
+        "line",
+    ),
+    either(
+        "escaped quotes",
+        {"a.csv": "id,text\n" + "".join(f'{i},"She said \\"hi, there\\" in {t}"\n' for i, t in enumerate(P))},
+        [[f'She said "hi, there" in {t}' for t in P]],
+        ["line 2", "quote|backslash"],
+    ),
+    either(
+        "text behind a quote",
+        {"a.csv": with_line(5, '3,"one, two" and three')},
+        [changed(P, 4, '"one, two" and three')],
+        "line 5",
+    ),
+    reads(
+        "line ends in a cell",
+        {"a.csv": csv_text(changed(NUMBERED, 4, (3, "one\r\ntwo\rthree\n\nfour")))},
+        changed(T, 4, "one\ntwo\nthree\n\nfour"),
+    ),
+    reads(
+        "a cell of 200 KB",
+        {"a.csv": csv_text(changed(NUMBERED, 4, (3, "ab, c" * 40_000)))},
+        changed(T, 4, "ab, c" * 40_000),
+    ),
+    refuses("an unclosed quote", {"a.csv": with_line(6, '4,"the start of a cell')}, ["line 6", "quote"]),
+    refuses("an unclosed quote before quoted cells", {"a.csv": WELL.replace('\n3,"', '\n3,"" and "', 1)}, "line"),
+    refuses(
+        "commas that are not quoted",
+        {"a.csv": joined([[t] for t in COMMAS], header="text")},
+        ["line 2|--separator", "comma|separator|cell|column|field"],
+    ),
+    refuses("one comma that is not quoted", {"a.csv": with_line(9, "7,one, two")}, ["line 9", "3"]),
+    reads(
+        "rows with other cells, skipped",
+        {"a.csv": with_line(9, "7,one, two")},
+        without(P, 8),
+        "--on_bad_row=skip",
+        says=r"left out 1\b|\b1\b.*(left out|skipped)",
+    ),
+    refuses("a row that is cut", {"a.csv": with_line(9, "7")}, ["line 9"]),
+    refuses("a sum at the end", {"a.csv": joined(PLAIN_ROWS) + "Total: 12 rows\n"}, "line 14"),
+    reads("an empty cell", {"a.csv": with_line(9, "7,")}, without(P, 8), says=r"\b1\b.*(empty|left out|without)"),
+    either(
+        "a NUL",
+        {"a.csv": with_line(9, "7,one\0two")},
+        [changed(P, 8, "one\0two")],
+        ["NUL|0x00|null byte", "line 9|offset"],
+    ),
+    refuses("csv of cp1252", {"a.csv": with_line(9, "7,café").encode("cp1252")}, ["line 9", "0xE9", "--encoding="]),
+    reads(
+        "csv of cp1252, said",
+        {"a.csv": with_line(9, "7,café – déjà").encode("cp1252")},
+        changed(P, 8, "café – déjà"),
+        "--encoding=cp1252",
+    ),
+    refuses(
+        "csv of UTF-16", {"a.csv": csv_text(NUMBERED, delimiter="\t").encode("utf-16")}, ["UTF-16", "--encoding|iconv"]
+    ),
+    reads(
+        "csv of UTF-16, said", {"a.csv": csv_text(NUMBERED, delimiter="\t").encode("utf-16")}, T, "--encoding=utf-16"
+    ),
+    reads(
+        "quotes in tsv",
+        {
+            "a.tsv": joined(
+                changed([(i, f'the 5" disk and "{t}"') for i, t in PLAIN_ROWS], 6, (5, '"unbalanced')), "\t", "id\ttext"
+            )
+        },
+        changed([f'the 5" disk and "{t}"' for t in P], 6, '"unbalanced'),
+    ),
+    reads(
+        "quoted starts in tsv",
+        {"a.tsv": joined([(i, f'"Old" {t}') for i, t in PLAIN_ROWS], "\t", "id\ttext")},
+        [f'"Old" {t}' for t in P],
+    ),
+    either("tsv of a spreadsheet", {"a.tsv": csv_text(NUMBERED, delimiter="\t")}, [T], "line|quote"),
+    refuses(
+        "a tab too many in tsv", {"a.tsv": joined(changed(PLAIN_ROWS, 6, (5, "one\ttwo")), "\t", "id\ttext")}, "line 7"
+    ),
+    refuses("a file of Excel as csv", {"a.csv": b"PK\x03\x04" + bytes(60)}, "Excel|xlsx|zip"),
+    refuses(
+        "plain text as csv",
+        {"a.csv": "A sentence, with a comma.\nAnother one.\nThe third, which, has, more.\n"},
+        "line|header",
+    ),
+]
+
+CASES = [*DIALECTS, *HEADERS, *CELLS]

@@ -1,0 +1,222 @@
+"""Directories and patterns: splits, cards, links, and files of other kinds."""
+
+import os
+from pathlib import Path
+
+from front_door import either, json_lines, plain, reads, refuses, talks
+
+P = plain()
+ROWS = {
+    split: json_lines({"text": f"{split} {text}"} for text in P) for split in ("train", "validation", "test", "removed")
+}
+TRAIN, VALIDATION = [f"train {text}" for text in P], [f"validation {text}" for text in P]
+TEXTS = {f"d/{i:02}.txt": text for i, text in enumerate(P)}
+PAIRS = json_lines({"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(12))
+CARD = "---\nlicense: mit\n---\n# A data set\nIt holds rows.\n"
+
+
+def linked(*links):
+    """A function that writes the texts and links (from, to)."""
+
+    def write():
+        for name, text in TEXTS.items():
+            Path(name).parent.mkdir(exist_ok=True)
+            Path(name).write_text(text)
+        for place, target in links:
+            Path(place).parent.mkdir(parents=True, exist_ok=True)
+            os.symlink(target, place)
+
+    return write
+
+
+def splits(**names):
+    """Files of splits: `splits(train="a.jsonl")`."""
+    return {f"d/{name}": ROWS[split] for split, name in names.items()}
+
+
+SPLITS = [
+    reads(
+        "splits by name",
+        splits(train="train.jsonl", validation="validation.jsonl", test="test.jsonl"),
+        [*TRAIN, *VALIDATION],
+        "d",
+        says=["test", "left out"],
+    ),
+    reads("splits, valid.jsonl", splits(train="train.jsonl", validation="valid.jsonl"), [*TRAIN, *VALIDATION], "d"),
+    reads("splits, val.jsonl", splits(train="train.jsonl", validation="val.jsonl"), [*TRAIN, *VALIDATION], "d"),
+    reads(
+        "splits, dev.jsonl",
+        splits(train="train.jsonl", validation="dev.jsonl", test="test.jsonl"),
+        [*TRAIN, *VALIDATION],
+        "d",
+        says="test",
+    ),
+    reads(
+        "splits, train and test", splits(train="train.jsonl", test="test.jsonl"), TRAIN, "d", says=["test", "left out"]
+    ),
+    reads(
+        "splits in directories",
+        splits(train="train/a.jsonl", validation="validation/a.jsonl", test="test/a.jsonl"),
+        [*TRAIN, *VALIDATION],
+        "d",
+        says="test",
+    ),
+    reads(
+        "splits in pieces",
+        splits(
+            train="data/train-00000-of-00001.jsonl",
+            validation="data/validation-00000-of-00001.jsonl",
+            test="data/test-00000-of-00001.jsonl",
+        ),
+        [*TRAIN, *VALIDATION],
+        "d",
+        says="test",
+    ),
+    reads(
+        "splits of a snapshot",
+        {
+            **splits(train="train.jsonl", test="test.jsonl"),
+            "d/README.md": CARD,
+            "d/LICENSE": "MIT",
+            "d/.gitattributes": "x",
+        },
+        TRAIN,
+        "d",
+        says=["test", "README"],
+    ),
+    reads(
+        "a table and its card",
+        {"d/rows.jsonl": ROWS["train"], "d/README.md": CARD, "d/dataset_infos.json": '{"default": {"features": {}}}'},
+        TRAIN,
+        "d",
+        says="README",
+    ),
+    reads(
+        "splits of answers",
+        {"d/train.jsonl": PAIRS, "d/val.jsonl": PAIRS.replace("What", "Why"), "d/README.md": CARD},
+        [*talks(), *(text.replace("What", "Why") for text in talks())],
+        "d",
+    ),
+    reads(
+        "what the doctor wrote",
+        splits(train="train.jsonl", validation="val.jsonl", removed="removed.jsonl"),
+        [*TRAIN, *VALIDATION],
+        "d",
+        says="removed",
+    ),
+    either(
+        "splits of texts",
+        {"d/train.txt": "A text to learn. " * 9, "d/validation.txt": "Another. " * 9, "d/test.txt": "Not this"},
+        [["A text to learn. " * 9, "Another. " * 9], ["A text to learn. " * 9 + "Another. " * 9]],
+        "test",
+        "d",
+        says="test",
+    ),
+    either("a test split alone", splits(test="test.jsonl"), [[f"test {text}" for text in P]], "test", "d", says="test"),
+    reads(
+        "notes named like splits",
+        {**TEXTS, "d/testing the water.txt": "Of water", "d/my training.txt": "Of training"},
+        [*P, "Of water", "Of training"],
+        "d",
+    ),
+    either(
+        "validation named, splits beside",
+        {**splits(train="train.jsonl", validation="validation.jsonl"), "v.jsonl": ROWS["test"]},
+        [[*TRAIN, *(f"test {text}" for text in P)], [*TRAIN, *VALIDATION, *(f"test {text}" for text in P)]],
+        "val",
+        "d --val=v.jsonl",
+        says="validation",
+    ),
+]
+
+KINDS = [
+    reads("texts", TEXTS, P, "d"),
+    either(
+        "texts with a README",
+        {**TEXTS, "d/README.md": "# My notes\nThey are mine."},
+        [[*P, "# My notes\nThey are mine."], P],
+        [],
+        "d",
+        says="README|13",
+    ),
+    reads(
+        "other kinds left out",
+        {**TEXTS, "d/a.docx": "x", "d/b.docx": "x", "d/c.pdf": "x", "d/e.rst": "x", "d/f.rst": "x", "d/g.rst": "x"},
+        P,
+        "d",
+        says=["left out", r"2 \.docx", r"1 \.pdf", r"3 \.rst"],
+    ),
+    reads(
+        "pictures and code left out",
+        {**TEXTS, "d/deep/a.png": "x", "d/deep/b.py": "x"},
+        P,
+        "d",
+        says=[r"\.png", r"\.py"],
+    ),
+    reads("archives inside", {**TEXTS, "d/more.zip": "x", "d/more.tar.gz": "x"}, P, "d", says=["zip", "tar|gz"]),
+    reads("hidden and empty files", {**TEXTS, "d/.hidden.txt": "x", "d/.git/a.txt": "x", "d/empty.txt": ""}, P, "d"),
+    refuses("only other kinds", {"d/a.docx": "x", "d/b.pdf": "x"}, ["no text", "docx", "pdf"], "d"),
+    reads(
+        "texts and a table",
+        {**TEXTS, "d/z.jsonl": json_lines({"text": f"row {i}"} for i in range(3))},
+        [*P, "row 0", "row 1", "row 2"],
+        "d",
+    ),
+    either(
+        "texts and answers",
+        {**TEXTS, "d/z.jsonl": PAIRS},
+        [[f"⟦{text}<end>⟧" for text in P] + talks()],
+        "instruction|prompt|answers|conversation",
+        "d",
+    ),
+    refuses("a bad file inside", {**TEXTS, "d/05b.txt": b"caf\xe9 au lait, deja vu"}, ["d/05b.txt", "0xE9"], "d"),
+    refuses("a PDF named as text inside", {**TEXTS, "d/05b.txt": b"%PDF-1.4\n1 0 obj\n"}, ["d/05b.txt", "PDF"], "d"),
+    refuses(
+        "a bad row inside",
+        {"d/a.jsonl": ROWS["train"], "d/b.jsonl": ROWS["train"] + '{"text": \n'},
+        ["d/b.jsonl", "line 13"],
+        "d",
+    ),
+    refuses(
+        "other columns inside",
+        {"d/a.jsonl": json_lines({"body": t} for t in P), "d/b.jsonl": json_lines({"title": "T", "n": 1} for _ in P)},
+        "d/b.jsonl|title",
+        "d --text_column=body",
+    ),
+    reads(
+        "a pattern of code",
+        {"s/a.py": "print(1)\n" * 9, "s/deep/b.py": "print(2)\n" * 9, "s/c.txt": "no"},
+        ["print(1)\n" * 9, "print(2)\n" * 9],
+        "'s/**/*.py'",
+    ),
+    reads(
+        "a pattern of tables", splits(train="one.jsonl", validation="two.jsonl"), [*TRAIN, *VALIDATION], "'d/*.jsonl'"
+    ),
+    refuses("a pattern of nothing", TEXTS, "no text|no such|no file", "'d/*.rst'"),
+    refuses("a name that is not there", TEXTS, "no such file", "gone.txt"),
+    reads(
+        "names with signs of patterns",
+        {"d/a[1].txt": P[0] * 3, "d/b*.txt": P[1] * 3, "d/c?.jsonl": ROWS["train"]},
+        [P[0] * 3, P[1] * 3, *TRAIN],
+        "d",
+    ),
+    reads("a file with signs of patterns", {"a[1].jsonl": ROWS["train"]}, TRAIN),
+    reads(
+        "several sources",
+        {"a.txt": P[0] * 3, "b.jsonl": ROWS["train"], "d/c.md": P[1] * 3},
+        [P[0] * 3, P[1] * 3, *TRAIN],
+        "a.txt b.jsonl d",
+    ),
+]
+
+LINKS = [
+    reads("a link to the directory above", linked(("d/sub/up", "..")), P, "d"),
+    reads("a link to the directory above, a pattern", linked(("d/sub/up", "..")), P, "'d/**/*.txt'"),
+    reads("a link to itself", linked(("d/loop", ".")), P, "'d/**/*'"),
+    reads("two links to each other", linked(("d/one/two", "../two"), ("d/two/one", "../one")), P, "'d/**/*.txt'"),
+    reads("a link to a file beside", linked(("d/zz.txt", "00.txt")), P, "d"),
+    reads("a link to nothing", linked(("d/zz.txt", "gone.txt")), P, "d"),
+    reads("a link as the source", linked(("e", "d")), P, "e"),
+]
+
+CASES = [*SPLITS, *KINDS, *LINKS]

@@ -1,0 +1,268 @@
+"""JSON and JSON lines, and which column is the text."""
+
+import gzip
+import json
+
+from front_door import as_column, changed, either, json_lines, of, plain, reads, refuses, texts, without
+
+T, P = texts(), plain()
+ROWS = as_column(T)
+LINES = json_lines(ROWS).splitlines()
+ARRAY = json.dumps(ROWS)
+
+
+def with_line(number, line):
+    return "\n".join(changed(LINES, number, line)) + "\n"
+
+
+ODD_VALUES = [
+    either(
+        "number in an array", {"a.json": json.dumps(as_column(changed(T, 3, 1984)))}, [changed(T, 3, "1984")], "row 3"
+    ),
+    either(
+        "number in lines", {"a.jsonl": json_lines(as_column(changed(T, 9, 7)))}, [changed(T, 9, "7")], "(row|line) 9"
+    ),
+    either(
+        "float in lines", {"a.jsonl": json_lines(as_column(changed(T, 9, 0.5)))}, [changed(T, 9, "0.5")], "(row|line) 9"
+    ),
+    either(
+        "number in the first line",
+        {"a.jsonl": json_lines(as_column(changed(T, 1, 7)))},
+        [changed(T, 1, "7")],
+        "(row|line) 1",
+    ),
+    either(
+        "null in an array",
+        {"a.json": json.dumps(as_column(changed(T, 12, None)))},
+        [without(T, 12)],
+        ["row 12", "null"],
+        says=r"\b1\b.*(null|empty|left out|without)",
+    ),
+    either(
+        "null in the first line",
+        {"a.jsonl": json_lines(as_column(changed(T, 1, None)))},
+        [without(T, 1)],
+        ["(row|line) 1", "null"],
+        says=r"\b1\b.*(null|empty|left out|without)",
+    ),
+    either(
+        "true among texts", {"a.json": json.dumps(as_column(changed(T, 5, True)))}, [changed(T, 5, "true")], "row 5"
+    ),
+    refuses("list among texts", {"a.json": json.dumps(as_column(changed(T, 5, ["x", 1])))}, ["row 5", "list"]),
+    refuses(
+        "object among texts", {"a.jsonl": json_lines(as_column(changed(T, 11, {"en": "x"})))}, ["(row|line) 11", "text"]
+    ),
+    refuses("NaN as a text", {"a.jsonl": json_lines(as_column(changed(T, 4, float("nan"))))}, "(row|line) 4"),
+    reads("NaN beside", {"a.jsonl": json_lines(of(("text", T), score=float("nan")))}, T),
+    reads("huge numbers beside", {"a.jsonl": json_lines(of(("text", T), n=10**30, x=1e308))}, T),
+    reads(
+        "late odd values beside",
+        {"a.jsonl": json_lines([{"text": t, "score": 1 if i < 10 else "high"} for i, t in enumerate(T)])},
+        T,
+    ),
+    reads(
+        "late keys beside",
+        {"a.jsonl": json_lines([{"text": t, **({"note": [1, "x", None]} if i > 9 else {})} for i, t in enumerate(T)])},
+        T,
+    ),
+    reads(
+        "null, then a text beside",
+        {"a.json": json.dumps([{"text": t, "note": None if i < 9 else "late"} for i, t in enumerate(T)])},
+        T,
+    ),
+    reads("digits as text", {"a.jsonl": json_lines(as_column(changed(T, 2, "007")))}, changed(T, 2, "007")),
+    reads(
+        "dates as text",
+        {"a.jsonl": json_lines(as_column([f"2020-01-{i + 10}T00:00:00" for i in range(12)]))},
+        [f"2020-01-{i + 10}T00:00:00" for i in range(12)],
+    ),
+    reads(
+        "days as text",
+        {"a.json": json.dumps(as_column([f"2020-01-{i + 10}" for i in range(12)]))},
+        [f"2020-01-{i + 10}" for i in range(12)],
+    ),
+    reads(
+        "times of a zone as text",
+        {"a.jsonl": json_lines(as_column([f"2020-01-{i + 10}T10:00:00Z" for i in range(12)]))},
+        [f"2020-01-{i + 10}T10:00:00Z" for i in range(12)],
+    ),
+    reads(
+        "dates beside", {"a.jsonl": json_lines(of(("text", T), ("day", [f"2020-01-{i + 10}" for i in range(12)])))}, T
+    ),
+    reads(
+        "nothing in one text",
+        {"a.jsonl": json_lines(as_column(changed(T, 6, "")))},
+        without(T, 6),
+        says=r"\b1\b.*(empty|left out|without)",
+    ),
+    either(
+        "a lone surrogate",
+        {"a.jsonl": with_line(3, '{"text": "ab\\ud800c"}')},
+        [changed(T, 3, "ab\ufffdc")],
+        "(row|line) 3",
+    ),
+    reads("a pair of surrogates", {"a.jsonl": with_line(3, '{"text": "ab\\ud83d\\ude00c"}')}, changed(T, 3, "ab😀c")),
+    either(
+        "an escaped NUL", {"a.jsonl": with_line(3, '{"text": "ab\\u0000c"}')}, [changed(T, 3, "ab\0c")], "(row|line) 3"
+    ),
+    reads(
+        "every escape",
+        {"a.jsonl": with_line(3, r'{"text": "\/ \b \f \t \\ \" \u00e9 \r\n."}')},
+        changed(T, 3, '/ \b \f \t \\ " é \n.'),
+    ),
+    reads(
+        "line separators of Unicode",
+        {"a.jsonl": json_lines(as_column(changed(T, 3, "a\u2028b\u2029c\x85d\x0be")), ensure_ascii=False)},
+        changed(T, 3, "a\u2028b\u2029c\x85d\x0be"),
+    ),
+    reads(
+        "a text of a megabyte",
+        {"a.jsonl": json_lines(as_column(changed(T, 3, "ab é" * 250_000)), ensure_ascii=False)},
+        changed(T, 3, "ab é" * 250_000),
+    ),
+    either(
+        "one key twice",
+        {"a.jsonl": with_line(3, '{"text": "first", "text": "second"}')},
+        [changed(T, 3, "second")],
+        "(row|line) 3",
+    ),
+]
+
+SHAPES = [
+    reads("array", {"a.json": ARRAY}, T),
+    reads("array, indented", {"a.json": json.dumps(ROWS, indent=2)}, T),
+    reads("lines in .json", {"a.json": json_lines(ROWS)}, T),
+    reads("lines in .ndjson", {"a.ndjson": json_lines(ROWS)}, T),
+    reads("lines in .JSONL", {"a.JSONL": json_lines(ROWS)}, T),
+    reads("lines in .jsonl.gz", {"a.jsonl.gz": gzip.compress(json_lines(ROWS).encode())}, T),
+    either("array in .jsonl", {"a.jsonl": ARRAY}, [T], "line 1|array|list"),
+    either("indented array in .jsonl", {"a.jsonl": json.dumps(ROWS, indent=1)}, [T], "line 1|array"),
+    either(
+        "indented objects one after the other",
+        {"a.json": "\n".join(json.dumps(row, indent=1) for row in ROWS)},
+        [T],
+        "line",
+    ),
+    either(
+        "indented objects in .jsonl", {"a.jsonl": "\n".join(json.dumps(row, indent=1) for row in ROWS)}, [T], "line"
+    ),
+    either(
+        "two objects in a line",
+        {"a.jsonl": with_line(3, '{"text": "one"} {"text": "two"}')},
+        [[*without(T, 3), "one", "two"]],
+        "line 3",
+    ),
+    reads("rows under data", {"a.json": json.dumps({"version": "1", "data": ROWS}, indent=1)}, T),
+    reads("rows under data, in front", {"a.json": json.dumps({"data": ROWS, "version": "v2.0"})}, T),
+    either("rows under another key", {"a.json": json.dumps({"version": "1", "items": ROWS})}, [T], "items"),
+    either(
+        "rows under train and test",
+        {"a.json": json.dumps({"train": ROWS[:9], "test": ROWS[9:]})},
+        [T[:9]],
+        "train",
+        says="test",
+    ),
+    either(
+        "a tree under data",
+        {
+            "a.json": json.dumps(
+                {
+                    "version": "v2.0",
+                    "data": [
+                        {"title": f"T{i}", "paragraphs": [{"context": T[i], "qas": [{"question": "Why?"}]}]}
+                        for i in range(12)
+                    ],
+                }
+            )
+        },
+        [T],
+        ["data", "paragraphs"],
+    ),
+    either("columns", {"a.json": json.dumps({"text": T, "label": list(range(12))})}, [T], "column|list|row"),
+    either(
+        "columns of pandas",
+        {"a.json": json.dumps({"text": {str(i): t for i, t in enumerate(T)}})},
+        [T],
+        "column|object|row|text",
+    ),
+    either(
+        "split form of pandas",
+        {"a.json": json.dumps({"columns": ["text"], "index": [*range(12)], "data": [[t] for t in T]})},
+        [T],
+        "row|data|list",
+    ),
+    either("strings in an array", {"a.json": json.dumps(T)}, [T], "row 1|string|text"),
+    either("a string a line", {"a.jsonl": json_lines(T)}, [T], "line 1|row 1"),
+    either("lists of strings", {"a.json": json.dumps([[t] for t in T])}, [T], "row 1|list"),
+    refuses("lists of numbers", {"a.jsonl": json_lines([[i, 2] for i in range(12)])}, "(line|row) 1"),
+    refuses("numbers", {"a.jsonl": json_lines(range(12))}, "line 1|row"),
+    refuses("a string late among objects", {"a.jsonl": with_line(12, '"only a string"')}, "(line|row) 12"),
+    either("one object", {"a.json": json.dumps({"text": T[0]})}, [T[:1]], "row|few"),
+    refuses("an empty array", {"a.json": "[]"}, "no (text|row)|empty"),
+    refuses("an empty object", {"a.json": "{}"}, "no |empty|column"),
+    reads("blank lines", {"a.jsonl": "\n\n" + "\n\n \n".join(LINES) + "\n\n"}, T),
+    reads("byte order mark in lines", {"a.jsonl": "\ufeff" + json_lines(ROWS)}, T),
+    reads("byte order mark in an array", {"a.json": "\ufeff" + ARRAY}, T),
+    reads("CRLF", {"a.jsonl": "\r\n".join(LINES) + "\r\n"}, T),
+    reads("no line end at the end", {"a.jsonl": "\n".join(LINES)}, T),
+]
+
+BROKEN = [
+    refuses("a comma after each object", {"a.jsonl": ",\n".join(LINES) + "\n"}, ["line 1", "comma"]),
+    refuses("a comma after one object", {"a.jsonl": with_line(7, LINES[6] + ",")}, ["line 7", "comma"]),
+    refuses("an unclosed string", {"a.jsonl": with_line(6, '{"text": "unterminated')}, "line 6"),
+    refuses("a bad line after blank ones", {"a.jsonl": "\n\n" + with_line(6, '{"text": ')}, "line 8"),
+    refuses("the last line cut", {"a.jsonl": json_lines(ROWS)[:-20]}, "line 12"),
+    refuses("an array cut", {"a.json": json.dumps(ROWS, indent=0)[:-20]}, "line|row|end"),
+    refuses("a missing comma", {"a.json": json.dumps(ROWS, indent=0).replace("},", "}", 1)}, "line [34]|row [12]"),
+    refuses("a comma before ]", {"a.json": ARRAY[:-1] + ",]"}, "line 1|row 1[23]|comma"),
+    refuses("more after the array", {"a.json": ARRAY + "\n[1]\n"}, "line [12]|after|extra|more"),
+    refuses("a comment", {"a.jsonl": with_line(2, "// the second row")}, "line 2"),
+    refuses("single quotes", {"a.jsonl": with_line(2, "{'text': 'a'}")}, "line 2"),
+    refuses("a line end in a string", {"a.jsonl": with_line(4, '{"text": "one\ntwo"}')}, "line 4"),
+    either(
+        "a tab in a string", {"a.jsonl": with_line(4, '{"text": "one\ttwo"}')}, [changed(T, 4, "one\ttwo")], "line 4"
+    ),
+    refuses("plain text in .jsonl", {"a.jsonl": "\n".join(P)}, "line 1"),
+    refuses(
+        "csv in .json", {"a.json": "id,text\n" + "\n".join(f"{i},{t}" for i, t in enumerate(P))}, "line 1|not JSON"
+    ),
+    refuses(
+        "a page of HTML in .jsonl",
+        {"a.jsonl": "<!DOCTYPE html>\n<html><body>Not found</body></html>\n"},
+        "line 1|HTML|web page",
+    ),
+    refuses("UTF-16 lines", {"a.jsonl": json_lines(ROWS).encode("utf-16")}, ["UTF-16", "--encoding|iconv"]),
+    reads("UTF-16 lines, said", {"a.jsonl": json_lines(ROWS).encode("utf-16")}, T, "--encoding=utf-16"),
+    refuses(
+        "cp1252 lines",
+        {"a.jsonl": with_line(4, '{"text": "caf?"}').encode().replace(b"caf?", b"caf\xe9")},
+        ["line 4|row 4", "0xE9", "UTF-8"],
+    ),
+    refuses(
+        "the text key late missing", {"a.jsonl": json_lines(changed(ROWS, 9, {"txt": "x"}))}, ["(row|line) 9", "text"]
+    ),
+    reads(
+        "bad lines skipped",
+        {"a.jsonl": json_lines(ROWS) + '{"text": \n{"text": 5}\n{"txt": "x"}\n'},
+        T,
+        "--on_bad_row=skip",
+        says=r"\b3\b",
+    ),
+    reads(
+        "bad rows of an array skipped",
+        {"a.json": json.dumps([*ROWS[:4], {"text": None}, {"text": [1]}, *ROWS[4:]])},
+        T,
+        "--on_bad_row=skip",
+        says=r"\b2\b",
+    ),
+    refuses(
+        "bad lines, not skipped",
+        {"a.jsonl": json_lines(ROWS) + '{"text": \n'},
+        ["line 13", "--on_bad_row=skip"],
+        "--on_bad_row=error",
+    ),
+    refuses("nothing but bad lines", {"a.jsonl": "one\ntwo\nthree\n"}, "no |line 1|every|all", "--on_bad_row=skip"),
+]
+
+CASES = [*ODD_VALUES, *SHAPES, *BROKEN]

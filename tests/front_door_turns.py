@@ -1,0 +1,223 @@
+"""The turns of conversations: roles, weights, parts of content, tools."""
+
+import json
+
+from front_door import END, changed, either, json_lines, learned, looks_like, reads, refuses, talk, without
+from front_door_talks import ROW_5, SYSTEM, TALKS, N, lines_of, messages, one_odd, pair, roles, turn
+
+TURNS = [
+    *(
+        reads(f"roles {user} and {assistant}", roles(user, assistant), TALKS)
+        for user, assistant in [
+            ("User", "Assistant"),
+            ("USER", "ASSISTANT"),
+            ("human", "ai"),
+            ("Human", "AI"),
+            ("human", "gpt"),
+            ("user", "bot"),
+            ("User ", "assistant"),
+        ]
+    ),
+    either(
+        "roles of a game",
+        roles("narrator", "assistant"),
+        [[talk(f"narrator: What is {i}?", f"assistant: It is {i}.") for i in N]],
+        ["narrator", "(row|line) 1"],
+    ),
+    refuses("an answer by nobody known", roles("user", "robot"), ["robot|assistant", "(row|line) 1"]),
+    reads(
+        "an odd role late in a conversation",
+        messages(lambda i: [*pair(i), turn("user", "And?"), turn("Assistant", "Bye.")]),
+        [talk(f"user: What is {i}?", f"assistant: It is {i}.", "user: And?", "assistant: Bye.") for i in N],
+    ),
+    either(
+        "a developer's turn",
+        messages(lambda i: [turn("developer", "Be kind."), *pair(i)]),
+        [SYSTEM, [looks_like("Be kind.", TALKS[i]) for i in N]],
+        "developer",
+    ),
+    reads(
+        "weight 0 of one turn",
+        messages(lambda i: [*pair(i, weight=0), turn("user", "And?"), turn("assistant", "Bye.", weight=1)]),
+        [talk(f"user: What is {i}?", f"assistant-: It is {i}.", "user: And?", "assistant: Bye.") for i in N],
+    ),
+    either(
+        "weight 0 of the only turn",
+        {"a.jsonl": json_lines({"messages": pair(i, **({"weight": 0} if i == 4 else {}))} for i in N)},
+        [without(TALKS, 5), changed(TALKS, 5, talk("user: What is 4?", "assistant-: It is 4."))],
+        ROW_5,
+    ),
+    either("half a weight", messages(lambda i: pair(i, weight=0.5)), [], ["(row|line) 1", "weight"]),
+    either(
+        "an empty answer among others",
+        messages(lambda i: [turn("user", "Hi"), turn("assistant", ""), *pair(i)]),
+        [
+            [looks_like("User:\nHi\n\nAssistant:\n", TALKS[i]) for i in N],
+            [talk("user: Hi", "assistant: ", f"user: What is {i}?", f"assistant: It is {i}.") for i in N],
+        ],
+        "(row|line) 1",
+    ),
+    reads(
+        "names",
+        messages(lambda i: [turn("user", f"What is {i}?", name="bob"), turn("assistant", f"It is {i}.", name="bot")]),
+        TALKS,
+    ),
+    reads(
+        "content in text parts",
+        messages(
+            lambda i: [
+                turn("user", [{"type": "text", "text": f"What is {i}?"}]),
+                turn("assistant", [{"type": "text", "text": f"It is {i}."}]),
+            ]
+        ),
+        TALKS,
+    ),
+    reads(
+        "content in two parts",
+        messages(
+            lambda i: [
+                turn("user", [{"type": "text", "text": "What"}, {"type": "text", "text": f"is {i}?"}]),
+                turn("assistant", f"It is {i}."),
+            ]
+        ),
+        [looks_like("User:\nWhat", f"is {i}?\n\nAssistant:\n{learned(f'It is {i}.')}") for i in N],
+    ),
+    reads(
+        "parts late",
+        one_odd(11, {"messages": [turn("user", [{"type": "text", "text": "Hi"}]), turn("assistant", "Hello")]}),
+        changed(TALKS, 11, talk("user: Hi", "assistant: Hello")),
+    ),
+    refuses(
+        "an image among the parts",
+        one_odd(
+            5,
+            {
+                "messages": [
+                    turn(
+                        "user",
+                        [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "What?"}],
+                    ),
+                    turn("assistant", "A cat."),
+                ]
+            },
+        ),
+        [ROW_5, "image"],
+    ),
+    reads(
+        "an image among the parts, skipped",
+        one_odd(5, {"messages": [turn("user", [{"type": "image"}]), turn("assistant", "A cat.")]}),
+        without(TALKS, 5),
+        "--on_bad_row=skip",
+        says=r"\b1\b",
+    ),
+    either(
+        "a number as content",
+        one_odd(5, {"messages": [turn("user", "How many?"), turn("assistant", 4)]}),
+        [changed(TALKS, 5, talk("user: How many?", "assistant: 4"))],
+        ROW_5,
+    ),
+    either(
+        "a number as content in an array",
+        {
+            "a.json": json.dumps(
+                changed(
+                    [{"messages": pair(i)} for i in N],
+                    5,
+                    {"messages": [turn("user", "How many?"), turn("assistant", 4)]},
+                )
+            )
+        },
+        [changed(TALKS, 5, talk("user: How many?", "assistant: 4"))],
+        "row 5",
+    ),
+    refuses(
+        "null as content",
+        one_odd(5, {"messages": [turn("user", "Hi"), turn("assistant", None)]}),
+        [ROW_5, "content|null"],
+    ),
+    refuses(
+        "an object as content",
+        one_odd(5, {"messages": [turn("user", {"parts": ["Hi"]}), turn("assistant", "Hello")]}),
+        ROW_5,
+    ),
+    either(
+        "a tool call",
+        messages(
+            lambda i: [
+                turn("user", "Weather?"),
+                turn(
+                    "assistant",
+                    None,
+                    tool_calls=[{"id": "c", "type": "function", "function": {"name": "forecast", "arguments": "{}"}}],
+                ),
+                turn("tool", "sunny", tool_call_id="c"),
+                turn("assistant", f"It is sunny {i}."),
+            ]
+        ),
+        [[looks_like("Weather?", "forecast", "sunny", learned(f"It is sunny {i}.")) for i in N]],
+        ["(row|line) 1", "tool"],
+    ),
+    reads(
+        "tool calls, skipped",
+        one_odd(
+            5,
+            {
+                "messages": [
+                    turn("user", "Weather?"),
+                    turn(
+                        "assistant",
+                        None,
+                        tool_calls=[
+                            {"id": "c", "type": "function", "function": {"name": "forecast", "arguments": "{}"}}
+                        ],
+                    ),
+                    turn("tool", "sunny"),
+                    turn("assistant", "Sunny."),
+                ]
+            },
+        ),
+        without(TALKS, 5),
+        "--on_bad_row=skip",
+        says=r"\b1\b",
+    ),
+    either(
+        "a call beside content",
+        messages(
+            lambda i: [
+                turn("user", "Weather?"),
+                turn("assistant", "Let me see.", tool_calls=[{"function": {"name": "forecast", "arguments": "{}"}}]),
+                turn("assistant", f"Sunny {i}."),
+            ]
+        ),
+        [[looks_like("Let me see.", "forecast", f"Sunny {i}.{END}⟧") for i in N]],
+        ["(row|line) 1", "tool"],
+    ),
+    either(
+        "an old function call",
+        messages(
+            lambda i: [
+                turn("user", "Weather?"),
+                turn("assistant", None, function_call={"name": "forecast", "arguments": "{}"}),
+                turn("function", "sunny", name="forecast"),
+                turn("assistant", f"Sunny {i}."),
+            ]
+        ),
+        [[looks_like("Weather?", "forecast", "sunny", learned(f"Sunny {i}.")) for i in N]],
+        ["(row|line) 1", "function|content|null"],
+    ),
+    either(
+        "tools beside messages",
+        lines_of(lambda i: {"messages": pair(i), "tools": [{"type": "function", "function": {"name": "forecast"}}]}),
+        [[looks_like("forecast", TALKS[i]) for i in N]],
+        "tools",
+    ),
+    reads(
+        "marks of a template as text",
+        messages(
+            lambda i: [turn("user", "<|endoftext|> and User:"), turn("assistant", f"Assistant:\n<|endoftext|> {i}")]
+        ),
+        [talk("user: <|endoftext|> and User:", f"assistant: Assistant:\n<|endoftext|> {i}") for i in N],
+    ),
+]
+
+CASES = TURNS

@@ -1,0 +1,336 @@
+"""Tokenizers of every family give AutoTokenizer's ids, and what is saved of them tokenizes as the source did."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import tokenizer_families as families
+from tokenizer_families import FAMILIES, TEXT
+
+from finetune.common.errors import UsageError
+from finetune.data import dataset as datasets
+from finetune.data import tokenizer as tokenizers
+from finetune.data.documents import Chunk, cut, documents_of_bin
+from finetune.data.encode import encode_chunks
+from finetune.data.new_tokenizers import train_tokenizer, with_added_tokens
+from finetune.data.prepare import TokenizeOptions, prepare
+
+SPELLED = """
+    <|endoftext|> </s> [SEP] [EOS] <s> <unk> [UNK] [PAD] <|im_start|> <|im_end|> <|startoftext|> <|pad|> <|user|>
+    <b> <|bos|> covid19 <speaker1> Ünï [MASK] <|extra_9|> ▁ <0x41> ##ing
+""".split()
+HARD = [
+    "Hello world's  end\n\n don't 12345 naïve 東京 \U0001f600\t\x00 ~ ",
+    " a\u0301 ﬁ Ⅳ İ \u200d\u00ad \ufeff\u2028\r\n\x85 ÅÅ 한국어 हिन्दी \U0001f469\u200d\U0001f469\u200d\U0001f467",
+    "\uffff \x7f\u3000",
+    "",
+    "\n",
+    "".join(f"word{token}{token} {token}\n" for token in SPELLED),
+    TEXT[:3000],
+]
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory):
+    root = tmp_path_factory.mktemp("families")
+    return {family.__name__: families.write(family, root) for family in (*FAMILIES, families.large)}
+
+
+def auto(directory):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory)
+
+
+def their_ids(theirs, text):
+    return theirs(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def hard_texts():
+    rng = random.Random(0)
+    points = [*range(1, 0xD800), *range(0xE000, 0x20000)]
+    mixed = [rng.choice([chr(rng.choice(points)), rng.choice(SPELLED), " "]) for _ in range(3000)]
+    return [*HARD, "".join(mixed)]
+
+
+@pytest.mark.parametrize("family", [family.__name__ for family in FAMILIES])
+def test_ids_and_texts_are_those_of_autotokenizer(directories, family, tmp_path):
+    ours, theirs = tokenizers.from_directory(directories[family]), auto(directories[family])
+    assert ours.kind == "hf" and ours.vocab_size == len(theirs)
+    for text in hard_texts():
+        ids = ours.encode(text, special=True)
+        assert ids.tolist() == their_ids(theirs, text)
+        assert ours.decode(ids) == theirs.decode(ids.tolist())
+    assert ours.decode([*ours.encode("a"), 60000]) == ours.decode(ours.encode("a"))
+
+
+@pytest.mark.parametrize("family", [family.__name__ for family in FAMILIES])
+def test_what_is_saved_is_what_transformers_loaded(directories, family, tmp_path):
+    source, ours = directories[family], tokenizers.from_directory(directories[family])
+    ours.save(tmp_path, block_size=77)
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    configs = [json.loads(files.pop("tokenizer_config.json")) for files in (before, after)]
+    assert before == after and configs[1] == configs[0] | {"model_max_length": 77}
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')  # best/ has one
+    theirs, saved = auto(source), auto(tmp_path)
+    for text in HARD:
+        assert their_ids(saved, text) == their_ids(theirs, text)
+    for name in ("special_tokens_map", "all_special_tokens", "chat_template", "pad_token_id", "eos_token_id"):
+        assert getattr(saved, name) == getattr(theirs, name), name
+    again = tokenizers.from_directory(tmp_path)
+    assert again.fingerprint == ours.fingerprint and again.eot == ours.eot
+
+
+@pytest.mark.parametrize(("family", "end"), [(family.__name__, end) for family, end in FAMILIES.items()])
+def test_documents_end_with_the_tokenizers_own_token(directories, family, end):
+    ours, theirs = tokenizers.from_directory(directories[family]), auto(directories[family])
+    assert ours.eot_text == end and ours.eot == theirs.convert_tokens_to_ids(end)
+    assert (f"{end} ends documents" in ours.describe()["name"]) == (theirs.eos_token is None)
+    if family != "chatml":  # where somebody added it, so that texts spell it
+        assert ours.eot not in ours.encode(f"a {end} b{end}")
+        assert len(ours.encode(f"a {end} b{end}")) > 2
+
+
+def test_added_tokens_are_always_tokens_and_end_of_text_is_not(directories):
+    ours, theirs = tokenizers.from_directory(directories["chatml"]), auto(directories["chatml"])
+    text = "<|im_start|>user\nhi [PAD]<|im_end|>"
+    assert ours.encode(text).tolist() == their_ids(theirs, text)
+    assert ours.added == {"[PAD]": 500, "<|im_start|>": 501, "<|im_end|>": 502}
+    assert 0 not in ours.encode("<|endoftext|>") and ours.encode("<|endoftext|>", special=True).tolist() == [0]
+    assert ours.chat_template == families.CHATML == theirs.chat_template
+
+
+@pytest.mark.parametrize("family", ["chatml", "sentencepiece_bpe", "llama", "bert", "prefix_space"])
+def test_the_mask_of_a_conversation_is_that_of_transformers(directories, family):
+    ours, theirs = tokenizers.from_directory(directories[family]), auto(directories[family])
+    messages = [
+        {"role": "user", "content": "Who is naïve?"},
+        {"role": "assistant", "content": "東京 \U0001f600 or nobody"},
+        {"role": "user", "content": "And?"},
+        {"role": "assistant", "content": "It's the end"},
+    ]
+    options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    expected = theirs.apply_chat_template(messages, chat_template=families.CHATML, **options)
+    text = theirs.apply_chat_template(messages, chat_template=families.CHATML, tokenize=False)
+    contents = [message["content"] + "<|im_end|>" for message in messages[1::2]]
+    spans = [(text.index(content), text.index(content) + len(content)) for content in contents]
+    ids, is_target = ours.encode_marked(text, spans)
+    assert ids.tolist() == expected["input_ids"]
+    assert is_target.astype(int).tolist() == expected["assistant_masks"]
+
+
+def test_the_mask_of_plain_bpe_and_of_characters(bpe_directory):
+    text = "naïve 東京 \U0001f600 \U0001f600! it's <|endoftext|> over"
+    ours, theirs = (make(bpe_directory(TEXT)) for make in (tokenizers.from_directory, auto))
+    letters = tokenizers.CharTokenizer(sorted(set(text)))
+    assert ours.kind == "bpe"
+    offsets = theirs(text, return_offsets_mapping=True)["offset_mapping"]
+    for span in [(0, 3), (6, 7), (7, 9), (9, 10), (12, len(text)), (0, 0)]:
+        ids, is_target = ours.encode_marked(text, [span])
+        assert ids.tolist() == their_ids(theirs, text)
+        assert is_target.tolist() == [first < span[1] and end > span[0] for first, end in offsets]
+        ids, is_target = letters.encode_marked(text, [span])
+        assert letters.decode(ids[is_target]) == text[slice(*span)]
+
+
+def test_a_conversation_becomes_runs_of_learned_and_other_tokens(directories):
+    ours = tokenizers.from_directory(directories["chatml"])
+    text = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
+    start = text.index("yes")
+    chunk = Chunk(text, is_last=True, spans=((start, len(text) - 1),))
+    encoded = encode_chunks([chunk], ours, ours.eot)
+    ids = np.concatenate([ids for _, ids in encoded])
+    assert ids.tolist() == [*ours.encode(text, special=True), ours.eot]
+    assert [run.is_target for run, _ in encoded] == [False, True, False]
+    assert [run.is_last for run, _ in encoded] == [False, False, True]
+    assert "".join(run.text for run, _ in encoded) == text
+    assert ours.decode(encoded[1][1]) == "yes<|im_end|>"
+
+
+@pytest.mark.parametrize("family", [family.__name__ for family in FAMILIES])
+def test_prepared_documents_have_the_ids_of_the_whole(directories, family, tmp_path):
+    theirs = auto(directories[family])
+    texts = [f"{number} {TEXT[3000 * number :][:2000]} naïve <|user|> covid19" for number in range(8)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    options = TokenizeOptions(group_characters=300)
+    data = prepare([tmp_path / "a.jsonl"], tmp_path / "data", directories[family], 0.25, options=options)
+    found = set()
+    for split in ("train", "val"):
+        ids, ends = np.fromfile(data.bin(split), "<u2"), data.document_ends(split)
+        documents = [part.tolist() for part in np.split(ids, ends)[:-1]]
+        assert all(document[-1] == data.tokenizer.eot for document in documents)
+        found |= {tuple(document[:-1]) for document in documents}
+        whole = [chunk.text for chunk in documents_of_bin(data, split, data.tokenizer)]
+        assert whole == [theirs.decode(document[:-1]) for document in documents]
+        pieces = "".join(chunk.text for chunk in documents_of_bin(data, split, data.tokenizer, 50))
+        if not family.startswith(("word", "bert")):  # words are joined by spaces, whatever the text had
+            assert pieces == "".join(whole)
+    assert found == {tuple(their_ids(theirs, text)) for text in texts}
+
+
+def test_a_text_between_added_tokens_can_be_cut_unless_one_lies_across(directories):
+    assert not tokenizers.from_directory(directories["chatml"]).needs_whole
+    for family in ("added_words", "prefix_space", "lower_case", "gpt4", "unigram", "bert", "words"):
+        assert tokenizers.from_directory(directories[family]).needs_whole, family
+    base = train_tokenizer([TEXT], 300)
+    assert not with_added_tokens(base, ["<|a|>", "new.", "\u00abb"]).needs_whole
+    assert with_added_tokens(base, ["<:a>"]).needs_whole
+    assert with_added_tokens(base, ["new york"]).needs_whole
+
+
+def test_text_beyond_a_piece_is_cut_where_that_changes_nothing(directories):
+    """A tokenizer that puts a space before each text takes a document of any length whole."""
+    assert tokenizers.from_directory(directories["llama"]).piece_size(100) > 1 << 40
+    for family in ("unigram", "bert", "gpt4", "digits"):
+        tokenizer = tokenizers.from_directory(directories[family])
+        assert 1 << 20 < tokenizer.piece_size(100) < 1 << 30
+        parts = cut([Chunk(TEXT, is_last=True)], 500, pattern=tokenizer.cut_pattern)
+        pieces = [tokenizer.encode(chunk.text) for chunk in parts]
+        assert len(pieces) > 20
+        assert np.concatenate(pieces).tolist() == tokenizer.encode(TEXT).tolist()
+
+
+def test_samples_go_on_with_a_space(directories):
+    for family in ("llama", "unigram", "sentencepiece_bpe", "word_piece"):
+        tokenizer = tokenizers.from_directory(directories[family])
+        ids = tokenizer.encode("the name", special=True)
+        assert b"".join(tokenizer.decode_bytes([i]) for i in ids) == b" the name"
+        assert sum(map(len, (tokenizer.token_bytes[i] for i in ids))) == len(" the name")
+        assert tokenizer.token_bytes[tokenizer.eot] == b""
+    llama = tokenizers.from_directory(directories["llama"])
+    assert b"".join(llama.decode_bytes([i]) for i in llama.encode("東")) == " 東".encode()
+
+
+def test_lone_surrogates_become_the_replacement_character(directories):
+    tokenizer = tokenizers.from_directory(directories["digits"])
+    assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
+    assert tokenizer.encode_marked("a\ud800b", [(1, 2)])[1].any()
+
+
+def test_unknown_words_without_a_token_for_them_are_named(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    backend = Tokenizer(models.WordLevel({"the": 0, "king": 1, "</s>": 2}))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    families.wrap(tmp_path, backend, eos_token="</s>")
+    tokenizer = tokenizers.from_directory(tmp_path)
+    assert tokenizer.encode("king the").tolist() == [1, 0]
+    with pytest.raises(UsageError, match="'queen' not in this vocabulary of 3 ids"):
+        tokenizer.encode("the queen the king")
+    (tmp_path / "a.txt").write_text("the queen " * 20)
+    with pytest.raises(UsageError, match="'queen'"):
+        prepare([tmp_path / "a.txt"], tmp_path / "data", tmp_path)
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_files_without_tokenizer_json(directories, tmp_path, bpe_directory):
+    from transformers import GPT2Tokenizer
+
+    plain = bpe_directory(TEXT)
+    saved = json.loads((plain / "tokenizer.json").read_text())["model"]
+    merges = ["#version: 0.2", *map(" ".join, saved["merges"])]
+    for name, (vocab, rules), ending in [
+        ("usual", ("vocab.json", "merges.txt"), "\r\n"),
+        ("openai", ("encoder.json", "vocab.bpe"), "\n"),
+    ]:
+        directory = tmp_path / name
+        directory.mkdir()
+        (directory / vocab).write_text(json.dumps(saved["vocab"]))
+        (directory / rules).write_bytes(ending.join(merges).encode() + ending.encode())
+        found, (theirs) = tokenizers.from_directory(directory), auto(plain)
+        assert found.kind == "bpe" and found.eot_text == "<|endoftext|>"
+        assert all(found.encode(text, special=True).tolist() == their_ids(theirs, text) for text in hard_texts())
+        (tmp_path / f"{name} saved").mkdir()
+        found.save(tmp_path / f"{name} saved")
+        assert isinstance(auto(tmp_path / f"{name} saved"), GPT2Tokenizer)
+    assert "vocab.txt" in tokenizers.from_directory(directories["bert"]).files
+
+
+def test_a_sentencepiece_model_alone_is_refused_with_the_way_out(tmp_path):
+    (tmp_path / "spiece.model").write_bytes(b"\n\x0e\n\x05<unk>")
+    with pytest.raises(UsageError, match=r"SentencePiece model alone needs .*tokenizer\.json"):
+        tokenizers.from_directory(tmp_path)
+
+
+def test_ids_beyond_16_bits_are_prepared_trained_and_sampled(directories, tmp_path, command):
+    rows = [f"w{number} w{65_600 + number} w{69_999 - number}" for number in range(60)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    data = prepare([tmp_path / "a.jsonl"], tmp_path / "data", directories["large"])
+    assert data.dtype == np.dtype("<u4") and data.meta["dtype"] == "uint32"
+    theirs = auto(directories["large"])
+    ids = np.concatenate([np.fromfile(data.bin(split), "<u4") for split in ("train", "val")])
+    assert ids.max() == 70_001 and data.num_tokens("train") + data.num_tokens("val") == len(ids)
+    documents = {tuple(part) for part in np.split(ids, np.flatnonzero(ids == 70_001) + 1)[:-1]}
+    assert documents == {(*their_ids(theirs, row), 70_001) for row in rows}
+    texts = {chunk.text for split in ("train", "val") for chunk in documents_of_bin(data, split, data.tokenizer, 64)}
+    assert texts == set(rows)
+    with pytest.raises(UsageError, match=r"token 6\d,\d+ at offset"):
+        datasets.check_ids(data, "train", datasets.scan(data, "train"), 60_000, "m")
+    shape = ["--n_layer=1", "--n_head=1", "--n_embd=4", "--block_size=16", "--batch_size=2", "--max_iters=2"]
+    flags = ["--init_from=scratch", "--dataset=data", "--gradient_accumulation_steps=1", "--device=cpu", *shape]
+    for isolated in ("true", "false"):
+        code, _, err = command("train", *flags, f"--isolate_documents={isolated}", f"--out_dir=out-{isolated}")
+        assert code == 0, err
+    sampled = ["--start=w66000 w1", "--num_samples=1", "--max_new_tokens=4", "--max_copy=2"]
+    code, out, err = command("sample", "--out_dir=out-true", *sampled)
+    assert code == 0 and "w66000 w1 w" in out, err
+    (tmp_path / "data" / "train.bin").write_bytes((tmp_path / "data" / "train.bin").read_bytes()[:-2])
+    with pytest.raises(UsageError, match="not a whole number of 32-bit tokens"):
+        datasets.load(tmp_path / "data")
+
+
+def test_a_tokenizer_is_trained_on_the_documents_of_train(tmp_path, command):
+    rows = [f"{number} {TEXT[700 * number :][:600]}" for number in range(40)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    flags = ["--tokenizer=train:600", "--val_fraction=0.5", "--doctor=false"]
+    for name in ("one", "two"):
+        code, _, err = command("prepare", "a.jsonl", f"--out_dir={name}", *flags)
+        assert code == 0, err
+    one, two = datasets.load("one"), datasets.load("two")
+    assert one.meta == two.meta and one.tokenizer.kind == "bpe" and one.tokenizer.vocab_size == 600
+    assert one.tokenizer.eot == 599
+    trained = [chunk.text for chunk in documents_of_bin(one, "train", one.tokenizer)]
+    assert train_tokenizer(trained, 600).fingerprint == one.tokenizer.fingerprint
+    assert train_tokenizer(rows, 600).fingerprint != one.tokenizer.fingerprint
+    theirs = auto("one")
+    assert all(one.tokenizer.encode(text, special=True).tolist() == their_ids(theirs, text) for text in hard_texts())
+    code, _, err = command("prepare", "a.jsonl", "--out_dir=three", "--tokenizer=train:99")
+    assert code == 2 and "from 257" in err
+
+
+def test_added_tokens_get_the_next_ids_and_travel(directories, tmp_path, bpe_directory, command):
+    plain, names = bpe_directory(TEXT, vocab_size=500), ["<|user|>", "<|bot|>"]
+    (tmp_path / "a.txt").write_text("<|user|>hello<|bot|>world " * 50)
+    flags = [f"--tokenizer={plain}", f"--add_tokens={', '.join(names)}", "--doctor=false"]
+    code, _, err = command("prepare", "a.txt", "--out_dir=data", *flags)
+    assert code == 0, err
+    data, base, theirs = datasets.load("data"), tokenizers.from_directory(plain), auto(plain)
+    assert data.tokenizer.added == {"<|user|>": 500, "<|bot|>": 501}
+    theirs.add_tokens(names, special_tokens=True)
+    for text in [*hard_texts(), "<|user|>hello<|bot|>world "]:
+        assert (
+            data.tokenizer.encode(text, special=True).tolist()
+            == their_ids(theirs, text)
+            == their_ids(auto("data"), text)
+        )
+    assert data.tokenizer.extends(base) and not base.extends(data.tokenizer)
+    assert data.tokenizer.base_fingerprint == base.fingerprint != data.tokenizer.fingerprint
+    again = with_added_tokens(data.tokenizer, ["<|bot|>", "<|tool|>"])
+    assert again.added == {"<|user|>": 500, "<|bot|>": 501, "<|tool|>": 502} and again.extends(data.tokenizer)
+    for family in ("bert", "unigram", "chatml", "letters"):
+        source = tokenizers.from_directory(directories[family])
+        more = with_added_tokens(source, names)
+        assert more.extends(source) and more.added.items() >= {"<|bot|>": source.vocab_size + 1}.items()
+        assert more.eot == source.eot and more.chat_template == source.chat_template
+    with pytest.raises(UsageError, match="characters"):
+        with_added_tokens(tokenizers.CharTokenizer("abc"), names)
+
+
+def test_other_tokenizers_do_not_pass_for_each_other(directories):
+    found = [tokenizers.from_directory(directory) for directory in directories.values()]
+    bert, word_piece = (tokenizers.from_directory(directories[name]) for name in ("bert", "word_piece"))
+    assert bert.fingerprint == word_piece.fingerprint  # the same vocabulary in two forms
+    assert len({tokenizer.fingerprint for tokenizer in found}) == len(found) - 1
+    assert sum(one.extends(other) for one in found for other in found) < 3 * len(found)
