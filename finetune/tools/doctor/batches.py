@@ -44,7 +44,8 @@ class Batch:
     is_part: bool
     texts: list[str] = field(default_factory=list)  # of the chunks, repaired
     faults: dict[int, Faults] = field(default_factory=dict)  # by the number of the chunk
-    sizes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # bytes of each chunk before the repair
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # characters of each chunk
+    sizes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # bytes of each chunk, before the repair
     tokens: np.ndarray | None = None  # of each chunk; None if they were not counted
     hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint32))  # of the words
     word_ends: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))  # of the documents, from 0
@@ -55,7 +56,7 @@ class Batch:
     def analyse(self, analysis: Analysis, counts: bool) -> Batch:
         characters = self._repair()
         self.hashes, chunk_words = word_hashes(characters)
-        self._measure(analysis.tokenizer if counts else None)
+        self._count_tokens(analysis.tokenizer if counts else None)
         if self.is_part:
             return self
         is_last = [chunk.is_last for chunk in self.chunks]
@@ -73,6 +74,9 @@ class Batch:
     def _repair(self) -> Characters:
         self.texts = [chunk.text for chunk in self.chunks]
         characters = characters_of(self.texts)
+        self.lengths = self.sizes = characters.lengths
+        if not characters.are_ascii:
+            self.sizes = np.fromiter((len(utf8(text)) for text in self.texts), np.int64, len(self.texts))
         suspects = texts_with_faults(characters)
         for i in suspects:
             self.texts[i], faults = repair(self.texts[i])
@@ -80,26 +84,18 @@ class Batch:
                 self.faults[i] = faults
         return characters_of(self.texts) if suspects else characters
 
-    def _measure(self, tokenizer: Tokenizer | None) -> None:
-        sizes = [len(text) if text.isascii() else len(utf8(text)) for text, *_ in self.chunks]
-        self.sizes = np.array(sizes, np.int64)
+    def _count_tokens(self, tokenizer: Tokenizer | None) -> None:
         tokens = [chunk.tokens for chunk in self.chunks]
-        if tokenizer:
-            tokens = [
-                len(tokenizer.encode(chunk.text)) if count is None else count
-                for chunk, count in zip(self.chunks, tokens)
-            ]
+        if tokenizer and None in tokens:
+            lengths = (len(tokenizer.encode(chunk.text)) for chunk in self.chunks)
+            tokens = [length if count is None else count for length, count in zip(lengths, tokens)]
         if None not in tokens:
             self.tokens = np.array(tokens, np.int64)
 
     def _digests(self) -> list[bytes]:
-        digests, digest = [], hashlib.blake2b(digest_size=16)
-        for chunk, text in zip(self.chunks, self.texts):
-            digest.update(utf8(text))
-            if chunk.is_last:
-                digests.append(digest.digest())
-                digest = hashlib.blake2b(digest_size=16)
-        return digests
+        if len(self.chunk_ends) > len(self.chunks):  # a chunk each
+            return [digest_of(text) for text in self.texts]
+        return [digest_of("".join(self.texts[self.document(i)])) for i in range(len(self.chunk_ends) - 1)]
 
 
 class LongDocument:
@@ -183,3 +179,7 @@ def _batches(chunks: Iterable[Chunk]) -> Iterator[Batch]:
 
 def utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
+
+
+def digest_of(text: str) -> bytes:
+    return hashlib.blake2b(utf8(text), digest_size=16).digest()

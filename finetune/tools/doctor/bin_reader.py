@@ -63,8 +63,8 @@ class _Decoder:
         self.tokenizer = tokenizer
         table = tokenizer.all_bytes + [b""] * max(0, (1 << 16) - tokenizer.vocab_size)
         self.content = np.frombuffer(b"".join(table), np.uint8)
-        self.sizes = np.fromiter(map(len, table), np.int64, len(table))
-        self.starts = self.sizes.cumsum() - self.sizes
+        self.sizes = np.fromiter(map(len, table), np.int32, len(table))
+        self.starts = (self.sizes.cumsum() - self.sizes).astype(np.int32)
         first = np.array([text[0] if text else 0x80 for text in table])
         self.begins_with_space = np.array([text[:1].isspace() for text in table])
         self.begins_character = (first < 0x80) | (first >= 0xC0)  # 0x80 to 0xBF continue a character of UTF-8
@@ -113,7 +113,7 @@ class _Decoder:
     def decode(self, ids: np.ndarray) -> tuple[bytes, np.ndarray]:
         """The bytes of ids, and where those of each begin, with the end of the last."""
         sizes = np.take(self.sizes, ids, mode="clip")
-        places = np.append(0, sizes.cumsum())
+        places = np.append(np.int32(0), sizes.cumsum(dtype=np.int32))
         of_byte = np.repeat(np.take(self.starts, ids, mode="clip") - places[:-1], sizes)
-        of_byte += np.arange(len(of_byte))
+        of_byte += np.arange(len(of_byte), dtype=np.int32)
         return np.take(self.content, of_byte, mode="clip").tobytes(), places

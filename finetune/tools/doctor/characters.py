@@ -42,30 +42,40 @@ class Characters(NamedTuple):
     """Texts one after the other, a line end before, between and behind them."""
 
     points: np.ndarray  # uint8 if all are ASCII, else uint32
+    lowered: np.ndarray  # the same in lower case
     classes: np.ndarray  # uint8
-    ends: np.ndarray  # of the texts, int64
+    lengths: np.ndarray  # of the texts, int64
 
-    def lowered(self) -> np.ndarray:
-        return np.take(LOWER_CASE, self.points, mode="clip")
+    @property
+    def ends(self) -> np.ndarray:
+        return (self.lengths + 1).cumsum()
+
+    @property
+    def are_ascii(self) -> bool:
+        return self.points.itemsize == 1
 
 
 def characters_of(texts: Sequence[str]) -> Characters:
     joined = "\n".join(["", *texts, ""])
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     if joined.isascii():
-        points = np.frombuffer(joined.encode("ascii"), np.uint8)
-    else:
-        points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4")
-    ends = np.fromiter(map(len, texts), np.int64, len(texts)) + 1
-    return Characters(points, np.take(CLASSES, points, mode="clip"), ends.cumsum())
+        points = np.frombuffer(joined.encode(), np.uint8)
+        classes = (points <= ord(" ")).view(np.uint8)  # SPACE is 1
+        return Characters(points, np.frombuffer(joined.lower().encode(), np.uint8), classes, lengths)
+    points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4")
+    lowered, classes = (np.take(table, points, mode="clip") for table in (LOWER_CASE, CLASSES))
+    return Characters(points, lowered, classes, lengths)
 
 
 def texts_with_faults(characters: Characters) -> list[int]:
     """The texts that `repair` may change, by their numbers; it has nothing to do in the others."""
-    classes = characters.classes
-    is_fault = (classes & FAULT) != 0
-    if characters.points.itemsize > 1:
+    points, classes = characters.points, characters.classes
+    if characters.are_ascii:
+        is_fault = ((points < 0x20) & (points != 9) & (points != 10)) | (points == 0x7F)
+    else:
+        is_fault = (classes & FAULT) != 0
         is_fault[:-1] |= ((classes[:-1] & LEAD) != 0) & ((classes[1:] & FOLLOWER) != 0)
-        is_fault[:-1] |= ((classes[:-1] & SHORT_LEAD) != 0) & (characters.points[1:] == ord(" "))
+        is_fault[:-1] |= ((classes[:-1] & SHORT_LEAD) != 0) & (points[1:] == ord(" "))
     if not is_fault.any():
         return []
     return np.unique(np.searchsorted(characters.ends, np.flatnonzero(is_fault), side="right")).tolist()

@@ -28,17 +28,16 @@ class Digests:
         self.max_recent, self.recent = recent, dict[bytes, int]()
         self.runs: list[Run] = []  # each at least twice as long as the next
 
-    def __setitem__(self, digest: bytes, number: int) -> None:
-        self.recent[digest] = number
-
-    def find(self, digests: list[bytes]) -> list[int]:
+    def find(self, digests: list[bytes]) -> np.ndarray:
         """The number of each digest, 0 if there is none. Sorts the recent ones when they are many."""
         if len(self.recent) >= self.max_recent:
             self._sort_recent()
-        found = np.zeros(len(digests), np.uint32)
-        for run in self.runs:
-            found |= run.find(*_halves(digests))
-        return [number or self.recent.get(digest, 0) for digest, number in zip(digests, found.tolist())]
+        found = np.fromiter((self.recent.get(digest, 0) for digest in digests), np.uint32, len(digests))
+        if self.runs:
+            halves = _halves(digests)
+            for run in self.runs:
+                found |= run.find(*halves)
+        return found
 
     def _sort_recent(self) -> None:
         numbers = np.fromiter(self.recent.values(), np.uint32, len(self.recent))

@@ -24,39 +24,27 @@ class DuplicateFinder:
         if split not in self.seen:
             self.seen[split] = NearDuplicates(self.max_documents)
         own = self.seen[split]
-        searched = []  # (kind for an equal document, for a nearly equal one, split, where to search, ...)
+        searches = []
         if "leaks" in self.fixes and split == "train" and "val" in self.seen:
-            val = self.seen["val"]
-            searched.append(("leaks", "leaks", "val", val, val.exact.find(sketches.digests), val.may_repeat(sketches)))
-        equal, is_near = own.exact.find(sketches.digests), own.may_repeat(sketches) | repeated_within(sketches)
+            searches.append(_Search("val", self.seen["val"], ("leaks", "leaks"), sketches))
         if "dedup" in self.fixes:
-            searched.append(("exact_duplicates", "near_duplicates", split, own, equal, is_near))
-        verdicts: list[Verdict] = []
-        fresh: list[int] = []  # not added yet
-        for i, digest in enumerate(sketches.digests):
+            searches.append(_Search(split, own, ("exact_duplicates", "near_duplicates"), sketches))
+            searches[-1].may_be_near |= repeated_within(sketches)
+        suspects = words == 0
+        for search in searches:
+            suspects |= search.may_be_near | (search.equal > 0)
+        verdicts: list[Verdict] = [None] * len(words)
+        start = 0  # of the documents that are not added yet
+        for i in np.flatnonzero(suspects).tolist():
+            own.add(sketches, range(start, i), first)
+            start = i
             if not words[i]:
-                verdicts.append({"kind": "empty"} if "dedup" in self.fixes else None)
-                continue
-            if is_near[i]:
-                self._add(own, sketches, fresh, first)
-            verdict = None
-            for exact_kind, near_kind, name, seen, known, may_repeat in searched:
-                if same := known[i] or seen.exact.recent.get(digest):
-                    verdict = {"kind": exact_kind, "like": f"{name} {same}"}
-                elif may_repeat[i] and (same := seen.find(sketches, i)):
-                    verdict = {"kind": near_kind, "like": f"{name} {same}"}
-                if verdict:
-                    break
-            verdicts.append(verdict)
-            if not verdict:
-                own.exact.recent[digest] = first + i
-                fresh.append(i)
-        self._add(own, sketches, fresh, first)
+                verdicts[i] = {"kind": "empty"} if "dedup" in self.fixes else None
+                start = i + 1
+            elif verdict := next(filter(None, (search.find(sketches, i) for search in searches)), None):
+                verdicts[i], start = verdict, i + 1
+        own.add(sketches, range(start, len(words)), first)
         return verdicts
-
-    def _add(self, seen: NearDuplicates, sketches: Sketches, fresh: list[int], first: int) -> None:
-        seen.add(sketches, fresh, first)
-        fresh.clear()
 
     def __enter__(self) -> DuplicateFinder:
         return self
@@ -64,3 +52,20 @@ class DuplicateFinder:
     def __exit__(self, *_: object) -> None:
         for seen in self.seen.values():
             seen.file.close()
+
+
+class _Search:
+    """A search for documents that repeat those of a split."""
+
+    def __init__(self, split: str, seen: NearDuplicates, kinds: tuple[str, str], sketches: Sketches) -> None:
+        self.split, self.seen, self.kinds = split, seen, kinds
+        self.equal = seen.exact.find(sketches.digests)
+        self.may_be_near = seen.may_repeat(sketches)
+
+    def find(self, sketches: Sketches, i: int) -> Verdict:
+        exact_kind, near_kind = self.kinds
+        if same := int(self.equal[i]) or self.seen.exact.recent.get(sketches.digests[i]):
+            return {"kind": exact_kind, "like": f"{self.split} {same}"}
+        if self.may_be_near[i] and (same := self.seen.find(sketches, i)):
+            return {"kind": near_kind, "like": f"{self.split} {same}"}
+        return None

@@ -42,10 +42,9 @@ class Size:
         return len(self.lengths)
 
     def add(self, batch: Batch) -> None:
-        characters = np.fromiter((len(chunk.text) for chunk in batch.chunks), np.int64, len(batch.chunks))
-        self.characters += int(characters.sum())
+        self.characters += int(batch.lengths.sum())
         self.bytes += int(batch.sizes.sum())
-        lengths = self._lengths(batch, characters)
+        lengths = self._lengths(batch)
         self.total += float(lengths.sum())
         learned = learned_shares(batch.chunks)
         self.has_prompts |= bool((learned < 1).any())
@@ -59,7 +58,7 @@ class Size:
             self.lengths.append(round(self.unfinished))
             self.unfinished = 0.0
 
-    def _lengths(self, batch: Batch, characters: np.ndarray) -> np.ndarray:
+    def _lengths(self, batch: Batch) -> np.ndarray:
         """The length of each chunk."""
         if batch.tokens is not None:
             self.counted_tokens += int(batch.tokens.sum())
@@ -69,7 +68,7 @@ class Size:
             self.is_estimated = True
             return batch.sizes * (self.counted_tokens / max(1, self.counted_bytes))
         self.in_tokens = False
-        return characters
+        return batch.lengths
 
     def facts(self) -> dict:
         """Totals, quantiles of document lengths, and what a cut at BLOCK_SIZE would lose."""
@@ -103,11 +102,11 @@ class Size:
 
 def learned_shares(chunks: Sequence[Chunk]) -> np.ndarray:
     """The part of each chunk that the model learns, 0 to 1."""
-    shares = [float(chunk.is_target) for chunk in chunks]
+    shares = np.fromiter((chunk.is_target for chunk in chunks), np.float64, len(chunks))
     for i, chunk in enumerate(chunks):
         if chunk.spans is not None:
             shares[i] = sum(end - start for start, end in chunk.spans) / max(1, len(chunk.text))
-    return np.array(shares)
+    return shares
 
 
 def recommend(train: dict, tokenizer: Tokenizer | None) -> dict:

@@ -23,7 +23,7 @@ def split_words(text: str) -> list[str]:
 def word_hashes(characters: Characters) -> tuple[np.ndarray, np.ndarray]:
     """A hash of each word whatever its case, uint32, and the number of words up to the end of each text, int64."""
     starts, ends = _bounds(characters)
-    points = characters.lowered()
+    points = characters.lowered
     hashes = np.empty(len(starts), np.uint32)
     first = 0
     while first < len(starts):
@@ -45,7 +45,7 @@ def _bounds(characters: Characters) -> tuple[np.ndarray, np.ndarray]:
     classes = characters.classes
     is_word = (classes & SPACE) == 0
     is_bound = is_word[1:] != is_word[:-1]
-    if characters.points.itemsize > 1:
+    if not characters.are_ascii:
         is_alone = (classes & UNSPACED) != 0
         is_bound |= is_alone[1:]
         is_bound |= is_alone[:-1]
