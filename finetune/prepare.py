@@ -15,7 +15,7 @@ from finetune.config.options import option
 from finetune.data.sources import NO_TEXT
 from finetune.data.tables import ReadOptions
 
-EXAMINED = 100_000_000  # bytes of text that `doctor=auto` examines, in some twenty seconds
+EXAMINED = 2_000_000_000  # bytes of text that `doctor=auto` examines, in a minute
 USAGE = """usage: python -m finetune.prepare SOURCE... --out_dir=DIR [--key=value ...]
 
 Tokenizes text into train.bin and val.bin. SOURCE is a file (txt, md, jsonl, json, csv, parquet; also compressed), a
@@ -43,7 +43,8 @@ class Options(ReadOptions):
     max_tokens: int = option(1024, "longest document, end-of-text included; give your block_size", ge=2)
     num_proc: int = option(0, "tokenizer threads; 0 is one per core", ge=0)
     overwrite: bool = option(False, "replace prepared data that a run was trained on")
-    doctor: Literal["auto", "true", "false"] = option("auto", "run finetune.doctor at the end; auto: up to 100 MB")
+    doctor: Literal["auto", "true", "false"] = option("auto", "run finetune.doctor at the end; auto: up to 2 GB")
+    dry_run: bool = option(False, "read everything, say what it is and show three documents; nothing is written")
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.sources:
@@ -63,7 +64,9 @@ def main(argv: list[str]) -> None:
     from finetune.tools.doctor.quality import examine_dataset
     from finetune.tools.doctor.report import report
 
-    out_dir = options.out_dir or f"data/{Path(options.sources[0]).stem}"
+    if options.dry_run:
+        return _dry_run(options)
+    out_dir = options.out_dir or _default_dir(options.sources[0])
     dataset = prepare(
         options.sources,
         out_dir,
@@ -94,6 +97,33 @@ def main(argv: list[str]) -> None:
         print(f"\n{report(examine_dataset(dataset))}")
     elif options.doctor == "auto":
         print(f"not examined, because it is large: python -m finetune.doctor {out_dir}")
+
+
+def _default_dir(source: str) -> str:
+    """data/NAME for a source."""
+    return f"data/{'stdin' if source == '-' else Path(source).stem}"
+
+
+def _dry_run(options: Options) -> None:
+    """Read all texts and print what they are."""
+    from finetune.data.new_tokenizers import TRAIN
+    from finetune.data.prepare import find_texts, find_tokenizer, report
+    from finetune.data.split import survey_documents
+    from finetune.tools.doctor.sample import sample_documents, show_sample
+
+    is_new = options.tokenizer == "char" or options.tokenizer.startswith(TRAIN)
+    tokenizer = None if is_new else find_tokenizer(_find_tokenizer(options.tokenizer))
+    val = options.val.split(",") if options.val else ()
+    given = {"split": options.split, "revision": options.revision}
+    texts = find_texts(options.sources, val, tokenizer, read_options=options, **given)
+    for found in texts.values():
+        survey_documents(found, collect_alphabet=False)
+    for line in report(texts):
+        print(line)
+    first = texts["train"][0]
+    eot = tokenizer.eot_text if tokenizer and not first.is_one_text else None
+    print(show_sample(sample_documents(first.chunks(), eot)))
+    print("dry run: nothing was written")
 
 
 def _find_tokenizer(choice: str) -> str | Path:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from finetune.data.tokenizer import Tokenizer
     from finetune.data.verbatim import CopyBlocker
     from finetune.gpt import GPT
-    from finetune.runs.inputs import ModelRef
+    from finetune.runs.model_ref import ModelRef
 
 USAGE = """usage: python -m finetune.sample --out_dir=OUT [--key=value ...]
 
@@ -156,7 +156,7 @@ def _copy_blocker(options: Options, model: ModelRef) -> CopyBlocker:
     from finetune.data import dataset as datasets
     from finetune.data.verbatim import CopyBlocker
     from finetune.runs.datasets import find_dataset_of_run, find_prepared
-    from finetune.runs.inputs import check_vocabulary
+    from finetune.runs.vocabulary import check_vocabulary
 
     if options.dataset:
         dataset = find_prepared(options.dataset)

@@ -136,7 +136,7 @@ COLUMNS = [
                 "history": [["Hi", "Hello"]],
             }
         ),
-        [[looks_like("Hi", "Hello", f"What is {i}?", learned(f"It is {i}.")) for i in N]],
+        [[looks_like("User:\nHi", "Hello", f"What is {i}?", learned(f"It is {i}.")) for i in N]],
         "history",
     ),
     either(

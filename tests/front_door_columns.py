@@ -58,12 +58,12 @@ COLUMNS = [
                 [{"title": f"Title {i}", **({"body": LONG[i]} if i else {"body": None})} for i in range(12)]
             )
         },
-        ["body", TEXT_COLUMN],
+        ["body", f"row 1|{TEXT_COLUMN}"],
     ),
     refuses(
         "a label in row 1, texts from row 4",
         {"a.jsonl": json_lines([{"label": SHORT[i], "review": LONG[i] if i > 2 else None} for i in range(12)])},
-        ["review", TEXT_COLUMN],
+        ["review", f"row 1|{TEXT_COLUMN}"],
     ),
     either(
         "text beside longer content",

@@ -63,13 +63,13 @@ DIALECTS = [
         "spaces before quotes",
         {"a.csv": joined([(i, f' "{t}"') for i, t in enumerate(COMMAS)], ",", "id, text")},
         [COMMAS],
-        "line 2",
+        "line 2|--separator",
     ),
     either(
         "single quotes around cells",
         {"a.csv": joined([(i, f"'{t}'") for i, t in enumerate(COMMAS)])},
         [COMMAS],
-        "line 2",
+        "line 2|--separator",
     ),
     either("old Macintosh line ends", {"a.csv": joined(PLAIN_ROWS).replace("\n", "\r")}, [P], "line|text_column"),
 ]
@@ -199,7 +199,7 @@ CELLS = [
     refuses(
         "commas that are not quoted",
         {"a.csv": joined([[t] for t in COMMAS], header="text")},
-        ["line 2", "comma|separator|cell|column|field"],
+        ["line 2|--separator", "comma|separator|cell|column|field"],
     ),
     refuses("one comma that is not quoted", {"a.csv": with_line(9, "7,one, two")}, ["line 9", "3"]),
     reads(
@@ -207,12 +207,17 @@ CELLS = [
         {"a.csv": with_line(9, "7,one, two")},
         without(P, 8),
         "--on_bad_row=skip",
-        says=r"\b1\b.*(left out|skipped)",
+        says=r"left out 1\b|\b1\b.*(left out|skipped)",
     ),
     refuses("a row that is cut", {"a.csv": with_line(9, "7")}, ["line 9"]),
     refuses("a sum at the end", {"a.csv": joined(PLAIN_ROWS) + "Total: 12 rows\n"}, "line 14"),
     reads("an empty cell", {"a.csv": with_line(9, "7,")}, without(P, 8), says=r"\b1\b.*(empty|left out|without)"),
-    refuses("a NUL", {"a.csv": with_line(9, "7,one\0two")}, ["NUL|0x00|null byte", "line 9|offset"]),
+    either(
+        "a NUL",
+        {"a.csv": with_line(9, "7,one\0two")},
+        [changed(P, 8, "one\0two")],
+        ["NUL|0x00|null byte", "line 9|offset"],
+    ),
     refuses("csv of cp1252", {"a.csv": with_line(9, "7,café").encode("cp1252")}, ["line 9", "0xE9", "--encoding="]),
     reads(
         "csv of cp1252, said",

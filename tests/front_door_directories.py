@@ -107,7 +107,7 @@ SPLITS = [
     either(
         "splits of texts",
         {"d/train.txt": "A text to learn. " * 9, "d/validation.txt": "Another. " * 9, "d/test.txt": "Not this"},
-        [["A text to learn. " * 9, "Another. " * 9]],
+        [["A text to learn. " * 9, "Another. " * 9], ["A text to learn. " * 9 + "Another. " * 9]],
         "test",
         "d",
         says="test",

@@ -3,7 +3,7 @@
 import gzip
 import json
 
-from front_door import as_column, changed, either, json_lines, plain, reads, refuses, texts, without
+from front_door import as_column, changed, either, json_lines, of, plain, reads, refuses, texts, without
 
 T, P = texts(), plain()
 ROWS = as_column(T)
@@ -144,7 +144,7 @@ SHAPES = [
         "line",
     ),
     either(
-        "indented objects in .jsonl", {"a.jsonl": "\n".join(json.dumps(row, indent=1) for row in ROWS)}, [T], "line 1"
+        "indented objects in .jsonl", {"a.jsonl": "\n".join(json.dumps(row, indent=1) for row in ROWS)}, [T], "line"
     ),
     either(
         "two objects in a line",
@@ -195,7 +195,7 @@ SHAPES = [
     either("a string a line", {"a.jsonl": json_lines(T)}, [T], "line 1|row 1"),
     either("lists of strings", {"a.json": json.dumps([[t] for t in T])}, [T], "row 1|list"),
     refuses("lists of numbers", {"a.jsonl": json_lines([[i, 2] for i in range(12)])}, "(line|row) 1"),
-    refuses("numbers", {"a.jsonl": json_lines(range(12))}, "(line|row) 1"),
+    refuses("numbers", {"a.jsonl": json_lines(range(12))}, "line 1|row"),
     refuses("a string late among objects", {"a.jsonl": with_line(12, '"only a string"')}, "(line|row) 12"),
     either("one object", {"a.json": json.dumps({"text": T[0]})}, [T[:1]], "row|few"),
     refuses("an empty array", {"a.json": "[]"}, "no (text|row)|empty"),
@@ -216,7 +216,7 @@ BROKEN = [
     refuses("an array cut", {"a.json": json.dumps(ROWS, indent=0)[:-20]}, "line|row|end"),
     refuses("a missing comma", {"a.json": json.dumps(ROWS, indent=0).replace("},", "}", 1)}, "line [34]|row [12]"),
     refuses("a comma before ]", {"a.json": ARRAY[:-1] + ",]"}, "line 1|row 1[23]|comma"),
-    refuses("more after the array", {"a.json": ARRAY + "\n[1]\n"}, "line 2|after|extra|more"),
+    refuses("more after the array", {"a.json": ARRAY + "\n[1]\n"}, "line [12]|after|extra|more"),
     refuses("a comment", {"a.jsonl": with_line(2, "// the second row")}, "line 2"),
     refuses("single quotes", {"a.jsonl": with_line(2, "{'text': 'a'}")}, "line 2"),
     refuses("a line end in a string", {"a.jsonl": with_line(4, '{"text": "one\ntwo"}')}, "line 4"),
@@ -228,7 +228,9 @@ BROKEN = [
         "csv in .json", {"a.json": "id,text\n" + "\n".join(f"{i},{t}" for i, t in enumerate(P))}, "line 1|not JSON"
     ),
     refuses(
-        "a page of HTML in .jsonl", {"a.jsonl": "<!DOCTYPE html>\n<html><body>Not found</body></html>\n"}, "line 1|HTML"
+        "a page of HTML in .jsonl",
+        {"a.jsonl": "<!DOCTYPE html>\n<html><body>Not found</body></html>\n"},
+        "line 1|HTML|web page",
     ),
     refuses("UTF-16 lines", {"a.jsonl": json_lines(ROWS).encode("utf-16")}, ["UTF-16", "--encoding|iconv"]),
     reads("UTF-16 lines, said", {"a.jsonl": json_lines(ROWS).encode("utf-16")}, T, "--encoding=utf-16"),

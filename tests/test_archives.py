@@ -201,7 +201,7 @@ DOCUMENTS = {"a.docx": docx, "a.epub": epub, "a.html": html}
 def test_documents_give_their_text(name):
     pytest.importorskip("markitdown")
     path = DOCUMENTS[name](name, "A letter of größe.")
-    assert converted.is_document(path) and converted.to_text(path).strip() == "A letter of größe."
+    assert converted.is_installed() and converted.to_text(path).strip() == "A letter of größe."
     with pytest.raises(UsageError, match=f"{name}: has no text in it"):
         converted.to_text(DOCUMENTS[name](name, " "))
 
@@ -215,12 +215,18 @@ def test_documents_are_refused_without_the_extra(name, monkeypatch):
         converted.to_text(DOCUMENTS[name](name, "A letter."))
 
 
-def test_other_documents_are_refused():
+def test_what_is_no_document_is_refused():
     Path("a.docx").write_text("not a document")
     Path("a.rtf").write_text(r"{\rtf1 hello}")
     Path("a.odt").write_bytes(zipped("x.zip", {"mimetype": "application/vnd.oasis.opendocument.text"}).read_bytes())
-    for name, message in (("a.docx", "is no .docx file"), ("a.rtf", "is RTF"), ("a.odt", "OpenDocument")):
-        with pytest.raises(UsageError, match=f"{name}: .*{message}"):
+    Path("b.odt").write_text("text")
+    for name, message in (
+        ("a.docx", "no .docx"),
+        ("a.rtf", "RTF"),
+        ("a.odt", "an OpenDocument"),
+        ("b.odt", "not read"),
+    ):
+        with pytest.raises(UsageError, match=f"{name}: .*is {message}"):
             converted.to_text(Path(name))
 
 

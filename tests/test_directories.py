@@ -8,6 +8,8 @@ import datasets
 import pyarrow
 import pytest
 
+from finetune.common.errors import UsageError
+from finetune.data import sources
 from finetune.data.directories import find_files
 from finetune.data.text_files import TEXT_SUFFIXES, suffix_of
 
@@ -105,7 +107,6 @@ DIRECTORIES = {
         "2 .docx, 1 .pdf, 3 .rst, 1 .tar, Makefile",
     ),
     "hidden": ("a.txt .b.txt .git/c.txt sub/.d/e.txt", {"train": "a.txt"}, ""),
-    "nothing": ("a.png", {}, "1 .png"),
 }
 
 
@@ -115,6 +116,14 @@ def test_a_directory_is_read_by_its_splits_and_the_rest_is_counted(case):
     make(*names.split())
     Path("d/empty.txt").touch()
     assert found("d") == ({split: files.split() for split, files in expected.items()}, left_out)
+
+
+def test_a_directory_without_text_is_refused():
+    make("a.png", "b.png", "c.docx")
+    with pytest.raises(UsageError, match=r"^d: no text there; .txt, .md, .*; left out: 1 .docx, 2 .png$"):
+        sources.find(["d"])
+    with pytest.raises(UsageError, match=r"^d/\*.jsonl: no text there"):
+        sources.find(["d/*.jsonl"])
 
 
 # (files, pattern, {split: files})

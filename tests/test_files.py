@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import itertools
 import json
 import lzma
 import pickle
@@ -23,7 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 from finetune.common.errors import UsageError
-from finetune.data import file_kinds, text_files
+from finetune.data import file_kinds, sources, text_files
 from finetune.data.text_files import TextOptions
 
 TEXT = "Some plain text, line by line.\nAnd a second line.\n"
@@ -162,7 +163,7 @@ KINDS = [
     ("a.txt", lambda: Path(shutil.which("sh")).read_bytes(), "a program"),
     ("a.txt", lambda: compiled(), "a program"),
     ("a.html", b"<!DOCTYPE html>\n<html><body>text</body></html>", r"a web page, .*finetune\[documents\]"),
-    ("a.jsonl", b"<!doctype html><html>Sign in</html>", "a web page under the name of a table, .*download"),
+    ("a.jsonl", b"<!doctype html><html>Sign in</html>", "a web page under another name, .*download"),
     ("a.csv", b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a web page under .*download"),
     ("train.bin", np.arange(9).repeat(9).astype("<u2").tobytes(), "binary data, .*--dataset"),
     ("train.bin", np.arange(400).repeat(9).astype("<u4").tobytes(), "binary data"),
@@ -224,3 +225,25 @@ def test_tables_in_binary_formats_are_accepted_under_their_suffix():
         file_kinds.check(name, Path(name).read_bytes())
         with pytest.raises(UsageError, match="suffix .(parquet|arrow)"):
             file_kinds.check("a.txt", Path(name).read_bytes())
+
+
+OTHERS = ("a.parquet", "a.arrow", "a.zip", "a.tar", "a.tar.gz", "a.txt.gz", "a.jsonl.zst", "a.docx", "a.pdf", "a.epub")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_pointer_under_a_binary_suffix_is_named(name):
+    for content, message in ((LFS, "git-lfs pointer.*git lfs pull"), (b"<!DOCTYPE html><html>", "web page.*download")):
+        Path(name).write_bytes(content)
+        with pytest.raises(UsageError, match=f"^{name}: is a {message}"):
+            list(itertools.chain(*(source.chunks() for source in sources.find([name]))))
+
+
+def test_a_table_under_another_binary_suffix_is_named():
+    pyarrow.parquet.write_table(TABLE, "a.arrow")
+    pyarrow.feather.write_feather(TABLE, "a.parquet")
+    for name, message in (
+        ("a.arrow", "a parquet file; name it .* .parquet"),
+        ("a.parquet", "an Arrow file; .* .arrow"),
+    ):
+        with pytest.raises(UsageError, match=f"^{name}: is {message}"):
+            list(sources.find([name])[0].chunks())

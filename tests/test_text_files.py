@@ -195,10 +195,6 @@ def test_documents_between_separators_are_those_of_split_wherever_chunks_end():
         ):
             expected = [part for part in text.split(separator) if part.strip()]
             assert whole(Path("a.txt"), rng.randint(1, 9), documents=typed) == expected
-            both = [part for part in re.split(f"{re.escape(separator)}|<[|]endoftext[|]>", text) if part.strip()]
-            assert whole(Path("a.txt"), rng.randint(1, 9), documents=typed, special="token") == both
-        eot = [part for part in text.split("<|endoftext|>") if part.strip()]
-        assert whole(Path("a.txt"), rng.randint(1, 9), special="token") == eot
         assert whole(Path("a.txt"), rng.randint(1, 9)) == [text]
 
 
@@ -212,7 +208,7 @@ def test_lines_of_windows_and_of_old_macs_are_documents_too():
 def test_a_separator_that_is_a_slip_is_refused():
     for documents in ("", "line", "Lines", "files", "row"):
         with pytest.raises(UsageError, match="documents: .* is not file, lines or a separator"):
-            _ = TextOptions(documents).separators
+            _ = TextOptions(documents).separator
 
 
 def test_the_digest_is_that_of_the_decompressed_bytes():

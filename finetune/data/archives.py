@@ -17,6 +17,7 @@ from typing import IO, BinaryIO
 
 from finetune.common.errors import UsageError
 from finetune.common.files import CHUNK_BYTES
+from finetune.data.file_kinds import check_binary
 from finetune.data.text_files import READ_ERRORS, open_decompressed
 
 COMPRESSION = {"gz": ".gz", "tgz": ".gz", "bz2": ".bz2", "tbz2": ".bz2", "tbz": ".bz2", "xz": ".xz", "txz": ".xz"}
@@ -48,6 +49,7 @@ def unpack(path: Path) -> Path:
             with file, open(target, "wb") as copy:
                 shutil.copyfileobj(file, copy, CHUNK_BYTES)
     except ERRORS as error:
+        check_binary(path, str(path))
         raise UsageError(f"{path}: cannot be unpacked: {error or type(error).__name__}") from None
     directory.mkdir(exist_ok=True)
     return directory

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.common.errors import UsageError
+from finetune.data import file_kinds
 from finetune.data.rows import Row
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def read(path: Path, name: str) -> Iterator[Row]:
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
+        file_kinds.check_binary(path, name)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{name}: cannot be read as {kind}: {reason}") from None
 

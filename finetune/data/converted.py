@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from finetune.common.errors import UsageError
-from finetune.data.file_kinds import DOCUMENT_SUFFIXES, EXTRA, HEAD_BYTES, check
+from finetune.data.file_kinds import DOCUMENT_SUFFIXES, EXTRA, HEAD_BYTES, check, check_binary
 
 OTHERS = (".doc", ".odt", ".rtf")  # not known to markitdown
 # what markitdown adds: the number of a slide, and the name of a picture behind its description
@@ -35,6 +35,7 @@ def to_text(path: Path) -> str:
         check(str(path), head)
         raise UsageError(f"{path}: {kind} is not read; save it as .docx or as plain text")
     if not head.lstrip().startswith(STARTS.get(kind, b"")):  # markitdown would take it for text
+        check_binary(path, str(path))
         raise UsageError(f"{path}: is no {kind} file")
     try:
         from markitdown import MarkItDown  # pyrefly: ignore[missing-import]

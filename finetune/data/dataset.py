@@ -164,8 +164,7 @@ def load(directory: str | Path) -> Dataset:
     ids. Raises UsageError naming the file."""
     directory = Path(directory)
     meta_json, meta_pkl = directory / "meta.json", directory / "meta.pkl"
-    has_meta = meta_json.is_file()
-    if has_meta:
+    if meta_json.is_file():
         return _load_described(directory, meta_json)
     for split in ("train", "val"):
         check_size(directory / f"{split}.bin", guess=True)

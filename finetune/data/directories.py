@@ -59,7 +59,7 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
     readable = [path for path in files if takes_all or is_readable(path)]
     found = Found(left_out=Counter(_kind(path) for path in set(files).difference(readable)))
     found.left_out.update("broken link" for path in paths if not path.exists())
-    data = _without_records(readable, base)
+    data = _without_records(readable)
     found.left_out.update(
         path.name for path in set(readable).difference(data) if path.name not in (*SAVED, "dataset_dict.json")
     )
@@ -132,7 +132,7 @@ def _once(paths: Iterable[Path]) -> list[Path]:
     return sorted(real.values())
 
 
-def _without_records(files: list[Path], base: Path) -> list[Path]:
+def _without_records(files: list[Path]) -> list[Path]:
     """The files without cards and records of the data, which are read as data if nothing else is there."""
     saved = {folder: _saved_files(folder) for folder in {path.parent for path in files if suffix_of(path) == ".arrow"}}
     data = []

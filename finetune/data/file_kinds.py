@@ -92,6 +92,15 @@ def check(name: str, head: bytes, encoding: str | None = None) -> None:
     check_encoding(name, head, encoding)
 
 
+def check_binary(path: Path, name: str) -> None:
+    """Raise UsageError if a file that its reader cannot read is known to be of another kind than its suffix says."""
+    with open(path, "rb") as file:
+        found = _find_kind(file.read(HEAD_BYTES), ".json")
+    own_suffix = path.suffix.lower().replace(".feather", ".arrow")
+    if found and found[2] != own_suffix and (not found[2] or own_suffix in (".parquet", ".arrow", *DOCUMENT_SUFFIXES)):
+        raise UsageError(f"{name}: is {found[0]}; {found[1].format(suffix=found[2])}")
+
+
 def _find_kind(head: bytes, suffix: str) -> tuple[str, str, str] | None:
     """(what it is, the way out, the suffix under which it is read) of what is not text in any encoding."""
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")):
@@ -107,7 +116,7 @@ def _find_kind(head: bytes, suffix: str) -> tuple[str, str, str] | None:
         if suffix in (".html", ".htm", ".xhtml"):
             return "a web page", DOCUMENT, suffix
         if suffix in TABLE_SUFFIXES:
-            return "a web page under the name of a table", "download the file again", ""
+            return "a web page under another name", "download the file again", ""
     return None
 
 

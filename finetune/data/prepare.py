@@ -7,7 +7,7 @@ import functools
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,12 +78,7 @@ def prepare(
     surveys = {split: survey_documents(texts[split], tokenizer == "char") for split in ("train", "val")}
     check_unused(out_dir, {"sources": surveys["train"].sources}, options.overwrite)
     split = functools.partial(_split, texts, surveys, val_fraction, seed, options)
-    if vocab_size:
-        new = train_tokenizer((chunk.text for name, chunk in split()[0] if name == "train"), vocab_size)
-        found = with_added_tokens(new, options.add_tokens)
-    if found is None:
-        characters = CharTokenizer(sorted(surveys["train"].alphabet | surveys["val"].alphabet))
-        found = with_added_tokens(characters, options.add_tokens)
+    found = found or with_added_tokens(_new_tokenizer(vocab_size, surveys, split), options.add_tokens)
     stream, split_by, kept = split()
     eot = None if split_by == "text" else found.eot
     size = sum(survey.characters for survey in surveys.values())
@@ -108,6 +103,15 @@ def prepare(
         check_unused(out_dir, meta, options.overwrite)
         _publish(work, Path(out_dir), meta, found)
     return datasets.load(out_dir)
+
+
+def _new_tokenizer(
+    vocab_size: int | None, surveys: dict[str, Survey], split: Callable[[], tuple[Stream, SplitBy, Facts]]
+) -> Tokenizer:
+    """A tokenizer of so many ids trained on train, or one of characters."""
+    if vocab_size:
+        return train_tokenizer((chunk.text for name, chunk in split()[0] if name == "train"), vocab_size)
+    return CharTokenizer(sorted(surveys["train"].alphabet | surveys["val"].alphabet))
 
 
 def _split(

@@ -37,28 +37,23 @@ class TextOptions:
     """How a text file is read.
 
     `documents` is "file" (a document is the file), "lines" (a line) or a separator of documents, in which \\n, \\t and
-    \\\\ are escapes. With `special` "token" a document also ends at each `eot_text` spelled in the text."""
+    \\\\ are escapes."""
 
     documents: str = "file"
     encoding: str | None = None  # UTF-8
-    special: str = "text"
-    eot_text: str = "<|endoftext|>"
 
     @property
-    def separators(self) -> list[str]:
-        """The texts between documents; [] if the file is one document. Raises UsageError."""
-        found = []
+    def separator(self) -> str | None:
+        """The text between documents; None if the file is one document. Raises UsageError."""
+        if self.documents == "file":
+            return None
         if self.documents == "lines":
-            found.append("\n")
-        elif self.documents != "file":
-            if not self.documents or re.fullmatch("(?i)(files?|lines?|rows?|documents?|paragraphs?)", self.documents):
-                raise UsageError(f'documents: {self.documents!r} is not file, lines or a separator such as "\\n\\n\\n"')
-            escapes = {"\\n": "\n", "\\t": "\t", "\\r": "\n", "\\\\": "\\"}
-            text = re.sub(r"\\[ntr\\]", lambda match: escapes[match[0]], self.documents.replace("\\r\\n", "\\n"))
-            found.append(text.replace("\r\n", "\n").replace("\r", "\n"))
-        if self.special == "token":
-            found.append(self.eot_text)
-        return found
+            return "\n"
+        if not self.documents or re.fullmatch("(?i)(files?|lines?|rows?|documents?|paragraphs?)", self.documents):
+            raise UsageError(f'documents: {self.documents!r} is not file, lines or a separator such as "\\n\\n\\n"')
+        escapes = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
+        text = re.sub(r"\\[ntr\\]", lambda match: escapes[match[0]], self.documents)
+        return text.replace("\r\n", "\n").replace("\r", "\n")  # as in the text
 
 
 def suffix_of(path: Path) -> str:
@@ -111,6 +106,8 @@ def _read_chunks(path: Path, chunk_bytes: int = CHUNK_BYTES, digest: Digest = No
         file = open_decompressed(path)
     except READ_ERRORS as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
+    if path.suffix.lower() in COMPRESSED_SUFFIXES:
+        file_kinds.check_binary(path, str(path))  # such as a pointer of git-lfs
     with file:
         yield from _read(str(path), file, chunk_bytes, digest)
 
@@ -180,17 +177,17 @@ def _documents(name: str, chunks: Iterable[bytes], options: TextOptions) -> Iter
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     texts = itertools.chain(decode(name, chunks, options.encoding), [""])
     texts = (newlines.decode(text, final=not text) for text in texts)
-    if options.separators:
-        yield from _split(texts, options.separators)
+    if options.separator:
+        yield from _split(texts, options.separator)
     else:
         yield from (Chunk(text) for text in texts if text)
         yield Chunk("", is_last=True)
 
 
-def _split(texts: Iterable[str], separators: list[str]) -> Iterator[Chunk]:
+def _split(texts: Iterable[str], separator: str) -> Iterator[Chunk]:
     """The documents between separators, without those that are only white space."""
     start, has_begun = "", False  # of a document: its white space at the start, or part of it was passed on
-    for text, is_end in _pieces(texts, separators):
+    for text, is_end in _pieces(texts, separator):
         start += text
         if start.strip() or has_begun:
             if start or is_end:
@@ -200,26 +197,16 @@ def _split(texts: Iterable[str], separators: list[str]) -> Iterator[Chunk]:
             start = ""
 
 
-def _pieces(texts: Iterable[str], separators: list[str]) -> Iterator[tuple[str, bool]]:
+def _pieces(texts: Iterable[str], separator: str) -> Iterator[tuple[str, bool]]:
     """The texts between separators in parts, and whether a separator, or the end, follows each part."""
-    pattern = re.compile("|".join(map(re.escape, separators)))
-    longest = max(map(len, separators))
     rest = ""
     for text in texts:
-        rest += text
-        known = len(rest) - longest + 1  # a separator that begins before this place is complete
-        start = 0
-        for match in pattern.finditer(rest):
-            if match.start() >= known:
-                break
-            yield rest[start : match.start()], True
-            start = match.end()
-        known = max(start, known)
-        yield rest[start:known], False
+        *parts, rest = (rest + text).split(separator)
+        yield from ((part, True) for part in parts)
+        known = max(0, len(rest) - len(separator) + 1)  # a separator may begin behind this place
+        yield rest[:known], False
         rest = rest[known:]
-    *parts, last = pattern.split(rest)
-    yield from ((part, True) for part in parts)
-    yield last, True
+    yield rest, True
 
 
 class _Utf8(io.RawIOBase):

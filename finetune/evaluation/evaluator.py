@@ -21,7 +21,8 @@ from finetune.evaluation.options import Options
 from finetune.gpt import GPT
 from finetune.gpt.sampling import check_prompt
 from finetune.runs.chat_session import turn_ends
-from finetune.runs.inputs import ModelRef, check_block_size, find_baseline, find_model
+from finetune.runs.inputs import check_block_size, find_baseline, find_model
+from finetune.runs.model_ref import ModelRef
 from finetune.runtime import device as devices
 from finetune.runtime.device import Device
 

@@ -11,7 +11,8 @@ from finetune.data.dataset import Dataset
 from finetune.data.tokenizer import Tokenizer
 from finetune.evaluation.loss import TokenStream
 from finetune.runs.datasets import find_dataset, find_dataset_of_run, find_prepared, newest_start
-from finetune.runs.inputs import ModelRef, check_vocabulary
+from finetune.runs.model_ref import ModelRef
+from finetune.runs.vocabulary import check_vocabulary
 
 
 def open_dataset(name: str | None, model: ModelRef, out_dir: str | None) -> Dataset:

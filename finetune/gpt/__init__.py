@@ -33,11 +33,16 @@ class GPT(Transformer):
         return cls(config).init_weights(torch.Generator().manual_seed(seed))
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, block_size: int | None = None, dropout: float = 0.0) -> Self:
+    def from_pretrained(
+        cls, source: str | Path, block_size: int | None = None, dropout: float = 0.0, vocab_size: int | None = None
+    ) -> Self:
         """The model in a Hugging Face directory, a run's out_dir or a nanoGPT ckpt.pt, or of a Hub id.
 
-        `block_size` keeps only that many positions. Raises UsageError if there is no such model or it is no GPT-2."""
+        `block_size` keeps only that many positions; `vocab_size` adds rows to the embedding, up to that many. Raises
+        UsageError if there is no such model or it is no GPT-2."""
         config, state = pretrained.load(source)
+        state = convert.with_vocabulary(state, vocab_size or 0)
+        config.vocab_size = len(state["wte.weight"])
         return cls.from_state(config, state, block_size, dropout)
 
     @classmethod

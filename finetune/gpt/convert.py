@@ -106,9 +106,22 @@ def without_padding(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Te
 
 
 def with_padding(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """The weights with rows of zeros appended to the embedding, as `Transformer` has it."""
+    """The weights with rows of zeros appended to the embedding, if it is there, as `Transformer` has it."""
+    if "wte.weight" not in state:
+        return state
     wte = state["wte.weight"]
     return {**state, "wte.weight": F.pad(wte, (0, 0, 0, config.padded_vocab_size - len(wte)))}
+
+
+def with_vocabulary(state: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
+    """The weights with at least `vocab_size` rows in the embedding; new ones are the mean of the old ones, as in
+    transformers' `resize_token_embeddings` without its noise."""
+    wte = state["wte.weight"]
+    more = vocab_size - len(wte)
+    if more <= 0:
+        return state
+    mean = wte.mean(0, keepdim=True, dtype=torch.float64).to(wte.dtype)  # the same for any number of threads
+    return {**state, "wte.weight": torch.cat([wte, mean.expand(more, -1)])}
 
 
 def config_from_hf(hf: dict[str, Any]) -> GPTConfig:

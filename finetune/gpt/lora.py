@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from finetune.common.errors import UsageError
 from finetune.config.recipe import Recipe, lora_alpha
-from finetune.gpt import size
-from finetune.gpt.model import GPTConfig
+from finetune.gpt import convert, size
+from finetune.gpt.model import GPTConfig, Transformer
 from finetune.gpt.pretrained import write_tensors
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ TARGETS = ["c_attn", "c_fc", "c_proj"]  # the last parts of the names in convert
 ADAPTER = "default"  # peft's name for the only adapter
 
 
-def add_adapters(network: nn.Module, recipe: Recipe) -> None:
+def add_adapters(network: Transformer, recipe: Recipe) -> None:
     """Freeze a network and add adapters to its matrices, in place. A is drawn from the seed."""
     from peft import inject_adapter_in_model
 
@@ -39,11 +39,15 @@ def add_adapters(network: nn.Module, recipe: Recipe) -> None:
         inject_adapter_in_model(_peft_config(recipe), network, ADAPTER)
     for module in _adapted(network).values():
         module.cast_input_dtype_enabled = False  # no cast to float32, which autocast would undo
+    if network.config.new_tokens:  # their rows are the same yet, so the embedding is trained too
+        network.wte.weight.requires_grad_(True)
 
 
 def num_adapter_parameters(config: GPTConfig, rank: int) -> int:
-    """Number of parameters in the adapters: `rank` for each input and each output of the four matrices of a layer."""
-    return rank * config.n_layer * (8 * config.n_embd + 2 * config.mlp_width)
+    """Number of parameters that adapters train: `rank` for each input and each output of the four matrices of a layer,
+    and the embedding if the run adds tokens."""
+    embedding = config.vocab_size * config.n_embd if rank and config.new_tokens else 0
+    return rank * config.n_layer * (8 * config.n_embd + 2 * config.mlp_width) + embedding
 
 
 def strip_peft_names(name: str) -> str:
@@ -57,9 +61,11 @@ def state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def trained(network: nn.Module) -> dict[str, Tensor]:
-    """What training changes: the adapters, or all weights if there are none."""
+    """What training changes: the adapters and the embedding of new tokens, or all weights if there are no adapters."""
     tensors = state(network)
-    return {name: tensor for name, tensor in tensors.items() if ".lora_" in name} or tensors
+    names = {strip_peft_names(name) for name, parameter in network.named_parameters() if parameter.requires_grad}
+    has_adapters = any(".lora_" in name for name in tensors)
+    return {name: tensor for name, tensor in tensors.items() if name in names} if has_adapters else tensors
 
 
 def load(network: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -89,7 +95,7 @@ def merged(network: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def save(directory: str | Path, network: nn.Module, recipe: Recipe, init_from: str) -> None:
+def save(directory: str | Path, network: Transformer, recipe: Recipe, init_from: str) -> None:
     """Write the adapters alone, for `PeftModel.from_pretrained` over the GPT2LMHeadModel of `init_from`."""
     directory = Path(directory)
     directory.mkdir()
@@ -104,16 +110,18 @@ def save(directory: str | Path, network: nn.Module, recipe: Recipe, init_from: s
     )
     config.target_modules = TARGETS
     config.save_pretrained(str(directory))
-    adapters = {f"base_model.model.transformer.{name}": tensor.cpu() for name, tensor in trained(network).items()}
+    tensors = convert.without_padding(trained(network), network.config)
+    adapters = {f"base_model.model.transformer.{name}": tensor.cpu().contiguous() for name, tensor in tensors.items()}
     write_tensors(directory / "adapter_model.safetensors", adapters)
 
 
 def describe(config: GPTConfig, recipe: Recipe) -> str:
     """A line about the trainable parameters."""
     trainable = num_adapter_parameters(config, recipe.lora_rank)
+    embedding = " and in the embedding, for the new tokens" if config.new_tokens else ""
     return (
         f"rank {recipe.lora_rank}, alpha {lora_alpha(recipe)}: {trainable:,} trainable parameters beside c_attn,"
-        f" c_proj and c_fc, {trainable / size.num_parameters(config):.2%} of the model's"
+        f" c_proj and c_fc{embedding}, {trainable / size.num_parameters(config):.2%} of the model's"
     )
 
 

@@ -35,6 +35,7 @@ class GPTConfig:
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     generation_config: dict[str, Any] | None = None  # generation_config.json of the model that this one came from
+    new_tokens: int = 0  # ids at the end of the vocabulary that a run adds to those of the model it starts from
     other_keys: dict[str, Any] = field(default_factory=dict)  # of its config.json, without a meaning here
 
     def __post_init__(self) -> None:

@@ -67,6 +67,8 @@ def load_base(what: str, config: GPTConfig, facts: dict[str, Any]) -> Weights:
         raise UsageError(f"{what}: the run began from {began}, so there is no base to go back to")
     base_config, base = pretrained.load(source)
     base["wpe.weight"] = base["wpe.weight"][: config.block_size]
+    if facts.get("new_tokens"):
+        base = convert.with_vocabulary(base, config.vocab_size)
     shapes = {name: tuple(tensor.shape) for name, tensor in base.items()}
     if base_config.activation_function != config.activation_function or shapes != size.shapes(config):
         raise UsageError(f"{what}: {source} is no longer the model that this run began with; its shape is another")

@@ -4,7 +4,6 @@ that a dataset fits."""
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,45 +14,14 @@ from finetune.data import nanogpt_meta
 from finetune.data import tokenizer as tokenizers
 from finetune.data.dataset import Dataset
 from finetune.data.tokenizer import CharTokenizer, Tokenizer
-from finetune.gpt import GPT, GPTConfig, pretrained
+from finetune.gpt import GPTConfig, pretrained
 from finetune.gpt.model import SHAPES
 from finetune.runs.datasets import find_datasets
+from finetune.runs.model_ref import ModelRef
+from finetune.runs.vocabulary import GPT2_VOCAB, check_vocabulary, with_ids_of, with_tokens_of
 
-GPT2_VOCAB, GPT2_PADDED_VOCAB, GPT2_EOT = 50257, 50304, 50256  # nanoGPT pads the vocabulary
+GPT2_EOT = 50256
 ASSUMED_CHAR_VOCAB_SIZE = 100  # vocabulary of a character dataset that does not exist yet
-
-
-@dataclass(frozen=True)
-class ModelRef:
-    """A model that was found but not loaded."""
-
-    name: str  # as the user wrote it
-    path: Path  # directory or ckpt.pt; the name again if there are no files: from scratch, or with `shape_only`
-    config: GPTConfig
-    tokenizer: Tokenizer | None
-    facts: dict[str, Any] = field(default_factory=dict)  # finetune.json: step, val_loss, init_from, base_model
-
-    @property
-    def folder(self) -> Path:
-        """The directory that holds the files of the model."""
-        return _folder(self.path)
-
-    def describe(self) -> str:
-        """`out/best (step 250, val loss 3.1234)`."""
-        step, val_loss = self.facts.get("step"), self.facts.get("val_loss")
-        if step is None or not isinstance(val_loss, int | float):
-            return str(self.path)
-        return f"{self.path} (step {step}, val loss {val_loss:.4f})"
-
-    def describe_vocabulary(self) -> str:
-        """The vocabulary in words, for error messages."""
-        if self.tokenizer:
-            return self.tokenizer.describe()["name"]
-        return f"a vocabulary of {self.config.vocab_size:,} ids"
-
-    def load(self) -> GPT:
-        """The model with its weights, float32, on the CPU."""
-        return GPT.from_pretrained(self.path)
 
 
 def find_model(name: str | Path, shape_only: bool = False) -> ModelRef:
@@ -124,34 +92,9 @@ def find_model_and_datasets(
     found = find_datasets(recipe, lambda: tokenizer_choice(recipe, shape_only))
     model = find_model_of_recipe(recipe, found[0], saved_config, shape_only)
     for dataset in found:
-        check_vocabulary(dataset, model)
-    return dataclasses.replace(model, tokenizer=found[0].tokenizer or model.tokenizer), found
-
-
-def check_vocabulary(dataset: Dataset, model: ModelRef) -> None:
-    """Raise UsageError unless the dataset holds ids of the model's tokenizer, as far as both tell. A tokenizer that is
-    only assumed gives way to the model's."""
-    dataset_tokenizer, model_tokenizer = dataset.tokenizer, model.tokenizer
-    if dataset.vocab_size is None:
-        return
-    if model_tokenizer and dataset_tokenizer:
-        fits = dataset_tokenizer.fingerprint == model_tokenizer.fingerprint
-    else:
-        sizes = (dataset.vocab_size, model.config.vocab_size)
-        fits = sizes[0] == sizes[1] or sizes == (GPT2_VOCAB, GPT2_PADDED_VOCAB)
-    if fits:
-        return
-    if dataset.is_assumed:
-        dataset.forget_tokenizer()
-        return
-    advice = f"prepare the text with --tokenizer={model.name if model_tokenizer else 'gpt2'}"
-    if dataset_tokenizer is None or dataset_tokenizer.kind == "char":
-        advice += ", or train on these ids with init_from=scratch"
-    holds = dataset_tokenizer.describe()["name"] if dataset_tokenizer else f"a vocabulary of {dataset.vocab_size:,} ids"
-    uses = model.describe_vocabulary()
-    if holds == uses:
-        uses = "another vocabulary of that size"
-    raise UsageError(f"{dataset.directory} holds ids of {holds}, but {model.name} uses {uses}; {advice}")
+        if dataset.tokenizer is None or dataset.is_assumed:
+            check_vocabulary(dataset, model)
+    return with_tokens_of(found[0], model), found
 
 
 def tokenizer_choice(recipe: Recipe, shape_only: bool = False) -> str | Tokenizer:
@@ -187,8 +130,8 @@ def require_tokenizer(model: ModelRef) -> Tokenizer:
 
 
 def find_baseline(name: str, model: ModelRef) -> ModelRef:
-    """The model to compare with; "auto" is the one the run started from. Raises UsageError unless both use the same
-    tokens."""
+    """The model to compare with, with a row for each token that the run added; "auto" is the one the run started from.
+    Raises UsageError unless both use the same tokens."""
     if name == "auto":
         name = model.facts.get("init_from", "")
         if not name:
@@ -198,14 +141,11 @@ def find_baseline(name: str, model: ModelRef) -> ModelRef:
             problem = f"{model.name} started from scratch, so there is nothing to compare with"
             raise UsageError(f"baseline: {problem}; leave --baseline out, or name a model")
     baseline = find_model(name)
-    if model.tokenizer and baseline.tokenizer:
-        comparable = model.tokenizer.fingerprint == baseline.tokenizer.fingerprint
-    else:
-        comparable = model.config.vocab_size == baseline.config.vocab_size
-    if not comparable:
+    comparable = with_ids_of(baseline, model)
+    if comparable is None:
         uses = f"{name} uses {baseline.describe_vocabulary()}, {model.name} uses {model.describe_vocabulary()}"
         raise UsageError(f"baseline: {uses}; only losses over the same tokens can be compared")
-    return baseline
+    return comparable
 
 
 def check_block_size(model: ModelRef, block_size: int) -> None:

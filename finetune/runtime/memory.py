@@ -65,7 +65,8 @@ def estimate_memory(work: Workload) -> MemoryEstimate:
     accumulated = parts["gradients"] if work.recipe.gradient_accumulation_steps > work.processes else 0
     backward_begins = parts["activations"] + parts["logits and loss"] + accumulated
     # the tied embedding gets a gradient from the head and another from the input
-    embedding = 0 if work.recipe.lora_rank else 4 * work.config.padded_vocab_size * work.config.n_embd
+    is_frozen = work.recipe.lora_rank and not work.config.new_tokens
+    embedding = 0 if is_frozen else 4 * work.config.padded_vocab_size * work.config.n_embd
     backward_ends = parts["gradients"] + activations_of_layer(work) + embedding
     update = parts["gradient buckets"] + parts["cast weights"] + parts["backward pass of a layer"]
     update += max(backward_begins, backward_ends)

@@ -82,7 +82,7 @@ def restore_state(setup: Setup, state: TrainState, saved: SavedState) -> None:
     """Put weights, optimizer and state where a saved run was. Rollbacks and the learning rates' scale are kept."""
     values = saved.state
     if setup.recipe.lora_rank:
-        lora.load(setup.model, saved.weights)
+        lora.load(setup.model, convert.with_padding(saved.weights, setup.model.config))
     else:
         fsdp.load(setup.model, convert.with_padding(saved.weights, setup.model.config))
     fill_optimizer(setup.optimizer, setup.parameter_names, saved.optimizer, values["updates"])
@@ -151,7 +151,7 @@ def load_weights(recipe: Recipe, config: GPTConfig, saved: SavedState | None, sa
         if not recipe.lora_rank:
             return GPT.from_state(config, saved.weights, dropout=recipe.dropout)
         try:
-            return GPT.from_pretrained(saved.state["init_from"], config.block_size, recipe.dropout)
+            return _load_source(saved.state["init_from"], config, recipe)
         except UsageError as error:
             raise UsageError(
                 f"{recipe.out_dir}: holds adapters and not the weights they were trained over: {error}"
@@ -162,4 +162,11 @@ def load_weights(recipe: Recipe, config: GPTConfig, saved: SavedState | None, sa
         model.set_dropout(recipe.dropout)
         return model
     say(f"initializing from {recipe.init_from}")
-    return GPT.from_pretrained(recipe.init_from, config.block_size, recipe.dropout)
+    return _load_source(recipe.init_from, config, recipe)
+
+
+def _load_source(source: str, config: GPTConfig, recipe: Recipe) -> GPT:
+    """The model in a directory or on the Hub, with the positions and the vocabulary of a run's `config`."""
+    model = GPT.from_pretrained(source, config.block_size, recipe.dropout, config.vocab_size)
+    model.config.new_tokens = config.new_tokens
+    return model

@@ -35,7 +35,8 @@ def publish_model(setup: Setup, state: TrainState, logger: RunLogger, name: str,
             lora.save(directory / "adapter", setup.model, setup.recipe, setup.init_from)
         if setup.tokenizer:
             setup.tokenizer.save(directory, config.block_size)
-        files.write_json(directory / "finetune.json", facts)
+        new_tokens = {"new_tokens": config.new_tokens} if config.new_tokens else {}
+        files.write_json(directory / "finetune.json", facts | new_tokens)
         title = out_dir.resolve().name
         card = model_card(title, f"{title}/{name}", config, facts, read_metrics(logger.path), setup.tokenizer)
         (directory / "README.md").write_text(card, encoding="utf-8")

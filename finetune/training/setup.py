@@ -22,7 +22,8 @@ from finetune.gpt import GPT, lora
 from finetune.runs import checkpoints
 from finetune.runs.checkpoints import SavedState
 from finetune.runs.datasets import is_isolated
-from finetune.runs.inputs import ModelRef, find_model_and_datasets, with_block_size
+from finetune.runs.inputs import find_model_and_datasets, with_block_size
+from finetune.runs.model_ref import ModelRef
 from finetune.runtime import attention_check, fsdp, memory, memory_modes
 from finetune.runtime.device import Device
 from finetune.training.optimizer import AdamW, adamw, fill_optimizer
@@ -46,6 +47,8 @@ def setup_run(
         _check_sharded(recipe_in_use, choose_mode, find_batch_size)
     with device.accelerator.local_main_process_first():  # one process builds caches, the others find them
         found, datasets, prompt = _find_inputs(recipe, saved, say)
+        for note in () if saved else found.notes:
+            say(note)
         train, val, hashes = _prepare_splits(recipe, found, datasets, device)
     identity = _identity(recipe, train, hashes)
     schedule = schedules.schedule(recipe, train.num_rows)

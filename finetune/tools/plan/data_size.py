@@ -11,7 +11,8 @@ from finetune.data import arrow_cache, packing
 from finetune.data import dataset as data_dataset
 from finetune.data.dataset import Dataset
 from finetune.runs.datasets import is_isolated
-from finetune.runs.inputs import ASSUMED_CHAR_VOCAB_SIZE, ModelRef
+from finetune.runs.inputs import ASSUMED_CHAR_VOCAB_SIZE
+from finetune.runs.model_ref import ModelRef
 
 
 @dataclass
