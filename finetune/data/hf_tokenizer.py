@@ -171,17 +171,17 @@ class HFTokenizer(BaseTokenizer):
 
     def decode_bytes(self, ids: Iterable[SupportsInt]) -> bytes:
         known = (int(i) for i in ids)
-        return b"".join(self._all_bytes[i] for i in known if i < self.vocab_size)
+        return b"".join(self.all_bytes[i] for i in known if i < self.vocab_size)
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
         special = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
         special |= {self.backend.token_to_id(token) for token in self.named.values()}
-        return [b"" if i in special else text for i, text in enumerate(self._all_bytes)]
+        return [b"" if i in special else text for i, text in enumerate(self.all_bytes)]
 
     @cached_property
-    def _all_bytes(self) -> list[bytes]:
-        """The bytes of each id as it goes on within a text: those of added tokens too."""
+    def all_bytes(self) -> list[bytes]:
+        """As in `BaseTokenizer`."""
         texts = [b""] * self.vocab_size
         if self.is_byte_level:
             byte_of = {letter: byte for byte, letter in bpe_files.bytes_to_unicode().items()}
