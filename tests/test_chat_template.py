@@ -15,11 +15,13 @@ PLAIN = (
 )
 MARKED = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{% generation %}"
-    "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}"
+    "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 TOOLS = (
-    "{% if tools %}{{ 'tools: ' + tools | tojson + '\n' }}{% endif %}{% for m in messages %}{{ '<|im_start|>' + m['role'] }}"
+    "{% if tools %}{{ 'tools: ' + tools | tojson + '\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] }}"
     "{% if m.tool_calls %}{% for call in m.tool_calls %}{{ ' calls ' + call.function.name }}{% endfor %}{% endif %}"
     "{{ '\n' + (m['content'] or '') + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -84,7 +86,7 @@ def test_ids_are_those_of_apply_chat_template(chatml, template):
 def test_masks_are_those_of_the_marks_in_the_template(chatml):
     directory, tokenizer = chatml(MARKED)
     rows = conversations()
-    found = dict((tuple(ids[:-1]), mask) for ids, mask in documents(prepare([write(rows)], "data", directory)))
+    found = {tuple(ids[:-1]): mask for ids, mask in documents(prepare([write(rows)], "data", directory))}
     for row in rows:
         wanted = tokenizer.apply_chat_template(row["messages"], return_dict=True, return_assistant_tokens_mask=True)
         # the end-of-text behind it is not marked, so it is not learned
