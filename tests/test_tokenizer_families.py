@@ -53,7 +53,8 @@ def hard_texts():
     rng = random.Random(0)
     points = [*range(1, 0xD800), *range(0xE000, 0x20000)]
     mixed = [rng.choice([chr(rng.choice(points)), rng.choice(SPELLED), " "]) for _ in range(3000)]
-    return [*HARD, "".join(mixed)]
+    overlaps = rng.choices(["a", "b", "c", "d", "<|x|>", "<|", "|>", " ", "<|endoftext|>"], k=2000)
+    return [*HARD, "".join(mixed), "".join(overlaps)]
 
 
 @pytest.mark.parametrize("family", [family.__name__ for family in FAMILIES])

@@ -121,9 +121,9 @@ def _find_inputs(
 ) -> tuple[ModelRef, list[Dataset], np.ndarray | None]:
     """`(model, datasets, prompt)`: not loaded yet; the ids of the samples' prompt, or None without samples."""
     model, datasets = find_model_and_datasets(recipe, saved.state["config"] if saved else None)
-    for note in [*(dataset.note for dataset in datasets), *(() if saved else model.notes)]:
-        if note:
-            say(note)
+    notes = [] if saved else list(model.notes)
+    for note in [*notes, *(dataset.note for dataset in datasets if dataset.note)]:
+        say(note)
     prompt = prompt_ids(model.tokenizer, recipe.start) if recipe.num_samples and model.tokenizer else None
     lora.check_rank(recipe, model.config)
     return with_block_size(model, recipe.block_size), datasets, prompt
