@@ -65,7 +65,7 @@ def read(
     if not dialect.quotes and any('"' in line for line in sample):
         facts["quotes"] = "characters"
     if dialect.skipped:
-        facts["left_out"] = Counter({"lines above the header": dialect.skipped})
+        facts["left_out"] = Counter({"line above the header": dialect.skipped})
     with open_text() as file:
         rows = _cells(file, name, dialect)
         line, names = next(rows)

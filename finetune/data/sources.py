@@ -204,7 +204,7 @@ class Finder:
         train.left_out = found.describe_left_out()
         if "val" in sources or found.files.get("test"):
             each = {"train": "trains", "val": "validates", "test": "is left out"}
-            said = [f"{_names(files)} {each[split]}" for split, files in found.files.items() if files]
+            said = [f"{_names(files, place)} {each[split]}" for split, files in found.files.items() if files]
             train.notes.append(f"{name}: {', '.join(said)}")
         return sources
 
@@ -240,9 +240,10 @@ def documents_of(sources: Iterable[Source]) -> Iterator[Chunk]:
     return cut(itertools.chain.from_iterable(source.chunks() for source in sources), CHUNK_CHARACTERS)
 
 
-def _names(files: list[Path]) -> str:
-    """The names of some files, in short."""
-    return files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1:,} more"
+def _names(files: list[Path], place: str) -> str:
+    """The names of some files in a directory, in short."""
+    name = files[0].relative_to(place) if files[0].is_relative_to(place) else files[0].name
+    return str(name) if len(files) == 1 else f"{name} and {len(files) - 1:,} more"
 
 
 def is_table(path: Path) -> bool:

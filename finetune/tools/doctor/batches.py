@@ -21,7 +21,7 @@ from finetune.tools.doctor.passages import PASSAGE, Passages, Shared
 from finetune.tools.doctor.words import word_hashes
 
 LONG = 1_000_000  # words; longer documents are compared by their digest alone
-BATCH_CHARACTERS, BATCH_CHUNKS = 1 << 19, 1 << 12
+BATCH_CHARACTERS, BATCH_CHUNKS = 1 << 20, 1 << 12
 
 
 @dataclass
