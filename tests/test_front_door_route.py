@@ -20,9 +20,9 @@ MODEL = """
 def answers(first, count):
     """(question, answer) of some numbers, with line ends, quotes and letters beyond ASCII."""
     rng = random.Random(first)
-    places = ["café", "Straße", "river", "garden", "5\" shelf", "harbour, old"]
+    places = ["café", "Straße", "river", "garden", '5" shelf', "harbour, old"]
     return [
-        (f"Where is item {i}?", f"It is in the {rng.choice(places)}.\nAsk {i * 7} for it; \"please\".")
+        (f"Where is item {i}?", f'It is in the {rng.choice(places)}.\nAsk {i * 7} for it; "please".')
         for i in range(first, first + count)
     ]
 
@@ -110,7 +110,10 @@ def test_a_csv_that_grows_keeps_its_validation_rows_apart(byte_tokenizer, comman
     done("train", "--dataset=data/grown", "--init_from=out1", "--out_dir=out2", *flags)
     for run in ("out1", "out2"):
         done("eval", f"--out_dir={run}", "--dataset=data/answers", "--device=cpu")
-    events = {run: [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()] for run in ("out1", "out2")}
+    events = {
+        run: [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+        for run in ("out1", "out2")
+    }
     learned = [event for run in events for event in events[run] if event["event"] == "measured"]
     losses = [min(event["val_loss"] for event in events[run] if event["event"] == "eval") for run in events]
     assert losses[1] < losses[0]
