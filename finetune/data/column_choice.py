@@ -160,8 +160,8 @@ class _Profile:
         role, content = (next(filter(None, map(self.column, keys)), None) for keys in (ROLES, CONTENTS))
         if role and content and all(str(value).strip().lower() in chat.ROLE_OF for value in self.values[role]):
             raise UsageError(
-                f"{self.place}: its rows are single messages ({role!r}, {content!r}); a row is a conversation, a list of"
-                ' messages such as {"messages": [{"role": ..., "content": ...}, ...]}'
+                f"{self.place}: its rows are single messages ({role!r}, {content!r}); a row is a conversation, a list"
+                ' of messages such as {"messages": [{"role": ..., "content": ...}, ...]}'
             )
         label = self.column("label")
         if self.column("prompt") and self.column("completion") and label and self.holds(label, bool):

@@ -225,7 +225,8 @@ def _check_names(names: list[str], first: list[list[str]], place: str, header: s
         problem = problem or f"two columns are named {twice[0]!r}"
     if problem:
         raise UsageError(
-            f"{place}: {problem}; without a header give --header=false (columns are then 1, 2, ...), with one --header=true"
+            f"{place}: {problem}; without a header give --header=false (columns are then 1, 2, ...), with one"
+            " --header=true"
         )
     return names
 
