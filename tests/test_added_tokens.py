@@ -2,6 +2,7 @@
 stay those of the model, and samples end where transformers ends them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,10 @@ def read(path):
     return json.loads(Path(path).read_text())
 
 
+def flags_of(changes):
+    return [f"--{name}={value}" for name, value in changes.items()]
+
+
 def added_text(corpus):
     """A text with ADDED tokens in it."""
     lines = Path(corpus).read_text().splitlines()
@@ -122,6 +127,9 @@ def test_plain_data_keeps_the_larger_vocabulary(places, command):
     assert (best / "tokenizer.json").read_bytes() == Path("chat/tokenizer.json").read_bytes()
     code, out, error = command("eval", "--out_dir=out", "--baseline=auto", "--device=cpu")
     assert code == 0, error
+    shutil.rmtree(best)
+    best = run("out", "resume", "data", max_iters=9)
+    assert (best / "tokenizer.json").read_bytes() == Path("chat/tokenizer.json").read_bytes()
 
 
 @pytest.mark.parametrize("changes", [{}, {"lora_rank": 2}])
@@ -134,6 +142,9 @@ def test_added_tokens_grow_the_embedding(places, corpus, capsys, command, change
     assert f"vocabulary: 2 tokens added, {places} -> {places + 2}" in capsys.readouterr().out
     run("out", "resume", "data", max_iters=6, **changes)
     assert "vocabulary:" not in capsys.readouterr().out
+    code, out, error = command("plan", "--init_from=plain", "--dataset=data", "--device=cpu", *flags_of(changes))
+    parameters = GPT.from_pretrained("out").num_parameters()
+    assert code == 0 and f"{parameters:,}" in out, (out, error)
     assert read(best / "config.json")["vocab_size"] == places + 2 == read(best / "finetune.json")["new_tokens"] + places
     before, after = GPT.from_pretrained("plain").wte.weight, GPT.from_pretrained("out").wte.weight
     assert not torch.equal(after[places], after[places + 1])  # they were trained, each by itself
@@ -243,6 +254,28 @@ def test_a_sample_ends_at_every_eos(places, command):
         assert row["tokens"] == wanted[:-1] and row["finish_reason"] == "end_of_text"
     code, out, error = command("sample", *flags, "--out=all.jsonl", "--device=cpu", "--ignore_eos=true")
     assert read("all.jsonl")["tokens"] == free
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_prompts_are_rendered_as_transformers_does(places, marked):
+    """With the tokenizer's own names of special tokens, and with marks of what is learned."""
+    from transformers import AutoTokenizer
+
+    from finetune.data import chat, chat_template
+    from finetune.data import tokenizer as tokenizers
+
+    theirs = AutoTokenizer.from_pretrained("plain")
+    theirs.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    content = "m['content'] + eos_token"
+    said = f"{{%- generation -%}}\n{{{{ {content} }}}}\n{{%- endgeneration -%}}" if marked else f"{{{{ {content} }}}}"
+    theirs.chat_template = f"{{{{ bos_token }}}}{{% for m in messages %}}\n{said}\n{{% endfor %}}{{{{ '>' }}}}"
+    theirs.save_pretrained("own")
+    tokenizer = tokenizers.from_directory("own")
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    text = chat.render(theirs.chat_template, messages, chat_template.special_names(tokenizer))
+    assert text == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text.startswith("<s>") and "</s>" in text
+    assert chat_session.turn_ends(theirs.chat_template, tokenizer) == {theirs.eos_token_id}
 
 
 @pytest.mark.parametrize(

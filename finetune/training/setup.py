@@ -120,7 +120,7 @@ def _find_inputs(
     recipe: Recipe, saved: SavedState | None, say: Callable[[str], None]
 ) -> tuple[ModelRef, list[Dataset], np.ndarray | None]:
     """`(model, datasets, prompt)`: not loaded yet; the ids of the samples' prompt, or None without samples."""
-    model, datasets = find_model_and_datasets(recipe, saved.state["config"] if saved else None)
+    model, datasets = find_model_and_datasets(recipe, saved.state if saved else None)
     notes = [] if saved else list(model.notes)
     for note in [*notes, *(dataset.note for dataset in datasets if dataset.note)]:
         say(note)
