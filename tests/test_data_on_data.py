@@ -286,7 +286,7 @@ def test_other_data_of_the_same_letters_are_measured_and_that_is_said(command):
 
 
 def test_bins_alone_and_a_directory_that_cannot_be_written(command, monkeypatch):
-    directory = write_bins(Path("data/bare"), np.arange(900) % 7, np.arange(90) % 7)
+    directory = write_bins(Path("data/bare"), np.arange(99) % 7, np.arange(40) % 7)
     train(command, "bare", "out")
     write_rows("old.jsonl", [{"text": text} for text in texts(range(60))])
     code, _, error = command("prepare", "old.jsonl", "--out_dir=data/bare", "--tokenizer=char")
