@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     if problems := [*_contradictions(options, given), *_wrong_paths(options)]:
         raise UsageError("\n".join(problems))
 
-    from finetune.data import chat, prompts
+    from finetune.data import chat, chat_template, prompts
     from finetune.data.tokenizer import encode_prompt, prompt_ids
     from finetune.gpt import sampling
     from finetune.runs import chat_session, inputs
@@ -80,7 +80,8 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"{found.path}: has no chat template; --chat=true is for models trained on conversations")
     starts = []
     if options.prompts:
-        starts = [encode_prompt(tokenizer, text, place) for place, text in prompts.read(options.prompts, template)]
+        found_prompts = prompts.read(options.prompts, template, chat_template.special_names(tokenizer))
+        starts = [encode_prompt(tokenizer, text, place) for place, text in found_prompts]
     elif not options.chat:
         starts = [prompt_ids(tokenizer, options.start)]
     settings = {name: getattr(options, name) for name in SETTINGS}

@@ -92,6 +92,21 @@ def bpe_directory(tmp_path):
     return make
 
 
+@pytest.fixture(scope="session")
+def byte_tokenizer(tmp_path_factory):
+    """(directory, byte_of): a byte-level BPE without merges, so that each id is a byte, and 0 is end-of-text."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    directory = tmp_path_factory.mktemp("bytes")
+    theirs = ByteLevelBPETokenizer()
+    theirs.train_from_iterator([""], vocab_size=257, special_tokens=["<|endoftext|>"], show_progress=False)
+    theirs.save(str(directory / "tokenizer.json"))
+    letters = "".join(chr(i) for i in [*range(0x800), *range(0x800, 0xD800, 0x400), *range(0xE000, 0x110000, 0x800)])
+    byte_of = np.zeros(257, np.uint8)
+    byte_of[theirs.encode(letters).ids] = np.frombuffer(letters.encode(), np.uint8)
+    return directory, byte_of
+
+
 @pytest.fixture
 def command(monkeypatch, capsys):
     """A function that runs a verb in this process as its command would, and returns (exit code, stdout, stderr)."""

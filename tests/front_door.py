@@ -150,12 +150,12 @@ def is_same(found, expected):
     return not rest
 
 
-def documents_of(directory, byte_of, eot):
+def documents_of(directory, byte_of, eot, splits=("train", "val")):
     """The documents of train.bin and val.bin, where id i is the byte `byte_of[i]`. Learned runs stand in ⟦⟧ if there is
     a mask; the end-of-text of a document without one is left out."""
     meta = json.loads(Path(directory, "meta.json").read_text(encoding="utf-8"))
     found, joined = [], ([], [])
-    for split in ("train", "val"):
+    for split in splits:
         ids, mask, ends = _read_split(Path(directory), split, meta, eot)
         if meta["split_by"] in ("text", "characters"):
             joined[0].append(ids)

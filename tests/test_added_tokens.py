@@ -2,6 +2,7 @@
 stay those of the model, and samples end where transformers ends them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from finetune.publishing.export import export
 from finetune.runs import chat_session
 from finetune.training import trainer
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's own
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -77,6 +79,10 @@ def read(path):
     return json.loads(Path(path).read_text())
 
 
+def flags_of(changes):
+    return [f"--{name}={value}" for name, value in changes.items()]
+
+
 def added_text(corpus):
     """A text with ADDED tokens in it."""
     lines = Path(corpus).read_text().splitlines()
@@ -121,6 +127,9 @@ def test_plain_data_keeps_the_larger_vocabulary(places, command):
     assert (best / "tokenizer.json").read_bytes() == Path("chat/tokenizer.json").read_bytes()
     code, out, error = command("eval", "--out_dir=out", "--baseline=auto", "--device=cpu")
     assert code == 0, error
+    shutil.rmtree(best)
+    best = run("out", "resume", "data", max_iters=9)
+    assert (best / "tokenizer.json").read_bytes() == Path("chat/tokenizer.json").read_bytes()
 
 
 @pytest.mark.parametrize("changes", [{}, {"lora_rank": 2}])
@@ -133,6 +142,9 @@ def test_added_tokens_grow_the_embedding(places, corpus, capsys, command, change
     assert f"vocabulary: 2 tokens added, {places} -> {places + 2}" in capsys.readouterr().out
     run("out", "resume", "data", max_iters=6, **changes)
     assert "vocabulary:" not in capsys.readouterr().out
+    code, out, error = command("plan", "--init_from=plain", "--dataset=data", "--device=cpu", *flags_of(changes))
+    parameters = GPT.from_pretrained("out").num_parameters()
+    assert code == 0 and f"{parameters:,}" in out, (out, error)
     assert read(best / "config.json")["vocab_size"] == places + 2 == read(best / "finetune.json")["new_tokens"] + places
     before, after = GPT.from_pretrained("plain").wte.weight, GPT.from_pretrained("out").wte.weight
     assert not torch.equal(after[places], after[places + 1])  # they were trained, each by itself
@@ -244,6 +256,28 @@ def test_a_sample_ends_at_every_eos(places, command):
     assert read("all.jsonl")["tokens"] == free
 
 
+@pytest.mark.parametrize("marked", [False, True])
+def test_prompts_are_rendered_as_transformers_does(places, marked):
+    """With the tokenizer's own names of special tokens, and with marks of what is learned."""
+    from transformers import AutoTokenizer
+
+    from finetune.data import chat, chat_template
+    from finetune.data import tokenizer as tokenizers
+
+    theirs = AutoTokenizer.from_pretrained("plain")
+    theirs.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    content = "m['content'] + eos_token"
+    said = f"{{%- generation -%}}\n{{{{ {content} }}}}\n{{%- endgeneration -%}}" if marked else f"{{{{ {content} }}}}"
+    theirs.chat_template = f"{{{{ bos_token }}}}{{% for m in messages %}}\n{said}\n{{% endfor %}}{{{{ '>' }}}}"
+    theirs.save_pretrained("own")
+    tokenizer = tokenizers.from_directory("own")
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    text = chat.render(theirs.chat_template, messages, chat_template.special_names(tokenizer))
+    assert text == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text.startswith("<s>") and "</s>" in text
+    assert chat_session.turn_ends(theirs.chat_template, tokenizer) == {theirs.eos_token_id}
+
+
 @pytest.mark.parametrize(
     "template, token",
     [
@@ -282,23 +316,31 @@ def test_a_prompt_beyond_the_model_is_refused(places, command):
     assert code == 2 and f"has the token {places + 1} of the tokenizer, and the model has {places} ids" in error
 
 
-def test_vocabularies_above_16_bits(places, command):
-    from tokenizers import AddedToken, Tokenizer
+def test_vocabularies_above_16_bits(hf_model, command):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer.from_file("plain/tokenizer.json")
-    tokenizer.add_tokens([AddedToken(f"<|{n}|>", normalized=False) for n in range(1 << 16)])
-    Path("wide").mkdir()
-    tokenizer.save("wide/tokenizer.json")
-    Path("wide/tokenizer_config.json").write_bytes(Path("plain/tokenizer_config.json").read_bytes())
-    text = Path("corpus.txt").read_text().replace(" ", "<|65535|>", 300)
-    Path("wide.txt").write_text(text)
+    words = ["[UNK]", "[EOS]", *(f"w{n}" for n in range(66_000))]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    hf_model(vocab_size=len(words), n_embd=16, bos_token_id=1, eos_token_id=1).save_pretrained("wide")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="[EOS]").save_pretrained("wide")
+    Path("wide.txt").write_text(" ".join(f"w{65_000 + n % 999}" for n in range(4000)))
     prepare(["wide.txt"], "data", "wide")
-    assert np.fromfile("data/train.bin", "<u4").max() == places + 65535
-    best = run("out", "plain", "data", block_size=16, max_iters=2)
-    assert load_file(best / "model.safetensors")["transformer.wte.weight"].shape[0] == places + (1 << 16)
-    code, out, error = command(
-        "sample", "--out_dir=out", "--start=<|65535|>a", "--num_samples=1", "--max_new_tokens=4", "--device=cpu"
-    )
+    assert np.fromfile("data/train.bin", "<u4").max() == 66_000
+    best = run("out", "wide", "data", max_iters=2)
+    weights = load_file(best / "model.safetensors")
+    before = load_file("wide/model.safetensors")
+    changed = (weights["transformer.wte.weight"] != before["transformer.wte.weight"]).any(1)
+    assert changed[65_536:].any()
+    flags = ("--start=w65900 w7", "--num_samples=1", "--max_new_tokens=4", "--device=cpu", "--out=samples.jsonl")
+    code, out, error = command("sample", "--out_dir=out", *flags)
     assert code == 0, error
+    row = read("samples.jsonl")
+    assert row["prompt"] == AutoTokenizer.from_pretrained("wide").decode([65_902, 9])
     code, out, error = command("eval", "--out_dir=out", "--device=cpu")
     assert code == 0, error
+    code, out, error = command("export", "--out_dir=out", "--to=hf")
+    assert code == 0, error
+    code, out, error = command("export", "--out_dir=out", "--to=nano", "--format=nanogpt")
+    assert code == 2 and "nanoGPT's sample.py knows GPT-2's BPE and characters" in error

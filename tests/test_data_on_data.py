@@ -93,6 +93,43 @@ def test_every_kind_of_document_is_recognised(row, bpe_directory):
         assert not set(documents_of(before, split)) & set(documents_of(after, other))
 
 
+def save_tokenizer(kind, text):
+    """A tokenizer that does not give every text back, or that has added tokens and a chat template."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    special = ["[UNK]", "[SEP]", "[PAD]", "<|im_start|>", "<|im_end|>"]
+    tokenizer.train_from_iterator([text], trainers.WordPieceTrainer(vocab_size=300, special_tokens=special))
+    if kind == "byte-level with a chat template":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+        tokenizer.train_from_iterator([text], trainer)
+    Path("own").mkdir()
+    tokenizer.save("own/tokenizer.json")
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}"
+        "\n{% endfor %}"
+    )
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": template}
+    if kind == "word pieces":
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    Path("own/tokenizer_config.json").write_text(json.dumps(config))
+    return "own"
+
+
+@pytest.mark.parametrize("kind", ["word pieces", "byte-level with a chat template"])
+@pytest.mark.parametrize("row", [lambda i: {"text": f"Naïve  TEXT {i} {'and ' * (i % 7)}"}, lambda i: conversation(i)])
+def test_documents_are_compared_by_ids_where_a_tokenizer_loses_text(kind, row):
+    tokenizer = save_tokenizer(kind, "Naïve text and user Question Answer so " + " ".join(map(str, range(100))))
+    before = prepare([write_rows("old.jsonl", map(row, range(60)))], "old", tokenizer)
+    after = prepare_on(write_rows("new.jsonl", map(row, range(90, -1, -1))), "new", tokenizer, "old")
+    facts = {"directory": "old", "val": 6, "train": 54, "new": 31, "missing": 0}
+    assert after.meta["keep_split"] == facts and before.tokenizer.kind == "hf"
+
+
 def test_another_tokenizer_and_the_directory_itself(bpe_directory):
     rows = [{"text": text} for text in texts(range(80))]
     before = prepare([write_rows("old.jsonl", rows[:50])], "data", "char", val_fraction=0.2)
@@ -249,7 +286,7 @@ def test_other_data_of_the_same_letters_are_measured_and_that_is_said(command):
 
 
 def test_bins_alone_and_a_directory_that_cannot_be_written(command, monkeypatch):
-    directory = write_bins(Path("data/bare"), np.arange(900) % 7, np.arange(90) % 7)
+    directory = write_bins(Path("data/bare"), np.arange(99) % 7, np.arange(40) % 7)
     train(command, "bare", "out")
     write_rows("old.jsonl", [{"text": text} for text in texts(range(60))])
     code, _, error = command("prepare", "old.jsonl", "--out_dir=data/bare", "--tokenizer=char")

@@ -38,7 +38,7 @@ def test_it_names_separator_encoding_and_what_is_left_out(command):
     Path("in/b.docx").write_bytes(b"PK\x03\x04")
     code, out, err = command("prepare", "in", "--tokenizer=char", "--encoding=cp1252", "--dry_run=true")
     assert code == 0, err
-    assert "in/a.csv: 20 rows, column 'text', separator ';', cp1252, not read: id" in out
+    assert "in/a.csv: 20 rows, column 'text', separator ';', cp1252, left out 1 row without text, not read: id" in out
     assert "left out: 1 .docx" in out and "  > café number 0" in out
     assert not Path("data").exists()
 

@@ -34,21 +34,6 @@ MODULES = (
 CASES = [case for module in MODULES for case in module.CASES]
 
 
-@pytest.fixture(scope="session")
-def byte_tokenizer(tmp_path_factory):
-    """(directory, byte_of): a byte-level BPE without merges, so that each id is a byte, and 0 is end-of-text."""
-    from tokenizers import ByteLevelBPETokenizer
-
-    directory = tmp_path_factory.mktemp("bytes")
-    theirs = ByteLevelBPETokenizer()
-    theirs.train_from_iterator([""], vocab_size=257, special_tokens=["<|endoftext|>"], show_progress=False)
-    theirs.save(str(directory / "tokenizer.json"))
-    letters = "".join(chr(i) for i in [*range(0x800), *range(0x800, 0xD800, 0x400), *range(0xE000, 0x110000, 0x800)])
-    byte_of = np.zeros(257, np.uint8)
-    byte_of[theirs.encode(letters).ids] = np.frombuffer(letters.encode(), np.uint8)
-    return directory, byte_of
-
-
 def tree():
     return {str(path): path.stat().st_size for path in Path().rglob("*") if path.is_file()}
 

@@ -13,6 +13,7 @@ from stand_in_hub import serving
 from finetune.common.errors import UsageError
 from finetune.data import sources
 from finetune.data.prepare import prepare
+from finetune.data.tables import ReadOptions
 
 
 def texts(count=200, seed=0):
@@ -252,3 +253,32 @@ def test_an_unknown_name_without_network_fails_within_seconds(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UsageError, match="someone/corpus: no such file or directory, and the Hub cannot be asked"):
         sources.find(["someone/corpus"])
+
+
+def test_a_directory_of_tables_is_prepared_once_with_its_splits():
+    from finetune.runs.datasets import find_dataset
+
+    Path("corpus").mkdir()
+    for split, count in (("train", 30), ("validation", 5), ("test", 7)):
+        rows = [{"text": f"{split} row {i}"} for i in range(count)]
+        Path(f"corpus/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first = find_dataset("corpus", lambda: "char")
+    assert [first.meta["splits"][split]["documents"] for split in ("train", "val")] == [30, 5]
+    written = first.bin("train").stat().st_mtime_ns
+    assert find_dataset("corpus", lambda: "char").bin("train").stat().st_mtime_ns == written
+    Path("corpus/validation.jsonl").write_text('{"text": "another"}\n' * 2)
+    assert find_dataset("corpus", lambda: "char").directory != first.directory
+
+
+def test_columns_are_chosen_by_many_rows_not_the_first():
+    rows = [{"title": "First", "body": None}] + [{"title": f"Title {i}", "body": f"Body {i}. " * 9} for i in range(40)]
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UsageError, match="a.jsonl: row 1: column 'body' must be text, not null"):
+        prepare(["a.jsonl"], "data", "char")
+    read_options = ReadOptions(on_bad_row="skip")
+    dataset = prepare(["a.jsonl"], "data", "char", read_options=read_options)
+    assert sum(split["documents"] for split in dataset.meta["splits"].values()) == 40
+    said = (
+        "a.jsonl: 41 rows, column 'body', left out 1 row that cannot be used, the first is row 1: column 'body' must be"
+    )
+    assert dataset.meta["read"][0].startswith(said)

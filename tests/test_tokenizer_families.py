@@ -11,10 +11,12 @@ from tokenizer_families import FAMILIES, TEXT
 from finetune.common.errors import UsageError
 from finetune.data import dataset as datasets
 from finetune.data import tokenizer as tokenizers
+from finetune.data.bin_writer import BinWriter
 from finetune.data.documents import Chunk, cut, documents_of_bin
 from finetune.data.encode import encode_chunks
 from finetune.data.new_tokenizers import train_tokenizer, with_added_tokens
 from finetune.data.prepare import TokenizeOptions, prepare
+from finetune.tools.doctor import bin_reader
 
 SPELLED = """
     <|endoftext|> </s> [SEP] [EOS] <s> <unk> [UNK] [PAD] <|im_start|> <|im_end|> <|startoftext|> <|pad|> <|user|>
@@ -51,7 +53,8 @@ def hard_texts():
     rng = random.Random(0)
     points = [*range(1, 0xD800), *range(0xE000, 0x20000)]
     mixed = [rng.choice([chr(rng.choice(points)), rng.choice(SPELLED), " "]) for _ in range(3000)]
-    return [*HARD, "".join(mixed)]
+    overlaps = rng.choices(["a", "b", "c", "d", "<|x|>", "<|", "|>", " ", "<|endoftext|>"], k=2000)
+    return [*HARD, "".join(mixed), "".join(overlaps)]
 
 
 @pytest.mark.parametrize("family", [family.__name__ for family in FAMILIES])
@@ -142,11 +145,24 @@ def test_a_conversation_becomes_runs_of_learned_and_other_tokens(directories):
     chunk = Chunk(text, is_last=True, spans=((start, len(text) - 1),))
     encoded = encode_chunks([chunk], ours, ours.eot)
     ids = np.concatenate([ids for _, ids in encoded])
-    assert ids.tolist() == [*ours.encode(text, special=True), ours.eot]
+    assert ids.tolist() == ours.encode(text, special=True).tolist()
     assert [run.is_target for run, _ in encoded] == [False, True, False]
     assert [run.is_last for run, _ in encoded] == [False, False, True]
     assert "".join(run.text for run, _ in encoded) == text
     assert ours.decode(encoded[1][1]) == "yes<|im_end|>"
+
+
+@pytest.mark.parametrize("text", ["hi<|im_end|>\nyes<|im_end|>\n", "hi<|im_end|>yes<|im_end|>", "hi", "yes<|im_end|>"])
+def test_documents_that_a_template_ended_in_its_own_way_end_where_they_do(directories, tmp_path, text):
+    ours = tokenizers.from_directory(directories["chatml"])
+    encoded = encode_chunks([Chunk(text, is_last=True, spans=((0, 2),))] * 3, ours, ours.eot)
+    writer = BinWriter(tmp_path / "train.bin", ours.eot)
+    for first in range(0, len(encoded), 2):
+        writer.add(encoded[first : first + 2])
+    meta = {"splits": {"train": writer.close()}, "end_of_text": ours.eot}
+    size = len(ours.encode(text, special=True))
+    assert datasets.Dataset(tmp_path, meta, ours).document_ends("train").tolist() == [size, 2 * size, 3 * size]
+    assert (tmp_path / "train_documents.bin").exists() == (text != "yes<|im_end|>")
 
 
 @pytest.mark.parametrize("family", [family.__name__ for family in FAMILIES])
@@ -164,9 +180,9 @@ def test_prepared_documents_have_the_ids_of_the_whole(directories, family, tmp_p
         found |= {tuple(document[:-1]) for document in documents}
         whole = [chunk.text for chunk in documents_of_bin(data, split, data.tokenizer)]
         assert whole == [theirs.decode(document[:-1]) for document in documents]
-        pieces = "".join(chunk.text for chunk in documents_of_bin(data, split, data.tokenizer, 50))
-        if not family.startswith(("word", "bert")):  # words are joined by spaces, whatever the text had
-            assert pieces == "".join(whole)
+        for read in (documents_of_bin, bin_reader.documents_of_bin):
+            assert [chunk.text for chunk in read(data, split, data.tokenizer)] == whole
+            assert "".join(chunk.text for chunk in read(data, split, data.tokenizer, 50)) == "".join(whole)
     assert found == {tuple(their_ids(theirs, text)) for text in texts}
 
 

@@ -75,6 +75,14 @@ def added_words(directory):
     wrap(directory, backend, eos_token="<|endoftext|>")
 
 
+def overlapping(directory):
+    """Added tokens of which one begins, ends or holds another; some are looked for in normalized text, so later."""
+    backend = byte_level()
+    early = [AddedToken(name, normalized=False) for name in ("ab", "abcd", "<|x|>", "|><", "aa")]
+    backend.add_tokens([*early, AddedToken("abc"), AddedToken("bc<|"), AddedToken("cd"), AddedToken(" a")])
+    wrap(directory, backend, eos_token="<|endoftext|>")
+
+
 def named_in_the_configuration_only(directory):
     """As transformers 4 kept tokens, beside tokenizer.json."""
     byte_level().save(str(directory / "tokenizer.json"))
@@ -188,6 +196,7 @@ def large(directory):
 FAMILIES = {
     chatml: "<|im_end|>",
     added_words: "<|endoftext|>",
+    overlapping: "<|endoftext|>",
     named_in_the_configuration_only: "<|endoftext|>",
     start_of_text: "<|endoftext|>",
     other_end: "</s>",

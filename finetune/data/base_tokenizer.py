@@ -74,6 +74,11 @@ class BaseTokenizer(ABC):
     def token_bytes(self) -> list[bytes]:
         """The bytes of text of each id, within a text; special tokens and unused ids have none."""
 
+    @property
+    def all_bytes(self) -> list[bytes]:
+        """As `token_bytes`, but the names of special tokens too."""
+        return self.token_bytes
+
     @cached_property
     def _ids_of_bytes(self) -> dict[bytes, list[int]]:
         ids: dict[bytes, list[int]] = {}

@@ -25,7 +25,7 @@ class BinWriter:
         self.mask_file: BinaryIO | None = None
         self.mask_digest = hashlib.sha256()
         self.document_ends = array("Q")
-        self.has_eot_within = False  # an end-of-text stands within a document
+        self.ends_are_hidden = False  # end-of-text stands within documents, or not behind each
         self.tokens = self.characters = self.bytes = self.targets = 0
 
     def add(self, encoded: list[Encoded]) -> None:
@@ -35,7 +35,7 @@ class BinWriter:
         raw = every_id.astype(self.dtype).tobytes()
         self.file.write(raw)
         self.digest.update(raw)
-        ends = 0  # end-of-texts behind documents
+        documents = ends = 0  # that end here, and those of them with an end-of-text
         for chunk, ids in encoded:
             if self.mask_file:
                 self._write_mask(self.mask_file, chunk.is_target, len(ids))
@@ -46,8 +46,9 @@ class BinWriter:
             if chunk.is_last:
                 self.document_ends.append(self.tokens)
                 ends += bool(len(ids) and ids[-1] == self.eot)
-        if self.eot is not None:
-            self.has_eot_within |= int(np.count_nonzero(every_id == self.eot)) > ends
+                documents += 1
+        is_plain = documents == ends == np.count_nonzero(every_id == self.eot)
+        self.ends_are_hidden |= self.eot is not None and not is_plain
 
     def close(self) -> dict:
         """Close the files and return their entry of meta.json."""
@@ -60,7 +61,7 @@ class BinWriter:
         }
         if self.mask_file:
             facts |= {"targets": self.targets, "mask_sha256": self.mask_digest.hexdigest()}
-        if self.has_eot_within or (self.eot is None and len(self.document_ends) > 1):
+        if self.ends_are_hidden or (self.eot is None and len(self.document_ends) > 1):
             # no end-of-text shows where documents end
             ends = np.frombuffer(self.document_ends, dtype=np.uint64).astype("<u8").tobytes()
             facts["documents_sha256"] = hashlib.sha256(ends).hexdigest()

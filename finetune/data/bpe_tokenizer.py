@@ -85,6 +85,13 @@ class BPETokenizer(BaseTokenizer):
         return texts
 
     @cached_property
+    def all_bytes(self) -> list[bytes]:
+        texts = list(self.token_bytes)
+        for name, i in self.special.items():
+            texts[i] = name.encode()
+        return texts
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the ordinary tokens and end-of-text; other special tokens never appear in data."""
         return bpe_files.byte_level_fingerprint(self.vocabulary, self.special)

@@ -5,9 +5,9 @@ an end-of-text token after each of its messages. A tokenizer with a chat templat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from finetune.common.errors import UsageError
 from finetune.common.files import read_json
@@ -17,6 +17,7 @@ from finetune.data.tokenizer import END_OF_TEXT
 
 Message = dict[str, str]  # role, content
 
+GPT2_NAMES = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
 # the text of `chunks` as a chat_template of transformers, exported with the tokenizer
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'].capitalize() + ':\\n' + message['content'] + (eos_token if"
@@ -160,21 +161,15 @@ def template_of(directory: str | Path) -> str | None:
         return None
 
 
-def render(
-    template: str, messages: Iterable[Message], eos: str | None = END_OF_TEXT, bos: str | None = END_OF_TEXT
-) -> str:
-    """The text of messages up to the assistant's next one, as apply_chat_template of transformers renders it. Raises
-    UsageError."""
+def render(template: str, messages: Iterable[Message], names: Mapping[str, str] = GPT2_NAMES) -> str:
+    """The text of messages up to the assistant's next one, as apply_chat_template of transformers renders it. `names`
+    are the special tokens that the template can use. Raises UsageError."""
     from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment  # the template came with a model, from anybody
+    from transformers.utils.chat_template_utils import render_jinja_template  # in a sandbox
 
-    def raise_exception(reason: str) -> NoReturn:
-        raise TemplateError(reason)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    tokens = {"bos_token": bos or "", "eos_token": eos or ""}
+    arguments: dict[str, Any] = {**names, "add_generation_prompt": True}
     try:
-        compiled = environment.from_string(template, globals={"raise_exception": raise_exception})
-        return compiled.render(messages=messages, add_generation_prompt=True, **tokens)
+        rendered: Any = render_jinja_template([list(messages)], chat_template=template, **arguments)
+        return rendered[0][0]
     except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(f"the model's chat template fails on these messages: {error}") from None

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune.data import chat
+from finetune.data import bpe_files, chat
 from finetune.data.chat import Conversation
 from finetune.data.documents import Chunk
+from finetune.data.hf_tokenizer import HFTokenizer
 from finetune.data.tokenizer import Tokenizer
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -103,12 +103,21 @@ def of_tokenizer(tokenizer: Tokenizer) -> ChatTemplate | None:
     source = getattr(tokenizer, "chat_template", None)
     if source is None or source == chat.TEMPLATE:
         return None
-    special: dict[str, str] = {}
-    files: dict[str, bytes] = getattr(tokenizer, "files", {})
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        known = json.loads(files[name]) if name in files else {}
-        for key in SPECIAL_NAMES:
-            value = known.get(key)
-            if text := value.get("content") if isinstance(value, dict) else value:
-                special[key] = text
-    return ChatTemplate(source, special, tokenizer.eot_text)
+    return ChatTemplate(source, special_names(tokenizer), tokenizer.eot_text)
+
+
+def special_names(tokenizer: Tokenizer) -> dict[str, str]:
+    """The special tokens that a chat template can use, such as {"eos_token": "</s>"}, as transformers names them."""
+    end = tokenizer.eot_text
+    if isinstance(tokenizer, HFTokenizer):
+        names = dict(tokenizer.named)
+    else:
+        files: dict[str, bytes] = getattr(tokenizer, "files", {})
+        config = bpe_files.read_object(files, "tokenizer_config.json")
+        is_gpt2 = config.get("tokenizer_class", "GPT2Tokenizer").startswith("GPT2Tokenizer")
+        names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), end) if is_gpt2 and end else {}
+        for known in (bpe_files.read_object(files, "special_tokens_map.json"), config):
+            names |= {key: text for key in SPECIAL_NAMES if (text := bpe_files.content(known.get(key)))}
+    if end and tokenizer.chat_template in (None, chat.TEMPLATE):  # ours needs it
+        names.setdefault("eos_token", end)
+    return names

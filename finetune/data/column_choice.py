@@ -15,6 +15,7 @@ from finetune.data import chat
 from finetune.data.rows import Row, type_of
 
 MESSAGES = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
+ROLES, CONTENTS = ("role", "from"), ("content", "value")  # of a message
 # the question, its answer, and a column that is added to the question
 PAIRS = (("prompt", "completion", None), ("instruction", "output", "input"), ("instruction", "response", "context"))
 # taken only if named, because either column could be the text
@@ -100,6 +101,7 @@ def find_shape(sample: list[Row], named: dict[str, str], template: str | None, p
     profile = _Profile(rows, place)
     if named or template:
         return profile.by_names(named, template)
+    profile.check_rows()
     return profile.messages() or profile.pair() or profile.text()
 
 
@@ -109,6 +111,7 @@ class _Profile:
     def __init__(self, rows: list[dict[str, Any]], place: str) -> None:
         self.rows, self.place = rows, place
         self.names = list(dict.fromkeys(name for row in rows for name in row))
+        self.tools = "functions" if "functions" in self.names else "tools"
         self.values = {name: [row.get(name) for row in rows if row.get(name) is not None] for name in self.names}
 
     def column(self, name: str | None) -> str | None:
@@ -144,7 +147,7 @@ class _Profile:
                 raise UsageError(f"{self.place}: has no column {name!r}; its columns are {', '.join(self.names)}{hint}")
         if "text" in named:
             return self.shape(Shape("text", text=named["text"]))
-        beside = self.beside(system="system", tools="tools")
+        beside = self.beside(system="system", tools=self.tools)
         if "messages" in named:
             return self.shape(Shape("messages", messages=named["messages"], **beside))
         completion = named.get("completion") or self.column("completion")
@@ -152,11 +155,26 @@ class _Profile:
             raise UsageError(f"{self.place}: which column is the answer? name it with --completion_column=")
         return self.shape(Shape("pair", prompt=named.get("prompt"), completion=completion, template=template, **beside))
 
+    def check_rows(self) -> None:
+        """Raise UsageError for rows that are less than a document, or that tell good answers from bad ones."""
+        role, content = (next(filter(None, map(self.column, keys)), None) for keys in (ROLES, CONTENTS))
+        if role and content and all(str(value).strip().lower() in chat.ROLE_OF for value in self.values[role]):
+            raise UsageError(
+                f"{self.place}: its rows are single messages ({role!r}, {content!r}); a row is a conversation, a list"
+                ' of messages such as {"messages": [{"role": ..., "content": ...}, ...]}'
+            )
+        label = self.column("label")
+        if self.column("prompt") and self.column("completion") and label and self.holds(label, bool):
+            raise UsageError(
+                f"{self.place}: {label!r} tells good completions from bad ones; leave the bad ones out, and name"
+                " --prompt_column=prompt --completion_column=completion"
+            )
+
     def messages(self) -> Shape | None:
         for known in MESSAGES:
             name = self.column(known)
             if name and (known == "messages" or any(map(chat.are_messages, map(parse_messages, self.values[name])))):
-                return self.shape(Shape("messages", messages=name, **self.beside(system="system", tools="tools")))
+                return self.shape(Shape("messages", messages=name, **self.beside(system="system", tools=self.tools)))
         return None
 
     def pair(self) -> Shape | None:
@@ -168,7 +186,7 @@ class _Profile:
         for prompt, completion, extra in PAIRS:
             columns = self.column(prompt), self.column(completion)
             if all(columns):
-                beside = self.beside(extra=extra, system="system", tools="tools", history="history")
+                beside = self.beside(extra=extra, system="system", tools=self.tools, history="history")
                 return self.shape(Shape("pair", prompt=columns[0], completion=columns[1], **beside))
         return None
 

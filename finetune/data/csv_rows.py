@@ -65,7 +65,7 @@ def read(
     if not dialect.quotes and any('"' in line for line in sample):
         facts["quotes"] = "characters"
     if dialect.skipped:
-        facts["left_out"] = Counter({"lines above the header": dialect.skipped})
+        facts["left_out"] = Counter({"line above the header": dialect.skipped})
     with open_text() as file:
         rows = _cells(file, name, dialect)
         line, names = next(rows)
@@ -74,7 +74,9 @@ def read(
             names = [str(number) for number in range(1, len(names) + 1)]
             facts["header"] = False
         else:
-            names = _check_names(names, name, line, header)
+            first = list(itertools.islice(rows, SAMPLE_ROWS))
+            rows = itertools.chain(first, rows)
+            names = _check_names(names, [cells for _, cells in first], f"{name}: line {line:,}", header)
         yield from _rows(rows, names, name, dialect)
 
 
@@ -207,33 +209,32 @@ def _explain(message: str) -> str:
     return message
 
 
-def _check_names(names: list[str], name: str, line: int, header: str) -> list[str]:
-    """The names of the columns. Raises UsageError where they look like data."""
+def _check_names(names: list[str], first: list[list[str]], place: str, header: str) -> list[str]:
+    """The names of the columns. Raises UsageError where they look like data, beside the `first` rows."""
     names = [one.strip() for one in names]
     while len(names) > 1 and not names[-1]:  # a comma at the end of each line
         names.pop()
     if header == "true":
         return names
-    doubtful = next((one for one in names if _looks_like_data(one)), None)
-    problem = f"{doubtful[:40]!r} looks like data, not like the name of a column" if doubtful is not None else ""
-    if not problem and (twice := [one for one, count in Counter(names).items() if count > 1]):
-        problem = f"two columns are named {twice[0]!r}"
+    problem = ""
+    for number, one in enumerate(names):
+        cells = {row[number].strip() for row in first if number < len(row)}
+        if one and (_looks_like_data(one) or one in cells or (len(names) == 1 and " " in one)):
+            problem = f"{one[:40]!r} looks like data, not like the name of a column"
+    if twice := [one for one, count in Counter(names).items() if count > 1]:
+        problem = problem or f"two columns are named {twice[0]!r}"
     if problem:
         raise UsageError(
-            f"{name}: line {line:,}: {problem}; without a header give --header=false (columns are then 1, 2, ...), with"
-            " one --header=true"
+            f"{place}: {problem}; without a header give --header=false (columns are then 1, 2, ...), with one"
+            " --header=true"
         )
     return names
 
 
 def _looks_like_data(cell: str) -> bool:
-    return (
-        bool(NUMBER.match(cell))
-        or len(cell) > LONGEST_NAME
-        or "\n" in cell
-        or bool(re.search(r"[.!?,;]\s|[.!?]$", cell))
-        or len(cell.split()) > 6
-    )
+    """Whether a cell of the first row is a number or a sentence."""
+    is_sentence = len(cell.split()) >= 4 or bool(re.search(r"[.!?,;]\s|[.!?]$", cell))
+    return bool(NUMBER.match(cell)) or is_sentence or len(cell) > LONGEST_NAME or "\n" in cell
 
 
 def _rows(rows: Iterable[Cells], names: list[str], name: str, dialect: Dialect) -> Iterator[Row]:

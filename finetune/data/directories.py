@@ -172,7 +172,12 @@ def _split_of(path: Path) -> str | None:
             return SPLITS[part.lower()]
     if suffix_of(path) in NO_SPLIT:
         return None
-    return next((SPLITS[word] for word in re.findall("[a-z]+", path.name.lower()) if word in SPLITS), None)
+    # xyz_train.jsonl and train-00000-of-00001.parquet, but not "testing the water.txt"
+    stem = path.name.lower().partition(f"{suffix_of(path)}.")[0] if suffix_of(path) else path.name.lower()
+    words = [
+        word for word in re.split("[-_.]", stem.removesuffix(suffix_of(path))) if not word.isdigit() and word != "of"
+    ]
+    return next((SPLITS[word] for word in [*words[:1], *words[-1:]] if word in SPLITS), None)
 
 
 def _has_splits(splits: dict[Path, str | None], is_readable: Callable[[Path], bool]) -> bool:

@@ -28,14 +28,11 @@ def encode_chunks(chunks: list[Chunk], tokenizer: Tokenizer, eot: int | None) ->
 
 def _encode_conversation(chunk: Chunk, tokenizer: Tokenizer) -> list[Encoded]:
     ids, is_target = tokenizer.encode_marked(chunk.text, chunk.spans or ())
-    eot = tokenizer.eot
-    # then end-of-text tokens do not show where the document ends
-    is_unclear = eot is None or not len(ids) or ids[-1] != eot or bool((ids[:-1] == eot).any())
     borders = [0, *(np.flatnonzero(np.diff(is_target)) + 1).tolist(), len(ids)]
     runs = [(first, last) for first, last in zip(borders, borders[1:]) if last > first]
     encoded = []
     for number, (first, last) in enumerate(runs, 1):
         text, is_last = (chunk.text if number == 1 else ""), chunk.is_last and number == len(runs)
-        run = Chunk(text, is_last, is_target=bool(is_target[first]), eot_after=is_unclear)
+        run = Chunk(text, is_last, is_target=bool(is_target[first]))
         encoded.append((run, ids[first:last]))
     return encoded

@@ -19,8 +19,9 @@ LITERAL = 16  # characters; an error so near to the end can be that of a value t
 DECODER = json.JSONDecoder()
 
 
-def read(open_text: Callable[[], TextIO], name: str, is_lines: bool) -> Iterator[Row]:
-    """The rows of a JSON file. `is_lines` says that its name promises one value a line.
+def read(open_text: Callable[[], TextIO], name: str, is_lines: bool, facts: dict[str, Any]) -> Iterator[Row]:
+    """The rows of a JSON file. `is_lines` says that its name promises one value a line; `facts` gets the name of the
+    list, if one object holds the rows.
 
     A line that is not JSON is a Row with a problem. Raises UsageError where reading cannot go on."""
     with open_text() as file:
@@ -35,7 +36,7 @@ def read(open_text: Callable[[], TextIO], name: str, is_lines: bool) -> Iterator
         elif begins == "[":
             yield from _read_array(_Scanner(file, name))
         else:
-            yield from _read_object(_Scanner(file, name))
+            yield from _read_object(_Scanner(file, name), facts)
 
 
 def _is_value_of_lines(first: str, has_more: bool, is_lines: bool) -> bool:
@@ -98,7 +99,7 @@ def _read_array(scanner: _Scanner) -> Iterator[Row]:
         raise scanner.error("something follows the array; JSON lines have no [ around them")
 
 
-def _read_object(scanner: _Scanner) -> Iterator[Row]:
+def _read_object(scanner: _Scanner, facts: dict[str, Any]) -> Iterator[Row]:
     """The rows of a file that is one object: the list of objects in it, its lists as columns, or the object itself."""
     scanner.expect("{")
     values: dict[str, Any] = {}
@@ -114,7 +115,7 @@ def _read_object(scanner: _Scanner) -> Iterator[Row]:
                     f"{scanner.name}: holds lists of rows under {rows_of!r} and {key!r}; write one of them to a file of"
                     f" its own, for example with jq -c '.{key}[]'"
                 )
-            rows_of = key
+            rows_of = facts["rows_of"] = key
             yield from _numbered(scanner.elements(f"row of {key!r}"), scanner)
         else:
             values[key] = scanner.value()

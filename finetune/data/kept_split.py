@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,9 +13,12 @@ import numpy as np
 
 from finetune.common.errors import UsageError
 from finetune.data.dataset import Dataset, load
-from finetune.data.documents import Chunk, documents_of_bin
+from finetune.data.documents import Chunk, cut, documents_of_bin
+from finetune.data.encode import encode_chunks
+from finetune.data.hf_tokenizer import HFTokenizer
 from finetune.data.sources import Source
 from finetune.data.split import documents_with_text
+from finetune.data.tokenizer import Tokenizer
 
 UNEVEN = 1.3  # a share of tokens that differs so much from that of the documents is said
 DIGEST_BYTES = 8  # of a document; among 10 million documents the chance that two are equal is 3 in a million
@@ -36,10 +40,15 @@ def keep_split(
     for source in texts["train"]:
         if source.is_one_text:
             raise _refused(f"{source.name} is one running text, and only whole documents can stay in their split")
-    kept = _load(directory)
-    eot_text = kept.tokenizer.decode([kept.eot]) if kept.tokenizer and kept.eot is not None else ""
-    train, val = (_hashes_of_bin(kept, split, eot_text) for split in ("train", "val"))
-    found = hash_documents(documents_with_text(texts["train"]), eot_text)
+    kept, tokenizer = _load(directory)
+    chunks = documents_with_text(texts["train"])
+    if isinstance(tokenizer, HFTokenizer):
+        train, val = (_hash_documents_of_bin(kept, split) for split in ("train", "val"))
+        found = _hash_ids(chunks, tokenizer, kept.eot)
+    else:
+        eot_text = tokenizer.eot_text or ""
+        train, val = (hash_documents(documents_of_bin(kept, split, tokenizer), eot_text) for split in ("train", "val"))
+        found = hash_documents(chunks, eot_text)
     in_val = np.isin(found, val)
     in_train = np.isin(found, train) & ~in_val
     is_new = ~in_val & ~in_train
@@ -102,8 +111,8 @@ def _share_of_val(splits: dict[str, dict[str, int]], unit: str) -> float:
     return splits["val"][unit] / sum(split[unit] for split in splits.values())
 
 
-def _load(directory: str | Path) -> Dataset:
-    """The Dataset whose split is kept. Raises UsageError if it was not split by documents."""
+def _load(directory: str | Path) -> tuple[Dataset, Tokenizer]:
+    """The Dataset whose split is kept, and its tokenizer. Raises UsageError if it was not split by documents."""
     kept = load(directory)
     split_by = kept.meta.get("split_by")
     if split_by is None and any(kept.is_running_text(split) for split in ("train", "val")):
@@ -112,12 +121,33 @@ def _load(directory: str | Path) -> Dataset:
         raise _refused(f"{directory} was split at a character, not by documents; prepare with --val=SOURCE instead")
     if kept.tokenizer is None:
         raise _refused(f"{directory} has no tokenizer, so its documents cannot be compared")
-    return kept
+    return kept, kept.tokenizer
 
 
-def _hashes_of_bin(kept: Dataset, split: str, eot_text: str) -> np.ndarray:
-    assert kept.tokenizer
-    return hash_documents(documents_of_bin(kept, split, kept.tokenizer), eot_text)
+def _hash_documents_of_bin(kept: Dataset, split: str) -> np.ndarray:
+    """A hash of the ids of each document of a split, for tokenizers that do not give every text back."""
+    ids, hashes, first = np.memmap(kept.bin(split), kept.dtype, "r"), array("Q"), 0
+    for end in kept.document_ends(split).tolist():
+        document = ids[first:end]
+        hashes.append(_digest(document[document != kept.eot].astype("<u4").tobytes()))
+        first = end
+    return np.array(hashes, np.uint64)
+
+
+def _hash_ids(chunks: Iterable[Chunk], tokenizer: HFTokenizer, eot: int | None) -> np.ndarray:
+    """The same of documents that are encoded now."""
+    hashes, document = array("Q"), b""
+    for chunk in cut(chunks, sys.maxsize):
+        for _, ids in encode_chunks([chunk], tokenizer, None):
+            document += ids[ids != eot].astype("<u4").tobytes()
+        if chunk.is_last:
+            hashes.append(_digest(document))
+            document = b""
+    return np.array(hashes, np.uint64)
+
+
+def _digest(document: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(document, digest_size=DIGEST_BYTES).digest(), "little")
 
 
 def _encode(text: str) -> bytes:

@@ -71,14 +71,14 @@ def prepare(
     tokenizer, or "train:8000" for a new one; `reading` goes to `sources.make_finder`. The text is read twice, in
     constant memory; `out_dir` changes only after everything succeeded."""
     options = options or TokenizeOptions()
-    vocab_size = size_to_train(tokenizer)
-    is_new = vocab_size is not None or tokenizer == "char"
+    is_new = size_to_train(tokenizer) is not None or tokenizer == "char"
     found = None if is_new else with_added_tokens(find_tokenizer(tokenizer), options.add_tokens)
     texts = find_texts(names, val, found, **reading)
     surveys = {split: survey_documents(texts[split], tokenizer == "char") for split in ("train", "val")}
     check_unused(out_dir, {"sources": surveys["train"].sources}, options.overwrite)
     split = functools.partial(_split, texts, surveys, val_fraction, seed, options)
-    found = found or with_added_tokens(_new_tokenizer(vocab_size, surveys, split), options.add_tokens)
+    if found is None:
+        found = with_added_tokens(_new_tokenizer(tokenizer, surveys, split), options.add_tokens)
     stream, split_by, kept = split()
     eot = None if split_by == "text" else found.eot
     size = sum(survey.characters for survey in surveys.values())
@@ -106,10 +106,10 @@ def prepare(
 
 
 def _new_tokenizer(
-    vocab_size: int | None, surveys: dict[str, Survey], split: Callable[[], tuple[Stream, SplitBy, Facts]]
+    choice: object, surveys: dict[str, Survey], split: Callable[[], tuple[Stream, SplitBy, Facts]]
 ) -> Tokenizer:
-    """A tokenizer of so many ids trained on train, or one of characters."""
-    if vocab_size:
+    """A tokenizer trained on the documents of train, or one of the characters of all."""
+    if vocab_size := size_to_train(choice):
         return train_tokenizer((chunk.text for name, chunk in split()[0] if name == "train"), vocab_size)
     return CharTokenizer(sorted(surveys["train"].alphabet | surveys["val"].alphabet))
 
@@ -264,6 +264,8 @@ def summary(dataset: Dataset) -> str:
         documents = f" in {split['documents']:,} documents" if split_by == "documents" else ""
         targets = f", {split['targets']:,} of them to be learned" if "targets" in split else ""
         lines.append(f"{name} has {split['tokens']:,} tokens{documents}{targets}")
+    if dataset.eot is None and split_by != "text":
+        lines.append("nothing stands between documents: a vocabulary of characters has no end-of-text")
     overflow = dataset.meta.get("overflow", {})
     count, max_tokens = overflow.get("dropped", 0), overflow.get("max_tokens", 0)
     fate = "left out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from finetune.common.errors import UsageError
@@ -10,21 +11,24 @@ from finetune.common.files import read_text
 from finetune.data import chat
 
 
-def read(path: str | Path, template: str | None = None) -> list[tuple[str, str]]:
+def read(
+    path: str | Path, template: str | None = None, names: Mapping[str, str] = chat.GPT2_NAMES
+) -> list[tuple[str, str]]:
     """(place, text) of each prompt in a file, `place` being "file:line". Blank lines are skipped.
 
-    An object of a .jsonl file has `prompt`, or `messages`, which need a chat template. Raises UsageError."""
+    An object of a .jsonl file has `prompt`, or `messages`, which need a chat template. `names` are the special
+    tokens that it can use. Raises UsageError."""
     prompts = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             place = f"{path}:{number}"
-            prompts.append((place, _parse(line, place, template) if str(path).endswith(".jsonl") else line))
+            prompts.append((place, _parse(line, place, template, names) if str(path).endswith(".jsonl") else line))
     if not prompts:
         raise UsageError(f"{path}: no prompt in it")
     return prompts
 
 
-def _parse(line: str, place: str, template: str | None) -> str:
+def _parse(line: str, place: str, template: str | None, names: Mapping[str, str]) -> str:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -38,4 +42,4 @@ def _parse(line: str, place: str, template: str | None) -> str:
         raise UsageError(f"{place}: a message needs role and content, both text")
     if template is None:
         raise UsageError(f"{place}: messages need a chat template, and this model has none; give prompts")
-    return chat.render(template, messages)
+    return chat.render(template, messages, names)

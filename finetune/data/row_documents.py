@@ -14,7 +14,7 @@ from finetune.data.rows import name_of_value, type_of
 
 
 class LeftOut(Exception):
-    """A row without a question or an answer: it is counted, not learned."""
+    """A row without text, a question or an answer: it is counted, not learned."""
 
 
 def document_of(row: Any, shape: Shape, template: ChatTemplate | None) -> Iterable[Chunk]:
@@ -29,6 +29,8 @@ def document_of(row: Any, shape: Shape, template: ChatTemplate | None) -> Iterab
     if not isinstance(value, str):
         what = f"column {shape.text!r}" if shape.text else "a row"
         raise ValueError(f"{what} must be text, not {type_of(value)}")
+    if not value:
+        raise LeftOut("row without text")
     return [Chunk(_line_ends(value), is_last=True)]
 
 
@@ -67,7 +69,7 @@ def _pair(row: Any, shape: Shape) -> list[Turn]:
     extra = _cell(row, shape.extra) if shape.extra else None
     for name, text, what in ((shape.prompt, question, "a question"), (shape.completion, answer, "an answer")):
         if isinstance(text, str) and not text.strip():
-            raise LeftOut(f"rows without {what}")
+            raise LeftOut(f"row without {what}")
         if not isinstance(text, str):
             raise ValueError(f"column {name!r} must be text, not {type_of(text)}")
     if extra is not None and not isinstance(extra, str):

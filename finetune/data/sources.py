@@ -153,7 +153,25 @@ class Finder:
                 splits[split].append(source)
         if not splits["train"]:
             raise UsageError(NO_TEXT)
+        self._check_options([source for found in splits.values() for source in found])
         return splits
+
+    def _check_options(self, found: list[Source]) -> None:
+        """Raise UsageError for an option that has no effect on any of the sources."""
+        suffixes = {suffix_of(path) for source in found for path in source.files}
+        has_table = any(source.hub for source in found) or any(suffix in TABLES for suffix in suffixes)
+        has_text = any(source.content for source in found) or any(suffix not in TABLES for suffix in suffixes)
+        options = self.options
+        checks = [
+            (bool(options.columns() or options.prompt_template), has_table, "a column is named", "table"),
+            (options.separator is not None, bool(suffixes & {".csv", ".tsv"}), "separator", "csv file"),
+            (options.header != "auto", bool(suffixes & {".csv", ".tsv"}), "header", "csv file"),
+            (options.documents != "file", has_text, "documents", "text file"),
+        ]
+        for is_given, has_effect, name, what in checks:
+            if is_given and not has_effect:
+                names = ", ".join(source.name for source in found)
+                raise UsageError(f"{name}: has no effect, because there is no {what} in {names}")
 
     def _source(self, name: str, **content: Any) -> Source:
         return Source(name, options=self.options, template=self.template, eot=self.eot, **content)
@@ -204,7 +222,7 @@ class Finder:
         train.left_out = found.describe_left_out()
         if "val" in sources or found.files.get("test"):
             each = {"train": "trains", "val": "validates", "test": "is left out"}
-            said = [f"{_names(files)} {each[split]}" for split, files in found.files.items() if files]
+            said = [f"{_names(files, place)} {each[split]}" for split, files in found.files.items() if files]
             train.notes.append(f"{name}: {', '.join(said)}")
         return sources
 
@@ -240,9 +258,10 @@ def documents_of(sources: Iterable[Source]) -> Iterator[Chunk]:
     return cut(itertools.chain.from_iterable(source.chunks() for source in sources), CHUNK_CHARACTERS)
 
 
-def _names(files: list[Path]) -> str:
-    """The names of some files, in short."""
-    return files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1:,} more"
+def _names(files: list[Path], place: str) -> str:
+    """The names of some files in a directory, in short."""
+    name = files[0].relative_to(place) if files[0].is_relative_to(place) else files[0].name
+    return str(name) if len(files) == 1 else f"{name} and {len(files) - 1:,} more"
 
 
 def is_table(path: Path) -> bool:

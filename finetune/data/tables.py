@@ -116,7 +116,8 @@ class Taken:
 
     def describe(self) -> str:
         """`articles.csv: 2,400 rows, column 'body', separator ';'`"""
-        parts = [f"{self.rows:,} row{'s' * (self.rows != 1)}"]
+        of = f" of {self.facts['rows_of']!r}" if "rows_of" in self.facts else ""
+        parts = [plural(self.rows, "row") + of]
         if self.shape:
             parts.append(self.shape.describe())
         if separator := self.facts.get("separator"):
@@ -127,13 +128,18 @@ class Taken:
             parts.append("quotes are characters")
         if "encoding" in self.facts:
             parts.append(self.facts["encoding"])
-        parts += [f"left out {count:,} {why}" for why, count in self.left_out.items()]
+        parts += [f"left out {plural(count, *why.split(' ', 1))}" for why, count in self.left_out.items()]
         parts += [f"the first is {self.first_bad}"] if self.first_bad else []
         if self.shape and self.shape.left_out:
             names = self.shape.left_out
             more = f" and {len(names) - 6} more" if len(names) > 6 else ""
             parts.append(f"not read: {', '.join(names[:6])}{more}")
         return f"{self.name}: {', '.join(parts)}"
+
+
+def plural(count: int, noun: str, rest: str = "") -> str:
+    """`1 row`, `2,400 rows without an answer`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}{rest and ' '}{rest}"
 
 
 def read_table(
@@ -152,9 +158,8 @@ def _rows(path: Path, name: str, options: ReadOptions, taken: Taken) -> Iterator
         return arrow_rows.read(path, name)
     opened = functools.partial(open_text, path, options.encoding)
     if TABLES[suffix] == "json":
-        return json_rows.read(opened, name, suffix in LINES)
-    facts = taken.facts
-    return csv_rows.read(opened, name, suffix == ".tsv", options.separator_character(), options.header, facts)
+        return json_rows.read(opened, name, suffix in LINES, taken.facts)
+    return csv_rows.read(opened, name, suffix == ".tsv", options.separator_character(), options.header, taken.facts)
 
 
 def read_hub(
@@ -195,7 +200,8 @@ def documents(
     bad = next((row for row in sample if row.problem), None)
     if bad and options.on_bad_row == "error":
         raise _refused(bad, str(bad.problem), taken)
-    taken.shape = find_shape(sample, options.columns(), prompt, taken.name)
+    place = f"{taken.name}: {taken.facts['rows_of']!r}" if "rows_of" in taken.facts else taken.name
+    taken.shape = find_shape(sample, options.columns(), prompt, place)
     taken.left_out.update(taken.facts.pop("left_out", {}))
     for row in itertools.chain(sample, rows):
         taken.rows += 1
@@ -208,7 +214,7 @@ def documents(
         except ValueError as error:
             if options.on_bad_row == "error":
                 raise _refused(row, str(error), taken) from None
-            taken.left_out["rows that cannot be used"] += 1
+            taken.left_out["row that cannot be used"] += 1
             taken.first_bad = taken.first_bad or f"row {row.number:,}: {error}{row.suffix()}"
 
 

@@ -105,6 +105,9 @@ def find_inputs(options: Options, device: Device) -> Inputs:
     with device.accelerator.local_main_process_first():  # one process downloads or prepares, the others find it
         model = find_model(options.out_dir or options.init_from or "")
         models = [model, find_baseline(options.baseline, model)] if options.baseline else [model]
+        sizes = [f"{one.name} has {one.config.vocab_size:,}" for one in models]
+        if options.general and len({one.config.vocab_size for one in models}) > 1:
+            raise UsageError(f"general: the divergence needs models with as many ids; {' and '.join(sizes)}")
         dataset = token_streams.open_dataset(options.dataset, model, options.out_dir)
         stream = token_streams.open_split(dataset, options.split, model)
         general = token_streams.open_general(options.general, model) if options.general else None

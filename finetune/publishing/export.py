@@ -30,7 +30,14 @@ from finetune.runs.model_card import model_card, without_folders
 
 VERIFICATION = "verification.json"
 # the files of a model that decide the content of its export
-SOURCE_FILES = (*pretrained.MODEL_FILES, "adapter/*", *bpe_files.FILES, "pytorch_model*.bin", "meta.pkl")
+SOURCE_FILES = (
+    *pretrained.MODEL_FILES,
+    "adapter/*",
+    "additional_chat_templates/*",
+    *bpe_files.FILES,
+    "pytorch_model*.bin",
+    "meta.pkl",
+)
 
 
 @dataclass
@@ -90,7 +97,7 @@ def destination(to: str | Path) -> Path:
         if not _read_verification(path):
             problem = "is there already and was not written by an export, so it is not overwritten"
             raise UsageError(f"to {to}: {problem}; choose another directory")
-        ours = {*files.files_in_manifest(path), files.MANIFEST}
+        ours = {*(Path(name).parts[0] for name in files.files_in_manifest(path)), files.MANIFEST}
         if others := sorted({one.name for one in path.iterdir()} - ours):
             problem = f"holds {', '.join(others[:5])} besides an earlier export, which replacing it would remove"
             raise UsageError(f"to {to}: {problem}; move that away first")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from finetune.common.errors import Failure, describe_error
 from finetune.common.files import MANIFEST, files_in_manifest, read_chunks, sha256_of
 from finetune.common.network import SECONDS as HUB_TIMEOUT
+from finetune.data import bpe_files
 from finetune.publishing.export import VERIFICATION
 
 if TYPE_CHECKING:
@@ -17,9 +18,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 # files of an earlier export, removed from the repository when the next export does not have them
-OPTIONAL_FILES = {
-    "chat_template.jinja", "added_tokens.json", "special_tokens_map.json", "vocab.json", "merges.txt", "loss.png",
-}  # fmt: skip
+OPTIONAL_FILES = {*bpe_files.FILES, "loss.png"} - {"tokenizer_config.json"}
 
 
 def push(directory: str | Path, repository: str, private: bool = True, again: str = "") -> None:
@@ -62,14 +61,14 @@ def _push(directory: Path, repository: str, private: bool) -> None:
     if VERIFICATION not in names and any(name.endswith((".safetensors", ".bin", "config.json")) for name in names):
         raise Refused("it holds a model that was not exported by finetune; choose another name")
     visibility = "private" if info.private else "public"
-    files = sorted(directory / name for name in [*files_in_manifest(directory), MANIFEST])
-    stale = sorted((OPTIONAL_FILES & names) - {path.name for path in files})
+    files = {name: directory / name for name in sorted([*files_in_manifest(directory), MANIFEST])}
+    stale = sorted((OPTIONAL_FILES & names) - files.keys())
     if not stale and not _different(files, info):
         print(f"{repository} ({visibility}) holds this export already; nothing to push")
         return
-    size = sum(path.stat().st_size for path in files)
+    size = sum(path.stat().st_size for path in files.values())
     print(f"pushing {len(files)} files, {size / 1e6:,.1f} MB, to {repository} ({visibility})")
-    added = [CommitOperationAdd(path.name, path) for path in files]
+    added = [CommitOperationAdd(name, path) for name, path in files.items()]
     removed = [CommitOperationDelete(name) for name in stale]
     commit = api.create_commit(
         repository, [*added, *removed], commit_message="Export by finetune", parent_commit=info.sha
@@ -89,10 +88,10 @@ def _find_repository(api: HfApi, repository: str) -> ModelInfo | None:
         return None
 
 
-def _different(files: list[Path], info: ModelInfo | None) -> list[str]:
+def _different(files: dict[str, Path], info: ModelInfo | None) -> list[str]:
     """Names of the files that the Hub lacks or holds otherwise, by size and by sha256 or git's sha1."""
     held = {file.rfilename: file for file in (info and info.siblings) or []}
-    return [path.name for path in files if path.name not in held or not _equal(path, held[path.name])]
+    return [name for name, path in files.items() if name not in held or not _equal(path, held[name])]
 
 
 def _equal(path: Path, held: RepoSibling) -> bool:

@@ -19,6 +19,7 @@ from finetune.gpt import GPT, GPTConfig, pretrained
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+ADDED_TOKENS = 100  # of a tokenizer, in one prompt
 TOLERANCE = 1e-4  # of the largest logit: sums in another order differ by far less, a wrong tensor by far more
 PROMPTS = (
     "Once upon a time, in a village by the sea,",
@@ -51,12 +52,13 @@ def hugging_face(directory: Path, model: GPT, tokenizer: Tokenizer, base: GPT | 
     their_tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     block_size, rows, ids_compared = model.config.block_size, [], 0
     for prompt in _prompts_for(tokenizer):
-        ours = tokenizer.encode(prompt).tolist()
-        if their_tokenizer(prompt, verbose=False)["input_ids"] != ours:
+        ours = tokenizer.encode(prompt, special=True).tolist()
+        if their_tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"] != ours:
             problem = f"transformers' tokenizer gives other ids for {prompt!r}"
             raise Failure(f"{directory.name}: {problem}; nothing was exported", 1)
         ids_compared += len(ours)
         rows.append(torch.tensor(ours[:block_size]))
+    rows = [row for row in rows if not len(row) or row.max() < model.config.vocab_size]  # a tokenizer may have more ids
     rows.append(every_position(model.config))
     difference, largest = compare(model, lambda idx: theirs(idx).logits, [row for row in rows if len(row)])
     if not difference <= TOLERANCE * max(1.0, largest):
@@ -132,9 +134,12 @@ def compare(
 
 
 def _prompts_for(tokenizer: Tokenizer) -> Sequence[str]:
-    """The prompts; for a character vocabulary all its characters, and the characters of each prompt that it has."""
+    """The prompts, with one of the added tokens; for a character vocabulary all its characters, and the characters of
+    each prompt that it has."""
     if not isinstance(tokenizer, CharTokenizer):
-        return PROMPTS
+        special = [tokenizer.eot_text] if tokenizer.eot_text else []
+        added = [*special, *list(tokenizer.added)[:ADDED_TOKENS]]
+        return [*PROMPTS, *(["a" + " b".join(added) + " c"] if added else [])]
     known = set(tokenizer.chars)
     prompts = ["".join(char for char in prompt if char in known) for prompt in PROMPTS]
     return ["".join(tokenizer.chars), *filter(None, prompts)]

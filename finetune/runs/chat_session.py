@@ -10,6 +10,7 @@ import torch
 
 from finetune.common.errors import UsageError
 from finetune.data import chat
+from finetune.data.chat_template import special_names
 from finetune.data.tokenizer import Tokenizer, encode_prompt
 from finetune.gpt import GPT
 from finetune.gpt.sampling import draw_samples, write_new_text
@@ -43,7 +44,8 @@ def turn_ends(template: str, tokenizer: Tokenizer) -> set[int]:
     assistant says; empty if there is none."""
     said = "what is said"
     try:
-        text = chat.render(template, [{"role": "user", "content": "ask"}, {"role": "assistant", "content": said}])
+        turns = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": said}]
+        text = chat.render(template, turns, special_names(tokenizer))
     except UsageError:
         return set()
     behind = text.rpartition(said)[2]
@@ -68,7 +70,8 @@ def _add_turn(
     UsageError."""
     messages = [*messages, {"role": "user", "content": line}]
     while True:
-        prompt = encode_prompt(tokenizer, chat.render(template, messages), "this turn")
+        text = chat.render(template, messages, special_names(tokenizer))
+        prompt = encode_prompt(tokenizer, text, "this turn")
         if len(prompt) <= max_prompt or len(messages) == 1:
             return messages, prompt
         messages = messages[2:]

@@ -12,10 +12,10 @@ from typing import Any
 from finetune.common.errors import UsageError
 from finetune.config.recipe import Recipe
 from finetune.data import dataset as prepared
-from finetune.data import sources
+from finetune.data import directories, sources
 from finetune.data.bin_formats import other_files
 from finetune.data.dataset import Dataset
-from finetune.data.prepare import find_tokenizer, prepare
+from finetune.data.prepare import find_texts, find_tokenizer, prepare
 from finetune.data.split import survey_documents
 from finetune.data.tokenizer import Tokenizer
 from finetune.runs.events import read_metrics
@@ -45,7 +45,9 @@ def find_dataset(name: str, tokenizer: Callable[[], str | Tokenizer], val_fracti
             return prepared.load(path)  # raises: one of the two bins is missing
         if problem := other_files(path):
             raise UsageError(problem)
-        raise UsageError(f"{name}: no train.bin here; run `python -m finetune.prepare TEXT --out_dir={name}`")
+        if not _holds_text(path):
+            raise UsageError(f"{name}: no train.bin here; run `python -m finetune.prepare TEXT --out_dir={name}`")
+        return _prepare_once(name, tokenizer(), val_fraction)
     if (DATA / name).is_dir() and (problem := other_files(DATA / name)):
         raise UsageError(problem)
     if path.suffix in (".bin", ".ds") and path.is_file():
@@ -149,14 +151,20 @@ def _load_prepared(places: Iterable[Path]) -> Iterator[Dataset]:
     return (prepared.load(place) for place in places if prepared.is_prepared(place))
 
 
+def _holds_text(directory: Path) -> bool:
+    """Whether there are texts or tables in a directory."""
+    return bool(directories.find_files(str(directory), sources.is_readable).files["train"])
+
+
 def _prepare_once(name: str, choice: str | Tokenizer, val_fraction: float) -> Dataset:
     """Prepare a text into data/, under a name with a digest of everything the result depends on."""
-    survey = survey_documents(sources.find([name]), collect_alphabet=False)
+    texts = find_texts([name], (), None)
+    digests = [found["sha256"] for split in texts.values() for found in survey_documents(split, False).sources]
     kind = fingerprint = "char"
     if choice != "char":
         choice = find_tokenizer(choice)
         kind, fingerprint = choice.kind, choice.fingerprint
-    made_from = [survey.sources[0]["sha256"], fingerprint, val_fraction, prepared.FORMAT]
+    made_from = [*digests, fingerprint, val_fraction, prepared.FORMAT]
     digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
     directory = DATA / f"{Path(name).stem}-{kind}-{digest[:8]}"
     if (directory / "meta.json").is_file():

@@ -3,6 +3,7 @@ that a dataset fits."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -65,32 +66,35 @@ def _model_from_scratch(recipe: Recipe, dataset: Dataset | None) -> ModelRef:
 
 
 def find_model_of_recipe(
-    recipe: Recipe, dataset: Dataset | None, saved_config: dict[str, Any] | None = None, shape_only: bool = False
+    recipe: Recipe, dataset: Dataset | None, saved: dict[str, Any] | None = None, shape_only: bool = False
 ) -> ModelRef:
     """The model that a recipe trains. Raises UsageError.
 
     Args:
         dataset: gives tokenizer and vocabulary to a model from scratch.
-        saved_config: the model's config in the saved state, for init_from=resume.
+        saved: the content of the saved state's state.json, for init_from=resume.
     """
-    if saved_config:  # init_from=resume: only config and tokenizer of this ModelRef are used
+    if saved:  # init_from=resume: only config and tokenizer of this ModelRef are used
         out_dir = Path(recipe.out_dir)
         tokenizer = tokenizers.from_directory(out_dir / "best")
-        return ModelRef(recipe.out_dir, out_dir, GPTConfig(**saved_config), tokenizer)
+        if tokenizer is None and not (shape_only and pretrained.is_hub_id(saved["init_from"])):  # best/ was removed
+            with contextlib.suppress(UsageError):  # the source may be gone too, and is not needed
+                tokenizer = tokenizers.from_directory(_folder(pretrained.find(saved["init_from"])))
+        return ModelRef(recipe.out_dir, out_dir, GPTConfig(**saved["config"]), tokenizer)
     if recipe.init_from == "scratch":
         return _model_from_scratch(recipe, dataset)
     return find_model(recipe.init_from, shape_only)
 
 
 def find_model_and_datasets(
-    recipe: Recipe, saved_config: dict[str, Any] | None = None, shape_only: bool = False
+    recipe: Recipe, saved: dict[str, Any] | None = None, shape_only: bool = False
 ) -> tuple[ModelRef, list[Dataset]]:
     """The model and the datasets of a recipe, with the tokenizer that they share. Raises UsageError.
 
     The datasets come first, so that a missing one is reported before a model is downloaded. The arguments are those of
     `find_model_of_recipe`."""
     found = find_datasets(recipe, lambda: tokenizer_choice(recipe, shape_only))
-    model = find_model_of_recipe(recipe, found[0], saved_config, shape_only)
+    model = find_model_of_recipe(recipe, found[0], saved, shape_only)
     for dataset in found:
         if dataset.tokenizer is None or dataset.is_assumed:
             check_vocabulary(dataset, model)

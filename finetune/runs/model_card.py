@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.common.formatting import is_number
+from finetune.data.tokenizer import Tokenizer
 from finetune.gpt import GPTConfig, size
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def model_card(
     config: GPTConfig,
     facts: dict[str, Any],
     events: list[dict[str, Any]],
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     picture: str | None = None,
     verified: dict[str, Any] | None = None,
 ) -> str:
@@ -40,8 +41,6 @@ def model_card(
     are empty without a run. `picture` is the file name of the loss curve, `verified` the export's verification.json."""
     run = History(facts, events)
     is_adapter = bool(verified) and verified.get("format") == "peft"
-    files = getattr(tokenizer, "files", {})
-    in_config = b'"chat_template"' in files.get("tokenizer_config.json", b"")
     return _template().render(
         title=title,
         place=place,
@@ -53,7 +52,8 @@ def model_card(
         metadata=_metadata(title, run, is_adapter),
         losses=list(_losses(run)),
         picture=picture,
-        has_chat_template="chat_template.jinja" in files or in_config,
+        has_chat_template=bool(tokenizer and tokenizer.chat_template),
+        tokenizer=tokenizer.describe()["name"] if tokenizer else None,
         columns=_counts(run.data) if run.data else [],
         settings=[(name, run.recipe[name]) for name in SETTINGS if run.recipe.get(name) is not None],
         measurements=list(_measurements(run.evaluation)) if run.evaluation else [],

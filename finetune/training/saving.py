@@ -36,9 +36,10 @@ def publish_model(setup: Setup, state: TrainState, logger: RunLogger, name: str,
         if setup.tokenizer:
             setup.tokenizer.save(directory, config.block_size)
         new_tokens = {"new_tokens": config.new_tokens} if config.new_tokens else {}
-        files.write_json(directory / "finetune.json", facts | new_tokens)
+        recorded = facts | new_tokens
+        files.write_json(directory / "finetune.json", recorded)
         title = out_dir.resolve().name
-        card = model_card(title, f"{title}/{name}", config, facts, read_metrics(logger.path), setup.tokenizer)
+        card = model_card(title, f"{title}/{name}", config, recorded, read_metrics(logger.path), setup.tokenizer)
         (directory / "README.md").write_text(card, encoding="utf-8")
 
     return _write_on_main(setup, state, logger, name, lambda: files.write_directory(out_dir / name, fill))

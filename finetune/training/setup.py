@@ -47,8 +47,6 @@ def setup_run(
         _check_sharded(recipe_in_use, choose_mode, find_batch_size)
     with device.accelerator.local_main_process_first():  # one process builds caches, the others find them
         found, datasets, prompt = _find_inputs(recipe, saved, say)
-        for note in () if saved else found.notes:
-            say(note)
         train, val, hashes = _prepare_splits(recipe, found, datasets, device)
     identity = _identity(recipe, train, hashes)
     schedule = schedules.schedule(recipe, train.num_rows)
@@ -122,10 +120,10 @@ def _find_inputs(
     recipe: Recipe, saved: SavedState | None, say: Callable[[str], None]
 ) -> tuple[ModelRef, list[Dataset], np.ndarray | None]:
     """`(model, datasets, prompt)`: not loaded yet; the ids of the samples' prompt, or None without samples."""
-    model, datasets = find_model_and_datasets(recipe, saved.state["config"] if saved else None)
-    for dataset in datasets:
-        if dataset.note:
-            say(dataset.note)
+    model, datasets = find_model_and_datasets(recipe, saved.state if saved else None)
+    notes = [] if saved else list(model.notes)
+    for note in [*notes, *(dataset.note for dataset in datasets if dataset.note)]:
+        say(note)
     prompt = prompt_ids(model.tokenizer, recipe.start) if recipe.num_samples and model.tokenizer else None
     lora.check_rank(recipe, model.config)
     return with_block_size(model, recipe.block_size), datasets, prompt

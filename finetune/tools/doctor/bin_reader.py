@@ -7,11 +7,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from finetune.data import documents
 from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk
-from finetune.data.hf_tokenizer import HFTokenizer
-from finetune.data.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
+from finetune.data.tokenizer import CharTokenizer, Tokenizer
 
 GROUP_TOKENS = 1 << 17  # decoded at a time, so that the arrays stay in the cache
 MAX_TOKENS = 1 << 18  # of a chunk: about a megabyte of text
@@ -22,11 +20,8 @@ def documents_of_bin(
 ) -> Iterator[Chunk]:
     """The documents of a split without their end-of-text. Prompts and answers are Chunks of their own. A document of
     more than `chunk_tokens` is cut before white space, else between two characters."""
-    if isinstance(tokenizer, HFTokenizer) or dataset.dtype.itemsize > 2:
-        yield from documents.documents_of_bin(dataset, split, tokenizer)
-        return
     decoder = _Decoder(tokenizer)
-    rest, ends = _Part(np.zeros(0, np.uint16), np.zeros(0, bool)), dataset.document_ends(split)
+    rest, ends = _Part(np.zeros(0, dataset.dtype), np.zeros(0, bool)), dataset.document_ends(split)
     offset = 0  # of `rest` in the bin
     has_turns = dataset.documents(split) is not None  # an end-of-text may stand within a document
     for part in _parts(dataset, split, min(chunk_tokens, GROUP_TOKENS)):
@@ -55,7 +50,7 @@ class _Part(NamedTuple):
 def _parts(dataset: Dataset, split: str, size: int) -> Iterator[_Part]:
     mask = dataset.mask(split)
     with open(dataset.bin(split), "rb") as file, open(mask or dataset.bin(split), "rb") as mask_file:
-        while len(ids := np.frombuffer(file.read(2 * size), "<u2")):
+        while len(ids := np.frombuffer(file.read(dataset.dtype.itemsize * size), dataset.dtype)):
             yield _Part(ids, _read_mask(mask_file, len(ids)) if mask else np.ones(len(ids), bool))
 
 
@@ -64,15 +59,16 @@ def _read_mask(file: BinaryIO, size: int) -> np.ndarray:
 
 
 class _Decoder:
-    def __init__(self, tokenizer: BPETokenizer | CharTokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        table = _token_bytes(tokenizer)
+        table = tokenizer.all_bytes + [b""] * max(0, (1 << 16) - tokenizer.vocab_size)
         self.content = np.frombuffer(b"".join(table), np.uint8)
         self.sizes = np.fromiter(map(len, table), np.int32, len(table))
         self.starts = (self.sizes.cumsum() - self.sizes).astype(np.int32)
         first = np.array([text[0] if text else 0x80 for text in table])
         self.begins_with_space = np.array([text[:1].isspace() for text in table])
         self.begins_character = (first < 0x80) | (first >= 0xC0)  # 0x80 to 0xBF continue a character of UTF-8
+        self.is_cut = False  # the last Chunk was a part of a document
         self.errors = "surrogatepass" if isinstance(tokenizer, CharTokenizer) else "replace"
 
     def last_cut(self, ids: np.ndarray) -> int:
@@ -98,6 +94,7 @@ class _Decoder:
         if not (has_turns or len(document_ends)):
             has_eot[:] = False
         bounds = zip(
+            starts.tolist(),
             places[starts].tolist(),
             places[ends - has_eot].tolist(),
             (ends - has_eot - starts).tolist(),
@@ -105,8 +102,12 @@ class _Decoder:
             part.is_target[starts].tolist(),
             has_eot.tolist(),
         )
-        for begin, end, tokens, last, is_target, eot in bounds:
-            text = data[begin:end].decode("utf-8", self.errors)
+        continues, self.is_cut = self.is_cut, not len(document_ends)
+        for start, begin, end, tokens, last, is_target, eot in bounds:
+            if self.tokenizer.needs_whole and (start or not continues):  # it may strip a space before the first word
+                text = self.tokenizer.decode(part.ids[start : start + tokens])
+            else:
+                text = data[begin:end].decode("utf-8", self.errors)
             yield Chunk(text, last, is_target, eot and not last, tokens)
 
     def decode(self, ids: np.ndarray) -> tuple[bytes, np.ndarray]:
@@ -116,15 +117,3 @@ class _Decoder:
         of_byte = np.repeat(np.take(self.starts, ids, mode="clip") - places[:-1], sizes)
         of_byte += np.arange(len(of_byte), dtype=np.int32)
         return np.take(self.content, of_byte, mode="clip").tobytes(), places
-
-
-def _token_bytes(tokenizer: BPETokenizer | CharTokenizer) -> list[bytes]:
-    table = [b""] * max(tokenizer.vocab_size, 1 << 16)
-    if isinstance(tokenizer, BPETokenizer):
-        for text, i in tokenizer.vocabulary.items():
-            table[i] = text
-        for name, i in tokenizer.special.items():
-            table[i] = name.encode()
-    else:
-        table[: len(tokenizer.chars)] = [char.encode("utf-8", "surrogatepass") for char in tokenizer.chars]
-    return table

@@ -185,11 +185,11 @@ def plan(recipe: Recipe, origins: dict[str, str], tokens: int | None = None, pro
     """The Plan of a recipe for its dataset, or for so many `tokens` of text that need not exist. Raises UsageError."""
     saved = _saved(recipe) if recipe.init_from == "resume" else {}
     if tokens is None:
-        model, datasets = find_model_and_datasets(recipe, saved.get("config"), shape_only=True)
+        model, datasets = find_model_and_datasets(recipe, saved or None, shape_only=True)
         model = with_block_size(model, recipe.block_size)
         data = data_size.measured(recipe, datasets, model)
     else:
-        model = find_model_of_recipe(recipe, None, saved.get("config"), shape_only=True)
+        model = find_model_of_recipe(recipe, None, saved or None, shape_only=True)
         model = with_block_size(model, recipe.block_size)
         data = data_size.imagined(recipe, tokens, model.config.block_size)
     config = dataclasses.replace(model.config, dropout=recipe.dropout)
