@@ -63,18 +63,19 @@ class Options(ReadOptions):
 def main(argv: list[str]) -> None:
     options, _ = parse(Options, argv, USAGE)
     from finetune.tools.doctor import cleaning, quality
+    from finetune.tools.doctor.clean_files import output_files, write_cleaned
     from finetune.tools.doctor.corpus import open_corpus
     from finetune.tools.doctor.report import report
 
-    read, tokenizer = open_corpus(options.sources, options.val, options, options.tokenizer)
-    splits = read()
-    outputs = cleaning.output_files(options.out_dir, splits) if options.fix else {}
-    facts = quality.examine(_with_progress(splits), tokenizer)
+    corpus = open_corpus(options.sources, options.val, options, options.tokenizer)
+    splits = corpus.read()
+    outputs = output_files(options.out_dir, splits) if options.fix else {}
+    facts = quality.examine(_with_progress(splits), corpus.tokenizer)
     facts["names"] = options.names()
     print(report(facts))
     if options.fix:
-        cleaned = cleaning.clean(_with_progress(read()), options.fixes())
-        print("\n" + cleaning.write_cleaned(cleaned, outputs))
+        cleaned = cleaning.clean(_with_progress(corpus.read_with_rows()), options.fixes(), corpus.recorders)
+        print("\n" + write_cleaned(cleaned, outputs, corpus))
 
 
 def _with_progress(splits: Mapping[str, Iterable[T]]) -> dict[str, Iterable[T]]:

@@ -2,23 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from finetune.common.errors import UsageError
+from finetune.data import chat, sources
 from finetune.data import dataset as datasets
-from finetune.data import sources
+from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk
 from finetune.data.prepare import find_texts, find_tokenizer
+from finetune.data.sources import Source
 from finetune.data.tables import ReadOptions
 from finetune.data.tokenizer import Tokenizer
 from finetune.tools.doctor.bin_reader import documents_of_bin
+from finetune.tools.doctor.rows import Recorder
 
-Reader = Callable[[], dict[str, Iterator[Chunk]]]  # reads the documents of each split anew
+
+@dataclass
+class Corpus:
+    """Sources by split, or a prepared directory. `tokenizer` is None if GPT-2's cannot be found."""
+
+    tokenizer: Tokenizer | None
+    sources: dict[str, list[Source]] = field(default_factory=dict)
+    dataset: Dataset | None = None
+    recorders: dict[str, Recorder] = field(default_factory=dict)  # of conversations, for sources that are read again
+
+    def read(self) -> dict[str, Iterator[Chunk]]:
+        """The documents of each split."""
+        if self.dataset:
+            assert self.tokenizer
+            return {split: documents_of_bin(self.dataset, split, self.tokenizer) for split in ("train", "val")}
+        return {split: sources.documents_of(found) for split, found in self.sources.items()}
+
+    def read_with_rows(self) -> dict[str, Iterator[Chunk]]:
+        """The same with the conversations of rows in `recorders`. Raises UsageError if they cannot be had."""
+        if self.dataset and self.dataset.meta.get("chat_template") not in (None, chat.TEMPLATE):
+            problem = "holds conversations rendered by a chat template of the tokenizer's own"
+            raise UsageError(f"{self.dataset.directory}: {problem}; --fix needs the sources of the data instead")
+        for split, found in self.sources.items():
+            self.recorders[split] = Recorder("")
+            for source in found:
+                source.template = self.recorders[split]
+        return self.read()
+
+    def has_messages(self, split: str) -> bool:
+        """Whether a table that was read holds lists of messages, not prompts and completions."""
+        taken = [taken for source in self.sources.get(split, []) for taken in source.taken]
+        return any(table.shape is not None and table.shape.kind == "messages" for table in taken)
 
 
-def open_corpus(names: list[str], val: str, read_options: ReadOptions, choice: str) -> tuple[Reader, Tokenizer | None]:
-    """The corpus of some `names`, a prepared directory or sources, and the tokenizer for texts that are not tokenized,
-    None if GPT-2's cannot be found. `choice` is --tokenizer, "" by default. Raises UsageError."""
+def open_corpus(names: list[str], val: str, read_options: ReadOptions, choice: str) -> Corpus:
+    """The corpus of some `names`, a prepared directory or sources. `choice` is --tokenizer, "" by default. Raises
+    UsageError."""
     if prepared := [name for name in names if datasets.is_prepared(name)]:
         if len(names) > 1 or val or read_options.columns():
             raise UsageError(f"{prepared[0]}: a prepared directory has its own val, and is examined by itself")
@@ -30,11 +65,10 @@ def open_corpus(names: list[str], val: str, read_options: ReadOptions, choice: s
             raise
         tokenizer = None  # the size is then estimated from the bytes
     texts = find_texts(names, val.split(",") if val else [], tokenizer, read_options=read_options)
-    found = {split: texts[split] for split in ("train", "val") if texts[split]}
-    return lambda: {split: sources.documents_of(found[split]) for split in found}, tokenizer
+    return Corpus(tokenizer, {split: texts[split] for split in ("train", "val") if texts[split]})
 
 
-def _open_prepared(directory: str, choice: str) -> tuple[Reader, Tokenizer]:
+def _open_prepared(directory: str, choice: str) -> Corpus:
     dataset = datasets.load(directory)
     if dataset.is_assumed and choice:
         dataset.forget_tokenizer()
@@ -47,4 +81,4 @@ def _open_prepared(directory: str, choice: str) -> tuple[Reader, Tokenizer]:
     owner = f"the tokenizer ({tokenizer.describe()['name']})"
     for split in ("train", "val"):
         datasets.check_ids(dataset, split, datasets.scan(dataset, split), tokenizer.vocab_size, owner)
-    return lambda: {split: documents_of_bin(dataset, split, tokenizer) for split in ("train", "val")}, tokenizer
+    return Corpus(tokenizer, dataset=dataset)
