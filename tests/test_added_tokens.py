@@ -154,7 +154,7 @@ def test_added_tokens_grow_the_embedding(places, corpus, capsys, command, change
     assert AutoTokenizer.from_pretrained(best).convert_tokens_to_ids(ADDED) == [places, places + 1]
     code, out, error = command("eval", "--out_dir=out", "--baseline=auto", "--general=corpus.txt", "--device=cpu")
     assert code == 0, error
-    code, out, error = command("export", "--out_dir=out", "--to=hf")
+    code, out, error = command("export", "--out_dir=out", "--to=hf", "--interpolate=0.5")
     assert code == 0, error
 
 
