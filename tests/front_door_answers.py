@@ -163,6 +163,18 @@ COLUMNS = [
         r"'--prompt_template=Text: {context}\n\nQ: {question}' --completion_column=answer",
     ),
     refuses(
+        "a template without a column",
+        lines_of(asked),
+        "prompt_template",
+        "'--prompt_template=Tell me' --completion_column=completion",
+    ),
+    refuses(
+        "a template with an open brace",
+        lines_of(asked),
+        "prompt_template|brace",
+        "'--prompt_template={prompt' --completion_column=completion",
+    ),
+    refuses(
         "a template of a missing column",
         lines_of(asked),
         ["context", "prompt"],

@@ -249,6 +249,39 @@ CELLS = [
     refuses(
         "a tab too many in tsv", {"a.tsv": joined(changed(PLAIN_ROWS, 6, (5, "one\ttwo")), "\t", "id\ttext")}, "line 7"
     ),
+    either("commas in .tsv", {"a.tsv": WELL}, [T], "separator|tab|comma", says="separator ','"),
+    either(
+        "a table of Markdown",
+        {"a.csv": "| id | text |\n|---|---|\n" + "".join(f"| {i} | {t} |\n" for i, t in PLAIN_ROWS)},
+        [P],
+        "a.csv",
+    ),
+    either(
+        "answers of a form",
+        {"a.csv": csv_text([("2024/01/01 10:00:00", t) for t in COMMAS], ["Timestamp", "What do you think of it?"])},
+        [COMMAS],
+        "header",
+    ),
+    refuses(
+        "rows with fewer cells",
+        {"a.csv": csv_text([(i, t) for i, t in PLAIN_ROWS], ["id", "text", "note"])},
+        ["line 2", "2 cells"],
+    ),
+    refuses(
+        "a column of row numbers without a name",
+        {"a.csv": csv_text([(i, t, "x") for i, t in PLAIN_ROWS], ["text", "label"])},
+        ["line 2", "3 cells"],
+    ),
+    refuses(
+        "quotes that swallow rows",
+        {"a.csv": 'id,text\n1,"a\n' + "".join(f'{i},"{t}"\n' for i, t in PLAIN_ROWS)},
+        "line [23]",
+    ),
+    refuses(
+        "ids and labels",
+        {"a.csv": csv_text([(i, "good") for i in range(12)], ["id", "label"])},
+        ["id, label", "--text_column"],
+    ),
     refuses("a file of Excel as csv", {"a.csv": b"PK\x03\x04" + bytes(60)}, "Excel|xlsx|zip"),
     refuses(
         "plain text as csv",

@@ -113,6 +113,32 @@ SPLITS = [
         says="test",
     ),
     either("a test split alone", splits(test="test.jsonl"), [[f"test {text}" for text in P]], "test", "d", says="test"),
+    either("splits without train", splits(validation="validation.jsonl", test="test.jsonl"), [], "train", "d"),
+    reads(
+        "splits of two languages",
+        splits(train="en/train.jsonl", validation="de/train.jsonl", test="en/test.jsonl"),
+        [*TRAIN, *VALIDATION],
+        "d",
+        says="en/test.jsonl",
+    ),
+    reads(
+        "splits of version 1.1",
+        splits(train="train-v1.1.jsonl", validation="dev-v1.1.jsonl"),
+        [*TRAIN, *VALIDATION],
+        "d",
+    ),
+    reads(
+        "names that only hold names of splits",
+        splits(train="latest.jsonl", validation="contest.jsonl"),
+        [*TRAIN, *VALIDATION],
+        "d",
+    ),
+    reads(
+        "a directory named test",
+        {"test/train.jsonl": ROWS["train"], "test/val.jsonl": ROWS["validation"]},
+        [*TRAIN, *VALIDATION],
+        "test",
+    ),
     reads(
         "notes named like splits",
         {**TEXTS, "d/testing the water.txt": "Of water", "d/my training.txt": "Of training"},

@@ -3,7 +3,7 @@
 import json
 
 from front_door import END, changed, either, json_lines, learned, looks_like, reads, refuses, talk, without
-from front_door_talks import ROW_5, SYSTEM, TALKS, N, lines_of, messages, one_odd, pair, roles, turn
+from front_door_talks import ROW_5, SKIPPED, SYSTEM, TALKS, N, lines_of, messages, one_odd, pair, roles, turn
 
 TURNS = [
     *(
@@ -204,6 +204,37 @@ TURNS = [
         ),
         [[looks_like("Weather?", "forecast", "sunny", learned(f"Sunny {i}.")) for i in N]],
         ["(row|line) 1", "function|content|null"],
+    ),
+    either(
+        "functions beside messages",
+        lines_of(lambda i: {"messages": pair(i), "functions": [{"name": "forecast"}]}),
+        [[looks_like("forecast", TALKS[i]) for i in N]],
+        "functions|tools",
+    ),
+    either("pictures beside messages", lines_of(lambda i: {"messages": pair(i), "images": ["a.png"]}), [], "images"),
+    either(
+        "thoughts of an answer",
+        messages(lambda i: pair(i, reasoning_content="think hard")),
+        [[looks_like("think hard", f"It is {i}.") for i in N]],
+        ["(row|line) 1", "reasoning_content"],
+    ),
+    either(
+        "an answer that trains not",
+        messages(lambda i: [*pair(i, train=False), *pair(i)]),
+        [
+            [
+                talk(f"user: What is {i}?", f"assistant-: It is {i}.", f"user: What is {i}?", f"assistant: It is {i}.")
+                for i in N
+            ]
+        ],
+        "train",
+    ),
+    either(
+        "an answer of spaces in a conversation",
+        messages(lambda i: pair(i) if i != 4 else [turn("user", "Hi"), turn("assistant", " ")]),
+        [without(TALKS, 5)],
+        ROW_5,
+        says=SKIPPED,
     ),
     either(
         "tools beside messages",

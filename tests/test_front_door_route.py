@@ -108,7 +108,6 @@ def test_a_csv_that_grows_keeps_its_validation_rows_apart(byte_tokenizer, comman
     losses = {}
     for run in ("out1", "out2"):
         done("eval", f"--out_dir={run}", "--dataset=data/answers", "--device=cpu")
-<<<<<<< HEAD
         event = json.loads(Path(run, "metrics.jsonl").read_text().splitlines()[-1])
         assert event["event"] == "evaluation" and event["documents"] == 68
         assert event["targets"] == sum(len(answer.encode()) + 1 for answer in answers_of(val))
@@ -116,17 +115,3 @@ def test_a_csv_that_grows_keeps_its_validation_rows_apart(byte_tokenizer, comman
     assert losses["out2"] < losses["out1"]
     out = done("compare", "out1", "out2")
     assert "data/answers" in out and "data/grown" in out and "validated on different data" in out
-=======
-    events = {
-        run: [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
-        for run in ("out1", "out2")
-    }
-    learned = [event for run in events for event in events[run] if event["event"] == "measured"]
-    losses = [min(event["val_loss"] for event in events[run] if event["event"] == "eval") for run in events]
-    assert losses[1] < losses[0]
-    assert learned is not None
-    table = done("compare", "out1", "out2")
-    assert "out1" in table and "out2" in table
-    mask = np.fromfile("data/grown/val_mask.bin", np.uint8)
-    assert 0 < mask.sum() < len(mask)
->>>>>>> w15-T2
