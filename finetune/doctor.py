@@ -65,14 +65,14 @@ def main(argv: list[str]) -> None:
     from finetune.tools.doctor import cleaning, quality
     from finetune.tools.doctor.clean_files import output_files, write_cleaned
     from finetune.tools.doctor.corpus import open_corpus
-    from finetune.tools.doctor.report import report
+    from finetune.tools.doctor.report import page
 
     corpus = open_corpus(options.sources, options.val, options, options.tokenizer)
     splits = corpus.read()
     outputs = output_files(options.out_dir, splits) if options.fix else {}
     facts = quality.examine(_with_progress(splits), corpus.tokenizer)
     facts["names"] = options.names()
-    print(report(facts))
+    print(page(facts))
     if options.fix:
         cleaned = cleaning.clean(_with_progress(corpus.read_with_rows()), options.fixes(), corpus.recorders)
         print("\n" + write_cleaned(cleaned, outputs, corpus))

@@ -15,7 +15,7 @@ from finetune.config.options import option
 from finetune.data.sources import NO_TEXT
 from finetune.data.tables import ReadOptions
 
-EXAMINED = 2_000_000_000  # bytes of text that `doctor=auto` examines, in a minute
+EXAMINED = 2_000_000_000  # bytes of text that `doctor=auto` examines, in about a minute
 USAGE = """usage: python -m finetune.prepare SOURCE... --out_dir=DIR [--key=value ...]
 
 Tokenizes text into train.bin and val.bin. SOURCE is a file (txt, md, jsonl, json, csv, parquet; also compressed), a
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
     from finetune.data.prepare import TokenizeOptions, prepare, summary
     from finetune.data.run_notes import runs_on
     from finetune.tools.doctor.quality import examine_dataset
-    from finetune.tools.doctor.report import report
+    from finetune.tools.doctor.report import page
 
     if options.dry_run:
         return _dry_run(options)
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
         print(f"the same data as before: the run {run_dir} was trained on them")
     is_small = sum(facts["bytes"] for facts in dataset.meta["splits"].values()) <= EXAMINED
     if options.doctor == "true" or (options.doctor == "auto" and is_small):
-        print(f"\n{report(examine_dataset(dataset))}")
+        print(f"\n{page(examine_dataset(dataset))}")
     elif options.doctor == "auto":
         print(f"not examined, because it is large: python -m finetune.doctor {out_dir}")
 

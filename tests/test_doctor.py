@@ -14,9 +14,12 @@ from finetune.data import bin_writer
 from finetune.data import dataset as datasets
 from finetune.data import tokenizer as tokenizers
 from finetune.data.documents import Chunk
-from finetune.tools.doctor import cleaning, near_duplicates, quality
+from finetune.tools.doctor import batches, cleaning, near_duplicates, quality
 from finetune.tools.doctor.bin_reader import documents_of_bin
-from finetune.tools.doctor.report import report
+from finetune.tools.doctor.characters import characters_of
+from finetune.tools.doctor.digests import Digests
+from finetune.tools.doctor.report import page, report
+from finetune.tools.doctor.words import split_words, word_hashes
 
 CLEAN = dict.fromkeys(quality.KINDS, 0)
 
@@ -384,3 +387,121 @@ def test_other_columns_and_several_sources_to_validate_on(command):
     assert code == 2 and "--prompt_column and --completion_column go together" in error
     code, _, error = command("doctor", "train.jsonl", "--text_column=question", *columns)
     assert code == 2 and "name the columns of one of them" in error
+
+
+@pytest.mark.parametrize("characters, chunks", [(300, 4096), (3000, 4096), (1 << 20, 1), (1 << 20, 7)])
+def test_the_size_of_batches_changes_nothing(characters, chunks, monkeypatch):
+    corpus, expected, clean = planted()
+    rng = random.Random(8)
+    corpus["train"][100] = " ".join([corpus["train"][100], *corpus["val"][7].split()[:60]])  # a passage of val
+    splits = lambda: {split: halves(documents, random.Random(9)) for split, documents in corpus.items()}  # noqa: E731
+    facts = quality.examine(splits())
+    assert facts["findings"]["passages"]["count"] == 1
+    monkeypatch.setattr(batches, "BATCH_CHARACTERS", characters)
+    monkeypatch.setattr(batches, "BATCH_CHUNKS", chunks)
+    found = quality.examine(splits())
+    for kind, finding in facts["findings"].items():
+        assert found["findings"][kind]["count"] == finding["count"]
+        places = [
+            [{key: one[key] for key in one.keys() - {"text"}} for one in each["examples"]]
+            for each in (finding, found["findings"][kind])
+        ]
+        assert places[0] == places[1]
+    assert found["splits"] == facts["splits"]
+    kept = [document.text for document in cleaning.clean(splits(), quality.FIXES) if not document.removed]
+    assert kept == [*clean["val"], *clean["train"][:100], corpus["train"][100], *clean["train"][101:]]
+
+
+def halves(documents, rng):
+    """Each document in two chunks, cut before white space."""
+    for text in documents:
+        spaces = [n for n, char in enumerate(text) if char == " "] or [0]
+        place = rng.choice(spaces)
+        yield Chunk(text[:place])
+        yield Chunk(text[place:], is_last=True)
+
+
+def test_a_hash_is_that_of_the_word_whatever_its_case_and_its_neighbours():
+    rng = random.Random(9)
+    words = [
+        "a",
+        "ab",
+        "naïve",
+        "ÉTÉ",
+        "été",
+        "東",
+        "京",
+        "ไ",
+        "x" * 70_000,
+        "\U0001f600",
+        "Straße",
+        "ΑΒ",
+        "αβ",
+        "don't",
+        ".",
+    ]
+    gaps = [" ", "\n", "\u3000", "\t ", "\u00a0"]
+    texts = ["".join(rng.choice(words) + rng.choice(gaps) for _ in range(rng.randrange(9))) for _ in range(60)]
+    hashes, ends = word_hashes(characters_of(texts))
+    each = [word.lower() for text in texts for word in split_words(text)]
+    assert len(hashes) == len(each) and ends.tolist() == np.cumsum([len(split_words(text)) for text in texts]).tolist()
+    alone = {word: word_hashes(characters_of([word]))[0].tolist() for word in each}
+    assert [[hash_] for hash_ in hashes.tolist()] == [alone[word] for word in each]
+    assert len({hash_ for (hash_,) in alone.values()}) == len(alone)
+
+
+def test_many_digests_are_found_by_their_numbers():
+    rng = np.random.default_rng(0)
+    digests, every = Digests(recent=10), [rng.bytes(16) for _ in range(1000)]
+    digests.find([])
+    for first in range(0, 900, 7):
+        numbers = range(first + 1, min(first + 8, 901))
+        digests.recent.update(zip(every[first : first + 7], numbers))
+        assert digests.find(every).tolist() == [n if n <= numbers[-1] else 0 for n in range(1, 1001)]
+    assert len(digests.runs) < 8
+    half = every[0][:8] + every[1][8:]
+    assert digests.find([half, half[8:] + half[:8]]).tolist() == [0, 0]
+
+
+def test_tokens_of_a_large_source_are_estimated(bpe_directory, monkeypatch):
+    corpus = texts(200, random.Random(10))
+    tokenizer = tokenizers.from_directory(bpe_directory("\n".join(corpus[:20])))
+    exact = examine({"train": corpus}, tokenizer)
+    assert not exact["size"]["estimated"] and "about" not in report(exact)
+    monkeypatch.setattr(quality, "COUNTED", 5000)
+    monkeypatch.setattr(batches, "BATCH_CHARACTERS", 2000)
+    facts = examine({"train": corpus}, tokenizer)
+    assert 0.95 < facts["size"]["tokens"] / exact["size"]["tokens"] < 1.05
+    assert 0.9 < facts["splits"]["train"]["lengths"]["p90"] / exact["splits"]["train"]["lengths"]["p90"] < 1.1
+    assert f"about {facts['size']['tokens']:,} tokens to train on" in report(facts)
+    assert "tokens, estimated" in report(facts)
+
+
+def test_instruction_data_have_their_recipe_and_the_number_of_learned_tokens():
+    learned = [Chunk("Q", is_target=False, tokens=30), Chunk("A", is_last=True, tokens=10)]
+    facts = quality.examine({"train": learned * 100, "val": learned})
+    assert facts["size"]["learned_tokens"] == 1000 and facts["size"]["tokens"] == 4000
+    assert "4,000 tokens to train on, 1,000 of them learned" in report(facts)
+    assert report(facts).count("recipes/instruction.yaml") == 1
+    spans = Chunk("QQQA", is_last=True, tokens=40, spans=((3, 4),))
+    assert quality.examine({"train": [spans] * 100})["size"]["learned_tokens"] == 1000
+    assert "learned" not in report(examine({"train": [Chunk("text", is_last=True, tokens=10)]}))
+
+
+def test_the_page_begins_with_the_first_documents():
+    question, answer = Chunk("User:\nWhy?\x1b\n\nAssistant:\n", is_target=False), Chunk("Because. \ud800", is_last=True)
+    long = [Chunk("word " * 50) for _ in range(9)] + [Chunk("end", is_last=True)]
+    facts = quality.examine({"train": [question, answer, *long, Chunk("third", True), Chunk("fourth", True)]})
+    assert len(facts["sample"]) == 3 and facts["sample"][0] == [[question.text, False], [answer.text, True]]
+    text = "".join(text for text, _ in facts["sample"][1])
+    assert text.startswith("word word") and len(text) <= 401 and facts["sample"][2] == [["third", True]]
+    lines = page(facts).splitlines()
+    assert lines[:6] == [
+        "document 1 (> is learned):",
+        "  | User:",
+        "  | Why?\\x1b",
+        "  | ",
+        "  | Assistant:",
+        "  > Because. \\ud800",
+    ]
+    assert page(facts).endswith(report(facts))

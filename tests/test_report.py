@@ -112,6 +112,19 @@ def test_untrusted_text_stays_text():
     assert "<script" not in text and "<img" not in text and "\x00" not in text and "\x1b" not in text
 
 
+def test_the_page_shows_the_first_documents_and_marks_what_is_learned():
+    run = record.load(eventful())
+    sample = [[["User:\n<b>\n\nAssistant:\n", False], ["Yes", True]], [["second", True]]]
+    meta = {"splits": {"train": {"tokens": 5}, "val": {"tokens": 5}}, "doctor": {"findings": {}, "sample": sample}}
+    run.data = [record.Data("d", None, meta)]
+    text, _ = read(html_report.write(run, diagnosis.diagnose(run)))
+    shown = ["User:\n&lt;b&gt;\n\nAssistant:\n<mark>Yes</mark>", "<mark>second</mark>"]
+    assert all(f"<pre dir=auto>{document}</pre>" in text for document in shown)
+    assert "the doctor found nothing wrong" in text
+    del meta["doctor"]["sample"]  # of an earlier version
+    assert "<mark>" not in read(html_report.write(run, diagnosis.diagnose(run)))[0]
+
+
 def test_the_figures_on_the_page_are_those_of_the_run(tiny_run):
     tiny_run("out", "--max_iters=12", "--eval_interval=4")
     _, words = read("out/report.html")  # written by itself

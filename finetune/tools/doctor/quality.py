@@ -19,6 +19,7 @@ from finetune.tools.doctor.batches import Analysis, Batch, LongDocument, analyse
 from finetune.tools.doctor.bin_reader import documents_of_bin
 from finetune.tools.doctor.duplicates import DuplicateFinder, Verdict
 from finetune.tools.doctor.passages import MAX_PASSAGE_WORDS, PASSAGE, Passages, Shared
+from finetune.tools.doctor.sample import Sampler, sample_documents
 from finetune.tools.doctor.size import Size, recommend
 
 Splits = Mapping[str, Iterable[Chunk]]  # the documents of "train" and perhaps "val"
@@ -49,22 +50,26 @@ def examine(
 
     Documents are numbered from 1. Lengths are in tokens if there is a `tokenizer` or the Chunks have `tokens`, else in
     characters. The tokens of a large corpus are estimated from a part of it."""
-    sizes, limits = {}, []
+    sizes, limits, sampler = {}, [], Sampler()
     with DuplicateFinder(FIXES, max_documents) as duplicates:
         examiner = _Examiner(tokenizer, duplicates)
         for split in val_first(splits):
-            sizes[split] = examiner.examine_split(split, splits[split])
+            documents = sampler.pass_on(splits[split]) if split == "train" else splits[split]
+            sizes[split] = examiner.examine_split(split, documents)
             if split in duplicates.seen and duplicates.seen[split].skipped:
                 limits.append(f"near duplicates among the first {max_documents:,} documents of {split}")
     if examiner.passages.skipped:
         limits.append(f"passages of the first {MAX_PASSAGE_WORDS:,} words of val")
     passages = examiner.findings["passages"]
     passages["count"], passages["words"] = examiner.passages.count()
+    one_text = all(size["documents"] <= 1 for size in sizes.values())
+    eot = tokenizer.eot_text if tokenizer and not one_text else None
     return {
         "splits": sizes,
         "findings": examiner.findings,
         "limits": limits,
-        "one_text": all(size["documents"] <= 1 for size in sizes.values()),
+        "one_text": one_text,
+        "sample": sample_documents(sampler.kept, eot),
         "size": recommend(sizes["train"], tokenizer),
     }
 

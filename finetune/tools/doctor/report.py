@@ -6,7 +6,14 @@ import shlex
 from collections.abc import Iterable
 
 from finetune.tools.doctor.quality import FIXES, KINDS
+from finetune.tools.doctor.sample import show_sample
 from finetune.tools.doctor.size import BLOCK_SIZE, MIN_TOKENS
+
+
+def page(facts: dict) -> str:
+    """The sample of the corpus and the report on it."""
+    sample = show_sample(facts["sample"])
+    return f"{sample}\n\n{report(facts)}" if sample else report(facts)
 
 
 def report(facts: dict) -> str:
@@ -29,7 +36,9 @@ def report(facts: dict) -> str:
     size = facts["size"]
     about = "about " if size["estimated"] else ""
     few = f"; fewer than {MIN_TOKENS:,} may overfit" if size["may_overfit"] else ""
-    lines += ["", f"{about}{size['tokens']:,} tokens to train on{few}. Recommended: {size['model']}, {size['recipe']}"]
+    learned = f", {about}{size['learned_tokens']:,} of them learned" if "learned_tokens" in size else ""
+    advice = f"Recommended: {size['model']}, {size['recipe']}"
+    lines += ["", f"{about}{size['tokens']:,} tokens to train on{learned}{few}. {advice}"]
     if fixes := [fix for fix in FIXES if any(KINDS[kind][1] == fix for kind in found)]:
         names = shlex.join(facts.get("names", ["DIR"]))
         lines.append(f"to fix it: python -m finetune.doctor {names} --fix={','.join(fixes)} --out_dir=data/clean")
@@ -45,7 +54,8 @@ def _table(facts: dict) -> list[str]:
     cuts_documents = has_tokens and not facts["one_text"]
     rows = [("documents", "{documents:,}"), ("characters", "{characters:,}")]
     if has_tokens:
-        rows += [("tokens", "{tokens:,}"), ("tokens a byte", "{tokens_per_byte:.3f}")]
+        about = ", estimated" if any("estimated" in split for split in splits.values()) else ""
+        rows += [(f"tokens{about}", "{tokens:,}"), ("tokens a byte", "{tokens_per_byte:.3f}")]
     if not facts["one_text"]:
         unit = "tokens" if has_tokens else "characters"
         rows.append((f"{unit}: half up to", "{lengths[p50]:,}"))

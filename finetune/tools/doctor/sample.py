@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 from finetune.data.documents import Chunk
 
 DOCUMENTS, CHARACTERS, LINES = 3, 400, 8  # shown: documents, characters of each, lines of each
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # steers a terminal, or is not UTF-8
 
 Piece = list  # [text, is_target]
 
@@ -31,6 +33,24 @@ def sample_documents(chunks: Iterable[Chunk], eot: str | None = None) -> list[li
     return [document for document in documents if document]
 
 
+class Sampler:
+    """Passes chunks on and keeps what `sample_documents` needs of them."""
+
+    def __init__(self) -> None:
+        self.kept: list[Chunk] = []
+
+    def pass_on(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        documents = size = 0
+        for chunk in chunks:
+            if documents < DOCUMENTS:
+                if size <= CHARACTERS or chunk.is_last:
+                    spans = chunk.spans and tuple(span for span in chunk.spans if span[0] <= CHARACTERS)
+                    self.kept.append(chunk._replace(text=chunk.text[: CHARACTERS + 1], spans=spans))
+                size = 0 if chunk.is_last else size + len(chunk.text)
+                documents += chunk.is_last
+            yield chunk
+
+
 def _pieces(chunk: Chunk, end: str) -> Iterator[tuple[str, bool]]:
     if chunk.spans is None:
         yield chunk.text + end, chunk.is_target
@@ -50,7 +70,8 @@ def show_sample(sample: list[list[Piece]]) -> str:
         shown = []
         for text, is_target in document:
             gutter = ">" if is_target else "|"
-            shown += [f"  {gutter} {line}" for line in text.removesuffix("\n").split("\n")]
+            text = UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text.removesuffix("\n"))
+            shown += [f"  {gutter} {line}" for line in text.split("\n")]
         more = [f"  … {len(shown) - LINES:,} lines more"] if len(shown) > LINES else []
         lines += [f"document {number} (> is learned):", *shown[:LINES], *more]
     return "\n".join(lines)

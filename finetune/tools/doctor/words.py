@@ -30,7 +30,7 @@ def word_hashes(characters: Characters) -> tuple[np.ndarray, np.ndarray]:
         begin = int(starts[first])
         last = int(np.searchsorted(ends, begin + PIECE, side="right"))
         if last == first:  # a word longer than a piece
-            hashes[first] = zlib.crc32(points[begin : ends[first]].tobytes())
+            hashes[first] = zlib.crc32(points[begin : ends[first]].astype("<u4").tobytes())
             first += 1
             continue
         prefix = HASHING.prefix(points[begin : ends[last - 1]])

@@ -30,6 +30,7 @@ OTHER_CURVES = [
     ("tokens_per_second", "Tokens per second", "e"),
     ("grad_norm", "Gradient norm", "b"),
 ]
+DATA_TABLES = (tables.splits, tables.sources, tables.findings, tables.sample)
 MAX_SAMPLES = 5  # of one step
 MAX_SAMPLE_STEPS = 8
 Setting = tuple[str, str, str, str]  # key, value, origin, reason or help
@@ -51,7 +52,7 @@ def write(run: Record, findings: list[Finding], path: str | Path | None = None) 
         measurements=tables.evaluation(run.evaluation),
         samples=[_samples(event) for event in _evenly_spaced(run.of("samples"), MAX_SAMPLE_STEPS)],
         events=tables.events(run),
-        data=[(part, tables.splits(part), tables.sources(part), tables.findings(part)) for part in run.data],
+        data=[(part, *(table(part) for table in DATA_TABLES)) for part in run.data],
         given=given,
         defaults=defaults,
         written=time.strftime("%Y-%m-%d %H:%M"),

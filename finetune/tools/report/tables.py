@@ -131,3 +131,9 @@ def findings(part: Data) -> Table:
         where = f"{example.get('split', '')} {example.get('document', '')}"
         rows.append((f"{found['count']:,}", KINDS.get(kind, (kind,))[0], where, example.get("text", "")))
     return Table(("count", "what the doctor found", "first in", "such as"), rows, long=(1, 3))
+
+
+def sample(part: Data) -> list[list[tuple[str, bool]]]:
+    """The first documents that the doctor saw, each as texts and whether the model learns them."""
+    documents = part.meta.get("doctor", {}).get("sample", [])
+    return [[(str(text), bool(is_target)) for text, is_target in document] for document in documents]
