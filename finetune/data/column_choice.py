@@ -168,7 +168,7 @@ class _Profile:
         media = next((name for name in map(self.column, MEDIA) if name and any(self.values[name])), None)
         if media and (self.column("messages") or self.column("conversations") or self.column("prompt")):
             raise UsageError(
-                f"{self.place}: {media!r} belongs to its conversations, and only text can be learned; leave these rows out"
+                f"{self.place}: {media!r} belongs to the conversations, and only text can be learned; leave such rows out"
             )
         label = self.column("label")
         if self.column("prompt") and self.column("completion") and label and self.holds(label, bool):
