@@ -57,11 +57,12 @@ class Options(ReadOptions):
     def names(self) -> list[str]:
         """The arguments that name the corpus."""
         val = [f"--val={self.val}"] if self.val else []
-        return [*self.sources, *val, *(f"--{kind}_column={name}" for kind, name in self.columns().items())]
+        return [*self.sources, *val, *self.flags()]
 
 
 def main(argv: list[str]) -> None:
     options, _ = parse(Options, argv, USAGE)
+    from finetune.data.prepare import report
     from finetune.tools.doctor import cleaning, quality
     from finetune.tools.doctor.clean_files import output_files, write_cleaned
     from finetune.tools.doctor.corpus import open_corpus
@@ -72,6 +73,8 @@ def main(argv: list[str]) -> None:
     outputs = output_files(options.out_dir, splits) if options.fix else {}
     facts = quality.examine(_with_progress(splits), corpus.tokenizer)
     facts["names"] = options.names()
+    for line in report(corpus.sources):
+        print(line)
     print(page(facts))
     if options.fix:
         cleaned = cleaning.clean(_with_progress(corpus.read_with_rows()), options.fixes(), corpus.recorders)

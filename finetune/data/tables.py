@@ -66,6 +66,11 @@ class ReadOptions:
         names = {kind: getattr(self, f"{kind}_column") for kind in KINDS}
         return {kind: name for kind, name in names.items() if name is not None}
 
+    def flags(self) -> list[str]:
+        """The options that are not the default, as they are typed."""
+        known = {field.name: field.default for field in dataclasses.fields(ReadOptions)}
+        return [f"--{name}={getattr(self, name)}" for name, default in known.items() if getattr(self, name) != default]
+
     def updated(self, other: ReadOptions | None, columns: dict[str, str] | None) -> ReadOptions:
         """These options with those of another, then with `columns`, names by kind."""
         for known in dataclasses.fields(ReadOptions) if other else ():
