@@ -118,7 +118,9 @@ def _text_of_part(part: object) -> str:
 def check(conversation: Conversation, has_template: bool) -> None:
     """Raise ValueError if there is nothing to learn, or something that our own template cannot render."""
     turns = conversation.turns
-    if not any(turn.role == "assistant" and (turn.content or turn.raw.get("tool_calls")) for turn in turns):
+    if not any(
+        turn.role == "assistant" and ((turn.content or "").strip() or turn.raw.get("tool_calls")) for turn in turns
+    ):
         raise ValueError("no message of the assistant has content, so there is nothing to learn")
     if has_template:
         return

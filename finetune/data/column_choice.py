@@ -34,6 +34,8 @@ CODE = re.compile(
     r"|null|none",
     re.IGNORECASE,
 )
+FIELD = re.compile(r"\{([^{}]+)\}")  # of a prompt template
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 LONGER = 2  # a column with so many times the text is more probably the text
 
 
@@ -81,7 +83,7 @@ class Shape:
 
 def fields_of(template: str) -> list[str]:
     """The columns that a prompt template names in braces."""
-    return re.findall(r"\{([^{}]+)\}", template)
+    return FIELD.findall(template)
 
 
 def find_shape(sample: list[Row], named: dict[str, str], template: str | None, place: str) -> Shape:
@@ -162,6 +164,11 @@ class _Profile:
             raise UsageError(
                 f"{self.place}: its rows are single messages ({role!r}, {content!r}); a row is a conversation, a list"
                 ' of messages such as {"messages": [{"role": ..., "content": ...}, ...]}'
+            )
+        media = next((name for name in map(self.column, MEDIA) if name and any(self.values[name])), None)
+        if media and (self.column("messages") or self.column("conversations") or self.column("prompt")):
+            raise UsageError(
+                f"{self.place}: {media!r} belongs to the conversations, and only text can be learned; leave such rows out"
             )
         label = self.column("label")
         if self.column("prompt") and self.column("completion") and label and self.holds(label, bool):
@@ -254,7 +261,7 @@ def fill_template(template: str, row: dict[str, Any]) -> str:
             raise ValueError(f"column {match[1]!r} must be text, not {type_of(found)}")
         return found
 
-    return re.sub(r"\{([^{}]+)\}", value, template)
+    return FIELD.sub(value, template)
 
 
 def parse_messages(value: Any) -> Any:

@@ -19,6 +19,7 @@ from finetune.data.rows import Row
 SEPARATORS = {",": ",", ";": ";", "\t": "tab", "|": "|"}
 SAMPLE_ROWS, SAMPLE_CHARACTERS = 200, 1 << 20
 SEP_LINE = re.compile(r'^"?sep=(.)"?\s*$', re.IGNORECASE)  # Excel's
+MARKDOWN_RULE = re.compile(r"\|[\s:|-]+\|\s*$")
 LONGEST_NAME = 60  # characters of a column's name; a longer cell is data
 NUMBER = re.compile(r"[-+]?[\d.,]*\d%?$")
 
@@ -60,6 +61,10 @@ def read(
         sample = _sample(file)
     if not "".join(sample).strip():
         raise UsageError(f"{name}: no rows in it")
+    if sample[0].startswith("|") and any(MARKDOWN_RULE.match(line) for line in sample[1:2]):
+        raise UsageError(
+            f"{name}: is a table of Markdown, not csv; save it as csv, or read it as text under the suffix .md"
+        )
     dialect = _find_dialect(sample, name, is_tab, separator)
     facts["separator"] = dialect.separator
     if not dialect.quotes and any('"' in line for line in sample):
@@ -97,7 +102,8 @@ def _find_dialect(sample: list[str], name: str, is_tab: bool, separator: str | N
     if has_sep_line:
         separator, sample = separator or has_sep_line[1], sample[1:]
     found: list[tuple[float, int, Dialect]] = []
-    for candidate in [separator] if separator else ["\t"] if is_tab else SEPARATORS:
+    has_tabs = is_tab and any("\t" in line for line in sample)
+    for candidate in [separator] if separator else ["\t"] if has_tabs else SEPARATORS:
         dialect = _with_quotes(candidate, sample)
         widths, broken = _widths(sample, dialect)
         width, count = max(

@@ -64,6 +64,10 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
         path.name for path in set(readable).difference(data) if path.name not in (*SAVED, "dataset_dict.json")
     )
     splits = {path: _split_of(path.relative_to(base) if path.is_relative_to(base) else path) for path in data}
+    if {*splits.values()} == {"val", "test"}:
+        raise UsageError(
+            f"{name}: has files for validation and test, and none that is named train; name the files to train on"
+        )
     if not _has_splits(splits, is_readable):
         found.files["train"] = data
         return found

@@ -18,7 +18,7 @@ from finetune.common.errors import UsageError
 from finetune.config.options import option
 from finetune.data import arrow_rows, csv_rows, json_rows
 from finetune.data.chat_template import ChatTemplate
-from finetune.data.column_choice import Shape, find_shape, sample_of, unescape
+from finetune.data.column_choice import FIELD, Shape, fields_of, find_shape, sample_of, unescape
 from finetune.data.documents import Chunk
 from finetune.data.row_documents import LeftOut, document_of
 from finetune.data.rows import Row
@@ -92,6 +92,13 @@ class ReadOptions:
         if len(columns.keys() - {"completion"}) > 1 or (self.prompt_template and columns.keys() & {"text", "messages"}):
             message = "a table holds text, prompts with completions, or messages: name the columns of one of them"
             yield "text_column", message
+        if self.prompt_template and (
+            not fields_of(self.prompt_template) or FIELD.sub("", self.prompt_template).count("{")
+        ):
+            yield (
+                "prompt_template",
+                f'{self.prompt_template!r} must name columns in braces, as "{{context}}\\n{{question}}"',
+            )
         if self.separator is not None and len(self.separator_character() or "") != 1:
             yield "separator", f"{self.separator!r} is not one character; a tab is written tab"
         if not self.documents:
