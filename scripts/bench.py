@@ -12,6 +12,7 @@
     python scripts/bench.py command --nanogpt=PATH    the same of the whole command, as users run it
     python scripts/bench.py load    --nanogpt=PATH    cost of a batch
     python scripts/bench.py prepare                   a gigabyte of text to train.bin and val.bin
+    python scripts/bench.py doctor                    what finetune.doctor says of a prepared text and of documents
     python scripts/bench.py convert                   train.bin to an Arrow cache
     python scripts/bench.py char    --nanogpt=PATH    character-level tiny Shakespeare from scratch: whole commands,
     wall time and loss
@@ -56,10 +57,10 @@ class Options:
     sources: list = option(
         [],
         "what to measure: train, start, memory, modes, plan, processes, packing, sample, command, load, prepare,"
-        " convert, char or gpu",
+        " doctor, convert, char or gpu",
     )
     nanogpt: str = option("", "a checkout of nanoGPT to compare with")
-    before: str = option("", "train: a checkout of an older commit of this project to compare with")
+    before: str = option("", "train, doctor: a checkout of an older commit of this project to compare with")
     rounds: int = option(5, "how often every tool has its turn")
     size: str = option("124M", "the shape: 124M, 355M, 774M, 1558M, or tiny to try the script itself")
     batch_size: int = option(1, "train: blocks of an update")
@@ -93,13 +94,14 @@ class Contender:
     tolerance: float = 0.0  # nats that its losses may differ from the first contender's
     results: list = field(default_factory=list)
     root: Path = ROOT  # the checkout of this project whose code runs
+    scripts: Path | None = None  # the checkout whose contenders.py runs it; that of `root` by default
 
     def turn(self, shared, timeout=None):
         job = {**shared, **self.job, "began": time.time()}
         path = Path(shared["work"], "job.json")
         path.write_text(json.dumps(job))
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(self.root)}
-        script = self.root / "scripts" / "contenders.py"
+        script = (self.scripts or self.root) / "scripts" / "contenders.py"
         try:
             done = subprocess.run(
                 [sys.executable, script, path], capture_output=True, text=True, env=environment, timeout=timeout
@@ -642,24 +644,12 @@ def load(options, work):
 
 def prepare(options, work):
     """A gigabyte of text, and a tenth of it in a single line, to bins; beside what encoding alone takes."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
-    words = [
-        "".join(letters[rng.geometric(0.12, size).clip(max=26) - 1]) for size in rng.geometric(0.2, 50_000).clip(1, 14)
-    ]
-    chosen = rng.zipf(1.3, 4_000_000) % len(words)
-    ends = rng.choice(np.array([" ", " ", " ", " ", " ", " ", ", ", ". ", ".\n"]), len(chosen))
-    piece = "".join(words[word] + end for word, end in zip(chosen.tolist(), ends.tolist()))
+    piece = next(_pieces())
     size = 10**9 if options.size == "124M" else 10**7
     rows, results = [], []
     for name, bytes_, text in (("in lines", size, piece), ("in a single line", size // 10, piece.replace("\n", " "))):
         path = work / "text.txt"
-        with open(path, "w", encoding="utf-8") as file:
-            for _ in range(bytes_ // len(text)):
-                file.write(text)
-            file.write(text[: bytes_ % len(text)])
+        _write_repeated(path, text, bytes_)
         contenders = [
             Contender(f"finetune, {name}", {"tool": "finetune"}),
             Contender(f"tiktoken alone, {name}", {"tool": "tiktoken"}),
@@ -689,6 +679,83 @@ def prepare(options, work):
         " ids differ a little"
     )
     return report(options, "prepare", "A text to train.bin and val.bin", setting, rows, results)
+
+
+def doctor(options, work):
+    """What the doctor takes for a text of random words in lines, and for documents of 300 bytes to 10 kB."""
+    from finetune.data.prepare import prepare
+
+    full = options.size == "124M"
+    corpora = {"one text": 250_000_000 if full else 10**7, "documents": 100_000_000 if full else 10**7}
+    rows, results = [], []
+    for name, size in corpora.items():
+        path = work / ("text.txt" if name == "one text" else "documents.jsonl")
+        if name == "one text":
+            _write_repeated(path, next(_pieces()), size)
+        else:
+            _write_documents(path, size)
+        prepare([path], work / name)
+        contenders = [Contender(f"finetune, {name}", {"tool": "finetune"})]
+        if options.before:
+            before = Path(options.before).resolve()
+            contenders.append(Contender(f"before, {name}", {"tool": "finetune"}, root=before, scripts=ROOT))
+        rotate(contenders, options.rounds, {"work": str(work), "dataset": str(work / name), "what": "doctor"})
+        found = [result["findings"] for contender in contenders for result in contender.results]
+        if any(other != found[0] for other in found):
+            sys.exit(f"the findings differ: {found}")
+        rows += [
+            {
+                "tool": c.name,
+                "MB/s": f"{statistics.median(r['mb_per_second'] for r in c.results):.1f}",
+                "speed over it": ratios(
+                    [r["mb_per_second"] for r in contenders[0].results], [r["mb_per_second"] for r in c.results]
+                ),
+                "CPU ns a byte": f"{statistics.median(r['cpu_ns_per_byte'] for r in c.results):.1f}",
+                "peak MB": f"{max(r['peak_mb'] for r in c.results):,.0f}",
+            }
+            for c in contenders
+        ]
+        results += contenders
+    sizes = ", ".join(f"{name} of {size / 1e6:,.0f} MB" for name, size in corpora.items())
+    setting = f"{options.rounds} rounds; {sizes}, prepared with GPT-2's BPE: random words as in `bench.py prepare`,"
+    setting += " documents of 300 bytes to 10 kB; the whole examination, from opening the directory on"
+    return report(options, "doctor", "What finetune.doctor takes", setting, rows, results)
+
+
+def _pieces():
+    """Random words in lines, 24 MB at a time, always other ones."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
+    words = [
+        "".join(letters[rng.geometric(0.12, size).clip(max=26) - 1]) for size in rng.geometric(0.2, 50_000).clip(1, 14)
+    ]
+    while True:
+        chosen = rng.zipf(1.3, 4_000_000) % len(words)
+        ends = rng.choice(np.array([" ", " ", " ", " ", " ", " ", ", ", ". ", ".\n"]), len(chosen))
+        yield "".join(words[word] + end for word, end in zip(chosen.tolist(), ends.tolist()))
+
+
+def _write_repeated(path, text, size):
+    with open(path, "w", encoding="utf-8") as file:
+        for _ in range(size // len(text)):
+            file.write(text)
+        file.write(text[: size % len(text)])
+
+
+def _write_documents(path, size):
+    """Rows of text of 300 to 10,000 characters; the short ones are as many as the long ones."""
+    import numpy as np
+
+    rng, pieces, written, text, place = np.random.default_rng(1), _pieces(), 0, "", 0
+    with open(path, "w", encoding="utf-8") as file:
+        while written < size:
+            length = int(np.exp(rng.uniform(np.log(300), np.log(10_000))))
+            if place + length > len(text):
+                text, place = next(pieces), 0
+            file.write(json.dumps({"text": text[place : place + length]}) + "\n")
+            place, written = place + length, written + length
 
 
 def convert(options, work):
@@ -1104,6 +1171,7 @@ LANES = {
     "command": command,
     "load": load,
     "prepare": prepare,
+    "doctor": doctor,
     "convert": convert,
     "char": char,
     "gpu": gpu,

@@ -476,6 +476,21 @@ def _preparing(job, tokens):
     return {"mb_per_second": os.path.getsize(job["text"]) / 1e6 / seconds, "peak_mb": Peak.resident(), "tokens": tokens}
 
 
+def finetune_doctor(job):
+    """The examination of a prepared directory."""
+    from finetune.data import dataset as datasets
+    from finetune.tools.doctor import quality
+
+    began, cpu = time.perf_counter(), time.process_time()
+    dataset = datasets.load(job["dataset"])
+    facts = quality.examine_dataset(dataset)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    size = sum(split["bytes"] for split in dataset.meta["splits"].values())
+    findings = {kind: found["count"] for kind, found in facts["findings"].items()}
+    figures = {"mb_per_second": size / 1e6 / seconds, "cpu_ns_per_byte": cpu / size * 1e9}
+    return {**figures, "peak_mb": Peak.resident(), "findings": findings}
+
+
 def finetune_convert(job):
     """train.bin to Arrow, in MB/s, and how much memory that took on top."""
     from finetune.data import arrow_cache
