@@ -88,6 +88,12 @@ DIALECTS = [
         [COMMAS],
         "line|header",
     ),
+    either(
+        "a comma at the end of one line",
+        {"a.csv": "text\n" + "\n".join([*P, "well, ok,", "ok,"]) + "\n"},
+        [],
+        "line 1[45]|line 14",
+    ),
     refuses(
         "one comma that is not quoted, before an empty cell",
         {"a.csv": "text,n,note\n" + "".join(f"{t},{i},\n" for i, t in PLAIN_ROWS) + "one, two,5,\n"},

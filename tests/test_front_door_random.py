@@ -20,9 +20,9 @@ OTHERS = {
 }
 
 
-def text(rng, words):
+def text(rng, words, space):
     made = " ".join(rng.choice(words) for _ in range(rng.randint(1, 12)))
-    return made.replace(" ", rng.choice(["\n", "\n\n", " "]), 1)
+    return made.replace(" ", rng.choice(space), 1)
 
 
 def columns_of(rng):
@@ -34,7 +34,8 @@ def columns_of(rng):
 def table(rng):
     """(names of columns, rows, texts)."""
     words = WORDS[: rng.choice([12, len(WORDS)])]
-    texts = [text(rng, words) for _ in range(rng.randint(8, 30))]
+    space = rng.choice([" ", "\n\t "])  # with line ends, or of one line each
+    texts = [text(rng, words, space) for _ in range(rng.randint(8, 30))]
     names = columns_of(rng)
     rows = [[made if name == "text" else OTHERS[name](rng, i) for name in names] for i, made in enumerate(texts)]
     return names, rows, texts
@@ -42,11 +43,12 @@ def table(rng):
 
 def write_csv(rng, names, rows):
     out = io.StringIO()
-    delimiter, end = rng.choice(",,;\t|"), rng.choice(["\n", "\r\n"])
+    # of one column nobody could tell the separator
+    delimiter, end = rng.choice(",,;\t|" if len(names) > 1 else ","), rng.choice(["\n", "\r\n"])
     quoting = rng.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
     writer = csv.writer(out, delimiter=delimiter, quoting=quoting, lineterminator=end)
     writer.writerows([names, *rows])
-    above = rng.choice(["", "", "", f"sep={delimiter}{end}", f"A title{end}", f"A title{end}{end}"])
+    above = rng.choice(["", "", "", f"sep={delimiter}{end}", f"A title{end}", f"Title{end}{end}"])
     content = rng.choice(["", "\ufeff"]) + above + out.getvalue()
     Path("a.csv").write_bytes(content.encode())
     return ["a.csv", *rng.choice([[], ["--text_column=text"]])]
