@@ -1,6 +1,4 @@
-"""csv and tsv in the dialects that people write."""
-
-import gzip
+"""csv and tsv: headers, and what stands in cells."""
 
 from front_door import changed, csv_text, either, plain, reads, refuses, texts, without
 
@@ -20,59 +18,6 @@ def with_line(number, line, rows=PLAIN_ROWS):
     """Rows without quotes, with another line `number`, the header being 1."""
     return "\n".join(changed(joined(rows).splitlines(), number, line)) + "\n"
 
-
-DIALECTS = [
-    reads("csv", {"a.csv": WELL}, T, says="12 rows.*column 'text'"),
-    reads("csv of CRLF", {"a.csv": csv_text(NUMBERED, lineterminator="\r\n")}, T),
-    reads("csv with every cell quoted", {"a.csv": csv_text(NUMBERED, quoting=1)}, T),
-    reads("csv with a byte order mark", {"a.csv": "\ufeff" + csv_text([[t] for t in T], ["text"])}, T),
-    reads("csv of one column", {"a.csv": csv_text([[t] for t in T], ["tweet"])}, T, says="column 'tweet'"),
-    reads("csv compressed", {"a.csv.gz": gzip.compress(WELL.encode())}, T),
-    reads("semicolons, quoted", {"a.csv": csv_text(NUMBERED, delimiter=";", quoting=1)}, T, says="separator ';'"),
-    reads(
-        "semicolons and commas in texts",
-        {"a.csv": joined([(i, t.replace(";", "")) for i, t in enumerate(COMMAS)], ";", "id;text")},
-        [t.replace(";", "") for t in COMMAS],
-        says="separator ';'",
-    ),
-    reads("semicolons without a comma", {"a.csv": joined(PLAIN_ROWS, ";", "id;text")}, P, says="separator ';'"),
-    reads(
-        "semicolons and decimal commas",
-        {"a.csv": joined([(f"{i},5", t, "1,25") for i, t in enumerate(P)], ";", "x;text;y")},
-        P,
-        says="separator ';'",
-    ),
-    reads("tabs in .csv", {"a.csv": csv_text(PLAIN_ROWS, delimiter="\t")}, P, says="separator.*tab|separator '.t'"),
-    reads("bars in .csv", {"a.csv": csv_text(NUMBERED, delimiter="|")}, T, says=r"separator '\|'"),
-    reads("commas in .tsv, said", {"a.tsv": WELL}, T, "--separator=,"),
-    reads("sep= with semicolons", {"a.csv": "sep=;\n" + joined(PLAIN_ROWS, ";", "id;text")}, P),
-    reads("sep= with commas and CRLF", {"a.csv": "sep=,\r\n" + csv_text(NUMBERED, lineterminator="\r\n")}, T),
-    reads("sep= with a byte order mark", {"a.csv": "\ufeffsep=;\r\n" + csv_text(NUMBERED, delimiter=";")}, T),
-    reads("sep= in quotes", {"a.csv": '"sep=;"\n' + csv_text(NUMBERED, delimiter=";")}, T),
-    reads("a separator that is named", {"a.csv": csv_text(NUMBERED, delimiter="^")}, T, "--separator=^"),
-    reads("a tab that is named", {"a.csv": csv_text(NUMBERED, delimiter="\t")}, T, r"'--separator=\t'"),
-    refuses("a wrong separator", {"a.csv": WELL}, "separator|column", "'--separator=|' --text_column=text"),
-    either("separators of two letters", {"a.csv": joined(PLAIN_ROWS, "||", "id||text")}, [P], "a.csv"),
-    either(
-        "spaces after commas",
-        {"a.csv": joined([(i, f" {t}") for i, t in PLAIN_ROWS], ",", "id, text")},
-        [P, [f" {t}" for t in P]],
-        "line|text_column",
-    ),
-    either(
-        "spaces before quotes",
-        {"a.csv": joined([(i, f' "{t}"') for i, t in enumerate(COMMAS)], ",", "id, text")},
-        [COMMAS],
-        "line 2|--separator",
-    ),
-    either(
-        "single quotes around cells",
-        {"a.csv": joined([(i, f"'{t}'") for i, t in enumerate(COMMAS)])},
-        [COMMAS],
-        "line 2|--separator",
-    ),
-    either("old Macintosh line ends", {"a.csv": joined(PLAIN_ROWS).replace("\n", "\r")}, [P], "line|text_column"),
-]
 
 HEADERS = [
     either(
@@ -290,4 +235,4 @@ CELLS = [
     ),
 ]
 
-CASES = [*DIALECTS, *HEADERS, *CELLS]
+CASES = [*HEADERS, *CELLS]

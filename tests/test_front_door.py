@@ -9,6 +9,7 @@ import front_door_answers
 import front_door_chat
 import front_door_columns
 import front_door_csv
+import front_door_dialects
 import front_door_directories
 import front_door_files
 import front_door_json
@@ -24,6 +25,7 @@ MODULES = (
     front_door_chat,
     front_door_columns,
     front_door_csv,
+    front_door_dialects,
     front_door_directories,
     front_door_files,
     front_door_json,
