@@ -391,7 +391,8 @@ def test_other_columns_and_several_sources_to_validate_on(command):
 
 @pytest.mark.parametrize("characters, chunks", [(300, 4096), (3000, 4096), (1 << 20, 1), (1 << 20, 7)])
 def test_the_size_of_batches_changes_nothing(characters, chunks, monkeypatch):
-    corpus, expected, clean = planted()
+    corpus, _, clean = planted()
+    corpus["train"][100] = " ".join([corpus["train"][100], *corpus["val"][7].split()[:60]])  # a passage of val
     splits = lambda: {split: halves(documents, random.Random(9)) for split, documents in corpus.items()}  # noqa: E731
     facts = quality.examine(splits())
     assert facts["findings"]["passages"]["count"] == 1

@@ -96,6 +96,10 @@ class BaseTokenizer(ABC):
         """The ids of a text. End-of-text and the other special tokens, spelled in it, are tokens only with `special`;
         other added tokens always are. Raises UsageError naming what the vocabulary cannot spell."""
 
+    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """What `encode` gives for each text."""
+        return [self.encode(text) for text in texts]
+
     @abstractmethod
     def encode_marked(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
         """`(ids, is_target)`: as with `special`, and whether each token touches one of the `spans` [start, end) of

@@ -12,6 +12,9 @@ import numpy as np
 
 from finetune.data import bpe_files
 from finetune.data.base_tokenizer import BaseTokenizer, touches, without_surrogates
+from finetune.data.fast_bpe import FastEncoder
+
+FAST_CHARACTERS = 10_000
 
 
 class BPETokenizer(BaseTokenizer):
@@ -54,6 +57,18 @@ class BPETokenizer(BaseTokenizer):
             text = without_surrogates(text)
             ids = self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
         return ids.astype(self.dtype, copy=False)
+
+    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """What `encode` gives for each text, faster if they are long together."""
+        is_long = sum(map(len, texts)) >= FAST_CHARACTERS
+        found = self._fast.encode_many(texts) if is_long and self._fast else None
+        return super().encode_many(texts) if found is None else found
+
+    @cached_property
+    def _fast(self) -> FastEncoder | None:
+        """None if it does not encode as tiktoken does, which a sample shows."""
+        encoder = FastEncoder(self._encoding.encode_ordinary, self.dtype)
+        return encoder if encoder.is_exact() else None
 
     def encode_marked(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
         """As in `BaseTokenizer`."""

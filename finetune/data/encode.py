@@ -15,11 +15,13 @@ def encode_chunks(chunks: list[Chunk], tokenizer: Tokenizer, eot: int | None) ->
     wrote the end-of-text tokens."""
     end = np.array([] if eot is None else [eot], dtype=tokenizer.dtype)
     encoded: list[Encoded] = []
+    plain = [chunk.text for chunk in chunks if chunk.spans is None and not chunk.special]
+    ids_of_plain = iter(tokenizer.encode_many(plain))
     for chunk in chunks:
         if chunk.spans is not None:
             encoded += _encode_conversation(chunk, tokenizer)
             continue
-        ids = tokenizer.encode(chunk.text, special=chunk.special)
+        ids = tokenizer.encode(chunk.text, special=True) if chunk.special else next(ids_of_plain)
         if chunk.is_last or chunk.eot_after:
             ids = np.concatenate([ids, end])
         encoded.append((chunk, ids))

@@ -87,7 +87,7 @@ class Batch:
     def _count_tokens(self, tokenizer: Tokenizer | None) -> None:
         tokens = [chunk.tokens for chunk in self.chunks]
         if tokenizer and None in tokens:
-            lengths = (len(tokenizer.encode(chunk.text)) for chunk in self.chunks)
+            lengths = map(len, tokenizer.encode_many([chunk.text for chunk in self.chunks]))
             tokens = [length if count is None else count for length, count in zip(lengths, tokens)]
         if None not in tokens:
             self.tokens = np.array(tokens, np.int64)

@@ -24,7 +24,7 @@ from finetune.tools.doctor.size import Size, recommend
 
 Splits = Mapping[str, Iterable[Chunk]]  # the documents of "train" and perhaps "val"
 
-COUNTED = 10_000_000  # characters of a split whose tokens are counted, not estimated
+COUNTED = 50_000_000  # characters of a split whose tokens are counted, not estimated
 MAX_EXAMPLES, EXCERPT = 3, 60
 # kind: its name in the report, and the --fix for it
 KINDS = {
