@@ -118,3 +118,82 @@ def test_a_csv_without_a_header_is_refused_and_read_on_request(lines):
 
 def read(dataset, split):
     return memoryview(dataset.bin(split).read_bytes()).cast("H").tolist()
+
+
+def documents(dataset):
+    return [dataset.tokenizer.decode(read(dataset, split)) for split in ("train", "val")]
+
+
+def test_an_input_that_only_late_rows_have_is_read(bpe_directory):
+    rows = [
+        {"instruction": f"Do {i}.", "output": "Done."} | ({"input": f"with {i}!"} if i > 1100 else {})
+        for i in range(1200)
+    ]
+    dataset = prepare(write(rows), "data", str(bpe_directory("User: Do with. Assistant: Done. ")))
+    assert "".join(documents(dataset)).count("\n\nwith ") == 99
+
+
+def test_two_columns_that_belong_to_the_prompt_are_refused():
+    rows = [{"prompt": "What?", "completion": "This.", "input": "one", "context": "two"}] * 20
+    with pytest.raises(UsageError, match="'input' and 'context' both belong to the prompt: --prompt_template= joins them"):
+        prepare(write(rows), "data", "char")
+
+
+def test_a_directory_as_val_gives_its_validation_files():
+    Path("other").mkdir()
+    for split in ("train", "validation"):
+        Path(f"other/{split}.jsonl").write_text(json.dumps({"text": f"of {split}"}) + "\n")
+    dataset = prepare(write([{"text": text} for text in PROSE]), "data", "char", val=["other"])
+    assert documents(dataset)[1] == "of validation"
+
+
+@pytest.mark.parametrize("flag", [{"weight": 0}, {"train": False}, {"training": False}, {"loss": False}, {"mask": 1}])
+def test_flags_that_say_what_is_not_learned(bpe_directory, flag):
+    messages = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Bad.", **flag}]
+    messages += [{"role": "user", "content": "Two?"}, {"role": "assistant", "content": "Good."}]
+    dataset = prepare(
+        write([{"messages": messages}] * 20), "data", str(bpe_directory("User: One? Assistant: Good. Bad. Two?"))
+    )
+    mask = memoryview(dataset.mask("train").read_bytes())
+    learned = [token for token, is_target in zip(read(dataset, "train"), mask) if is_target]
+    assert {*dataset.tokenizer.decode(learned).split("<|endoftext|>")} == {"Good.", ""}
+
+
+def test_the_messages_of_a_prompt_are_not_learned(bpe_directory):
+    prompt = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Bad."},
+        {"role": "user", "content": "Two?"},
+    ]
+    rows = [{"prompt": prompt, "completion": [{"role": "assistant", "content": "Good."}]}] * 20
+    dataset = prepare(write(rows), "data", str(bpe_directory("User: One? Assistant: Good. Bad. Two?")))
+    mask = memoryview(dataset.mask("train").read_bytes())
+    learned = [token for token, is_target in zip(read(dataset, "train"), mask) if is_target]
+    assert {*dataset.tokenizer.decode(learned).split("<|endoftext|>")} == {"Good.", ""}
+
+
+def test_json_lines_named_txt_are_refused():
+    write([{"text": text} for text in PROSE], "a.txt")
+    with pytest.raises(UsageError, match="a.txt: holds JSON lines, not plain text; name it with the suffix .jsonl"):
+        prepare(["a.txt"], "data", "char")
+
+
+def test_one_document_beside_its_lists_is_one_document():
+    Path("a.json").write_text(json.dumps({"text": PROSE[0] * 3, "tags": ["a", "b"], "title": "A"}))
+    assert "".join(documents(prepare(["a.json"], "data", "char"))) == PROSE[0] * 3
+    Path("b.json").write_text(json.dumps({"text": PROSE[0], "sections": [{"text": "x"}]}))
+    with pytest.raises(UsageError, match="b.json: holds a text under 'text' beside rows under 'sections'"):
+        prepare(["b.json"], "other", "char")
+
+
+def test_a_long_array_in_one_line_is_read_in_parts():
+    import tracemalloc
+
+    from finetune.data import sources
+
+    Path("a.json").write_text(json.dumps([{"text": f"row {i} " + "x" * 1000} for i in range(20_000)]))
+    tracemalloc.start()
+    count = sum(chunk.is_last for chunk in sources.find(["a.json"])[0].chunks())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 20_000 and peak < 30e6

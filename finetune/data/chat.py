@@ -31,6 +31,7 @@ ROLES = {
     "tool": "tool function observation function_response ipython tool_response".split(),
 }
 ROLE_OF = {spelling: role for role, spellings in ROLES.items() for spelling in spellings}
+LEARN, HIDE = ("weight", "train", "training", "loss", "loss_weight"), ("mask", "masked")  # whether a message is learned
 # contents of a message that a text template has no place for
 CALLS = ("tool_calls", "function_call", "audio", "refusal", "images", "reasoning_content", "thinking")
 
@@ -84,13 +85,15 @@ def _turn(message: object) -> Turn:
     if role is None:
         raise ValueError(f"the role {given!r} is none of {', '.join(sorted(ROLE_OF))}")
     content = _content(next((message[key] for key in ("content", "value", "text") if key in message), None))
-    learned = {key: message[key] for key in ("weight", "train") if message.get(key) is not None}
-    for key, choice in learned.items():
+    learned = {key: message[key] for key in LEARN if message.get(key) is not None}
+    hidden = {key: message[key] for key in HIDE if message.get(key) is not None}
+    for key, choice in {**learned, **hidden}.items():
         if choice not in (0, 1):
             raise ValueError(f"{key} of a message is 0 or 1, not {choice!r}; parts of a weight are not supported")
-    raw = {key: value for key, value in message.items() if key not in ("from", "value", "weight", "train")}
+    flags = {"from", "value", *LEARN, *HIDE}
+    raw = {key: value for key, value in message.items() if key not in flags and value is not None}
     raw |= {"role": role, "content": content}
-    return Turn(role, content, role == "assistant" and all(learned.values()), raw)
+    return Turn(role, content, role == "assistant" and all(learned.values()) and not any(hidden.values()), raw)
 
 
 def _content(value: object) -> str | None:

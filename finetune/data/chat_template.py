@@ -36,7 +36,8 @@ class ChatTemplate:
         spans = self._marked(conversation) if self.marks_turns else self._found(conversation, text)
         if self.end and not text.rstrip("\n").endswith(self.end):  # a document ends with it
             # a template that marks turns says all that is learned
-            spans += [] if self.marks_turns else [(len(text), len(text) + len(self.end))]
+            is_learned = conversation.turns[-1].is_target and not self.marks_turns
+            spans += [] if not is_learned else [(len(text), len(text) + len(self.end))]
             text += self.end
         return Chunk(text, is_last=True, spans=tuple(spans))
 

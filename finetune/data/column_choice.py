@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from finetune.common.errors import UsageError
 from finetune.data import chat
-from finetune.data.rows import Row, type_of
+from finetune.data.row_shape import Shape, fields_of, parse_messages
+from finetune.data.rows import Row
 
 MESSAGES = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
 ROLES, CONTENTS = ("role", "from"), ("content", "value")  # of a message
-# the question, its answer, and a column that is added to the question
-PAIRS = (("prompt", "completion", None), ("instruction", "output", "input"), ("instruction", "response", "context"))
+# the question and its answer
+PAIRS = (("prompt", "completion"), ("instruction", "output"), ("instruction", "response"))
+EXTRAS = ("input", "context")  # added to the prompt
 # taken only if named, because either column could be the text
 QUESTIONS = ("question", "prompt", "instruction", "query", "input", "problem", "source")
 ANSWERS = ("answer", "response", "output", "completion", "chosen", "solution", "target", "reply")
@@ -34,58 +33,9 @@ CODE = re.compile(
     r"|null|none",
     re.IGNORECASE,
 )
-FIELD = re.compile(r"\{([^{}]+)\}")  # of a prompt template
 PYTHON = re.compile(r"""\s*\[\s*[\[{'"].*\]\s*$|b(['"]).*\1$""", re.DOTALL)  # a list or bytes, written by print
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 LONGER = 2  # a column with so many times the text is more probably the text
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How a row becomes a document."""
-
-    kind: Literal["text", "messages", "pair"]
-    text: str | None = None
-    messages: str | None = None  # None: the row itself is the list
-    prompt: str | None = None
-    completion: str | None = None
-    extra: str | None = None  # added to the prompt, below a blank line
-    system: str | None = None
-    tools: str | None = None
-    history: str | None = None
-    template: str | None = None  # of the prompt
-    left_out: tuple[str, ...] = ()  # columns that are not read
-    absent: tuple[str, ...] = ()  # columns that are read where a row has them, and the sample has not
-
-    def used(self) -> list[str]:
-        """The columns that are read, in order."""
-        names = [
-            self.text,
-            self.messages,
-            self.system,
-            self.tools,
-            self.history,
-            self.prompt,
-            self.extra,
-            self.completion,
-        ]
-        found = [name for name in names if name is not None and name not in self.absent]
-        return found[:-1] + fields_of(self.template) + found[-1:] if self.template else found
-
-    def describe(self) -> str:
-        """`column 'body'`, for the line that says what was taken."""
-        names = self.used()
-        if not names:
-            return "a list of messages a row" if self.kind == "messages" else "a text a row"
-        *first, last = map(repr, names)
-        joined = f"{', '.join(first)} and {last}" if first else last
-        what = {"text": "", "messages": " (conversations)", "pair": f" ({last} is learned)"}[self.kind]
-        return f"column{'s' * bool(first)} {joined}{what}"
-
-
-def fields_of(template: str) -> list[str]:
-    """The columns that a prompt template names in braces."""
-    return FIELD.findall(template)
 
 
 def find_shape(sample: list[Row], named: dict[str, str], template: str | None, place: str) -> Shape:
@@ -115,6 +65,7 @@ class _Profile:
     def __init__(self, rows: list[dict[str, Any]], place: str) -> None:
         self.rows, self.place = rows, place
         self.names = list(dict.fromkeys(name for row in rows for name in row))
+        self.system = "system_prompt" if "system_prompt" in self.names else "system"
         self.tools = "functions" if "functions" in self.names else "tools"
         self.values = {name: [row.get(name) for row in rows if row.get(name) is not None] for name in self.names}
 
@@ -148,6 +99,15 @@ class _Profile:
         """The columns of these names. One that the sample has not is read where a later row has it."""
         return {key: name and (self.column(name) or name) for key, name in columns.items()}
 
+    def extra(self) -> str:
+        """The column that is added to the prompt. Raises UsageError if there are two."""
+        found = [name for name in EXTRAS if (column := self.column(name)) and any(self.values[column])]
+        if len(found) > 1:
+            raise self.unclear(
+                f"{' and '.join(map(repr, found))} both belong to the prompt: --prompt_template= joins them"
+            )
+        return found[0] if found else EXTRAS[0]
+
     def by_names(self, named: dict[str, str], template: str | None) -> Shape:
         for name in [*named.values(), *fields_of(template or "")]:
             if name not in self.names:
@@ -156,12 +116,14 @@ class _Profile:
                 raise UsageError(f"{self.place}: has no column {name!r}; its columns are {', '.join(self.names)}{hint}")
         if "text" in named:
             return self.shape(Shape("text", text=named["text"]))
-        beside = self.beside(system="system", tools=self.tools)
+        beside = self.beside(system=self.system, tools=self.tools)
         if "messages" in named:
             return self.shape(Shape("messages", messages=named["messages"], **beside))
         completion = named.get("completion") or self.column("completion")
         if completion is None:
             raise UsageError(f"{self.place}: which column is the answer? name it with --completion_column=")
+        if named.get("prompt") == "instruction":  # Alpaca's rows
+            beside |= self.beside(extra=self.extra(), history="history")
         return self.shape(Shape("pair", prompt=named.get("prompt"), completion=completion, template=template, **beside))
 
     def check_rows(self) -> None:
@@ -178,7 +140,7 @@ class _Profile:
                 f"{self.place}: {media!r} belongs to the conversations, and only text is learned; leave such rows out"
             )
         label = self.column("label")
-        if self.column("prompt") and self.column("completion") and label and self.holds(label, bool):
+        if self.column("prompt") and self.column("completion") and label and {*self.values[label]} <= {0, 1}:
             raise UsageError(
                 f"{self.place}: {label!r} tells good completions from bad ones; leave the bad ones out, and name"
                 " --prompt_column=prompt --completion_column=completion"
@@ -194,7 +156,7 @@ class _Profile:
                     f"{self.place}: {name!r} holds lists as Python writes them, not JSON; write them as jsonl"
                 )
             if name and (known == "messages" or any(map(chat.are_messages, map(parse_messages, self.values[name])))):
-                return self.shape(Shape("messages", messages=name, **self.beside(system="system", tools=self.tools)))
+                return self.shape(Shape("messages", messages=name, **self.beside(system=self.system, tools=self.tools)))
         return None
 
     def pair(self) -> Shape | None:
@@ -203,10 +165,10 @@ class _Profile:
                 f"{self.place}: pairs of a chosen and a rejected answer; to learn the chosen ones name"
                 " --prompt_column= and --completion_column=chosen"
             )
-        for prompt, completion, extra in PAIRS:
+        for prompt, completion in PAIRS:
             columns = self.column(prompt), self.column(completion)
             if all(columns):
-                beside = self.beside(extra=extra, system="system", tools=self.tools, history="history")
+                beside = self.beside(system=self.system, tools=self.tools, history="history", extra=self.extra())
                 return self.shape(Shape("pair", prompt=columns[0], completion=columns[1], **beside))
         return None
 
@@ -256,43 +218,3 @@ class _Profile:
             if self.holds(name, kind):
                 return f" ({word})"
         return ""
-
-
-def unescape(text: str) -> str:
-    """`text` with \\n, \\t and \\r as the characters that they mean, because a shell passes them as two letters."""
-    for written, meant in (("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r")):
-        text = text.replace(written, meant)
-    return text
-
-
-def fill_template(template: str, row: dict[str, Any]) -> str:
-    """The prompt that a template makes of a row. Raises ValueError if a column has no text."""
-
-    def value(match: re.Match[str]) -> str:
-        found = row.get(match[1])
-        if not isinstance(found, str):
-            raise ValueError(f"column {match[1]!r} must be text, not {type_of(found)}")
-        return found
-
-    return FIELD.sub(value, template)
-
-
-def parse_messages(value: Any) -> Any:
-    """A list of messages that stands as JSON in a cell."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
-
-
-def sample_of(rows: Iterable[Row], count: int, characters: int) -> list[Row]:
-    """The first rows, up to a count or to that many characters."""
-    sample, size = [], 0
-    for row in rows:
-        sample.append(row)
-        size += len(str(row.value))
-        if len(sample) >= count or size >= characters:
-            break
-    return sample

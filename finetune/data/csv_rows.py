@@ -120,6 +120,8 @@ def _check_names(names: list[str], first: list[list[str]], place: str, header: s
         is_alike = _pattern(one) in cells or is_word_list or (len(names) == 1 and " " in one)
         if one and (_looks_like_data(one) or is_alike):
             problem = f"{one[:40]!r} looks like data, not like the name of a column"
+    if len(names) == 1 and re.search(r"\w[^\w\s.()-]\w", names[0]):
+        problem = f"{names[0][:40]!r} is one column; name the separator with --separator="
     if twice := [one for one, count in Counter(names).items() if count > 1]:
         problem = problem or f"two columns are named {twice[0]!r}"
     if problem:

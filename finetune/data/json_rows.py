@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
 from json import JSONDecodeError
 from typing import Any, TextIO
@@ -16,6 +17,9 @@ from finetune.data.rows import Row
 
 CHUNK_CHARACTERS = 1 << 20
 LITERAL = 16  # characters; an error so near to the end can be that of a value that goes on
+LOOK_CHARACTERS = 1 << 16  # of the first line
+MESSAGES = re.compile(r'\s*\[\s*\{\s*"(role|from|content|value)"')  # a conversation
+TEXTS = ("text", "content", "body", "article", "document")  # keys of one document, beside its lists
 DECODER = json.JSONDecoder()
 
 
@@ -24,9 +28,7 @@ def read(open_text: Callable[[], TextIO], name: str, is_lines: bool, facts: dict
     list, if one object holds the rows.
 
     A line that is not JSON is a Row with a problem. Raises UsageError where reading cannot go on."""
-    with open_text() as file:
-        lines = itertools.islice((line for line in file if line.strip()), 2)
-        first, has_more = next(lines, ""), next(lines, None) is not None
+    first, has_more = _look(open_text)
     begins = first.lstrip()[:1]
     if begins not in ("[", "{") and not is_lines:
         raise UsageError(f"{name}: cannot be read as json: line 1: expected an array [...] or objects {{...}}")
@@ -39,8 +41,35 @@ def read(open_text: Callable[[], TextIO], name: str, is_lines: bool, facts: dict
             yield from _read_object(_Scanner(file, name), facts)
 
 
+def check_text(file: TextIO, name: str) -> None:
+    """Raise UsageError if the first lines of a text are rows of JSON."""
+    lines = [line for line in itertools.islice(file, 3) if line.strip() and len(line) < LOOK_CHARACTERS]
+    try:
+        is_json = len(lines) > 1 and all(isinstance(json.loads(line), dict) for line in lines)
+    except (ValueError, RecursionError):
+        return
+    if is_json:
+        raise UsageError(f"{name}: holds JSON lines, not plain text; name it with the suffix .jsonl")
+
+
+def _look(open_text: Callable[[], TextIO]) -> tuple[str, bool]:
+    """The first line that is not blank, of a long one the beginning, and whether there are more."""
+    first = ""
+    with open_text() as file:
+        while line := file.readline(LOOK_CHARACTERS):
+            if not first.strip():
+                first = line
+            elif first.endswith("\n") and line.strip():
+                return first, True
+            elif line.endswith("\n"):  # the end of a long first line
+                first += "" if first.endswith("\n") else "\n"
+    return first, False
+
+
 def _is_value_of_lines(first: str, has_more: bool, is_lines: bool) -> bool:
     """Whether each line is a value. `first` is the first line that is not blank."""
+    if len(first) >= LOOK_CHARACTERS:
+        return has_more or (is_lines and (first.lstrip()[0] == "{" or bool(MESSAGES.match(first))))
     first = first.strip()
     try:
         value = json.loads(first)
@@ -123,7 +152,13 @@ def _read_object(scanner: _Scanner, facts: dict[str, Any]) -> Iterator[Row]:
     scanner.expect("}")
     if scanner.peek():
         raise scanner.error("something follows the object")
-    if rows_of is None:
+    texts = [key for key in TEXTS if isinstance(values.get(key), str)]
+    if rows_of and texts:
+        beside = f"holds a text under {texts[0]!r} beside rows under {rows_of!r}"
+        raise UsageError(f"{scanner.name}: {beside}; keep one of them")
+    if texts:
+        yield Row(1, values)
+    elif rows_of is None:
         yield from _rows_of_columns(values, scanner.name)
 
 

@@ -134,7 +134,12 @@ def find_texts(
     finder = sources.make_finder(template=template, eot=eot, **reading)
     texts = finder.find(names)
     if val:
-        texts["val"] = finder.find(val)["train"]
+        given = finder.find(val)
+        for source in texts["train"]:  # what a directory says of its own validation files
+            source.notes = [note.replace(" validates", " is left out") for note in source.notes]
+        for source in given["train"]:
+            source.notes = []
+        texts["val"] = given["val"] or given["train"]
     every = [source for found in texts.values() for source in found]
     kinds = {sources.is_table(path) for source in every for path in source.files}
     for source in every:  # where nothing else separates a text from rows

@@ -8,8 +8,8 @@ from typing import Any
 from finetune.data import chat
 from finetune.data.chat import Conversation, Turn
 from finetune.data.chat_template import ChatTemplate
-from finetune.data.column_choice import Shape, fill_template, parse_messages
 from finetune.data.documents import Chunk
+from finetune.data.row_shape import Shape, fill_template, parse_messages
 from finetune.data.rows import name_of_value, type_of
 
 
@@ -65,7 +65,8 @@ def _pair(row: Any, shape: Shape) -> list[Turn]:
     answer = _cell(row, shape.completion)
     question = fill_template(shape.template, row) if shape.template else _cell(row, shape.prompt)
     if isinstance(question, list) and isinstance(answer, list):
-        return chat.turns_of(question + answer)
+        before = [turn._replace(is_target=False) for turn in chat.turns_of(question)]  # the prompt is not learned
+        return before + chat.turns_of(answer)
     extra = _cell(row, shape.extra) if shape.extra else None
     for name, text, what in ((shape.prompt, question, "a question"), (shape.completion, answer, "an answer")):
         if isinstance(text, str) and not text.strip():

@@ -15,13 +15,21 @@ from typing import Any
 from finetune.common.errors import UsageError
 from finetune.common.files import read_chunks
 from finetune.common.network import reach
-from finetune.data import archives, converted, directories, named_texts
+from finetune.data import archives, converted, directories, json_rows, named_texts
 from finetune.data.chat_template import ChatTemplate
 from finetune.data.documents import CHUNK_CHARACTERS, Chunk, cut
 from finetune.data.file_kinds import DOCUMENT_SUFFIXES
 from finetune.data.literals import LiteralCounter, cut_at, end_lines
 from finetune.data.tables import TABLES, ReadOptions, Taken, read_hub, read_table
-from finetune.data.text_files import COMPRESSED_SUFFIXES, TEXT_SUFFIXES, Digest, read_document, read_file, suffix_of
+from finetune.data.text_files import (
+    COMPRESSED_SUFFIXES,
+    TEXT_SUFFIXES,
+    Digest,
+    open_text,
+    read_document,
+    read_file,
+    suffix_of,
+)
 
 NAMED = ("shakespeare", "python_docs")
 NO_TEXT = "no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs (no download)"
@@ -103,8 +111,11 @@ class Source:
         if converted.is_document(path):
             content = converted.to_text(path).encode("utf-8", "surrogatepass")
             yield from read_document(str(path), io.BytesIO(content), digest)
-        else:
-            yield from read_file(path, digest, options=self.options.text_options())
+            return
+        if suffix_of(path) in ("", ".txt", ".text") and self.options.documents == "file":
+            with open_text(path, self.options.encoding) as file:
+                json_rows.check_text(file, str(path))
+        yield from read_file(path, digest, options=self.options.text_options())
 
     def report(self) -> list[str]:
         """What was taken of it, and what was left out, a line each."""

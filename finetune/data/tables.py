@@ -18,9 +18,10 @@ from finetune.common.errors import UsageError
 from finetune.config.options import option
 from finetune.data import arrow_rows, csv_rows, json_rows
 from finetune.data.chat_template import ChatTemplate
-from finetune.data.column_choice import FIELD, Shape, fields_of, find_shape, sample_of, unescape
+from finetune.data.column_choice import find_shape
 from finetune.data.documents import Chunk
 from finetune.data.row_documents import LeftOut, document_of
+from finetune.data.row_shape import FIELD, Shape, fields_of, sample_of, unescape
 from finetune.data.rows import Row
 from finetune.data.text_files import TextOptions, open_text, suffix_of
 

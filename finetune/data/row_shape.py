@@ -1,0 +1,101 @@
+"""How a row of a table becomes a document, and what that needs of its cells."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from finetune.data.rows import Row, type_of
+
+FIELD = re.compile(r"\{([^{}]+)\}")  # of a prompt template
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a row becomes a document."""
+
+    kind: Literal["text", "messages", "pair"]
+    text: str | None = None
+    messages: str | None = None  # None: the row itself is the list
+    prompt: str | None = None
+    completion: str | None = None
+    extra: str | None = None  # added to the prompt, below a blank line
+    system: str | None = None
+    tools: str | None = None
+    history: str | None = None
+    template: str | None = None  # of the prompt
+    left_out: tuple[str, ...] = ()  # columns that are not read
+    absent: tuple[str, ...] = ()  # columns that are read where a row has them, and the sample has not
+
+    def used(self) -> list[str]:
+        """The columns that are read, in order."""
+        names = [
+            self.text,
+            self.messages,
+            self.system,
+            self.tools,
+            self.history,
+            self.prompt,
+            self.extra,
+            self.completion,
+        ]
+        found = [name for name in names if name is not None and name not in self.absent]
+        return found[:-1] + fields_of(self.template) + found[-1:] if self.template else found
+
+    def describe(self) -> str:
+        """`column 'body'`, for the line that says what was taken."""
+        names = self.used()
+        if not names:
+            return "a list of messages a row" if self.kind == "messages" else "a text a row"
+        *first, last = map(repr, names)
+        joined = f"{', '.join(first)} and {last}" if first else last
+        what = {"text": "", "messages": " (conversations)", "pair": f" ({last} is learned)"}[self.kind]
+        return f"column{'s' * bool(first)} {joined}{what}"
+
+
+def fields_of(template: str) -> list[str]:
+    """The columns that a prompt template names in braces."""
+    return FIELD.findall(template)
+
+
+def unescape(text: str) -> str:
+    """`text` with \\n, \\t and \\r as the characters that they mean, because a shell passes them as two letters."""
+    for written, meant in (("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r")):
+        text = text.replace(written, meant)
+    return text
+
+
+def fill_template(template: str, row: dict[str, Any]) -> str:
+    """The prompt that a template makes of a row. Raises ValueError if a column has no text."""
+
+    def value(match: re.Match[str]) -> str:
+        found = row.get(match[1])
+        if not isinstance(found, str):
+            raise ValueError(f"column {match[1]!r} must be text, not {type_of(found)}")
+        return found
+
+    return FIELD.sub(value, template)
+
+
+def parse_messages(value: Any) -> Any:
+    """A list of messages that stands as JSON in a cell."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def sample_of(rows: Iterable[Row], count: int, characters: int) -> list[Row]:
+    """The first rows, up to a count or to that many characters."""
+    sample, size = [], 0
+    for row in rows:
+        sample.append(row)
+        size += len(str(row.value))
+        if len(sample) >= count or size >= characters:
+            break
+    return sample
