@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from finetune.common.errors import UsageError
@@ -35,6 +35,7 @@ CODE = re.compile(
     re.IGNORECASE,
 )
 FIELD = re.compile(r"\{([^{}]+)\}")  # of a prompt template
+PYTHON = re.compile(r"""\s*\[\s*[\[{'"].*\]\s*$|b(['"]).*\1$""", re.DOTALL)  # a list or bytes, written by print
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 LONGER = 2  # a column with so many times the text is more probably the text
 
@@ -53,7 +54,8 @@ class Shape:
     tools: str | None = None
     history: str | None = None
     template: str | None = None  # of the prompt
-    left_out: tuple[str, ...] = field(default=(), compare=False)  # columns that are not read
+    left_out: tuple[str, ...] = ()  # columns that are not read
+    absent: tuple[str, ...] = ()  # columns that are read where a row has them, and the sample has not
 
     def used(self) -> list[str]:
         """The columns that are read, in order."""
@@ -67,7 +69,7 @@ class Shape:
             self.extra,
             self.completion,
         ]
-        found = [name for name in names if name is not None]
+        found = [name for name in names if name is not None and name not in self.absent]
         return found[:-1] + fields_of(self.template) + found[-1:] if self.template else found
 
     def describe(self) -> str:
@@ -132,14 +134,19 @@ class _Profile:
         return sum(len(text) for text in texts if not CODE.fullmatch(text.strip()))
 
     def shape(self, shape: Shape) -> Shape:
+        texts = [value for value in self.values.get(shape.text or "", []) if isinstance(value, str)]
+        if texts and all(map(PYTHON.match, texts)):
+            raise UsageError(f"{self.place}: {shape.text!r} holds lists or bytes as Python writes them, not texts")
         used = shape.used()
-        others = tuple(name for name in self.names if name not in used)
-        return dataclasses.replace(shape, left_out=others)
+        return dataclasses.replace(
+            shape,
+            left_out=tuple(name for name in self.names if name not in used),
+            absent=tuple(name for name in used if name not in self.names),
+        )
 
     def beside(self, **columns: str | None) -> dict[str, Any]:
-        """The columns of these names, as far as there are any with contents."""
-        found = {key: self.column(name) for key, name in columns.items()}
-        return {key: name if name is not None and any(self.values[name]) else None for key, name in found.items()}
+        """The columns of these names. One that the sample has not is read where a later row has it."""
+        return {key: name and (self.column(name) or name) for key, name in columns.items()}
 
     def by_names(self, named: dict[str, str], template: str | None) -> Shape:
         for name in [*named.values(), *fields_of(template or "")]:
@@ -168,7 +175,7 @@ class _Profile:
         media = next((name for name in map(self.column, MEDIA) if name and any(self.values[name])), None)
         if media and (self.column("messages") or self.column("conversations") or self.column("prompt")):
             raise UsageError(
-                f"{self.place}: {media!r} belongs to the conversations, and only text can be learned; leave such rows out"
+                f"{self.place}: {media!r} belongs to the conversations, and only text is learned; leave such rows out"
             )
         label = self.column("label")
         if self.column("prompt") and self.column("completion") and label and self.holds(label, bool):
@@ -180,6 +187,12 @@ class _Profile:
     def messages(self) -> Shape | None:
         for known in MESSAGES:
             name = self.column(known)
+            if name and any(
+                isinstance(value, str) and PYTHON.match(value) for value in map(parse_messages, self.values[name])
+            ):
+                raise UsageError(
+                    f"{self.place}: {name!r} holds lists as Python writes them, not JSON; write them as jsonl"
+                )
             if name and (known == "messages" or any(map(chat.are_messages, map(parse_messages, self.values[name])))):
                 return self.shape(Shape("messages", messages=name, **self.beside(system="system", tools=self.tools)))
         return None

@@ -10,38 +10,16 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, TextIO
 
 from finetune.common.errors import UsageError
+from finetune.data.csv_dialect import MARKDOWN_RULE, SAMPLE_CHARACTERS, SAMPLE_ROWS, SEPARATORS, Dialect, find_dialect
 from finetune.data.rows import Row
 
-SEPARATORS = {",": ",", ";": ";", "\t": "tab", "|": "|"}
-SAMPLE_ROWS, SAMPLE_CHARACTERS = 200, 1 << 20
-SEP_LINE = re.compile(r'^"?sep=(.)"?\s*$', re.IGNORECASE)  # Excel's
-MARKDOWN_RULE = re.compile(r"\|[\s:|-]+\|\s*$")
 LONGEST_NAME = 60  # characters of a column's name; a longer cell is data
 NUMBER = re.compile(r"[-+]?[\d.,]*\d%?$")
 
 Cells = tuple[int, list[str]]  # (line, cells)
-
-
-@dataclass
-class Dialect:
-    """How a file is written."""
-
-    separator: str = ","
-    quotes: bool = True  # a cell may stand in double quotes
-    escape: bool = False  # \\" is a quote within a cell, instead of ""
-    has_sep_line: bool = False
-    skipped: int = 0  # lines above the header
-
-    def arguments(self) -> dict[str, Any]:
-        """Those of csv.reader."""
-        if not self.quotes:
-            return {"delimiter": self.separator, "quoting": csv.QUOTE_NONE, "strict": True}
-        escape = {"escapechar": "\\", "doublequote": False} if self.escape else {}
-        return {"delimiter": self.separator, "strict": True, **escape}
 
 
 def read(
@@ -65,7 +43,7 @@ def read(
         raise UsageError(
             f"{name}: is a table of Markdown, not csv; save it as csv, or read it as text under the suffix .md"
         )
-    dialect = _find_dialect(sample, name, is_tab, separator)
+    dialect = find_dialect(sample, name, is_tab, separator)
     facts["separator"] = dialect.separator
     if not dialect.quotes and any('"' in line for line in sample):
         facts["quotes"] = "characters"
@@ -76,13 +54,14 @@ def read(
         line, names = next(rows)
         if header == "false":
             rows = itertools.chain([(line, names)], rows)
-            names = [str(number) for number in range(1, len(names) + 1)]
+            full, names = len(names), [str(number) for number in range(1, len(names) + 1)]
             facts["header"] = False
         else:
             first = list(itertools.islice(rows, SAMPLE_ROWS))
             rows = itertools.chain(first, rows)
+            full = max(len(names), min((len(cells) for _, cells in first), default=0))
             names = _check_names(names, [cells for _, cells in first], f"{name}: line {line:,}", header)
-        yield from _rows(rows, names, name, dialect)
+        yield from _rows(rows, names, full, dialect)
 
 
 def _sample(file: TextIO) -> list[str]:
@@ -96,100 +75,12 @@ def _sample(file: TextIO) -> list[str]:
     return lines
 
 
-def _find_dialect(sample: list[str], name: str, is_tab: bool, separator: str | None) -> Dialect:
-    """The dialect that gives most rows the same number of cells, more than one. Raises UsageError if two do."""
-    has_sep_line = SEP_LINE.match(sample[0])
-    if has_sep_line:
-        separator, sample = separator or has_sep_line[1], sample[1:]
-    found: list[tuple[float, int, Dialect]] = []
-    has_tabs = is_tab and any("\t" in line for line in sample)
-    for candidate in [separator] if separator else ["\t"] if has_tabs else SEPARATORS:
-        dialect = _with_quotes(candidate, sample)
-        widths, broken = _widths(sample, dialect)
-        width, count = max(
-            Counter(width for width in widths if width > 1).items(), key=lambda item: item[1], default=(1, 0)
-        )
-        if count > len(widths) / 2:
-            found.append((count / (len(widths) + broken), width, dialect))
-    found.sort(key=lambda item: item[0], reverse=True)
-    if len(found) > 1 and found[0][0] == found[1][0]:
-        one, other = (SEPARATORS[dialect.separator] for _, _, dialect in found[:2])
-        raise UsageError(f"{name}: {one!r} and {other!r} both separate cells; name the separator: --separator={one!r}")
-    if found:
-        _, width, dialect = found[0]
-        dialect.skipped = _lines_above(sample, name, dialect, width)
-    else:
-        dialect = _with_quotes(separator or ("\t" if is_tab else ","), sample)
-        dialect.skipped = next((number for number, line in enumerate(sample) if line.strip()), 0)
-    dialect.has_sep_line = bool(has_sep_line)
-    return dialect
-
-
-def _with_quotes(separator: str, sample: list[str]) -> Dialect:
-    """How quotes are written, in a file with that separator. Between tabs they are characters, unless they enclose
-    cells throughout."""
-    standard, escaped = Dialect(separator), Dialect(separator, escape=True)
-    if separator != "\t":
-        is_escaped = any('\\"' in line for line in sample) and _is_better(
-            _widths(sample, escaped), _widths(sample, standard)
-        )
-        return escaped if is_escaped else standard
-    plain = Dialect(separator, quotes=False)
-    if _is_better(_widths(sample, standard), _widths(sample, plain)):
-        return standard
-    cells = [cell for line in sample for cell in line.rstrip("\r\n").split(separator) if cell.startswith('"')]
-    is_quoted = [len(cell) > 1 and cell.endswith('"') and '"' not in cell[1:-1].replace('""', "") for cell in cells]
-    return standard if cells and all(is_quoted) and any('""' in cell[1:-1] for cell in cells) else plain
-
-
-def _is_better(one: tuple[list[int], int], other: tuple[list[int], int]) -> bool:
-    """Whether rows are more alike: fewer cannot be read, then fewer different widths."""
-    return (one[1], len(set(one[0]))) < (other[1], len(set(other[0])))
-
-
-def _widths(lines: list[str], dialect: Dialect) -> tuple[list[int], int]:
-    """(number of cells of each row, rows that cannot be read)"""
-    reader = csv.reader(lines, **dialect.arguments())
-    widths, broken = [], 0
-    while True:
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            is_cut = "unexpected end" in str(error) and len(lines) == SAMPLE_ROWS  # the sample ends within a cell
-            broken += not is_cut
-            continue
-        if row is None:
-            return widths, broken
-        if row:
-            widths.append(len(row))
-
-
-def _lines_above(lines: list[str], name: str, dialect: Dialect, width: int) -> int:
-    """The number of lines above the header, which are blank or a title. Raises UsageError if the title looks like the
-    header of one column."""
-    reader = csv.reader(lines, **dialect.arguments())
-    title, previous = "", 0
-    for row in reader:
-        filled = [cell.strip() for cell in row if cell.strip()]
-        if len(filled) > 1 or (len(row) >= width and filled):
-            break
-        title, previous = "".join(filled) or title, reader.line_num
-    if len(title.split()) == 1 and "".join(lines[previous - 1 : previous]).strip():
-        separator = SEPARATORS.get(dialect.separator, dialect.separator)
-        cells = f"line 1 is the one name {title!r}, and rows have {width} cells between {separator!r}"
-        raise UsageError(
-            f"{name}: {cells}; a cell with {separator!r} in it must stand in double quotes, or name another separator:"
-            " --separator="
-        )
-    return previous
-
-
 def _cells(file: TextIO, name: str, dialect: Dialect) -> Iterator[Cells]:
     """(line, cells) of each row that is not blank."""
     above = dialect.has_sep_line + dialect.skipped
     for _ in range(above):
         next(file)
-    reader = csv.reader(file, **dialect.arguments())
+    reader = dialect.reader(file)
     while True:
         line = above + reader.line_num + 1
         try:
@@ -224,8 +115,10 @@ def _check_names(names: list[str], first: list[list[str]], place: str, header: s
         return names
     problem = ""
     for number, one in enumerate(names):
-        cells = {row[number].strip() for row in first if number < len(row)}
-        if one and (_looks_like_data(one) or one in cells or (len(names) == 1 and " " in one)):
+        cells = {_pattern(row[number]) for row in first if number < len(row)}
+        is_word_list = len(names) == 1 and not any(" " in cell for cell in cells)
+        is_alike = _pattern(one) in cells or is_word_list or (len(names) == 1 and " " in one)
+        if one and (_looks_like_data(one) or is_alike):
             problem = f"{one[:40]!r} looks like data, not like the name of a column"
     if twice := [one for one, count in Counter(names).items() if count > 1]:
         problem = problem or f"two columns are named {twice[0]!r}"
@@ -237,16 +130,22 @@ def _check_names(names: list[str], first: list[list[str]], place: str, header: s
     return names
 
 
+def _pattern(cell: str) -> str:
+    """A cell with every number as 0, so that `row 1` and `row 2` are alike."""
+    return re.sub(r"\d+", "0", cell.strip())
+
+
 def _looks_like_data(cell: str) -> bool:
     """Whether a cell of the first row is a number or a sentence."""
     is_sentence = len(cell.split()) >= 4 or bool(re.search(r"[.!?,;]\s|[.!?]$", cell))
     return bool(NUMBER.match(cell)) or is_sentence or len(cell) > LONGEST_NAME or "\n" in cell
 
 
-def _rows(rows: Iterable[Cells], names: list[str], name: str, dialect: Dialect) -> Iterator[Row]:
+def _rows(rows: Iterable[Cells], names: list[str], full: int, dialect: Dialect) -> Iterator[Row]:
+    """The rows by name. All rows have `full` cells; those behind the last name must be empty."""
     width, number = len(names), 0
     for line, cells in rows:
-        while len(cells) > width and not cells[-1].strip():
+        while full >= len(cells) > width and not cells[-1].strip():
             cells.pop()
         if not any(cell.strip() for cell in cells) and width > 1:
             continue  # separators alone

@@ -14,10 +14,10 @@ from finetune.common.errors import UsageError
 from finetune.common.files import read_json_object
 from finetune.data.text_files import TEXT_SUFFIXES, suffix_of
 
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
+SPLITS: dict[str, str] = {
+    **dict.fromkeys("train training trainset".split(), "train"),
+    **dict.fromkeys("validation valid val dev eval evaluation validset valset devset evalset".split(), "val"),
+    **dict.fromkeys("test testing testset holdout heldout".split(), "test"),
 }
 NO_SPLIT = (".md", ".markdown")  # notes: training.md is not a split
 # about the data, not data: of the Hub, of datasets.save_to_disk, of the doctor
@@ -64,6 +64,7 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
         path.name for path in set(readable).difference(data) if path.name not in (*SAVED, "dataset_dict.json")
     )
     splits = {path: _split_of(path.relative_to(base) if path.is_relative_to(base) else path) for path in data}
+    splits = _splits_within(splits)
     if {*splits.values()} == {"val", "test"}:
         raise UsageError(
             f"{name}: has files for validation and test, and none that is named train; name the files to train on"
@@ -178,10 +179,22 @@ def _split_of(path: Path) -> str | None:
         return None
     # xyz_train.jsonl and train-00000-of-00001.parquet, but not "testing the water.txt"
     stem = path.name.lower().partition(f"{suffix_of(path)}.")[0] if suffix_of(path) else path.name.lower()
-    words = [
-        word for word in re.split("[-_.]", stem.removesuffix(suffix_of(path))) if not word.isdigit() and word != "of"
-    ]
+    words = [word.rstrip("0123456789") for word in re.split("[-_.]", stem.removesuffix(suffix_of(path)))]
+    words = [word for word in words if word and word != "of"]
     return next((SPLITS[word] for word in [*words[:1], *words[-1:]] if word in SPLITS), None)
+
+
+def _splits_within(splits: dict[Path, str | None]) -> dict[Path, str | None]:
+    """The splits, also those within names that differ in nothing else: sft_train_v2 and sft_test_v2."""
+    families: dict[str, dict[Path, str]] = {}
+    for path, split in splits.items():
+        words = re.split("([-_.])", path.name.lower())
+        inner = [word for word in words[1:] if word in SPLITS]
+        if split is None and len(inner) == 1 and suffix_of(path) not in NO_SPLIT:
+            family = str(path.parent / "".join("*" if word == inner[0] else word for word in words))
+            families.setdefault(family, {})[path] = SPLITS[inner[0]]
+    found = [family for family in families.values() if "train" in family.values() and len({*family.values()}) > 1]
+    return splits | {path: split for family in found for path, split in family.items()}
 
 
 def _has_splits(splits: dict[Path, str | None], is_readable: Callable[[Path], bool]) -> bool:

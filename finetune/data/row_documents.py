@@ -81,7 +81,9 @@ def _pair(row: Any, shape: Shape) -> list[Turn]:
 
 def _tools(value: Any) -> list[Any] | None:
     value = parse_messages(value)
-    return value if isinstance(value, list) and value else None
+    if value and not isinstance(value, list):
+        raise ValueError(f"tools must be a list, not {type_of(value)}")
+    return value or None
 
 
 def _line_ends(text: str) -> str:
