@@ -16,12 +16,12 @@ from finetune.data.documents import Chunk
 from finetune.data.tokenizer import Tokenizer
 from finetune.tools.doctor.characters import Characters, characters_of, texts_with_faults
 from finetune.tools.doctor.encoding_faults import Faults, repair
-from finetune.tools.doctor.near_duplicates import Sketches, make_sketches
+from finetune.tools.doctor.near_duplicates import Sketches, Words, make_sketches
 from finetune.tools.doctor.passages import PASSAGE, Passages, Shared
 from finetune.tools.doctor.words import word_hashes
 
 LONG = 1_000_000  # words; longer documents are compared by their digest alone
-BATCH_CHARACTERS, BATCH_CHUNKS = 1 << 20, 1 << 12
+BATCH_CHARACTERS, BATCH_CHUNKS = 1 << 21, 1 << 13
 
 
 @dataclass
@@ -62,9 +62,10 @@ class Batch:
         is_last = [chunk.is_last for chunk in self.chunks]
         self.chunk_ends = np.append(0, np.flatnonzero(is_last) + 1)
         self.word_ends = np.append(0, chunk_words)[self.chunk_ends]
-        self.sketches = make_sketches(self._digests(), self.hashes, self.word_ends)
+        words = Words.of(self.hashes)
+        self.sketches = make_sketches(self._digests(), words, self.word_ends)
         if analysis.passages:
-            self.may_share = analysis.passages.may_share(self.hashes, self.word_ends[1:])
+            self.may_share = analysis.passages.may_share(words, self.word_ends[1:])
         return self
 
     def document(self, i: int) -> slice:
@@ -131,7 +132,7 @@ class LongDocument:
 
     def sketches(self) -> Sketches:
         hashes = np.concatenate([np.zeros(0, np.uint32), *self.hashes])
-        return make_sketches([self.digest.digest()], hashes, np.array([0, len(hashes)]))
+        return make_sketches([self.digest.digest()], Words.of(hashes), np.array([0, len(hashes)]))
 
 
 def analysed(chunks: Iterable[Chunk], analysis: Analysis) -> Iterator[Batch]:

@@ -46,10 +46,21 @@ class Sketches(NamedTuple):
         return self.shingles[self.ends[i] : self.ends[i + 1]]
 
 
-def make_sketches(digests: list[bytes], hashes: np.ndarray, ends: np.ndarray) -> Sketches:
-    """The Sketches of documents: their digests, the hashes of their words, and where those of each end, int64
-    (documents + 1,), from 0."""
-    keys = _document_and_shingle(hashes, ends)
+class Words(NamedTuple):
+    """Words one after the other, as hashes."""
+
+    hashes: np.ndarray  # uint32
+    fives: np.ndarray  # of each run of SHINGLE words, uint64
+
+    @classmethod
+    def of(cls, hashes: np.ndarray) -> Words:
+        return cls(hashes, run_hashes(hashes, SHINGLE) if len(hashes) >= SHINGLE else np.zeros(0, np.uint64))
+
+
+def make_sketches(digests: list[bytes], words: Words, ends: np.ndarray) -> Sketches:
+    """The Sketches of documents: their digests, their words, and where those of each end, int64 (documents + 1,), from
+    0."""
+    keys = _document_and_shingle(words, ends)
     keys.sort()  # np.unique takes five times as long
     keys = keys[np.append(True, keys[1:] != keys[:-1])] if len(keys) else keys
     shingle_ends = np.searchsorted(keys, np.arange(len(ends), dtype=np.uint64) << np.uint64(32))
@@ -63,19 +74,21 @@ def make_sketches(digests: list[bytes], hashes: np.ndarray, ends: np.ndarray) ->
     return Sketches(digests, shingles, shingle_ends, (bands % SLOTS).astype(np.int64), tags)
 
 
-def _document_and_shingle(hashes: np.ndarray, ends: np.ndarray) -> np.ndarray:
+def _document_and_shingle(words: Words, ends: np.ndarray) -> np.ndarray:
     """The number of the document and a shingle in the upper and lower half of each uint64. A SHORT document is one
     shingle."""
     sizes = np.diff(ends)
     is_long = sizes >= SHORT
-    document = np.repeat(np.arange(len(sizes)), sizes)
-    first, last = document[: 1 - SHINGLE], document[SHINGLE - 1 :]
-    places = np.flatnonzero((first == last) & is_long[first])
-    keys = [_joined(document[places], run_hashes(hashes, SHINGLE)[places])] if len(places) else []
+    keys = []
+    if is_long.any():
+        counts = np.where(is_long, sizes - SHINGLE + 1, 0)
+        is_inside = np.repeat(is_long, sizes)[: 1 - SHINGLE]  # the shingle ends in its document
+        for left in range(1, SHINGLE):
+            is_inside[(ends[1:] - left)[is_long & (ends[1:] - left < len(is_inside))]] = False
+        keys.append(_joined(np.repeat(np.arange(len(sizes)), counts), words.fives[is_inside]))
     for size in np.unique(sizes[~is_long & (sizes > 0)]).tolist():
         of_size = np.flatnonzero(sizes == size)
-        runs = combine([hashes[ends[of_size] + word] for word in range(size)])
-        keys.append(_joined(of_size, runs))
+        keys.append(_joined(of_size, combine([words.hashes[ends[of_size] + word] for word in range(size)])))
     return np.concatenate(keys) if keys else np.zeros(0, np.uint64)
 
 

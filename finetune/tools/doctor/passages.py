@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from finetune.data.verbatim import HashIndex
-from finetune.tools.doctor.near_duplicates import combine, run_hashes
+from finetune.tools.doctor.near_duplicates import Words, combine
 from finetune.tools.doctor.words import split_words
 
 PASSAGE = 50  # words
@@ -59,16 +59,15 @@ class Passages:
         fives = combine([grid[:, :, k] for k in range(5)])
         return HashIndex(combine([fives[:, k] for k in range(5)]))
 
-    def may_share(self, hashes: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """The documents that perhaps share a passage, by their numbers, given the hashes of their words and where those
-        of each end."""
-        places, _ = self._windows_in(hashes)
+    def may_share(self, words: Words, ends: np.ndarray) -> np.ndarray:
+        """The numbers of documents that perhaps share a passage, given their words and where those of each end."""
+        places, _ = self._windows_in(words)
         documents = np.searchsorted(ends, places, side="right")
         return np.unique(documents[places + WINDOW <= ends[documents]]) if len(places) else documents
 
     def find(self, hashes: np.ndarray) -> list[Shared]:
         """The passages shared with another text, given the hashes of its words."""
-        there, here = self._windows_in(hashes)
+        there, here = self._windows_in(Words.of(hashes))
         is_new = ~self.is_shared[here[:, None] + np.arange(WINDOW)].all(1)
         passages, covered = [], set()
         for i, j in zip(there[is_new].tolist(), here[is_new].tolist()):
@@ -82,11 +81,11 @@ class Passages:
                 covered.update(range(j, j - before + length - WINDOW + 1, WINDOW))
         return passages
 
-    def _windows_in(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _windows_in(self, words: Words) -> tuple[np.ndarray, np.ndarray]:
         """The places of windows of the text in other words, and the places of these windows in the text."""
-        if len(hashes) < PASSAGE or len(self.text) < PASSAGE:
+        if len(words.hashes) < PASSAGE or len(self.text) < PASSAGE:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        fives = run_hashes(hashes, 5)
+        fives = words.fives
         windows = combine([fives[5 * k : len(fives) - 5 * (4 - k)] for k in range(5)])
         places, index = self.windows.find(windows)
         return places, WINDOW * self.windows.first[index]
