@@ -107,15 +107,16 @@ def _default_dir(source: str) -> str:
 def _dry_run(options: Options) -> None:
     """Read all texts and print what they are."""
     from finetune.data.new_tokenizers import TRAIN
-    from finetune.data.prepare import find_texts, find_tokenizer, report
+    from finetune.data.prepare import find_texts, find_tokenizer, report, use_tokenizer
     from finetune.data.split import survey_documents
     from finetune.tools.doctor.sample import sample_documents, show_sample
 
     is_new = options.tokenizer == "char" or options.tokenizer.startswith(TRAIN)
-    tokenizer = None if is_new else find_tokenizer(_find_tokenizer(options.tokenizer))
     val = options.val.split(",") if options.val else ()
     given = {"split": options.split, "revision": options.revision}
-    texts = find_texts(options.sources, val, tokenizer, read_options=options, **given)
+    texts = find_texts(options.sources, val, read_options=options, **given)
+    tokenizer = None if is_new else find_tokenizer(_find_tokenizer(options.tokenizer))
+    use_tokenizer(texts, tokenizer)
     for found in texts.values():
         survey_documents(found, collect_alphabet=False)
     for line in report(texts):

@@ -216,7 +216,7 @@ BROKEN = [
     refuses("an array cut", {"a.json": json.dumps(ROWS, indent=0)[:-20]}, "line|row|end"),
     refuses("a missing comma", {"a.json": json.dumps(ROWS, indent=0).replace("},", "}", 1)}, "line [34]|row [12]"),
     refuses("a comma before ]", {"a.json": ARRAY[:-1] + ",]"}, "line 1|row 1[23]|comma"),
-    refuses("more after the array", {"a.json": ARRAY + "\n[1]\n"}, "line [12]|after|extra|more"),
+    refuses("more after the array", {"a.json": ARRAY + "\n[1]\n"}, "line [12]|row 1|after|extra|more"),
     refuses("a comment", {"a.jsonl": with_line(2, "// the second row")}, "line 2"),
     refuses("single quotes", {"a.jsonl": with_line(2, "{'text': 'a'}")}, "line 2"),
     refuses("a line end in a string", {"a.jsonl": with_line(4, '{"text": "one\ntwo"}')}, "line 4"),

@@ -135,7 +135,9 @@ def test_an_input_that_only_late_rows_have_is_read(bpe_directory):
 
 def test_two_columns_that_belong_to_the_prompt_are_refused():
     rows = [{"prompt": "What?", "completion": "This.", "input": "one", "context": "two"}] * 20
-    with pytest.raises(UsageError, match="'input' and 'context' both belong to the prompt: --prompt_template= joins them"):
+    with pytest.raises(
+        UsageError, match="'input' and 'context' both belong to the prompt: --prompt_template= joins them"
+    ):
         prepare(write(rows), "data", "char")
 
 
@@ -197,3 +199,27 @@ def test_a_long_array_in_one_line_is_read_in_parts():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 20_000 and peak < 30e6
+
+
+def test_white_space_is_no_text_and_lists_are_no_rows():
+    dataset = prepare(write([{"text": text} for text in [*PROSE, " ", "\n\t"]]), "data", "char")
+    assert "left out 2 rows without text" in dataset.meta["read"][0]
+    Path("a.json").write_text(json.dumps([[1, "one"], [2, "two"]]))
+    with pytest.raises(UsageError, match="a.json: row 1 is a list; a row is an object"):
+        prepare(["a.json"], "other", "char")
+
+
+def test_many_columns_are_named_in_short():
+    with pytest.raises(UsageError) as error:
+        prepare(write([{f"column{i}": "Two words" for i in range(3000)}] * 3), "data", "char")
+    assert "and 2,988 more" in str(error.value) and len(str(error.value)) < 600
+
+
+def test_an_archive_with_a_file_twice_is_refused():
+    import zipfile
+
+    with pytest.warns(UserWarning), zipfile.ZipFile("a.zip", "w") as archive:
+        archive.writestr("a.txt", "one")
+        archive.writestr("a.txt", "two")
+    with pytest.raises(UsageError, match="a.zip: holds a.txt twice"):
+        prepare(["a.zip"], "data", "char")

@@ -46,6 +46,8 @@ def unpack(path: Path) -> Path:
                 continue
             target = directory.joinpath(*parts)
             target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                raise UsageError(f"{path}: holds {name} twice; unpack it and keep the right one")
             with file, open(target, "wb") as copy:
                 shutil.copyfileobj(file, copy, CHUNK_BYTES)
     except ERRORS as error:

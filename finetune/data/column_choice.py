@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.common.errors import UsageError
 from finetune.data import chat
-from finetune.data.row_shape import Shape, fields_of, parse_messages
+from finetune.data.row_shape import Shape, fields_of, parse_messages, shortened
 from finetune.data.rows import Row
 
 MESSAGES = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
@@ -46,6 +46,8 @@ def find_shape(sample: list[Row], named: dict[str, str], template: str | None, p
     if not values:
         raise UsageError(f"{place}: {sample[0].problem}{sample[0].suffix()}" if sample else f"{place}: no rows in it")
     if all(isinstance(value, list) for value in values):
+        if not any(map(chat.are_messages, values)):
+            raise UsageError(f"{place}: row 1 is a list; a row is an object, or a list of messages, and nothing else")
         return Shape("messages")
     if all(isinstance(value, str) for value in values):
         return Shape("text")
@@ -113,7 +115,7 @@ class _Profile:
             if name not in self.names:
                 near = difflib.get_close_matches(name, self.names, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise UsageError(f"{self.place}: has no column {name!r}; its columns are {', '.join(self.names)}{hint}")
+                raise UsageError(f"{self.place}: has no column {name!r}; its columns are {shortened(self.names)}{hint}")
         if "text" in named:
             return self.shape(Shape("text", text=named["text"]))
         beside = self.beside(system=self.system, tools=self.tools)
@@ -202,7 +204,7 @@ class _Profile:
 
     def unclear(self, reason: str = "") -> UsageError:
         because = f" ({reason})" if reason else ""
-        names = ", ".join(f"{name}{self._kind(name)}" for name in self.names)
+        names = shortened([f"{name}{self._kind(name)}" for name in self.names])
         question = next((column for known in QUESTIONS if (column := self.column(known))), None)
         answer = next((column for known in ANSWERS if (column := self.column(known))), None)
         flags = "--text_column=, or --prompt_column= and --completion_column="

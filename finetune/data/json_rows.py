@@ -28,7 +28,7 @@ def read(open_text: Callable[[], TextIO], name: str, is_lines: bool, facts: dict
     list, if one object holds the rows.
 
     A line that is not JSON is a Row with a problem. Raises UsageError where reading cannot go on."""
-    first, has_more = _look(open_text)
+    first, has_more = _first_line(open_text)
     begins = first.lstrip()[:1]
     if begins not in ("[", "{") and not is_lines:
         raise UsageError(f"{name}: cannot be read as json: line 1: expected an array [...] or objects {{...}}")
@@ -52,7 +52,7 @@ def check_text(file: TextIO, name: str) -> None:
         raise UsageError(f"{name}: holds JSON lines, not plain text; name it with the suffix .jsonl")
 
 
-def _look(open_text: Callable[[], TextIO]) -> tuple[str, bool]:
+def _first_line(open_text: Callable[[], TextIO]) -> tuple[str, bool]:
     """The first line that is not blank, of a long one the beginning, and whether there are more."""
     first = ""
     with open_text() as file:

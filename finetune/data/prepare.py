@@ -72,8 +72,9 @@ def prepare(
     constant memory; `out_dir` changes only after everything succeeded."""
     options = options or TokenizeOptions()
     is_new = size_to_train(tokenizer) is not None or tokenizer == "char"
+    texts = find_texts(names, val, **reading)
     found = None if is_new else with_added_tokens(find_tokenizer(tokenizer), options.add_tokens)
-    texts = find_texts(names, val, found, **reading)
+    use_tokenizer(texts, found)
     surveys = {split: survey_documents(texts[split], tokenizer == "char") for split in ("train", "val")}
     check_unused(out_dir, {"sources": surveys["train"].sources}, options.overwrite)
     split = functools.partial(_split, texts, surveys, val_fraction, seed, options)
@@ -81,8 +82,7 @@ def prepare(
         found = with_added_tokens(_new_tokenizer(tokenizer, surveys, split), options.add_tokens)
     stream, split_by, kept = split()
     eot = None if split_by == "text" else found.eot
-    size = sum(survey.characters for survey in surveys.values())
-    chunks = _cut_chunks(stream, found, options.group_characters, size)
+    chunks = _cut_chunks(stream, found, options.group_characters, sum(each.characters for each in surveys.values()))
     with files.temporary_directory(out_dir) as work:
         splits, overflow_facts = _tokenize(chunks, found, eot, options, work)
         meta: dict[str, Any] = {
@@ -126,12 +126,9 @@ def _split(
     return stream, split_by, kept
 
 
-def find_texts(
-    names: Sequence[str | Path], val: Sequence[str | Path], tokenizer: Tokenizer | None, **reading: Any
-) -> dict[str, list[Source]]:
-    """The sources of train and val, for a tokenizer; None is one of characters. Raises UsageError."""
-    template, eot = (chat_template.of_tokenizer(tokenizer), tokenizer.eot_text) if tokenizer else (None, None)
-    finder = sources.make_finder(template=template, eot=eot, **reading)
+def find_texts(names: Sequence[str | Path], val: Sequence[str | Path], **reading: Any) -> dict[str, list[Source]]:
+    """The sources of train and val, before a tokenizer is known. Raises UsageError."""
+    finder = sources.make_finder(**reading)
     texts = finder.find(names)
     if val:
         given = finder.find(val)
@@ -140,11 +137,18 @@ def find_texts(
         for source in given["train"]:
             source.notes = []
         texts["val"] = given["val"] or given["train"]
+    return texts
+
+
+def use_tokenizer(texts: dict[str, list[Source]], tokenizer: Tokenizer | None) -> None:
+    """Read the sources for a tokenizer: with its chat template and end-of-text. None is one of characters."""
     every = [source for found in texts.values() for source in found]
     kinds = {sources.is_table(path) for source in every for path in source.files}
-    for source in every:  # where nothing else separates a text from rows
-        source.ends_lines = eot is None and len(kinds) > 1
-    return texts
+    for source in every:
+        if tokenizer:
+            source.template, source.eot = chat_template.of_tokenizer(tokenizer), tokenizer.eot_text
+        # where nothing else separates a text from rows
+        source.ends_lines = source.eot is None and len(kinds) > 1
 
 
 def report(texts: dict[str, list[Source]]) -> list[str]:

@@ -29,7 +29,7 @@ def document_of(row: Any, shape: Shape, template: ChatTemplate | None) -> Iterab
     if not isinstance(value, str):
         what = f"column {shape.text!r}" if shape.text else "a row"
         raise ValueError(f"{what} must be text, not {type_of(value)}")
-    if not value:
+    if not value.strip():
         raise LeftOut("row without text")
     return [Chunk(_line_ends(value), is_last=True)]
 

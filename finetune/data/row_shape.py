@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,6 +59,12 @@ class Shape:
 def fields_of(template: str) -> list[str]:
     """The columns that a prompt template names in braces."""
     return FIELD.findall(template)
+
+
+def shortened(names: Sequence[str], count: int = 12) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - count:,} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 def unescape(text: str) -> str:

@@ -151,8 +151,6 @@ class Finder:
     options: ReadOptions = field(default_factory=ReadOptions)
     split: str = "train"  # of Hub data sets
     revision: str | None = None
-    template: ChatTemplate | None = None
-    eot: str | None = None
 
     def find(self, names: Iterable[str | Path]) -> dict[str, list[Source]]:
         """The sources of each split: {"train": [...], "val": [...]}. `val` has those files of directories that a split
@@ -185,7 +183,7 @@ class Finder:
                 raise UsageError(f"{name}: has no effect, because there is no {what} in {names}")
 
     def _source(self, name: str, **content: Any) -> Source:
-        return Source(name, options=self.options, template=self.template, eot=self.eot, **content)
+        return Source(name, options=self.options, **content)
 
     def _find(self, name: str) -> dict[str, Source]:
         path = Path(name).expanduser()
@@ -257,11 +255,9 @@ def make_finder(
     split: str = "train",
     revision: str | None = None,
     read_options: ReadOptions | None = None,
-    template: ChatTemplate | None = None,
-    eot: str | None = None,
 ) -> Finder:
     """A Finder; `columns` are names by kind. The other arguments are its fields."""
-    return Finder(ReadOptions().updated(read_options, columns), split, revision, template, eot)
+    return Finder(ReadOptions().updated(read_options, columns), split, revision)
 
 
 def documents_of(sources: Iterable[Source]) -> Iterator[Chunk]:

@@ -21,7 +21,7 @@ from finetune.data.chat_template import ChatTemplate
 from finetune.data.column_choice import find_shape
 from finetune.data.documents import Chunk
 from finetune.data.row_documents import LeftOut, document_of
-from finetune.data.row_shape import FIELD, Shape, fields_of, sample_of, unescape
+from finetune.data.row_shape import FIELD, Shape, fields_of, sample_of, shortened, unescape
 from finetune.data.rows import Row
 from finetune.data.text_files import TextOptions, open_text, suffix_of
 
@@ -95,6 +95,11 @@ class ReadOptions:
                 "prompt_column",
                 f"--prompt_column and --completion_column go together{instead and ', without --prompt_template'}",
             )
+        if "completion" in columns and columns["completion"] in (
+            columns.get("prompt"),
+            *fields_of(self.prompt_template or ""),
+        ):
+            yield "completion_column", f"{columns['completion']!r} is the question too"
         if len(columns.keys() - {"completion"}) > 1 or (self.prompt_template and columns.keys() & {"text", "messages"}):
             message = "a table holds text, prompts with completions, or messages: name the columns of one of them"
             yield "text_column", message
@@ -144,9 +149,7 @@ class Taken:
         parts += [f"left out {plural(count, *why.split(' ', 1))}" for why, count in self.left_out.items()]
         parts += [f"the first is {self.first_bad}"] if self.first_bad else []
         if self.shape and self.shape.left_out:
-            names = self.shape.left_out
-            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-            parts.append(f"not read: {', '.join(names[:6])}{more}")
+            parts.append(f"not read: {shortened(self.shape.left_out, 6)}")
         return f"{self.name}: {', '.join(parts)}"
 
 
@@ -160,7 +163,7 @@ def read_table(
 ) -> tuple[Iterator[Chunk], Taken]:
     """The documents of a table file, and what is taken of it, complete when they are read. Raises UsageError."""
     taken = Taken(name, TABLES[suffix_of(path)])
-    if options.encoding:
+    if options.encoding and TABLES[suffix_of(path)] != "arrow":
         taken.facts["encoding"] = options.encoding
     return documents(_rows(path, name, options, taken), taken, options, template), taken
 

@@ -158,7 +158,7 @@ def _holds_text(directory: Path) -> bool:
 
 def _prepare_once(name: str, choice: str | Tokenizer, val_fraction: float) -> Dataset:
     """Prepare a text into data/, under a name with a digest of everything the result depends on."""
-    texts = find_texts([name], (), None)
+    texts = find_texts([name], ())
     digests = [found["sha256"] for split in texts.values() for found in survey_documents(split, False).sources]
     kind = fingerprint = "char"
     if choice != "char":

@@ -10,7 +10,7 @@ from finetune.data import chat, sources
 from finetune.data import dataset as datasets
 from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk
-from finetune.data.prepare import find_texts, find_tokenizer
+from finetune.data.prepare import find_texts, find_tokenizer, use_tokenizer
 from finetune.data.sources import Source
 from finetune.data.tables import ReadOptions
 from finetune.data.tokenizer import Tokenizer
@@ -58,13 +58,14 @@ def open_corpus(names: list[str], val: str, read_options: ReadOptions, choice: s
         if len(names) > 1 or val or read_options.columns():
             raise UsageError(f"{prepared[0]}: a prepared directory has its own val, and is examined by itself")
         return _open_prepared(prepared[0], choice)
+    texts = find_texts(names, val.split(",") if val else [], read_options=read_options)
     try:
         tokenizer = find_tokenizer(choice or "gpt2")
     except UsageError:
         if choice:
             raise
         tokenizer = None  # the size is then estimated from the bytes
-    texts = find_texts(names, val.split(",") if val else [], tokenizer, read_options=read_options)
+    use_tokenizer(texts, tokenizer)
     return Corpus(tokenizer, {split: texts[split] for split in ("train", "val") if texts[split]})
 
 
