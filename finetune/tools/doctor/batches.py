@@ -17,11 +17,11 @@ from finetune.data.tokenizer import Tokenizer
 from finetune.tools.doctor.characters import Characters, characters_of, texts_with_faults
 from finetune.tools.doctor.encoding_faults import Faults, repair
 from finetune.tools.doctor.near_duplicates import Sketches, Words, make_sketches
-from finetune.tools.doctor.passages import PASSAGE, Passages, Shared
+from finetune.tools.doctor.passages import PASSAGE, WINDOW, Passages, Shared, Windows
 from finetune.tools.doctor.words import word_hashes
 
 LONG = 1_000_000  # words; longer documents are compared by their digest alone
-BATCH_CHARACTERS, BATCH_CHUNKS = 1 << 21, 1 << 13
+BATCH_CHARACTERS, BATCH_CHUNKS = 1 << 20, 1 << 13
 
 
 @dataclass
@@ -52,17 +52,19 @@ class Batch:
     chunk_ends: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))  # of the documents, from 0
     sketches: Sketches | None = None  # of whole documents
     may_share: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # documents with passages perhaps
+    shared_windows: Windows | None = None  # of a part of a long document
 
     def analyse(self, analysis: Analysis, counts: bool) -> Batch:
         characters = self._repair()
         self.hashes, chunk_words = word_hashes(characters)
         self._count_tokens(analysis.tokenizer if counts else None)
+        words = Words.of(self.hashes)
         if self.is_part:
+            self.shared_windows = analysis.passages.windows_in(words) if analysis.passages else None
             return self
         is_last = [chunk.is_last for chunk in self.chunks]
         self.chunk_ends = np.append(0, np.flatnonzero(is_last) + 1)
         self.word_ends = np.append(0, chunk_words)[self.chunk_ends]
-        words = Words.of(self.hashes)
         self.sketches = make_sketches(self._digests(), words, self.word_ends)
         if analysis.passages:
             self.may_share = analysis.passages.may_share(words, self.word_ends[1:])
@@ -124,8 +126,12 @@ class LongDocument:
 
     def find_passages(self, passages: Passages, batch: Batch) -> None:
         """Note the passages that a part shares, also those that began in the part before."""
+        assert batch.shared_windows
         hashes = np.concatenate([self.tail, batch.hashes])
-        for passage in passages.find(hashes):
+        windows = passages.windows_in(Words.of(hashes[: len(self.tail) + WINDOW - 1]))  # that begin in the tail
+        here, there = batch.shared_windows
+        windows = tuple(np.concatenate(both) for both in zip(windows, (here + len(self.tail), there)))
+        for passage in passages.find(hashes, (windows[0], windows[1])):
             start = max(0, passage.there - len(self.tail))
             self.passages.append((passage, passages.excerpt(batch.texts, start)))
         self.tail = hashes[1 - PASSAGE :]

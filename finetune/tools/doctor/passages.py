@@ -18,6 +18,8 @@ MAX_EXCERPTS = 100
 WINDOW = 25  # every passage of 2 x 25 - 1 words contains one of the windows that begin at each 25th word
 MAX_PASSAGE_WORDS = 10_000_000  # of the text whose passages are searched for, 4 bytes each
 
+Windows = tuple[np.ndarray, np.ndarray]  # the places of shared windows in another text, and their places in the text
+
 
 class Shared(NamedTuple):
     """A passage of `length` words at word `here` of the searched text, in its `document` (from 1), and at word `there`
@@ -61,13 +63,13 @@ class Passages:
 
     def may_share(self, words: Words, ends: np.ndarray) -> np.ndarray:
         """The numbers of documents that perhaps share a passage, given their words and where those of each end."""
-        places, _ = self._windows_in(words)
+        places, _ = self.windows_in(words)
         documents = np.searchsorted(ends, places, side="right")
         return np.unique(documents[places + WINDOW <= ends[documents]]) if len(places) else documents
 
-    def find(self, hashes: np.ndarray) -> list[Shared]:
-        """The passages shared with another text, given the hashes of its words."""
-        there, here = self._windows_in(Words.of(hashes))
+    def find(self, hashes: np.ndarray, windows: Windows | None = None) -> list[Shared]:
+        """The passages shared with another text, given the hashes of its words, and its shared windows if known."""
+        there, here = windows or self.windows_in(Words.of(hashes))
         is_new = ~self.is_shared[here[:, None] + np.arange(WINDOW)].all(1)
         passages, covered = [], set()
         for i, j in zip(there[is_new].tolist(), here[is_new].tolist()):
@@ -81,9 +83,9 @@ class Passages:
                 covered.update(range(j, j - before + length - WINDOW + 1, WINDOW))
         return passages
 
-    def _windows_in(self, words: Words) -> tuple[np.ndarray, np.ndarray]:
-        """The places of windows of the text in other words, and the places of these windows in the text."""
-        if len(words.hashes) < PASSAGE or len(self.text) < PASSAGE:
+    def windows_in(self, words: Words) -> Windows:
+        """The shared windows of another text."""
+        if len(words.hashes) < WINDOW or len(self.text) < PASSAGE:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         fives = words.fives
         windows = combine([fives[5 * k : len(fives) - 5 * (4 - k)] for k in range(5)])
