@@ -30,11 +30,12 @@ class Pieces(NamedTuple):
 @cache
 def _classes() -> np.ndarray:
     """The class of each code point. UNKNOWN are those without a meaning yet, which another Unicode may give them."""
-    by_category = {"L": LETTER, "N": NUMBER}
-    classes = np.empty(sys.maxunicode + 1, np.uint8)
-    for point in range(len(classes)):
-        category = unicodedata.category(chr(point))
-        classes[point] = by_category.get(category[0], UNKNOWN if category in ("Cn", "Cs") else OTHER)
+    names = "".join(map(unicodedata.category, map(chr, range(sys.maxunicode + 1))))
+    first, second = np.frombuffer(names.encode(), np.uint8).reshape(-1, 2).T
+    classes = np.full(len(first), OTHER, np.uint8)
+    classes[first == ord("L")] = LETTER
+    classes[first == ord("N")] = NUMBER
+    classes[(first == ord("C")) & ((second == ord("n")) | (second == ord("s")))] = UNKNOWN
     classes[WHITE_SPACE] = OTHER_SPACE
     classes[0x20] = SPACE
     return classes

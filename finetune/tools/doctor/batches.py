@@ -112,10 +112,6 @@ class LongDocument:
         self.tail = np.zeros(0, np.uint32)  # hashes of the last words, where a passage may have begun
         self.passages: list[tuple[Shared, str]] = []
 
-    @property
-    def is_new(self) -> bool:
-        return not self.words
-
     def add(self, batch: Batch) -> None:
         for text in batch.texts:
             self.digest.update(utf8(text))

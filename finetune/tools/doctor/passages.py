@@ -99,10 +99,6 @@ class Passages:
         self.excerpts += 1
         return " ".join(split_words("\n".join(texts))[start : start + 12])
 
-    def prepare(self) -> None:
-        """Index the words added; no more can be added then."""
-        _ = self.windows
-
     def mark(self, passage: Shared) -> None:
         self.is_shared[passage.here : passage.here + passage.length] = True
 

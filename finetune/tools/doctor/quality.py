@@ -95,13 +95,13 @@ class _Examiner:
         """Note what is wrong with a split and return its size."""
         size, document, is_val = Size(self.tokenizer is not None), LongDocument(), split == "val"
         if not is_val:
-            self.passages.prepare()
+            _ = self.passages.windows  # made before the threads use it
         for batch in analysed(documents, Analysis(self.tokenizer, COUNTED, None if is_val else self.passages)):
             first = size.documents + 1
             self._note_faults(batch, split, first)
             if is_val:
                 whole = batch.word_ends[:-1]
-                self.passages.add(batch.hashes, np.zeros(int(document.is_new), np.int64) if batch.is_part else whole)
+                self.passages.add(batch.hashes, np.zeros(int(not document.words), np.int64) if batch.is_part else whole)
             if not batch.is_part:
                 self._compare(split, first, batch)
             else:
