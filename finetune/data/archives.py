@@ -17,14 +17,13 @@ from typing import IO, BinaryIO
 
 from finetune.common.errors import UsageError
 from finetune.common.files import CHUNK_BYTES
-from finetune.data.file_kinds import check_binary
+from finetune.data.file_kinds import HEAD_BYTES, check_binary
 from finetune.data.text_files import READ_ERRORS, open_decompressed
 
 COMPRESSION = {"gz": ".gz", "tgz": ".gz", "bz2": ".bz2", "tbz2": ".bz2", "tbz": ".bz2", "xz": ".xz", "txz": ".xz"}
 COMPRESSION |= {"zst": ".zst", "tzst": ".zst"}
 TAR = re.compile(r"\.(?:tar(?:\.(?P<outer>gz|bz2|xz|zst))?|(?P<short>tgz|tbz2?|txz|tzst))$", re.IGNORECASE)
 ERRORS = (*READ_ERRORS, zipfile.BadZipFile, tarfile.TarError, NotImplementedError, RuntimeError)
-HEAD_BYTES = 1 << 16
 
 
 def is_archive(path: Path) -> bool:

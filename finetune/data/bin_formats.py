@@ -13,9 +13,9 @@ import numpy as np
 
 from finetune.common.errors import UsageError
 from finetune.common.files import CHUNK_BYTES
+from finetune.data.bpe_files import GPT2_EOT
 
 WINDOW = 1 << 16  # bytes
-GPT2_EOT = 50256  # its largest id
 LEAST = 64  # values that statistics need
 PREPARE = "prepare the text with finetune.prepare"
 # (the first bytes, what the file is, the way out)

@@ -12,6 +12,7 @@ from typing import Any
 from finetune.common.files import write_json
 
 END_OF_TEXT = "<|endoftext|>"
+GPT2_VOCAB, GPT2_PADDED_VOCAB, GPT2_EOT = 50257, 50304, 50256  # nanoGPT pads the vocabulary
 ENDS = (
     END_OF_TEXT,
     "</s>",
@@ -132,7 +133,7 @@ def byte_level_fingerprint(vocabulary: dict[bytes, int], special: dict[str, int]
 
 
 def is_gpt2(vocabulary: dict[bytes, int], special: dict[str, int]) -> bool:
-    return len(vocabulary) == 50256 and special.get(END_OF_TEXT) == 50256
+    return len(vocabulary) == GPT2_EOT == special.get(END_OF_TEXT)
 
 
 def make_bpe_files(vocabulary: dict[bytes, int], special: dict[str, int], end: str | None) -> dict[str, bytes]:

@@ -13,7 +13,6 @@ from finetune.data.documents import Chunk
 from finetune.data.hf_tokenizer import HFTokenizer
 from finetune.data.tokenizer import Tokenizer
 
-SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -118,7 +117,7 @@ def special_names(tokenizer: Tokenizer) -> dict[str, str]:
         is_gpt2 = config.get("tokenizer_class", "GPT2Tokenizer").startswith("GPT2Tokenizer")
         names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), end) if is_gpt2 and end else {}
         for known in (bpe_files.read_object(files, "special_tokens_map.json"), config):
-            names |= {key: text for key in SPECIAL_NAMES if (text := bpe_files.content(known.get(key)))}
+            names |= {key: text for key in bpe_files.NAMED_TOKENS if (text := bpe_files.content(known.get(key)))}
     if end and tokenizer.chat_template in (None, chat.TEMPLATE):  # ours needs it
         names.setdefault("eos_token", end)
     return names

@@ -14,9 +14,9 @@ from finetune.common.errors import UsageError
 from finetune.common.files import CHUNK_BYTES, read_chunks, read_json, sha256_of
 from finetune.data import bin_formats, nanogpt_meta
 from finetune.data import tokenizer as tokenizers
+from finetune.data.bpe_files import GPT2_EOT, GPT2_PADDED_VOCAB, GPT2_VOCAB
 
 FORMAT = 1
-GPT2_VOCAB, GPT2_PADDED_VOCAB, GPT2_EOT = 50257, 50304, 50256  # nanoGPT pads the vocabulary
 UINT16 = np.dtype("<u2")
 SIZES = ("tokens", "characters", "bytes", "documents", "targets")  # of a split, as far as known
 SOURCES_KEPT = 20  # of a corpus of many files, in the facts of a run

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from finetune.common.errors import UsageError
+from finetune.data.base_tokenizer import without_surrogates
 from finetune.data.dataset import Dataset, load
 from finetune.data.documents import Chunk, cut, documents_of_bin
 from finetune.data.encode import encode_chunks
@@ -22,7 +23,6 @@ from finetune.data.tokenizer import Tokenizer
 
 UNEVEN = 1.3  # a share of tokens that differs so much from that of the documents is said
 DIGEST_BYTES = 8  # of a document; among 10 million documents the chance that two are equal is 3 in a million
-
 
 Facts = dict[str, dict[str, str | int]]  # the entry of meta.json, if there is one
 
@@ -80,7 +80,7 @@ def hash_documents(chunks: Iterable[Chunk], eot_text: str) -> np.ndarray:
         *parts, rest = (rest + chunk.text).split(eot_text) if eot_text else [chunk.text]
         # the end of a chunk can be the beginning of an end-of-text
         end = len(rest) if chunk.is_last else max(0, len(rest) - len(eot_text) + 1)
-        digest.update(_encode("".join([*parts, rest[:end]])))
+        digest.update(without_surrogates("".join([*parts, rest[:end]])).encode())
         rest = rest[end:] if eot_text else ""
         if chunk.is_last:
             hashes.append(int.from_bytes(digest.digest(), "little"))
@@ -148,13 +148,6 @@ def _hash_ids(chunks: Iterable[Chunk], tokenizer: HFTokenizer, eot: int | None) 
 
 def _digest(document: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(document, digest_size=DIGEST_BYTES).digest(), "little")
-
-
-def _encode(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:  # lone surrogates, which a tokenizer replaces
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
 def _refused(problem: str) -> UsageError:

@@ -16,6 +16,7 @@ from finetune.common.errors import UsageError
 from finetune.common.files import read_chunks
 from finetune.common.network import reach
 from finetune.data import archives, converted, directories, json_rows, named_texts
+from finetune.data.bpe_files import END_OF_TEXT
 from finetune.data.chat_template import ChatTemplate
 from finetune.data.documents import CHUNK_CHARACTERS, Chunk, cut
 from finetune.data.file_kinds import DOCUMENT_SUFFIXES
@@ -72,7 +73,7 @@ class Source:
 
         `digest` is fed the bytes of the files, of a Hub data set the texts. Raises UsageError with file and place."""
         self.taken = []
-        counter = LiteralCounter(self.eot or "<|endoftext|>")
+        counter = LiteralCounter(self.eot or END_OF_TEXT)
         chunks = counter.pass_on(self._chunks(digest))
         chunks = cut_at(chunks, counter.literal) if self.options.special == "token" else chunks
         yield from end_lines(chunks) if self.ends_lines else chunks
@@ -135,7 +136,7 @@ class Source:
         if self.left_out:
             lines.append(f"{self.name}: left out: {self.left_out}")
         if self.literals and self.options.special == "text":
-            eot = self.eot or "<|endoftext|>"
+            eot = self.eot or END_OF_TEXT
             advice = "they stay text (--special=token: each ends a document)"
             lines.append(f"{self.name}: {self.literals:,} {eot} spelled out; {advice}")
         return lines

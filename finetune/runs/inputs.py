@@ -13,15 +13,15 @@ from finetune.common.files import read_json_object
 from finetune.config.recipe import Recipe
 from finetune.data import nanogpt_meta
 from finetune.data import tokenizer as tokenizers
+from finetune.data.bpe_files import GPT2_EOT, GPT2_VOCAB
 from finetune.data.dataset import Dataset
 from finetune.data.tokenizer import CharTokenizer, Tokenizer
 from finetune.gpt import GPTConfig, pretrained
 from finetune.gpt.model import SHAPES
 from finetune.runs.datasets import find_datasets
 from finetune.runs.model_ref import ModelRef
-from finetune.runs.vocabulary import GPT2_VOCAB, check_vocabulary, with_ids_of, with_tokens_of
+from finetune.runs.vocabulary import check_vocabulary, with_ids_of, with_tokens_of
 
-GPT2_EOT = 50256
 ASSUMED_CHAR_VOCAB_SIZE = 100  # vocabulary of a character dataset that does not exist yet
 
 

@@ -6,11 +6,10 @@ import copy
 import dataclasses
 
 from finetune.common.errors import UsageError
+from finetune.data.bpe_files import GPT2_PADDED_VOCAB, GPT2_VOCAB
 from finetune.data.dataset import Dataset
 from finetune.data.tokenizer import Tokenizer
 from finetune.runs.model_ref import ModelRef
-
-GPT2_VOCAB, GPT2_PADDED_VOCAB = 50257, 50304  # nanoGPT pads the vocabulary
 
 
 def check_vocabulary(dataset: Dataset, model: ModelRef) -> None:
