@@ -45,3 +45,8 @@ def setting(value: object) -> str:
     if isinstance(value, str) and (not value or value != value.strip()):
         return repr(value)
     return "none" if value is None else str(value)
+
+
+def unify_newlines(text: str) -> str:
+    """The text with every line end as \\n."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from finetune.common.errors import UsageError
-from finetune.common.files import read_json
+from finetune.common.formatting import unify_newlines
+from finetune.data import bpe_files
+from finetune.data.bpe_files import END_OF_TEXT
 from finetune.data.documents import Chunk
 from finetune.data.rows import name_of_value
-from finetune.data.tokenizer import END_OF_TEXT
 
 Message = dict[str, str]  # role, content
 
@@ -31,6 +32,7 @@ ROLES = {
     "tool": "tool function observation function_response ipython tool_response".split(),
 }
 ROLE_OF = {spelling: role for role, spellings in ROLES.items() for spelling in spellings}
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker", "author"), ("content", "value", "text")  # of a message
 LEARN, HIDE = ("weight", "train", "training", "loss", "loss_weight"), ("mask", "masked")  # whether a message is learned
 # contents of a message that a text template has no place for
 CALLS = ("tool_calls", "function_call", "audio", "refusal", "images", "reasoning_content", "thinking")
@@ -58,14 +60,8 @@ class Conversation(NamedTuple):
 
 def are_messages(value: object) -> bool:
     """Whether it looks like a list of messages, with role and content or with from and value."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(one, dict) and ROLE_KEYS & one.keys() for one in value)
-    )
-
-
-ROLE_KEYS = {"role", "from", "speaker", "author"}
+    is_list = isinstance(value, list) and bool(value)
+    return is_list and all(isinstance(one, dict) and any(key in one for key in ROLE_KEYS) for one in value)
 
 
 def turns_of(value: object) -> list[Turn]:
@@ -78,13 +74,14 @@ def turns_of(value: object) -> list[Turn]:
 def _turn(message: object) -> Turn:
     if not isinstance(message, dict):
         raise ValueError(f"a message is an object with role and content, not {name_of_value(message)}")
-    given = next((message[key] for key in ("role", "from", "speaker", "author") if key in message), None)
-    if not isinstance(given, str) or not ({"content", "value", "text"} & message.keys() or message.get("tool_calls")):
+    given = next((message[key] for key in ROLE_KEYS if key in message), None)
+    contents = [message[key] for key in CONTENT_KEYS if key in message]
+    if not isinstance(given, str) or not (contents or message.get("tool_calls")):
         raise ValueError(f"a message needs role and content, both text, but found {str(message)[:60]}")
     role = ROLE_OF.get(given.strip().lower())
     if role is None:
         raise ValueError(f"the role {given!r} is none of {', '.join(sorted(ROLE_OF))}")
-    content = _content(next((message[key] for key in ("content", "value", "text") if key in message), None))
+    content = _content(contents[0] if contents else None)
     learned = {key: message[key] for key in LEARN if message.get(key) is not None}
     hidden = {key: message[key] for key in HIDE if message.get(key) is not None}
     for key, choice in {**learned, **hidden}.items():
@@ -99,7 +96,7 @@ def _turn(message: object) -> Turn:
 def _content(value: object) -> str | None:
     """The text of a message, also of one that is a list of parts."""
     if value is None or isinstance(value, str):
-        return value.replace("\r\n", "\n").replace("\r", "\n") if isinstance(value, str) else None
+        return value and unify_newlines(value)
     if isinstance(value, list):
         return "".join(map(_text_of_part, value))
     raise ValueError(f"the content of a message must be text, not {name_of_value(value)}")
@@ -156,25 +153,31 @@ def is_message(value: object) -> bool:
 
 def template_of(directory: str | Path) -> str | None:
     """The chat template of a model directory, or None. Of several named templates, the one named default."""
-    directory = Path(directory)
-    if (directory / "chat_template.jinja").is_file():
-        return (directory / "chat_template.jinja").read_text(encoding="utf-8")
+    names = ("chat_template.jinja", "tokenizer_config.json")
+    files = {name: (Path(directory) / name).read_bytes() for name in names if (Path(directory) / name).is_file()}
     try:
-        found = read_json(directory / "tokenizer_config.json").get("chat_template")
-        return {each["name"]: each["template"] for each in found}.get("default") if isinstance(found, list) else found
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return bpe_files.chat_template(files)
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
 def render(template: str, messages: Iterable[Message], names: Mapping[str, str] = GPT2_NAMES) -> str:
     """The text of messages up to the assistant's next one, as apply_chat_template of transformers renders it. `names`
     are the special tokens that the template can use. Raises UsageError."""
-    from jinja2 import TemplateError
-    from transformers.utils.chat_template_utils import render_jinja_template  # in a sandbox
-
-    arguments: dict[str, Any] = {**names, "add_generation_prompt": True}
     try:
-        rendered: Any = render_jinja_template([list(messages)], chat_template=template, **arguments)
-        return rendered[0][0]
-    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+        return call_template(template, list(messages), names, add_generation_prompt=True)[0][0]
+    except ValueError as error:
         raise UsageError(f"the model's chat template fails on these messages: {error}") from None
+
+
+def call_template(template: str, messages: list[Any], names: Mapping[str, str], **arguments: Any) -> Any:
+    """What transformers' render_jinja_template gives for one conversation, in a sandbox. Raises ValueError of one
+    line."""
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        everything: dict[str, Any] = {**names, **arguments}
+        return render_jinja_template([messages], chat_template=template, **everything)
+    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(str(error).strip().partition("\n")[0]) from None

@@ -84,18 +84,10 @@ class ChatTemplate:
             return ""
 
     def _call(self, messages: list[dict[str, Any]], tools: list[Any] | None, **arguments: Any) -> tuple[Any, Any]:
-        from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
-
         try:
-            special: dict[str, Any] = {**self.special}
-            rendered: Any = render_jinja_template(
-                [messages], tools=tools, chat_template=self.source, **arguments, **special
-            )
-            return rendered
-        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ValueError(f"the chat template of the tokenizer fails on it: {reason}") from None
+            return chat.call_template(self.source, messages, self.special, tools=tools, **arguments)
+        except ValueError as error:
+            raise ValueError(f"the chat template of the tokenizer fails on it: {error}") from None
 
 
 def of_tokenizer(tokenizer: Tokenizer) -> ChatTemplate | None:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from finetune.common.errors import UsageError
+from finetune.common.formatting import unify_newlines
 from finetune.data.file_kinds import DOCUMENT_SUFFIXES, EXTRA, HEAD_BYTES, check, check_binary
 
 OTHERS = (".doc", ".odt", ".rtf")  # not known to markitdown
@@ -47,7 +48,7 @@ def to_text(path: Path) -> str:
     except Exception as error:  # each format has its own library
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(f"{path}: cannot be converted to text: {lines[-1].strip(' -')}") from None
-    text = ADDED.sub(lambda match: match[1] or "", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = ADDED.sub(lambda match: match[1] or "", unify_newlines(text))
     if not text.strip():
         raise UsageError(f"{path}: has no text in it; scanned pages need OCR first, for example ocrmypdf")
     return text

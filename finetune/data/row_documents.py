@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from finetune.common.formatting import unify_newlines
 from finetune.data import chat
 from finetune.data.chat import Conversation, Turn
 from finetune.data.chat_template import ChatTemplate
@@ -31,7 +32,7 @@ def document_of(row: Any, shape: Shape, template: ChatTemplate | None) -> Iterab
         raise ValueError(f"{what} must be text, not {type_of(value)}")
     if not value.strip():
         raise LeftOut("row without text")
-    return [Chunk(_line_ends(value), is_last=True)]
+    return [Chunk(unify_newlines(value), is_last=True)]
 
 
 def _cell(row: Any, column: str | None) -> Any:
@@ -85,7 +86,3 @@ def _tools(value: Any) -> list[Any] | None:
     if value and not isinstance(value, list):
         raise ValueError(f"tools must be a list, not {type_of(value)}")
     return value or None
-
-
-def _line_ends(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text

@@ -67,13 +67,6 @@ def shortened(names: Sequence[str], count: int = 12) -> str:
     return ", ".join(names[:count]) + more
 
 
-def unescape(text: str) -> str:
-    """`text` with \\n, \\t and \\r as the characters that they mean, because a shell passes them as two letters."""
-    for written, meant in (("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r")):
-        text = text.replace(written, meant)
-    return text
-
-
 def fill_template(template: str, row: dict[str, Any]) -> str:
     """The prompt that a template makes of a row. Raises ValueError if a column has no text."""
 

@@ -21,9 +21,9 @@ from finetune.data.chat_template import ChatTemplate
 from finetune.data.column_choice import find_shape
 from finetune.data.documents import Chunk
 from finetune.data.row_documents import LeftOut, document_of
-from finetune.data.row_shape import FIELD, Shape, fields_of, sample_of, shortened, unescape
+from finetune.data.row_shape import FIELD, Shape, fields_of, sample_of, shortened
 from finetune.data.rows import Row
-from finetune.data.text_files import TextOptions, open_text, suffix_of
+from finetune.data.text_files import TextOptions, open_text, suffix_of, unescape
 
 TABLES = {
     ".jsonl": "json",

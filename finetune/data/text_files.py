@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, TextIO, TypeAlias, cast
 
 from finetune.common.errors import UsageError
 from finetune.common.files import CHUNK_BYTES
+from finetune.common.formatting import unify_newlines
 from finetune.data import encodings, file_kinds
 from finetune.data.documents import Chunk
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".markdown")
 COMPRESSED_SUFFIXES = (".gz", ".xz", ".bz2", ".zst")
+ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
 GUESS_BYTES = 1 << 15  # around a byte that cannot be decoded
 READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)  # of a file that is damaged or gone
 
@@ -51,9 +53,12 @@ class TextOptions:
             return "\n"
         if not self.documents or re.fullmatch("(?i)(files?|lines?|rows?|documents?|paragraphs?)", self.documents):
             raise UsageError(f'documents: {self.documents!r} is not file, lines or a separator such as "\\n\\n\\n"')
-        escapes = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
-        text = re.sub(r"\\[ntr\\]", lambda match: escapes[match[0]], self.documents)
-        return text.replace("\r\n", "\n").replace("\r", "\n")  # as in the text
+        return unify_newlines(unescape(self.documents))  # as in the text
+
+
+def unescape(text: str) -> str:
+    """The text with \\n, \\t, \\r and \\\\ as the characters that they mean; a shell passes them as two letters."""
+    return re.sub(r"\\[ntr\\]", lambda match: ESCAPES[match[0]], text)
 
 
 def suffix_of(path: Path) -> str:
