@@ -18,9 +18,9 @@ from finetune.data.tables import ReadOptions
 EXAMINED = 2_000_000_000  # bytes of text that `doctor=auto` examines, in about a minute
 USAGE = """usage: python -m finetune.prepare SOURCE... --out_dir=DIR [--key=value ...]
 
-Tokenizes text into train.bin and val.bin. SOURCE is a file (txt, md, jsonl, json, csv, parquet; also compressed), a
-directory of such files, a pattern, a data set of the Hub (owner/name or owner/name:config), shakespeare (downloaded) or
-python_docs (part of Python)."""
+Tokenizes text into train.bin and val.bin. SOURCE is a file (txt, md, jsonl, json, csv, tsv, parquet, arrow; also
+compressed), a directory, zip or tar of such files, a pattern, - (standard input), a data set of the Hub (owner/name or
+owner/name:config), shakespeare (downloaded) or python_docs (part of Python)."""
 
 
 @dataclass

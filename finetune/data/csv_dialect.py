@@ -26,7 +26,7 @@ class Dialect:
 
     separator: str = ","
     quotes: bool = True  # a cell may stand in double quotes
-    escape: Literal["", "quotes", "all"] = ""  # \\" is a quote within a cell, instead of ""; also \\\\ is \\
+    escape: Literal["", "quotes", "all"] = ""  # \" is a quote within a cell, instead of ""; also \\ is \
     has_sep_line: bool = False
     skipped: int = 0  # lines above the header
 

@@ -13,9 +13,6 @@ class Row(NamedTuple):
     line: int | None = None
     problem: str | None = None
 
-    def place(self) -> str:
-        return f"row {self.number:,}"
-
     def suffix(self) -> str:
         return "" if self.line is None else f" (line {self.line:,})"
 

@@ -89,12 +89,10 @@ class ReadOptions:
         columns = self.columns()
         if "completion" in columns and "prompt" not in columns and not self.prompt_template:
             yield "prompt_column", "--prompt_column and --completion_column go together"
-        if "prompt" in columns and ("completion" not in columns or self.prompt_template):
-            instead = " or --prompt_template" if self.prompt_template else ""
-            yield (
-                "prompt_column",
-                f"--prompt_column and --completion_column go together{instead and ', without --prompt_template'}",
-            )
+        if "prompt" in columns and self.prompt_template:
+            yield "prompt_column", "--prompt_column and --prompt_template both make the prompt: give one of them"
+        elif "prompt" in columns and "completion" not in columns:
+            yield "prompt_column", "--prompt_column and --completion_column go together"
         if "completion" in columns and columns["completion"] in (
             columns.get("prompt"),
             *fields_of(self.prompt_template or ""),
