@@ -53,8 +53,9 @@ def test_an_unclear_column_is_refused(row, message):
     assert sum(split["documents"] for split in dataset.meta["splits"].values()) == 20
 
 
-def test_rows_that_are_single_messages_are_refused():
-    rows = [{"role": role, "content": text} for text in PROSE for role in ("user", "assistant")]
+@pytest.mark.parametrize("keys", [("role", "content"), ("from", "value"), ("speaker", "text"), ("author", "content")])
+def test_rows_that_are_single_messages_are_refused(keys):
+    rows = [dict(zip(keys, (role, text))) for text in PROSE for role in ("user", "assistant")]
     with pytest.raises(UsageError, match="its rows are single messages"):
         prepare(write(rows), "data", "char")
     Path("a.json").write_text(json.dumps(rows[:2]))
@@ -84,6 +85,7 @@ def test_preferences_are_not_learned_as_answers(row, message):
         ("a.jsonl", {"separator": ";"}, "separator: has no effect, because there is no csv file in a.jsonl"),
         ("a.jsonl", {"header": "false"}, "header: has no effect"),
         ("a.jsonl", {"documents": "lines"}, "documents: has no effect, because there is no text file"),
+        ("a.txt", {"on_bad_row": "skip"}, "on_bad_row: has no effect, because there is no table"),
     ],
 )
 def test_an_option_without_effect_is_refused(name, options, message):

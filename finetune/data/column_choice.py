@@ -13,7 +13,6 @@ from finetune.data.row_shape import Shape, fields_of, parse_messages, shortened
 from finetune.data.rows import Row
 
 MESSAGES = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
-ROLES, CONTENTS = ("role", "from"), ("content", "value")  # of a message
 # the question and its answer
 PAIRS = (("prompt", "completion"), ("instruction", "output"), ("instruction", "response"))
 EXTRAS = ("input", "context")  # added to the prompt
@@ -65,7 +64,7 @@ class _Profile:
     """What the columns of a sample hold."""
 
     def __init__(self, rows: list[dict[str, Any]], place: str) -> None:
-        self.rows, self.place = rows, place
+        self.place = place
         self.names = list(dict.fromkeys(name for row in rows for name in row))
         self.system = "system_prompt" if "system_prompt" in self.names else "system"
         self.tools = "functions" if "functions" in self.names else "tools"
@@ -130,7 +129,8 @@ class _Profile:
 
     def check_rows(self) -> None:
         """Raise UsageError for rows that are less than a document, or that tell good answers from bad ones."""
-        role, content = (next(filter(None, map(self.column, keys)), None) for keys in (ROLES, CONTENTS))
+        role = next(filter(None, map(self.column, chat.ROLE_KEYS)), None)
+        content = next(filter(None, map(self.column, chat.CONTENT_KEYS)), None)
         if role and content and all(str(value).strip().lower() in chat.ROLE_OF for value in self.values[role]):
             raise UsageError(
                 f"{self.place}: its rows are single messages ({role!r}, {content!r}); a row is a conversation, a list"

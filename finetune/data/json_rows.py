@@ -5,7 +5,6 @@ because of another. (A reader of events such as ijson has another meaning: its y
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -18,7 +17,8 @@ from finetune.data.rows import Row
 CHUNK_CHARACTERS = 1 << 20
 LITERAL = 16  # characters; an error so near to the end can be that of a value that goes on
 LOOK_CHARACTERS = 1 << 16  # of the first line
-MESSAGES = re.compile(r'\s*\[\s*\{\s*"(role|from|content|value)"')  # a conversation
+SPACE = re.compile(r"[ \t\r\n]*")
+CONVERSATION = re.compile(r'\s*\[\s*\{\s*"(role|from|content|value)"')
 TEXTS = ("text", "content", "body", "article", "document")  # keys of one document, beside its lists
 DECODER = json.JSONDecoder()
 
@@ -41,9 +41,9 @@ def read(open_text: Callable[[], TextIO], name: str, is_lines: bool, facts: dict
             yield from _read_object(_Scanner(file, name), facts)
 
 
-def check_text(file: TextIO, name: str) -> None:
-    """Raise UsageError if the first lines of a text are rows of JSON."""
-    lines = [line for line in itertools.islice(file, 3) if line.strip() and len(line) < LOOK_CHARACTERS]
+def check_text(text: str, name: str) -> None:
+    """Raise UsageError if the first lines of a text, of which the beginning is given, are rows of JSON."""
+    lines = [line for line in text[:LOOK_CHARACTERS].split("\n", 3)[:3] if line.strip()]
     try:
         is_json = len(lines) > 1 and all(isinstance(json.loads(line), dict) for line in lines)
     except (ValueError, RecursionError):
@@ -69,7 +69,7 @@ def _first_line(open_text: Callable[[], TextIO]) -> tuple[str, bool]:
 def _is_value_of_lines(first: str, has_more: bool, is_lines: bool) -> bool:
     """Whether each line is a value. `first` is the first line that is not blank."""
     if len(first) >= LOOK_CHARACTERS:
-        return has_more or (is_lines and (first.lstrip()[0] == "{" or bool(MESSAGES.match(first))))
+        return has_more or (is_lines and (first.lstrip()[0] == "{" or bool(CONVERSATION.match(first))))
     first = first.strip()
     try:
         value = json.loads(first)
@@ -201,8 +201,7 @@ class _Scanner:
     def peek(self) -> str:
         """The next character that is no white space, "" at the end."""
         while True:
-            while self.position < len(self.buffer) and self.buffer[self.position] in " \t\r\n":
-                self.position += 1
+            self.position = self._behind_space(self.position)
             if self.position < len(self.buffer) or self.is_ended:
                 self._count()
                 return self.buffer[self.position : self.position + 1]
@@ -212,10 +211,14 @@ class _Scanner:
         """The next character but one that is no white space, within a bracket."""
         self.peek()
         while True:
-            rest = self.buffer[self.position + 1 :].lstrip(" \t\r\n")
-            if rest or self.is_ended:
-                return rest[:1]
+            place = self._behind_space(self.position + 1)
+            if place < len(self.buffer) or self.is_ended:
+                return self.buffer[place : place + 1]
             self._more()
+
+    def _behind_space(self, place: int) -> int:
+        found = SPACE.match(self.buffer, place)
+        return found.end() if found else place
 
     def _count(self) -> None:
         self.line += self.buffer.count("\n", self.counted, self.position)

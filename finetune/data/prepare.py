@@ -129,14 +129,13 @@ def _split(
 def find_texts(names: Sequence[str | Path], val: Sequence[str | Path], **reading: Any) -> dict[str, list[Source]]:
     """The sources of train and val, before a tokenizer is known. Raises UsageError."""
     finder = sources.make_finder(**reading)
+    finder.has_val = bool(val)
     texts = finder.find(names)
     if val:
         given = finder.find(val)
-        for source in texts["train"]:  # what a directory says of its own validation files
-            source.notes = [note.replace(" validates", " is left out") for note in source.notes]
-        for source in given["train"]:
-            source.notes = []
         texts["val"] = given["val"] or given["train"]
+        for source in texts["val"]:  # its directory does not train
+            source.notes.clear()
     return texts
 
 

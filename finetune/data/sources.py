@@ -22,19 +22,12 @@ from finetune.data.documents import CHUNK_CHARACTERS, Chunk, cut
 from finetune.data.file_kinds import DOCUMENT_SUFFIXES
 from finetune.data.literals import LiteralCounter, cut_at, end_lines
 from finetune.data.tables import TABLES, ReadOptions, Taken, read_hub, read_table
-from finetune.data.text_files import (
-    COMPRESSED_SUFFIXES,
-    TEXT_SUFFIXES,
-    Digest,
-    open_text,
-    read_document,
-    read_file,
-    suffix_of,
-)
+from finetune.data.text_files import COMPRESSED_SUFFIXES, TEXT_SUFFIXES, Digest, read_document, read_file, suffix_of
 
 NAMED = ("shakespeare", "python_docs")
 NO_TEXT = "no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs (no download)"
 STANDARD_INPUT = "-"
+ARROW = {suffix for suffix, kind in TABLES.items() if kind == "arrow"}
 MAX_LINES = 12  # of a report, for a source of many files
 
 
@@ -113,10 +106,12 @@ class Source:
             content = converted.to_text(path).encode("utf-8", "surrogatepass")
             yield from read_document(str(path), io.BytesIO(content), digest)
             return
+        chunks = read_file(path, digest, options=self.options.text_options())
         if suffix_of(path) in ("", ".txt", ".text") and self.options.documents == "file":
-            with open_text(path, self.options.encoding) as file:
-                json_rows.check_text(file, str(path))
-        yield from read_file(path, digest, options=self.options.text_options())
+            first = next(chunks)
+            json_rows.check_text(first.text, str(path))
+            yield first
+        yield from chunks
 
     def report(self) -> list[str]:
         """What was taken of it, and what was left out, a line each."""
@@ -152,6 +147,7 @@ class Finder:
     options: ReadOptions = field(default_factory=ReadOptions)
     split: str = "train"  # of Hub data sets
     revision: str | None = None
+    has_val: bool = False  # other sources validate
 
     def find(self, names: Iterable[str | Path]) -> dict[str, list[Source]]:
         """The sources of each split: {"train": [...], "val": [...]}. `val` has those files of directories that a split
@@ -177,6 +173,8 @@ class Finder:
             (options.separator is not None, bool(suffixes & {".csv", ".tsv"}), "separator", "csv file"),
             (options.header != "auto", bool(suffixes & {".csv", ".tsv"}), "header", "csv file"),
             (options.documents != "file", has_text, "documents", "text file"),
+            (options.on_bad_row != "error", has_table, "on_bad_row", "table"),
+            (options.encoding is not None, bool(suffixes - ARROW), "encoding", "text, json or csv file"),
         ]
         for is_given, has_effect, name, what in checks:
             if is_given and not has_effect:
@@ -231,7 +229,7 @@ class Finder:
         train = sources["train"]
         train.left_out = found.describe_left_out()
         if "val" in sources or found.files.get("test"):
-            each = {"train": "trains", "val": "validates", "test": "is left out"}
+            each = {"train": "trains", "val": "is left out" if self.has_val else "validates", "test": "is left out"}
             said = [f"{_names(files, place)} {each[split]}" for split, files in found.files.items() if files]
             train.notes.append(f"{name}: {', '.join(said)}")
         return sources
