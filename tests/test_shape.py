@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "finetune"
 WIDTH, FILE_LINES, FUNCTION_LINES, DEPTH, PARAMETERS = 120, 300, 50, 4, 8
-CORE_LINES, TOOL_LINES = 15_652, 4_169
+CORE_LINES, TOOL_LINES = 15_663, 4_168
 
 # what each package may import: those of an earlier line. Commands (finetune/NAME.py) may import all of them.
 LAYERS = (

@@ -15,6 +15,7 @@ from typing import Any
 
 from finetune.common import files
 from finetune.common.errors import UsageError
+from finetune.common.machine import num_cores
 from finetune.data import chat, chat_template, nanogpt_meta, sources
 from finetune.data import dataset as datasets
 from finetune.data.base_tokenizer import SAFE_CUT
@@ -159,8 +160,7 @@ def _tokenize(
     stream: Stream, tokenizer: Tokenizer, eot: int | None, options: TokenizeOptions, directory: Path
 ) -> tuple[dict[str, dict], dict]:
     """Write train.bin and val.bin; return the entries `splits` and `overflow` of meta.json."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = options.num_proc or cores
+    threads = options.num_proc or num_cores()
     pending: deque[tuple[str, Future[list[Encoded]]]] = deque()
     overflow_filter = OverflowFilter(options.overflow, options.max_tokens)
     with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:

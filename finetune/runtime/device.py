@@ -19,6 +19,7 @@ import psutil
 import torch
 
 from finetune.common.errors import UsageError
+from finetune.common.machine import num_cores
 from finetune.config.recipe import Recipe
 from finetune.runtime import fsdp
 
@@ -202,7 +203,7 @@ def keep_heap() -> None:
 
 def use_all_cores(threads: int = 0) -> None:
     """Use this process's share of the node's cores, or `threads`. accelerate launch sets one thread."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 

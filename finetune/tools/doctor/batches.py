@@ -4,7 +4,6 @@ sketched. numpy works without the lock of the interpreter, so the threads use al
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from finetune.common.machine import num_cores
 from finetune.data.documents import Chunk
 from finetune.data.tokenizer import Tokenizer
 from finetune.tools.doctor.characters import Characters, characters_of, texts_with_faults
@@ -139,7 +139,7 @@ class LongDocument:
 
 def analysed(chunks: Iterable[Chunk], analysis: Analysis) -> Iterator[Batch]:
     """The Batches of a split, in their order."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     pending: deque[Future[Batch]] = deque()
     characters = number = 0
     with ThreadPoolExecutor(cores) as pool:
@@ -154,8 +154,7 @@ def analysed(chunks: Iterable[Chunk], analysis: Analysis) -> Iterator[Batch]:
 
 
 def _batches(chunks: Iterable[Chunk]) -> Iterator[Batch]:
-    """Whole documents up to about LONG = 1_000_000  # words; longer documents are compared by their digest alone
-    BATCH_CHARACTERS, and longer documents in parts."""
+    """Whole documents up to about BATCH_CHARACTERS, and longer documents in parts."""
     pending: list[Chunk] = []
     size = whole = 0  # characters pending, and how many of the chunks are whole documents
     is_part = False

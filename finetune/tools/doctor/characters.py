@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,9 @@ FOLLOWING = [*range(0x80, 0xC0), *map(ord, "€‚ƒ„…†‡ˆ‰Š‹ŒŽ�
 SPACE, UNSPACED, FAULT, LEAD, SHORT_LEAD, FOLLOWER = 1, 2, 4, 8, 16, 32
 
 
+@cache
 def _classes() -> np.ndarray:
+    """The classes of each code point."""
     classes = np.zeros(ALL, np.uint8)
     classes[[point for point in range(0x3001) if chr(point).isspace()]] = SPACE
     for first, last in UNSPACED_RANGES:
@@ -28,14 +31,11 @@ def _classes() -> np.ndarray:
     return classes
 
 
+@cache
 def _lower_case() -> np.ndarray:
     """The lower case of each code point, as far as it is one code point."""
     every = np.arange(ALL, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass").replace("İ", "i")
     return np.frombuffer(every.lower().encode("utf-32-le", "surrogatepass"), "<u4")
-
-
-CLASSES = _classes()
-LOWER_CASE = _lower_case()
 
 
 class Characters(NamedTuple):
@@ -63,7 +63,7 @@ def characters_of(texts: Sequence[str]) -> Characters:
         classes = (points <= ord(" ")).view(np.uint8)  # SPACE is 1
         return Characters(points, np.frombuffer(joined.lower().encode(), np.uint8), classes, lengths)
     points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4")
-    lowered, classes = (np.take(table, points, mode="clip") for table in (LOWER_CASE, CLASSES))
+    lowered, classes = (np.take(table, points, mode="clip") for table in (_lower_case(), _classes()))
     return Characters(points, lowered, classes, lengths)
 
 
