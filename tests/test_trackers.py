@@ -220,3 +220,16 @@ def test_a_proxy_without_network_means_offline_at_once(monkeypatch, url):
         began = time.monotonic()
         assert "503" in wandb_problem() and time.monotonic() - began < 5
         server.shutdown()
+
+
+@pytest.mark.skipif("tensorboard" not in KINDS, reason="tensorboard is not installed")
+def test_a_run_that_ended_goes_on_without_a_gap(tiny_run, corpus, monkeypatch):
+    """A tracker that is new to a run gets all of it."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    data, on = corpus(), "--log_with=wandb,tensorboard"
+    tiny_run("out", on, "--num_samples=1", "--max_new_tokens=5", text=data)
+    more = ("--init_from=resume", "--max_iters=14", "--num_samples=1", "--max_new_tokens=5")
+    tiny_run("out", on, *more, text=data)
+    for points in (tensorboard_points("out/tensorboard"), wandb_points(Path("out/wandb"))):
+        steps = [step for name, step, _ in points if name == "iter/loss"]
+        assert sorted(steps) == list(range(14))

@@ -49,6 +49,8 @@ def start(
         return _start_wandb(accelerator, place, kept, say)
     options = _options(kind, place, kept)
     tracker = _init(kind, accelerator, place, options, is_new=not kept)
+    if kind == "comet_ml" and not kept:
+        tracker.tracker.set_name(place.name)
     return tracker, {"id": _run_id(kind, tracker, options)}
 
 
@@ -57,7 +59,7 @@ def _init(kind: str, accelerator: Accelerator, place: Place, options: dict[str, 
     from accelerate.utils import LoggerType
 
     own = copy.copy(accelerator)
-    own.log_with, own.trackers = [LoggerType(kind)], []
+    own.log_with, own.trackers = [LoggerType(kind)], []  # pyrefly: ignore[bad-assignment]
     config = {name: value for name, value in place.config.items() if value is not None} if is_new else None
     project = place.project
     if kind == "tensorboard":  # of the project a folder; its hparams would be a run beside the run
@@ -191,7 +193,7 @@ def last_step(kind: str, tracker: Tracker, place: Place) -> int | None:
 
 def _wandb_steps(data: bytes) -> Iterator[int]:
     """The steps in a file of wandb: a head of 7 bytes, then LevelDB's log format, in blocks of 32 KiB."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # pyrefly: ignore[missing-module-attribute]
 
     place, parts = 7, b""
     while place + 7 <= len(data):

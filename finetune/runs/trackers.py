@@ -68,7 +68,8 @@ def _step(event: str, values: Mapping[str, Any]) -> int:
 
 
 class Kept:
-    """out_dir/trackers.json: for each tracker what identifies its run, and after a known end the last step it has."""
+    """out_dir/trackers.json: for each tracker what identifies its run, and after a known end the last step it has,
+    with the names of its numbers there."""
 
     def __init__(self, out_dir: Path) -> None:
         self.path, self.lock = out_dir / "trackers.json", threading.Lock()
@@ -93,6 +94,7 @@ class Worker(threading.Thread):
         self.tracker: tracker_kinds.Tracker | None = None
         self.identity: dict[str, Any] = {}
         self.last = -1  # the last step that the tracker has
+        self.names: list[str] | None = None  # of its numbers at that step, if known
         self.broken: set[str] = set()  # what it could not log: samples, picture
 
     def go_on(self, step: int, rows: Sequence[Row], surely_sent: int) -> None:
@@ -102,20 +104,25 @@ class Worker(threading.Thread):
             self.last = min(step, former.get("last", surely_sent) + 1) - 1
             former = {**former, "purge_step": self.last + 1}
         elif former:
-            self.last = former.get("last", surely_sent)
+            self.last, self.names = former.get("last", surely_sent), former.get("names")
         self.tracker, self.identity = tracker_kinds.start(self.kind, self.accelerator, self.place, former, self.say)
         self.kept.write(self.kind, self.identity)
         if former:
             known = tracker_kinds.last_step(self.kind, self.tracker, self.place)
-            self.last = self.last if known is None else known
+            if known is not None and known != self.last:
+                self.last, self.names = known, None
         for row in rows:
             self.send(row)
 
     def send(self, row: Row) -> None:
-        if row.step <= self.last or self.tracker is None:
+        if row.step < self.last or (row.step == self.last and self.names is None) or self.tracker is None:
             return
-        self.tracker.log(row.numbers, step=row.step)
-        self.last = row.step
+        former = self.names or [] if row.step == self.last else []  # a run ends after the evaluation of a step
+        if numbers := {name: value for name, value in row.numbers.items() if name not in former}:
+            self.tracker.log(numbers, step=row.step)
+        self.last, self.names = row.step, [*former, *numbers]
+        if former:
+            return
         if row.samples:
             self._try("samples", tracker_kinds.log_samples, row.samples, row.step)
         if row.picture:
@@ -134,7 +141,7 @@ class Worker(threading.Thread):
         """After a rollback: tensorboard can drop points, the others take no step twice."""
         if self.kind == "tensorboard" and self.tracker is not None and self.last >= step:
             tracker_kinds.purge(self.tracker, step)
-            self.last = step - 1
+            self.last, self.names = step - 1, None
 
     def close(self) -> None:
         if self.tracker is not None:
@@ -157,7 +164,7 @@ class Worker(threading.Thread):
 
     def _keep_last(self) -> None:
         if self.identity:
-            self.kept.write(self.kind, {**self.identity, "last": self.last})
+            self.kept.write(self.kind, {**self.identity, "last": self.last, "names": self.names})
 
 
 class Trackers:
