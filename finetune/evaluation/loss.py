@@ -57,7 +57,7 @@ class LossSums:
     """Sums over the units of a text, for the caller to divide once."""
 
     nats: np.ndarray  # (M, U)
-    correct: np.ndarray  # (M, U) targets that were the likeliest token
+    correct: np.ndarray  # (M, U) targets that were the likeliest token; of equally likely ones the first
     targets: np.ndarray  # (U,)
     bytes: np.ndarray  # (U,) of the text of the targets, 0 without a tokenizer
     divergence: np.ndarray  # (U,) nats of KL(last model || first model), 0 unless asked for
@@ -198,10 +198,11 @@ def _scores(
             part = slice(first, first + step)
             logp = []  # (n, V) of each model
             for number, (model, x) in enumerate(zip(models, hidden)):
-                logp.append(F.log_softmax(model.head(x[part]).float().contiguous(), -1))
-                picked = logp[-1].gather(-1, labels[part, None])[:, 0]
-                nats[number, part] = -picked.cpu()
-                correct[number, part] = (picked == logp[-1].amax(-1)).float().cpu()
+                logits = model.head(x[part]).float().contiguous()
+                # of equal logits, which bfloat16 has many of, one is chosen: the others do not count as right
+                correct[number, part] = (logits.argmax(-1) == labels[part]).float().cpu()
+                logp.append(F.log_softmax(logits, -1))
+                nats[number, part] = -logp[-1].gather(-1, labels[part, None])[:, 0].cpu()
             if divergence:
                 difference = logp[-1] - logp[0]
                 kl[part] = logp[-1].exp_().mul_(difference).sum(-1).cpu()
