@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import re
 from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 from finetune.common.errors import UsageError
 from finetune.config.options import option
-from finetune.data import arrow_rows, csv_rows, json_rows
+from finetune.data import arrow_rows, csv_cells, csv_rows, json_rows
 from finetune.data.chat_template import ChatTemplate
 from finetune.data.column_choice import find_shape
 from finetune.data.documents import Chunk
@@ -115,6 +116,8 @@ class ReadOptions:
 
     def separator_character(self) -> str | None:
         """The separator, a tab for its name."""
+        if code := re.fullmatch(r"\\x([0-9a-fA-F]{2})", self.separator or ""):
+            return chr(int(code[1], 16))
         return {"tab": "\t", "\\t": "\t"}.get(self.separator or "", self.separator)
 
 
@@ -140,8 +143,12 @@ class Taken:
             parts.append(f"separator {csv_rows.SEPARATORS.get(separator, separator)!r}")
         if self.facts.get("header") is False:
             parts.append("no header")
-        if "quotes" in self.facts:
-            parts.append("quotes are characters")
+        count, line = self.facts.get("kept", (0, 0))
+        if self.facts.get("quotes") == "characters" or count:
+            cells = f": {plural(count, 'cell')} begin{'s' * (count == 1)} with one (line {line:,})" if count else ""
+            parts.append(f"quotes are characters{cells}")
+        if nothing := self.facts.get("nothing"):
+            parts.append(f"{plural(sum(nothing.values()), 'cell')} without text: {', '.join(map(repr, nothing))}")
         if "encoding" in self.facts:
             parts.append(self.facts["encoding"])
         parts += [f"left out {plural(count, *why.split(' ', 1))}" for why, count in self.left_out.items()]
@@ -216,8 +223,13 @@ def documents(
         raise _refused(bad, str(bad.problem), taken)
     place = f"{taken.name}: {taken.facts['rows_of']!r}" if "rows_of" in taken.facts else taken.name
     taken.shape = find_shape(sample, options.columns(), prompt, place)
-    taken.left_out.update(taken.facts.pop("left_out", {}))
-    for row in itertools.chain(sample, rows):
+    rows = itertools.chain(sample, rows)
+    if taken.kind == "csv":
+        columns = {name: [row.value[name] for row in sample if row.value] for name in taken.shape.used()}
+        words = {name: csv_cells.words_for_nothing(cells) for name, cells in columns.items()}
+        taken.facts["nothing"] = Counter()
+        rows = csv_cells.checked(rows, words, taken.facts)
+    for row in rows:
         taken.rows += 1
         try:
             if row.problem:
@@ -230,6 +242,7 @@ def documents(
                 raise _refused(row, str(error), taken) from None
             taken.left_out["row that cannot be used"] += 1
             taken.first_bad = taken.first_bad or f"row {row.number:,}: {error}{row.suffix()}"
+    taken.left_out.update(taken.facts.pop("left_out", {}))
 
 
 def _refused(row: Row, problem: str, taken: Taken) -> UsageError:
