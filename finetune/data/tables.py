@@ -29,14 +29,19 @@ from finetune.data.text_files import TextOptions, open_text, suffix_of, unescape
 TABLES = {
     ".jsonl": "json",
     ".ndjson": "json",
+    ".jsonlines": "json",
+    ".geojsonl": "json",
     ".json": "json",
     ".csv": "csv",
     ".tsv": "csv",
+    ".tab": "csv",
+    ".psv": "csv",
     ".parquet": "arrow",
     ".arrow": "arrow",
     ".feather": "arrow",
 }
-LINES = (".jsonl", ".ndjson")
+LINES = (".jsonl", ".ndjson", ".jsonlines", ".geojsonl")
+TABS = (".tsv", ".tab")
 SAMPLE_ROWS, SAMPLE_CHARACTERS = 1000, 4 << 20  # that show which columns are the text
 KINDS = ("text", "prompt", "completion", "messages")
 
@@ -54,7 +59,11 @@ class ReadOptions:
     header: Literal["auto", "true", "false"] = option(
         "auto", "whether a csv file has one; without, columns are 1, 2, ..."
     )
-    documents: str = option("file", 'a text file is one document, or many: "lines", or a separator such as "\\n\\n\\n"')
+    documents: str = option(
+        "auto",
+        'a text file is one document ("file"; auto refuses tables named .txt) or many: "lines", or a separator such as'
+        ' "\\n\\n\\n"',
+    )
     special: Literal["text", "token"] = option(
         "text", "<|endoftext|> spelled in a text: stays text, or ends a document"
     )
@@ -83,7 +92,8 @@ class ReadOptions:
 
     def text_options(self) -> TextOptions:
         """The options of text files."""
-        return TextOptions(documents=self.documents, encoding=self.encoding)
+        documents = "file" if self.documents == "auto" else self.documents
+        return TextOptions(documents=documents, encoding=self.encoding)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of each contradiction."""
@@ -180,7 +190,8 @@ def _rows(path: Path, name: str, options: ReadOptions, taken: Taken) -> Iterator
     opened = functools.partial(open_text, path, options.encoding)
     if TABLES[suffix] == "json":
         return json_rows.read(opened, name, suffix in LINES, taken.facts)
-    return csv_rows.read(opened, name, suffix == ".tsv", options.separator_character(), options.header, taken.facts)
+    separator = options.separator_character() or ("|" if suffix == ".psv" else None)
+    return csv_rows.read(opened, name, suffix in TABS, separator, options.header, taken.facts)
 
 
 def read_hub(
