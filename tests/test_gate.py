@@ -3,12 +3,16 @@
 import json
 import math
 import operator
+import platform
+import subprocess
 from pathlib import Path
 
 import pytest
 
+import finetune
 from finetune.config.gate import EXIT_CODE, parse_conditions, unmet
 from finetune.runs.events import read_metrics
+from finetune.runs.provenance import provenance
 from finetune.training.monitor import EXIT_CODES
 
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq}
@@ -139,3 +143,42 @@ def test_an_earlier_evaluation_is_a_bound(corpus, tiny_run, command):
 
 def test_5_means_nothing_else():
     assert EXIT_CODE not in (0, 1, 2, 3, 4, *EXIT_CODES.values())
+
+
+def git(*arguments):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_versions_and_commit_are_in_the_start_event_the_model_and_its_card(corpus, tiny_run):
+    """Of the current directory. A hook or a monitor that the repository names is not run."""
+    import torch
+    import transformers
+
+    data = corpus()
+    git("init", "-q")
+    git("add", "corpus.txt")
+    git("commit", "-qm", "a")
+    git("config", "core.fsmonitor", "touch ran; false")
+    tiny_run("out", text=data)
+    wanted = {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "finetune": finetune.__version__,
+    }
+    commit = {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    facts = json.loads(Path("out/best/finetune.json").read_text())
+    start = read_metrics("out/metrics.jsonl")[0]
+    assert (facts["versions"], facts["git"]) == (start["versions"], start["git"]) == (wanted, commit)
+    card = Path("out/best/README.md").read_text()
+    assert f"git commit {commit['commit'][:12]}." in " ".join(card.split()) and torch.__version__ in card
+    assert not Path("ran").exists()
+    Path("corpus.txt").write_text("other")
+    assert provenance()["git"] == commit | {"dirty": True}
+
+
+def test_outside_a_repository_or_without_git_there_is_no_commit(monkeypatch):
+    assert "git" not in provenance()
+    monkeypatch.setenv("PATH", "")
+    assert "git" not in provenance()

@@ -111,6 +111,7 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
         step=state.step,
         length=setup.schedule.length,
         recipe=values,
+        **setup.provenance,
         identity=setup.identity,
         data=setup.dataset_facts,
         machine=setup.device.describe(),

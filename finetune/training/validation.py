@@ -36,6 +36,7 @@ def validate(setup: Setup, state: TrainState, logger: RunLogger) -> None:
         raise Diverged(f"step {step}: val loss is {val_loss}, train loss is {train_loss}")
     state.evaluations.append(evaluation)
     facts = {**evaluation, "init_from": setup.init_from, "base_model": hub_id(setup.init_from)}
+    facts |= setup.provenance
     again = step == state.best.get("step")  # published before a crash that lost the state of this step
     is_best = again or val_loss < state.best.get("val_loss", math.inf)
     if is_best and publish_model(setup, state, logger, "best", facts):
