@@ -6,6 +6,7 @@ python -m finetune.eval --out_dir=out-mine --baseline=auto
 from __future__ import annotations
 
 from finetune.common.errors import UsageError
+from finetune.common.json_output import other_output_to_stderr, print_json
 from finetune.config.cli import check_run_dir, parse, run
 from finetune.evaluation.options import Options
 
@@ -23,13 +24,16 @@ def main(argv: list[str]) -> None:
     from finetune.evaluation.evaluator import evaluate
     from finetune.runs.datasets import changed_since
 
-    event, main_process = evaluate(options)
-    if main_process:
-        print(table.table(event))
-        if options.out_dir is not None:
-            table.record(options.out_dir, event)
-            if line := changed_since(options.out_dir, event["dataset"]):
-                print(line)
+    with other_output_to_stderr(options.json):
+        event, main_process = evaluate(options)
+        if main_process:
+            print(table.table(event))
+            if options.out_dir is not None:
+                table.record(options.out_dir, event)
+                if line := changed_since(options.out_dir, event["dataset"]):
+                    print(line)
+    if main_process and options.json:
+        print_json(event)
 
 
 if __name__ == "__main__":
