@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import Literal
 
@@ -181,6 +181,10 @@ class Recipe:
         resume="free",
     )
     cpu_threads: int = option(0, "CPU threads per process; 0 shares the cores among processes", ge=0, resume="free")
+
+    def as_recipe(self) -> Recipe:
+        """The keys of a recipe alone, of options that have more."""
+        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
 
     @property
     def micro_batch_size(self) -> int:
