@@ -90,9 +90,9 @@ def test_the_metadata(built):
 def test_a_user_without_a_checkout(installed, tmp_path):
     for verb in ("recipes", "env"):
         assert run(installed / "finetune", verb, cwd=tmp_path)
-    copied = run(installed / "finetune", "recipes", "quickstart", "--to=mine.yaml", cwd=tmp_path)
+    copied = run(installed / "finetune", "recipes", "quickstart", "--to", "mine.yaml", cwd=tmp_path)
     assert copied == "quickstart copied to mine.yaml; finetune train mine.yaml\n"
-    trained = run(installed / "finetune", "train", "mine.yaml", *SHORT, cwd=tmp_path)
+    trained = run(installed / "finetune", "train", "quickstart", *SHORT, cwd=tmp_path)
     assert "best val loss" in trained and (tmp_path / "out-quickstart/best/model.safetensors").is_file()
     sampled = run(installed / "finetune", "sample", "--out_dir=out-quickstart", "--max_new_tokens=20", cwd=tmp_path)
     assert len(sampled) > 20
@@ -104,7 +104,7 @@ def test_a_user_without_a_checkout(installed, tmp_path):
 
 def test_the_lock_is_what_pip_finds(installed, tmp_path):
     """Oracle: pip's own resolver has nothing to add to the pinned names, and knows the same versions."""
-    pins = run(installed / "finetune", "env", "--lock=true", cwd=tmp_path)
+    pins = run(installed / "finetune", "env", "--lock", cwd=tmp_path)
     assert f"# finetune-gpt2 {finetune.__version__}: not from an index" in pins
     (tmp_path / "lock.txt").write_text(pins, encoding="utf-8")
     names = {line.partition("==")[0] for line in pins.splitlines() if "==" in line}
@@ -116,7 +116,7 @@ def test_the_lock_is_what_pip_finds(installed, tmp_path):
 
 def test_a_lock_needs_an_installation(monkeypatch, command):
     monkeypatch.setattr("finetune.env.DISTRIBUTION", "finetune-gpt2-of-nobody")
-    code, out, error = command("env", "--lock=true")
+    code, out, error = command("env", "--lock")
     assert (code, out) == (2, "") and "is not installed in this Python; pip install finetune-gpt2-of-nobody" in error
 
 
