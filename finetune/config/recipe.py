@@ -242,7 +242,7 @@ class Recipe:
             if getattr(self, name) and not self.lora_rank:
                 yield name, "has no effect without lora_rank"
         if self.lora_rank and find_spec("peft") is None:
-            yield "lora_rank", "adapters need the package peft: pip install -e '.[lora]' where finetune was cloned to"
+            yield "lora_rank", "adapters need the package peft: pip install 'finetune-gpt2[lora]'"
 
     def _problems_of_push(self) -> Iterator[tuple[str, str]]:
         if self.push_to_hub is not None and (problem := repository_problem(self.push_to_hub)):

@@ -11,7 +11,7 @@ from finetune.common.errors import UsageError
 from finetune.data import encodings
 
 HEAD_BYTES = 1 << 16  # of a file, enough to recognise it
-EXTRA = "pip install 'finetune[documents]'"
+EXTRA = "pip install 'finetune-gpt2[documents]'"
 DOCUMENT_SUFFIXES = (".docx", ".epub", ".html", ".htm", ".xhtml", ".pdf", ".pptx")
 NO_TEXT = "there is no text to train on in it; leave it out"
 UNPACK = "unpack it, or name it with the suffix {suffix}"
