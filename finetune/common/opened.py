@@ -1,10 +1,11 @@
-"""A directory that stays the same one while it is read, though a run may replace it at any moment."""
+"""A directory of files that belong together: it stays the same one while it is read, though a run may replace it at any
+moment, and its links do not lead out of it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,6 +35,26 @@ def read_whole(directory: Path, read: Callable[[Path], T]) -> T:
                     raise UsageError(f"{directory}: {problem}")
                 return result
     raise UsageError(f"{directory}: is replaced faster than it can be read; try again when its run has ended")
+
+
+def refuse_links_out(directory: Path, paths: Iterable[Path]) -> None:
+    """Raise UsageError for a link, among the `paths` in a directory, to a file elsewhere: a directory that came from
+    somebody else could show and send any file so. The blobs of the Hub's cache are no such place."""
+    for path in paths:
+        if not path.is_symlink() and (path.parent == directory or not path.parent.is_symlink()):
+            continue
+        real, target = directory.resolve(), path.resolve()
+        if target.is_file() and not (target.is_relative_to(real) or _is_blob(target, real)):
+            raise UsageError(f"{path}: is a link to {target}, outside its directory; put the file itself there")
+
+
+def _is_blob(target: Path, directory: Path) -> bool:
+    """Whether a file is a blob of the snapshot `directory`, or of the user's own cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if directory.parent.name == "snapshots" and target.parent == directory.parents[1] / "blobs":
+        return True
+    return target.parent.name == "blobs" and target.is_relative_to(Path(HF_HUB_CACHE).resolve())
 
 
 @contextlib.contextmanager
