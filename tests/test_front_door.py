@@ -12,6 +12,7 @@ import front_door_csv
 import front_door_dialects
 import front_door_directories
 import front_door_disguised
+import front_door_exports
 import front_door_files
 import front_door_json
 import front_door_tables
@@ -29,6 +30,7 @@ MODULES = (
     front_door_dialects,
     front_door_directories,
     front_door_disguised,
+    front_door_exports,
     front_door_files,
     front_door_json,
     front_door_tables,
