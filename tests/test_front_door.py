@@ -15,6 +15,7 @@ import front_door_disguised
 import front_door_exports
 import front_door_files
 import front_door_json
+import front_door_people
 import front_door_tables
 import front_door_texts
 import front_door_turns
@@ -33,6 +34,7 @@ MODULES = (
     front_door_exports,
     front_door_files,
     front_door_json,
+    front_door_people,
     front_door_tables,
     front_door_texts,
     front_door_turns,

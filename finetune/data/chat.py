@@ -80,7 +80,8 @@ def _turn(message: object) -> Turn:
         raise ValueError(f"a message needs role and content, both text, but found {str(message)[:60]}")
     role = ROLE_OF.get(given.strip().lower())
     if role is None:
-        raise ValueError(f"the role {given!r} is none of {', '.join(sorted(ROLE_OF))}")
+        talk = f'a talk between people is a text, {{"text": "{given}: ..."}}'
+        raise ValueError(f"the role {given!r} is none of {', '.join(sorted(ROLE_OF))}; {talk}")
     content = _content(contents[0] if contents else None)
     learned = {key: message[key] for key in LEARN if message.get(key) is not None}
     hidden = {key: message[key] for key in HIDE if message.get(key) is not None}

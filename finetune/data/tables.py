@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from finetune.common.errors import UsageError
 from finetune.config.options import option
-from finetune.data import arrow_rows, csv_cells, csv_rows, json_rows
+from finetune.data import arrow_rows, csv_cells, csv_rows, json_rows, utterances
 from finetune.data.chat_template import ChatTemplate
 from finetune.data.column_choice import find_shape
 from finetune.data.documents import Chunk
@@ -233,6 +233,9 @@ def documents(
     if bad and options.on_bad_row == "error":
         raise _refused(bad, str(bad.problem), taken)
     place = f"{taken.name}: {taken.facts['rows_of']!r}" if "rows_of" in taken.facts else taken.name
+    if not options.columns() and not prompt:
+        values = [row.value for row in sample if isinstance(row.value, dict)]
+        utterances.check(values, taken.facts.get("rows_of"), taken.name, taken.kind == "json")
     taken.shape = find_shape(sample, options.columns(), prompt, place)
     rows = itertools.chain(sample, rows)
     if taken.kind == "csv":
