@@ -12,6 +12,7 @@ import front_door_csv
 import front_door_dialects
 import front_door_directories
 import front_door_files
+import front_door_flags
 import front_door_json
 import front_door_tables
 import front_door_texts
@@ -28,6 +29,7 @@ MODULES = (
     front_door_dialects,
     front_door_directories,
     front_door_files,
+    front_door_flags,
     front_door_json,
     front_door_tables,
     front_door_texts,
