@@ -36,7 +36,8 @@ CODE = re.compile(
 PYTHON = re.compile(r"""\s*\[\s*[\[{'"].*\]\s*$|b(['"]).*\1$""", re.DOTALL)  # a list or bytes, written by print
 # a column that can tell good answers from bad ones, and its values
 LABEL = re.compile(
-    r"(is_|kto_|human_|user_)?(labels?|tag|good|correct|desirable|chosen|accepted|preferred|feedback|rating|thumbs_?up)",
+    r"(is_|kto_|human_|user_)?(labels?|tag|good|correct|desirable|chosen|accepted|preferred|feedback|rating"
+    r"|thumbs_?up)",
     re.IGNORECASE,
 )
 VERDICTS = (
