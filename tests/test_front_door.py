@@ -14,6 +14,7 @@ import front_door_directories
 import front_door_disguised
 import front_door_exports
 import front_door_files
+import front_door_flags
 import front_door_json
 import front_door_people
 import front_door_tables
@@ -33,6 +34,7 @@ MODULES = (
     front_door_disguised,
     front_door_exports,
     front_door_files,
+    front_door_flags,
     front_door_json,
     front_door_people,
     front_door_tables,
