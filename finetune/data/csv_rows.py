@@ -36,7 +36,7 @@ def read(
     """The rows of a csv file, by column; of a file without a header the columns are "1", "2", ....
 
     Args:
-        is_tab: whether the suffix is .tsv.
+        is_tab: whether the suffix promises tabs.
         separator: None to find it.
         header: "true", "false", or "auto": the first row must look like names.
         facts: gets `separator`, `header` and what was left out above it.
