@@ -10,6 +10,7 @@ from pathlib import Path
 
 from finetune.common.errors import Failure, UsageError
 from finetune.config.cli import die_with_launcher, parse, run
+from finetune.config.gate import EXIT_CODE, unmet
 from finetune.config.options import option
 from finetune.config.recipe import Recipe
 from finetune.config.recipe_file import comments_by_key
@@ -66,9 +67,12 @@ def _print_plan(recipe: Recipe, origins: dict[str, str], processes: int, began: 
 def _train(recipe: Recipe, origins: dict[str, str]) -> None:
     from finetune.tools.report.after_training import report_after
     from finetune.training.trainer import train
+    from finetune.training.validation import figures
 
     with report_after(recipe):
-        setup, _ = train(recipe, comments_by_key(origins))
+        setup, state = train(recipe, comments_by_key(origins))
+    if lines := unmet(recipe.require, figures(state)):  # nothing is pushed then
+        raise Failure("\n".join(f"require: {line}" for line in lines), EXIT_CODE)
     if recipe.push_to_hub and not recipe.eval_only and setup.device.accelerator.is_main_process:
         _export_and_push(recipe, recipe.push_to_hub)
 

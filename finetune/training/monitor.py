@@ -23,6 +23,7 @@ class Diverged(Exception):
 
 
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}  # of the signals that end a run
+SAVE = getattr(signal, "SIGUSR1", None)  # the signal that saves a state; Windows has none
 
 
 class SignalCatcher:
@@ -31,7 +32,7 @@ class SignalCatcher:
     A handler only notes the signal. Every update sums the flags of all processes, so that all act alike."""
 
     def __init__(self) -> None:
-        self.seen = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), False)
+        self.seen = dict.fromkeys((*EXIT_CODES, *([SAVE] if SAVE else [])), False)
         self.interrupted = -math.inf  # the time of the first SIGINT
 
     def flags(self) -> list[float]:
@@ -41,8 +42,8 @@ class SignalCatcher:
     def from_counts(self, signal_counts: Iterable[float]) -> list[signal.Signals]:
         """The signals that any process saw, from the sum of all `flags()`. SIGUSR1 is reset."""
         signals = [number for number, count in zip(self.seen, signal_counts) if count]
-        if signal.SIGUSR1 in signals:
-            self.seen[signal.SIGUSR1] = False
+        if SAVE in signals:
+            self.seen[SAVE] = False
         return signals
 
     @contextlib.contextmanager
