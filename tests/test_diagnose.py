@@ -233,7 +233,7 @@ def test_broken_runs_get_their_label(name):
     findings = diagnosis.diagnose(record.load("out", verify=True))
     assert [finding.label for finding in findings] == [label]
     assert any(character.isdigit() for line in findings[0].evidence for character in line)
-    if findings[0].command and "finetune.train" in findings[0].command:
+    if findings[0].command and "finetune train" in findings[0].command:
         options, _ = parse(Recipe, shlex.split(findings[0].command.split("finetune train")[1]), "")
         fresh = options.init_from != "resume" and not options.overwrite
         assert (options.out_dir == "out-2") == fresh, "another run goes beside this one"
