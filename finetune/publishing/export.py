@@ -100,7 +100,6 @@ def export(
         print(f"{to} is this export already")
         return to
     content = _gather(source, run_dir, found)
-    files.sweep_target(to)
     files.write_directory(to, lambda work: _write(work, content, to.name))
     print(_summary(to, content.verified))
     return to

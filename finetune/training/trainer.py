@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
-from finetune.common import files
 from finetune.common.errors import Failure
+from finetune.common.lock import lock
 from finetune.config import schedule as schedules
 from finetune.config.recipe import Recipe
 from finetune.gpt import lora
@@ -37,7 +37,7 @@ def train(
     device = devices.start(recipe)
     is_main = device.accelerator.is_main_process
     writes_run = is_main and not recipe.eval_only
-    with files.lock(recipe.out_dir) if writes_run else contextlib.nullcontext():
+    with lock(recipe.out_dir) if writes_run else contextlib.nullcontext():
         if is_main:
             check_out_dir(recipe)
         logger = RunLogger(recipe.out_dir, write=is_main)
