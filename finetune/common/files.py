@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 
@@ -241,6 +241,12 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
 def write_json(path: Path, value: object, ensure_ascii: bool = True) -> None:
     """Write indented JSON, not atomically: into the directory of a `fill`, or to the path of `replacing`."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=ensure_ascii) + "\n", encoding="utf-8")
+
+
+def open_append(path: str | Path) -> TextIO:
+    """A file to append text to. Raises OSError if a link is in its place."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    return open(os.open(path, flags, 0o666), "a", encoding="utf-8")
 
 
 def read_text(path: str | Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from finetune.common.files import open_append
 from finetune.common.json_output import finite
 from finetune.runs.logger import RunLogger
 
@@ -40,7 +41,7 @@ def table(event: dict[str, Any]) -> str:
 def record(out_dir: str | Path, event: dict[str, Any]) -> None:
     """Append the event to the metrics.jsonl of a run."""
     logger = RunLogger(out_dir, write=True)
-    logger.file = open(logger.path, "a", encoding="utf-8")
+    logger.file = open_append(logger.path)
     logger.record("evaluation", **finite(event))
     logger.close()
 
