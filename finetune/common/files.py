@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from finetune.common.errors import Failure, UsageError
 
 MANIFEST = "manifest.json"
+MAX_JSON, MAX_DEPTH = 1 << 28, 64  # bytes and levels; the largest tokenizer.json of the Hub has 40 MB
 CHUNK_BYTES = 1 << 22
 PUBLISHED = r"best|iter_\d+|step-\d+"  # directories that `write_directory` writes into an out_dir
 UNFINISHED = re.compile(rf"\.tmp-({PUBLISHED})-(\d+|old)|\.old-({PUBLISHED})")
@@ -220,7 +221,24 @@ def exchange(work: Path, target: Path) -> None:
 
 def read_json(path: str | Path) -> Any:
     """The value in a JSON file. Raises OSError or ValueError."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    if os.path.getsize(path) > MAX_JSON:
+        raise ValueError(f"has more than {MAX_JSON:,} bytes")
+    return parse_json(Path(path).read_bytes())
+
+
+def parse_json(content: bytes) -> Any:
+    """The value of some JSON. Raises ValueError, also for one of more than MAX_DEPTH levels."""
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    level, depth = [value], 0
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError("is nested too deeply")
+        level = [one for each in level for one in (each.values() if isinstance(each, dict) else each)]
+    return value
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:

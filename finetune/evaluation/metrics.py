@@ -48,6 +48,13 @@ def exact_match(predictions: list[str], references: list[str]) -> dict[str, floa
 
 
 METRICS = {score.__name__: score for score in (bleu, chrf, rouge, exact_match)}
+# the names of their figures
+SCORES = {
+    "bleu": ("bleu",),
+    "chrf": ("chrf",),
+    "rouge": ("rouge1", "rouge2", "rougeL"),
+    "exact_match": ("exact_match",),
+}
 LIBRARIES = {"bleu": "sacrebleu", "chrf": "sacrebleu", "rouge": "rouge_score"}
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import statistics
+import time
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from types import FrameType
@@ -31,6 +33,7 @@ class SignalCatcher:
 
     def __init__(self) -> None:
         self.seen = dict.fromkeys((*EXIT_CODES, *([SAVE] if SAVE else [])), False)
+        self.interrupted = -math.inf  # the time of the first SIGINT
 
     def flags(self) -> list[float]:
         """1.0 for each signal that this process saw, else 0.0."""
@@ -54,8 +57,13 @@ class SignalCatcher:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.seen[signal.SIGINT]:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            # a launcher passes Ctrl-C on to processes that have seen it
+            is_echo = "RANK" in os.environ and time.monotonic() < self.interrupted + 1
+            if self.seen[signal.SIGINT] and not is_echo:
+                raise KeyboardInterrupt
+            if not is_echo:
+                self.interrupted = time.monotonic()
         self.seen[signal.Signals(number)] = True
 
 

@@ -30,6 +30,7 @@ from finetune.training.micro_batch import describe_shares
 from finetune.training.monitor import EXIT_CODES
 from finetune.training.saving import model_weights
 from finetune.training.state import Setup, TrainState, recipe_in_use
+from finetune.training.validation import worse_than_at_start
 
 SLOW_FROM_SCRATCH = 1e-4  # a peak learning rate below which a model from scratch hardly learns
 
@@ -113,6 +114,7 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
         step=state.step,
         length=setup.schedule.length,
         recipe=values,
+        **setup.provenance,
         identity=setup.identity,
         data=setup.dataset_facts,
         machine=setup.device.describe(),
@@ -201,6 +203,9 @@ def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
         raise Failure(
             f"out_dir {recipe.out_dir}: best/ could not be saved; the last state is in {recipe.out_dir}/last", 1
         )
+    if line := worse_than_at_start(state):
+        logger.print(f"warning: {line}")
+        logger.record("warning", step=state.step, name="worse", line=line)
     logger.record("end", step=state.step, best=state.best)
     logger.close_bar()
     if not accelerator.is_main_process:
