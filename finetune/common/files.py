@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import psutil
 
 from finetune.common.errors import UsageError
+from finetune.common.machine import sync
 
 MANIFEST = "manifest.json"
 MAX_JSON, MAX_DEPTH = 1 << 28, 64  # bytes and levels; the largest tokenizer.json of the Hub has 40 MB
@@ -275,15 +276,3 @@ def sha256_of(path: str | Path) -> str:
 
 def _manifest_entry(path: Path) -> dict[str, int | str]:
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-
-
-def sync(path: str | Path) -> None:
-    """Wait until a file, or the names in a directory, are on disk."""
-    on_windows = sys.platform == "win32"  # opens no directory, and syncs only what is open for writing
-    if on_windows and os.path.isdir(path):
-        return
-    handle = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -12,7 +12,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from finetune.common.errors import UsageError
-from finetune.common.files import sweep, sync
+from finetune.common.files import sweep
+from finetune.common.machine import sync
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 
 
@@ -23,3 +24,15 @@ def read_proc(name: str) -> str:
     """A file of Linux's /proc; empty if there is none."""
     path = Path("/proc", name)
     return path.read_text(errors="ignore") if path.exists() else ""
+
+
+def sync(path: str | Path) -> None:
+    """Wait until a file, or the names in a directory, are on disk."""
+    on_windows = sys.platform == "win32"  # opens no directory, and syncs only what is open for writing
+    if on_windows and os.path.isdir(path):
+        return
+    handle = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
