@@ -19,7 +19,6 @@ from finetune.gpt import GPT, convert, lora
 from finetune.gpt.sampling import Sample, draw_samples, print_samples
 from finetune.runs import checkpoints
 from finetune.runs.logger import RunLogger
-from finetune.runs.loss_plot import plot_loss
 from finetune.runs.wandb_log import start_wandb
 from finetune.training import optimizer as optimizers
 from finetune.training.micro_batch import describe_shares
@@ -199,6 +198,8 @@ def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
         tracker.finish()
     if not accelerator.is_main_process:
         return
+    from finetune.runs.loss_plot import plot_loss  # matplotlib takes a while
+
     plot_loss(recipe.out_dir)
     print(f"best val loss {state.best['val_loss']:.4f} at step {state.best['step']}, in {recipe.out_dir}/best")
     if setup.prompt is not None and setup.tokenizer is not None:
