@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from finetune.config.cli import parse, run
 from finetune.config.options import option
@@ -67,6 +68,11 @@ class Options(Recipe):
 def main(argv: list[str]) -> int:
     began = time.perf_counter()
     options, origins = parse(Options, argv, USAGE)
+    return 0 if make_plan(options, origins, began)["fits"] else 1
+
+
+def make_plan(options: Options, origins: dict[str, str], began: float) -> dict[str, Any]:
+    """Print the plan and what else was asked for; return its numbers. Raises UsageError."""
     from finetune.tools.plan import estimate, lr_finder, report
     from finetune.tools.plan import suggest as suggests
 
@@ -90,8 +96,8 @@ def main(argv: list[str]) -> int:
         print(f"\nwrote {options.to}" if options.to else f"\n{text.rstrip()}")
     if shortage := report.shortage(plan):
         print(f"\n{shortage}")
-        return 1
-    return 0
+    found = {} if learning_rate is None else {"learning_rate": learning_rate}
+    return report.numbers(plan) | found
 
 
 if __name__ == "__main__":

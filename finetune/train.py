@@ -3,13 +3,19 @@
 accelerate launch -m finetune.train recipes/small.yaml --dataset=data/mine --out_dir=out-mine
 """
 
+from __future__ import annotations
+
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune.common.errors import Failure, UsageError
 from finetune.config.cli import die_with_launcher, parse, run
 from finetune.config.recipe import Recipe
 from finetune.config.recipe_file import comments_by_key
+
+if TYPE_CHECKING:
+    from finetune.training.state import Hooks
 
 USAGE = """usage: accelerate launch -m finetune.train [RECIPE.yaml] [--key=value ...]
        python -m finetune.train [RECIPE.yaml] [--key=value ...]
@@ -21,11 +27,17 @@ in brackets; "derived" values follow from other keys and are shown when training
 def main(argv: list[str]) -> None:
     recipe, origins = parse(Recipe, argv, USAGE)
     die_with_launcher()
+    train_and_push(recipe, origins)
+
+
+def train_and_push(recipe: Recipe, origins: dict[str, str], hooks: Hooks | None = None) -> None:
+    """Train, write the report, and push the best model if the recipe says so. Raises UsageError and Failure."""
     from finetune.tools.report.after_training import report_after
     from finetune.training.trainer import train
 
+    with_hooks = {"hooks": hooks} if hooks else {}
     with report_after(recipe):
-        setup, _ = train(recipe, comments_by_key(origins))
+        setup, _ = train(recipe, comments_by_key(origins), **with_hooks)
     if recipe.push_to_hub and not recipe.eval_only and setup.device.accelerator.is_main_process:
         _export_and_push(recipe, recipe.push_to_hub)
 

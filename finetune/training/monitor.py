@@ -6,6 +6,7 @@ import contextlib
 import math
 import signal
 import statistics
+import threading
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from types import FrameType
@@ -30,6 +31,7 @@ class SignalCatcher:
 
     def __init__(self) -> None:
         self.seen = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), False)
+        self.requested = False  # a stop, by a callback
 
     def flags(self) -> list[float]:
         """1.0 for each signal that this process saw, else 0.0."""
@@ -42,10 +44,16 @@ class SignalCatcher:
             self.seen[signal.SIGUSR1] = False
         return signals
 
+    def request_stop(self) -> None:
+        """End the run as SIGINT does."""
+        self.requested = self.seen[signal.SIGINT] = True
+
     @contextlib.contextmanager
     def caught(self) -> Generator[None]:
-        """Handle the signals inside this block, then restore the former handlers."""
-        before = {number: signal.signal(number, self._note) for number in self.seen}
+        """Handle the signals inside this block, then restore the former handlers. Signals only reach the main thread,
+        so in another one nothing is handled."""
+        handled = self.seen if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.signal(number, self._note) for number in handled}
         try:
             yield
         finally:

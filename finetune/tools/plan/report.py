@@ -30,6 +30,31 @@ def report(plan: Plan) -> str:
     return text
 
 
+def numbers(plan: Plan) -> dict[str, Any]:
+    """The figures of a plan: sizes in bytes, times in seconds. `seconds` is None if nothing was timed."""
+    seconds = plan.seconds()
+    return {
+        "parameters": sizes.num_parameters(plan.config),
+        "tokens": plan.data.tokens,
+        "blocks": plan.data.rows,
+        "block_size": plan.block_size,
+        "tokens_per_update": plan.tokens,
+        "updates": plan.schedule.length,
+        "updates_done": plan.done,
+        "passes": plan.passes,
+        "evaluations": plan.evaluations,
+        "device": plan.device,
+        "dtype": plan.dtype,
+        "memory": plan.peak_bytes(),
+        "memory_free": plan.available,
+        "disk": plan.disk_needed,
+        "disk_free": plan.disk_free,
+        "seconds": sum(seconds.values()) if plan.timing else None,
+        "seconds_of": seconds if plan.timing else {},
+        "fits": not shortage(plan),
+    }
+
+
 def shortage(plan: Plan) -> str:
     """What does not suffice, in capitals, with the way out; empty if everything does."""
     lines = []
