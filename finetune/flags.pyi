@@ -82,6 +82,7 @@ class TrainFlags(TypedDict, total=False):
     max_new_tokens: int
     temperature: float
     top_k: int
+    log_with: Text
     wandb_log: bool
     wandb_project: Text
     wandb_run_name: Text | None
@@ -197,6 +198,7 @@ class PlanFlags(TypedDict, total=False):
     max_new_tokens: int
     temperature: float
     top_k: int
+    log_with: Text
     wandb_log: bool
     wandb_project: Text
     wandb_run_name: Text | None

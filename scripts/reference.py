@@ -12,9 +12,9 @@ import re
 import typing
 from pathlib import Path
 
-from finetune.__main__ import VERBS
 from finetune.config.options import describe_default, describe_type
 from finetune.config.recipe import Recipe
+from finetune.config.verbs import VERBS
 from finetune.keywords import LISTS
 
 ROOT = Path(__file__).parents[1]

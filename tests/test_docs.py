@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 import finetune
-from finetune.__main__ import VERBS
 from finetune.config.cli import parse
 from finetune.config.recipe import Recipe
+from finetune.config.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "recipes/README.md", *sorted((ROOT / "docs").rglob("*.md"))]

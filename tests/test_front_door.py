@@ -11,6 +11,7 @@ import front_door_columns
 import front_door_csv
 import front_door_dialects
 import front_door_directories
+import front_door_disguised
 import front_door_files
 import front_door_json
 import front_door_tables
@@ -27,6 +28,7 @@ MODULES = (
     front_door_csv,
     front_door_dialects,
     front_door_directories,
+    front_door_disguised,
     front_door_files,
     front_door_json,
     front_door_tables,

@@ -179,6 +179,26 @@ def test_compressed_text_is_read_and_damage_is_refused(suffix):
                 text_files.open_text(path).read()
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
+def test_what_is_wrong_with_compressed_text_is_said_in_words(suffix):
+    pack = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
+    pack[".zst"] = lambda data: pyarrow.compress(data, "zstd", asbytes=True)
+    data, path = pack[suffix](random.Random(0).randbytes(3000).hex().encode()), Path(f"a.jsonl{suffix}")
+    again = "download or copy it again"
+    for content, message in (
+        (data[:-5], f"cut short; {again}"),
+        (data[: len(data) // 2], f"cut short; {again}"),
+        (data[:3], f"cut short; {again}"),
+        (data + b"and more", f"damaged; {again}"),
+        (b'{"text": "a"}\n' * 9, r"not compressed with \w+; if it is text as it is, name it a.jsonl"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=f"^{path}: cannot be read: {message}$"):
+            text_files.open_text(path).read()
+    path.write_bytes(data + data)  # as cat joins them
+    assert len(text_files.open_text(path).read()) == 12000
+
+
 def test_documents_between_separators_are_those_of_split_wherever_chunks_end():
     rng = random.Random(0)
     for _ in range(200):

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from finetune.config.options import option
+from finetune.config.trackers import problems_of_trackers
 
 LORA_RATE = 2e-4  # the learning rate at which GPT-2 was adapted first (Hu et al. 2021, arXiv 2106.09685)
 
@@ -132,9 +133,19 @@ class Recipe:
     temperature: float = option(0.8, "temperature of the samples", ge=0, resume="free")
     top_k: int = option(200, "sample from the k most likely tokens; 0 is all", ge=0, resume="free")
 
-    wandb_log: bool = option(False, "log to Weights & Biases (offline if it cannot be reached)", resume="free")
-    wandb_project: str = option("finetune", "Weights & Biases project", resume="free")
-    wandb_run_name: str | None = option(None, "Weights & Biases run [the name of out_dir]", resume="free", derived=True)
+    log_with: str = option(
+        "",
+        "experiment trackers, separated by commas: tensorboard, wandb, trackio, comet_ml, aim, mlflow, clearml, "
+        "dvclive, swanlab; all is every one that is installed",
+        resume="free",
+    )
+    wandb_log: bool = option(
+        False, "short for log_with=wandb: Weights & Biases, offline if it cannot be reached", resume="free"
+    )
+    wandb_project: str = option("finetune", "project of the trackers' runs", resume="free")
+    wandb_run_name: str | None = option(
+        None, "name of the trackers' runs [the name of out_dir]", resume="free", derived=True
+    )
 
     push_to_hub: str | None = option(
         None, "USER/NAME: private Hub repository for the exported best model; needs --push=true too", resume="free"
@@ -202,6 +213,8 @@ class Recipe:
             yield "sample_interval", "has no effect without num_samples; add --num_samples=1"
         if self.memory == "auto" and self.batch_size == "auto":
             yield "memory", "auto chooses batch_size too; give one of memory=auto and batch_size=auto"
+        for problem in problems_of_trackers(self.log_with):
+            yield "log_with", problem
         yield from self._problems_of_lora()
         yield from self._problems_of_push()
 

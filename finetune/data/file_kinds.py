@@ -73,7 +73,7 @@ NOTEBOOK = re.compile(
     rb"\s*\{\s*\"(?:cells|metadata|nbformat(?:_minor)?)\"\s*:.*\"(?:cell_type|nbformat)\"\s*:", re.DOTALL
 )
 WEB_PAGE = re.compile(rb"\s*<(?:!doctype html|html|\?xml)\b", re.IGNORECASE)
-TABLE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+TABLE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".jsonlines", ".geojsonl", ".csv", ".tsv", ".tab", ".psv")
 
 
 def check(name: str, head: bytes, encoding: str | None = None) -> None:

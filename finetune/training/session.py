@@ -13,13 +13,16 @@ from finetune.common.errors import Failure, UsageError
 from finetune.config import recipe as recipes
 from finetune.config import recipe_file
 from finetune.config.recipe import Recipe
+from finetune.config.trackers import chosen_trackers
 from finetune.data.batches import ConcatBlocks
 from finetune.data.run_notes import note_run
 from finetune.gpt import GPT, convert, lora
 from finetune.gpt.sampling import Sample, draw_samples, print_samples
 from finetune.runs import checkpoints
+from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
-from finetune.runs.wandb_log import start_wandb
+from finetune.runs.tracker_kinds import Place
+from finetune.runs.trackers import start_trackers
 from finetune.training import optimizer as optimizers
 from finetune.training.micro_batch import describe_shares
 from finetune.training.monitor import EXIT_CODES
@@ -81,7 +84,7 @@ def log_setup(setup: Setup, state: TrainState, logger: RunLogger, peak_source: s
 
 
 def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[str, Any] | None = None) -> None:
-    """Prepare out_dir, write recipe.yaml, open metrics.jsonl and the tracker."""
+    """Prepare out_dir, write recipe.yaml, open metrics.jsonl and the trackers."""
     if not setup.device.accelerator.is_main_process:
         return
     recipe, out_dir, resumed = setup.recipe, Path(setup.recipe.out_dir), setup.recipe.init_from == "resume"
@@ -96,6 +99,7 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
     }
     used = recipe_in_use(setup, state)
     _write_recipe(setup, used, derived)
+    before = read_metrics(logger.path) if resumed else []
     logger.open(setup.schedule.length, state.step if resumed else None, state.evaluations, state.best)
     values = dataclasses.asdict(used)
     values |= {name: value for name, value in derived.items() if values.get(name, 0) is None}
@@ -113,8 +117,9 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
     )
     for directory in setup.dataset_facts["directories"]:
         note_run(directory, out_dir)
-    if recipe.wandb_log:
-        logger.tracker = start_wandb(setup.device.accelerator, recipe, values)
+    place = Place(out_dir, recipe.wandb_project, recipe.wandb_run_name or out_dir.resolve().name, values)
+    kinds, now = chosen_trackers(recipe.log_with, recipe.wandb_log), read_metrics(logger.path)
+    logger.trackers = start_trackers(kinds, setup.device.accelerator, place, state.step, before, now, logger.print)
 
 
 def _write_recipe(setup: Setup, used: Recipe, derived: dict[str, Any]) -> None:
@@ -194,13 +199,13 @@ def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
         )
     logger.record("end", step=state.step, best=state.best)
     logger.close_bar()
-    for tracker in accelerator.trackers:  # not accelerator.end_training(), which would end the process group as well
-        tracker.finish()
     if not accelerator.is_main_process:
         return
     from finetune.runs.loss_plot import plot_loss  # matplotlib takes a while
 
     plot_loss(recipe.out_dir)
+    if logger.trackers:
+        logger.trackers.add_picture(Path(recipe.out_dir) / "loss.png")
     print(f"best val loss {state.best['val_loss']:.4f} at step {state.best['step']}, in {recipe.out_dir}/best")
     if setup.prompt is not None and setup.tokenizer is not None:
         best = GPT.from_pretrained(f"{recipe.out_dir}/best").to(setup.device.torch_device, setup.device.dtype)
