@@ -35,12 +35,12 @@ def parse_keywords(
 
 def arguments(cls: type[DataclassInstance], positional: Sequence[object], keywords: Mapping[str, Any]) -> list[str]:
     """The command line for these arguments: Python's values as text. Raises UsageError, all problems in one."""
-    argv, problems, hints = [], [], typing.get_type_hints(cls)
+    argv, places, problems, hints = [], [], [], typing.get_type_hints(cls)
     for place in positional:
         text = os.fspath(place) if isinstance(place, (str, os.PathLike)) else ""
         if not isinstance(text, str) or not text or (text.startswith("-") and text != "-"):
             problems.append(f"{place!r}: is no file or name; flags are keywords, written max_iters=100")
-        argv.append(str(text))
+        places.append(str(text))
     for name, value in keywords.items():
         kind = hints.get(name, str)
         try:
@@ -53,7 +53,7 @@ def arguments(cls: type[DataclassInstance], positional: Sequence[object], keywor
             problems.append(f"{name}: {error}")
     if problems:
         raise UsageError("\n".join(problems))
-    return argv
+    return [*argv, "--", *places] if places else argv
 
 
 def as_text(value: Any, kind: Any = str) -> str:

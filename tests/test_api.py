@@ -128,7 +128,6 @@ def test_values_become_text():
         "max_iters": np.int64(7),
     }
     assert arguments(Recipe, [Path("r.yaml")], given) == [
-        "r.yaml",
         "--dataset=a,b",
         "--dataset_weights=0.7,0.3",
         "--decay_lr=false",
@@ -136,6 +135,8 @@ def test_values_become_text():
         "--epochs=none",
         "--start=a=b, --c\n",
         "--max_iters=7",
+        "--",
+        "r.yaml",
     ]
 
 
