@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from finetune.common.errors import UsageError
-from finetune.config.cli import check_run_dir
+from finetune.eval import measure
 from finetune.evaluation.options import Options as EvaluateOptions
 from finetune.export import Options as ExportOptions
 from finetune.export import export_and_push
@@ -111,26 +111,21 @@ def _sample(options: SampleOptions, starts: tuple[str, ...]) -> list[str]:
 
 @takes_flags(EvaluateOptions)
 def evaluate(model: Place | None = None, **flags: Unpack[EvaluateFlags]) -> dict[str, Any]:
-    """The figures of a model on the validation split, as the command records them in out_dir/metrics.jsonl.
+    """Print, record and return the figures of a model on the validation split.
 
     `model` is a run, its out_dir, or with `dataset` what `init_from` takes. `loss` is in nats per token, over `targets`
-    tokens; beside it are `perplexity`, `bits_per_byte` and `accuracy`. Raises UsageError.
+    tokens; beside it are `perplexity`, `bits_per_byte` and `accuracy`. Raises UsageError, and
+    Failure if it is not as good as `require` or `no_worse_than` ask.
 
     >>> figures = evaluate("out")
     >>> figures["loss"] > 0
     True
     """
     options, _ = parse_keywords(EvaluateOptions, (), path_flags(model, flags))
-    if problem := check_run_dir(options.out_dir):
-        raise UsageError(problem)
-    from finetune.evaluation import evaluator, table
     from finetune.runtime.unchanged import unchanged
 
     with unchanged():
-        event, is_main_process = evaluator.evaluate(options)
-    if options.out_dir is not None and is_main_process:
-        table.record(options.out_dir, event)
-    return event
+        return measure(options)
 
 
 @takes_flags(ExportOptions)
@@ -153,17 +148,18 @@ def export(model: Place | None = None, **flags: Unpack[ExportFlags]) -> Path:
 
 @takes_flags(PlanOptions)
 def plan(*recipes: Place, **flags: Unpack[PlanFlags]) -> dict[str, Any]:
-    """Print what a run will take, and return the numbers: bytes, seconds, tokens, updates, and whether it `fits`.
+    """Print what a run will take, and return the numbers: sizes in bytes, times in seconds, and whether it `fits`.
 
-    Takes the keywords of `train`. Raises UsageError. `quick=True` times nothing; then `seconds` is None.
+    Takes the keywords of `train`. Raises UsageError. `quick=True` times nothing; then `seconds` is empty.
 
     >>> numbers = plan(init_from="scratch", dataset="notes.txt", tokenizer="char", block_size=16, quick=True)
     >>> numbers["fits"], numbers["seconds"]
-    (True, None)
+    (True, {})
     """
     began = time.perf_counter()
     options, origins = parse_keywords(PlanOptions, recipes, flags)
     from finetune.runtime.unchanged import unchanged
 
     with unchanged():
-        return make_plan(options, origins, began)
+        numbers = make_plan(options, origins, began)
+    return {**numbers, "fits": not numbers["shortage"]}

@@ -1,7 +1,7 @@
 """What finetune runs on, to paste into a report of a bug; or a lock of the versions that a run needs.
 
 finetune env
-finetune env --lock=true > requirements.txt
+finetune env --lock > requirements.txt
 """
 
 import json
@@ -21,10 +21,10 @@ from finetune.common.machine import cpu_name, num_cores
 from finetune.config.cli import parse, run
 from finetune.config.options import option
 
-USAGE = """usage: finetune env [--lock=true] [--json=true]
+USAGE = """usage: finetune env [--lock] [--json]
 
 Prints versions, devices and memory on one screen, to paste into a report of a bug: no name of a user or a machine, no
-path, no secret. --lock=true prints name==version of finetune and of every package that it needs, to install the same
+path, no secret. --lock prints name==version of finetune and of every package that it needs, to install the same
 again with pip install -r."""
 DISTRIBUTION = "finetune-gpt2"
 PACKAGES = "torch transformers datasets accelerate tokenizers tiktoken safetensors huggingface_hub numpy peft".split()

@@ -82,6 +82,7 @@ class TrainFlags(TypedDict, total=False):
     max_new_tokens: int
     temperature: float
     top_k: int
+    require: Text
     log_with: Text
     wandb_log: bool
     wandb_project: Text
@@ -128,6 +129,8 @@ class EvaluateFlags(TypedDict, total=False):
     documents: bool | None
     batch_size: int | None
     baseline: Text | None
+    require: Text
+    no_worse_than: Text | None
     general: Text | None
     metrics: Texts
     completions: int
@@ -198,6 +201,7 @@ class PlanFlags(TypedDict, total=False):
     max_new_tokens: int
     temperature: float
     top_k: int
+    require: Text
     log_with: Text
     wandb_log: bool
     wandb_project: Text

@@ -23,6 +23,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Options = TypeVar("Options", bound="DataclassInstance")
 LISTS = frozenset({"dataset", "dataset_weights", "val", "metrics", "add_tokens"})  # flags of values with commas between
+NO_KEYWORDS = frozenset({"sources", "json"})
 
 
 def parse_keywords(
@@ -41,6 +42,8 @@ def arguments(cls: type[DataclassInstance], positional: Sequence[object], keywor
         if not isinstance(text, str) or not text or (text.startswith("-") and text != "-"):
             problems.append(f"{place!r}: is no file or name; flags are keywords, written max_iters=100")
         places.append(str(text))
+    if "json" in keywords:
+        problems.append("json: is for the command; the function returns the figures")
     for name, value in keywords.items():
         kind = hints.get(name, str)
         try:
@@ -118,7 +121,7 @@ def _describe(cls: type[DataclassInstance]) -> str:
 
 
 def _flags(cls: type[DataclassInstance]) -> list[dataclasses.Field[Any]]:
-    return [field for field in dataclasses.fields(cls) if field.name != "sources"]
+    return [field for field in dataclasses.fields(cls) if field.name not in NO_KEYWORDS]
 
 
 def path_flags(model: str | os.PathLike[str] | None, flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,9 @@ DISGUISED = {
     "a JSON array of texts": (json.dumps(P), ["JSON", ".json"]),
     "a long JSON array": (json.dumps(as_column(T * 200), indent=1), ["JSON", ".json"]),
     "a JSON object": (json.dumps({"data": as_column(P)}, indent=1), ["JSON", ".json"]),
+    "rows as Python prints them": ("".join(f"{row}\n" for row in as_column(T)), ["Python", "json.dumps", FILE]),
+    "a web archive": ("MIME-Version: 1.0\nContent-Type: multipart/related\n\n" + PAGE, ["web archive"]),
+    "an encrypted text": ("-----BEGIN PGP MESSAGE-----\n\nhQEMAw\n-----END PGP MESSAGE-----\n", ["encrypted", "gpg"]),
     "a web page": (PAGE, ["web page", ".html", FILE]),
     "a web page of XML": (f'<?xml version="1.0"?>\n<!DOCTYPE html>\n{PAGE}', ["web page"]),
 }
@@ -67,6 +70,10 @@ def on_standard_input(name, content, words):
 CASES = [
     *[refuses(f"{name} named .txt", {"a.txt": content}, words) for name, (content, words) in DISGUISED.items()],
     *[refuses(f"{name} without a suffix", {"a": DISGUISED[name][0]}, DISGUISED[name][1]) for name in ("csv", "tsv")],
+    *[
+        refuses(f"JSON lines named {name}", {name: json_lines(as_column(P))}, ".jsonl")
+        for name in ("a.jsonl.bak", "a.1")
+    ],
     *[
         on_standard_input(name, *DISGUISED[name])
         for name in ("csv", "tsv", "csv of questions", "csv of bars", "a web page")

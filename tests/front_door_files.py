@@ -69,7 +69,7 @@ NOTEBOOK = json.dumps(
 )
 RTF = r"{\rtf1\ansi\deff0 {\fonttbl {\f0 Times;}}\f0\fs24 Hello, this is a letter.\par}"
 PAGE = "<!DOCTYPE html>\n<p>" + TEXT
-CONVERTED = r"finetune\[documents\]"
+CONVERTED = r"finetune-gpt2\[documents\]"
 
 
 def database():

@@ -218,7 +218,7 @@ def test_documents_give_their_text(name):
 def test_documents_are_refused_without_the_extra(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "markitdown", None)  # as if it were not installed
     with pytest.raises(
-        UsageError, match=rf"{name}: reading {Path(name).suffix} needs pip install 'finetune\[documents\]'"
+        UsageError, match=rf"{name}: reading {Path(name).suffix} needs pip install 'finetune-gpt2\[documents\]'"
     ):
         converted.to_text(DOCUMENTS[name](name, "A letter."))
 

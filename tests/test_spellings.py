@@ -198,7 +198,7 @@ REFUSED = {
     D + "--bf16 True": "unknown flag --bf16. Did you mean '--dtype=bfloat16'?",
     D + "--bf16 --seed 3": "unknown flag --bf16. Did you mean '--dtype=bfloat16'?",
     # recipes and datasets
-    D + "Smal": "Smal: no such recipe and no such file. Did you mean small?. Data are given as --dataset=Smal",
+    D + "Smal": "Smal: no such recipe and no such file. Did you mean small? Data are given as --dataset=Smal",
     "code": "code: is a recipe that comes with finetune, and data that are here; --config=code is the recipe,"
     " --dataset=code the data",
     "run": "run: is a directory; its recipe is run/recipe.yaml",

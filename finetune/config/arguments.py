@@ -165,7 +165,11 @@ class Reader:
         else:
             before = len(self.problems)
             self._read_recipe(arg)
-            self.problems[before:] = [f"{told}. Data are given as --dataset={arg}" for told in self.problems[before:]]
+            ends = [
+                f"{told.rstrip('?')}? Data" if told.endswith("?") else f"{told}. Data"
+                for told in self.problems[before:]
+            ]
+            self.problems[before:] = [f"{told} are given as --dataset={arg}" for told in ends]
 
     def _set_target(self, key: str, arg: str) -> None:
         given = self.target or next((str(flag.text) for flag in self.flags if flag.key == key), "")

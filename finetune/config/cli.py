@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from finetune.common.errors import Failure, UsageError
+from finetune.common.formatting import printable
 from finetune.config.arguments import read_arguments
 from finetune.config.auto_batch import count_blocks
 from finetune.config.nearest_key import nearest
@@ -54,12 +55,12 @@ def _print_error(error: Exception) -> int | None:
     prints_errors = "0" in (os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK"))
     if isinstance(error, (UsageError, Failure)):
         if prints_errors or getattr(error, "alone", False):
-            print(error, file=sys.stderr)
+            print(printable(error), file=sys.stderr)
         else:
             time.sleep(1)  # a launcher ends all processes after the first: rank 0 must print before that
         return 2 if isinstance(error, UsageError) else error.code
     if isinstance(error, OSError):
-        print(f"{type(error).__name__}: {error} (--debug=true shows where)", file=sys.stderr)
+        print(f"{type(error).__name__}: {printable(error)} (--debug=true shows where)", file=sys.stderr)
         return 1
     if "RANK" not in os.environ or not CONNECTION_LOST.search(str(error)):
         return None

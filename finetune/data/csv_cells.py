@@ -27,14 +27,15 @@ def checked(rows: Iterator[Row], words: dict[str, frozenset[str]], facts: dict[s
         facts: gets `nothing`, how many of each word there were, and `kept`, (cells that begin with a quote, the line
             of the first).
     """
+    columns = list(words.items())
     for row in rows:
         cells = row.value
-        for name in words if cells else ():
+        for name, nothing in columns if cells else ():
             cell = cells[name]
-            if cell in words[name]:
+            if cell in nothing:
                 cells[name] = ""
                 facts["nothing"][cell] += 1
-            elif cell and cell[0] in MARKS:
+            elif cell[:1] in MARKS:
                 row = _with_quotes(row, cell, facts)
         yield row
 

@@ -85,9 +85,9 @@ def _check_long_separator(rows: list[list[str]], place: str, dialect: Dialect) -
     """Raise UsageError for a separator such as ;; or ~|~, of which one character was taken."""
     is_doubled = len(rows[0]) > 2 and all(rows[0][::2]) and not any("".join(row[1::2]).strip() for row in rows)
     around = {end for row in rows for end in (*(one[-1:] for one in row[:-1]), *(one[:1] for one in row[1:]))}
-    is_enclosed = len(around) == 1 and re.fullmatch(r"[^\w\s\"']", *around)
+    is_enclosed = len(around) == 1 and re.fullmatch(r"[^\w\s\"']", max(around))
     if is_doubled or is_enclosed:
-        long = 2 * dialect.separator if is_doubled else dialect.separator.join(2 * [*around])
+        long = 2 * dialect.separator if is_doubled else dialect.separator.join(2 * max(around))
         raise UsageError(f"{place}: {long!r} separates cells; --separator= takes one character: put one in its place")
 
 

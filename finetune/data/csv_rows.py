@@ -22,6 +22,7 @@ FOOTER = re.compile(
     r"(\(\d[\d,]* rows?( affected)?\)|\d[\d,]* rows? (in set|selected|affected).{0,20}|\[\d+ rows x \d+ columns\]"
     r"|\\\.|\x1a+)\s*$"
 )  # of psql, mysql, SQL Server, pandas, COPY and DOS
+FOOTER_STARTS = frozenset("([\\\x1a0123456789")
 LINE_END = re.compile(r"\r\n|\r|\n")
 SWALLOWED = 3  # lines in a cell that are rows: a quote was not closed
 SWALLOWED_TEXTS = 20  # the same of a single column, where a line can be anything
@@ -85,17 +86,16 @@ def _cells(file: TextIO, name: str, dialect: Dialect) -> Iterator[Cells]:
     for _ in range(above):
         next(file)
     reader = dialect.reader(file)
-    while True:
-        line = above + reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            problem = _explain(str(error), above + reader.line_num, line)
-            raise UsageError(f"{name}: cannot be read as csv: line {line:,}: {problem}") from None
-        if row is None:
-            return
-        if row:
-            yield line, row, above + reader.line_num + 1 - line
+    line = above + 1
+    try:
+        for row in reader:
+            end = above + reader.line_num
+            if row:
+                yield line, row, end - line + 1
+            line = end + 1
+    except csv.Error as error:
+        problem = _explain(str(error), above + reader.line_num, line)
+        raise UsageError(f"{name}: cannot be read as csv: line {line:,}: {problem}") from None
 
 
 def _explain(message: str, end: int, start: int) -> str:
@@ -129,11 +129,12 @@ class _Swallowed:
 
     def problem(self, line: int, cells: list[str]) -> str | None:
         for cell in cells:
-            if cell.count(self.separator) < self.least * (len(cells) - 1):
+            inner = cell.count("\n") - 1 if "\n" in cell else 0
+            least = self.least if 0.9 * inner < self.least else 0.9 * inner
+            if inner < least or cell.count(self.separator) < least * (len(cells) - 1):
                 continue
-            inner = [one for one in LINE_END.split(cell)[1:-1] if one.strip()]
-            alike = sum(self._is_row(one.split(self.separator), len(cells)) for one in inner)
-            if alike >= self.least and alike >= 0.9 * len(inner):
+            alike = sum(self._is_row(one.split(self.separator), len(cells)) for one in cell.splitlines()[1:-1])
+            if alike >= least:
                 return (
                     f"the cell that a quote opens here goes on to line {line + len(LINE_END.findall(cell)):,}, and"
                     f" {alike:,} lines in it look like rows; close the quote, or write the rows as jsonl if they are"
@@ -162,9 +163,9 @@ def _rows(
     for line, cells, lines in rows:
         while full >= len(cells) > width and not cells[-1].strip():
             cells.pop()
-        if not any(cell.strip() for cell in cells) and width > 1:
+        if width > 1 and not cells[0].strip() and not any(cell.strip() for cell in cells):
             continue  # separators alone
-        if len(cells) == 1 and FOOTER.match(cells[0]):
+        if len(cells) == 1 and cells[0][:1] in FOOTER_STARTS and FOOTER.match(cells[0]):
             left_out["line below the rows"] += 1
             continue
         number += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import re
@@ -9,7 +10,7 @@ from json import JSONDecodeError
 
 from finetune.common.errors import UsageError
 
-SUFFIXES = ("", ".txt", ".text", ".dat", ".data", ".log", ".out", ".bak", ".old")  # that promise no kind of text
+SUFFIX = re.compile(r"(\.(txt|text|dat|data|log|out|bak|old|\d+))?")  # that promises no kind of text
 LOOK_CHARACTERS, LOOK_ROWS = 1 << 16, 50  # at the start of a text
 MIN_ROWS = 3  # of a table, with the header
 SHARE = 0.8  # of the rows that are as wide as the first
@@ -21,6 +22,11 @@ JSON_START = re.compile(r'\s*(\{\s*"|\[\s*[\[{"])')
 AS_TEXT = "or take it as the text that it is with --documents=file"
 
 Rows = list[list[str]]
+
+
+def may_be(suffix: str) -> bool:
+    """Whether a file with this suffix can hold anything."""
+    return bool(SUFFIX.fullmatch(suffix))
 
 
 def check(text: str, name: str) -> None:
@@ -35,6 +41,11 @@ def check(text: str, name: str) -> None:
     if suffix := _json_kind(head, is_cut):
         what = "JSON lines" if suffix == ".jsonl" else "JSON"
         raise UsageError(f"{name}: holds {what}, not plain text; name it with the suffix {suffix}, {AS_TEXT}")
+    if _is_python(head):
+        raise UsageError(
+            f"{name}: holds rows as Python prints them, not plain text; write them with json.dumps to a file with the"
+            f" suffix .jsonl, {AS_TEXT}"
+        )
     separator = table_separator(head, is_cut)
     if separator:
         kind = SEPARATORS[separator]
@@ -61,6 +72,15 @@ def _json_kind(head: str, is_cut: bool) -> str | None:
         return ".json" if is_cut and (error.pos >= len(head) - 100 or error.msg.startswith("Unterminated")) else None
     except (ValueError, RecursionError):
         return None
+
+
+def _is_python(head: str) -> bool:
+    """Whether the first lines are dicts that Python printed."""
+    lines = [line for line in head.split("\n", 3)[:3] if line.strip()]
+    try:
+        return len(lines) > 1 and all(line[0] == "{" and isinstance(ast.literal_eval(line), dict) for line in lines)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
 
 
 def _holds_rows(value: object) -> bool:

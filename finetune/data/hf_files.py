@@ -41,9 +41,8 @@ def load(directory: Path, files: dict[str, bytes]) -> PreTrainedTokenizerFast:
 
 
 def _safe_config(files: dict[str, bytes]) -> dict[str, Any]:
-    """tokenizer_config.json without a class of its own code, and with one where the files beside it need one."""
+    """tokenizer_config.json with a class where the files beside it need one."""
     config = bpe_files.read_object(files, "tokenizer_config.json")
-    config.pop("auto_map", None)
     by_file = next((name for file, name in CLASSES.items() if file in files), None)
     if "tokenizer.json" not in files and by_file:
         config.setdefault("tokenizer_class", by_file)

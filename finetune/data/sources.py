@@ -117,7 +117,7 @@ class Source:
             yield from read_document(str(path), io.BytesIO(content), digest)
             return
         chunks = read_file(path, digest, options=self.options.text_options())
-        if suffix_of(path) in disguised.SUFFIXES and self.options.documents == "auto":
+        if disguised.may_be(suffix_of(path)) and self.options.documents == "auto":
             first = next(chunks)
             disguised.check(first.text, str(path))
             yield first

@@ -17,13 +17,13 @@ from typing import Any, Literal
 
 from finetune.common.errors import UsageError
 from finetune.config.options import option
-from finetune.data import arrow_rows, csv_cells, csv_rows, json_rows
+from finetune.data import arrow_rows, csv_cells, csv_rows, json_rows, utterances
 from finetune.data.chat_template import ChatTemplate
 from finetune.data.column_choice import find_shape
 from finetune.data.documents import Chunk
-from finetune.data.row_documents import LeftOut, document_of
+from finetune.data.row_documents import document_of
 from finetune.data.row_shape import FIELD, Shape, fields_of, sample_of, shortened
-from finetune.data.rows import Row
+from finetune.data.rows import LeftOut, Row
 from finetune.data.text_files import TextOptions, open_text, suffix_of, unescape
 
 TABLES = {
@@ -141,6 +141,7 @@ class Taken:
     shape: Shape | None = None
     facts: dict[str, Any] = field(default_factory=dict)  # separator, header, quotes, encoding
     left_out: Counter[str] = field(default_factory=Counter)  # why: how many
+    said: Counter[str] = field(default_factory=Counter)  # of rows that are used: how many
     first_bad: str = ""  # the first row that cannot be used
 
     def describe(self) -> str:
@@ -163,6 +164,7 @@ class Taken:
             parts.append(self.facts["encoding"])
         parts += [f"left out {plural(count, *why.split(' ', 1))}" for why, count in self.left_out.items()]
         parts += [f"the first is {self.first_bad}"] if self.first_bad else []
+        parts += [plural(count, *what.split(" ", 1)) for what, count in self.said.items()]
         if self.shape and self.shape.left_out:
             parts.append(f"not read: {shortened(self.shape.left_out, 6)}")
         return f"{self.name}: {', '.join(parts)}"
@@ -233,6 +235,9 @@ def documents(
     if bad and options.on_bad_row == "error":
         raise _refused(bad, str(bad.problem), taken)
     place = f"{taken.name}: {taken.facts['rows_of']!r}" if "rows_of" in taken.facts else taken.name
+    if not options.columns() and not prompt:
+        values = [row.value for row in sample if isinstance(row.value, dict)]
+        utterances.check(values, taken.facts.get("rows_of"), taken.name, taken.kind == "json")
     taken.shape = find_shape(sample, options.columns(), prompt, place)
     rows = itertools.chain(sample, rows)
     if taken.kind == "csv":
@@ -245,7 +250,7 @@ def documents(
         try:
             if row.problem:
                 raise ValueError(row.problem)
-            yield from document_of(row.value, taken.shape, template)
+            yield from document_of(row.value, taken.shape, template, taken.said)
         except LeftOut as reason:
             taken.left_out[str(reason)] += 1
         except ValueError as error:

@@ -150,13 +150,17 @@ def _error(name: str, codec: str, error: UnicodeDecodeError, end: int, line: int
     line += data[:start].decode(codec, "replace").count("\n")
     encoding = "UTF-8" if codec == "utf-8" else codec
     place = f"{name}: byte 0x{data[start]:02X} at offset {end - len(data) + start:,} (line {line:,}) is not {encoding}"
-    if codec == "utf-8" and not data[:start].isascii():
-        return UsageError(f"{place}, the text before it is; repair it, or drop it with iconv -c -f UTF-8 -t UTF-8")
+    if codec == "utf-8" and (flaw := encodings.flaw_in_utf8(error, GUESS_BYTES)):
+        return UsageError(f"{place}{flaw}, or drop it with iconv -c -f UTF-8 -t UTF-8")
     lines = data[max(0, start - GUESS_BYTES) : start + GUESS_BYTES].split(b"\n")
-    foreign = b"\n".join(text for text in lines if not text.isascii())
-    if encodings.is_utf8(foreign):
+    foreign = [text for text in lines if not text.isascii()]
+    if encodings.is_utf8(b"\n".join(foreign)):
         return UsageError(f"{place}; it is UTF-8: leave --encoding={codec} out")
-    probable = encodings.guess(foreign)
+    good = [text for text in foreign if encodings.is_utf8(text + b"\n")]
+    probable = encodings.guess(b"\n".join(text for text in foreign if text not in good))
+    if codec == "utf-8" and encodings.is_surely_utf8(b"\n".join(good)):
+        known = f", probably {probable}" if probable else ""
+        return UsageError(f"{place}; some lines are UTF-8 and some are not{known}: convert those first")
     if probable in (None, codec):
         return UsageError(f"{place}; name its encoding, for example --encoding=cp1252")
     return UsageError(f"{place}; probably {probable}: --encoding={probable}")

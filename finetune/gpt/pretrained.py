@@ -17,10 +17,13 @@ from finetune.common.errors import UsageError, first_line
 from finetune.common.files import read_json, write_json
 from finetune.common.formatting import shown
 from finetune.common.network import SECONDS, hub_file
+from finetune.common.opened import refuse_links_out
 from finetune.gpt import convert, size
 from finetune.gpt.model import GPTConfig
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model"]
+
+LINKED = (*MODEL_FILES, "pytorch_model*.bin", "adapter/*", "additional_chat_templates/*")  # that are read or copied
 
 
 def find(source: str | Path) -> Path:
@@ -39,6 +42,7 @@ def find(source: str | Path) -> Path:
 def _find_in(path: Path, source: str | Path) -> Path:
     for candidate in (path / "best", path):
         if (candidate / "config.json").is_file():
+            refuse_links_out(candidate, (file for pattern in LINKED for file in candidate.glob(pattern)))
             return candidate
     if (path / "ckpt.pt").is_file():
         return path / "ckpt.pt"

@@ -25,6 +25,7 @@ from finetune.runtime import fsdp
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+TESTED_TORCH = "2.14"  # the newest release that the tests have run with
 # dense bfloat16 TFLOP/s from the manufacturers' data sheets; the keys are parts of CUDA's device names
 PEAK_TFLOPS = {
     "H200": 989, "H100": 989, "GH200": 989, "B200": 2250, "A100": 312, "A10G": 70, "A10": 125, "L40S": 362, "L4": 121,
@@ -176,6 +177,15 @@ def best_dtype(choice: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and _cpu_has_bfloat16() else torch.float32
+
+
+def about_torch(version: str = str(torch.__version__)) -> str | None:
+    """What to say about a torch that is newer than those tested; None if it is not."""
+    from packaging.version import Version
+
+    if Version(version).release[:2] <= Version(TESTED_TORCH).release:
+        return None
+    return f"torch {version} is newer than {TESTED_TORCH}, the newest that finetune was tested with"
 
 
 def peak_memory() -> int:

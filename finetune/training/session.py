@@ -23,11 +23,13 @@ from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
 from finetune.runs.tracker_kinds import Place
 from finetune.runs.trackers import start_trackers
+from finetune.runtime import device as devices
 from finetune.training import optimizer as optimizers
 from finetune.training.micro_batch import describe_shares
 from finetune.training.monitor import EXIT_CODES
 from finetune.training.saving import model_weights
 from finetune.training.state import Setup, TrainState, recipe_in_use
+from finetune.training.validation import worse_than_at_start
 
 SLOW_FROM_SCRATCH = 1e-4  # a peak learning rate below which a model from scratch hardly learns
 
@@ -55,6 +57,8 @@ def log_setup(setup: Setup, state: TrainState, logger: RunLogger, peak_source: s
     say(f"LoRA: {lora.describe(config, recipe)}" if recipe.lora_rank else optimizers.describe(config))
     say(f"=> using fused AdamW: {setup.optimizer.defaults['fused']}")
     say(setup.device.describe())
+    if about_torch := devices.about_torch():
+        say(about_torch)
     if recipe.eval_only:
         return
     passes = schedule.length * rows / train.num_rows
@@ -109,6 +113,7 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
         step=state.step,
         length=setup.schedule.length,
         recipe=values,
+        **setup.provenance,
         identity=setup.identity,
         data=setup.dataset_facts,
         machine=setup.device.describe(),
@@ -197,6 +202,9 @@ def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
         raise Failure(
             f"out_dir {recipe.out_dir}: best/ could not be saved; the last state is in {recipe.out_dir}/last", 1
         )
+    if line := worse_than_at_start(state):
+        logger.print(f"warning: {line}")
+        logger.record("warning", step=state.step, name="worse", line=line)
     logger.record("end", step=state.step, best=state.best)
     logger.close_bar()
     if not accelerator.is_main_process:

@@ -30,28 +30,26 @@ def report(plan: Plan) -> str:
     return text
 
 
-def numbers(plan: Plan) -> dict[str, Any]:
-    """The figures of a plan: sizes in bytes, times in seconds. `seconds` is None if nothing was timed."""
-    seconds = plan.seconds()
+def facts(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON; sizes in bytes, times in seconds. {"seconds": {}} if it was not timed."""
+    recipe = dataclasses.asdict(plan.recipe) | dataclasses.asdict(plan.schedule) | {"block_size": plan.block_size}
     return {
-        "parameters": sizes.num_parameters(plan.config),
-        "tokens": plan.data.tokens,
-        "blocks": plan.data.rows,
-        "block_size": plan.block_size,
-        "tokens_per_update": plan.tokens,
-        "updates": plan.schedule.length,
-        "updates_done": plan.done,
-        "passes": plan.passes,
-        "evaluations": plan.evaluations,
+        "recipe": {name: recipe[name] for name in (field.name for field in dataclasses.fields(Recipe))},
+        "processes": plan.processes,
         "device": plan.device,
         "dtype": plan.dtype,
-        "memory": plan.peak_bytes(),
-        "memory_free": plan.available,
-        "disk": plan.disk_needed,
-        "disk_free": plan.disk_free,
-        "seconds": sum(seconds.values()) if plan.timing else None,
-        "seconds_of": seconds if plan.timing else {},
-        "fits": not shortage(plan),
+        "parameters": sizes.num_parameters(plan.config),
+        "data": dataclasses.asdict(plan.data),
+        "updates": plan.schedule.length,
+        "remaining_updates": plan.remaining,
+        "passes": plan.passes,
+        "tokens_per_update": plan.tokens,
+        "evaluations": plan.evaluations,
+        "memory": {"needed": plan.peak_bytes(), "available": plan.available},
+        "disk": {"needed": plan.disk_needed, "available": plan.disk_free},
+        "seconds": plan.seconds(),
+        "advice": advice.advice(plan),
+        "shortage": shortage(plan),
     }
 
 
