@@ -15,6 +15,7 @@ from typing import Any
 from finetune.common import files
 from finetune.common.errors import UsageError
 from finetune.common.machine import num_cores
+from finetune.common.progress import progress
 from finetune.data import chat_template, sources, target
 from finetune.data import dataset as datasets
 from finetune.data.base_tokenizer import SAFE_CUT
@@ -203,12 +204,10 @@ def _groups(stream: Stream, options: TokenizeOptions) -> Iterator[tuple[str, lis
 
 def _cut_chunks(stream: Stream, tokenizer: Tokenizer, size: int, characters: int) -> Stream:
     """The stream in chunks of about `size`, if their tokenizer allows, with a progress bar up to all `characters`."""
-    from tqdm import tqdm
-
     size, pattern = tokenizer.piece_size(size), tokenizer.cut_pattern or SAFE_CUT
     # each character is encoded by itself, so its text can be cut anywhere
     cut_anywhere = tokenizer.kind == "char"
-    with tqdm(total=characters, unit="char", unit_scale=True, desc="tokenizing", disable=None, leave=False) as bar:
+    with progress(total=characters, unit="char", unit_scale=True, desc="tokenizing", leave=False) as bar:
         for split, run in itertools.groupby(stream, key=lambda item: item[0]):
             for chunk in cut((chunk for _, chunk in run), size, cut_anywhere, pattern):
                 yield split, chunk

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import statistics
+import threading
 import time
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class SignalCatcher:
     def __init__(self) -> None:
         self.seen = dict.fromkeys((*EXIT_CODES, *([SAVE] if SAVE else [])), False)
         self.interrupted = -math.inf  # the time of the first SIGINT
+        self.requested = False  # a stop, by a callback
 
     def flags(self) -> list[float]:
         """1.0 for each signal that this process saw, else 0.0."""
@@ -46,10 +48,16 @@ class SignalCatcher:
             self.seen[SAVE] = False
         return signals
 
+    def request_stop(self) -> None:
+        """End the run as SIGINT does."""
+        self.requested = self.seen[signal.SIGINT] = True
+
     @contextlib.contextmanager
     def caught(self) -> Generator[None]:
-        """Handle the signals inside this block, then restore the former handlers."""
-        before = {number: signal.signal(number, self._note) for number in self.seen}
+        """Handle the signals inside this block, then restore the former handlers. Signals only reach the main thread,
+        so in another one nothing is handled."""
+        handled = self.seen if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.signal(number, self._note) for number in handled}
         try:
             yield
         finally:

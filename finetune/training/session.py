@@ -22,7 +22,6 @@ from finetune.gpt.sampling import Sample, draw_samples, print_samples
 from finetune.runs import checkpoints
 from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
-from finetune.runs.loss_plot import plot_loss
 from finetune.runs.tracker_kinds import Place
 from finetune.runs.trackers import start_trackers
 from finetune.runtime import device as devices
@@ -230,6 +229,8 @@ def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     logger.close_bar()
     if not accelerator.is_main_process:
         return
+    from finetune.runs.loss_plot import plot_loss  # matplotlib takes a while
+
     plot_loss(recipe.out_dir)
     if logger.trackers:
         logger.trackers.add_picture(Path(recipe.out_dir) / "loss.png")

@@ -18,6 +18,7 @@ from finetune.gpt import lora
 from finetune.gpt.size import flops_per_token
 from finetune.runs.logger import RunLogger
 from finetune.runtime import device as devices
+from finetune.training.callbacks import Update
 from finetune.training.micro_batch import fit_micro_batch, handle_oom
 from finetune.training.monitor import EXIT_CODES, Diverged
 from finetune.training.recovery import roll_back
@@ -91,8 +92,9 @@ def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock
         if is_over:  # complete, even if a signal came
             return
         if stop_signal:
-            logger.record("stop", step=state.step, signal=stop_signal.name)
-            problem = f"stopped by {stop_signal.name} after {state.step} updates; --init_from=resume goes on from here"
+            by = "callback" if setup.signals.requested else stop_signal.name
+            logger.record("stop", step=state.step, signal=by)
+            problem = f"stopped by {by} after {state.step} updates; --init_from=resume goes on from here"
             raise Failure(problem, EXIT_CODES[stop_signal])
         if any(due) or signals:
             clock.restart(state.step)
@@ -157,6 +159,7 @@ def read_update(
         }
         logger.iteration(event, pace.eta)
     logger.update_bar(step, loss)
+    setup.notify(Update(step + 1, setup.schedule.length, loss, result.lr, grad_norm))
     return setup.signals.from_counts(signal_counts)
 
 
