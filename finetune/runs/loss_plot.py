@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from finetune.common.files import replacing
 from finetune.runs.events import read_metrics
 
 
@@ -41,4 +42,5 @@ def loss_figure(out_dir: str | Path, title: str | None = None) -> LossFigure:
 
 def plot_loss(out_dir: str | Path, path: str | Path | None = None, title: str | None = None) -> None:
     """Draw the losses in out_dir/metrics.jsonl into `path`, by default out_dir/loss.png."""
-    loss_figure(out_dir, title).savefig(path or Path(out_dir) / "loss.png", dpi=120)
+    with replacing(path or Path(out_dir) / "loss.png") as work:
+        loss_figure(out_dir, title).savefig(work, dpi=120, format="png")
