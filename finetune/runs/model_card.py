@@ -152,7 +152,7 @@ def _losses(run: History) -> Iterator[tuple[str, float]]:
 
 
 def _made_with(facts: dict[str, Any]) -> str:
-    """`finetune 0.1.0, torch 2.9.0, transformers 5.0.0, python 3.12.1, git commit 0123456789ab`, as far as it is known."""
+    """`finetune 0.1.0, torch 2.9.0, transformers 5.0.0, python 3.12.1, git commit 0123456789ab`, as far as known."""
     versions, git = facts.get("versions") or {}, facts.get("git") or {}
     parts = [f"{name} {versions[name]}" for name in ("finetune", "torch", "transformers", "python") if name in versions]
     if git:
