@@ -6,6 +6,7 @@ python -m finetune.eval --out_dir=out-mine --baseline=auto
 from __future__ import annotations
 
 from finetune.common.errors import Failure, UsageError
+from finetune.common.json_output import other_output_to_stderr, print_json
 from finetune.config.cli import check_run_dir, parse, run
 from finetune.config.gate import EXIT_CODE
 from finetune.evaluation.options import Options
@@ -25,17 +26,20 @@ def main(argv: list[str]) -> None:
     from finetune.runs.datasets import changed_since
 
     earlier = gate.read_earlier(options)
-    event, main_process = evaluate(options)
-    if earlier:
-        gate.check_same_tokens(earlier, event, options.no_worse_than)
-    if main_process:
-        print(table.table(event))
-        if options.out_dir is not None:
-            table.record(options.out_dir, event)
-            if line := changed_since(options.out_dir, event["dataset"]):
-                print(line)
-        if lines := gate.failures(options, event, earlier):
-            raise Failure("\n".join(lines), EXIT_CODE)
+    with other_output_to_stderr(options.json):
+        event, main_process = evaluate(options)
+        if earlier:
+            gate.check_same_tokens(earlier, event, options.no_worse_than)
+        if main_process:
+            print(table.table(event))
+            if options.out_dir is not None:
+                table.record(options.out_dir, event)
+                if line := changed_since(options.out_dir, event["dataset"]):
+                    print(line)
+    if main_process and options.json:
+        print_json(event)
+    if main_process and (lines := gate.failures(options, event, earlier)):
+        raise Failure("\n".join(lines), EXIT_CODE)
 
 
 if __name__ == "__main__":

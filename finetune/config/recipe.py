@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import Literal
 
@@ -182,6 +182,10 @@ class Recipe:
     )
     cpu_threads: int = option(0, "CPU threads per process; 0 shares the cores among processes", ge=0, resume="free")
 
+    def as_recipe(self) -> Recipe:
+        """The keys of a recipe alone, of options that have more."""
+        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
+
     @property
     def micro_batch_size(self) -> int:
         """batch_size as a number; 1 for auto, which starts with one block."""
@@ -238,7 +242,7 @@ class Recipe:
             if getattr(self, name) and not self.lora_rank:
                 yield name, "has no effect without lora_rank"
         if self.lora_rank and find_spec("peft") is None:
-            yield "lora_rank", "adapters need the package peft: pip install -e '.[lora]' where finetune was cloned to"
+            yield "lora_rank", "adapters need the package peft: pip install 'finetune-gpt2[lora]'"
 
     def _problems_of_push(self) -> Iterator[tuple[str, str]]:
         if self.push_to_hub is not None and (problem := repository_problem(self.push_to_hub)):

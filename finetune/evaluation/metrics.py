@@ -65,7 +65,7 @@ def find_problem(name: str) -> str | None:
         if library is None or importlib.util.find_spec(library):
             return None
         missing = f"{library.replace('_', '-')}, which is not installed"
-        return f"{name} needs {missing}: pip install -e '.[metrics]' where finetune was cloned to"
+        return f"{name} needs {missing}: pip install 'finetune-gpt2[metrics]'"
     if Path(name).suffix == ".py":
         return None if Path(name).is_file() else f"{name}: there is no such file"
     unknown = f"{name!r} is none of {', '.join(METRICS)}, nor the path of a metric.py"

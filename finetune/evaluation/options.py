@@ -50,6 +50,7 @@ class Options:
     temperature: float | None = option(None, "0 is greedy [0 for completions, 0.8 for samples]", ge=0, derived=True)
     top_k: int = option(200, "sample from the k likeliest tokens; 0 is all", ge=0)
     top_p: float = option(1.0, "sample from the likeliest tokens that sum to this probability; 1 is all", gt=0, le=1)
+    json: bool = option(False, "print one JSON document instead of text")
     seed: int = option(1337, "seed of samples, and of the interval of the difference", ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute")
     dtype: Literal["float32", "bfloat16", "float16"] = option(

@@ -5,18 +5,22 @@ Shapes: B samples, T tokens, C width, V vocabulary, K likeliest ids.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from finetune.gpt.attention import KVCache
-from finetune.gpt.model import Transformer
+from finetune.gpt.model import GPTConfig, Transformer
 
+CHECK_EVERY = 16  # tokens, on a GPU
 MIN_GRAPH_STEPS = 16  # fewer tokens go without a CUDA graph, because recording it costs a few steps
+MIN_TEMPERATURE = 1e-20  # a lower one is greedy; with these two bounds a logit stays below float32's 3e38
+MAX_PENALTY = 1e6
 LIKELIEST = 64  # ids with logits in float32; all 200 of the default top_k took 2 ms of a step's 30 on two cores
 
 
@@ -24,21 +28,26 @@ LIKELIEST = 64  # ids with logits in float32; all 200 of the default top_k took 
 class Sampler:
     """How an id is chosen from logits, as in transformers. Raises ValueError for values out of range."""
 
-    temperature: float = 1.0  # 0 is greedy
+    temperature: float = 1.0  # 0 is greedy, and so is one below MIN_TEMPERATURE
     top_k: int | None = None  # keep the k likeliest ids; None or 0 keeps all
     top_p: float = 1.0  # keep the likeliest ids that together have this probability
     min_p: float = 0.0  # keep ids of at least this share of the likeliest id's probability
     repetition_penalty: float = 1.0  # above 1, ids of the prompt and of the sample become less likely
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature must be at least 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must be at least 0 and at most 1, got {self.min_p}")
-        if self.repetition_penalty <= 0:
-            raise ValueError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
+        if not 1 / MAX_PENALTY <= self.repetition_penalty <= MAX_PENALTY:
+            bounds = f"from {1 / MAX_PENALTY:g} to {MAX_PENALTY:g}"
+            raise ValueError(f"repetition_penalty must be {bounds}, got {self.repetition_penalty}")
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < MIN_TEMPERATURE
 
 
 @torch.no_grad()
@@ -49,33 +58,69 @@ def generate(
     *,
     generator: torch.Generator | None = None,
     logits_processor: Callable[[Tensor, Tensor], Tensor] | None = None,
-    callback: Callable[[Tensor], bool] | None = None,
+    callback: Callable[[Tensor], bool | None] | None = None,
     callback_every: int = 1,
     **sampling: Any,
 ) -> Tensor:
-    """Continue `idx` (B, T) by `max_new_tokens` ids: (B, T + max_new_tokens), or fewer if `callback` stops it.
+    """Continue `idx` (B, T) by `max_new_tokens` ids: (B, T + max_new_tokens), or fewer if all rows end or `callback`
+    stops it.
 
-    `sampling` are the fields of `Sampler`: temperature, top_k, top_p, min_p, repetition_penalty.
+    `sampling` are the fields of `Sampler`: temperature, top_k, top_p, min_p, repetition_penalty. And `eos_token_id`, an
+    id or a list, that ends a row: the model's own unless others are given, None for no end. Behind it stand pads, as in
+    transformers: the model's pad_token_id, or else the first eos_token_id.
+
     `logits_processor(ids, logits)` gets all ids so far and logits (B, V) in float32, and returns logits (B, V).
     `callback(ids)` gets the new ids (B, n) every `callback_every` tokens and at the end; True stops.
 
     The model sees the last block_size tokens. Beyond these all positions move with each token, so every step computes
     the whole window, without the cache. Raises ValueError for an empty prompt and for values out of range."""
+    eos_token_id: int | Sequence[int] | Literal["model"] | None = sampling.pop("eos_token_id", "model")
     sampler = Sampler(**sampling)
     if idx.size(1) == 0:
         raise ValueError("the prompt is empty; a model needs at least one token to go on from")
     was_training = model.training
     model.eval()
     out = torch.cat([idx, idx.new_empty(len(idx), max_new_tokens)], 1)
-    shown = idx.size(1)
+    endings, shown = _endings(model.config, eos_token_id, out), idx.size(1)
     for end in decode_tokens(model, out, idx.size(1), sampler, logits_processor, generator):
-        if callback is not None and (end == out.size(1) or end - shown == callback_every):
-            if callback(out[:, shown:end]):
-                out = out[:, :end]
-                break
+        is_last = (endings is not None and endings.add(out[:, end - 1], end)) or end == out.size(1)
+        if callback is not None and (is_last or end - shown == callback_every):
+            is_last = bool(callback(out[:, shown:end])) or is_last
             shown = end
+        if is_last:
+            out = out[:, :end]
+            break
     model.train(was_training)
-    return out
+    return out if endings is None else out[:, : idx.size(1) + endings.longest()]
+
+
+class Endings:
+    """Which rows have ended. Behind the first of the `ids` a row has pads."""
+
+    def __init__(self, ids: Tensor, pad: int, rows: int) -> None:
+        self.ids, self.pad = ids, pad
+        self.is_done = torch.zeros(rows, dtype=torch.bool, device=ids.device)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=ids.device)
+
+    def add(self, new: Tensor, end: int) -> bool:
+        """Take the newest ids (B) of the rows, of which the ended ones become pads. Whether all are known to have
+        ended: a GPU is asked now and then, because it has to be waited for."""
+        new.masked_fill_(self.is_done, self.pad)
+        self.lengths += ~self.is_done
+        self.is_done |= torch.isin(new, self.ids)
+        return (not new.is_cuda or end % CHECK_EVERY == 0) and bool(self.is_done.all())
+
+    def longest(self) -> int:
+        """New ids of the longest row, without pads."""
+        return int(self.lengths.max())
+
+
+def _endings(config: GPTConfig, ids: int | Sequence[int] | None | str, out: Tensor) -> Endings | None:
+    found = list(config.end_ids) if isinstance(ids, str) else [ids] if isinstance(ids, int) else list(ids or [])
+    if not found or not len(out):
+        return None
+    pad = found[0] if config.pad_id is None else config.pad_id
+    return Endings(out.new_tensor(found), pad, len(out))
 
 
 def decode_tokens(
@@ -89,7 +134,7 @@ def decode_tokens(
     """Fill `out` (B, prompt_length + new tokens) in place, and yield its length so far after each token."""
     block_size, end = model.config.block_size, out.size(1)
     penalty = sampler.repetition_penalty
-    top_k = 1 if sampler.temperature == 0 else sampler.top_k
+    top_k = 1 if sampler.is_greedy else sampler.top_k
     head = _float32_head(model, top_k, whole=penalty != 1 or logits_processor is not None)
     shape = (len(out), model.config.n_head, min(end, block_size), model.config.n_embd // model.config.n_head)
     cache = KVCache(model.config.n_layer, shape, out.device)
@@ -131,7 +176,7 @@ def penalize_repetition(logits: Tensor, idx: Tensor, penalty: float) -> Tensor:
 
 def sample(logits: Tensor, sampler: Sampler, generator: torch.Generator | None) -> Tensor:
     """The column (B, 1) of the chosen logit in each row of `logits` (B, V)."""
-    if sampler.temperature == 0:
+    if sampler.is_greedy:
         return logits.argmax(-1, keepdim=True)
     ids, V = None, logits.size(-1)
     if (sampler.top_k and sampler.top_k < V) or sampler.top_p < 1:

@@ -24,6 +24,7 @@ from finetune.runs.logger import RunLogger
 from finetune.runs.loss_plot import plot_loss
 from finetune.runs.tracker_kinds import Place
 from finetune.runs.trackers import start_trackers
+from finetune.runtime import device as devices
 from finetune.training import optimizer as optimizers
 from finetune.training.micro_batch import describe_shares
 from finetune.training.monitor import EXIT_CODES
@@ -57,6 +58,8 @@ def log_setup(setup: Setup, state: TrainState, logger: RunLogger, peak_source: s
     say(f"LoRA: {lora.describe(config, recipe)}" if recipe.lora_rank else optimizers.describe(config))
     say(f"=> using fused AdamW: {setup.optimizer.defaults['fused']}")
     say(setup.device.describe())
+    if about_torch := devices.about_torch():
+        say(about_torch)
     if recipe.eval_only:
         return
     passes = schedule.length * rows / train.num_rows
