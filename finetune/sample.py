@@ -41,7 +41,9 @@ class Options:
     top_k: int = option(200, "sample from the k likeliest tokens; 0 is all", ge=0)
     top_p: float = option(1.0, "sample from the likeliest tokens that sum to this probability; 1 is all", gt=0, le=1)
     min_p: float = option(0.0, "sample from tokens with this share of the highest probability; 0 is all", ge=0, le=1)
-    repetition_penalty: float = option(1.0, "above 1, tokens that already occurred become less likely; 1 is off", gt=0)
+    repetition_penalty: float = option(
+        1.0, "above 1, tokens that already occurred become less likely; 1 is off", ge=1e-6, le=1e6
+    )
     stop: str = option("", "text that ends a sample")
     ignore_eos: bool = option(False, "continue after end-of-text, which otherwise ends a sample")
     max_copy: int = option(0, "repeat at most this many consecutive tokens of the training data; 0 is off", ge=0)

@@ -2,15 +2,17 @@
 order."""
 
 import multiprocessing
+import os
 import resource
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from conftest import write_bins
 
-from finetune.common.errors import UsageError
+from finetune.common.errors import Failure, UsageError
 from finetune.data import arrow_cache
 from finetune.data import dataset as data_dataset
 from finetune.data.batches import Blocks
@@ -57,22 +59,76 @@ def test_an_edited_bin_never_meets_an_old_cache(tmp_path):
     blocks_of(write_bins(tmp_path, first, first))
     stat = (tmp_path / "train.bin").stat()
     write_bins(tmp_path, first[::-1], first)
-    import os
-
     os.utime(tmp_path / "train.bin", ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same size, same time
     assert blocks_of(tmp_path).batch([0])[0][0].tolist() == first[::-1][:8].tolist()
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty"])
-def test_a_damaged_cache_is_built_again(tmp_path, damage, capsys):
+def forged(content, other_ids):
+    """A cache of other ids, written by the libraries with the schema of a real one."""
+    table = pa.ipc.open_stream(content).read_all()
+    rows = [other_ids] * len(table)
+    changed = table.set_column(0, table.schema.field(0), pa.array(rows, table.schema.field(0).type))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(changed)
+    return sink.getvalue().to_pybytes()
+
+
+DAMAGE = {
+    "cut": lambda whole: whole[: len(whole) // 2],
+    "without its hash": lambda whole: whole[:-32],
+    "empty": lambda whole: b"",
+    "one bit": lambda whole: whole[:-200] + bytes([whole[-200] ^ 4]) + whole[-199:],
+    "the last bit": lambda whole: whole[:-1] + bytes([whole[-1] ^ 1]),
+    "longer": lambda whole: whole + b"\0",
+    "forged": lambda whole: forged(whole, [1] * 9),
+    "forged, with the old hash": lambda whole: forged(whole, [1] * 9) + whole[-32:],
+    "no data": lambda whole: b"\0" * len(whole),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_or_forged_cache_is_built_again(tmp_path, damage, capsys):
     ids = np.arange(1000, dtype=np.uint16)
     blocks_of(write_bins(tmp_path, ids, ids))
     (path,) = (tmp_path / ".arrow").glob("train*.arrow")
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
-    assert blocks_of(tmp_path).num_rows == 125
+    path.write_bytes(DAMAGE[damage](whole))
+    blocks = blocks_of(tmp_path)
+    assert blocks.num_rows == 125 and blocks.batch([3])[0][0].tolist() == ids[24:32].tolist()
     assert path.read_bytes() == whole
     assert "building it again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [0, 100, 4096, -1])
+def test_a_cache_that_is_cut_while_it_is_read_ends_with_a_line(tmp_path, size):
+    """In a process of its own, which the kernel would kill."""
+    ids = np.zeros(100_000, dtype=np.uint16)
+    blocks = blocks_of(write_bins(tmp_path, ids, ids))
+    (path,) = (tmp_path / ".arrow").glob("train*.arrow")
+    child = os.fork()
+    if not child:
+        code = 9
+        try:
+            blocks.batch(range(10))
+            os.truncate(path, size if size >= 0 else path.stat().st_size - 1)
+            blocks.batch(range(blocks.num_rows))
+        except Failure as error:
+            code = error.code if "was cut from" in str(error) else 8
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
+def test_a_cache_that_is_replaced_or_removed_while_it_is_read_changes_nothing(tmp_path):
+    ids = np.arange(1000, dtype=np.uint16)
+    blocks = blocks_of(write_bins(tmp_path, ids, ids))
+    (path,) = (tmp_path / ".arrow").glob("train*.arrow")
+    (tmp_path / "other").write_bytes(b"short")
+    os.replace(tmp_path / "other", path)
+    assert blocks.batch([124])[0][0].tolist() == ids[-8:].tolist()
+    path.unlink()
+    assert blocks.batch([3])[0][0].tolist() == ids[24:32].tolist()
 
 
 def test_a_read_only_directory_uses_the_cache_of_datasets(tmp_path, monkeypatch):
@@ -95,6 +151,17 @@ def test_processes_that_build_at_once_end_with_one_valid_cache(tmp_path):
         results = pool.map(_open_in_child, [tmp_path] * 3)
     assert results == [_open_in_child(tmp_path)] * 3
     assert [path.suffix for path in (tmp_path / ".arrow").iterdir()] == [".arrow"]
+
+
+def test_checking_takes_constant_memory(tmp_path):
+    ids = np.zeros(32 << 20, dtype=np.uint16)
+    dataset = data_dataset.load(write_bins(tmp_path, ids, ids[:2000]))
+    contents = data_dataset.scan(dataset, "train")
+    del ids
+    arrow_cache.open_cache(dataset, "train", 1024, contents)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    arrow_cache.open_cache(dataset, "train", 1024, contents)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 50  # MB
 
 
 def test_building_takes_constant_memory(tmp_path):

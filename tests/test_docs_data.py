@@ -129,7 +129,7 @@ def test_a_row_of_the_table_is_true(have, arguments, byte_tokenizer, command, mo
         "prepare", *arguments, "--out_dir=out", "--doctor=false", f"--tokenizer={directory}", "--overflow=split"
     )
     if arguments[0] == "letter.docx" and not importlib.util.find_spec("markitdown"):
-        assert code == 2 and "pip install 'finetune[documents]'" in err
+        assert code == 2 and "pip install 'finetune-gpt2[documents]'" in err
         return
     assert code == 0, err
     found = documents_of("out", byte_of, 0)

@@ -16,6 +16,7 @@ from conftest import spread, write_bins
 from torch.nn import functional as F
 
 from finetune import GPT, GPTConfig
+from finetune.common.errors import Failure
 from finetune.config.recipe import Recipe
 from finetune.data import arrow_cache, verbatim
 from finetune.data import dataset as datasets
@@ -137,6 +138,35 @@ def test_figures_equal_transformers_for_every_batch_size(packed, documents, publ
     alone = evaluated("--dataset=data", f"--documents={str(not packed).lower()}")
     assert alone["loss"] == pytest.approx(event["loss"], abs=1e-6)
     assert "bits per byte" in alone["out"] and f"{event['loss']:.4f}" in alone["out"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale, offset", [(0.0, 0.0), (1.0, 0.0), (0.02, -100.0)])
+def test_of_equal_logits_one_is_right(scale, offset, hf_model):
+    """GPT-2's logits are near -100, where bfloat16 has multiples of 0.5."""
+    model = GPT.from_hf(hf_model(n_embd=32)).eval()
+    model.ln_f.weight.mul_(scale)
+    model.ln_f.bias.fill_(offset / 32)
+    model.wte.weight.data[:101].add_(1.0 if offset else 0.0)
+    if not scale:
+        model.wte.weight.zero_()
+    stream = loss.TokenStream(np.random.default_rng(0).integers(0, 101, 4000, dtype=np.uint16))
+    on = device.start(Recipe(device="cpu", dtype="bfloat16", compile="false", gradient_accumulation_steps=1))
+    sums = loss.measure(on, [model], stream, loss.make_windows(stream.as_span(), T), 8, "")
+    idx = torch.from_numpy(stream.ids[:-1].astype(np.int64))
+    with on.autocast():
+        chosen = torch.cat([model(part[None]).argmax(-1)[0] for part in idx.split(T)])
+    right = (chosen.numpy() == stream.ids[1:]).mean()
+    assert sums.figures(0)["accuracy"] == pytest.approx(right, abs=0.01) and right < 0.1
+
+
+def test_a_bin_that_is_cut_while_it_is_measured_ends_with_a_line(hf_model, cpu):
+    ids = np.zeros(100_000, dtype=np.uint16)
+    ids.tofile("val.bin")
+    model, stream = GPT.from_hf(hf_model()).eval(), loss.TokenStream(np.memmap("val.bin", np.uint16, "r"))
+    os.truncate("val.bin", 10_000)
+    with pytest.raises(Failure, match="was cut from 200,000 to 10,000 bytes"):
+        loss.measure(cpu, [model], stream, loss.make_windows(stream.as_span(), T), 8, "")
 
 
 @pytest.mark.parametrize("stride", [1, 7, 32])
@@ -563,7 +593,7 @@ def test_bad_input(case, command, bpe_directory, monkeypatch):
 def test_a_missing_library_names_its_extra(command, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, _, error = command("eval", *BARE, "--metrics=rouge")
-    install = "pip install -e '.[metrics]' where finetune was cloned to"
+    install = "pip install 'finetune-gpt2[metrics]'"
     assert (code, error) == (2, f"--metrics: rouge needs rouge-score, which is not installed: {install}\n")
 
 

@@ -16,5 +16,10 @@ class Failure(Exception):
 
 def describe_error(error: BaseException) -> str:
     """`ValueError: the first line of its message`."""
-    first_line = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first_line}"
+    message = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {message}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class if it has none; at most 200 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(": ")[:200]

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import hashlib
 import json
+import mmap
 import os
 import re
 import shutil
@@ -20,9 +21,10 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from finetune.common.errors import UsageError
+from finetune.common.errors import Failure, UsageError
 
 MANIFEST = "manifest.json"
+MAX_JSON, MAX_DEPTH = 1 << 28, 64  # bytes and levels; the largest tokenizer.json of the Hub has 40 MB
 CHUNK_BYTES = 1 << 22
 PUBLISHED = r"best|iter_\d+|step-\d+"  # directories that `write_directory` writes into an out_dir
 UNFINISHED = re.compile(rf"\.tmp-({PUBLISHED})-(\d+|old)|\.old-({PUBLISHED})")
@@ -124,20 +126,24 @@ def lock(out_dir: str | Path) -> Generator[None]:
             sync(out_dir.parent)
         held = FileLock(path, timeout=0).acquire()
     except Timeout:
-        owner = path.read_text(encoding="utf-8").strip() or "another run"
+        owner = "another run"
+        with contextlib.suppress(PermissionError):  # Windows lets nobody else read a locked file
+            owner = path.read_text(encoding="utf-8").strip() or owner
         raise UsageError(f"out_dir {out_dir}: is in use by {owner}; end that run or choose another out_dir") from None
     except OSError as error:
         raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
     with held:
         owner = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}\n"
-        path.write_text(owner, encoding="utf-8")
+        with contextlib.suppress(PermissionError):  # Windows: not even through a second handle of the owner
+            path.write_text(owner, encoding="utf-8")
         sweep(out_dir)
         try:
             yield
         except UsageError:
             if is_new and os.listdir(out_dir) == [".lock"]:
-                path.unlink()
-                os.rmdir(out_dir)
+                with contextlib.suppress(PermissionError):  # Windows deletes no open file
+                    path.unlink()
+                    os.rmdir(out_dir)
             raise
 
 
@@ -215,7 +221,24 @@ def exchange(work: Path, target: Path) -> None:
 
 def read_json(path: str | Path) -> Any:
     """The value in a JSON file. Raises OSError or ValueError."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    if os.path.getsize(path) > MAX_JSON:
+        raise ValueError(f"has more than {MAX_JSON:,} bytes")
+    return parse_json(Path(path).read_bytes())
+
+
+def parse_json(content: bytes) -> Any:
+    """The value of some JSON. Raises ValueError, also for one of more than MAX_DEPTH levels."""
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    level, depth = [value], 0
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError("is nested too deeply")
+        level = [one for each in level for one in (each.values() if isinstance(each, dict) else each)]
+    return value
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:
@@ -248,6 +271,19 @@ def read_chunks(path: str | Path) -> Iterator[bytes]:
             yield chunk
 
 
+def map_file(path: str | Path) -> mmap.mmap:
+    """A file in memory, to be checked by `check_mapped`. Another file that gets its name does not change it."""
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def check_mapped(mapped: object, name: str) -> None:
+    """Raise Failure if a mapped file has been cut: reading beyond its end would kill the process without a word."""
+    if isinstance(mapped, mmap.mmap) and mapped.size() < len(mapped):
+        problem = f"was cut from {len(mapped):,} to {mapped.size():,} bytes while it was read"
+        raise Failure(f"{name} {problem}; start again", 1, alone=True)
+
+
 def sha256_of(path: str | Path) -> str:
     digest = hashlib.sha256()
     for chunk in read_chunks(path):
@@ -261,7 +297,10 @@ def _manifest_entry(path: Path) -> dict[str, int | str]:
 
 def sync(path: str | Path) -> None:
     """Wait until a file, or the names in a directory, are on disk."""
-    handle = os.open(path, os.O_RDONLY)
+    on_windows = sys.platform == "win32"  # opens no directory, and syncs only what is open for writing
+    if on_windows and os.path.isdir(path):
+        return
+    handle = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -6,6 +6,21 @@ import math
 from typing import TypeGuard
 
 
+def printable(text: object) -> str:
+    """Text for a terminal: line ends stay, and other characters that would steer it are written as \\x1b."""
+    return "".join(
+        char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode() for char in str(text)
+    )
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value from a file as a message shows it: on one line, and cut if it is long."""
+    if isinstance(value, int) and abs(value) >= 10**most:  # str() refuses the longest
+        return "a longer number"
+    text = printable(value).replace("\n", "\\n")
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a value of JSON is a finite number; metrics.jsonl holds NaN and infinity as text."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -2,10 +2,12 @@
 
 Row k holds tokens k*T .. k*T+T, one more than T, so a row predicts T tokens, and all rows together predict every token
 of the split but the first exactly once. A file is named by the sha256 of its bin: an edited bin never meets an old
-cache, and processes that build at once write the same file."""
+cache, and processes that build at once write the same file. It ends with its own sha256, behind the end that Arrow
+reads to, and is opened only if that is right: a start reads the cache once, as it reads the bin."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetune.common.errors import UsageError
-from finetune.common.files import replacing
+from finetune.common.files import read_chunks, replacing, sha256_of
 from finetune.data import packing
 from finetune.data.dataset import BinStats, Dataset
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from datasets import Dataset as ArrowDataset
 
 BATCH_BYTES = 1 << 22  # of tokens in one Arrow record batch
-NUM_ROWS = b"finetune.rows"  # metadata: the rows of a complete cache
+SHA256_BYTES = 32
 FORMAT = 2
 
 Columns = dict[str, np.ndarray]  # of a record batch, (rows, T + 1) each
@@ -89,22 +91,29 @@ def _cache_name(dataset: Dataset, split: str, block_size: int, stats: BinStats, 
 
 
 def _open(path: Path) -> ArrowDataset | None:
-    """The cache, or None if it is missing, or damaged and to be built again."""
-    import pyarrow
+    """The cache, or None if it is missing, or not as it was written and to be built again."""
     from datasets import Dataset
 
-    if not path.is_file():
-        return None
     try:
-        cache = Dataset.from_file(str(path))
-        with pyarrow.memory_map(str(path)) as file:
-            # a file that was cut between two record batches opens without an error
-            if len(cache) == int(pyarrow.ipc.open_stream(file).schema.metadata[NUM_ROWS]):
-                return cache
-    except (pyarrow.ArrowInvalid, OSError, ValueError, KeyError, AttributeError, TypeError):
+        if not path.is_file():
+            return None
+        content, written = _sha256(path)
+        if content == written:
+            return Dataset.from_file(str(path))
+    except OSError:
         pass
     print(f"{path}: damaged, building it again")
     return None
+
+
+def _sha256(path: Path) -> tuple[bytes, bytes]:
+    """The sha256 of a file without its last 32 bytes, and these."""
+    digest, rest = hashlib.sha256(), b""
+    for chunk in read_chunks(path):
+        rest += chunk
+        digest.update(memoryview(rest)[:-SHA256_BYTES])
+        rest = rest[-SHA256_BYTES:]
+    return digest.digest(), rest
 
 
 def build_consecutive(
@@ -174,14 +183,17 @@ def _write(
     step = max(1, min(rows, batch_bytes // (2 * width)))
     features = Features({name: List(Value(dtype), length=width) for name, dtype in dtypes.items()})
     info = json.dumps({"info": {"features": features.to_dict()}})
-    schema = features.arrow_schema.with_metadata({"huggingface": info, NUM_ROWS: str(rows)})
+    schema = features.arrow_schema.with_metadata({"huggingface": info})
     buffers = {name: np.empty((step, width), dtype=dtype) for name, dtype in dtypes.items()}
     progress = f"caching {path.name.split('-')[0]}"
-    with replacing(path) as work, pa.OSFile(str(work), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for first_row in tqdm(range(0, rows, step), desc=progress, disable=None, leave=False):
-            columns = {name: buffer[: rows - first_row] for name, buffer in buffers.items()}
-            fill(first_row, columns)
-            arrays = []
-            for values in columns.values():
-                arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width))
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
+    with replacing(path) as work:
+        with pa.OSFile(str(work), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+            for first_row in tqdm(range(0, rows, step), desc=progress, disable=None, leave=False):
+                columns = {name: buffer[: rows - first_row] for name, buffer in buffers.items()}
+                fill(first_row, columns)
+                arrays = []
+                for values in columns.values():
+                    arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width))
+                writer.write_batch(pa.record_batch(arrays, schema=schema))
+        with open(work, "ab") as file:
+            file.write(bytes.fromhex(sha256_of(work)))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from finetune.common import files
 from finetune.data import arrow_cache
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ class Blocks:
     Without isolation the rows are consecutive, and the last one ends with `padding` tokens that are no targets.
     The padding of isolated rows is 0 in the mask."""
 
-    def __init__(self, columns: dict[str, list[np.ndarray]], num_tokens: int) -> None:
+    def __init__(self, columns: dict[str, list[np.ndarray]], num_tokens: int, path: str | None = None) -> None:
         chunks = columns["input_ids"]
+        self.mapped = files.map_file(path) if path else None  # what the columns are parts of
         self.columns, self.num_tokens = columns, num_tokens
         self.block_size = chunks[0].shape[1] - 1
         self.row_offsets = [0, *itertools.accumulate(len(chunk) for chunk in chunks)]  # of each chunk, and the end
@@ -57,7 +59,7 @@ class Blocks:
         for name in cache.column_names:
             chunks = [chunk for chunk in cache.data.column(name).chunks if len(chunk)]
             columns[name] = [chunk.flatten().to_numpy(zero_copy_only=True).reshape(len(chunk), -1) for chunk in chunks]
-        return cls(columns, num_tokens)
+        return cls(columns, num_tokens, cache.cache_files[0]["filename"])
 
     @classmethod
     def from_tokens(cls, ids: np.ndarray, block_size: int, target_mask: np.ndarray | None = None) -> Blocks:
@@ -85,6 +87,8 @@ class Blocks:
         if self.device_copy is not None:
             chosen = to_device(torch.from_numpy(rows), device)
             return _map(lambda column: column[chosen].long(), self.device_copy)
+        if self.mapped is not None:
+            files.check_mapped(self.mapped, "the Arrow cache")
         ids = self._gather("input_ids", rows)
         idx, targets, position_ids = ids[:, :-1], ids[:, 1:].clone(), None  # idx shares memory
         if "targets" in self.columns:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune.common.files import write_json
+from finetune.common.files import MAX_JSON, parse_json, write_json
+from finetune.common.opened import refuse_links_out
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_VOCAB, GPT2_PADDED_VOCAB, GPT2_EOT = 50257, 50304, 50256  # nanoGPT pads the vocabulary
@@ -38,11 +39,20 @@ Vocabulary = tuple[dict[bytes, int], dict[str, int]]  # the bytes of each ordina
 
 
 def read_files(directory: Path) -> dict[str, bytes]:
-    """The tokenizer's files in a model directory, {name: content}; OpenAI's own under their usual names."""
+    """The tokenizer's files in a model directory, {name: content}; OpenAI's own under their usual names. Names of code
+    that transformers would run are left out. Raises UsageError or ValueError."""
     names = {**{name: name for name in FILES}, **OPENAI_FILES}
-    files = {usual: (directory / name).read_bytes() for name, usual in names.items() if (directory / name).is_file()}
+    found = {usual: directory / name for name, usual in names.items() if (directory / name).is_file()}
     for path in sorted(directory.glob("additional_chat_templates/*.jinja")):
-        files[f"additional_chat_templates/{path.name}"] = path.read_bytes()
+        found[f"additional_chat_templates/{path.name}"] = path
+    refuse_links_out(directory, found.values())
+    if large := [path.name for path in found.values() if path.stat().st_size > MAX_JSON]:
+        raise ValueError(f"{large[0]} has more than {MAX_JSON:,} bytes")
+    files = {name: path.read_bytes() for name, path in found.items()}
+    if b"auto_map" in files.get("tokenizer_config.json", b""):
+        config = read_object(files, "tokenizer_config.json")
+        config.pop("auto_map", None)
+        files["tokenizer_config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode()
     return files
 
 
@@ -55,7 +65,10 @@ def write_files(directory: str | Path, files: dict[str, bytes]) -> None:
 
 def read_object(files: dict[str, bytes], name: str) -> dict[str, Any]:
     """The object in a json file, {} without the file. Raises ValueError."""
-    found = json.loads(files.get(name, b"{}"))
+    try:
+        found = parse_json(files.get(name, b"{}"))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{name} holds no object")
     return found
@@ -104,7 +117,7 @@ def from_tokenizer_json(saved: dict[str, Any]) -> Vocabulary:
 
 def from_vocab_and_merges(files: dict[str, bytes]) -> Vocabulary:
     """The vocabulary in vocab.json, merges.txt and, if there, added_tokens.json. Raises ValueError."""
-    ids = {**json.loads(files["vocab.json"]), **json.loads(files.get("added_tokens.json", b"{}"))}
+    ids = {**read_object(files, "vocab.json"), **read_object(files, "added_tokens.json")}
     lines = files["merges.txt"].decode("utf-8").splitlines()
     return _byte_level(ids, [line.split(" ") for line in lines if line and not line.startswith("#version")])
 

@@ -110,7 +110,8 @@ def _role(given: str) -> str:
             " which a chat template of the tokenizer's own can render: --tokenizer=DIR"
         )
     if spelling not in ROLE_OF:
-        raise ValueError(f"the role {given!r} is none of {', '.join(sorted(ROLE_OF))}")
+        talk = f'a talk between people is a text, {{"text": "{given}: ..."}}'
+        raise ValueError(f"the role {given!r} is none of {', '.join(sorted(ROLE_OF))}; {talk}")
     return ROLE_OF[spelling]
 
 

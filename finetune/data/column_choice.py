@@ -151,6 +151,10 @@ class _Profile:
         completion = named.get("completion") or self.column("completion")
         if completion is None:
             raise UsageError(f"{self.place}: which column is the answer? name it with --completion_column=")
+        if completion in (named.get("prompt"), *fields_of(template or "")):
+            raise UsageError(
+                f"{self.place}: {completion!r} is the question too; name another with --completion_column="
+            )
         if named.get("prompt") == "instruction":  # Alpaca's rows
             beside |= self.beside(extra=self.extra(), history="history")
         return self.shape(Shape("pair", prompt=named.get("prompt"), completion=completion, template=template, **beside))

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.common.errors import first_line
 from finetune.common.files import read_json_object, write_json
 from finetune.data import bpe_files
 
@@ -31,7 +32,7 @@ def load(directory: Path, files: dict[str, bytes]) -> PreTrainedTokenizerFast:
             write_json(Path(work) / "config.json", model)
             auto: Any = AutoTokenizer.from_pretrained(work, local_files_only=True)
     except Exception as error:  # it raises all kinds
-        raise ValueError(f"transformers cannot load it ({_first_line(error)})") from None
+        raise ValueError(f"transformers cannot load it ({first_line(error)})") from None
     finally:
         logging.set_verbosity(verbosity)
     if not auto.is_fast or not auto.backend_tokenizer.get_vocab_size(with_added_tokens=False):
@@ -40,14 +41,9 @@ def load(directory: Path, files: dict[str, bytes]) -> PreTrainedTokenizerFast:
 
 
 def _safe_config(files: dict[str, bytes]) -> dict[str, Any]:
-    """tokenizer_config.json without a class of its own code, and with one where the files beside it need one."""
+    """tokenizer_config.json with a class where the files beside it need one."""
     config = bpe_files.read_object(files, "tokenizer_config.json")
-    config.pop("auto_map", None)
     by_file = next((name for file, name in CLASSES.items() if file in files), None)
     if "tokenizer.json" not in files and by_file:
         config.setdefault("tokenizer_class", by_file)
     return config
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(": ")[:200]

@@ -42,17 +42,6 @@ def read(open_text: Callable[[], TextIO], name: str, is_lines: bool, facts: dict
             yield from _read_object(Scanner(file, name), facts)
 
 
-def check_text(text: str, name: str) -> None:
-    """Raise UsageError if the first lines of a text, of which the beginning is given, are rows of JSON."""
-    lines = [line for line in text[:LOOK_CHARACTERS].split("\n", 3)[:3] if line.strip()]
-    try:
-        is_json = len(lines) > 1 and all(isinstance(json.loads(line), dict) for line in lines)
-    except (ValueError, RecursionError):
-        return
-    if is_json:
-        raise UsageError(f"{name}: holds JSON lines, not plain text; name it with the suffix .jsonl")
-
-
 def _first_line(open_text: Callable[[], TextIO]) -> tuple[str, bool]:
     """The first line that is not blank, of a long one the beginning, and whether there are more."""
     first = ""

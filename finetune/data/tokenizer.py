@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.common.errors import UsageError
+from finetune.common.errors import UsageError, describe_error
 from finetune.common.files import read_text
+from finetune.common.formatting import shown
 from finetune.common.network import hub_file, reach
 from finetune.data import bpe_files, hf_files
 from finetune.data.bpe_files import END_OF_TEXT
@@ -77,16 +78,19 @@ def _tiktoken_has_gpt2() -> bool:
 
 def from_directory(directory: str | Path) -> Tokenizer | None:
     """The tokenizer of a model directory, or None if it has none. Raises UsageError if it cannot be used."""
-    directory = Path(directory)
-    files = bpe_files.read_files(directory)
-    has_sentencepiece = any(name in files for name in bpe_files.SENTENCEPIECE)
+    directory, has_sentencepiece, files = Path(directory), False, {}
     try:
+        files = bpe_files.read_files(directory)
+        has_sentencepiece = any(name in files for name in bpe_files.SENTENCEPIECE)
         if "tokenizer.json" in files or {"vocab.json", "merges.txt"} <= files.keys():
             return _plain_tokenizer(files) or HFTokenizer(hf_files.load(directory, files), files)
         if "vocab.txt" in files or has_sentencepiece:
             return HFTokenizer(hf_files.load(directory, files), files)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"{directory}: its tokenizer cannot be used: {error}"
+    except UsageError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError) as error:
+        reason = shown(error, 300) if isinstance(error, ValueError) else describe_error(error)
+        problem = f"{directory}: its tokenizer cannot be used: {reason}"
         if has_sentencepiece and "tokenizer.json" not in files:
             problem += (
                 "; a SentencePiece model alone needs `pip install sentencepiece protobuf`, or a tokenizer.json, which"

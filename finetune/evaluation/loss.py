@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from finetune.common import files
 from finetune.gpt import GPT
 from finetune.gpt.loss import IGNORE_INDEX
 from finetune.runtime.device import Device
@@ -57,7 +58,7 @@ class LossSums:
     """Sums over the units of a text, for the caller to divide once."""
 
     nats: np.ndarray  # (M, U)
-    correct: np.ndarray  # (M, U) targets that were the likeliest token
+    correct: np.ndarray  # (M, U) targets that were the likeliest token; of equally likely ones the first
     targets: np.ndarray  # (U,)
     bytes: np.ndarray  # (U,) of the text of the targets, 0 without a tokenizer
     divergence: np.ndarray  # (U,) nats of KL(last model || first model), 0 unless asked for
@@ -170,6 +171,8 @@ def _add(
 
 def _batch(stream: TokenStream, windows: Windows, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """`(idx, targets)` of some windows, int64 (B, T) each; targets that do not count are -100."""
+    for array in (stream.ids, stream.mask):
+        files.check_mapped(getattr(array, "base", None), "a bin of the split")  # that of a memmap is its file
     starts, ends, counted = (values[rows][:, None] for values in (windows.starts, windows.ends, windows.counted))
     places = starts + np.arange((ends - starts).max() + 1)
     ids = torch.from_numpy(stream.ids[np.minimum(places, ends)].astype(np.int64))
@@ -198,10 +201,11 @@ def _scores(
             part = slice(first, first + step)
             logp = []  # (n, V) of each model
             for number, (model, x) in enumerate(zip(models, hidden)):
-                logp.append(F.log_softmax(model.head(x[part]).float().contiguous(), -1))
-                picked = logp[-1].gather(-1, labels[part, None])[:, 0]
-                nats[number, part] = -picked.cpu()
-                correct[number, part] = (picked == logp[-1].amax(-1)).float().cpu()
+                logits = model.head(x[part]).float().contiguous()
+                # of equal logits, which bfloat16 has many of, one is chosen: the others do not count as right
+                correct[number, part] = (logits.argmax(-1) == labels[part]).float().cpu()
+                logp.append(F.log_softmax(logits, -1))
+                nats[number, part] = -logp[-1].gather(-1, labels[part, None])[:, 0].cpu()
             if divergence:
                 difference = logp[-1] - logp[0]
                 kl[part] = logp[-1].exp_().mul_(difference).sum(-1).cpu()

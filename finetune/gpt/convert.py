@@ -6,12 +6,14 @@ both directions are exact.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from finetune.common.formatting import shown
 from finetune.gpt.model import GPTConfig
 from finetune.gpt.size import shapes
 
@@ -28,25 +30,23 @@ FIXED_KEYS = {
 }
 # keys without a meaning here, for a model whose source does not set them
 DEFAULTS = {"initializer_range": 0.02, "use_cache": True}
+CODE_KEYS = ("auto_map", "custom_pipelines", "custom_generate")  # name code that transformers would run
 # keys of a source's config.json that would be wrong in another directory
-DROPPED_KEYS = ("_name_or_path", "transformers_version", "auto_map")
+DROPPED_KEYS = ("_name_or_path", "transformers_version", *CODE_KEYS)
 # fields of GPTConfig that nanoGPT lacks, in the `config` of its checkpoint
 KEPT_IN_NANOGPT = ("activation_function", "bos_token_id", "eos_token_id", "generation_config", "other_keys")
 SHORT_CONTEXT = 512  # pipeline() generates 256 tokens where a model does not say how many
+PREFIXES = re.compile(r"(_orig_mod\.|module\.)*(transformer\.)?")  # of torch.compile and DDP, then of GPT2LMHeadModel
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
 def from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     """Our weights from those of a GPT2LMHeadModel or GPT2Model, with or without `transformer.` in their names.
 
-    Raises ValueError for a head that is not tied to the embedding, and for tensors that are missing, unknown or of
-    another shape than `config` says."""
-    state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
-    masks = (".attn.bias", ".attn.masked_bias")  # buffers of old files
-    state = {name: tensor for name, tensor in state.items() if not name.endswith(masks)}
-    head = state.pop("lm_head.weight", None)
-    if head is not None and "wte.weight" in state and not torch.equal(head, state["wte.weight"]):
-        raise ValueError("lm_head.weight differs from wte.weight; only a GPT-2 with a tied head can be represented")
+    Raises ValueError for a head that is not tied to the embedding, and for tensors that are missing, unknown, there
+    twice, no floating point numbers, or of another shape than `config` says."""
+    state = _network(state)
     state = {name: tensor.t().contiguous() if name.endswith(CONV1D) else tensor for name, tensor in state.items()}
     return _checked(state, config)
 
@@ -64,7 +64,9 @@ def from_nanogpt(checkpoint: dict[str, Any]) -> tuple[GPTConfig, dict[str, Tenso
 
     torch.compile's prefixes are removed, a vocabulary padded to 50304 is cut to GPT-2's 50257, and missing biases
     (`bias=False`) become zeros. The activation is nanoGPT's exact GELU unless `to_nanogpt` has noted another."""
-    args, trained_with = checkpoint["model_args"], checkpoint.get("config")
+    args, trained_with, model = checkpoint["model_args"], checkpoint.get("config"), checkpoint["model"]
+    if not (isinstance(args, dict) and isinstance(model, dict) and all(map(torch.is_tensor, model.values()))):
+        raise ValueError("not a nanoGPT checkpoint: its 'model' does not hold tensors, or its 'model_args' no object")
     trained_with = trained_with if isinstance(trained_with, dict) else {}
     vocab_size = 50257 if args["vocab_size"] == 50304 else args["vocab_size"]
     end = 50256 if vocab_size == 50257 else None
@@ -75,13 +77,31 @@ def from_nanogpt(checkpoint: dict[str, Any]) -> tuple[GPTConfig, dict[str, Tenso
         dropout=args.get("dropout", 0.0),
         **{key: trained_with.get(key, value) for key, value in defaults.items()},
     )
-    state = {name.removeprefix("_orig_mod.").removeprefix("transformer."): t for name, t in checkpoint["model"].items()}
-    state = {name: t for name, t in state.items() if name != "lm_head.weight" and not name.endswith(".attn.bias")}
+    state = _network(model)
     state["wte.weight"] = state["wte.weight"][:vocab_size]
-    for name, shape in shapes(config).items():
+    for name in shapes(config):
         if name.endswith("bias") and name not in state:
-            state[name] = torch.zeros(shape)
+            state[name] = torch.zeros(len(state[f"{name.removesuffix('bias')}weight"]))
     return config, _checked(state, config)
+
+
+def _network(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the network under our names, without the tied head and the buffers of old files."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        ours = PREFIXES.sub("", name)
+        if ours.endswith((".attn.bias", ".attn.masked_bias")):
+            continue
+        if ours in found:
+            raise ValueError(f"{shown(name)} is there a second time under another name")
+        if tensor.dtype not in FLOATS:
+            raise ValueError(f"{shown(name)} is {str(tensor.dtype).removeprefix('torch.')}, and weights are floats")
+        found[ours] = tensor
+    head, wte = found.pop("lm_head.weight", None), found.get("wte.weight")
+    is_tied = head is None or wte is None or torch.equal(head, wte)
+    if not is_tied and not torch.equal(head.nan_to_num(), wte.nan_to_num()):  # NaN equals nothing, and is named later
+        raise ValueError("lm_head.weight differs from wte.weight; only a GPT-2 with a tied head can be represented")
+    return found
 
 
 def to_nanogpt(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Any]:
@@ -127,15 +147,16 @@ def with_vocabulary(state: dict[str, Tensor], vocab_size: int) -> dict[str, Tens
 def config_from_hf(hf: dict[str, Any]) -> GPTConfig:
     """A GPTConfig from the contents of a Hugging Face config.json. Raises ValueError for what GPTConfig lacks."""
     if hf.get("model_type") != "gpt2":
-        raise ValueError(f"model_type is {hf.get('model_type')!r}, not 'gpt2'")
+        raise ValueError(f"model_type is {shown(hf.get('model_type'))}, not gpt2")
     fixed = {**FIXED_KEYS, "add_cross_attention": False}
-    refused = [f"{key}={hf[key]}" for key, value in fixed.items() if hf.get(key, value) != value]
+    refused = [f"{key}={shown(hf[key])}" for key, value in fixed.items() if hf.get(key, value) != value]
     activation = hf.get("activation_function", "gelu_new")
     if activation not in ("gelu_new", "gelu_pytorch_tanh", "gelu"):
-        refused.append(f"activation_function={activation}")
+        refused.append(f"activation_function={shown(activation)}")
     if refused:
         raise ValueError(f"a GPT-2 with {', '.join(refused)} cannot be represented")
     _check_ids("eos_token_id", hf.get("eos_token_id"))
+    _check_ids("bos_token_id", hf.get("bos_token_id"))
     given: dict[str, Any] = {"bos_token_id": 50256, "eos_token_id": 50256} | {
         key: hf[key] for key in SAME_KEYS if key in hf
     }
@@ -177,13 +198,17 @@ def generation_config_from_hf(found: object) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("it holds no object")
     _check_ids("eos_token_id", found.get("eos_token_id"))
-    return found
+    for key in ("max_length", "max_new_tokens"):
+        if (length := found.get(key)) is not None and type(length) is not int:
+            raise ValueError(f"{key} is {shown(length)}, and not a number of tokens")
+    return {key: value for key, value in found.items() if key not in CODE_KEYS}
 
 
 def _check_ids(key: str, value: object) -> None:
+    """Raise ValueError unless `value` is an id, a list of ids or None."""
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(one) is int for one in ids):
-        raise ValueError(f"{key} is {value!r}, and not an id or a list of ids")
+    if not all(type(one) is int and abs(one) < 1 << 31 for one in ids):  # some write -1 for none
+        raise ValueError(f"{key} is {shown(value)}, and not an id or a list of ids")
 
 
 def generation_config(config: GPTConfig) -> dict[str, Any]:
@@ -205,7 +230,7 @@ def _checked(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     expected = shapes(config)
     missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
     found = (("missing", missing), ("unknown", unknown))
-    problems = [f"{len(names)} {what}, such as {min(names)}" for what, names in found if names]
+    problems = [f"{len(names)} {what}, such as {shown(min(names))}" for what, names in found if names]
     if problems:
         raise ValueError(f"tensors do not match a GPT-2 of {config.n_layer} layers: {'; '.join(problems)}")
     for name, shape in expected.items():

@@ -12,12 +12,14 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from finetune.common.errors import UsageError
+from finetune.common.files import read_json_object
+from finetune.common.formatting import is_number, shown
 from finetune.config.recipe import Recipe, lora_alpha
 from finetune.gpt import convert, size
 from finetune.gpt.model import GPTConfig, Transformer
@@ -36,7 +38,7 @@ def add_adapters(network: Transformer, recipe: Recipe) -> None:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        inject_adapter_in_model(_peft_config(recipe), network, ADAPTER)
+        inject_adapter_in_model(_peft_config(recipe.lora_rank, _alpha(recipe), recipe.lora_dropout), network, ADAPTER)
     for module in _adapted(network).values():
         module.cast_input_dtype_enabled = False  # no cast to float32, which autocast would undo
     if network.config.new_tokens:  # their rows are the same yet, so the embedding is trained too
@@ -104,15 +106,55 @@ def save(directory: str | Path, network: Transformer, recipe: Recipe, init_from:
     source = init_from
     if base is not None:  # "./" tells a relative directory from a Hub id
         source = str(base) if base.is_absolute() else os.path.join(".", base)
-    # fan_in_fan_out: Conv1D matrices of a GPT2LMHeadModel are stored (in, out)
-    config = _peft_config(
-        recipe, base_model_name_or_path=source, task_type="CAUSAL_LM", fan_in_fan_out=True, inference_mode=True
-    )
-    config.target_modules = TARGETS
-    config.save_pretrained(str(directory))
+    _save_config(directory, recipe.lora_rank, _alpha(recipe), recipe.lora_dropout, source)
     tensors = convert.without_padding(trained(network), network.config)
     adapters = {f"base_model.model.transformer.{name}": tensor.cpu().contiguous() for name, tensor in tensors.items()}
     write_tensors(directory / "adapter_model.safetensors", adapters)
+
+
+class Adapter(NamedTuple):
+    """Adapters that `save` wrote: `tensors` is the file, the rest is of adapter_config.json."""
+
+    tensors: bytes
+    rank: int
+    alpha: float
+    dropout: float
+    base: str
+
+
+def read(directory: Path, config: GPTConfig) -> Adapter:
+    """The adapters in a run's directory. Raises UsageError. Of the configuration only the numbers are taken: its other
+    keys may be patterns that never end."""
+    path = directory / "adapter_config.json"
+    found = read_json_object(path)
+    rank, alpha, dropout = (found.get(key) for key in ("r", "lora_alpha", "lora_dropout"))
+    if type(rank) is not int or not 1 <= rank <= config.n_embd or not (is_number(alpha) and alpha > 0):
+        raise UsageError(f"{path}: r={shown(rank)} and lora_alpha={shown(alpha)} are not those of adapters")
+    if not is_number(dropout) or not 0 <= dropout < 1:
+        raise UsageError(f"{path}: lora_dropout={shown(dropout)} is no share")
+    tensors = (directory / "adapter_model.safetensors").read_bytes()
+    return Adapter(tensors, rank, alpha, dropout, str(found.get("base_model_name_or_path")))
+
+
+def write(directory: Path, adapter: Adapter, base: str | None = None) -> None:
+    """Write adapters as peft does, over the model `base` instead of their own."""
+    (directory / "adapter_model.safetensors").write_bytes(adapter.tensors)
+    _save_config(directory, adapter.rank, adapter.alpha, adapter.dropout, base or adapter.base)
+
+
+def _save_config(directory: Path, rank: int, alpha: float, dropout: float, base: str) -> None:
+    # fan_in_fan_out: Conv1D matrices of a GPT2LMHeadModel are stored (in, out)
+    config = _peft_config(
+        rank,
+        alpha,
+        dropout,
+        base_model_name_or_path=base,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=True,
+        inference_mode=True,
+    )
+    config.target_modules = TARGETS
+    config.save_pretrained(str(directory))
 
 
 def describe(config: GPTConfig, recipe: Recipe) -> str:
@@ -131,14 +173,17 @@ def check_rank(recipe: Recipe, config: GPTConfig) -> None:
         raise UsageError(f"lora_rank: {recipe.lora_rank:,} is above n_embd={config.n_embd:,}; 8 to 64 are usual")
 
 
-def _peft_config(recipe: Recipe, **more: Any) -> LoraConfig:
-    from peft import LoraConfig
-
+def _alpha(recipe: Recipe) -> float:
     alpha = lora_alpha(recipe)
     assert alpha is not None, "a rank of 0 has no adapters"
-    return LoraConfig(
-        r=recipe.lora_rank, lora_alpha=alpha, lora_dropout=recipe.lora_dropout, target_modules=TARGETS, **more
-    )
+    return alpha
+
+
+def _peft_config(rank: int, alpha: float, dropout: float, **more: Any) -> LoraConfig:
+    from peft import LoraConfig
+
+    whole_alpha: Any = alpha  # peft says it is an integer, and any number works
+    return LoraConfig(r=rank, lora_alpha=whole_alpha, lora_dropout=dropout, target_modules=TARGETS, **more)
 
 
 def _adapted(network: nn.Module) -> dict[str, Any]:

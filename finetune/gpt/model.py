@@ -16,7 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from finetune.common.formatting import is_number, shown
 from finetune.gpt import attention, loss
+
+# the largest model that anybody has published is far below these; a forged config.json is not
+LIMITS = {"block_size": 1 << 24, "vocab_size": 1 << 24, "n_layer": 1000, "n_head": 1 << 14, "n_embd": 1 << 16}
+LIMITS |= {"n_inner": 1 << 18}
 
 
 @dataclass
@@ -39,10 +44,18 @@ class GPTConfig:
     other_keys: dict[str, Any] = field(default_factory=dict)  # of its config.json, without a meaning here
 
     def __post_init__(self) -> None:
+        for name, most in LIMITS.items():
+            value = getattr(self, name)
+            is_default = name == "n_inner" and value is None
+            if not is_default and not (type(value) is int and 1 <= value <= most):
+                raise ValueError(f"{name} must be a whole number from 1 to {most:,}, got {shown(value)}")
+        for name in ("layer_norm_epsilon", "dropout"):
+            if not (is_number(value := getattr(self, name)) and 0 <= value <= 1):
+                raise ValueError(f"{name} must be a number from 0 to 1, got {shown(value)}")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} cannot be divided among n_head={self.n_head} heads")
         if self.activation_function not in ("gelu_new", "gelu"):
-            raise ValueError(f"activation_function={self.activation_function!r}: gelu_new and gelu are known")
+            raise ValueError(f"activation_function={shown(self.activation_function)}: gelu_new and gelu are known")
 
     @property
     def mlp_width(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from finetune.common.errors import UsageError
+from finetune.common.errors import UsageError, first_line
 from finetune.common.files import read_json, write_json
+from finetune.common.formatting import shown
 from finetune.common.network import SECONDS, hub_file
-from finetune.gpt import convert
+from finetune.common.opened import refuse_links_out
+from finetune.gpt import convert, size
 from finetune.gpt.model import GPTConfig
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model"]
+
+LINKED = (*MODEL_FILES, "pytorch_model*.bin", "adapter/*", "additional_chat_templates/*")  # that are read or copied
 
 
 def find(source: str | Path) -> Path:
@@ -37,6 +42,7 @@ def find(source: str | Path) -> Path:
 def _find_in(path: Path, source: str | Path) -> Path:
     for candidate in (path / "best", path):
         if (candidate / "config.json").is_file():
+            refuse_links_out(candidate, (file for pattern in LINKED for file in candidate.glob(pattern)))
             return candidate
     if (path / "ckpt.pt").is_file():
         return path / "ckpt.pt"
@@ -59,7 +65,11 @@ def is_hub_id(source: str | Path) -> bool:
 def load_config(source: str | Path) -> GPTConfig:
     """The GPTConfig of a model that `find` finds; reads its weights only from a ckpt.pt. Raises UsageError."""
     path = find(source)
-    return load(path)[0] if path.is_file() else _read_config(path / "config.json")
+    if path.is_file():
+        return load(path)[0]
+    config = _read_config(path / "config.json")
+    _check_size(path, config)
+    return config
 
 
 def load_hub_config(repo: str) -> GPTConfig:
@@ -77,19 +87,44 @@ def load(source: str | Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     path = find(source)
     try:
         if path.is_file():
-            return _load_nanogpt(path)
-        config = _read_config(path / "config.json")
-        weights = convert.from_hf(_read_tensors(path), config)
+            config, weights = _load_nanogpt(path)
+        else:
+            config, tensors = _read_config(path / "config.json"), _read_tensors(path)
+            _check_size(path, config)
+            weights = convert.from_hf(tensors, config)
+            del tensors
+            # Copied, because one tensor that is still mapped keeps the whole file in memory; Conv1D is copied already
+            for name in weights:
+                weights[name] = weights[name].to(torch.float32, copy=not name.endswith(convert.CONV1D))
+        _check_finite(weights)
     except UsageError:
         raise
     except KeyError as error:
         raise UsageError(f"{path}: {error} is missing in it") from None
-    except (ValueError, TypeError, AttributeError, SafetensorError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"{path}: {error}") from None
-    # Copied, because one tensor that is still mapped keeps the whole file in memory. Conv1D is copied already.
-    return config, {
-        name: tensor.to(torch.float32, copy=not name.endswith(convert.CONV1D)) for name, tensor in weights.items()
-    }
+    return config, weights
+
+
+def _check_size(directory: Path, config: GPTConfig) -> None:
+    """Raise UsageError if the weights are too small a file for the configuration, of 2 bytes a parameter at least."""
+    parameters = size.num_parameters(config)
+    sizes = [file.stat().st_size for file in _weight_files(directory) if file.is_file()]
+    num_bytes = sum(sizes)
+    if sizes and num_bytes < 2 * parameters:
+        described = f"config.json describes a shape of {parameters:,} parameters"
+        raise UsageError(f"{directory}: {described}, and its weights have {num_bytes:,} bytes")
+
+
+def _check_finite(weights: dict[str, Tensor]) -> None:
+    """Raise ValueError naming the tensors with values that are NaN or infinite."""
+    found = []
+    for name, tensor in weights.items():
+        if not tensor.sum().isfinite() and (count := int((~tensor.isfinite()).sum())):  # a sum alone may overflow
+            found.append(f"{name} has {count:,} of {tensor.numel():,}")
+    if found:
+        more = f" and {len(found) - 3:,} more tensors" if len(found) > 3 else ""
+        raise ValueError(f"weights that are NaN or infinite: {', '.join(found[:3])}{more}; this model is broken")
 
 
 def save(directory: str | Path, weights: dict[str, Tensor], config: GPTConfig) -> None:
@@ -124,7 +159,12 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
     for file in files:
         if not file.is_file():
             raise ValueError(f"its index names {file.name}, which is not there")
-        tensors |= load_file(file) if file.suffix == ".safetensors" else _read_pickle(file)
+        more = load_file(file) if file.suffix == ".safetensors" else _read_pickle(file)
+        if not isinstance(more, dict) or not all(map(torch.is_tensor, more.values())):
+            raise ValueError(f"{file.name} holds no tensors by name")
+        if twice := tensors.keys() & more.keys():
+            raise ValueError(f"{shown(min(twice))} is in two files")
+        tensors |= more
     return tensors
 
 
@@ -136,11 +176,22 @@ def _weight_files(directory: Path) -> list[Path]:
         if path.is_file():
             return [path]
         if index.is_file():
-            shards = sorted(set(read_json(index)["weight_map"].values()))
-            if any(Path(shard).name != shard for shard in shards):
-                raise ValueError(f"{index.name} names files outside its directory")
-            return [directory / shard for shard in shards]
+            return [directory / shard for shard in _shards(index)]
     return []
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of the files in an index. Raises UsageError for one that cannot be read, or names files elsewhere."""
+    try:
+        found = read_json(index)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{index}: {error}") from None
+    shards = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise UsageError(f"{index}: has no weight_map of tensors to files")
+    if any(Path(shard).name != shard for shard in shards.values()):
+        raise UsageError(f"{index}: names files outside its directory")
+    return sorted(set(shards.values()))
 
 
 def _load_nanogpt(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
@@ -154,10 +205,14 @@ def _load_nanogpt(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
 def _read_pickle(path: Path) -> Any:
     """The contents of a torch file. Raises ValueError if it holds more than tensors and plain values."""
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as parts:
+                if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+                    raise ValueError("it is compressed, and torch writes such files without")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # from the pickle, zipfile and torch modules
         unsafe = "Weights only" in str(error)
-        reason = "it holds more than weights, which could run code" if unsafe else str(error).splitlines()[0]
+        reason = "it holds more than weights, which could run code" if unsafe else first_line(error)
         raise ValueError(f"{path.name} cannot be read as weights only: {reason}") from None
 
 

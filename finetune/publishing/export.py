@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,17 @@ import finetune
 from finetune.common import files
 from finetune.common.errors import UsageError
 from finetune.common.files import read_json_object, write_json
+from finetune.common.opened import read_whole
 from finetune.data import bpe_files, nanogpt_meta
 from finetune.data.tokenizer import CharTokenizer, Tokenizer
-from finetune.gpt import GPT, GPTConfig, convert, pretrained
+from finetune.gpt import GPT, GPTConfig, convert, lora, pretrained
 from finetune.publishing import interpolate as interpolation
 from finetune.publishing import verify
 from finetune.runs.events import read_metrics
 from finetune.runs.inputs import find_model, require_tokenizer
 from finetune.runs.loss_plot import plot_loss
 from finetune.runs.model_card import model_card, without_folders
+from finetune.runs.model_ref import read_facts
 
 VERIFICATION = "verification.json"
 # the files of a model that decide the content of its export
@@ -41,10 +42,22 @@ SOURCE_FILES = (
 
 
 @dataclass
+class Source:
+    """A model as it was read, all of it from one directory or file."""
+
+    request: dict[str, Any]  # what decides the content of its export
+    config: GPTConfig
+    weights: dict[str, torch.Tensor]
+    tokenizer: Tokenizer
+    facts: dict[str, Any]  # finetune.json of a run
+    adapter: lora.Adapter | None  # of format=peft
+
+
+@dataclass
 class Export:
     """What goes into the directory."""
 
-    source: Path
+    adapter: lora.Adapter | None
     run_dir: Path | None
     config: GPTConfig
     weights: dict[str, torch.Tensor]
@@ -70,16 +83,23 @@ def export(
     source = pretrained.find(name)
     is_run = (source / "finetune.json").is_file() and (source.parent / "metrics.jsonl").is_file()
     run_dir = source.parent if is_run else None
-    if format == "peft":
-        _check_adapters(source, run_dir, is_pushed=repository is not None)
-    if (source / files.MANIFEST).is_file() and (problem := files.find_damage(source)):
-        raise UsageError(f"{source}: {problem}")
-    title = repository or to.name
-    request = _request(source, run_dir, format=format, dtype=dtype, interpolate=interpolate, name=title)
-    if _read_verification(to).get("request") == request and files.find_damage(to) is None:
+    asked = {"format": format, "dtype": dtype, "interpolate": interpolate, "name": repository or to.name}
+
+    def read(place: Path) -> Source | None:
+        if format == "peft":
+            _check_adapters(place, run_dir, is_pushed=repository is not None)
+        if (place / files.MANIFEST).is_file() and (problem := files.find_damage(place)):
+            raise UsageError(f"{place}: {problem}")
+        request = _request(place, run_dir, asked)
+        if _read_verification(to).get("request") == request and files.find_damage(to) is None:
+            return None
+        return _read(place, source, run_dir, request)
+
+    found = read_whole(source, read) if source.is_dir() else read(source)
+    if found is None:
         print(f"{to} is this export already")
         return to
-    content = _gather(source, run_dir, request)
+    content = _gather(source, run_dir, found)
     files.sweep_target(to)
     files.write_directory(to, lambda work: _write(work, content, to.name))
     print(_summary(to, content.verified))
@@ -113,12 +133,12 @@ def _check_adapters(source: Path, run_dir: Path | None, is_pushed: bool) -> None
     """Raise UsageError unless the model has adapters, over a base that others can load if they are pushed."""
     if run_dir is None or not (source / "adapter" / "adapter_config.json").is_file():
         raise UsageError(f"format: peft exports the adapters of a run with lora_rank, and {source} has none")
-    if is_pushed and not read_json_object(source / "finetune.json").get("base_model"):
+    if is_pushed and not read_facts(source).get("base_model"):
         problem = "format=peft needs a base that others can load, and that of this run is not on the Hub"
         raise UsageError(f"push_to_hub: {problem}; push format=hf instead")
 
 
-def _request(source: Path, run_dir: Path | None, **asked: str | None) -> dict[str, Any]:
+def _request(source: Path, run_dir: Path | None, asked: dict[str, str | None]) -> dict[str, Any]:
     """Everything that decides the content of an export, to recognize the same one."""
     paths = [source]
     if source.is_dir():
@@ -130,14 +150,25 @@ def _request(source: Path, run_dir: Path | None, **asked: str | None) -> dict[st
     return {"made_from": made_from, "versions": {"finetune": finetune.__version__, **verify.versions()}, **asked}
 
 
-def _gather(source: Path, run_dir: Path | None, request: dict[str, Any]) -> Export:
-    """Load a model with its tokenizer, interpolate and round it. Raises UsageError."""
-    model = find_model(source)
-    config, weights = pretrained.load(source)
-    config = dataclasses.replace(config, dropout=0.0)
-    tokenizer, facts = require_tokenizer(model), model.facts
+def _read(place: Path, source: Path, run_dir: Path | None, request: dict[str, Any]) -> Source:
+    """Load the model at `place`, where `source` was opened, with its tokenizer. Raises UsageError."""
+    model = find_model(place)
+    config, weights = pretrained.load(place)
+    tokenizer = require_tokenizer(model)
     if model.tokenizer is None and not isinstance(tokenizer, CharTokenizer):
         print(f"{source} has no tokenizer; its {config.vocab_size:,} ids are GPT-2's, so GPT-2's tokenizer is exported")
+    elif tokenizer.vocab_size > config.vocab_size:
+        beyond = f"its tokenizer has {tokenizer.vocab_size:,} ids, and its embedding {config.vocab_size:,}"
+        raise UsageError(f"{source}: {beyond}; the last tokens would have no meaning")
+    adapter = lora.read(place / "adapter", config) if request["format"] == "peft" else None
+    # what nobody measured here is not told: figures and a base are believed of a run alone
+    facts = model.facts if run_dir else {}
+    return Source(request, dataclasses.replace(config, dropout=0.0), weights, tokenizer, facts, adapter)
+
+
+def _gather(source: Path, run_dir: Path | None, found: Source) -> Export:
+    """Interpolate and round a model. Raises UsageError."""
+    request, config, weights, facts = found.request, found.config, found.weights, found.facts
     format, dtype, share = request["format"], request["dtype"], request["interpolate"]
     verified: dict[str, Any] = {"finetune": finetune.__version__, "request": request, "versions": verify.versions()}
     verified |= {"format": format, "dtype": dtype}
@@ -145,7 +176,7 @@ def _gather(source: Path, run_dir: Path | None, request: dict[str, Any]) -> Expo
         if run_dir is None:
             raise UsageError(f"interpolate: {source} is not the model of a run, so its base is unknown; give --out_dir")
         weights, mixture = interpolation.interpolate(share, config, weights, facts, run_dir)
-        kept = {key: facts[key] for key in ("step", "init_from", "base_model") if key in facts}
+        kept = {key: facts[key] for key in ("step", "init_from", "base_model", "versions", "git") if key in facts}
         facts = {**kept, "val_loss": dict(mixture["losses"])[mixture["weight"]], "interpolation": mixture}
         verified["interpolation"] = mixture
     base = None
@@ -155,7 +186,7 @@ def _gather(source: Path, run_dir: Path | None, request: dict[str, Any]) -> Expo
         facts = {**facts, "init_from": without_folders(facts["init_from"])}  # local paths stay private
     if dtype != "float32":
         weights, verified["rounding"] = _round(config, weights, dtype)
-    return Export(source, run_dir, config, weights, tokenizer, facts, verified, base)
+    return Export(found.adapter, run_dir, config, weights, found.tokenizer, facts, verified, base)
 
 
 @torch.no_grad()
@@ -178,8 +209,9 @@ def _write(work: Path, content: Export, directory: str) -> None:
         _write_nanogpt(work, content, in_dtype, directory)
         verified |= verify.nanogpt(work / "ckpt.pt", content.config, weights)
     else:
-        if format == "peft":
-            _write_adapters(work, content)
+        if content.adapter is not None:
+            # over the Hub's base if the run started from one
+            lora.write(work, content.adapter, content.facts.get("base_model"))
         else:
             pretrained.save(work, in_dtype, content.config)
         content.tokenizer.save(work, content.config.block_size)
@@ -201,16 +233,6 @@ def _write_card(work: Path, content: Export) -> None:
     title = name.split("/")[-1]
     card = model_card(title, name, content.config, facts, events, content.tokenizer, picture, verified)
     (work / "README.md").write_text(card, encoding="utf-8")
-
-
-def _write_adapters(work: Path, content: Export) -> None:
-    """Write the adapters of a run as peft does, over the Hub's base if the run started from one."""
-    adapter = content.source / "adapter"
-    shutil.copyfile(adapter / "adapter_model.safetensors", work / "adapter_model.safetensors")
-    described = read_json_object(adapter / "adapter_config.json")
-    if base := content.facts.get("base_model"):
-        described["base_model_name_or_path"] = base
-    write_json(work / "adapter_config.json", described)
 
 
 def _write_nanogpt(work: Path, content: Export, weights: dict[str, torch.Tensor], directory: str) -> None:

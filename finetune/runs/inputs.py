@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune.common.errors import UsageError
-from finetune.common.files import read_json_object
 from finetune.config.recipe import Recipe
 from finetune.data import nanogpt_meta
 from finetune.data import tokenizer as tokenizers
@@ -19,7 +18,7 @@ from finetune.data.tokenizer import CharTokenizer, Tokenizer
 from finetune.gpt import GPTConfig, pretrained
 from finetune.gpt.model import SHAPES
 from finetune.runs.datasets import find_datasets, largest
-from finetune.runs.model_ref import ModelRef
+from finetune.runs.model_ref import ModelRef, read_facts
 from finetune.runs.vocabulary import check_vocabulary, with_ids_of, with_tokens_of
 
 ASSUMED_CHAR_VOCAB_SIZE = 100  # vocabulary of a character dataset that does not exist yet
@@ -42,7 +41,7 @@ def find_model(name: str | Path, shape_only: bool = False) -> ModelRef:
     path = pretrained.find(name)
     folder = _folder(path)
     config, tokenizer = pretrained.load_config(path), tokenizers.from_directory(folder)
-    return ModelRef(str(name), path, config, tokenizer, read_json_object(folder / "finetune.json"))
+    return ModelRef(str(name), path, config, tokenizer, read_facts(folder))
 
 
 def _model_from_scratch(recipe: Recipe, dataset: Dataset | None) -> ModelRef:

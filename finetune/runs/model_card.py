@@ -10,14 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.common.formatting import is_number
+from finetune.common.formatting import is_number, printable
 from finetune.data.tokenizer import Tokenizer
 from finetune.gpt import GPTConfig, size
+from finetune.runs.model_ref import HUB_ID
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 MAX_SAMPLES = 3
+# what begins a heading, a quotation, a list or a rule; emphasis; an escape; the addresses that the Hub makes links of
+MARKDOWN = re.compile(r"^[#>+=-]|[*~\\]|(?<!\w)_|_(?!\w)|(?<=[A-Za-z]):(?=//)|(?<=www)\.|@", re.IGNORECASE)
 COUNTS = ("tokens", "targets", "characters", "bytes", "documents")
 SETTINGS = (
     "learning_rate", "min_lr", "warmup_iters", "lr_decay_iters", "weight_decay", "beta1", "beta2", "grad_clip",
@@ -48,7 +51,7 @@ def model_card(
         num_parameters=size.num_parameters(config),
         run=run,
         is_adapter=is_adapter,
-        base=facts.get("base_model"),
+        base=run.base_model,
         metadata=_metadata(title, run, is_adapter),
         losses=list(_losses(run)),
         picture=picture,
@@ -56,6 +59,7 @@ def model_card(
         tokenizer=tokenizer.describe()["name"] if tokenizer else None,
         columns=_counts(run.data) if run.data else [],
         settings=[(name, run.recipe[name]) for name in SETTINGS if run.recipe.get(name) is not None],
+        made_with=_made_with(facts),
         measurements=list(_measurements(run.evaluation)) if run.evaluation else [],
         samples=run.samples.get("texts", [])[:MAX_SAMPLES] if run.samples else [],
         verified=verified,
@@ -79,6 +83,8 @@ class History:
         samples = [event for event in since if event["event"] == "samples" and event.get("step") == facts.get("step")]
         newest = started[-1] if started else {}
         self.facts = facts
+        base = facts.get("base_model")  # which the Hub must know by this name
+        self.base_model: str | None = base if isinstance(base, str) and HUB_ID.fullmatch(base) else None
         self.mixture: dict[str, Any] | None = facts.get("interpolation")
         self.recipe: dict[str, Any] = newest.get("recipe", {})
         self.machine: str | None = newest.get("machine")
@@ -90,8 +96,8 @@ class History:
     @property
     def init_from(self) -> str | None:
         """Source of the first weights: a Hub id, the last part of a path, `scratch`, or None if unknown."""
-        if base := self.facts.get("base_model"):
-            return base
+        if self.base_model:
+            return self.base_model
         return _one_line(Path(self.facts["init_from"]).name) if "init_from" in self.facts else None
 
     @property
@@ -113,7 +119,7 @@ def _metadata(title: str, run: History, is_adapter: bool) -> str:
     data = ModelCardData(
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
-        base_model=run.facts.get("base_model"),
+        base_model=run.base_model,
         tags=["gpt2", "finetune", *(["lora"] if run.recipe.get("lora_rank") else [])],
         datasets=[name for name in named if "/" in name] or None,
         model_name=title if results else None,
@@ -136,18 +142,27 @@ def _indexed_figures(run: History) -> Iterator[tuple[str, str, str, float]]:
             yield dataset, metric, name, round(measured[metric], 4)
 
 
-def _losses(run: History) -> Iterator[tuple[str, float]]:
-    """(model, validation loss): before and after training, or of each mixture with the base."""
+def _losses(run: History) -> Iterator[tuple[str, float, bool]]:
+    """(model, validation loss, whether it is this model): before and after training, or of each mixture."""
     if run.mixture:
         base, chosen = without_folders(run.mixture["base"]), run.mixture["weight"]
         for weight, loss in run.mixture["losses"]:
-            name = f"{weight:g} of the trained weights, {1 - weight:g} of {base}'s"
-            yield f"{name}, **this model**" if weight == chosen else name, loss
+            yield f"{weight:g} of the trained weights, {1 - weight:g} of {base}'s", loss, weight == chosen
         return
     if run.first and run.first["step"] == 0 and is_number(run.first["val_loss"]):
-        yield "before training", run.first["val_loss"]
+        yield "before training", run.first["val_loss"], False
     if is_number(run.facts.get("val_loss")) and "step" in run.facts:
-        yield f"after {run.facts['step']:,} updates, **this model**", run.facts["val_loss"]
+        yield f"after {run.facts['step']:,} updates", run.facts["val_loss"], True
+
+
+def _made_with(facts: dict[str, Any]) -> str:
+    """`finetune 0.1.0, torch 2.9.0, transformers 5.0.0, python 3.12.1`, and the git commit, as far as known."""
+    versions, git = facts.get("versions") or {}, facts.get("git") or {}
+    parts = [f"{name} {versions[name]}" for name in ("finetune", "torch", "transformers", "python") if name in versions]
+    if git:
+        changed = " with changes" if git.get("dirty") else ""
+        parts.append(f"git commit {git['commit'][:12]}{changed}")
+    return ", ".join(parts)
 
 
 def _counts(data: dict[str, Any]) -> list[str]:
@@ -219,9 +234,10 @@ def without_folders(name: object) -> str:
 
 
 def escape_markdown(text: object) -> str:
-    """Text for a heading, a sentence, a list or a table cell: one line without tables, code, links or HTML."""
-    return _one_line(text).replace("<", "&lt;")
+    """Text for a heading, a sentence, a list or a table cell: one line that is shown as it is, without tables, code,
+    links, emphasis or HTML."""
+    return MARKDOWN.sub(lambda found: f"&#{ord(found[0])};", _one_line(text).replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def _one_line(text: object) -> str:
-    return re.sub(r"[|\s`\[\]]+", " ", str(text)).strip()
+    return printable(re.sub(r"[|\s`\[\]]+", " ", str(text)).strip())

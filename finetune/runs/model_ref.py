@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.common.files import read_json_object
+from finetune.common.formatting import is_number
 from finetune.data.tokenizer import Tokenizer
 from finetune.gpt import GPT, GPTConfig
+
+HUB_ID = re.compile(r"[\w-][\w.-]{0,95}(/[\w-][\w.-]{0,95})?", re.ASCII)
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What finetune.json says of a model; what is not of the right type is left out."""
+    found = read_json_object(folder / "finetune.json")
+    is_right = {
+        "step": lambda value: type(value) is int and 0 <= value < 1 << 63,
+        "new_tokens": lambda value: type(value) is int and 0 <= value < 1 << 32,
+        "init_from": lambda value: isinstance(value, str) and 0 < len(value) < 4096,
+        "base_model": lambda value: value is None or isinstance(value, str) and bool(HUB_ID.fullmatch(value)),
+        "interpolation": _is_mixture,
+    }
+    return {key: value for key, value in found.items() if is_right.get(key, is_number)(value)}
+
+
+def _is_mixture(value: Any) -> bool:
+    """Whether it is what publishing.interpolate records."""
+    if not isinstance(value, dict) or not isinstance(losses := value.get("losses"), list):
+        return False
+    pairs = all(isinstance(pair, list) and len(pair) == 2 and all(map(is_number, pair)) for pair in losses)
+    return pairs and is_number(value.get("weight")) and isinstance(value.get("base"), str)
 
 
 @dataclass(frozen=True)
