@@ -1,31 +1,29 @@
 """`finetune` or `python -m finetune`: list the commands, or run one of them."""
 
-import ast
+import difflib
 import importlib
-from pathlib import Path
 
+import finetune
 from finetune.common.errors import UsageError
 from finetune.config.cli import run
-
-VERBS = ("prepare", "doctor", "plan", "train", "sample", "eval", "export", "diagnose", "report", "compare")
+from finetune.config.verbs import VERBS, describe
 
 
 def dispatch(argv: list[str]) -> int | None:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: finetune VERB [...], the same as python -m finetune.VERB\n")
         for verb in VERBS:
-            print(f"  {verb:10} {_first_line(verb)}")
-        print("\nfinetune VERB --help lists the flags of a verb.")
+            print(f"  {verb:10} {describe(verb)}")
+        print("\nfinetune VERB --help lists the flags of a verb; finetune --version prints the version.")
+        return 0
+    if argv[0] in ("--version", "-V"):
+        print(f"finetune {finetune.__version__}")
         return 0
     if argv[0] not in VERBS:
-        raise UsageError(f"{argv[0]}: no such verb; there are {', '.join(VERBS)}")
+        close = difflib.get_close_matches(argv[0].lower(), VERBS, n=1)
+        hint = f"Did you mean {close[0]}?" if close else f"There are {', '.join(VERBS)}"
+        raise UsageError(f"{argv[0]}: no such verb. {hint}")
     return importlib.import_module(f"finetune.{argv[0]}").main(argv[1:])
-
-
-def _first_line(verb: str) -> str:
-    """The first line of a command's docstring, without importing it."""
-    tree = ast.parse(Path(__file__).with_name(f"{verb}.py").read_text(encoding="utf-8"))
-    return (ast.get_docstring(tree) or "").partition("\n")[0]
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ python -m finetune.compare out-one out-other
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from finetune.common.json_output import print_json
 from finetune.config.cli import parse, run
 from finetune.config.options import option
 
@@ -17,6 +18,7 @@ Prints a table of two or more runs."""
 @dataclass
 class Options:
     sources: list[str] = option([], "the runs")
+    json: bool = option(False, "print one JSON document instead of text")
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if len(self.sources) < 2:
@@ -27,7 +29,11 @@ def main(argv: list[str]) -> None:
     options, _ = parse(Options, argv, USAGE)
     from finetune.tools.report import comparison, record
 
-    print(comparison.to_text([record.load(out_dir) for out_dir in options.sources]))
+    runs = [record.load(out_dir) for out_dir in options.sources]
+    if options.json:
+        print_json(comparison.facts(runs))
+    else:
+        print(comparison.to_text(runs))
 
 
 if __name__ == "__main__":

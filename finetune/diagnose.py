@@ -3,8 +3,10 @@
 python -m finetune.diagnose --out_dir=out-mine
 """
 
+import dataclasses
 from dataclasses import dataclass
 
+from finetune.common.json_output import print_json
 from finetune.config.cli import parse, run
 from finetune.config.options import option
 
@@ -19,6 +21,7 @@ run has no findings. Findings do not change the exit code."""
 class Options:
     out_dir: str = option("out", "directory of the run")
     verify: bool = option(True, "verify the checksums of the checkpoints, which reads all of their bytes")
+    json: bool = option(False, "print one JSON document instead of text")
 
 
 def main(argv: list[str]) -> None:
@@ -26,7 +29,11 @@ def main(argv: list[str]) -> None:
     from finetune.tools.report import diagnosis, record
 
     found = record.load(options.out_dir, options.verify)
-    print(diagnosis.to_text(diagnosis.diagnose(found)) or f"{options.out_dir}: nothing to say")
+    findings = diagnosis.diagnose(found)
+    if options.json:
+        print_json({"out_dir": options.out_dir, "findings": [dataclasses.asdict(finding) for finding in findings]})
+    else:
+        print(diagnosis.to_text(findings) or f"{options.out_dir}: nothing to say")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from finetune.common.json_output import other_output_to_stderr, print_json
 from finetune.config.cli import parse, run
 from finetune.config.options import option
 from finetune.data.tables import ReadOptions
@@ -28,6 +29,7 @@ class Options(ReadOptions):
     val: str = option("", "validation sources, separated by commas; a prepared directory has its own")
     tokenizer: str = option("", "gpt2 or a model directory, to count tokens [gpt2]; a prepared directory has its own")
     fix: str = option("", "what to fix, some of dedup,leaks,encoding: writes cleaned documents to out_dir")
+    json: bool = option(False, "print one JSON document instead of text")
     out_dir: str = option("", "directory for the cleaned documents, a new one or without such files")
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -68,17 +70,20 @@ def main(argv: list[str]) -> None:
     from finetune.tools.doctor.corpus import open_corpus
     from finetune.tools.doctor.report import page
 
-    corpus = open_corpus(options.sources, options.val, options, options.tokenizer)
-    splits = corpus.read()
-    outputs = output_files(options.out_dir, splits) if options.fix else {}
-    facts = quality.examine(_with_progress(splits), corpus.tokenizer)
-    facts["names"] = options.names()
-    for line in report(corpus.sources):
-        print(line)
-    print(page(facts))
-    if options.fix:
-        cleaned = cleaning.clean(_with_progress(corpus.read_with_rows()), options.fixes(), corpus.recorders)
-        print("\n" + write_cleaned(cleaned, outputs, corpus))
+    with other_output_to_stderr(options.json):
+        corpus = open_corpus(options.sources, options.val, options, options.tokenizer)
+        splits = corpus.read()
+        outputs = output_files(options.out_dir, splits) if options.fix else {}
+        facts = quality.examine(_with_progress(splits), corpus.tokenizer)
+        facts["names"] = options.names()
+        for line in report(corpus.sources):
+            print(line)
+        print(page(facts))
+        if options.fix:
+            cleaned = cleaning.clean(_with_progress(corpus.read_with_rows()), options.fixes(), corpus.recorders)
+            print("\n" + write_cleaned(cleaned, outputs, corpus))
+    if options.json:
+        print_json({name: value for name, value in facts.items() if name != "sample"})
 
 
 def _with_progress(splits: Mapping[str, Iterable[T]]) -> dict[str, Iterable[T]]:

@@ -54,7 +54,7 @@ class Options:
             if self.dtype != "float32":
                 yield "dtype", "format=peft writes the adapters in float32, as they were trained"
             if find_spec("peft") is None:
-                install = "pip install -e '.[lora]' where finetune was cloned to"
+                install = "pip install 'finetune-gpt2[lora]'"
                 yield "format", f"peft needs the package peft, which reads the export back: {install}"
         if self.push_to_hub is not None and (problem := repository_problem(self.push_to_hub)):
             yield "push_to_hub", problem

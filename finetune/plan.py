@@ -3,12 +3,13 @@
 python -m finetune.plan recipes/small.yaml --dataset=data/mine
 """
 
-import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from finetune.common.json_output import other_output_to_stderr, print_json
 from finetune.config.cli import parse, run
 from finetune.config.options import option
 from finetune.config.recipe import Recipe
@@ -28,6 +29,7 @@ class Options(Recipe):
     num_processes: int = option(1, "processes of the run, each with a device like this one, or all on this CPU", ge=1)
     quick: bool = option(False, "skip counting tokens and timing")
     explain: bool = option(False, "list every key with its value, its origin and its help")
+    json: bool = option(False, "print one JSON document instead of text")
     suggest: bool = option(False, "write a recipe for this data and this machine")
     to: str | None = option(None, "with suggest: the file to write; without it the recipe is printed")
     find_lr: bool = option(False, "try some learning rates in short runs, compared by validation loss")
@@ -59,39 +61,44 @@ class Options(Recipe):
         elif self.find_lr and self.init_from == "resume":
             yield "find_lr", "a resumed run has its rate already; give the model it began with as init_from"
 
-    def recipe(self) -> Recipe:
-        """The keys of finetune.train."""
-        return Recipe(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)})
-
 
 def main(argv: list[str]) -> int:
     began = time.perf_counter()
     options, origins = parse(Options, argv, USAGE)
+    with other_output_to_stderr(options.json):
+        facts = _plan(options, origins, began)
+    if options.json:
+        print_json(facts)
+    return 1 if facts["shortage"] else 0
+
+
+def _plan(options: Options, origins: dict[str, str], began: float) -> dict[str, Any]:
+    """Print the plan and return it as JSON."""
     from finetune.tools.plan import estimate, lr_finder, report
     from finetune.tools.plan import suggest as suggests
 
-    plan = estimate.plan(options.recipe(), origins, options.tokens, options.num_processes)
+    plan = estimate.plan(options.as_recipe(), origins, options.tokens, options.num_processes)
     if not options.quick:
         from finetune.tools.plan import timing
 
         plan = timing.timed(plan, began)
     print(report.report(plan))
+    facts = report.facts(plan)
     if options.explain:
         print(f"\n{report.explanation(plan)}")
     learning_rate = None
     if options.find_lr:
         tried = lr_finder.find_lr(plan, options.trial_minutes)
         print(f"\n{tried.report()}")
-        learning_rate = tried.best
+        learning_rate = facts["learning_rate"] = tried.best
     if options.suggest:
-        text = suggests.recipe(plan, options.to or "FILE.yaml", learning_rate)
+        text = facts["suggestion"] = suggests.recipe(plan, options.to or "FILE.yaml", learning_rate)
         if options.to:
             Path(options.to).write_text(text, encoding="utf-8")
         print(f"\nwrote {options.to}" if options.to else f"\n{text.rstrip()}")
     if shortage := report.shortage(plan):
         print(f"\n{shortage}")
-        return 1
-    return 0
+    return facts
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def finetune_plan(job):
     from finetune.tools.plan import estimate, timing
 
     options, origins = parse(Options, job["argv"], "")
-    plan = timing.timed(estimate.plan(options.recipe(), origins), time.perf_counter() - (time.time() - job["began"]))
+    plan = timing.timed(estimate.plan(options.as_recipe(), origins), time.perf_counter() - (time.time() - job["began"]))
     parts = plan.seconds()
     return {
         "seconds": sum(parts.values()),

@@ -10,9 +10,9 @@ import re
 import typing
 from pathlib import Path
 
-from finetune.__main__ import VERBS
 from finetune.config.options import describe_default, describe_type
 from finetune.config.recipe import Recipe
+from finetune.config.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "docs" / "configuration-reference.md", ROOT / "README.md"
@@ -35,10 +35,10 @@ def page():
         "there on; nothing, where the key has no influence on what is learned.",
     ]
     for verb in VERBS:
-        options = Recipe if verb == "train" else importlib.import_module(f"finetune.{verb}").Options
+        options = importlib.import_module(f"finetune.{verb}").Options
         hints = typing.get_type_hints(options)
         resume = verb == "train"
-        inherited = set(Recipe.__dataclass_fields__) if options is not Recipe and issubclass(options, Recipe) else set()
+        inherited = set(Recipe.__dataclass_fields__) if issubclass(options, Recipe) and not resume else set()
         parts += [f"\n## {verb}\n", *(["The keys of [train](#train), and:\n"] if inherited else [])]
         parts += [f"| key | value | default | what it is |{' resume |' if resume else ''}", "|---" * (4 + resume) + "|"]
         for field in dataclasses.fields(options):

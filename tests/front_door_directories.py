@@ -245,4 +245,14 @@ LINKS = [
     reads("a link as the source", linked(("e", "d")), P, "e"),
 ]
 
-CASES = [*SPLITS, *KINDS, *LINKS]
+TEXTS = {f"d/{i:02}.txt": t for i, t in enumerate(P)}
+BESIDE = [
+    refuses(
+        "a record beside texts", TEXTS | {"d/meta.json": '{"version": 1, "n": 2}'}, ["meta.json", r"'d/\*.txt'"], "d"
+    ),
+    refuses("a record below texts", TEXTS | {"d/x/meta.json": "{}"}, ["meta.json", r"'d/\*\*/\*.txt'"], "d"),
+    reads("texts without the record", TEXTS | {"d/meta.json": "{}"}, P, "'d/*.txt'"),
+    refuses("a broken table beside texts", TEXTS | {"d/a.jsonl": "{oops\n{}\n"}, ["a.jsonl", r"'d/\*.txt'"], "d"),
+]
+
+CASES = [*BESIDE, *SPLITS, *KINDS, *LINKS]

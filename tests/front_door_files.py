@@ -68,7 +68,8 @@ NOTEBOOK = json.dumps(
     }
 )
 RTF = r"{\rtf1\ansi\deff0 {\fonttbl {\f0 Times;}}\f0\fs24 Hello, this is a letter.\par}"
-CONVERTED = r"finetune\[documents\]"
+PAGE = "<!DOCTYPE html>\n<p>" + TEXT
+CONVERTED = r"finetune-gpt2\[documents\]"
 
 
 def database():
@@ -123,7 +124,8 @@ NOT_TEXT = [
         [P[:1], [f"<!DOCTYPE html><html><body><p>{P[0]}</p></body></html>"]],
         [CONVERTED, "HTML"],
     ),
-    reads("a page of HTML as text", {"a.txt": "<!DOCTYPE html>\n<p>" + TEXT}, ["<!DOCTYPE html>\n<p>" + TEXT]),
+    refuses("a page of HTML as text", {"a.txt": PAGE}, ["web page", ".html", "--documents=file"]),
+    reads("a page of HTML as text, said", {"a.txt": PAGE}, [PAGE], "--documents=file"),
     reads(
         "a text that begins as others do",
         {"a.txt": "PK and BM are letters; {rtf} is not RTF. " + TEXT},

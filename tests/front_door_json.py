@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import pandas as pd
 from front_door import as_column, changed, either, json_lines, of, plain, reads, refuses, texts, without
 
 T, P = texts(), plain()
@@ -120,12 +121,11 @@ ODD_VALUES = [
         {"a.jsonl": json_lines(as_column(changed(T, 3, "ab é" * 250_000)), ensure_ascii=False)},
         changed(T, 3, "ab é" * 250_000),
     ),
-    either(
-        "one key twice",
-        {"a.jsonl": with_line(3, '{"text": "first", "text": "second"}')},
-        [changed(T, 3, "second")],
-        "(row|line) 3",
-    ),
+    refuses("one key twice", {"a.jsonl": with_line(3, '{"text": "first", "text": "second"}')}, ["line 3", "'text'"]),
+    refuses("one key twice in an array", {"a.json": f'[{",".join(LINES)}, {{"text": "a", "text": "b"}}]'}, "row 13"),
+    refuses("one key twice, beside", {"a.jsonl": with_line(3, '{"id": 1, "text": "a", "id": 2}')}, ["line 3", "'id'"]),
+    reads("one key twice, equal", {"a.jsonl": with_line(3, '{"text": "a b", "text": "a b"}')}, changed(T, 3, "a b")),
+    refuses("one key twice in one object", {"a.json": '{"title": "a", "title": "b", "text": "c"}'}, "'title'.*twice"),
 ]
 
 SHAPES = [
@@ -137,20 +137,22 @@ SHAPES = [
     reads("lines in .jsonl.gz", {"a.jsonl.gz": gzip.compress(json_lines(ROWS).encode())}, T),
     either("array in .jsonl", {"a.jsonl": ARRAY}, [T], "line 1|array|list"),
     either("indented array in .jsonl", {"a.jsonl": json.dumps(ROWS, indent=1)}, [T], "line 1|array"),
-    either(
-        "indented objects one after the other",
-        {"a.json": "\n".join(json.dumps(row, indent=1) for row in ROWS)},
-        [T],
-        "line",
+    reads("indented objects", {"a.json": "\n".join(json.dumps(row, indent=1) for row in ROWS)}, T),
+    reads("indented objects in .jsonl", {"a.jsonl": "\n".join(json.dumps(row, indent=1) for row in ROWS)}, T),
+    reads(
+        "indented objects without a line between", {"a.jsonl": "".join(json.dumps(row, indent=1) for row in ROWS)}, T
     ),
-    either(
-        "indented objects in .jsonl", {"a.jsonl": "\n".join(json.dumps(row, indent=1) for row in ROWS)}, [T], "line"
-    ),
-    either(
+    reads(
         "two objects in a line",
         {"a.jsonl": with_line(3, '{"text": "one"} {"text": "two"}')},
-        [[*without(T, 3), "one", "two"]],
-        "line 3",
+        [*without(T, 3), "one", "two"],
+    ),
+    reads("objects in one line", {"a.jsonl": "".join(LINES)}, T),
+    reads("objects in one line of .json", {"a.json": " ".join(LINES)}, T),
+    refuses(
+        "an indented object cut",
+        {"a.jsonl": "\n".join(json.dumps(row, indent=1) for row in ROWS)[:-9]},
+        "line 35.*not closed",
     ),
     reads("rows under data", {"a.json": json.dumps({"version": "1", "data": ROWS}, indent=1)}, T),
     reads("rows under data, in front", {"a.json": json.dumps({"data": ROWS, "version": "v2.0"})}, T),
@@ -179,18 +181,25 @@ SHAPES = [
         ["data", "paragraphs"],
     ),
     either("columns", {"a.json": json.dumps({"text": T, "label": list(range(12))})}, [T], "column|list|row"),
-    either(
-        "columns of pandas",
-        {"a.json": json.dumps({"text": {str(i): t for i, t in enumerate(T)}})},
-        [T],
-        "column|object|row|text",
+    *(
+        reads(
+            f"pandas, {form}, {name}",
+            {name: pd.DataFrame(of(("text", T), id=7)).to_json(orient=form)},
+            T,
+            says="12 rows.*id",
+        )
+        for form, name in zip(
+            ("columns", "index", "split", "table", "columns"), ("a.json", "a.jsonl", "a.json", "a.json", "a.jsonl")
+        )
     ),
-    either(
-        "split form of pandas",
-        {"a.json": json.dumps({"columns": ["text"], "index": [*range(12)], "data": [[t] for t in T]})},
-        [T],
-        "row|data|list",
+    reads("pandas, indented", {"a.json": pd.DataFrame(ROWS).to_json(indent=2)}, T),
+    refuses("pandas, values", {"a.json": pd.DataFrame(ROWS).to_json(orient="values")}, ["row 1", "lines=True"]),
+    refuses("objects by name", {"a.json": json.dumps({f"x{i}": row for i, row in enumerate(ROWS)})}, ["jq", "pandas"]),
+    refuses(
+        "numbers by numbers", {"a.json": '{"0": {"0": "a", "1": "b"}, "1": {"0": "c", "1": "d"}}'}, "rows or columns"
     ),
+    refuses("JSON within texts", {"a.jsonl": json_lines(LINES)}, ["JSON within texts", "fromjson"]),
+    refuses("JSON within texts of an array", {"a.json": json.dumps(LINES)}, ["JSON within texts", "fromjson"]),
     either("strings in an array", {"a.json": json.dumps(T)}, [T], "row 1|string|text"),
     either("a string a line", {"a.jsonl": json_lines(T)}, [T], "line 1|row 1"),
     either("lists of strings", {"a.json": json.dumps([[t] for t in T])}, [T], "row 1|list"),
@@ -203,6 +212,8 @@ SHAPES = [
     reads("blank lines", {"a.jsonl": "\n\n" + "\n\n \n".join(LINES) + "\n\n"}, T),
     reads("byte order mark in lines", {"a.jsonl": "\ufeff" + json_lines(ROWS)}, T),
     reads("byte order mark in an array", {"a.json": "\ufeff" + ARRAY}, T),
+    reads("byte order mark in the middle", {"a.jsonl": with_line(3, "\ufeff" + LINES[2])}, T),
+    reads("record separators", {"a.jsonl": "".join(f"\x1e{line}\n" for line in LINES)}, T),
     reads("CRLF", {"a.jsonl": "\r\n".join(LINES) + "\r\n"}, T),
     reads("no line end at the end", {"a.jsonl": "\n".join(LINES)}, T),
 ]
@@ -217,8 +228,11 @@ BROKEN = [
     refuses("a missing comma", {"a.json": json.dumps(ROWS, indent=0).replace("},", "}", 1)}, "line [34]|row [12]"),
     refuses("a comma before ]", {"a.json": ARRAY[:-1] + ",]"}, "line 1|row 1[23]|comma"),
     refuses("more after the array", {"a.json": ARRAY + "\n[1]\n"}, "line [12]|row 1|after|extra|more"),
-    refuses("a comment", {"a.jsonl": with_line(2, "// the second row")}, "line 2"),
-    refuses("single quotes", {"a.jsonl": with_line(2, "{'text': 'a'}")}, "line 2"),
+    refuses("a comment", {"a.jsonl": with_line(2, "// the second row")}, ["line 2", "comment"]),
+    refuses("a comment in an array", {"a.json": ARRAY.replace("[", "[\n# rows\n", 1)}, ["line 2", "comment"]),
+    refuses("a comma before }", {"a.jsonl": with_line(2, '{"text": "a",}')}, ["line 2", "comma before the end"]),
+    refuses("single quotes", {"a.jsonl": with_line(2, "{'text': 'a'}")}, ["line 2", "ast.literal_eval"]),
+    refuses("None of Python", {"a.jsonl": with_line(2, '{"text": "a", "n": None}')}, ["line 2", "None", "null"]),
     refuses("a line end in a string", {"a.jsonl": with_line(4, '{"text": "one\ntwo"}')}, "line 4"),
     either(
         "a tab in a string", {"a.jsonl": with_line(4, '{"text": "one\ttwo"}')}, [changed(T, 4, "one\ttwo")], "line 4"

@@ -36,6 +36,10 @@ def ipc(name, new):
     return write
 
 
+def rewrite(change, name="a.arrow"):
+    Path(name).write_bytes(change(Path(name).read_bytes()))
+
+
 def saved(splits, shards=1):
     """A function that writes a Dataset, or a DatasetDict of several splits, to the directory saved."""
 
@@ -146,8 +150,8 @@ FILES = [
     refuses("parquet without rows", parquet({"text": pa.array([], pa.string())}), "no (text|row)|empty", "a.parquet"),
     refuses(
         "parquet that is cut",
-        several(parquet({"text": T}), lambda: Path("a.parquet").write_bytes(Path("a.parquet").read_bytes()[:-30])),
-        "a.parquet: ",
+        several(parquet({"text": T}), lambda: rewrite(lambda data: data[:-30], "a.parquet")),
+        ["a.parquet: ", "cut short"],
         "a.parquet",
     ),
     refuses("text as parquet", {"a.parquet": "id,text\n1,one\n"}, "a.parquet: .*parquet"),
@@ -171,11 +175,33 @@ FILES = [
     reads("an Arrow stream", ipc("a.arrow", pa.ipc.new_stream), T, "a.arrow"),
     refuses(
         "an Arrow file that is cut",
-        several(
-            ipc("a.arrow", pa.ipc.new_stream), lambda: Path("a.arrow").write_bytes(Path("a.arrow").read_bytes()[:-200])
-        ),
-        "a.arrow: ",
+        several(ipc("a.arrow", pa.ipc.new_stream), lambda: rewrite(lambda data: data[:-200])),
+        ["a.arrow: ", "ends within a message"],
         "a.arrow",
+    ),
+    *(
+        refuses(
+            f"an Arrow {what}", several(ipc("a.arrow", new), lambda change=change: rewrite(change)), says, "a.arrow"
+        )
+        for what, new, change, says in [
+            (
+                "stream without its end",
+                pa.ipc.new_stream,
+                lambda data: data[:-8],
+                ["no end mark", "rows can be missing"],
+            ),
+            ("stream without its end, as of old", pa.ipc.new_stream, lambda data: data[:-4], "damaged|end mark"),
+            ("stream of a schema", pa.ipc.new_stream, lambda data: data[:120], "no end mark|damaged"),
+            ("stream behind another", pa.ipc.new_stream, lambda data: data + data, "several Arrow streams"),
+            ("file cut", pa.ipc.new_file, lambda data: data[:-30], "cut short"),
+            ("file behind another", pa.ipc.new_file, lambda data: data + data, "several Arrow files"),
+        ]
+    ),
+    refuses(
+        "parquet behind another",
+        several(parquet({"text": T}), lambda: rewrite(lambda data: data + data, "a.parquet")),
+        "several parquet files",
+        "a.parquet",
     ),
     refuses("text as Arrow", {"a.arrow": "one, two\n" * 9}, "a.arrow: "),
 ]

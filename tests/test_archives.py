@@ -1,7 +1,10 @@
 """Archives, standard input and documents with a layout: unpacked, converted, or refused in one line."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -13,7 +16,7 @@ import pyarrow
 import pytest
 
 from finetune.common.errors import UsageError
-from finetune.data import archives, converted, prompts, tokenizer
+from finetune.data import archives, converted, directories, prompts, tokenizer
 
 FILES = {"a.txt": "one\n", "sub/b.jsonl": '{"text": "größe"}\n', "sub/deep/ü.txt": "three\n"}
 TARS = ("tar", "tar.gz", "tgz", "tar.bz2", "tbz2", "tar.xz", "txz", "TAR.GZ")
@@ -72,11 +75,16 @@ def test_other_files_are_no_archives():
         assert not archives.is_archive(Path(name))
 
 
-def test_hidden_members_and_links_are_left_out():
+def test_hidden_members_are_left_out_and_links_stay_inside():
     hidden = {"__MACOSX/._a.txt": "x", ".DS_Store": "x", "sub/.git/c.txt": "x", ".hidden.txt": "x"}
     assert read(archives.unpack(zipped("a.zip", FILES | hidden))) == FILES
     links = [link("passwd.txt", "/etc/passwd"), link("up", "../.."), link("again.txt", "a.txt", tarfile.LNKTYPE)]
-    assert read(archives.unpack(tarred("a.tar", FILES | hidden, [*links, link("pipe", "", tarfile.FIFOTYPE)]))) == FILES
+    links.append(link("sub/deep/up.txt", "../../a.txt"))
+    directory = archives.unpack(tarred("a.tar", FILES | hidden, [*links, link("pipe", "", tarfile.FIFOTYPE)]))
+    assert read(directory) == FILES | {"again.txt": "one\n", "sub/deep/up.txt": "one\n"}
+    found = directories.find_files(str(directory), lambda path: True)
+    assert [path.read_text() for path in found.files["train"]] == [*FILES.values()]  # each once
+    assert found.describe_left_out() == "2 broken links"
     os.symlink("/etc/passwd", "passwd.txt")
     info = zipfile.ZipInfo("passwd.txt")
     info.create_system, info.external_attr = 3, os.lstat("passwd.txt").st_mode << 16
@@ -210,7 +218,7 @@ def test_documents_give_their_text(name):
 def test_documents_are_refused_without_the_extra(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "markitdown", None)  # as if it were not installed
     with pytest.raises(
-        UsageError, match=rf"{name}: reading {Path(name).suffix} needs pip install 'finetune\[documents\]'"
+        UsageError, match=rf"{name}: reading {Path(name).suffix} needs pip install 'finetune-gpt2\[documents\]'"
     ):
         converted.to_text(DOCUMENTS[name](name, "A letter."))
 
@@ -237,3 +245,14 @@ def test_prompts_of_files_have_no_byte_order_mark_and_no_carriage_returns():
     assert [text for _, text in prompts.read("p.jsonl")] == ["Hello"]
     chars = tokenizer.CharTokenizer(sorted(set("Hello there\nSecond prompt")))
     assert chars.decode(tokenizer.prompt_ids(chars, "FILE:p.txt")) == "Hello there\nSecond prompt\n"
+
+
+def test_a_compressed_tar_is_read_to_its_checksum():
+    """The end of a tar comes before that of its compression."""
+    tar = tarred("a.tar", {"a.txt": os.urandom(3000).hex()}).read_bytes()
+    for name, pack in {"b.tar.gz": gzip.compress, "b.tar.bz2": bz2.compress, "b.tar.xz": lzma.compress}.items():
+        packed = bytearray(pack(tar))
+        packed[len(packed) // 2] ^= 0xFF
+        Path(name).write_bytes(packed)
+        with pytest.raises(UsageError, match=f"{name}: cannot be unpacked: damaged; download or copy it again"):
+            archives.unpack(Path(name))

@@ -83,14 +83,14 @@ CASES = {
     "recipe that is not yaml": (lambda: text(b"a: [", "r.yaml"), "train", ["r.yaml"], "r.yaml"),
     "recipe that is not UTF-8": (lambda: text(b"a: \xff", "r.yaml"), "train", ["r.yaml"], "not UTF-8"),
     "a directory as recipe": (lambda: Path("r.yaml").mkdir(), "train", ["r.yaml"], "cannot be read"),
-    "a text file as recipe": (lambda: text(b"x"), "train", ["t.txt"], "a recipe is a .yaml file"),
-    "two recipes": (
-        lambda: (text(b"", "a.yaml"), text(b"", "b.yaml")),
+    "a text file as recipe": (lambda: text(b"x"), "train", ["--config=t.txt"], "a recipe is a .yaml file"),
+    "two texts": (
+        lambda: (text(b"x", "a.txt"), text(b"x", "b.txt")),
         "train",
-        ["a.yaml", "b.yaml", "--dataset=d"],
-        "only one recipe",
+        ["a.txt", "b.txt"],
+        "--dataset=a.txt,b.txt",
     ),
-    "flag with a space": (None, "train", ["--dataset=d", "--seed", "3"], "write --seed=3"),
+    "flag without a value": (None, "train", ["--dataset=d", "--seed"], "write --seed=INT"),
     "no dataset": (None, "train", SCRATCH, "python_docs, which needs no download"),
     "unknown dataset": (None, "train", [*SCRATCH, "--dataset=nowhere"], "no such directory or text file"),
     "block_size above the model's": (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.__main__ import VERBS
+from finetune.config.verbs import VERBS
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[1]

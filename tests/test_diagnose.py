@@ -234,7 +234,7 @@ def test_broken_runs_get_their_label(name):
     assert [finding.label for finding in findings] == [label]
     assert any(character.isdigit() for line in findings[0].evidence for character in line)
     if findings[0].command and "finetune.train" in findings[0].command:
-        options, _ = parse(Recipe, shlex.split(findings[0].command.split("finetune.train")[1]), "")
+        options, _ = parse(Recipe, shlex.split(findings[0].command.split("finetune train")[1]), "")
         fresh = options.init_from != "resume" and not options.overwrite
         assert (options.out_dir == "out-2") == fresh, "another run goes beside this one"
         assert options != parse(Recipe, ["out/recipe.yaml"], "")[0]
@@ -328,7 +328,7 @@ def test_a_run_without_memory_is_diagnosed_by_itself_and_the_advice_is_a_recipe(
     assert code == 1 and error.startswith("out of memory with one block of 16 tokens and gradient_checkpointing=true")
     assert "\ndiagnosis: out_of_memory: " in error and "--block_size=8" in error
     advice = next(line for line in error.splitlines() if line.startswith("what would help: "))
-    code, out, error = command("train", *shlex.split(advice.split("finetune.train")[1]), "--max_iters=2")
+    code, out, error = command("train", *shlex.split(advice.split("finetune train")[1]), "--max_iters=2")
     assert code == 0, error
     assert labels("out") == []
 
@@ -342,7 +342,7 @@ def test_less_memory_is_suggested_in_the_order_of_training():
         out_dir = f"out{len(taken)}"
         synthesised(LEARNS[:1], end={"event": "failed", "problem": OUT_OF_MEMORY, "code": 1}, out_dir=out_dir, **values)
         (finding,) = diagnosis.diagnose(record.load(out_dir))
-        options, _ = parse(Recipe, shlex.split(finding.command.split("finetune.train")[1]), "")
+        options, _ = parse(Recipe, shlex.split(finding.command.split("finetune train")[1]), "")
         before, _ = parse(Recipe, [f"{out_dir}/recipe.yaml"], "")
         keys = (
             "batch_size",

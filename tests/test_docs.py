@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 import finetune
-from finetune.__main__ import VERBS
 from finetune.config.cli import parse
 from finetune.config.recipe import Recipe
+from finetune.config.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "recipes/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -21,7 +21,9 @@ TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 RECIPES = {
     path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "recipes").glob("*.yaml"))
 }
-COMMAND = re.compile(r"(?:python -m|accelerate launch (?:--\S+ )*-m|torchrun \S+ -m) finetune\.(\w+)([^`\n]*)")
+COMMAND = re.compile(
+    r"(?:(?:python -m|accelerate launch (?:--\S+ )*-m|torchrun \S+ -m) finetune\.|^finetune )(\w+)([^`\n]*)", re.M
+)
 
 
 def commands():
@@ -34,7 +36,7 @@ def commands():
 @pytest.mark.parametrize("verb, rest", list(commands()))
 def test_commands_are_understood(verb, rest, monkeypatch):
     monkeypatch.chdir(ROOT)
-    options = Recipe if verb == "train" else importlib.import_module(f"finetune.{verb}").Options
+    options = importlib.import_module(f"finetune.{verb}").Options
     rest = rest.replace("out-mine/recipe.yaml", "recipes/small.yaml")  # which a run would leave
     parse(options, shlex.split(rest, comments=True), "")
 
@@ -95,11 +97,20 @@ def anchors(text):
 
 
 def test_flags_named_in_prose_exist():
-    verbs = [verb for verb in VERBS if verb != "train"]
     known = {
-        name for verb in verbs for name in importlib.import_module(f"finetune.{verb}").Options.__dataclass_fields__
+        name for verb in VERBS for name in importlib.import_module(f"finetune.{verb}").Options.__dataclass_fields__
     }
-    known |= {*Recipe.__dataclass_fields__, "debug", "help", "key", "nproc_per_node", "outfile"}
+    known |= {
+        *Recipe.__dataclass_fields__,
+        "debug",
+        "help",
+        "key",
+        "config",
+        "no",
+        "learning",
+        "nproc_per_node",
+        "outfile",
+    }
     known |= set(
         "config_file num_processes num_machines machine_rank main_process_ip main_process_port gpu_ids cpu"
         " multi_gpu".split()

@@ -77,6 +77,8 @@ SAMPLES = {
     "src/**/*.py": ({f"src/{i}/a.py": text for i, text in enumerate(P)}, P),
     "articles.jsonl": ({"articles.jsonl": json_lines({"title": "A title", "body": text} for text in P)}, P),
     "export.json": ({"export.json": json.dumps({"version": "1", "data": ROWS})}, P),
+    "dump.json": ({"dump.json": "\n".join(json.dumps(row, indent=2) for row in ROWS)}, P),
+    "frame.json": ({"frame.json": json.dumps({"text": {str(i): text for i, text in enumerate(P)}})}, P),
     "scraped.jsonl": ({"scraped.jsonl": '{"text": \n' + json_lines(ROWS) + '{"text": 3}\n'}, P),
     "articles.csv": ({"articles.csv": csv_text(enumerate(texts()), delimiter=";")}, texts()),
     "sentences.csv": ({"sentences.csv": csv_text([[text] for text in texts()], None)}, texts()),
@@ -127,7 +129,7 @@ def test_a_row_of_the_table_is_true(have, arguments, byte_tokenizer, command, mo
         "prepare", *arguments, "--out_dir=out", "--doctor=false", f"--tokenizer={directory}", "--overflow=split"
     )
     if arguments[0] == "letter.docx" and not importlib.util.find_spec("markitdown"):
-        assert code == 2 and "pip install 'finetune[documents]'" in err
+        assert code == 2 and "pip install 'finetune-gpt2[documents]'" in err
         return
     assert code == 0, err
     found = documents_of("out", byte_of, 0)

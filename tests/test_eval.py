@@ -593,7 +593,7 @@ def test_bad_input(case, command, bpe_directory, monkeypatch):
 def test_a_missing_library_names_its_extra(command, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, _, error = command("eval", *BARE, "--metrics=rouge")
-    install = "pip install -e '.[metrics]' where finetune was cloned to"
+    install = "pip install 'finetune-gpt2[metrics]'"
     assert (code, error) == (2, f"--metrics: rouge needs rouge-score, which is not installed: {install}\n")
 
 

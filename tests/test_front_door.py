@@ -11,8 +11,12 @@ import front_door_columns
 import front_door_csv
 import front_door_dialects
 import front_door_directories
+import front_door_disguised
+import front_door_exports
 import front_door_files
+import front_door_flags
 import front_door_json
+import front_door_people
 import front_door_tables
 import front_door_texts
 import front_door_turns
@@ -27,8 +31,12 @@ MODULES = (
     front_door_csv,
     front_door_dialects,
     front_door_directories,
+    front_door_disguised,
+    front_door_exports,
     front_door_files,
+    front_door_flags,
     front_door_json,
+    front_door_people,
     front_door_tables,
     front_door_texts,
     front_door_turns,

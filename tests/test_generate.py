@@ -204,3 +204,24 @@ def test_generation_keeps_the_mode_of_the_model_and_refuses_nonsense(hf_model):
             model.generate(torch.zeros(1, 1, dtype=torch.long), 2, **{name: value})
     with pytest.raises(TypeError, match="temprature"):
         model.generate(torch.zeros(1, 1, dtype=torch.long), 2, temprature=0.5)
+
+
+@pytest.mark.parametrize("pad", [None, 3])
+@pytest.mark.parametrize("by_config", [True, False])
+def test_texts_end_where_those_of_transformers_end(hf_model, pad, by_config):
+    """Rows of different lengths, filled with pads; the batch ends with its longest row."""
+    theirs = hf_model()
+    idx = torch.randint(0, 101, (3, 4), generator=torch.Generator().manual_seed(1))
+    greedy = {"max_new_tokens": 20, "do_sample": False, "attention_mask": torch.ones_like(idx)}
+    free = theirs.generate(idx, eos_token_id=None, pad_token_id=0, **greedy)
+    ours = GPT.from_hf(theirs)
+    assert torch.equal(ours.generate(idx, 20, temperature=0, eos_token_id=None), free)
+    first = [int(row[4 + place]) for row, place in zip(free, (5, 2, 9))]
+    for ends in (first[0], first[:2], first):
+        theirs.generation_config.pad_token_id = pad
+        expected = theirs.generate(idx, eos_token_id=ends, **greedy)
+        ours.config.generation_config = {"pad_token_id": pad, "eos_token_id": ends if by_config else None}
+        shown = []
+        asked = {} if by_config else {"eos_token_id": ends}
+        found = ours.generate(idx, 20, temperature=0, callback=lambda ids: shown.append(ids.clone()), **asked)  # noqa: B023
+        assert torch.equal(found, expected) and torch.equal(torch.cat([idx, *shown], 1), expected)

@@ -276,7 +276,7 @@ def test_without_peft_one_line_names_the_extra(command, monkeypatch):
     monkeypatch.setattr("finetune.config.recipe.find_spec", lambda name: None)
     for verb in ("train", "plan"):
         code, _, error = command(verb, "--dataset=d", "--lora_rank=4")
-        install = "pip install -e '.[lora]' where finetune was cloned to"
+        install = "pip install 'finetune-gpt2[lora]'"
         assert code == 2 and error == f"--lora_rank: adapters need the package peft: {install}\n"
 
 

@@ -275,7 +275,7 @@ def test_a_suggested_recipe_is_one_that_nothing_can_be_said_against(command):
     )
     assert code == 0 and out.strip().endswith("wrote new.yaml")
     text = Path("new.yaml").read_text()
-    assert text.startswith("# accelerate launch -m finetune.train new.yaml\n")
+    assert text.startswith("# finetune train new.yaml\n")
     assert all("  # " in line for line in text.splitlines() if line and not line.startswith("#"))
     recipe, _ = parse(Recipe, ["new.yaml"], "")
     assert (recipe.init_from, recipe.dataset, recipe.device, recipe.learning_rate, recipe.epochs) == (

@@ -41,10 +41,8 @@ SKIPPED = {
         "installs, and would run this test again; .ci/run does"
     ),
     "python3 -m venv .venv && . .venv/bin/activate && pip install -e .": "installs",
-    "accelerate launch -m finetune.train recipes/quickstart.yaml": (
-        "trains for a minute; test_commands.py runs it in short"
-    ),
-    "accelerate launch -m finetune.train recipes/small.yaml --learning_rate=1e-5 --epochs=3 --batch_size=4": (
+    "finetune train recipes/quickstart.yaml": ("trains for a minute; test_commands.py runs it in short"),
+    "finetune train recipes/small.yaml --learning_rate=1e-5 --epochs=3 --batch_size=4": (
         "shows flags, on a text that would be downloaded; test_docs.py parses it"
     ),
     "python -m finetune.plan recipes/small.yaml --dataset=data/mine --quick=true": (
@@ -56,7 +54,7 @@ SKIPPED = {
         "asks about GPUs"
     ),
     "\n".join(
-        f"accelerate launch -m finetune.train recipes/{name}.yaml --dataset=data/{data} --out_dir=out-{out}"
+        f"finetune train recipes/{name}.yaml --dataset=data/{data} --out_dir=out-{out}"
         for name, data, out in [
             ("small_domain", "mine", "domain"),
             ("medium_general", "mine", "general"),
@@ -80,7 +78,7 @@ VARIATIONS = {
             ("talks.jsonl", "talks"),
         ]
     ): "step 2 again with other data",
-    "accelerate launch -m finetune.train out-mine/recipe.yaml --init_from=resume": "finds nothing left to do",
+    "finetune train out-mine/recipe.yaml --init_from=resume": "finds nothing left to do",
 }
 
 

@@ -186,7 +186,7 @@ BAD = {
         "a.jsonl",
         b'{"text": "x"}\n{"text": 3}\n',
         {},
-        r"a.jsonl: row 2: column 'text' must be text, not a value of type int",
+        r"a.jsonl: row 2: column 'text' must be text, not the number 3",
     ),
     "a row without text": (
         "a.jsonl",

@@ -57,6 +57,68 @@ LOOKS_LIKE = [
 ]
 
 
+# languages, and the encodings in which each must be found by one sentence
+SENTENCES = [
+    ("We met at the café in the evening.\n", "cp1252 mac_roman cp437 cp850"),
+    ("Le café était fermé, où l'élève a payé la reine. Ça va très bien; même à Noël.\n", "latin-1 mac_roman cp850"),
+    ("Überall grüßen die Bäume, und die Straße ist naß.\n", "cp1252 mac_roman cp437 cp850 cp273"),
+    ("El niño comió piñas en España, sí, mañana.\n", "cp1252 mac_roman cp437"),
+    ("Não há razão para a informação estar lá, irmão. Então, amanhã às três.\n", "cp1252 mac_roman"),
+    ("Åsa går på ön och äter smörgås när det är kallt.\n", "cp1252 mac_roman cp850"),
+    ("It’s a “test” — don’t worry… he said.\n", "cp1252 mac_roman"),
+    ("He waited – then left.\n", "cp1252 mac_roman"),
+    ("Mr. Müller and Mrs. Škoda met Žižek.\n", "cp1252"),
+    ("Zażółć gęślą jaźń. Wszyscy są tu, również żółw i łoś.\n", "cp1250 iso8859-2"),
+    ("Příliš žluťoučký kůň úpěl ďábelské ódy. Včera jsem šel domů.\n", "cp1250 iso8859-2"),
+    ("Árvíztűrő tükörfúrógép. Az idő szép, és a lányok énekelnek.\n", "cp1250 iso8859-2"),
+    ("Это русское предложение. Москва очень большой город.\n", "cp1251 koi8-r cp866 iso8859-5 mac_cyrillic"),
+    ("Це українське речення, її місто Київ є великим.\n", "cp1251 koi8-u"),
+    ("Η γλώσσα είναι όμορφη και παλιά. Η Αθήνα είναι μεγάλη πόλη.\n", "cp1253 iso8859-7"),
+    ("Bu çok güzel bir gün, değil mi? Şimdi gidiyoruz, ışık.\n", "cp1254 iso8859-9"),
+    ("これは日本語の文章です。東京は大きい都市であり、人が多い。\n", "shift_jis euc_jp"),
+    ("这是一个中文句子。北京是一个很大的城市，有很多人。\n", "gbk gb18030"),
+    ("這是一個繁體中文句子，臺北是一個很大的城市。\n", "big5"),
+    ("이것은 한국어 문장입니다. 서울은 큰 도시이고 사람이 많습니다.\n", "euc_kr"),
+    ("The quick brown fox jumps over the lazy dog. It was late and cold that night.\n", "cp037 cp500"),
+]
+IN_ENCODINGS = [(text, encoding) for text, encodings in SENTENCES for encoding in encodings.split()]
+
+
+@pytest.mark.parametrize("times", [1, 20])
+@pytest.mark.parametrize(
+    "text, encoding", IN_ENCODINGS, ids=[f"{text[:9]} {encoding}" for text, encoding in IN_ENCODINGS]
+)
+def test_the_encoding_that_is_proposed_gives_the_text(text, encoding, times):
+    Path("a.txt").write_bytes((text * times).encode(encoding))
+    with pytest.raises(UsageError, match="is not UTF-8; probably .*: --encoding=") as caught:
+        text_files.open_text(Path("a.txt")).read()
+    assert text_files.open_text(Path("a.txt"), str(caught.value).split("--encoding=")[1]).read() == text * times
+
+
+def test_flaws_of_utf8_are_named():
+    for data, message in (
+        (
+            "so 😀".encode("utf-16-be").decode("utf-16-be").encode("utf-8") + b" \xed\xa0\xbd\xed\xb8\x80",
+            "offset 8 .*surrogate pair",
+        ),
+        (b"caf\xc3\xa9 \xed\xa0\xbd so", "half of a surrogate pair.*uconv -f CESU-8"),
+        (b"a\xc0\x80b", "more bytes than it has"),
+        (
+            "größe\n".encode() * 9 + "café\nétés\n".encode("cp1252") * 9,
+            "some lines are UTF-8 and some are not, probably cp1252",
+        ),
+        (b"caf\xc3\xa9 and d\xe9j\xe0 vu, \xe9t\xe9", "probably cp1252"),  # one pair that is UTF-8 by chance
+    ):
+        Path("a.txt").write_bytes(data)
+        with pytest.raises(UsageError, match=message):
+            text_files.open_text(Path("a.txt")).read()
+
+
+def test_byte_order_marks_of_two_programs_are_dropped():
+    Path("a.txt").write_bytes(codecs.BOM_UTF8 * 2 + RUSSIAN.encode())
+    assert whole(Path("a.txt")) == [RUSSIAN]
+
+
 def iconv(text, encoding):
     """The text in this encoding, by iconv where it is installed, else by Python."""
     if shutil.which("iconv"):
@@ -177,6 +239,26 @@ def test_compressed_text_is_read_and_damage_is_refused(suffix):
             path.write_bytes(content)
             with pytest.raises(UsageError, match=f"^a.txt{suffix}: "):
                 text_files.open_text(path).read()
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
+def test_what_is_wrong_with_compressed_text_is_said_in_words(suffix):
+    pack = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
+    pack[".zst"] = lambda data: pyarrow.compress(data, "zstd", asbytes=True)
+    data, path = pack[suffix](random.Random(0).randbytes(3000).hex().encode()), Path(f"a.jsonl{suffix}")
+    again = "download or copy it again"
+    for content, message in (
+        (data[:-5], f"cut short; {again}"),
+        (data[: len(data) // 2], f"cut short; {again}"),
+        (data[:3], f"cut short; {again}"),
+        (data + b"and more", f"damaged; {again}"),
+        (b'{"text": "a"}\n' * 9, r"not compressed with \w+; if it is text as it is, name it a.jsonl"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=f"^{path}: cannot be read: {message}$"):
+            text_files.open_text(path).read()
+    path.write_bytes(data + data)  # as cat joins them
+    assert len(text_files.open_text(path).read()) == 12000
 
 
 def test_documents_between_separators_are_those_of_split_wherever_chunks_end():

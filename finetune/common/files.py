@@ -126,20 +126,24 @@ def lock(out_dir: str | Path) -> Generator[None]:
             sync(out_dir.parent)
         held = FileLock(path, timeout=0).acquire()
     except Timeout:
-        owner = path.read_text(encoding="utf-8").strip() or "another run"
+        owner = "another run"
+        with contextlib.suppress(PermissionError):  # Windows lets nobody else read a locked file
+            owner = path.read_text(encoding="utf-8").strip() or owner
         raise UsageError(f"out_dir {out_dir}: is in use by {owner}; end that run or choose another out_dir") from None
     except OSError as error:
         raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
     with held:
         owner = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}\n"
-        path.write_text(owner, encoding="utf-8")
+        with contextlib.suppress(PermissionError):  # Windows: not even through a second handle of the owner
+            path.write_text(owner, encoding="utf-8")
         sweep(out_dir)
         try:
             yield
         except UsageError:
             if is_new and os.listdir(out_dir) == [".lock"]:
-                path.unlink()
-                os.rmdir(out_dir)
+                with contextlib.suppress(PermissionError):  # Windows deletes no open file
+                    path.unlink()
+                    os.rmdir(out_dir)
             raise
 
 
@@ -293,7 +297,10 @@ def _manifest_entry(path: Path) -> dict[str, int | str]:
 
 def sync(path: str | Path) -> None:
     """Wait until a file, or the names in a directory, are on disk."""
-    handle = os.open(path, os.O_RDONLY)
+    on_windows = sys.platform == "win32"  # opens no directory, and syncs only what is open for writing
+    if on_windows and os.path.isdir(path):
+        return
+    handle = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
+from pathlib import Path
 
 
 def num_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """The name of the processor, as far as the system tells it."""
+    found = re.search(r"model name\s*: (.*)", read_proc("cpuinfo"))
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def read_proc(name: str) -> str:
+    """A file of Linux's /proc; empty if there is none."""
+    path = Path("/proc", name)
+    return path.read_text(errors="ignore") if path.exists() else ""

@@ -18,9 +18,10 @@ def count_blocks(values: dict[str, Any], entries: Iterable[Entry], defaults: typ
     """Change parsed `values` with batch_size=auto, so that updates and evaluations keep their blocks: counts are
     multiplied by the number that `auto` replaces. Beside an `auto` in a recipe file they are blocks already."""
     size, are_blocks = None, False
-    for name, text, origin in entries:
+    for entry in entries:
+        name, text, _ = entry
         if name == "batch_size" and str(text).lower() == "auto":
-            are_blocks |= size is None and not origin.startswith("--")
+            are_blocks |= size is None and entry.in_recipe
         elif name == "batch_size":
             with suppress(ValueError):  # reported as a problem already
                 size = convert(text, int)

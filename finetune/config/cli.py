@@ -1,4 +1,4 @@
-"""One command line for every command: an optional recipe, then --key=value flags, both typed by a dataclass.
+"""One command line for every command: recipes, the environment and flags, all typed by a dataclass.
 
     options, origins = parse(Recipe, ["recipes/small.yaml", "--max_iters=100"], USAGE)
 
@@ -14,15 +14,17 @@ import signal
 import sys
 import time
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from finetune.common.errors import Failure, UsageError
 from finetune.common.formatting import printable
+from finetune.config.arguments import read_arguments
 from finetune.config.auto_batch import count_blocks
+from finetune.config.nearest_key import nearest
 from finetune.config.options import convert, find_problems, help_text
-from finetune.config.recipe_file import Entry, nearest, read_recipe
+from finetune.config.recipe_file import Entry
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -86,18 +88,19 @@ def check_run_dir(out_dir: str | None) -> str | None:
 
 
 def parse(cls: type[Options], argv: list[str], usage: str) -> tuple[Options, dict[str, str]]:
-    """`(options, origins)`: an instance of `cls`, and the origin of each given key: 'recipes/x.yaml:3' or '--key'.
+    """`(options, origins)`: an instance of `cls`, and the origin of each given key: 'recipes/x.yaml:3', 'FINETUNE_KEY'
+    or '--key'. `read_arguments` says what the arguments mean.
 
-    A field `sources` takes the positional arguments; without it the only positional argument is a recipe.
     `cls.problems()`, if there is one, yields `(key, message)` of values that have the right type but cannot be used.
     Raises UsageError; prints help and exits 0 on --help.
     """
-    if "--help" in argv or "-h" in argv:
+    flags = argv[: argv.index("--")] if "--" in argv else argv
+    if "--help" in flags or "-h" in flags:
         print(help_text(cls, usage))
         sys.exit(0)
     problems: list[str] = []
     names = [field.name for field in dataclasses.fields(cls)]
-    entries, sources = _read_argv(argv, names, problems)
+    entries, sources = read_arguments(cls, argv, problems)
     values, origins = _convert_entries(cls, entries, problems)
     if values.get("batch_size") == "auto":
         count_blocks(values, entries, cls)
@@ -110,32 +113,6 @@ def parse(cls: type[Options], argv: list[str], usage: str) -> tuple[Options, dic
     if problems:
         raise UsageError("\n".join(problems))
     return options, origins
-
-
-def _read_argv(argv: list[str], names: Collection[str], problems: list[str]) -> tuple[list[Entry], list[str]]:
-    """`(entries, positional arguments)`: those of the recipe first, then the flags."""
-    recipe, flags, positional = [], [], []
-    remaining = list(argv)
-    while remaining:
-        arg = remaining.pop(0)
-        name, equals, text = arg.removeprefix("--").partition("=")
-        if arg.startswith("--") and equals:
-            flags.append(Entry(name, text, f"--{name}"))
-        elif arg.startswith("--") and name not in names:
-            problems.append(f"unknown flag {arg}." + nearest(name, names, "--"))
-        elif arg.startswith("--"):
-            value = remaining.pop(0) if remaining and not remaining[0].startswith("-") else "VALUE"
-            problems.append(f"{arg}: flags are written --key=value; write {arg}={value}")
-        elif arg.startswith("-") and len(arg) > 1:
-            problems.append(f"{arg}: flags are written --key=value")
-        elif positional and "sources" not in names:
-            problems.append(
-                f"{arg}: only one recipe can be given, after {positional[0]}; flags are written --key=value"
-            )
-        else:
-            positional.append(arg)
-            recipe = [] if "sources" in names else read_recipe(arg, problems)
-    return [*recipe, *flags], positional
 
 
 def _convert_entries(
@@ -157,7 +134,7 @@ def _convert_entries(
             problems.append(f"{entry.place}: {error}")
             continue
         origins[name] = origin
-        if not entry.is_flag and (problem := _not_for_recipes(fields[name], text, values[name])):
+        if entry.in_recipe and (problem := _not_for_recipes(fields[name], text, values[name])):
             problems.append(f"{entry.place}: {problem}")
     return values, origins
 

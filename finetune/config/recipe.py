@@ -11,11 +11,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import Literal
 
+from finetune.config.gate import problems_of_conditions
 from finetune.config.options import option
+from finetune.config.trackers import problems_of_trackers
+
+FIGURES = ("val_loss", "train_loss", "perplexity", "improvement")  # of the best model, for `require`
 
 LORA_RATE = 2e-4  # the learning rate at which GPT-2 was adapted first (Hu et al. 2021, arXiv 2106.09685)
 
@@ -132,9 +136,25 @@ class Recipe:
     temperature: float = option(0.8, "temperature of the samples", ge=0, resume="free")
     top_k: int = option(200, "sample from the k most likely tokens; 0 is all", ge=0, resume="free")
 
-    wandb_log: bool = option(False, "log to Weights & Biases (offline if it cannot be reached)", resume="free")
-    wandb_project: str = option("finetune", "Weights & Biases project", resume="free")
-    wandb_run_name: str | None = option(None, "Weights & Biases run [the name of out_dir]", resume="free", derived=True)
+    require: str = option(
+        "",
+        "conditions on the best model, separated by commas, such as 'val_loss<3.2'; exit code 5 at the end if one is "
+        "not met",
+        resume="free",
+    )
+    log_with: str = option(
+        "",
+        "experiment trackers, separated by commas: tensorboard, wandb, trackio, comet_ml, aim, mlflow, clearml, "
+        "dvclive, swanlab; all is every one that is installed",
+        resume="free",
+    )
+    wandb_log: bool = option(
+        False, "short for log_with=wandb: Weights & Biases, offline if it cannot be reached", resume="free"
+    )
+    wandb_project: str = option("finetune", "project of the trackers' runs", resume="free")
+    wandb_run_name: str | None = option(
+        None, "name of the trackers' runs [the name of out_dir]", resume="free", derived=True
+    )
 
     push_to_hub: str | None = option(
         None, "USER/NAME: private Hub repository for the exported best model; needs --push=true too", resume="free"
@@ -161,6 +181,10 @@ class Recipe:
         resume="free",
     )
     cpu_threads: int = option(0, "CPU threads per process; 0 shares the cores among processes", ge=0, resume="free")
+
+    def as_recipe(self) -> Recipe:
+        """The keys of a recipe alone, of options that have more."""
+        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
 
     @property
     def micro_batch_size(self) -> int:
@@ -202,6 +226,12 @@ class Recipe:
             yield "sample_interval", "has no effect without num_samples; add --num_samples=1"
         if self.memory == "auto" and self.batch_size == "auto":
             yield "memory", "auto chooses batch_size too; give one of memory=auto and batch_size=auto"
+        if self.require and self.eval_only:
+            yield "require", "has no effect with eval_only; finetune.eval takes it too"
+        for problem in problems_of_conditions(self.require, FIGURES):
+            yield "require", problem
+        for problem in problems_of_trackers(self.log_with):
+            yield "log_with", problem
         yield from self._problems_of_lora()
         yield from self._problems_of_push()
 
@@ -212,7 +242,7 @@ class Recipe:
             if getattr(self, name) and not self.lora_rank:
                 yield name, "has no effect without lora_rank"
         if self.lora_rank and find_spec("peft") is None:
-            yield "lora_rank", "adapters need the package peft: pip install -e '.[lora]' where finetune was cloned to"
+            yield "lora_rank", "adapters need the package peft: pip install 'finetune-gpt2[lora]'"
 
     def _problems_of_push(self) -> Iterator[tuple[str, str]]:
         if self.push_to_hub is not None and (problem := repository_problem(self.push_to_hub)):

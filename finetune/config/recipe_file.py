@@ -1,4 +1,4 @@
-"""Recipe files: flat YAML, read with line numbers and written with comments."""
+"""Recipe files: flat YAML, read with line numbers and written with comments. `base: small` reads another one first."""
 
 from __future__ import annotations
 
@@ -6,38 +6,47 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetune.common.errors import UsageError
+from finetune.config import nanogpt_config
+from finetune.config.recipe_names import find_recipe
 
 if TYPE_CHECKING:
-    from yaml import MappingNode
+    from yaml import MappingNode, Node
 
     from finetune.config.recipe import Recipe
 
 MAX_RECIPE_BYTES = 256 * 1024
-# the comment on a line 'key: value  # comment'
-COMMENT = re.compile(r"""\s*[\w"']+\s*:\s*(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^"'#\s].*?|)\s+#\s*(.*)""")
+SUFFIXES = (".yaml", ".yml", ".py")
+# the comment on a line 'key: value  # comment', in Python 'key = value  # comment'
+COMMENT = re.compile(r"""\s*[\w"']+\s*[:=]\s*(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^"'#\s].*?|)\s+#\s*(.*)""")
 
 
 class Entry(NamedTuple):
-    """A line of a recipe or a flag."""
+    """A line of a recipe, a variable of the environment, or a flag."""
 
     key: str
     text: str | None  # None is a YAML null
-    origin: str  # 'recipes/x.yaml:3' or '--key'; empty for a default
+    origin: str  # 'recipes/x.yaml:3', 'FINETUNE_KEY' or '--key'; empty for a default
 
     @property
     def is_flag(self) -> bool:
         return self.origin.startswith("--")
 
     @property
+    def in_recipe(self) -> bool:
+        return not self.is_flag and self.origin.rpartition(":")[2].isdigit()
+
+    @property
     def place(self) -> str:
         """The beginning of an error message."""
-        if self.is_flag or not self.origin:
-            return self.origin or self.key
+        if self.origin.startswith(("--", "FINETUNE_")) and not self.in_recipe:
+            return self.origin
+        if not self.origin:
+            return self.key
         return f"{self.origin}: {self.key}"
 
 
@@ -57,14 +66,19 @@ def comments_by_key(origins: Mapping[str, str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def read_recipe(path: str, problems: list[str]) -> list[Entry]:
-    """The entries of a flat YAML file; problems are appended to `problems`."""
+def read_recipe(path: str, problems: list[str], above: tuple[Path, ...] = ()) -> list[Entry]:
+    """The entries of a flat YAML file, or of a config/*.py of nanoGPT, after those of its `base`; problems are appended
+    to `problems`. `above` are the files that name this one as base."""
     try:
+        if path.endswith(".py"):
+            assignments = nanogpt_config.read_assignments(path, _read_text(path), problems)
+            return [Entry(name, text, f"{path}:{line}") for name, text, line in assignments]
         root = _compose(path)
     except UsageError as error:
         problems.append(str(error))
         return []
     entries: list[Entry] = []
+    bases: list[Entry] = []
     first_lines: dict[str, int] = {}
     for name_node, node in root.value if root else ():
         line, name = name_node.start_mark.line + 1, name_node.value
@@ -74,7 +88,9 @@ def read_recipe(path: str, problems: list[str]) -> list[Entry]:
             continue
         if name in first_lines:
             problems.append(f"{place}: key '{name}' is given twice, first in line {first_lines[name]}")
-        elif not isinstance(node.value, str) or not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
+        elif name == "base":
+            bases += _read_bases(path, place, node, problems, (*above, Path(path).resolve()))
+        elif not _is_plain(node):
             problems.append(f"{place}: {name}: expected a single plain value")
         elif name == "auto_batch_size":  # in recipe.yaml of runs before 2026-11-29, after the number in batch_size
             entries += [Entry("batch_size", "auto", place)] if node.value == "true" else []
@@ -82,7 +98,51 @@ def read_recipe(path: str, problems: list[str]) -> list[Entry]:
             is_null = node.style is None and node.tag == "tag:yaml.org,2002:null"
             entries.append(Entry(name, None if is_null else node.value, place))
         first_lines.setdefault(name, line)
+    return [*bases, *entries]
+
+
+def _is_plain(node: Node) -> bool:
+    return isinstance(node.value, str) and node.tag.startswith("tag:yaml.org,2002:") and "python" not in node.tag
+
+
+def _read_bases(path: str, place: str, node: Node, problems: list[str], above: tuple[Path, ...]) -> list[Entry]:
+    """The entries of the recipes that `base` names, one or a list: files beside this one, or recipes by name."""
+    nodes = node.value if isinstance(node.value, list) else [node]
+    entries: list[Entry] = []
+    for each in nodes:
+        if not hasattr(each, "tag") or not _is_plain(each) or not each.value:
+            problems.append(f"{place}: base: expected a recipe, or a list of recipes")
+            continue
+        is_file = each.value.endswith(SUFFIXES) or "/" in each.value
+        try:
+            found = Path(path).parent / each.value if is_file else find_recipe(each.value)
+        except UsageError as error:
+            problems.append(f"{place}: base: {error}")
+            continue
+        if found.resolve() in above:
+            problems.append(f"{place}: base: {each.value} leads back to itself; remove one of the two")
+        elif found.suffix == ".py":
+            problems.append(f"{place}: base: {each.value} is a config of nanoGPT; give it on the command line")
+        elif not found.is_file():
+            problems.append(f"{place}: base: {found}: no such file" + _nearest_recipe(str(found)))
+        else:
+            entries += read_recipe(str(found), problems, above)
     return entries
+
+
+def _read_text(path: str) -> str:
+    """A recipe as text. Raises UsageError."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(MAX_RECIPE_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}" + _nearest_recipe(path)) from None
+    if len(raw) > MAX_RECIPE_BYTES:
+        raise UsageError(f"{path}: over {MAX_RECIPE_BYTES // 1024} KB, which is no recipe")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: byte {error.start} is not UTF-8") from None
 
 
 def _compose(path: str) -> MappingNode | None:
@@ -92,17 +152,9 @@ def _compose(path: str) -> MappingNode | None:
 
     if not path.endswith((".yaml", ".yml")):
         raise UsageError(f"{path}: a recipe is a .yaml file; flags are written --key=value")
+    text = _read_text(path)
     try:
-        with open(path, "rb") as file:
-            raw = file.read(MAX_RECIPE_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}" + _nearest_recipe(path)) from None
-    if len(raw) > MAX_RECIPE_BYTES:
-        raise UsageError(f"{path}: over {MAX_RECIPE_BYTES // 1024} KB, which is no recipe")
-    try:
-        root = yaml.compose(raw.decode("utf-8"), Loader=yaml.SafeLoader)
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: byte {error.start} is not UTF-8") from None
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
     except RecursionError:
         raise UsageError(f"{path}: nested too deeply for a recipe") from None
     except yaml.YAMLError as error:
@@ -112,15 +164,9 @@ def _compose(path: str) -> MappingNode | None:
     if root is not None and not isinstance(root, yaml.MappingNode):
         raise UsageError(f"{path}: a recipe is lines of 'key: value'")
     if root and "distributed_type" in [name.value for name, _ in root.value]:
-        launch = f"accelerate launch --config_file={path} -m finetune.train RECIPE.yaml"
-        raise UsageError(f"{path}: configures accelerate launch and is no recipe; {launch}")
+        ways = f"--launch={path}, or accelerate launch --config_file={path} -m finetune.train RECIPE.yaml"
+        raise UsageError(f"{path}: configures accelerate launch and is no recipe; {ways}")
     return root
-
-
-def nearest(name: str, names: Collection[str], prefix: str) -> str:
-    """The end of a message about an unknown key."""
-    close = difflib.get_close_matches(name, [known for known in names if known != "sources"], n=1)
-    return f" Did you mean '{prefix}{close[0]}'?" if close else " --help lists them all."
 
 
 def _nearest_recipe(path: str) -> str:

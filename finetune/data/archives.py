@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import posixpath
 import re
 import shutil
 import sys
@@ -13,17 +14,21 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, TypeAlias
 
 from finetune.common.errors import UsageError
 from finetune.common.files import CHUNK_BYTES
+from finetune.data import compressed
 from finetune.data.file_kinds import HEAD_BYTES, check_binary
-from finetune.data.text_files import READ_ERRORS, open_decompressed
 
 COMPRESSION = {"gz": ".gz", "tgz": ".gz", "bz2": ".bz2", "tbz2": ".bz2", "tbz": ".bz2", "xz": ".xz", "txz": ".xz"}
 COMPRESSION |= {"zst": ".zst", "tzst": ".zst"}
+FILE, LINK = 0o10, 0o12  # types of Unix files
+LONGEST_PATH = 4096
 TAR = re.compile(r"\.(?:tar(?:\.(?P<outer>gz|bz2|xz|zst))?|(?P<short>tgz|tbz2?|txz|tzst))$", re.IGNORECASE)
-ERRORS = (*READ_ERRORS, zipfile.BadZipFile, tarfile.TarError, NotImplementedError, RuntimeError)
+ERRORS = (*compressed.READ_ERRORS, zipfile.BadZipFile, tarfile.TarError, NotImplementedError, RuntimeError)
+
+Content: TypeAlias = IO[bytes] | str  # of a member; of a link, the path that it names
 
 
 def is_archive(path: Path) -> bool:
@@ -34,33 +39,47 @@ def is_archive(path: Path) -> bool:
 def unpack(path: Path) -> Path:
     """A temporary directory with the files of a zip or tar archive, removed when the program ends.
 
-    Links and hidden files, such as __MACOSX, are left out: what a link names is read where it lies. Raises UsageError
-    for an archive that is damaged or encrypted, or that names files outside the directory."""
+    Hidden files, such as those of __MACOSX, are left out. Links within the archive are links there; others lead
+    nowhere. Raises UsageError for an archive that is damaged or encrypted, or names files outside the directory."""
     directory = _temporary_directory() / path.name
     members = _zip_members if path.suffix.lower() == ".zip" else _tar_members
+    links: dict[Path, str] = {}
     try:
-        for name, file in members(path):
+        for name, content in members(path):
             parts = _safe_parts(name)
             if any(part.startswith(".") or part == "__MACOSX" for part in parts):
                 continue
             target = directory.joinpath(*parts)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
+            if target in links or target.exists():
                 raise UsageError(f"{path}: holds {name} twice; unpack it and keep the right one")
-            with file, open(target, "wb") as copy:
-                shutil.copyfileobj(file, copy, CHUNK_BYTES)
+            if isinstance(content, str):
+                links[target] = content
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with content, open(target, "wb") as copy:
+                shutil.copyfileobj(content, copy, CHUNK_BYTES)
+        directory.mkdir(exist_ok=True)
+        for place, named in links.items():
+            _link(directory, place, named)
     except ERRORS as error:
         check_binary(path, str(path))
-        raise UsageError(f"{path}: cannot be unpacked: {error or type(error).__name__}") from None
-    directory.mkdir(exist_ok=True)
+        raise UsageError(f"{path}: cannot be unpacked: {_explain(error, path)}") from None
     return directory
 
 
-def from_stdin() -> Path:
+def _link(directory: Path, place: Path, named: str) -> None:
+    """Make a link to what is `named` from the directory on; to nothing if that lies outside."""
+    inner = posixpath.normpath(named.replace("\\", "/"))
+    is_inside = not inner.startswith(("/", "../")) and inner not in (".", "..") and "\0" not in inner
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(directory / (inner if is_inside else ".outside"))
+
+
+def from_stdin(is_csv: bool = False) -> Path:
     """A temporary file with what standard input holds, removed when the program ends.
 
     Its name is stdin.jsonl if the first line is JSON (an object or a list), stdin.json if only the whole is, else
-    stdin.txt. Raises UsageError if there is nothing."""
+    stdin.csv if the user says so, else stdin.txt. Raises UsageError if there is nothing."""
     directory = _temporary_directory()
     path = directory / "stdin"
     try:
@@ -70,7 +89,8 @@ def from_stdin() -> Path:
         raise UsageError(f"standard input: cannot be read: {error.strerror}") from None
     if not path.stat().st_size:
         raise UsageError("standard input: is empty, there is no text in it")
-    return path.rename(path.with_suffix(_suffix_for(path)))
+    suffix = _suffix_for(path)
+    return path.rename(path.with_suffix(".csv" if is_csv and suffix == ".txt" else suffix))
 
 
 def _suffix_for(path: Path) -> str:
@@ -110,19 +130,49 @@ def _safe_parts(name: str) -> list[str]:
     return list(path.parts)
 
 
-def _zip_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+def _zip_members(path: Path) -> Iterator[tuple[str, Content]]:
     with zipfile.ZipFile(path) as archive:
         members = [member for member in archive.infolist() if not member.is_dir()]
-        needed, free = sum(member.file_size for member in members), shutil.disk_usage(tempfile.gettempdir()).free
-        if needed > free:
-            raise ValueError(f"it holds {needed / 1e9:,.1f} GB, and {tempfile.gettempdir()} has {free / 1e9:,.1f} GB")
+        _check_space(sum(member.file_size for member in members))
         for member in members:
             kind = member.external_attr >> 28  # the type of a Unix file; 0 if it was not made on Unix
-            if kind not in (0, 0o10):
+            if kind not in (0, FILE, LINK):
                 continue
             if member.flag_bits & 1:
                 raise ValueError(f"its member {member.filename!r} is encrypted; unpack it with its password")
-            yield member.filename, archive.open(member)
+            if kind == LINK:
+                named = archive.read(member)[:LONGEST_PATH].decode("utf-8", "replace")
+                yield member.filename, posixpath.join(posixpath.dirname(member.filename), named)
+            else:
+                yield member.filename, archive.open(member)
+
+
+def _check_space(needed: int) -> None:
+    place = tempfile.gettempdir()
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise ValueError(f"it holds {needed / 1e9:,.1f} GB, and {place} has {free / 1e9:,.1f} GB")
+
+
+def _compression(path: Path) -> str:
+    """The suffix of what an archive is compressed with."""
+    found = TAR.search(path.name)
+    kind = found and (found["outer"] or found["short"])
+    return COMPRESSION[kind.lower()] if kind else path.suffix.lower()
+
+
+def _explain(error: Exception, path: Path) -> str:
+    """What is wrong with an archive, in words."""
+    if isinstance(error, NotImplementedError):
+        return "packed in a way that is not known here; unpack it with 7z x"
+    if isinstance(error, ValueError | RuntimeError):
+        return str(error)
+    suffix, message = _compression(path), str(error)
+    if suffix != ".tar":
+        return compressed.explain(error, path, suffix)
+    if not path.stat().st_size or message.startswith(("damaged", "invalid", "bad checksum")):
+        return compressed.DAMAGED
+    return compressed.CUT_SHORT
 
 
 class _Member(tarfile.TarInfo):
@@ -138,13 +188,17 @@ class _Member(tarfile.TarInfo):
             raise tarfile.ReadError(f"damaged ({error})") from None
 
 
-def _tar_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    found = TAR.search(path.name)
-    kind = found and (found["outer"] or found["short"])
-    file: BinaryIO = open_decompressed(path, COMPRESSION[kind.lower()] if kind else ".tar")
+def _tar_members(path: Path) -> Iterator[tuple[str, Content]]:
+    file: BinaryIO = compressed.open_decompressed(path, _compression(path))
     # a stream, which is read once from start to end
     with file, tarfile.open(fileobj=file, mode="r|", tarinfo=_Member) as archive:
         for member in archive:
-            content = archive.extractfile(member) if member.isreg() else None
-            if content:
+            _check_space(member.size)
+            if member.issym():
+                yield member.name, posixpath.join(posixpath.dirname(member.name), member.linkname)
+            elif member.islnk():
+                yield member.name, member.linkname
+            elif content := archive.extractfile(member) if member.isreg() else None:
                 yield member.name, content
+        while file.read(CHUNK_BYTES):  # to the checksum of the compression
+            pass

@@ -5,7 +5,8 @@ an end-of-text token after each of its messages. A tokenizer with a chat templat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from finetune.common.formatting import unify_newlines
 from finetune.data import bpe_files
 from finetune.data.bpe_files import END_OF_TEXT
 from finetune.data.documents import Chunk
-from finetune.data.rows import name_of_value
+from finetune.data.rows import LeftOut, is_blank, name_of_value
 
 Message = dict[str, str]  # role, content
 
@@ -33,9 +34,15 @@ ROLES = {
 }
 ROLE_OF = {spelling: role for role, spellings in ROLES.items() for spelling in spellings}
 ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker", "author"), ("content", "value", "text")  # of a message
-LEARN, HIDE = ("weight", "train", "training", "loss", "loss_weight"), ("mask", "masked")  # whether a message is learned
+# whether a message is learned
+LEARN, HIDE = ("weight", "train", "training", "trainable", "loss", "loss_weight"), ("mask", "masked")
+# a key that says in another way what is learned, such as train_detail, loss_mask or ignore
+OTHER_FLAG = re.compile(r"(.*[_.-])?(train|loss|mask|weight|learn|supervis|ignore|reject)", re.IGNORECASE)
+CALL_ROLES = ("function_call", "tool_call", "function_calls", "tool_calls", "function_calling")
 # contents of a message that a text template has no place for
-CALLS = ("tool_calls", "function_call", "audio", "refusal", "images", "reasoning_content", "thinking")
+CALLS = (
+    "tool_calls function_call audio refusal images reasoning_content reasoning thinking thought thoughts rationale"
+).split()
 
 
 class Turn(NamedTuple):
@@ -64,6 +71,12 @@ def are_messages(value: object) -> bool:
     return is_list and all(isinstance(one, dict) and any(key in one for key in ROLE_KEYS) for one in value)
 
 
+def is_answered(messages: list[dict[str, Any]]) -> bool:
+    """Whether the last of such messages is the assistant's."""
+    role = next(messages[-1][key] for key in ROLE_KEYS if key in messages[-1])
+    return ROLE_OF.get(str(role).strip().lower()) == "assistant"
+
+
 def turns_of(value: object) -> list[Turn]:
     """The turns of a list of messages, in the spelling of OpenAI, ShareGPT and their like. Raises ValueError."""
     if not isinstance(value, list) or not value:
@@ -74,23 +87,46 @@ def turns_of(value: object) -> list[Turn]:
 def _turn(message: object) -> Turn:
     if not isinstance(message, dict):
         raise ValueError(f"a message is an object with role and content, not {name_of_value(message)}")
-    given = next((message[key] for key in ROLE_KEYS if key in message), None)
-    contents = [message[key] for key in CONTENT_KEYS if key in message]
+    role_key = next((key for key in ROLE_KEYS if key in message), "")
+    given, contents = message.get(role_key), [key for key in CONTENT_KEYS if key in message]
     if not isinstance(given, str) or not (contents or message.get("tool_calls")):
         raise ValueError(f"a message needs role and content, both text, but found {str(message)[:60]}")
-    role = ROLE_OF.get(given.strip().lower())
-    if role is None:
-        raise ValueError(f"the role {given!r} is none of {', '.join(sorted(ROLE_OF))}")
-    content = _content(contents[0] if contents else None)
-    learned = {key: message[key] for key in LEARN if message.get(key) is not None}
-    hidden = {key: message[key] for key in HIDE if message.get(key) is not None}
-    for key, choice in {**learned, **hidden}.items():
-        if choice not in (0, 1):
-            raise ValueError(f"{key} of a message is 0 or 1, not {choice!r}; parts of a weight are not supported")
-    flags = {"from", "value", *LEARN, *HIDE}
+    role = _role(given)
+    content = _content(message[contents[0]] if contents else None)
+    if any(message[key] not in (None, message[contents[0]]) for key in contents[1:]):
+        raise ValueError(f"a message has {' and '.join(contents)}, and they differ; keep one of them")
+    is_target = _is_learned(message, role)
+    flags = {"from", "value", role_key, *contents, *LEARN, *HIDE}
     raw = {key: value for key, value in message.items() if key not in flags and value is not None}
     raw |= {"role": role, "content": content}
-    return Turn(role, content, role == "assistant" and all(learned.values()) and not any(hidden.values()), raw)
+    return Turn(role, content, role == "assistant" and is_target, raw)
+
+
+def _role(given: str) -> str:
+    spelling = re.sub(r"[\s-]+", "_", given.strip().lower())
+    if spelling in CALL_ROLES:
+        raise ValueError(
+            f"the role {given!r} is a call of a tool as text; write it as tool_calls of a message of the assistant,"
+            " which a chat template of the tokenizer's own can render: --tokenizer=DIR"
+        )
+    if spelling not in ROLE_OF:
+        talk = f'a talk between people is a text, {{"text": "{given}: ..."}}'
+        raise ValueError(f"the role {given!r} is none of {', '.join(sorted(ROLE_OF))}; {talk}")
+    return ROLE_OF[spelling]
+
+
+def _is_learned(message: dict[str, Any], role: str) -> bool:
+    """Whether the flags of a message let it be learned. Raises ValueError for flags that are not known."""
+    given = {key: value for key, value in message.items() if value is not None and OTHER_FLAG.match(key)}
+    for key, choice in given.items():
+        if key not in LEARN + HIDE:
+            if role == "assistant" and choice != []:
+                raise ValueError(f"a message has {key}, which is not known; its weight, 0 or 1, says what is learned")
+        elif choice not in (0, 1):
+            raise ValueError(f"{key} of a message is 0 or 1, not {choice!r}; parts of a weight are not supported")
+        elif choice and role != "assistant" and key.startswith("train"):
+            raise ValueError(f"{key} of a message by the {role}: only messages of the assistant can be learned")
+    return all(given.get(key, True) for key in LEARN) and not any(given.get(key) for key in HIDE)
 
 
 def _content(value: object) -> str | None:
@@ -115,23 +151,42 @@ def _text_of_part(part: object) -> str:
     raise ValueError(f"a part of a message is {kind!r}, and only text can be learned")
 
 
-def check(conversation: Conversation, has_template: bool) -> None:
-    """Raise ValueError if there is nothing to learn, or something that our own template cannot render."""
+def check(conversation: Conversation, words: Container[str] | None) -> None:
+    """Raise ValueError if there is nothing to learn, or something that the chat template of these words, or our own if
+    it is None, cannot render. Raises LeftOut for a conversation of blanks."""
     turns = conversation.turns
-    if not any(
-        turn.role == "assistant" and ((turn.content or "").strip() or turn.raw.get("tool_calls")) for turn in turns
-    ):
+    answers = [
+        turn for turn in turns if turn.role == "assistant" and (turn.content is not None or turn.raw.get("tool_calls"))
+    ]
+    questions = [turn.content or "" for turn in turns if turn.role == "user"]
+    if not answers:
         raise ValueError("no message of the assistant has content, so there is nothing to learn")
-    if has_template:
-        return
+    if all(is_blank(turn.content or "") and not turn.raw.get("tool_calls") for turn in answers):
+        raise LeftOut("row without an answer")
+    if questions and all(map(is_blank, questions)):
+        raise LeftOut("row without a question")
     advice = "which only a chat template of the tokenizer's own can render: --tokenizer=DIR"
-    if conversation.tools:
+    if words is not None:
+        advice = "which the chat template of the tokenizer does not render"
+    if conversation.tools and words is None:
         raise ValueError(f"it offers tools, {advice}")
     for turn in turns:
-        if found := [key for key in CALLS if turn.raw.get(key)]:
+        if found := [key for key in CALLS if turn.raw.get(key) and key not in (words or ())]:
             raise ValueError(f"a message has {found[0]}, {advice}")
-        if turn.content is None:
+        if turn.content is None and words is None:
             raise ValueError("the content of a message is null")
+
+
+def remarks(conversation: Conversation, words: Container[str]) -> Iterator[str]:
+    """What is no fault of a conversation, and should be said, once for each time."""
+    if all(turn.role != "user" for turn in conversation.turns):
+        yield "conversation without a question"
+    if conversation.tools and "tools" not in words:
+        yield "conversation with tools, which are not read"
+    for turn in conversation.turns:
+        for key, value in turn.raw.items():
+            if key not in ("role", "content") and key not in words and value not in ("", [], {}):
+                yield f"message with {key!r}, which is not read"
 
 
 def chunks(messages: Sequence[Turn | Message]) -> Iterator[Chunk]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,11 @@ class ChatTemplate:
     def marks_turns(self) -> bool:
         """Whether {% generation %} says what is learned."""
         return bool(MARK.search(self.source))
+
+    @functools.cached_property
+    def words(self) -> frozenset[str]:
+        """Its words, among them the keys of messages that it can render."""
+        return frozenset(re.findall(r"\w+", self.source))
 
     def chunk(self, conversation: Conversation) -> Chunk:
         """The document of a conversation, as one Chunk with the spans that are learned. Raises ValueError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import re
 from typing import Any
 
@@ -33,6 +34,21 @@ CODE = re.compile(
     re.IGNORECASE,
 )
 PYTHON = re.compile(r"""\s*\[\s*[\[{'"].*\]\s*$|b(['"]).*\1$""", re.DOTALL)  # a list or bytes, written by print
+# a column that can tell good answers from bad ones, and its values
+LABEL = re.compile(
+    r"(is_|kto_|human_|user_)?(labels?|tag|good|correct|desirable|chosen|accepted|preferred|feedback|rating"
+    r"|thumbs_?up)",
+    re.IGNORECASE,
+)
+VERDICTS = (
+    "0 1 true false 0.0 1.0 -1",
+    "good bad",
+    "chosen rejected",
+    "desirable undesirable",
+    "correct incorrect wrong",
+    "up down thumbs_up thumbs_down",
+    "accepted rejected",
+)
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 LONGER = 2  # a column with so many times the text is more probably the text
 
@@ -46,9 +62,14 @@ def find_shape(sample: list[Row], named: dict[str, str], template: str | None, p
         raise UsageError(f"{place}: {sample[0].problem}{sample[0].suffix()}" if sample else f"{place}: no rows in it")
     if all(isinstance(value, list) for value in values):
         if not any(map(chat.are_messages, values)):
-            raise UsageError(f"{place}: row 1 is a list; a row is an object, or a list of messages, and nothing else")
+            raise UsageError(
+                f"{place}: row 1 is a list; a row is an object, or a list of messages, and nothing else (pandas:"
+                " to_json(FILE, orient='records', lines=True))"
+            )
         return Shape("messages")
     if all(isinstance(value, str) for value in values):
+        if all(map(_is_json_object, values)):
+            raise UsageError(f"{place}: its rows are JSON within texts; take them out with jq -c 'fromjson' for lines")
         return Shape("text")
     rows = [value for value in values if isinstance(value, dict)]
     if not rows:
@@ -58,6 +79,13 @@ def find_shape(sample: list[Row], named: dict[str, str], template: str | None, p
         return profile.by_names(named, template)
     profile.check_rows()
     return profile.messages() or profile.pair() or profile.text()
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return text.lstrip()[:1] == "{" and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 class _Profile:
@@ -123,6 +151,10 @@ class _Profile:
         completion = named.get("completion") or self.column("completion")
         if completion is None:
             raise UsageError(f"{self.place}: which column is the answer? name it with --completion_column=")
+        if completion in (named.get("prompt"), *fields_of(template or "")):
+            raise UsageError(
+                f"{self.place}: {completion!r} is the question too; name another with --completion_column="
+            )
         if named.get("prompt") == "instruction":  # Alpaca's rows
             beside |= self.beside(extra=self.extra(), history="history")
         return self.shape(Shape("pair", prompt=named.get("prompt"), completion=completion, template=template, **beside))
@@ -141,12 +173,21 @@ class _Profile:
             raise UsageError(
                 f"{self.place}: {media!r} belongs to the conversations, and only text is learned; leave such rows out"
             )
-        label = self.column("label")
-        if self.column("prompt") and self.column("completion") and label and {*self.values[label]} <= {0, 1}:
+        answers = next(
+            (pair for pair in (*PAIRS, *((name,) for name in MESSAGES)) if all(map(self.column, pair))), None
+        )
+        label = next((name for name in self.names if LABEL.fullmatch(name) and self.tells_good_from_bad(name)), None)
+        if answers and label:
+            flags = zip(("prompt", "completion") if len(answers) == 2 else ("messages",), answers)
+            names = " ".join(f"--{flag}_column={self.column(name)}" for flag, name in flags)
             raise UsageError(
-                f"{self.place}: {label!r} tells good completions from bad ones; leave the bad ones out, and name"
-                " --prompt_column=prompt --completion_column=completion"
+                f"{self.place}: {label!r} tells good completions from bad ones; leave the bad ones out, and"
+                f" name {names}"
             )
+
+    def tells_good_from_bad(self, name: str) -> bool:
+        values = {str(value).strip().lower() for value in self.values[name]}
+        return bool(values) and any(values <= {*both.split()} for both in VERDICTS)
 
     def messages(self) -> Shape | None:
         for known in MESSAGES:
@@ -157,9 +198,16 @@ class _Profile:
                 raise UsageError(
                     f"{self.place}: {name!r} holds lists as Python writes them, not JSON; write them as jsonl"
                 )
+            if name and self.column("chosen") and self.column("rejected") and self.ends_in_question(name):
+                return None
             if name and (known == "messages" or any(map(chat.are_messages, map(parse_messages, self.values[name])))):
                 return self.shape(Shape("messages", messages=name, **self.beside(system=self.system, tools=self.tools)))
         return None
+
+    def ends_in_question(self, name: str) -> bool:
+        """Whether the answers to some conversations stand in other columns."""
+        found = [value for value in map(parse_messages, self.values[name]) if chat.are_messages(value)]
+        return not all(map(chat.is_answered, found))
 
     def pair(self) -> Shape | None:
         if self.column("chosen") and self.column("rejected"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
 import re
 from collections import Counter
@@ -16,7 +17,7 @@ SEPARATORS = {",": ",", ";": ";", "\t": "tab", "|": "|"}
 SAMPLE_ROWS, SAMPLE_CHARACTERS = 200, 1 << 20
 SEP_LINE = re.compile(r'^"?sep=(.)"?\s*$', re.IGNORECASE)  # Excel's
 ESCAPED = re.compile(r'(?<!\\)\\"')  # a quote behind a backslash
-MARKDOWN_RULE = re.compile(r"\|[\s:|-]+\|\s*$")
+SPACED_QUOTE = re.compile(' +"(?!")')  # that opens a cell; within one it is doubled
 BACKSLASH = re.compile(r"\\([\s\S])")  # what stands behind each
 
 
@@ -25,8 +26,10 @@ class Dialect:
     """How a file is written."""
 
     separator: str = ","
-    quotes: bool = True  # a cell may stand in double quotes
+    quotes: bool = True  # a cell may stand in quotes
+    quote: str = '"'
     escape: Literal["", "quotes", "all"] = ""  # \" is a quote within a cell, instead of ""; also \\ is \
+    skips_spaces: bool = False  # those that follow a separator
     has_sep_line: bool = False
     skipped: int = 0  # lines above the header
 
@@ -35,13 +38,17 @@ class Dialect:
         if not self.quotes:
             return {"delimiter": self.separator, "quoting": csv.QUOTE_NONE, "strict": True}
         escape = {"escapechar": "\\", "doublequote": False} if self.escape == "all" else {}
-        return {"delimiter": self.separator, "strict": True, **escape}
+        spaces = {"skipinitialspace": self.skips_spaces}
+        return {"delimiter": self.separator, "strict": True, "quotechar": self.quote, **spaces, **escape}
 
     def reader(self, lines: Iterable[str]) -> Any:
         """csv.reader of some lines."""
-        # other backslashes are characters
-        readable = (ESCAPED.sub('""', line) for line in lines) if self.escape == "quotes" else lines
-        return csv.reader(readable, **self.arguments())
+        if self.escape == "quotes":  # other backslashes are characters
+            lines = (ESCAPED.sub('""', line) for line in lines)
+        if self.escape == "all":  # \N is a cell without a value
+            null = re.compile(r"(?:^|(?<=SEP))\\N(?=SEP|\s*$)".replace("SEP", re.escape(self.separator)))
+            lines = (null.sub("", line) for line in lines)
+        return csv.reader(lines, **self.arguments())
 
 
 def find_dialect(sample: list[str], name: str, is_tab: bool, separator: str | None) -> Dialect:
@@ -81,27 +88,53 @@ def find_dialect(sample: list[str], name: str, is_tab: bool, separator: str | No
 def _with_quotes(separator: str, sample: list[str]) -> Dialect:
     """How quotes are written, in a file with that separator. Between tabs they are characters, unless they enclose
     cells throughout."""
+    rows = [line.rstrip("\r\n").split(separator) for line in sample if line.strip()]
+    dialect = _with_double_quotes(separator, sample, rows)
+    single = dataclasses.replace(dialect, quotes=True, quote="'", escape="")
+    has_single = any(cell.startswith("'") for row in rows for cell in row)
+    if has_single and (_has_whole_column(rows, "'") or _is_better(_widths(sample, single), _widths(sample, dialect))):
+        return single
+    spaced = dataclasses.replace(dialect, skips_spaces=True)
+    if dialect.quotes and any(SPACED_QUOTE.match(cell) for row in rows for cell in row):
+        return dialect if _is_better(_widths(sample, dialect), _widths(sample, spaced)) else spaced
+    is_spaced = all(len(row) > 1 and all(cell[:1] in ("", " ") for cell in row[1:]) for row in rows)
+    return spaced if is_spaced else dialect
+
+
+def _with_double_quotes(separator: str, sample: list[str], rows: list[list[str]]) -> Dialect:
     standard = Dialect(separator)
     if separator != "\t":
         backslashes = [match for line in sample for match in BACKSLASH.findall(line)]
-        # a writer that escapes backslashes too leaves none before another character
-        escapes_all = "\\" in backslashes and {*backslashes} <= {"\\", '"', separator, "\n"}
+        # a writer that escapes backslashes or line ends too leaves none before another character
+        escapes_all = {"\\", "\n"} & {*backslashes} and {*backslashes} <= {"\\", '"', separator, "\n", "N"}
         escaped = Dialect(separator, escape="all" if escapes_all else "quotes")
         is_escaped = '"' in backslashes and _is_better(_widths(sample, escaped), _widths(sample, standard))
         return escaped if is_escaped else standard
     plain = Dialect(separator, quotes=False)
     if _is_better(_widths(sample, standard), _widths(sample, plain)):
         return standard
-    rows = [line.rstrip("\r\n").split(separator) for line in sample if line.strip()]
     opened = [cell for row in rows for cell in row if cell.startswith('"')]
-    whole_columns = [all(map(_is_quoted, column)) for column in zip(*rows[1:])]
-    has_doubled = any('""' in cell[1:-1] for cell in opened)
-    return standard if opened and all(map(_is_quoted, opened)) and (has_doubled or any(whole_columns)) else plain
+    others = [cell for row in rows for cell in row if not cell.startswith('"')]
+    has_doubled = any(map(has_doubled_quotes, opened))
+    # a spreadsheet encloses each cell with a comma
+    of_commas = len(opened) > 1 and all("," in cell for cell in opened) and not any("," in cell for cell in others)
+    is_csv = has_doubled or of_commas or _has_whole_column(rows, '"')
+    return standard if opened and all(map(_is_quoted, opened)) and is_csv else plain
 
 
-def _is_quoted(cell: str) -> bool:
-    """Whether a cell stands in double quotes, and those within it are doubled."""
-    return len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
+def _has_whole_column(rows: list[list[str]], quote: str) -> bool:
+    """Whether each cell of a column, but perhaps its name, stands in quotes."""
+    return any(all(_is_quoted(cell, quote) for cell in column) for column in zip(*rows[1:]))
+
+
+def _is_quoted(cell: str, quote: str = '"') -> bool:
+    """Whether a cell stands in quotes, and those within it are doubled."""
+    return len(cell) > 1 and cell[0] == cell[-1] == quote and quote not in cell[1:-1].replace(2 * quote, "")
+
+
+def has_doubled_quotes(cell: str) -> bool:
+    """Whether a cell stands in double quotes, and holds one: only csv writes it so."""
+    return '""' in cell[1:-1] and _is_quoted(cell)
 
 
 def _is_better(one: tuple[list[int], int], other: tuple[list[int], int]) -> bool:

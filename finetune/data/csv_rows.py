@@ -8,18 +8,26 @@ from __future__ import annotations
 import csv
 import itertools
 import re
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
 from finetune.common.errors import UsageError
-from finetune.data.csv_dialect import MARKDOWN_RULE, SAMPLE_CHARACTERS, SAMPLE_ROWS, SEPARATORS, Dialect, find_dialect
+from finetune.data import csv_header
+from finetune.data.csv_dialect import SAMPLE_CHARACTERS, SAMPLE_ROWS, SEPARATORS, Dialect, find_dialect
 from finetune.data.rows import Row
 
-LONGEST_NAME = 60  # characters of a column's name; a longer cell is data
-NUMBER = re.compile(r"[-+]?[\d.,]*\d%?$")
+FOOTER = re.compile(
+    r"(\(\d[\d,]* rows?( affected)?\)|\d[\d,]* rows? (in set|selected|affected).{0,20}|\[\d+ rows x \d+ columns\]"
+    r"|\\\.|\x1a+)\s*$"
+)  # of psql, mysql, SQL Server, pandas, COPY and DOS
+FOOTER_STARTS = frozenset("([\\\x1a0123456789")
+LINE_END = re.compile(r"\r\n|\r|\n")
+SWALLOWED = 3  # lines in a cell that are rows: a quote was not closed
+SWALLOWED_TEXTS = 20  # the same of a single column, where a line can be anything
 
-Cells = tuple[int, list[str]]  # (line, cells)
+Cells = tuple[int, list[str], int]  # (line, cells, lines)
 
 
 def read(
@@ -28,7 +36,7 @@ def read(
     """The rows of a csv file, by column; of a file without a header the columns are "1", "2", ....
 
     Args:
-        is_tab: whether the suffix is .tsv.
+        is_tab: whether the suffix promises tabs.
         separator: None to find it.
         header: "true", "false", or "auto": the first row must look like names.
         facts: gets `separator`, `header` and what was left out above it.
@@ -39,29 +47,26 @@ def read(
         sample = _sample(file)
     if not "".join(sample).strip():
         raise UsageError(f"{name}: no rows in it")
-    if sample[0].startswith("|") and any(MARKDOWN_RULE.match(line) for line in sample[1:2]):
-        raise UsageError(
-            f"{name}: is a table of Markdown, not csv; save it as csv, or read it as text under the suffix .md"
-        )
+    csv_header.check_lines(sample, name)
     dialect = find_dialect(sample, name, is_tab, separator)
     facts["separator"] = dialect.separator
-    if not dialect.quotes and any('"' in line for line in sample):
-        facts["quotes"] = "characters"
-    if dialect.skipped:
-        facts["left_out"] = Counter({"line above the header": dialect.skipped})
+    if not dialect.quotes:
+        facts["quotes"] = "characters" if any('"' in line for line in sample) else "unseen"
+    left_out = facts["left_out"] = Counter({"line above the header": dialect.skipped} if dialect.skipped else {})
     with open_text() as file:
         rows = _cells(file, name, dialect)
-        line, names = next(rows)
+        line, names, lines = next(rows)
+        first = list(itertools.islice(rows, SAMPLE_ROWS))
+        rows = itertools.chain(first, rows)
+        beside = [(line, cells) for line, cells, _ in first]
+        found = csv_header.check_names(names, beside, f"{name}: line {line:,}", header, dialect, bool(separator))
         if header == "false":
-            rows = itertools.chain([(line, names)], rows)
-            full, names = len(names), [str(number) for number in range(1, len(names) + 1)]
+            rows = itertools.chain([(line, names, lines)], rows)
+            full, found = len(names), [str(number) for number in range(1, len(names) + 1)]
             facts["header"] = False
         else:
-            first = list(itertools.islice(rows, SAMPLE_ROWS))
-            rows = itertools.chain(first, rows)
-            full = max(len(names), min((len(cells) for _, cells in first), default=0))
-            names = _check_names(names, [cells for _, cells in first], f"{name}: line {line:,}", header)
-        yield from _rows(rows, names, full, dialect)
+            full = max(len(names), min((len(cells) for _, cells, _ in first), default=0))
+        yield from _rows(rows, found, full, dialect, _Swallowed(first, dialect.separator), left_out)
 
 
 def _sample(file: TextIO) -> list[str]:
@@ -81,24 +86,29 @@ def _cells(file: TextIO, name: str, dialect: Dialect) -> Iterator[Cells]:
     for _ in range(above):
         next(file)
     reader = dialect.reader(file)
-    while True:
-        line = above + reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            raise UsageError(f"{name}: cannot be read as csv: line {line:,}: {_explain(str(error))}") from None
-        if row is None:
-            return
-        if row:
-            yield line, row
+    line = above + 1
+    try:
+        for row in reader:
+            end = above + reader.line_num
+            if row:
+                yield line, row, end - line + 1
+            line = end + 1
+    except csv.Error as error:
+        problem = _explain(str(error), above + reader.line_num, line)
+        raise UsageError(f"{name}: cannot be read as csv: line {line:,}: {problem}") from None
 
 
-def _explain(message: str) -> str:
-    """What csv says, in words."""
+def _explain(message: str, end: int, start: int) -> str:
+    """What csv says of the lines from `start` to `end`, in words."""
     if "unexpected end" in message:
         return "the quote that opens a cell here is never closed"
+    if "expected after" in message and end > start:
+        return f"a quote opens a cell here, and text follows the next quote, in line {end:,}; is the first not closed?"
     if "expected after" in message:
-        return 'text follows a closing quote; a quote within a cell is written twice: ""'
+        return (
+            'text follows a closing quote; a quote within a cell is written twice: "", and a separator other than'
+            " , ; | and tab is named: --separator="
+        )
     if "field larger" in message:
         return "a cell of more than 1 GB; is a quote not closed?"
     if "NUL" in message:
@@ -106,56 +116,65 @@ def _explain(message: str) -> str:
     return message
 
 
-def _check_names(names: list[str], first: list[list[str]], place: str, header: str) -> list[str]:
-    """The names of the columns. Raises UsageError where they look like data, beside the `first` rows."""
-    names = [one.strip() for one in names]
-    while len(names) > 1 and not names[-1]:  # a comma at the end of each line
-        names.pop()
-    if header == "true":
-        return names
-    problem = ""
-    for number, one in enumerate(names):
-        cells = {_pattern(row[number]) for row in first if number < len(row)}
-        is_word_list = len(names) == 1 and not any(" " in cell for cell in cells)
-        is_alike = _pattern(one) in cells or is_word_list or (len(names) == 1 and " " in one)
-        if one and (_looks_like_data(one) or is_alike):
-            problem = f"{one[:40]!r} looks like data, not like the name of a column"
-    if len(names) == 1 and re.search(r"\w[^\w\s.()-]\w", names[0]):
-        problem = f"{names[0][:40]!r} is one column; name the separator with --separator="
-    if twice := [one for one, count in Counter(names).items() if count > 1]:
-        problem = problem or f"two columns are named {twice[0]!r}"
-    if problem:
-        raise UsageError(
-            f"{place}: {problem}; without a header give --header=false (columns are then 1, 2, ...), with one"
-            " --header=true"
-        )
-    return names
+class _Swallowed:
+    """Rows within a cell, because a quote before them was not closed. They look like the first rows of a file."""
+
+    def __init__(self, first: list[Cells], separator: str) -> None:
+        self.separator = separator
+        rows = [cells for _, cells, lines in first if lines == 1]
+        self.kinds = [set(map(_kind_of, column)) for column in itertools.zip_longest(*rows, fillvalue="")]
+        has_numbers = len(self.kinds) > 2 and any(kinds - {("", "")} == {("", "number")} for kinds in self.kinds)
+        usual = statistics.median([lines for _, _, lines in first] or [1])
+        self.least = 1 if has_numbers else SWALLOWED if len(self.kinds) > 1 else SWALLOWED_TEXTS * usual
+
+    def problem(self, line: int, cells: list[str]) -> str | None:
+        for cell in cells:
+            inner = cell.count("\n") - 1 if "\n" in cell else 0
+            least = self.least if 0.9 * inner < self.least else 0.9 * inner
+            if inner < least or cell.count(self.separator) < least * (len(cells) - 1):
+                continue
+            alike = sum(self._is_row(one.split(self.separator), len(cells)) for one in cell.splitlines()[1:-1])
+            if alike >= least:
+                return (
+                    f"the cell that a quote opens here goes on to line {line + len(LINE_END.findall(cell)):,}, and"
+                    f" {alike:,} lines in it look like rows; close the quote, or write the rows as jsonl if they are"
+                    " one text"
+                )
+        return None
+
+    def _is_row(self, cells: list[str], width: int) -> bool:
+        return len(cells) == width and all(_kind_of(cell) in kinds for cell, kinds in zip(cells, self.kinds))
 
 
-def _pattern(cell: str) -> str:
-    """A cell with every number as 0, so that `row 1` and `row 2` are alike."""
-    return re.sub(r"\d+", "0", cell.strip())
+def _kind_of(cell: str) -> tuple[str, str]:
+    """(the space before it, what it is): what tells the cells of one column from those of another."""
+    text = cell.strip()
+    kind = "words" if " " in text else "number" if csv_header.NUMBER.match(text) else "word" if text else ""
+    return cell[: 1 if cell[:1] == " " else 0], kind
 
 
-def _looks_like_data(cell: str) -> bool:
-    """Whether a cell of the first row is a number or a sentence."""
-    is_sentence = len(cell.split()) >= 4 or bool(re.search(r"[.!?,;]\s|[.!?]$", cell))
-    return bool(NUMBER.match(cell)) or is_sentence or len(cell) > LONGEST_NAME or "\n" in cell
-
-
-def _rows(rows: Iterable[Cells], names: list[str], full: int, dialect: Dialect) -> Iterator[Row]:
+def _rows(
+    rows: Iterable[Cells], names: list[str], full: int, dialect: Dialect, swallowed: _Swallowed, left_out: Counter[str]
+) -> Iterator[Row]:
     """The rows by name. All rows have `full` cells; those behind the last name must be empty."""
     width, number = len(names), 0
-    for line, cells in rows:
+    columns = csv_header.shown(names)
+    starts = {start for one in names for start in (one, "\ufeff" + one) if one}
+    for line, cells, lines in rows:
         while full >= len(cells) > width and not cells[-1].strip():
             cells.pop()
-        if not any(cell.strip() for cell in cells) and width > 1:
+        if width > 1 and not cells[0].strip() and not any(cell.strip() for cell in cells):
             continue  # separators alone
+        if len(cells) == 1 and cells[0][:1] in FOOTER_STARTS and FOOTER.match(cells[0]):
+            left_out["line below the rows"] += 1
+            continue
         number += 1
-        if len(cells) == width:
-            yield Row(number, dict(zip(names, cells)), line)
-        else:
-            yield Row(number, None, line, _wrong_width(cells, width, dialect))
+        problem = swallowed.problem(line, cells) if lines > 1 else None
+        if cells[0] in starts and csv_header.is_header(cells, names):
+            problem = "repeats the header; delete it"
+        elif len(cells) != width:
+            problem = _wrong_width(cells, width, dialect)
+        yield Row(number, None if problem else dict(zip(columns, cells)), line, problem)
 
 
 def _wrong_width(cells: list[str], width: int, dialect: Dialect) -> str:
@@ -165,4 +184,7 @@ def _wrong_width(cells: list[str], width: int, dialect: Dialect) -> str:
         return f"{counts}; is a line end within a cell that is not in quotes?"
     if any("\\" in cell for cell in cells):
         return f'{counts}; a quote within a cell is written twice (""), not with a backslash'
-    return f"{counts}; a cell with {separator!r} in it must stand in double quotes, or name the separator: --separator="
+    quote = (
+        f"{counts}; a cell with {separator!r} in it must stand in double quotes, or name the separator: --separator="
+    )
+    return quote + (" (R writes row names without a header: row.names=FALSE)" if len(cells) == width + 1 else "")

@@ -25,6 +25,7 @@ CARD = re.compile(
     r"(readme|license|licence|copying|notice|citation|changelog|dataset_?card)\b[^.]*(\.\w+)?$", re.IGNORECASE
 )
 RECORDS = ("dataset_infos.json", "dataset_dict.json", "removed.jsonl")
+BROKEN = "broken link"
 SAVED = ("dataset_info.json", "state.json")  # together, beside the .arrow files of datasets.save_to_disk
 
 
@@ -40,7 +41,9 @@ class Found:
     def describe_left_out(self) -> str:
         """`2 .docx, 1 .pdf, README.md`; empty if nothing is left out."""
         return ", ".join(
-            name if count == 1 and not re.match(r"[.]|other |broken ", name) else f"{count:,} {name}"
+            name
+            if count == 1 and not re.match(r"[.]|other |broken ", name)
+            else f"{count:,} {name}{'s' * (count > 1 and name == BROKEN)}"
             for name, count in sorted(self.left_out.items())
         )
 
@@ -58,7 +61,7 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
     takes_all = not os.path.isdir(name) and bool(Path(name).suffix) and not glob.has_magic(Path(name).suffix)
     readable = [path for path in files if takes_all or is_readable(path)]
     found = Found(left_out=Counter(_kind(path) for path in set(files).difference(readable)))
-    found.left_out.update("broken link" for path in paths if not path.exists())
+    found.left_out.update(BROKEN for path in paths if not path.exists())
     data = _without_records(readable)
     found.left_out.update(
         path.name for path in set(readable).difference(data) if path.name not in (*SAVED, "dataset_dict.json")

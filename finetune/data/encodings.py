@@ -10,6 +10,7 @@ import re
 import unicodedata
 
 from finetune.common.errors import UsageError
+from finetune.data import letters
 
 # the wide ones first: the mark of UTF-32LE begins with that of UTF-16LE
 MARKS = {
@@ -27,6 +28,7 @@ ESCAPES = {  # of the 7-bit encodings that switch between alphabets
 HZ = re.compile(rb"~\{((?:[\x21-\x57][\x21-\x7e])+)~\}")
 # common in text of any language: ASCII, punctuation and spaces of CJK
 COMMON_CHARACTERS = re.compile("[\t\n\r -~\u3000-\u3002\uff0c\uff01\uff1f]")
+HIRAGANA = re.compile("[\u3041-\u3096]")
 NO_FILES = ("undefined", "idna", "punycode")  # codecs of text, but not of files
 CONTROLS = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
 # what charset-normalizer may choose from: it knows rare ones, which short texts happen to fit
@@ -52,10 +54,10 @@ def find_codec(name: str) -> str:
 
 
 def encoding_of_mark(data: bytes) -> tuple[str | None, int]:
-    """The encoding that a byte order mark at the start names, and the mark's length."""
+    """The encoding that a byte order mark at the start names, and its length; two programs may each have put one."""
     for mark, encoding in MARKS.items():
         if data.startswith(mark):
-            return encoding, len(mark)
+            return encoding, len(mark) * (1 + data.startswith(mark, len(mark)))
     return None, 0
 
 
@@ -76,6 +78,19 @@ def is_surely_utf8(data: bytes) -> bool:
     """Whether bytes are UTF-8 with so many characters beyond ASCII that no other encoding gives them by chance."""
     text = _decode(data, "utf-8")
     return text is not None and sum(not char.isascii() for char in text[: 1 << 16]) >= 4
+
+
+def flaw_in_utf8(error: UnicodeDecodeError, size: int) -> str | None:
+    """What is wrong where bytes are not UTF-8 although others around them are; None if they are another encoding."""
+    data, start = error.object, error.start
+    if re.match(rb"\xed[\xa0-\xbf][\x80-\xbf]", data[start : start + 3]):
+        return ": half of a surrogate pair, which is no character of its own; convert it with uconv -f CESU-8 -t UTF-8"
+    text = data[max(0, start - size) : start + size].decode("utf-8", "replace")
+    bad = text.count("\ufffd")
+    good = sum(not char.isascii() for char in text) - bad
+    if good >= 4 * max(1, bad) or (good and error.reason == "unexpected end of data"):
+        return f", the text {'around' if data[:start].isascii() else 'before'} it is; repair it"
+    return ": a character in more bytes than it has; repair it" if data[start : start + 2] == b"\xc0\x80" else None
 
 
 def wide_or_escaped(data: bytes) -> str | None:
@@ -111,10 +126,10 @@ def is_binary(data: bytes) -> bool:
 
 
 def guess(data: bytes) -> str | None:
-    """The encoding that bytes are probably in, by charset-normalizer; None if none fits."""
+    """The encoding that bytes are probably in, by their letters, else by charset-normalizer; None if none fits."""
     from charset_normalizer import from_bytes
 
-    if found := wide_or_escaped(data):
+    if found := wide_or_escaped(data) or _japanese(data) or letters.guess(data):
         return found
     matches = from_bytes(data, cp_isolation=[*CANDIDATES], preemptive_behaviour=False)
     best = matches.best()
@@ -125,6 +140,15 @@ def guess(data: bytes) -> str | None:
     if any(match.chaos <= best.chaos and match.coherence >= best.coherence - 0.05 for match in western):
         return "cp1252"
     return best.encoding
+
+
+def _japanese(data: bytes) -> str | None:
+    """The encoding of Japanese, which is full of hiragana."""
+    for encoding in ("euc_jp", "cp932"):
+        text = _decode(data, encoding) or ""
+        if len(HIRAGANA.findall(text)) > 0.25 * sum(not char.isascii() for char in text):
+            return encoding
+    return None
 
 
 def is_wide(codec: str) -> bool:

@@ -11,12 +11,13 @@ from finetune.common.errors import UsageError
 from finetune.data import encodings
 
 HEAD_BYTES = 1 << 16  # of a file, enough to recognise it
-EXTRA = "pip install 'finetune[documents]'"
+EXTRA = "pip install 'finetune-gpt2[documents]'"
 DOCUMENT_SUFFIXES = (".docx", ".epub", ".html", ".htm", ".xhtml", ".pdf", ".pptx")
 NO_TEXT = "there is no text to train on in it; leave it out"
 UNPACK = "unpack it, or name it with the suffix {suffix}"
 EXPORT = "export its texts as csv or json lines"
 DOCUMENT = f"save it as plain text, or {EXTRA} and name it with the suffix {{suffix}}"
+WEB_ARCHIVE = "save the page as plain text or .html"
 SAVE_AS_TEXT = "save it as plain text"
 # (the first bytes, what the file is, the way out, the suffix under which it is read)
 MAGIC: tuple[tuple[bytes, str, str, str], ...] = (
@@ -24,6 +25,8 @@ MAGIC: tuple[tuple[bytes, str, str, str], ...] = (
     (rb"[^\n]{0,200}/annex/objects/[^\n]+\n?\Z", "a git-annex pointer", "fetch the file with git annex get", ""),
     (rb"\s*%PDF-", "a PDF", DOCUMENT, ".pdf"),
     (rb"\s*\{\\rtf", "RTF", f"{SAVE_AS_TEXT}, or as .docx, with a word processor or pandoc", ""),
+    (rb"-----BEGIN PGP MESSAGE-----", "encrypted", "decrypt it with gpg -d", ""),
+    (rb"From: <Saved by |MIME-Version: 1\.0\r?\nContent-Type: multipart/related", "a web archive", WEB_ARCHIVE, ""),
     (rb"%!PS", "PostScript", "convert it with ps2ascii", ""),
     (rb"\x1f\x8b", "compressed with gzip", UNPACK, ".gz"),
     (rb"\xfd7zXZ\0", "compressed with xz", UNPACK, ".xz"),
@@ -73,7 +76,7 @@ NOTEBOOK = re.compile(
     rb"\s*\{\s*\"(?:cells|metadata|nbformat(?:_minor)?)\"\s*:.*\"(?:cell_type|nbformat)\"\s*:", re.DOTALL
 )
 WEB_PAGE = re.compile(rb"\s*<(?:!doctype html|html|\?xml)\b", re.IGNORECASE)
-TABLE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+TABLE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".jsonlines", ".geojsonl", ".csv", ".tsv", ".tab", ".psv")
 
 
 def check(name: str, head: bytes, encoding: str | None = None) -> None:

@@ -5,6 +5,7 @@ because of another. (A reader of events such as ijson has another meaning: its y
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -12,15 +13,13 @@ from json import JSONDecodeError
 from typing import Any, TextIO
 
 from finetune.common.errors import UsageError
+from finetune.data.json_scan import CHUNK_CHARACTERS, DECODER, MARKS, Scanner, explain_line
 from finetune.data.rows import Row
 
-CHUNK_CHARACTERS = 1 << 20
-LITERAL = 16  # characters; an error so near to the end can be that of a value that goes on
 LOOK_CHARACTERS = 1 << 16  # of the first line
-SPACE = re.compile(r"[ \t\r\n]*")
 CONVERSATION = re.compile(r'\s*\[\s*\{\s*"(role|from|content|value)"')
 TEXTS = ("text", "content", "body", "article", "document")  # keys of one document, beside its lists
-DECODER = json.JSONDecoder()
+RECORDS = "pandas writes rows with to_json(FILE, orient='records', lines=True)"
 
 
 def read(open_text: Callable[[], TextIO], name: str, is_lines: bool, facts: dict[str, Any]) -> Iterator[Row]:
@@ -33,23 +32,14 @@ def read(open_text: Callable[[], TextIO], name: str, is_lines: bool, facts: dict
     if begins not in ("[", "{") and not is_lines:
         raise UsageError(f"{name}: cannot be read as json: line 1: expected an array [...] or objects {{...}}")
     with open_text() as file:
-        if begins not in ("[", "{") or _is_value_of_lines(first, has_more, is_lines):
+        if begins == "{" and _is_sequence(open_text):
+            yield from _read_sequence(Scanner(file, name))
+        elif begins not in ("[", "{") or _is_value_of_lines(first, has_more, is_lines):
             yield from _read_lines(file)
         elif begins == "[":
-            yield from _read_array(_Scanner(file, name))
+            yield from _read_array(Scanner(file, name))
         else:
-            yield from _read_object(_Scanner(file, name), facts)
-
-
-def check_text(text: str, name: str) -> None:
-    """Raise UsageError if the first lines of a text, of which the beginning is given, are rows of JSON."""
-    lines = [line for line in text[:LOOK_CHARACTERS].split("\n", 3)[:3] if line.strip()]
-    try:
-        is_json = len(lines) > 1 and all(isinstance(json.loads(line), dict) for line in lines)
-    except (ValueError, RecursionError):
-        return
-    if is_json:
-        raise UsageError(f"{name}: holds JSON lines, not plain text; name it with the suffix .jsonl")
+            yield from _read_object(Scanner(file, name), facts)
 
 
 def _first_line(open_text: Callable[[], TextIO]) -> tuple[str, bool]:
@@ -83,7 +73,26 @@ def _is_value_of_lines(first: str, has_more: bool, is_lines: bool) -> bool:
     is_conversation = isinstance(value, list) and all(
         isinstance(one, dict) and {"role", "from"} & {*one} for one in value
     )
-    return has_more or (is_lines and (isinstance(value, dict) or is_conversation))
+    is_row = isinstance(value, dict) and not _is_of_pandas(value)
+    return has_more or (is_lines and (is_row or is_conversation))
+
+
+def _is_of_pandas(value: dict[str, Any]) -> bool:
+    """Whether one object can be a table of pandas: its to_json without lines=True."""
+    is_table = "data" in value and not {"columns", "schema"}.isdisjoint(value)
+    return is_table or (bool(value) and all(isinstance(one, dict) for one in value.values()))
+
+
+def _is_sequence(open_text: Callable[[], TextIO]) -> bool:
+    """Whether a file begins with an object over several lines, or with two in a line, and goes on with objects."""
+    with open_text() as file:
+        head = file.read(CHUNK_CHARACTERS).lstrip()
+    try:
+        _, end = DECODER.raw_decode(head)
+    except (ValueError, RecursionError):
+        return False
+    rest = head[end:].lstrip(" \t" + MARKS)
+    return rest[:1] == "{" or ("\n" in head[:end] and rest.lstrip()[:1] == "{")
 
 
 def _read_lines(file: TextIO) -> Iterator[Row]:
@@ -91,44 +100,46 @@ def _read_lines(file: TextIO) -> Iterator[Row]:
     for line_number, line in enumerate(file, 1):
         if not line.strip():
             continue
-        number, line = number + 1, line.rstrip("\r\n")
+        line = line.rstrip("\r\n")
         try:
-            yield Row(number, json.loads(line), line_number)
+            values = [DECODER.decode(line)]
         except (ValueError, RecursionError) as error:
-            where = f" at column {error.pos + 1:,}" if isinstance(error, JSONDecodeError) else ""
-            yield Row(number, None, line_number, explain(line, error, where))
+            values = _objects_of(line)
+            if not values:
+                number += 1
+                yield Row(number, None, line_number, explain_line(line, error))
+        for value in values:
+            number += 1
+            yield Row(number, value, line_number)
 
 
-def explain(text: str, error: Exception, where: str = "") -> str:
-    """What is wrong with a JSON text, in words."""
-    if not isinstance(error, JSONDecodeError):
-        return "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
-    message, rest = error.msg, text[error.pos :].strip()
-    if message == "Extra data" and rest == ",":
-        return "a comma after the object; JSON lines have nothing between their objects"
-    if message == "Extra data":
-        return f"{rest[:20]!r} follows the value{where}; JSON lines have one value a line"
-    if message.startswith("Unterminated string"):
-        return f"the text that begins with {rest[:20]!r} is not closed"
-    if message.startswith("Invalid control character"):
-        return f"a control character within a text{where}; JSON writes a line end as \\n"
-    if message.startswith("Invalid"):
-        return f"an invalid escape within a text{where}: {rest[:10]!r}"
-    if "double quotes" in message and rest.startswith("'"):
-        return f"single quotes{where}, as Python writes them; JSON has double quotes"
-    found = f"found {rest[:20]!r}" if rest else "it ends there"
-    wanted = {"Expecting ',' delimiter": "a comma or the end", "Expecting ':' delimiter": "a colon"}
-    expected = wanted.get(message, "a key in double quotes" if "double quotes" in message else "a value")
-    return f"not JSON{where}: expected {expected}, {found}"
+def _objects_of(line: str) -> list[Any]:
+    """The objects in a line that is not one value, [] if it holds anything else."""
+    with io.StringIO(line) as file:
+        scanner = Scanner(file, "")
+        try:
+            found = list(_values_of(scanner))
+        except UsageError:
+            return []
+    return found if len(found) == 1 or all(isinstance(one, dict) for one in found) else []
 
 
-def _read_array(scanner: _Scanner) -> Iterator[Row]:
+def _read_sequence(scanner: Scanner) -> Iterator[Row]:
+    yield from _numbered(_values_of(scanner), scanner)
+
+
+def _values_of(scanner: Scanner) -> Iterator[Any]:
+    while scanner.peek():
+        yield scanner.value()
+
+
+def _read_array(scanner: Scanner) -> Iterator[Row]:
     yield from _numbered(scanner.elements("row"), scanner)
     if scanner.peek():
         raise scanner.error("something follows the array; JSON lines have no [ around them")
 
 
-def _read_object(scanner: _Scanner, facts: dict[str, Any]) -> Iterator[Row]:
+def _read_object(scanner: Scanner, facts: dict[str, Any]) -> Iterator[Row]:
     """The rows of a file that is one object: the list of objects in it, its lists as columns, or the object itself."""
     scanner.expect("{")
     values: dict[str, Any] = {}
@@ -145,7 +156,9 @@ def _read_object(scanner: _Scanner, facts: dict[str, Any]) -> Iterator[Row]:
                     f" its own, for example with jq -c '.{key}[]'"
                 )
             rows_of = facts["rows_of"] = key
-            yield from _numbered(scanner.elements(f"row of {key!r}"), scanner)
+            yield from _numbered(_named(scanner.elements(f"row of {key!r}"), values.get("columns")), scanner)
+        elif key in values:
+            raise scanner.error(f"the key {key!r} stands twice in the object; keep one of them")
         else:
             values[key] = scanner.value()
         scanner.comma("}")
@@ -166,7 +179,8 @@ def _rows_of_columns(values: dict[str, Any], name: str) -> Iterator[Row]:
     columns = {key: value for key, value in values.items() if isinstance(value, list)}
     lengths = {len(value) for value in columns.values()}
     if not columns:
-        yield Row(1, values)
+        rows = _rows_of_objects(values, name) if _is_of_pandas(values) else [values]
+        yield from (Row(number, row) for number, row in enumerate(rows, 1))
     elif len(lengths) == 1:
         for number, row in enumerate(zip(*columns.values()), 1):
             yield Row(number, dict(zip(columns, row)))
@@ -177,99 +191,32 @@ def _rows_of_columns(values: dict[str, Any], name: str) -> Iterator[Row]:
         )
 
 
-def _numbered(elements: Iterator[Any], scanner: _Scanner) -> Iterator[Row]:
+def _rows_of_objects(values: dict[str, dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The rows of pandas' to_json: an object of columns by their names, or of rows by their numbers."""
+    inner = [list(one) for one in values.values()]
+    has_rows = all(key.isdecimal() for key in values)
+    has_columns = inner[0] and all(keys == inner[0] for keys in inner) and all(key.isdecimal() for key in inner[0])
+    if has_rows == bool(has_columns):
+        raise UsageError(
+            f"{name}: an object of objects, which may be rows or columns; if each is a row, write them as lines with"
+            f" jq -c '.[]' FILE > out.jsonl; {RECORDS}"
+        )
+    if has_rows:
+        return list(values.values())
+    return [dict(zip(values, row)) for row in zip(*(column.values() for column in values.values()))]
+
+
+def _named(rows: Iterator[Any], columns: object) -> Iterator[Any]:
+    """The rows; lists of cells become objects if `columns` are their names (pandas: to_json(orient="split"))."""
+    if not isinstance(columns, list) or not all(isinstance(column, str) for column in columns):
+        return rows
+    has_names = len({*columns}) == len(columns)
+    return (
+        dict(zip(columns, row)) if has_names and isinstance(row, list) and len(row) == len(columns) else row
+        for row in rows
+    )
+
+
+def _numbered(elements: Iterator[Any], scanner: Scanner) -> Iterator[Row]:
     for number, value in enumerate(elements, 1):
         yield Row(number, value, scanner.line)
-
-
-class _Scanner:
-    """Values of a JSON text, one after the other, from a buffer that holds little more than one of them."""
-
-    def __init__(self, file: TextIO, name: str) -> None:
-        self.file, self.name = file, name
-        self.buffer, self.position, self.is_ended = "", 0, False
-        self.line, self.counted = 1, 0  # of `position`; up to where lines are counted
-
-    def _more(self) -> None:
-        """Read on: as much again as waits, so that a long value costs no more than twice its length."""
-        self._count()
-        self.buffer = self.buffer[self.position :]
-        self.position = self.counted = 0
-        text = self.file.read(max(CHUNK_CHARACTERS, len(self.buffer)))
-        self.buffer, self.is_ended = self.buffer + text, not text
-
-    def peek(self) -> str:
-        """The next character that is no white space, "" at the end."""
-        while True:
-            self.position = self._behind_space(self.position)
-            if self.position < len(self.buffer) or self.is_ended:
-                self._count()
-                return self.buffer[self.position : self.position + 1]
-            self._more()
-
-    def peek_within(self) -> str:
-        """The next character but one that is no white space, within a bracket."""
-        self.peek()
-        while True:
-            place = self._behind_space(self.position + 1)
-            if place < len(self.buffer) or self.is_ended:
-                return self.buffer[place : place + 1]
-            self._more()
-
-    def _behind_space(self, place: int) -> int:
-        found = SPACE.match(self.buffer, place)
-        return found.end() if found else place
-
-    def _count(self) -> None:
-        self.line += self.buffer.count("\n", self.counted, self.position)
-        self.counted = self.position
-
-    def expect(self, character: str) -> None:
-        if self.peek() != character:
-            raise self.error(f"expected {character}")
-        self.position += 1
-
-    def comma(self, end: str) -> None:
-        """A comma, or the `end` of the list or object, which is left."""
-        if self.peek() == ",":
-            self.position += 1
-            if self.peek() == end:
-                raise self.error("a comma before the end")
-        elif self.peek() != end:
-            raise self.error(f"expected a comma or {end}")
-
-    def value(self) -> Any:
-        self.peek()
-        while True:
-            try:
-                value, end = DECODER.raw_decode(self.buffer, self.position)
-                if end < len(self.buffer) or self.is_ended:  # else a number could go on
-                    self.position = end
-                    return value
-            except JSONDecodeError as error:
-                goes_on = error.msg.startswith("Unterminated") or error.pos >= len(self.buffer) - LITERAL
-                if self.is_ended or not goes_on:
-                    self._count()
-                    line = self.line + self.buffer.count("\n", self.position, error.pos)
-                    raise self.error(explain(self.buffer[: error.pos + 40], error), line) from None
-            except (ValueError, RecursionError) as error:
-                raise self.error(explain("", error)) from None
-            self._more()
-
-    def elements(self, what: str) -> Iterator[Any]:
-        """The values of a list."""
-        self.expect("[")
-        number = 0
-        while self.peek() != "]":
-            number += 1
-            try:
-                yield self.value()
-                self.comma("]")
-            except UsageError as error:
-                raise UsageError(f"{error} ({what} {number:,})") from None
-        self.expect("]")
-
-    def error(self, problem: str, line: int | None = None) -> UsageError:
-        is_short = self.is_ended and not self.buffer[self.position :].strip()
-        ends = "; the file ends there, so it was cut short" if is_short else ""
-        return UsageError(f"{self.name}: cannot be read as json: line {line or self.line:,}: {problem}{ends}")

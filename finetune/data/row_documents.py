@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,26 +12,24 @@ from finetune.data.chat import Conversation, Turn
 from finetune.data.chat_template import ChatTemplate
 from finetune.data.documents import Chunk
 from finetune.data.row_shape import Shape, fill_template, parse_messages
-from finetune.data.rows import name_of_value, type_of
+from finetune.data.rows import LeftOut, is_blank, name_of_value
 
 
-class LeftOut(Exception):
-    """A row without text, a question or an answer: it is counted, not learned."""
-
-
-def document_of(row: Any, shape: Shape, template: ChatTemplate | None) -> Iterable[Chunk]:
-    """The Chunks of a row. Raises ValueError if it cannot be used."""
+def document_of(row: Any, shape: Shape, template: ChatTemplate | None, said: Counter[str]) -> Iterable[Chunk]:
+    """The Chunks of a row. `said` counts what a user should know of it. Raises ValueError if it cannot be used, and
+    LeftOut."""
     if shape.kind != "text":
         conversation = _conversation(row, shape)
-        chat.check(conversation, template is not None)
+        chat.check(conversation, template.words if template else None)
+        said.update(chat.remarks(conversation, template.words if template else ()))
         return [template.chunk(conversation)] if template else chat.chunks(conversation.turns)
     value = _cell(row, shape.text)
     if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
         value = "\n".join(value)
     if not isinstance(value, str):
         what = f"column {shape.text!r}" if shape.text else "a row"
-        raise ValueError(f"{what} must be text, not {type_of(value)}")
-    if not value.strip():
+        raise ValueError(f"{what} must be text, not {name_of_value(value)}")
+    if is_blank(value):
         raise LeftOut("row without text")
     return [Chunk(unify_newlines(value), is_last=True)]
 
@@ -44,21 +43,29 @@ def _cell(row: Any, column: str | None) -> Any:
 
 
 def _conversation(row: Any, shape: Shape) -> Conversation:
-    turns: list[Turn] = []
-    if shape.system and (system := _cell(row, shape.system)):
-        turns += chat.turns_of([{"role": "system", "content": system}])
+    system = _cell(row, shape.system) if shape.system else None
+    turns = chat.turns_of([{"role": "system", "content": system}]) if system else []
     tools = _tools(_cell(row, shape.tools)) if shape.tools else None
     if shape.kind == "messages":
         value = parse_messages(_cell(row, shape.messages))
         if not isinstance(value, list) or value == []:
             what = f"column {shape.messages!r}" if shape.messages else "a row"
-            raise ValueError(f"{what} must be a list of messages, not {type_of(value)}")
-        return Conversation(turns + chat.turns_of(value), tools)
+            raise ValueError(f"{what} must be a list of messages, not {name_of_value(value)}")
+        return Conversation(_after_system(turns, chat.turns_of(value), shape), tools)
     for pair in _cell(row, shape.history) or [] if shape.history else []:
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError(f"column {shape.history!r} must be a list of [question, answer]")
         turns += chat.turns_of([{"role": role, "content": text} for role, text in zip(("user", "assistant"), pair)])
     return Conversation(turns + _pair(row, shape), tools)
+
+
+def _after_system(system: list[Turn], turns: list[Turn], shape: Shape) -> list[Turn]:
+    """The messages behind the column of the system, which can stand in the first of them too."""
+    if system and turns[0].role == "system":
+        if (turns[0].content or "").strip() != (system[0].content or "").strip():
+            raise ValueError(f"column {shape.system!r} and the message of the system differ; keep one of them")
+        return turns
+    return system + turns
 
 
 def _pair(row: Any, shape: Shape) -> list[Turn]:
@@ -70,12 +77,12 @@ def _pair(row: Any, shape: Shape) -> list[Turn]:
         return before + chat.turns_of(answer)
     extra = _cell(row, shape.extra) if shape.extra else None
     for name, text, what in ((shape.prompt, question, "a question"), (shape.completion, answer, "an answer")):
-        if isinstance(text, str) and not text.strip():
+        if isinstance(text, str) and is_blank(text):
             raise LeftOut(f"row without {what}")
         if not isinstance(text, str):
-            raise ValueError(f"column {name!r} must be text, not {type_of(text)}")
+            raise ValueError(f"column {name!r} must be text, not {name_of_value(text)}")
     if extra is not None and not isinstance(extra, str):
-        raise ValueError(f"column {shape.extra!r} must be text, not {type_of(extra)}")
+        raise ValueError(f"column {shape.extra!r} must be text, not {name_of_value(extra)}")
     if extra and extra.strip():
         question = f"{question}\n\n{extra}"
     return chat.turns_of([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
@@ -84,5 +91,5 @@ def _pair(row: Any, shape: Shape) -> list[Turn]:
 def _tools(value: Any) -> list[Any] | None:
     value = parse_messages(value)
     if value and not isinstance(value, list):
-        raise ValueError(f"tools must be a list, not {type_of(value)}")
+        raise ValueError(f"tools must be a list, not {name_of_value(value)}")
     return value or None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from finetune.data.rows import Row, type_of
+from finetune.data.rows import Row, name_of_value
 
 FIELD = re.compile(r"\{([^{}]+)\}")  # of a prompt template
 
@@ -73,7 +73,7 @@ def fill_template(template: str, row: dict[str, Any]) -> str:
     def value(match: re.Match[str]) -> str:
         found = row.get(match[1])
         if not isinstance(found, str):
-            raise ValueError(f"column {match[1]!r} must be text, not {type_of(found)}")
+            raise ValueError(f"column {match[1]!r} must be text, not {name_of_value(found)}")
         return found
 
     return FIELD.sub(value, template)

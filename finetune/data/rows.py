@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
+
+BLANK = re.compile(r"[\s\u200b\u2060\ufeff]*")  # white space, and characters without width
+
+
+class LeftOut(Exception):
+    """A row without text, a question or an answer: it is counted, not learned."""
 
 
 class Row(NamedTuple):
@@ -15,6 +22,11 @@ class Row(NamedTuple):
 
     def suffix(self) -> str:
         return "" if self.line is None else f" (line {self.line:,})"
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing."""
+    return BLANK.fullmatch(text) is not None
 
 
 def name_of_value(value: object) -> str:
@@ -32,10 +44,3 @@ def name_of_value(value: object) -> str:
     if isinstance(value, list):
         return "a list" if value else "an empty list"
     return f"a value of type {type(value).__name__}"
-
-
-def type_of(value: object) -> str:
-    """`null`, `an empty list` or `a value of type int`."""
-    if value is None:
-        return "null"
-    return "an empty list" if value == [] else f"a value of type {type(value).__name__}"

@@ -1,5 +1,4 @@
-"""Where text comes from: files, directories, patterns, archives, standard input, Hub data sets and two named texts. All
-of it is streamed."""
+"""Where text comes from: files, directories, archives, standard input, the Hub and two named texts; all is streamed."""
 
 from __future__ import annotations
 
@@ -15,18 +14,21 @@ from typing import Any
 from finetune.common.errors import UsageError
 from finetune.common.files import read_chunks
 from finetune.common.network import reach
-from finetune.data import archives, converted, directories, json_rows, named_texts
+from finetune.data import archives, compressed, converted, directories, disguised, named_texts
 from finetune.data.bpe_files import END_OF_TEXT
 from finetune.data.chat_template import ChatTemplate
 from finetune.data.documents import CHUNK_CHARACTERS, Chunk, cut
 from finetune.data.file_kinds import DOCUMENT_SUFFIXES
 from finetune.data.literals import LiteralCounter, cut_at, end_lines
 from finetune.data.tables import TABLES, ReadOptions, Taken, read_hub, read_table
-from finetune.data.text_files import COMPRESSED_SUFFIXES, TEXT_SUFFIXES, Digest, read_document, read_file, suffix_of
+from finetune.data.text_files import TEXT_SUFFIXES, Digest, read_document, read_file, suffix_of
 
 NAMED = ("shakespeare", "python_docs")
 NO_TEXT = "no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs (no download)"
+READ = f"{', '.join([*TEXT_SUFFIXES, *TABLES])} are read, each also with {', '.join(compressed.SUFFIXES)}"
 STANDARD_INPUT = "-"
+WHOLE = ("auto", "file")  # values of --documents: a text file is a document
+CSV = {suffix for suffix, kind in TABLES.items() if kind == "csv"}
 ARROW = {suffix for suffix, kind in TABLES.items() if kind == "arrow"}
 MAX_LINES = 12  # of a report, for a source of many files
 
@@ -52,7 +54,7 @@ class Source:
     @property
     def is_one_text(self) -> bool:
         """Whether this is a single running text, not a collection of documents."""
-        is_split = self.options.documents != "file" or self.options.special == "token"
+        is_split = self.options.documents not in WHOLE or self.options.special == "token"
         return self.content is not None or (len(self.files) == 1 and not is_table(self.files[0]) and not is_split)
 
     def size(self) -> int | None:
@@ -81,9 +83,17 @@ class Source:
             for path in self.files:
                 yield from self._read_table(path, digest) if is_table(path) else self._read_text(path, digest)
         except UsageError as error:
-            if self.root is None:
-                raise
-            raise UsageError(str(error).replace(str(self.root), self.name)) from None
+            raise UsageError(self._named(str(error)) + self._way_around(str(error))) from None
+
+    def _way_around(self, problem: str) -> str:
+        """How to read the other files of a directory, if they have other suffixes than the one with a problem."""
+        path = next((path for path in self.files if problem.startswith(f"{path}: ")), None)
+        if path is None or self.root or not Path(self.name).is_dir():
+            return ""
+        others = {suffix_of(other) for other in self.files} - {suffix_of(path)}
+        depth = "" if all(other.parent == Path(self.name) for other in self.files) else "**/"
+        patterns = " ".join(f"'{Path(self.name, depth)}/*{suffix}'" for suffix in sorted(others))
+        return f"; to leave it out, name the other files: {patterns}" if patterns else ""
 
     def _read_hub(self, digest: Digest) -> Iterator[Chunk]:
         chunks, taken = read_hub(self.name, self.hub or {}, self.options, self.template)
@@ -107,9 +117,9 @@ class Source:
             yield from read_document(str(path), io.BytesIO(content), digest)
             return
         chunks = read_file(path, digest, options=self.options.text_options())
-        if suffix_of(path) in ("", ".txt", ".text") and self.options.documents == "file":
+        if disguised.may_be(suffix_of(path)) and self.options.documents == "auto":
             first = next(chunks)
-            json_rows.check_text(first.text, str(path))
+            disguised.check(first.text, str(path))
             yield first
         yield from chunks
 
@@ -117,9 +127,8 @@ class Source:
         """What was taken of it, and what was left out, a line each."""
         lines = list(self.notes)
         texts = [path for path in self.files if not is_table(path)]
-        how = {"file": "", "lines": ", a document a line"}.get(
-            self.options.documents, ", a document between separators"
-        )
+        how = {"lines": ", a document a line"}.get(self.options.documents, ", a document between separators")
+        how = "" if self.options.documents in WHOLE else how
         if texts:
             count = f"{len(texts):,} text files" if len(texts) > 1 else "one text"
             lines.append(f"{self.name}: {count}{how}")
@@ -170,9 +179,9 @@ class Finder:
         options = self.options
         checks = [
             (bool(options.columns() or options.prompt_template), has_table, "a column is named", "table"),
-            (options.separator is not None, bool(suffixes & {".csv", ".tsv"}), "separator", "csv file"),
-            (options.header != "auto", bool(suffixes & {".csv", ".tsv"}), "header", "csv file"),
-            (options.documents != "file", has_text, "documents", "text file"),
+            (options.separator is not None, bool(suffixes & CSV), "separator", "csv file"),
+            (options.header != "auto", bool(suffixes & CSV), "header", "csv file"),
+            (options.documents not in WHOLE, has_text, "documents", "text file"),
             (options.on_bad_row != "error", has_table, "on_bad_row", "table"),
             (options.encoding is not None, bool(suffixes - ARROW), "encoding", "text, json or csv file"),
         ]
@@ -187,7 +196,7 @@ class Finder:
     def _find(self, name: str) -> dict[str, Source]:
         path = Path(name).expanduser()
         if name == STANDARD_INPUT:
-            spooled = archives.from_stdin()
+            spooled = archives.from_stdin(is_csv=self.options.separator is not None or self.options.header != "auto")
             return {"train": self._source("standard input", files=[spooled], root=spooled)}
         if path.is_file():
             return self._find_file(name, path)
@@ -222,10 +231,8 @@ class Finder:
             if files := found.files.get(split):
                 sources[split] = self._source(name, files=files, root=root)
         if "train" not in sources:
-            known, compressed = ", ".join([*TEXT_SUFFIXES, *TABLES]), ", ".join(COMPRESSED_SUFFIXES)
-            left_out = found.describe_left_out()
-            there = f"; left out: {left_out}" if left_out else ""
-            raise UsageError(f"{name}: no text there; {known} are read, each also with {compressed}{there}")
+            left_out = f"; left out: {found.describe_left_out()}" if found.left_out else ""
+            raise UsageError(f"{name}: no text there; {READ}{left_out}")
         train = sources["train"]
         train.left_out = found.describe_left_out()
         if "val" in sources or found.files.get("test"):
@@ -255,7 +262,7 @@ def make_finder(
     revision: str | None = None,
     read_options: ReadOptions | None = None,
 ) -> Finder:
-    """A Finder; `columns` are names by kind. The other arguments are its fields."""
+    """A Finder; `columns` are names by kind."""
     return Finder(ReadOptions().updated(read_options, columns), split, revision)
 
 

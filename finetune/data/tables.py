@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import re
 from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -16,26 +17,31 @@ from typing import Any, Literal
 
 from finetune.common.errors import UsageError
 from finetune.config.options import option
-from finetune.data import arrow_rows, csv_rows, json_rows
+from finetune.data import arrow_rows, csv_cells, csv_rows, json_rows, utterances
 from finetune.data.chat_template import ChatTemplate
 from finetune.data.column_choice import find_shape
 from finetune.data.documents import Chunk
-from finetune.data.row_documents import LeftOut, document_of
+from finetune.data.row_documents import document_of
 from finetune.data.row_shape import FIELD, Shape, fields_of, sample_of, shortened
-from finetune.data.rows import Row
+from finetune.data.rows import LeftOut, Row
 from finetune.data.text_files import TextOptions, open_text, suffix_of, unescape
 
 TABLES = {
     ".jsonl": "json",
     ".ndjson": "json",
+    ".jsonlines": "json",
+    ".geojsonl": "json",
     ".json": "json",
     ".csv": "csv",
     ".tsv": "csv",
+    ".tab": "csv",
+    ".psv": "csv",
     ".parquet": "arrow",
     ".arrow": "arrow",
     ".feather": "arrow",
 }
-LINES = (".jsonl", ".ndjson")
+LINES = (".jsonl", ".ndjson", ".jsonlines", ".geojsonl")
+TABS = (".tsv", ".tab")
 SAMPLE_ROWS, SAMPLE_CHARACTERS = 1000, 4 << 20  # that show which columns are the text
 KINDS = ("text", "prompt", "completion", "messages")
 
@@ -53,7 +59,11 @@ class ReadOptions:
     header: Literal["auto", "true", "false"] = option(
         "auto", "whether a csv file has one; without, columns are 1, 2, ..."
     )
-    documents: str = option("file", 'a text file is one document, or many: "lines", or a separator such as "\\n\\n\\n"')
+    documents: str = option(
+        "auto",
+        'a text file is one document ("file"; auto refuses tables named .txt) or many: "lines", or a separator such as'
+        ' "\\n\\n\\n"',
+    )
     special: Literal["text", "token"] = option(
         "text", "<|endoftext|> spelled in a text: stays text, or ends a document"
     )
@@ -82,7 +92,8 @@ class ReadOptions:
 
     def text_options(self) -> TextOptions:
         """The options of text files."""
-        return TextOptions(documents=self.documents, encoding=self.encoding)
+        documents = "file" if self.documents == "auto" else self.documents
+        return TextOptions(documents=documents, encoding=self.encoding)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of each contradiction."""
@@ -115,6 +126,8 @@ class ReadOptions:
 
     def separator_character(self) -> str | None:
         """The separator, a tab for its name."""
+        if code := re.fullmatch(r"\\x([0-9a-fA-F]{2})", self.separator or ""):
+            return chr(int(code[1], 16))
         return {"tab": "\t", "\\t": "\t"}.get(self.separator or "", self.separator)
 
 
@@ -128,6 +141,7 @@ class Taken:
     shape: Shape | None = None
     facts: dict[str, Any] = field(default_factory=dict)  # separator, header, quotes, encoding
     left_out: Counter[str] = field(default_factory=Counter)  # why: how many
+    said: Counter[str] = field(default_factory=Counter)  # of rows that are used: how many
     first_bad: str = ""  # the first row that cannot be used
 
     def describe(self) -> str:
@@ -140,12 +154,17 @@ class Taken:
             parts.append(f"separator {csv_rows.SEPARATORS.get(separator, separator)!r}")
         if self.facts.get("header") is False:
             parts.append("no header")
-        if "quotes" in self.facts:
-            parts.append("quotes are characters")
+        count, line = self.facts.get("kept", (0, 0))
+        if self.facts.get("quotes") == "characters" or count:
+            cells = f": {plural(count, 'cell')} begin{'s' * (count == 1)} with one (line {line:,})" if count else ""
+            parts.append(f"quotes are characters{cells}")
+        if nothing := self.facts.get("nothing"):
+            parts.append(f"{plural(sum(nothing.values()), 'cell')} without text: {', '.join(map(repr, nothing))}")
         if "encoding" in self.facts:
             parts.append(self.facts["encoding"])
         parts += [f"left out {plural(count, *why.split(' ', 1))}" for why, count in self.left_out.items()]
         parts += [f"the first is {self.first_bad}"] if self.first_bad else []
+        parts += [plural(count, *what.split(" ", 1)) for what, count in self.said.items()]
         if self.shape and self.shape.left_out:
             parts.append(f"not read: {shortened(self.shape.left_out, 6)}")
         return f"{self.name}: {', '.join(parts)}"
@@ -173,7 +192,8 @@ def _rows(path: Path, name: str, options: ReadOptions, taken: Taken) -> Iterator
     opened = functools.partial(open_text, path, options.encoding)
     if TABLES[suffix] == "json":
         return json_rows.read(opened, name, suffix in LINES, taken.facts)
-    return csv_rows.read(opened, name, suffix == ".tsv", options.separator_character(), options.header, taken.facts)
+    separator = options.separator_character() or ("|" if suffix == ".psv" else None)
+    return csv_rows.read(opened, name, suffix in TABS, separator, options.header, taken.facts)
 
 
 def read_hub(
@@ -215,14 +235,22 @@ def documents(
     if bad and options.on_bad_row == "error":
         raise _refused(bad, str(bad.problem), taken)
     place = f"{taken.name}: {taken.facts['rows_of']!r}" if "rows_of" in taken.facts else taken.name
+    if not options.columns() and not prompt:
+        values = [row.value for row in sample if isinstance(row.value, dict)]
+        utterances.check(values, taken.facts.get("rows_of"), taken.name, taken.kind == "json")
     taken.shape = find_shape(sample, options.columns(), prompt, place)
-    taken.left_out.update(taken.facts.pop("left_out", {}))
-    for row in itertools.chain(sample, rows):
+    rows = itertools.chain(sample, rows)
+    if taken.kind == "csv":
+        columns = {name: [row.value[name] for row in sample if row.value] for name in taken.shape.used()}
+        words = {name: csv_cells.words_for_nothing(cells) for name, cells in columns.items()}
+        taken.facts["nothing"] = Counter()
+        rows = csv_cells.checked(rows, words, taken.facts)
+    for row in rows:
         taken.rows += 1
         try:
             if row.problem:
                 raise ValueError(row.problem)
-            yield from document_of(row.value, taken.shape, template)
+            yield from document_of(row.value, taken.shape, template, taken.said)
         except LeftOut as reason:
             taken.left_out[str(reason)] += 1
         except ValueError as error:
@@ -230,6 +258,7 @@ def documents(
                 raise _refused(row, str(error), taken) from None
             taken.left_out["row that cannot be used"] += 1
             taken.first_bad = taken.first_bad or f"row {row.number:,}: {error}{row.suffix()}"
+    taken.left_out.update(taken.facts.pop("left_out", {}))
 
 
 def _refused(row: Row, problem: str, taken: Taken) -> UsageError:

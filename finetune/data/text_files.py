@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import gzip
 import hashlib
 import io
 import itertools
-import lzma
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TextIO, TypeAlias, cast
+from typing import TYPE_CHECKING, BinaryIO, TextIO, TypeAlias
 
 from finetune.common.errors import UsageError
 from finetune.common.files import CHUNK_BYTES
 from finetune.common.formatting import unify_newlines
-from finetune.data import encodings, file_kinds
+from finetune.data import compressed, encodings, file_kinds
+from finetune.data.compressed import READ_ERRORS
 from finetune.data.documents import Chunk
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".markdown")
-COMPRESSED_SUFFIXES = (".gz", ".xz", ".bz2", ".zst")
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
 GUESS_BYTES = 1 << 15  # around a byte that cannot be decoded
-READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)  # of a file that is damaged or gone
 
 Digest: TypeAlias = "hashlib._Hash | None"  # fed the bytes that are read
 
@@ -64,20 +59,9 @@ def unescape(text: str) -> str:
 def suffix_of(path: Path) -> str:
     """The suffix in lower case, without that of a compression: `.txt` of a.TXT.gz."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
+    if suffixes and suffixes[-1] in compressed.SUFFIXES:
         suffixes.pop()
     return suffixes[-1] if suffixes else ""
-
-
-def open_decompressed(path: Path, suffix: str | None = None) -> BinaryIO:
-    """The bytes of a file, decompressed by its suffix or the one given. Raises OSError."""
-    suffix = suffix or path.suffix.lower()
-    if suffix == ".zst":
-        import pyarrow
-
-        return cast(BinaryIO, pyarrow.input_stream(str(path), compression="zstd"))
-    opener = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}.get(suffix, open)
-    return cast(BinaryIO, opener(path, "rb"))
 
 
 def open_text(path: Path, encoding: str | None = None) -> TextIO:
@@ -108,10 +92,10 @@ def read_document(
 
 def _read_chunks(path: Path, chunk_bytes: int = CHUNK_BYTES, digest: Digest = None) -> Iterator[bytes]:
     try:
-        file = open_decompressed(path)
+        file = compressed.open_decompressed(path)
     except READ_ERRORS as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
-    if path.suffix.lower() in COMPRESSED_SUFFIXES:
+        raise UsageError(f"{path}: cannot be read: {compressed.explain(error, path)}") from None
+    if path.suffix.lower() in compressed.SUFFIXES:
         file_kinds.check_binary(path, str(path))  # such as a pointer of git-lfs
     with file:
         yield from _read(str(path), file, chunk_bytes, digest)
@@ -122,7 +106,7 @@ def _read(name: str, file: BinaryIO, chunk_bytes: int, digest: Digest) -> Iterat
         try:
             data = file.read(chunk_bytes)
         except READ_ERRORS as error:
-            raise UsageError(f"{name}: cannot be read: {error}") from None
+            raise UsageError(f"{name}: cannot be read: {compressed.explain(error, Path(name))}") from None
         if not data:
             return
         if digest:
@@ -166,13 +150,17 @@ def _error(name: str, codec: str, error: UnicodeDecodeError, end: int, line: int
     line += data[:start].decode(codec, "replace").count("\n")
     encoding = "UTF-8" if codec == "utf-8" else codec
     place = f"{name}: byte 0x{data[start]:02X} at offset {end - len(data) + start:,} (line {line:,}) is not {encoding}"
-    if codec == "utf-8" and not data[:start].isascii():
-        return UsageError(f"{place}, the text before it is; repair it, or drop it with iconv -c -f UTF-8 -t UTF-8")
+    if codec == "utf-8" and (flaw := encodings.flaw_in_utf8(error, GUESS_BYTES)):
+        return UsageError(f"{place}{flaw}, or drop it with iconv -c -f UTF-8 -t UTF-8")
     lines = data[max(0, start - GUESS_BYTES) : start + GUESS_BYTES].split(b"\n")
-    foreign = b"\n".join(text for text in lines if not text.isascii())
-    if encodings.is_utf8(foreign):
+    foreign = [text for text in lines if not text.isascii()]
+    if encodings.is_utf8(b"\n".join(foreign)):
         return UsageError(f"{place}; it is UTF-8: leave --encoding={codec} out")
-    probable = encodings.guess(foreign)
+    good = [text for text in foreign if encodings.is_utf8(text + b"\n")]
+    probable = encodings.guess(b"\n".join(text for text in foreign if text not in good))
+    if codec == "utf-8" and encodings.is_surely_utf8(b"\n".join(good)):
+        known = f", probably {probable}" if probable else ""
+        return UsageError(f"{place}; some lines are UTF-8 and some are not{known}: convert those first")
     if probable in (None, codec):
         return UsageError(f"{place}; name its encoding, for example --encoding=cp1252")
     return UsageError(f"{place}; probably {probable}: --encoding={probable}")

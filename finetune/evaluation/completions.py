@@ -66,6 +66,7 @@ def complete(
             generator=torch.Generator(device.torch_device).manual_seed((decoding.seed + number) % 2**63),
             callback=_stop_at(ends, len(idx)) if ends else None,
             callback_every=CHECK_EVERY,
+            eos_token_id=None,
             temperature=decoding.temperature,
             top_k=decoding.top_k,
             top_p=decoding.top_p,

@@ -104,7 +104,8 @@ def find_inputs(options: Options, device: Device) -> Inputs:
     """The Inputs of an evaluation. Raises UsageError."""
     with device.accelerator.local_main_process_first():  # one process downloads or prepares, the others find it
         model = find_model(options.out_dir or options.init_from or "")
-        models = [model, find_baseline(options.baseline, model)] if options.baseline else [model]
+        other = options.other_model
+        models = [model, find_baseline(other, model)] if other else [model]
         sizes = [f"{one.name} has {one.config.vocab_size:,}" for one in models]
         if options.general and len({one.config.vocab_size for one in models}) > 1:
             raise UsageError(f"general: the divergence needs models with as many ids; {' and '.join(sizes)}")

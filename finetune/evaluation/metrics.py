@@ -48,6 +48,13 @@ def exact_match(predictions: list[str], references: list[str]) -> dict[str, floa
 
 
 METRICS = {score.__name__: score for score in (bleu, chrf, rouge, exact_match)}
+# the names of their figures
+SCORES = {
+    "bleu": ("bleu",),
+    "chrf": ("chrf",),
+    "rouge": ("rouge1", "rouge2", "rougeL"),
+    "exact_match": ("exact_match",),
+}
 LIBRARIES = {"bleu": "sacrebleu", "chrf": "sacrebleu", "rouge": "rouge_score"}
 
 
@@ -58,7 +65,7 @@ def find_problem(name: str) -> str | None:
         if library is None or importlib.util.find_spec(library):
             return None
         missing = f"{library.replace('_', '-')}, which is not installed"
-        return f"{name} needs {missing}: pip install -e '.[metrics]' where finetune was cloned to"
+        return f"{name} needs {missing}: pip install 'finetune-gpt2[metrics]'"
     if Path(name).suffix == ".py":
         return None if Path(name).is_file() else f"{name}: there is no such file"
     unknown = f"{name!r} is none of {', '.join(METRICS)}, nor the path of a metric.py"

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from finetune.config.gate import problems_of_conditions
 from finetune.config.options import option
-from finetune.evaluation.metrics import find_problem
+from finetune.evaluation.metrics import SCORES, find_problem
+
+FIGURES = ("val_loss", "loss", "perplexity", "bits_per_byte", "accuracy")
 
 
 @dataclass
@@ -27,6 +31,14 @@ class Options:
         None, "blocks in one forward pass; does not change results [chosen for the device]", ge=1, derived=True
     )
     baseline: str | None = option(None, "a model to compare on the same tokens; auto is the one the run started from")
+    require: str = option(
+        "", "conditions, separated by commas, such as 'val_loss<3.2,accuracy>=0.4'; exit code 5 if one is not met"
+    )
+    no_worse_than: str | None = option(
+        None,
+        "exit code 5 if the loss is above that of: baseline (the model the run started from, or that of --baseline), a "
+        "model, or the JSON file of an earlier evaluation",
+    )
     general: str | None = option(None, "a text or dataset unlike the data, to measure forgetting since the baseline")
     metrics: str = option(
         "", "metrics of answers to instruction data: bleu,chrf,rouge,exact_match, or the path of an evaluate metric"
@@ -38,11 +50,25 @@ class Options:
     temperature: float | None = option(None, "0 is greedy [0 for completions, 0.8 for samples]", ge=0, derived=True)
     top_k: int = option(200, "sample from the k likeliest tokens; 0 is all", ge=0)
     top_p: float = option(1.0, "sample from the likeliest tokens that sum to this probability; 1 is all", gt=0, le=1)
+    json: bool = option(False, "print one JSON document instead of text")
     seed: int = option(1337, "seed of samples, and of the interval of the difference", ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute")
     dtype: Literal["float32", "bfloat16", "float16"] = option(
         "float32", "arithmetic of the matrix products; training evaluates in float32"
     )
+
+    @property
+    def compares_with_file(self) -> bool:
+        return (
+            bool(self.no_worse_than) and self.no_worse_than.endswith(".json") and not Path(self.no_worse_than).is_dir()
+        )
+
+    @property
+    def other_model(self) -> str | None:
+        """The model that is measured beside: that of `baseline`, or of `no_worse_than`."""
+        if self.baseline is not None or self.no_worse_than is None or self.compares_with_file:
+            return self.baseline
+        return "auto" if self.no_worse_than == "baseline" else self.no_worse_than
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if (self.out_dir is None) == (self.init_from is None):
@@ -51,7 +77,8 @@ class Options:
             yield "dataset", "give --dataset=DIR; only a run knows its own"
         if not self.split or "/" in self.split or self.split.endswith(("_mask", "_documents")):
             yield "split", f"{self.split!r} is not the name of a split, such as val or train"
-        if self.general is not None and self.baseline is None:
+        yield from self._problems_of_gate()
+        if self.general is not None and self.other_model is None:
             yield "general", "needs a baseline to measure forgetting; give --baseline=auto or --baseline=MODEL too"
         if self.completions and not self.metrics:
             yield "completions", "has no effect without --metrics=bleu,chrf,rouge,exact_match"
@@ -66,3 +93,23 @@ class Options:
         if self.metrics:
             problems = map(find_problem, self.metrics.split(","))
             yield from (("metrics", found) for found in problems if found)
+
+    def _problems_of_gate(self) -> Iterator[tuple[str, str]]:
+        others = {
+            **dict.fromkeys(("baseline_loss", "difference"), "" if self.other_model else "--baseline=MODEL"),
+            **dict.fromkeys(("general_loss", "kl"), "" if self.general else "--general=TEXT"),
+            **dict.fromkeys(("copied", "longest"), "" if self.samples else "--samples=N"),
+        }
+        chosen = self.metrics.split(",")
+        for metric, names in SCORES.items():
+            others |= dict.fromkeys(names, "" if metric in chosen else f"--metrics={metric}")
+        names = [*FIGURES, *(name for name, flag in others.items() if not flag)]
+        if not any(metric.endswith(".py") for metric in chosen):  # which may measure anything
+            for problem in problems_of_conditions(self.require, names, others):
+                yield "require", problem
+        if self.no_worse_than is not None and not self.no_worse_than.strip():
+            yield "no_worse_than", "must not be empty; give baseline, a model, or the JSON of an earlier evaluation"
+        elif self.compares_with_file and not Path(self.no_worse_than or "").is_file():
+            yield "no_worse_than", f"{self.no_worse_than}: there is no such file"
+        elif self.no_worse_than not in (None, "baseline", self.other_model) and not self.compares_with_file:
+            yield "no_worse_than", f"only one model can be measured beside; --baseline={self.baseline} is one already"

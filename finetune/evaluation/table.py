@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
+from finetune.common.json_output import finite
 from finetune.runs.logger import RunLogger
 
 FIGURES = {"loss": "{:.4f}", "perplexity": "{:.2f}", "bits_per_byte": "{:.4f}", "accuracy": "{:.4f}"}
@@ -41,7 +41,7 @@ def record(out_dir: str | Path, event: dict[str, Any]) -> None:
     """Append the event to the metrics.jsonl of a run."""
     logger = RunLogger(out_dir, write=True)
     logger.file = open(logger.path, "a", encoding="utf-8")
-    logger.record("evaluation", **_finite(event))
+    logger.record("evaluation", **finite(event))
     logger.close()
 
 
@@ -62,12 +62,3 @@ def _copies(copied: dict[str, Any]) -> list[str]:
 
 def _short(name: str) -> str:
     return name if len(name) <= 15 else f"…{name[-14:]}"
-
-
-def _finite(value: Any) -> Any:
-    """The value with NaN and infinity as text: JSON has no such numbers."""
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,7 +2,7 @@
 
 model = GPT.from_pretrained("gpt2")            # or a directory, a run's out_dir, a nanoGPT ckpt.pt
 logits = model(idx)                            # (B, T) -> (B, T, V)
-out = model.generate(idx, 100, temperature=0.8, top_k=200)
+out = model.generate(idx, 100, temperature=0.8, top_k=200)    # to its eos_token_id; eos_token_id=None goes on
 model.save_pretrained("mine")                  # a Hugging Face directory
 """
 

@@ -6,17 +6,18 @@ Shapes: B samples, T tokens, C width, V vocabulary, K likeliest ids.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from finetune.gpt.attention import KVCache
-from finetune.gpt.model import Transformer
+from finetune.gpt.model import GPTConfig, Transformer
 
+CHECK_EVERY = 16  # tokens, on a GPU
 MIN_GRAPH_STEPS = 16  # fewer tokens go without a CUDA graph, because recording it costs a few steps
 MIN_TEMPERATURE = 1e-20  # a lower one is greedy; with these two bounds a logit stays below float32's 3e38
 MAX_PENALTY = 1e6
@@ -57,33 +58,69 @@ def generate(
     *,
     generator: torch.Generator | None = None,
     logits_processor: Callable[[Tensor, Tensor], Tensor] | None = None,
-    callback: Callable[[Tensor], bool] | None = None,
+    callback: Callable[[Tensor], bool | None] | None = None,
     callback_every: int = 1,
     **sampling: Any,
 ) -> Tensor:
-    """Continue `idx` (B, T) by `max_new_tokens` ids: (B, T + max_new_tokens), or fewer if `callback` stops it.
+    """Continue `idx` (B, T) by `max_new_tokens` ids: (B, T + max_new_tokens), or fewer if all rows end or `callback`
+    stops it.
 
-    `sampling` are the fields of `Sampler`: temperature, top_k, top_p, min_p, repetition_penalty.
+    `sampling` are the fields of `Sampler`: temperature, top_k, top_p, min_p, repetition_penalty. And `eos_token_id`, an
+    id or a list, that ends a row: the model's own unless others are given, None for no end. Behind it stand pads, as in
+    transformers: the model's pad_token_id, or else the first eos_token_id.
+
     `logits_processor(ids, logits)` gets all ids so far and logits (B, V) in float32, and returns logits (B, V).
     `callback(ids)` gets the new ids (B, n) every `callback_every` tokens and at the end; True stops.
 
     The model sees the last block_size tokens. Beyond these all positions move with each token, so every step computes
     the whole window, without the cache. Raises ValueError for an empty prompt and for values out of range."""
+    eos_token_id: int | Sequence[int] | Literal["model"] | None = sampling.pop("eos_token_id", "model")
     sampler = Sampler(**sampling)
     if idx.size(1) == 0:
         raise ValueError("the prompt is empty; a model needs at least one token to go on from")
     was_training = model.training
     model.eval()
     out = torch.cat([idx, idx.new_empty(len(idx), max_new_tokens)], 1)
-    shown = idx.size(1)
+    endings, shown = _endings(model.config, eos_token_id, out), idx.size(1)
     for end in decode_tokens(model, out, idx.size(1), sampler, logits_processor, generator):
-        if callback is not None and (end == out.size(1) or end - shown == callback_every):
-            if callback(out[:, shown:end]):
-                out = out[:, :end]
-                break
+        is_last = (endings is not None and endings.add(out[:, end - 1], end)) or end == out.size(1)
+        if callback is not None and (is_last or end - shown == callback_every):
+            is_last = bool(callback(out[:, shown:end])) or is_last
             shown = end
+        if is_last:
+            out = out[:, :end]
+            break
     model.train(was_training)
-    return out
+    return out if endings is None else out[:, : idx.size(1) + endings.longest()]
+
+
+class Endings:
+    """Which rows have ended. Behind the first of the `ids` a row has pads."""
+
+    def __init__(self, ids: Tensor, pad: int, rows: int) -> None:
+        self.ids, self.pad = ids, pad
+        self.is_done = torch.zeros(rows, dtype=torch.bool, device=ids.device)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=ids.device)
+
+    def add(self, new: Tensor, end: int) -> bool:
+        """Take the newest ids (B) of the rows, of which the ended ones become pads. Whether all are known to have
+        ended: a GPU is asked now and then, because it has to be waited for."""
+        new.masked_fill_(self.is_done, self.pad)
+        self.lengths += ~self.is_done
+        self.is_done |= torch.isin(new, self.ids)
+        return (not new.is_cuda or end % CHECK_EVERY == 0) and bool(self.is_done.all())
+
+    def longest(self) -> int:
+        """New ids of the longest row, without pads."""
+        return int(self.lengths.max())
+
+
+def _endings(config: GPTConfig, ids: int | Sequence[int] | None | str, out: Tensor) -> Endings | None:
+    found = list(config.end_ids) if isinstance(ids, str) else [ids] if isinstance(ids, int) else list(ids or [])
+    if not found or not len(out):
+        return None
+    pad = found[0] if config.pad_id is None else config.pad_id
+    return Endings(out.new_tensor(found), pad, len(out))
 
 
 def decode_tokens(

@@ -62,12 +62,18 @@ class GPTConfig:
         return self.n_inner or 4 * self.n_embd
 
     @property
-    def end_ids(self) -> frozenset[int]:
+    def end_ids(self) -> tuple[int, ...]:
         """The ids that end a text, as transformers finds them: those of generation_config.json, else of config.json."""
         found = (self.generation_config or {}).get("eos_token_id")
         if found is None:
             found = self.eos_token_id
-        return frozenset(found if isinstance(found, list) else [] if found is None else [found])
+        return tuple(found if isinstance(found, list) else [] if found is None else [found])
+
+    @property
+    def pad_id(self) -> int | None:
+        """The id that fills a batch, as transformers finds it."""
+        found = (self.generation_config or {}).get("pad_token_id")
+        return self.other_keys.get("pad_token_id") if found is None else found
 
     @property
     def padded_vocab_size(self) -> int:

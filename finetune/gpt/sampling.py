@@ -90,7 +90,7 @@ class Sample:
 
 def ends_of(model: GPT, tokenizer: Tokenizer) -> frozenset[int]:
     """The ids that end a text: those of the model's generation settings, and the tokenizer's end-of-text."""
-    return model.config.end_ids | ({tokenizer.eot} if tokenizer.eot is not None else set())
+    return frozenset(model.config.end_ids) | ({tokenizer.eot} if tokenizer.eot is not None else set())
 
 
 def check_prompt(prompt: np.ndarray, model: str, vocab_size: int) -> None:
@@ -128,6 +128,7 @@ def draw_samples(
         generator=generator,
         logits_processor=_copy_processor(asked.copy_blocker, samples, tokenizer, ends) if asked.copy_blocker else None,
         callback=add_tokens,
+        eos_token_id=None,  # `ends` are more
         callback_every=1 if show or asked.copy_blocker or device.type == "cpu" else 16,  # each call waits for the GPU
         **{field.name: getattr(asked, field.name) for field in fields(Sampler)},
     )

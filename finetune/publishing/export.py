@@ -176,7 +176,7 @@ def _gather(source: Path, run_dir: Path | None, found: Source) -> Export:
         if run_dir is None:
             raise UsageError(f"interpolate: {source} is not the model of a run, so its base is unknown; give --out_dir")
         weights, mixture = interpolation.interpolate(share, config, weights, facts, run_dir)
-        kept = {key: facts[key] for key in ("step", "init_from", "base_model") if key in facts}
+        kept = {key: facts[key] for key in ("step", "init_from", "base_model", "versions", "git") if key in facts}
         facts = {**kept, "val_loss": dict(mixture["losses"])[mixture["weight"]], "interpolation": mixture}
         verified["interpolation"] = mixture
     base = None

@@ -109,7 +109,7 @@ def remove_run(out_dir: str | Path) -> None:
     for path in [out_dir / "best", out_dir / "export", *out_dir.glob("iter_*"), *states(out_dir)]:
         if (path / files.MANIFEST).is_file() and not path.is_symlink():
             files.remove(path)
-    for name in ("metrics.jsonl", "loss.png", "report.html"):
+    for name in ("metrics.jsonl", "trackers.json", "loss.png", "report.html"):
         (out_dir / name).unlink(missing_ok=True)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,18 @@ from finetune.data.tokenizer import Tokenizer
 from finetune.runs.events import read_metrics
 
 DATA = Path("data")  # where named datasets lie and texts are prepared
+texts_directory = ContextVar("directory that new texts are prepared in", default=DATA)
+
+
+@contextlib.contextmanager
+def temporary_texts() -> Generator[None]:
+    """Context in which texts are prepared into a temporary directory, if they were not prepared before."""
+    with tempfile.TemporaryDirectory() as directory:
+        token = texts_directory.set(Path(directory))
+        try:
+            yield
+        finally:
+            texts_directory.reset(token)
 
 
 def find_prepared(name: str) -> Dataset | None:
@@ -169,7 +184,7 @@ def _prepare_once(name: str, choice: str | Tokenizer, val_fraction: float) -> Da
     directory = DATA / f"{Path(name).stem}-{kind}-{digest[:8]}"
     if (directory / "meta.json").is_file():
         return prepared.load(directory)
-    return prepare([name], directory, choice, val_fraction)
+    return prepare([name], texts_directory.get() / directory.name, choice, val_fraction)
 
 
 def _check_val_fraction(recipe: Recipe, dataset: Dataset) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from finetune.common.files import write_file
 from finetune.common.formatting import duration
 from finetune.runs.events import Event, events_until, read_metrics
-from finetune.runs.wandb_log import Tracker
+from finetune.runs.trackers import Trackers
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -27,7 +27,7 @@ class RunLogger:
     def __init__(self, out_dir: str | Path, write: bool) -> None:
         self.path = Path(out_dir) / "metrics.jsonl"
         self.write = write
-        self.tracker: Tracker | None = None
+        self.trackers: Trackers | None = None
         self.bar: tqdm | None = None
         self.best = ""  # for the bar: the best evaluation so far
         self.speed = ""  # for the bar: figures of the last "iter" event
@@ -55,6 +55,8 @@ class RunLogger:
         if self.file:
             self.file.close()
         self.file = open(self.path, "a", encoding="utf-8")
+        if self.trackers and step is not None:
+            self.trackers.rewind(step)
 
     def join(self) -> None:
         """Let a rank other than 0 append to metrics.jsonl if it exists."""
@@ -72,7 +74,7 @@ class RunLogger:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
     def record(self, event: str, **values: Any) -> None:
-        """Append an event to metrics.jsonl in one write, and send its numbers to the tracker. On a full disk lines are
+        """Append an event to metrics.jsonl in one write, and send it to the trackers. On a full disk lines are
         kept and written with the next event."""
         if event == "best":
             self.best = _describe_best(values)
@@ -85,14 +87,8 @@ class RunLogger:
             line = json.dumps({"event": event, "time": round(time.time(), 3), **plain}, allow_nan=False)
             self.pending += line.encode() + b"\n"
             self._flush()
-        if self.tracker and event in ("iter", "eval"):
-            step = values["iter" if event == "iter" else "step"]
-            numbers = {f"{event}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
-            try:
-                self.tracker(numbers, step)
-            except Exception as error:  # a tracker may raise anything, and training goes on
-                self.print(f"warning: no longer logging to the tracker ({type(error).__name__})")
-                self.tracker = None
+        if self.trackers:
+            self.trackers.record(event, values)
 
     def iteration(self, event: Event, left: float) -> None:
         """Record an "iter" event, with `left` seconds to go. Print it as a line, or show it in the bar on a terminal:
@@ -126,6 +122,9 @@ class RunLogger:
 
     def close(self) -> None:
         self.close_bar()
+        if self.trackers:
+            self.trackers.finish()
+            self.trackers = None
         if self.file:
             self._flush()
             self.file.close()

@@ -59,6 +59,7 @@ def model_card(
         tokenizer=tokenizer.describe()["name"] if tokenizer else None,
         columns=_counts(run.data) if run.data else [],
         settings=[(name, run.recipe[name]) for name in SETTINGS if run.recipe.get(name) is not None],
+        made_with=_made_with(facts),
         measurements=list(_measurements(run.evaluation)) if run.evaluation else [],
         samples=run.samples.get("texts", [])[:MAX_SAMPLES] if run.samples else [],
         verified=verified,
@@ -152,6 +153,16 @@ def _losses(run: History) -> Iterator[tuple[str, float, bool]]:
         yield "before training", run.first["val_loss"], False
     if is_number(run.facts.get("val_loss")) and "step" in run.facts:
         yield f"after {run.facts['step']:,} updates", run.facts["val_loss"], True
+
+
+def _made_with(facts: dict[str, Any]) -> str:
+    """`finetune 0.1.0, torch 2.9.0, transformers 5.0.0, python 3.12.1`, and the git commit, as far as known."""
+    versions, git = facts.get("versions") or {}, facts.get("git") or {}
+    parts = [f"{name} {versions[name]}" for name in ("finetune", "torch", "transformers", "python") if name in versions]
+    if git:
+        changed = " with changes" if git.get("dirty") else ""
+        parts.append(f"git commit {git['commit'][:12]}{changed}")
+    return ", ".join(parts)
 
 
 def _counts(data: dict[str, Any]) -> list[str]:

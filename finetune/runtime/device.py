@@ -12,20 +12,20 @@ import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
 from finetune.common.errors import UsageError
-from finetune.common.machine import num_cores
+from finetune.common.machine import num_cores, read_proc
 from finetune.config.recipe import Recipe
 from finetune.runtime import fsdp
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+TESTED_TORCH = "2.14"  # the newest release that the tests have run with
 # dense bfloat16 TFLOP/s from the manufacturers' data sheets; the keys are parts of CUDA's device names
 PEAK_TFLOPS = {
     "H200": 989, "H100": 989, "GH200": 989, "B200": 2250, "A100": 312, "A10G": 70, "A10": 125, "L40S": 362, "L4": 121,
@@ -179,10 +179,19 @@ def best_dtype(choice: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" and _cpu_has_bfloat16() else torch.float32
 
 
+def about_torch(version: str = str(torch.__version__)) -> str | None:
+    """What to say about a torch that is newer than those tested; None if it is not."""
+    from packaging.version import Version
+
+    if Version(version).release[:2] <= Version(TESTED_TORCH).release:
+        return None
+    return f"torch {version} is newer than {TESTED_TORCH}, the newest that finetune was tested with"
+
+
 def peak_memory() -> int:
     """Peak resident memory of this process in bytes."""
     # not getrusage, which includes the parent's memory at exec
-    if found := re.search(r"VmHWM:\s+(\d+)", _read_proc("self/status")):
+    if found := re.search(r"VmHWM:\s+(\d+)", read_proc("self/status")):
         return int(found[1]) * 1024
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
@@ -240,13 +249,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 
 def _cpu_has_bfloat16() -> bool:
     """Whether the CPU has AVX512-BF16 or AMX, which make bfloat16 products faster than float32."""
-    return re.search(r"\b(avx512_bf16|amx_bf16)\b", _read_proc("cpuinfo")) is not None
-
-
-def _read_proc(name: str) -> str:
-    """A file of Linux's /proc; empty if there is none."""
-    path = Path("/proc", name)
-    return path.read_text(errors="ignore") if path.exists() else ""
+    return re.search(r"\b(avx512_bf16|amx_bf16)\b", read_proc("cpuinfo")) is not None
 
 
 def synchronize(device: torch.device) -> None:

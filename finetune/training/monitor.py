@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import statistics
+import time
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from types import FrameType
@@ -21,6 +23,7 @@ class Diverged(Exception):
 
 
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}  # of the signals that end a run
+SAVE = getattr(signal, "SIGUSR1", None)  # the signal that saves a state; Windows has none
 
 
 class SignalCatcher:
@@ -29,7 +32,8 @@ class SignalCatcher:
     A handler only notes the signal. Every update sums the flags of all processes, so that all act alike."""
 
     def __init__(self) -> None:
-        self.seen = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), False)
+        self.seen = dict.fromkeys((*EXIT_CODES, *([SAVE] if SAVE else [])), False)
+        self.interrupted = -math.inf  # the time of the first SIGINT
 
     def flags(self) -> list[float]:
         """1.0 for each signal that this process saw, else 0.0."""
@@ -38,8 +42,8 @@ class SignalCatcher:
     def from_counts(self, signal_counts: Iterable[float]) -> list[signal.Signals]:
         """The signals that any process saw, from the sum of all `flags()`. SIGUSR1 is reset."""
         signals = [number for number, count in zip(self.seen, signal_counts) if count]
-        if signal.SIGUSR1 in signals:
-            self.seen[signal.SIGUSR1] = False
+        if SAVE in signals:
+            self.seen[SAVE] = False
         return signals
 
     @contextlib.contextmanager
@@ -53,8 +57,13 @@ class SignalCatcher:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.seen[signal.SIGINT]:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            # a launcher passes Ctrl-C on to processes that have seen it
+            is_echo = "RANK" in os.environ and time.monotonic() < self.interrupted + 1
+            if self.seen[signal.SIGINT] and not is_echo:
+                raise KeyboardInterrupt
+            if not is_echo:
+                self.interrupted = time.monotonic()
         self.seen[signal.Signals(number)] = True
 
 

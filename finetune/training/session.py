@@ -13,19 +13,24 @@ from finetune.common.errors import Failure, UsageError
 from finetune.config import recipe as recipes
 from finetune.config import recipe_file
 from finetune.config.recipe import Recipe
+from finetune.config.trackers import chosen_trackers
 from finetune.data.batches import ConcatBlocks
 from finetune.data.run_notes import note_run
 from finetune.gpt import GPT, convert, lora
 from finetune.gpt.sampling import Sample, draw_samples, print_samples
 from finetune.runs import checkpoints
+from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
 from finetune.runs.loss_plot import plot_loss
-from finetune.runs.wandb_log import start_wandb
+from finetune.runs.tracker_kinds import Place
+from finetune.runs.trackers import start_trackers
+from finetune.runtime import device as devices
 from finetune.training import optimizer as optimizers
 from finetune.training.micro_batch import describe_shares
 from finetune.training.monitor import EXIT_CODES
 from finetune.training.saving import model_weights
 from finetune.training.state import Setup, TrainState, recipe_in_use
+from finetune.training.validation import worse_than_at_start
 
 SLOW_FROM_SCRATCH = 1e-4  # a peak learning rate below which a model from scratch hardly learns
 
@@ -53,6 +58,8 @@ def log_setup(setup: Setup, state: TrainState, logger: RunLogger, peak_source: s
     say(f"LoRA: {lora.describe(config, recipe)}" if recipe.lora_rank else optimizers.describe(config))
     say(f"=> using fused AdamW: {setup.optimizer.defaults['fused']}")
     say(setup.device.describe())
+    if about_torch := devices.about_torch():
+        say(about_torch)
     if recipe.eval_only:
         return
     passes = schedule.length * rows / train.num_rows
@@ -82,7 +89,7 @@ def log_setup(setup: Setup, state: TrainState, logger: RunLogger, peak_source: s
 
 
 def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[str, Any] | None = None) -> None:
-    """Prepare out_dir, write recipe.yaml, open metrics.jsonl and the tracker."""
+    """Prepare out_dir, write recipe.yaml, open metrics.jsonl and the trackers."""
     if not setup.device.accelerator.is_main_process:
         return
     recipe, out_dir, resumed = setup.recipe, Path(setup.recipe.out_dir), setup.recipe.init_from == "resume"
@@ -97,6 +104,7 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
     }
     used = recipe_in_use(setup, state)
     _write_recipe(setup, used, derived)
+    before = read_metrics(logger.path) if resumed else []
     logger.open(setup.schedule.length, state.step if resumed else None, state.evaluations, state.best)
     values = dataclasses.asdict(used)
     values |= {name: value for name, value in derived.items() if values.get(name, 0) is None}
@@ -106,6 +114,7 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
         step=state.step,
         length=setup.schedule.length,
         recipe=values,
+        **setup.provenance,
         identity=setup.identity,
         data=setup.dataset_facts,
         machine=setup.device.describe(),
@@ -114,8 +123,9 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
     )
     for directory in setup.dataset_facts["directories"]:
         note_run(directory, out_dir)
-    if recipe.wandb_log:
-        logger.tracker = start_wandb(setup.device.accelerator, recipe, values)
+    place = Place(out_dir, recipe.wandb_project, recipe.wandb_run_name or out_dir.resolve().name, values)
+    kinds, now = chosen_trackers(recipe.log_with, recipe.wandb_log), read_metrics(logger.path)
+    logger.trackers = start_trackers(kinds, setup.device.accelerator, place, state.step, before, now, logger.print)
 
 
 def _write_recipe(setup: Setup, used: Recipe, derived: dict[str, Any]) -> None:
@@ -193,13 +203,16 @@ def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
         raise Failure(
             f"out_dir {recipe.out_dir}: best/ could not be saved; the last state is in {recipe.out_dir}/last", 1
         )
+    if line := worse_than_at_start(state):
+        logger.print(f"warning: {line}")
+        logger.record("warning", step=state.step, name="worse", line=line)
     logger.record("end", step=state.step, best=state.best)
     logger.close_bar()
-    for tracker in accelerator.trackers:  # not accelerator.end_training(), which would end the process group as well
-        tracker.finish()
     if not accelerator.is_main_process:
         return
     plot_loss(recipe.out_dir)
+    if logger.trackers:
+        logger.trackers.add_picture(Path(recipe.out_dir) / "loss.png")
     print(f"best val loss {state.best['val_loss']:.4f} at step {state.best['step']}, in {recipe.out_dir}/best")
     if setup.prompt is not None and setup.tokenizer is not None:
         best = GPT.from_pretrained(f"{recipe.out_dir}/best").to(setup.device.torch_device, setup.device.dtype)

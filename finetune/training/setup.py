@@ -24,6 +24,7 @@ from finetune.runs.checkpoints import SavedState
 from finetune.runs.datasets import is_isolated
 from finetune.runs.inputs import find_model_and_datasets, with_block_size
 from finetune.runs.model_ref import ModelRef
+from finetune.runs.provenance import provenance
 from finetune.runtime import attention_check, fsdp, memory, memory_modes
 from finetune.runtime.device import Device
 from finetune.training.optimizer import AdamW, adamw, fill_optimizer
@@ -73,6 +74,7 @@ def setup_run(
         init_from=saved.state["init_from"] if saved else recipe.init_from,
         dataset_names=[dataset.directory.resolve().name for dataset in datasets],
         dataset_facts=facts_of(datasets),
+        provenance=provenance() if device.accelerator.is_main_process else {},
         identity=identity,
         tokenizer=found.tokenizer,
         prompt=prompt,

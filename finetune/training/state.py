@@ -96,6 +96,7 @@ class Setup:
     init_from: str = "scratch"  # where the first weights came from, also of a resumed run
     dataset_names: list[str] = field(default_factory=list)
     dataset_facts: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)  # versions and git commit; on the main process
     identity: dict[str, Any] = field(default_factory=dict)  # what must not change when the run is resumed
     tokenizer: Tokenizer | None = None
     prompt: np.ndarray | None = None  # ids of the samples' prompt; None without samples

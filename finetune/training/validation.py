@@ -36,6 +36,7 @@ def validate(setup: Setup, state: TrainState, logger: RunLogger) -> None:
         raise Diverged(f"step {step}: val loss is {val_loss}, train loss is {train_loss}")
     state.evaluations.append(evaluation)
     facts = {**evaluation, "init_from": setup.init_from, "base_model": hub_id(setup.init_from)}
+    facts |= setup.provenance
     again = step == state.best.get("step")  # published before a crash that lost the state of this step
     is_best = again or val_loss < state.best.get("val_loss", math.inf)
     if is_best and publish_model(setup, state, logger, "best", facts):
@@ -77,3 +78,25 @@ def is_out_of_patience(setup: Setup, state: TrainState) -> bool:
         return False
     losses = [evaluation["val_loss"] for evaluation in state.evaluations]
     return len(losses) - 1 - losses.index(min(losses)) >= setup.recipe.patience
+
+
+def figures(state: TrainState) -> dict[str, float | None]:
+    """What `require` may name: figures of the best model; its improvement over the model before the first update."""
+    val_loss, step = state.best.get("val_loss", math.nan), state.best.get("step")
+    train_losses = [evaluation["train_loss"] for evaluation in state.evaluations if evaluation["step"] == step]
+    first = [evaluation["val_loss"] for evaluation in state.evaluations[:1] if evaluation["step"] == 0]
+    return {
+        "val_loss": val_loss,
+        "train_loss": train_losses[0] if train_losses else None,
+        "perplexity": math.exp(min(val_loss, 700)),  # exp(710) overflows
+        "improvement": first[0] - val_loss if first else None,
+    }
+
+
+def worse_than_at_start(state: TrainState) -> str | None:
+    """A line if the last evaluation is worse than that before the first update."""
+    first, last = state.evaluations[0], state.evaluations[-1]
+    if first["step"] != 0 or last["val_loss"] <= first["val_loss"]:
+        return None
+    losses = f"val loss {last['val_loss']:.4f} after {last['step']:,} updates, {first['val_loss']:.4f} before"
+    return f"this run ended worse than it began: {losses}; best/ holds step {state.best['step']:,}"

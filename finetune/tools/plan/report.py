@@ -30,6 +30,29 @@ def report(plan: Plan) -> str:
     return text
 
 
+def facts(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON; sizes in bytes, times in seconds. {"seconds": {}} if it was not timed."""
+    recipe = dataclasses.asdict(plan.recipe) | dataclasses.asdict(plan.schedule) | {"block_size": plan.block_size}
+    return {
+        "recipe": {name: recipe[name] for name in (field.name for field in dataclasses.fields(Recipe))},
+        "processes": plan.processes,
+        "device": plan.device,
+        "dtype": plan.dtype,
+        "parameters": sizes.num_parameters(plan.config),
+        "data": dataclasses.asdict(plan.data),
+        "updates": plan.schedule.length,
+        "remaining_updates": plan.remaining,
+        "passes": plan.passes,
+        "tokens_per_update": plan.tokens,
+        "evaluations": plan.evaluations,
+        "memory": {"needed": plan.peak_bytes(), "available": plan.available},
+        "disk": {"needed": plan.disk_needed, "available": plan.disk_free},
+        "seconds": plan.seconds(),
+        "advice": advice.advice(plan),
+        "shortage": shortage(plan),
+    }
+
+
 def shortage(plan: Plan) -> str:
     """What does not suffice, in capitals, with the way out; empty if everything does."""
     lines = []

@@ -39,7 +39,7 @@ def recipe(plan: Plan, path: str = "FILE.yaml", learning_rate: float | None = No
     place = (
         f"{plan.data.tokens['train']:,} tokens to train on, on {plan.device} with {plan.available / 1e9:.0f} GB free"
     )
-    head = f"# accelerate launch -m finetune.train {path}\n#\n# Suggested for {place}.\n"
+    head = f"# finetune train {path}\n#\n# Suggested for {place}.\n"
     return "\n".join([head, *(f"{pair:<{width}}  # {chosen[name][1]}" for name, pair in zip(names, pairs))]) + "\n"
 
 

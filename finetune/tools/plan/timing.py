@@ -148,8 +148,8 @@ def _seconds_of_a_token(model: GPT, recipe: Recipe, device: Device) -> float:
     idx = torch.zeros(recipe.num_samples, 1, dtype=torch.int64, device=device.torch_device)
     new = min(NEW_TOKENS, recipe.max_new_tokens)
     with device.uncompiled():
-        model.generate(idx, 1)
-        return _seconds(device, lambda: model.generate(idx, new)) / new
+        model.generate(idx, 1, eos_token_id=None)
+        return _seconds(device, lambda: model.generate(idx, new, eos_token_id=None)) / new
 
 
 def _seconds_of_a_byte(out_dir: str) -> float:

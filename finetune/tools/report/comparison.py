@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from finetune.common.formatting import duration, setting
 from finetune.tools.report.record import Record
@@ -24,6 +25,19 @@ def to_text(runs: Sequence[Record]) -> str:
     if notes := _notes(runs):
         lines += ["", *notes]
     return "\n".join(lines)
+
+
+def facts(runs: Sequence[Record]) -> dict[str, Any]:
+    """The comparison as JSON: `first`, `best` and `last` are evaluations, `seconds` is the median of an update, and
+    `different` are the keys in which the recipes differ."""
+    described = []
+    for run in runs:
+        found = run.evaluations
+        evaluations = {"first": found[0] if found else None, "best": run.best, "last": found[-1] if found else None}
+        medians = {name: run.median(name) for name in ("tokens_per_second", "mfu", "seconds")}
+        facts = {"out_dir": str(run.out_dir), "running": run.running, "updates": run.done, "length": run.length}
+        described.append({**facts, **evaluations, "parameters": run.parameters, **medians, "recipe": run.recipe})
+    return {"runs": described, "different": [row[0] for row in _recipes(runs)], "notes": _notes(runs)}
 
 
 def _recipes(runs: Sequence[Record]) -> list[Row]:

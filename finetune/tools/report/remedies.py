@@ -89,7 +89,7 @@ def examine_data(run: Record) -> str | None:
 
 
 def _train(run: Record, **flags: Flag) -> str:
-    command = ["accelerate", "launch", "-m", "finetune.train", str(run.out_dir / "recipe.yaml")]
+    command = ["finetune", "train", str(run.out_dir / "recipe.yaml")]
     given = _keys_of_recipe(run)
     for name, value in flags.items():
         if value is not None:

@@ -1,0 +1,28 @@
+"""--json=true: one JSON document on standard output, and nothing else there."""
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Generator
+from typing import Any
+
+
+@contextlib.contextmanager
+def other_output_to_stderr(is_json: bool) -> Generator[None]:
+    """Context in which everything that is printed goes to standard error, if `is_json`."""
+    with contextlib.redirect_stdout(sys.stderr) if is_json else contextlib.nullcontext():
+        yield
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(finite(value), ensure_ascii=False, indent=2, default=str))
+
+
+def finite(value: Any) -> Any:
+    """The value with NaN and infinity as text: JSON has no such numbers."""
+    if isinstance(value, dict):
+        return {str(name): finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

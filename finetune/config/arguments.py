@@ -1,0 +1,201 @@
+"""Arguments as people type them: `--key=value`, `--key value`, `--switch`, `--no-switch`, `key=value`, recipes by file
+or by name, and FINETUNE_KEY in the environment of the commands that take a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.common.errors import UsageError
+from finetune.config import nanogpt_config
+from finetune.config.nearest_key import nearest, similar
+from finetune.config.options import BOOLEANS, describe_type
+from finetune.config.recipe import Recipe
+from finetune.config.recipe_file import SUFFIXES, Entry, read_recipe
+from finetune.config.recipe_names import find_recipe, recipe_names
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+PREFIX = "FINETUNE_"
+RECIPE_FLAGS = ("config", "config_file")
+SHORT_FLAG = re.compile(r"-[A-Za-z][\w-]*(=.*)?", re.DOTALL)
+PAIR = re.compile(r"([A-Za-z]\w*)=.*", re.DOTALL)
+DASHES = ("\u2013", "\u2014", "\u2212")  # what editors make of - and --
+
+
+def read_arguments(cls: type[DataclassInstance], argv: list[str], problems: list[str]) -> tuple[list[Entry], list[str]]:
+    """`(entries, sources)`: the entries of recipes, then those of the environment, then the flags; a later one wins.
+
+    An argument without a flag is a source if `cls` has `sources`; else a recipe, or the dataset of a recipe, or, for a
+    command that reads a run, its out_dir."""
+    reader = Reader(cls, list(argv), problems)
+    while reader.remaining:
+        reader.read(reader.remaining.pop(0))
+    environment = _from_environment(reader.kinds, problems) if reader.trains else []
+    defaults = []
+    if reader.has_nanogpt_config:
+        missing = nanogpt_config.missing({entry.key: entry.text or "" for entry in reader.recipe})
+        defaults = [Entry(key, text, nanogpt_config.ORIGIN) for key, text in missing.items()]
+    return [*defaults, *reader.recipe, *environment, *reader.flags], reader.sources
+
+
+class Reader:
+    """Arguments that are not read yet, and what was found in those before."""
+
+    def __init__(self, cls: type[DataclassInstance], remaining: list[str], problems: list[str]) -> None:
+        self.remaining, self.problems = remaining, problems
+        self.kinds: dict[str, Any] = typing.get_type_hints(cls)
+        self.fields = {field.name for field in dataclasses.fields(cls)}
+        self.trains = issubclass(cls, Recipe)
+        self.recipe: list[Entry] = []
+        self.flags: list[Entry] = []
+        self.sources: list[str] = []
+        self.has_nanogpt_config = False
+        self.only_positional = False
+        self.target = ""  # the argument that is the dataset or the run
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in self.kinds if name in self.fields and name != "sources"]
+
+    def read(self, arg: str) -> None:
+        short = arg[1:].partition("=")[0]
+        if self.only_positional:
+            self._read_positional(arg)
+        elif arg == "--":
+            self.only_positional = True
+        elif arg.startswith("--"):
+            self._read_flag(arg)
+        elif SHORT_FLAG.fullmatch(arg):
+            self.problems.append(f"unknown flag {arg}." + nearest(short, [*self.names, "config"], "--"))
+            self._skip_value(arg)
+        elif arg.startswith(DASHES):
+            self.problems.append(f"{arg}: begins with a long dash, not with --; type the flag again")
+            self._skip_value(arg)
+        else:
+            self._read_positional(arg)
+
+    def _read_flag(self, arg: str) -> None:
+        word, equals, text = arg.partition("=")
+        name = word[2:].replace("-", "_").lower()
+        positive = name.removeprefix("no_")
+        if name in self.names:
+            value = text if equals else self._take_value(word, name)
+            self.flags += [Entry(name, value, f"--{name}")] if value is not None else []
+        elif name in RECIPE_FLAGS:
+            value = text if equals else self._take_value(word, name)
+            if value is not None:
+                self._read_recipe(value)
+        elif name != positive and self._is_switch(positive):
+            if equals:
+                self.problems.append(f"{word}: takes no value; write --{positive}=true or --{positive}=false")
+            self.flags.append(Entry(positive, "false", f"--{positive}"))
+        else:
+            self.problems.append(f"unknown flag {word}." + nearest(name, [*self.names, "config"], "--"))
+            self._skip_value(arg)
+
+    def _take_value(self, word: str, name: str) -> str | None:
+        """The argument after a flag without =; None, with a problem, if there is none."""
+        following = self.remaining[0] if self.remaining else "--"
+        if self._is_switch(name):
+            is_value = following.lower() in {*BOOLEANS, *_choices(self.kinds[name])}
+            return self.remaining.pop(0) if is_value else "true"
+        if following.startswith("="):
+            self.problems.append(f"{word}: write {word}=VALUE, without a space before =")
+            del self.remaining[: 2 if following == "=" else 1]
+            return None
+        if self._is_flag(following):
+            kind = describe_type(self.kinds[name], short=True) if name in self.kinds else "RECIPE"
+            self.problems.append(f"{word}: has no value; write {word}={kind}")
+            return None
+        return self.remaining.pop(0)
+
+    def _skip_value(self, arg: str) -> None:
+        """Pass over the value of an unknown flag, which would be another problem."""
+        if "=" not in arg and self.remaining and not self._is_flag(self.remaining[0]):
+            self.remaining.pop(0)
+
+    def _is_flag(self, arg: str) -> bool:
+        """Whether an argument cannot be the value of the flag before it. -1 and "- a" are values."""
+        return arg == "--" or bool(SHORT_FLAG.fullmatch(arg)) or bool(re.match(r"--[A-Za-z]", arg))
+
+    def _is_switch(self, name: str) -> bool:
+        kind = self.kinds.get(name)
+        return name in self.fields and (kind is bool or bool in typing.get_args(kind) or "true" in _choices(kind))
+
+    def _read_positional(self, arg: str) -> None:
+        pair = None if self.only_positional or os.path.lexists(arg) else PAIR.fullmatch(arg)
+        if pair and ("sources" not in self.fields or pair[1].lower() in self.names):
+            self._read_flag(f"--{arg}")
+        elif "sources" in self.fields:
+            self.sources.append(arg)
+        elif arg.endswith(SUFFIXES):
+            self._read_recipe(arg)
+        elif self.trains:
+            self._read_recipe_or_dataset(arg)
+        elif "out_dir" in self.names:
+            self._set_target("out_dir", arg)
+        else:
+            self._read_recipe(arg)
+
+    def _read_recipe(self, name: str) -> None:
+        try:
+            path = find_recipe(name)
+        except UsageError as error:
+            self.problems.append(str(error))
+            return
+        self.has_nanogpt_config |= path.suffix == ".py"
+        self.recipe += read_recipe(str(path), self.problems)
+
+    def _read_recipe_or_dataset(self, arg: str) -> None:
+        is_recipe = arg in recipe_names()
+        is_data = Path(arg, "train.bin").exists() or Path(arg).is_file()
+        if is_recipe and is_data:
+            ways = f"--config={arg} is the recipe, --dataset={arg} the data"
+            self.problems.append(f"{arg}: is a recipe that comes with finetune, and data that are here; {ways}")
+        elif is_recipe or Path(arg, "recipe.yaml").is_file():
+            self._read_recipe(arg)  # which refuses the directory of a run
+        elif is_data or Path(arg).is_dir() or Path("data", arg, "train.bin").exists() or "," in arg:
+            self._set_target("dataset", arg)
+        else:
+            before = len(self.problems)
+            self._read_recipe(arg)
+            ends = [
+                f"{told.rstrip('?')}? Data" if told.endswith("?") else f"{told}. Data"
+                for told in self.problems[before:]
+            ]
+            self.problems[before:] = [f"{told} are given as --dataset={arg}" for told in ends]
+
+    def _set_target(self, key: str, arg: str) -> None:
+        given = self.target or next((str(flag.text) for flag in self.flags if flag.key == key), "")
+        if given:
+            several = f"; several are given as --dataset={given},{arg}" if key == "dataset" else ""
+            self.problems.append(f"{arg}: {key} is given already, as {given}{several}")
+        self.target = arg
+        self.flags.append(Entry(key, arg, f"--{key}"))
+
+
+def _choices(kind: object) -> tuple[Any, ...]:
+    """The words of a Literal, also inside a union."""
+    if typing.get_origin(kind) is typing.Literal:
+        return typing.get_args(kind)
+    return tuple(word for part in typing.get_args(kind) for word in _choices(part))
+
+
+def _from_environment(names: typing.Collection[str], problems: list[str]) -> list[Entry]:
+    """FINETUNE_KEY of each key. A variable that is nearly one is a problem; all others belong to somebody else."""
+    entries = []
+    for variable, text in sorted(os.environ.items()):
+        name = variable.removeprefix(PREFIX).lower()
+        if not variable.startswith(PREFIX):
+            continue
+        if name in names:
+            entries.append(Entry(name, text, variable))
+        elif close := similar(name, names, cutoff=0.8):
+            problems.append(f"{variable}: no key has this name. Did you mean '{PREFIX}{close.upper()}'?")
+    return entries

@@ -1,0 +1,136 @@
+"""The header of a csv file: names, and not data; one, and not two; of all columns, and not of one that holds them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from finetune.common.errors import UsageError
+from finetune.data.csv_dialect import Dialect
+
+LONGEST_NAME = 60  # characters of a column's name; a longer cell is data
+NUMBER = re.compile(r"[-+]?[\d.,]*\d%?$")
+BRACKETS = re.compile(r"\(.*\)$|\[.*\]$")  # around a unit
+RULE = re.compile(r"(?:\||(?=.*--))[-=+|:,;\s]*-[-=+|:,;\s]*$")  # of a printed table
+BETWEEN = re.compile(r"\w([^\w .()'\"-]+)(?=\w)")  # what may be a separator
+FEW_ROWS = 5  # too few to tell a header from a row
+
+
+def check_lines(lines: list[str], name: str) -> None:
+    """Raise UsageError for a table as Markdown, psql and mysql print it."""
+    for number, line in enumerate(lines[:3], 1):
+        if RULE.match(line):
+            raise UsageError(
+                f"{name}: line {number} is the rule of a printed table (Markdown, psql, mysql), not csv; export the"
+                " table as csv, delete the line if that is all, or read it as text under the suffix .md"
+            )
+
+
+def check_names(
+    names: list[str], first: list[tuple[int, list[str]]], place: str, header: str, dialect: Dialect, is_named: bool
+) -> list[str]:
+    """The names of the columns. Raises UsageError where they look like data, beside the `first` rows, (line, cells).
+
+    Args:
+        header: "true" takes any for names; with "false" the names are a row, and only the separator is looked for.
+        is_named: whether the separator was.
+    """
+    names = [one.strip() for one in names]
+    rows = [cells for _, cells in first]
+    if not is_named:
+        _check_long_separator([names, *rows], place, dialect)
+    if len(names) == 1 and not is_named:
+        _check_separator(names[0], [cells[0] for cells in rows], place, header, dialect)
+    while len(names) > 1 and not names[-1] and not any("".join(cells[len(names) - 1 :]).strip() for cells in rows):
+        names.pop()  # a comma at the end of each line
+    if header == "auto":
+        repeated = [cells for cells in rows if not is_header(cells, names)]
+        if problem := next(_problems(names, repeated), None):
+            advice = "without a header give --header=false (columns are then 1, 2, ...), with one --header=true"
+            raise UsageError(f"{place}: {problem}; {advice}")
+        if rows and not is_header(rows[0], names) and (what := _second_header(names, rows)):
+            line = f"{place.rpartition(':')[0]}: line {first[0][0]:,}"
+            raise UsageError(f"{line}: looks like a second header ({what}); delete it, or read it with --header=true")
+    return names
+
+
+def shown(names: list[str]) -> list[str]:
+    """The names, with a name for columns without one, such as those of pandas' index."""
+    count, out = 0, []
+    for one in names:
+        count += not one
+        out.append(one or f"(no name{f' {count}' * (count > 1)})")
+    return out
+
+
+def is_header(cells: list[str], names: list[str]) -> bool:
+    """Whether a row is the header again, in any order."""
+    return sorted(cell.strip().lstrip("\ufeff") for cell in cells) == sorted(names)
+
+
+def _problems(names: list[str], rows: list[list[str]]) -> Iterator[str]:
+    """What makes the names of columns look like data."""
+    if twice := [one for one, count in Counter(names).items() if one and count > 1]:
+        yield f"two columns are named {twice[0]!r}"
+    for number, one in enumerate(names):
+        cells = {_pattern(row[number]) for row in rows if number < len(row)}
+        is_word_list = len(names) == 1 and not any(" " in cell for cell in cells)
+        is_alike = _pattern(one) in cells or is_word_list or (len(names) == 1 and " " in one)
+        if one and (_looks_like_data(one) or is_alike):
+            yield f"{one[:40]!r} looks like data, not like the name of a column"
+
+
+def _check_long_separator(rows: list[list[str]], place: str, dialect: Dialect) -> None:
+    """Raise UsageError for a separator such as ;; or ~|~, of which one character was taken."""
+    is_doubled = len(rows[0]) > 2 and all(rows[0][::2]) and not any("".join(row[1::2]).strip() for row in rows)
+    around = {end for row in rows for end in (*(one[-1:] for one in row[:-1]), *(one[:1] for one in row[1:]))}
+    is_enclosed = len(around) == 1 and re.fullmatch(r"[^\w\s\"']", max(around))
+    if is_doubled or is_enclosed:
+        long = 2 * dialect.separator if is_doubled else dialect.separator.join(2 * max(around))
+        raise UsageError(f"{place}: {long!r} separates cells; --separator= takes one character: put one in its place")
+
+
+def _check_separator(name: str, cells: list[str], place: str, header: str, dialect: Dialect) -> None:
+    """Raise UsageError for one column that another separator cuts into several."""
+    for between in BETWEEN.findall(name):
+        counts = {cell.count(between) for cell in [name, *cells]}
+        if header != "auto" and (len(cells) < FEW_ROWS or len(counts) > 1 or between in ":/"):
+            continue
+        if between == dialect.separator:
+            raise UsageError(f"{place}: {name[:40]!r} is one cell; whole lines stand in quotes: take these out")
+        if len(between) > 1:
+            way = f"--separator= takes one character: put one in the place of {between!r}"
+        else:
+            spelled = between if between.isprintable() else f"\\x{ord(between):02x}"
+            way = f"name the separator with --separator='{spelled}', or with --separator=, if it is one"
+        raise UsageError(f"{place}: {name[:40]!r} is one column; {way}")
+
+
+def _second_header(names: list[str], rows: list[list[str]]) -> str:
+    """What shows that row 1 is no row: units, types or labels of the columns. "" if it is one."""
+    (one, *others) = rows
+    if found := next((cell for row in rows[:3] for cell in row if cell.startswith('{"ImportId"')), ""):
+        return f"{found[:20]!r} of Qualtrics, in this line or the next"
+    if len(others) < FEW_ROWS:
+        return ""
+    filled = [cell.strip() for cell in one if cell.strip()]
+    if all(map(BRACKETS.match, filled)) and not any(map(BRACKETS.match, (row[-1].strip() for row in others))):
+        return f"units such as {filled[0]!r}" if filled else ""
+    for name, cell, *column in zip(names, one, *others):
+        numbers = [value.strip() for value in column if value.strip()]
+        is_word = bool(re.match(r"[^\W\d_]{2}", cell.strip())) and cell.strip().lower() not in ("na", "nan", "null")
+        if is_word and len(numbers) >= FEW_ROWS and all(map(NUMBER.match, numbers)):
+            return f"{cell.strip()[:40]!r} where the column {name!r} holds numbers"
+    return ""
+
+
+def _pattern(cell: str) -> str:
+    """A cell with every number as 0, so that `row 1` and `row 2` are alike."""
+    return re.sub(r"\d+", "0", cell.strip())
+
+
+def _looks_like_data(cell: str) -> bool:
+    """Whether a cell of the first row is a number or a sentence."""
+    is_sentence = len(cell.split()) >= 4 or bool(re.search(r"[.!?,;]\s|[.!?]$", cell))
+    return bool(NUMBER.match(cell)) or is_sentence or len(cell) > LONGEST_NAME or "\n" in cell

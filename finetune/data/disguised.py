@@ -1,0 +1,149 @@
+"""Files under the name of a plain text that surely hold something else: a table, JSON, or a web page."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+import re
+from json import JSONDecodeError
+
+from finetune.common.errors import UsageError
+
+SUFFIX = re.compile(r"(\.(txt|text|dat|data|log|out|bak|old|\d+))?")  # that promises no kind of text
+LOOK_CHARACTERS, LOOK_ROWS = 1 << 16, 50  # at the start of a text
+MIN_ROWS = 3  # of a table, with the header
+SHARE = 0.8  # of the rows that are as wide as the first
+SEPARATORS = {"\t": "tsv", ",": "csv", ";": "csv", "|": "csv"}
+NAME = re.compile(r"[^\W\d][\w .()/#-]{0,39}(?<!\.)$")  # of a column
+NUMBER = re.compile(r"[-+]?\d+(\.\d+)?$")
+WEB_PAGE = re.compile(r"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<(!doctype\s+html|html)\b", re.IGNORECASE | re.DOTALL)
+JSON_START = re.compile(r'\s*(\{\s*"|\[\s*[\[{"])')
+AS_TEXT = "or take it as the text that it is with --documents=file"
+
+Rows = list[list[str]]
+
+
+def may_be(suffix: str) -> bool:
+    """Whether a file with this suffix can hold anything."""
+    return bool(SUFFIX.fullmatch(suffix))
+
+
+def check(text: str, name: str) -> None:
+    """Raise UsageError if a text, of which the beginning is given, is surely no plain text: what it is and the ways
+    out."""
+    is_cut = len(text) > LOOK_CHARACTERS
+    head = text[:LOOK_CHARACTERS]
+    if WEB_PAGE.match(head):
+        raise UsageError(
+            f"{name}: is a web page, not plain text; name it with the suffix .html to convert it, {AS_TEXT}"
+        )
+    if suffix := _json_kind(head, is_cut):
+        what = "JSON lines" if suffix == ".jsonl" else "JSON"
+        raise UsageError(f"{name}: holds {what}, not plain text; name it with the suffix {suffix}, {AS_TEXT}")
+    if _is_python(head):
+        raise UsageError(
+            f"{name}: holds rows as Python prints them, not plain text; write them with json.dumps to a file with the"
+            f" suffix .jsonl, {AS_TEXT}"
+        )
+    separator = table_separator(head, is_cut)
+    if separator:
+        kind = SEPARATORS[separator]
+        shown = "tabs" if separator == "\t" else repr(separator)
+        raise UsageError(
+            f"{name}: is a table with {shown} between its cells, not plain text; name it with the suffix .{kind}"
+            f" (standard input: --separator={'tab' if kind == 'tsv' else shown}), {AS_TEXT}"
+        )
+
+
+def _json_kind(head: str, is_cut: bool) -> str | None:
+    """.jsonl or .json, if a text is that."""
+    lines = [line for line in head.split("\n", 3)[:3] if line.strip()]
+    try:
+        if len(lines) > 1 and all(_holds_rows(json.loads(line)) for line in lines):
+            return ".jsonl"
+    except (ValueError, RecursionError):
+        pass
+    if not JSON_START.match(head):
+        return None
+    try:
+        return ".json" if _holds_rows(json.loads(head)) else None
+    except JSONDecodeError as error:
+        return ".json" if is_cut and (error.pos >= len(head) - 100 or error.msg.startswith("Unterminated")) else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_python(head: str) -> bool:
+    """Whether the first lines are dicts that Python printed."""
+    lines = [line for line in head.split("\n", 3)[:3] if line.strip()]
+    try:
+        return len(lines) > 1 and all(line[0] == "{" and isinstance(ast.literal_eval(line), dict) for line in lines)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
+
+
+def _holds_rows(value: object) -> bool:
+    """Whether it is an object, or a list of objects or texts."""
+    return isinstance(value, dict) or (
+        isinstance(value, list) and bool(value) and all(isinstance(one, dict | str) for one in value)
+    )
+
+
+def table_separator(head: str, is_cut: bool = False) -> str | None:
+    """The separator of the table that a text surely is: its rows are alike, below a header, or with cells in quotes or
+    numbers beside sentences."""
+    first, _, rest = head.lstrip("\n").partition("\n")
+    if found := re.match(r'"?sep=(.)"?\s*$', first, re.IGNORECASE):
+        return found[1] if found[1] in SEPARATORS else ","
+    for separator in SEPARATORS:
+        if separator in first and rest:
+            rows = _rows(head, separator, is_cut)
+            if _is_table(rows, separator, is_quoted=f'"{separator}"' in first):
+                return separator
+    return None
+
+
+def _rows(head: str, separator: str, is_cut: bool) -> Rows:
+    """The first rows, without the last if it may be cut; none if quotes are not those of csv."""
+    rows: Rows = []
+    lines = head.split("\n")[: -1 if is_cut else None]
+    try:
+        for row in csv.reader((line + "\n" for line in lines), delimiter=separator, strict=True):
+            rows += [row] if row else []
+            if len(rows) >= LOOK_ROWS:
+                break
+    except csv.Error as error:
+        if separator == "\t":  # where quotes can be characters
+            return [line.split(separator) for line in lines[:LOOK_ROWS] if line]
+        return rows if is_cut and "unexpected end" in str(error) else []
+    return rows
+
+
+def _is_table(rows: Rows, separator: str, is_quoted: bool) -> bool:
+    first, *others = rows or [[]]
+    width = len(first)
+    alike = [row for row in others if len(row) == width]
+    if width < 2 or len(others) < MIN_ROWS - 1 or len(alike) < SHARE * len(others):
+        return False
+    columns = [[cell.strip() for cell in column] for column in zip(*alike)]
+    numbers = [number for number, column in enumerate(columns) if all(map(NUMBER.match, column))]
+    has_spaces = sum(any(cell.startswith(" ") for cell in row[1:]) for row in [first, *alike]) > (1 - SHARE) * len(rows)
+    if (has_spaces and separator != "\t" and not numbers) or not any(map(_holds_sentences, columns)):
+        return False  # separators with a space behind them are those of sentences
+    if _is_header(first) or (numbers[:1] == [0] and not first[0] and _is_header(first[1:])):  # pandas' index
+        return True
+    is_plain = len(alike) == len(others) > MIN_ROWS and bool(first[0].strip())  # perhaps without a header
+    return is_plain and (
+        separator == "\t" or is_quoted or any(NUMBER.match(first[number].strip()) for number in numbers)
+    )
+
+
+def _is_header(cells: list[str]) -> bool:
+    names = [cell.strip() for cell in cells]
+    return all(NAME.match(name) and len(name.split()) <= 3 for name in names) and len({*names}) == len(names)
+
+
+def _holds_sentences(column: list[str]) -> bool:
+    """Whether most cells have several words, or another script, which can do without spaces."""
+    return 2 * sum(" " in cell or not cell.isascii() for cell in column) > len(column)

@@ -1,0 +1,68 @@
+"""Tables that are a talk between people, one utterance a row: documents of single rows would lose who speaks."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from finetune.common.errors import UsageError
+from finetune.data import chat
+from finetune.data.row_shape import shortened
+
+TALKS = "messages conversation conversations dialog dialogue chat chats utterances turns transcript log".split()
+SPEAKERS = re.compile(r"(speaker|sender|participant|character|nick)([ _]?name|[ _]?id)?", re.IGNORECASE)
+PERHAPS = ("from", "role", "author", "user", "username", "user_name", "name", "creator", "from_name")
+SAID = ("text", "content", "message", "utterance", "body", "value", "line", "msg", "dialogue", "dialog")
+ONLY_SAID = ("message", "utterance", "msg")  # which no article is called
+LETTER = ("to", "subject", "recipient")  # columns of mail, and of translations
+# columns of Slack's, Discord's and Messenger's exports
+EXPORTED = ("ts", "reactions", "attachments", "timestamp_ms", "mentions", "thread_ts", "text_entities")
+NAMES = ("name", "username", "global_name", "user", "displayname", "id")  # of a speaker that is an object
+
+
+def check(rows: list[dict[str, Any]], rows_of: str | None, place: str, is_json: bool) -> None:
+    """Raise UsageError if rows are utterances: who speaks, and the ways out. `rows_of` is the list that holds them."""
+    names = {name.strip().lower(): name for row in rows for name in row}
+    said = next((names[name] for name in SAID if name in names), None)
+    speaker = _speaker(names, rows, rows_of, said)
+    if said is None or speaker is None:
+        return
+    values = [_name(row.get(speaker)) for row in rows if row.get(said)]
+    people = list(dict.fromkeys(str(value) for value in values if value))
+    is_talk = (rows_of or "").lower() in TALKS
+    if not people or all(name.strip().lower() in chat.ROLE_OF for name in people):
+        return
+    if len(people) == len(values) and not is_talk:
+        return  # each speaks once, as the authors of documents
+    ways = f"write it as one text of lines such as '{people[0]}: ...'{_jq(rows, speaker, said) if is_json else ''}"
+    raise UsageError(
+        f"{place}: is a talk, a row is what one person says ({speaker!r}: {shortened(people, 3)}), and rows as"
+        f" documents lose who speaks; {ways}, or take them so with --text_column={said}"
+    )
+
+
+def _speaker(names: dict[str, str], rows: list[dict[str, Any]], rows_of: str | None, said: str | None) -> str | None:
+    if found := next((names[name] for name in names if SPEAKERS.fullmatch(name)), None):
+        return found
+    is_export = (rows_of or "").lower() in TALKS or any(name in names for name in EXPORTED)
+    is_mail = any(name in names for name in LETTER)
+    for name in PERHAPS:
+        column = names.get(name)
+        if column and column != said and not (is_mail and name == "from"):
+            is_object = any(isinstance(row.get(column), dict) for row in rows)
+            if is_export or is_object or name == "from" or (said or "").lower() in ONLY_SAID:
+                return column
+    return None
+
+
+def _name(value: Any) -> Any:
+    """The name of a speaker."""
+    return next((value[name] for name in NAMES if value.get(name)), None) if isinstance(value, dict) else value
+
+
+def _jq(rows: list[dict[str, Any]], speaker: str, said: str) -> str:
+    """How jq writes the talk, if its cells are as simple as that."""
+    is_simple = all(isinstance(row.get(key), str) for row in rows for key in (speaker, said))
+    if not is_simple or not (speaker.isidentifier() and said.isidentifier()):
+        return ""
+    return f""", for example with jq -r '.. | objects | select(.{said}) | "\\(.{speaker}): \\(.{said})"'"""

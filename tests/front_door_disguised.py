@@ -1,0 +1,93 @@
+"""Texts that are none: tables, JSON and web pages under the name of a text, and texts that only look like them."""
+
+import json
+
+from front_door import Case, as_column, csv_text, json_lines, plain, reads, refuses, texts
+
+T, P = texts(), plain()
+ROWS = [(i, t) for i, t in enumerate(P)]
+QUESTIONS = [(f"What is {i}?", f"It is, {t}.") for i, t in enumerate(P)]
+PAGE = f"<html><body><p>{P[0]}</p></body></html>"
+CSV, TSV, SEMICOLON = csv_text(ROWS), csv_text(ROWS, delimiter="\t"), csv_text(ROWS, delimiter=";")
+FILE = "--documents=file"
+DISGUISED = {
+    "csv": (CSV, ["','", ".csv", FILE]),
+    "csv of Windows": (csv_text(ROWS, lineterminator="\r\n"), [".csv"]),
+    "csv with cells in quotes": (csv_text(enumerate(T)), [".csv"]),
+    "csv with all cells in quotes": (csv_text(ROWS, quoting=1), [".csv"]),
+    "csv of questions": (csv_text(QUESTIONS, header=("question", "answer")), [".csv"]),
+    "csv without a header": (csv_text(ROWS, header=None), [".csv"]),
+    "csv of pandas": (csv_text(ROWS, header=("", "text")), [".csv"]),
+    "csv with dates": (csv_text([("2024-01-01", t, "pos") for t in P], header=("date", "review", "label")), [".csv"]),
+    "csv with a row too wide": (csv_text(ROWS) + "13,so, it is\n", [".csv"]),
+    "csv of semicolons": (SEMICOLON, ["';'", ".csv"]),
+    "csv of bars": (csv_text(ROWS, delimiter="|"), ["'|'", ".csv"]),
+    "csv of Excel": ("sep=;\n" + SEMICOLON, [".csv"]),
+    "csv of Chinese": (csv_text([(i, "这是一个中文句子") for i in range(9)], header=("id", "内容")), [".csv"]),
+    "tsv": (TSV, ["tab", ".tsv"]),
+    "tsv without a header": (csv_text([(f"{t}.", f"{t}!") for t in P], header=None, delimiter="\t"), [".tsv"]),
+    "JSON lines": (json_lines(as_column(P)), ["JSON lines", ".jsonl", FILE]),
+    "JSON lines of lists": (json_lines([[{"role": "user", "content": t}] for t in P]), ["JSON lines", ".jsonl"]),
+    "a JSON array": (json.dumps(as_column(P), indent=1), ["JSON", ".json"]),
+    "a JSON array in a line": (json.dumps(as_column(P)), ["JSON", ".json"]),
+    "a JSON array of texts": (json.dumps(P), ["JSON", ".json"]),
+    "a long JSON array": (json.dumps(as_column(T * 200), indent=1), ["JSON", ".json"]),
+    "a JSON object": (json.dumps({"data": as_column(P)}, indent=1), ["JSON", ".json"]),
+    "rows as Python prints them": ("".join(f"{row}\n" for row in as_column(T)), ["Python", "json.dumps", FILE]),
+    "a web archive": ("MIME-Version: 1.0\nContent-Type: multipart/related\n\n" + PAGE, ["web archive"]),
+    "an encrypted text": ("-----BEGIN PGP MESSAGE-----\n\nhQEMAw\n-----END PGP MESSAGE-----\n", ["encrypted", "gpg"]),
+    "a web page": (PAGE, ["web page", ".html", FILE]),
+    "a web page of XML": (f'<?xml version="1.0"?>\n<!DOCTYPE html>\n{PAGE}', ["web page"]),
+}
+STAY = {
+    "a poem": "Roses, red\nViolets, blue\nSugar, sweet\nAnd so, are you\n",
+    "prose with a comma a line": "It was late, and cold.\nShe came, and went.\nHe stood, and fell.\nWe sat, so long.\n",
+    "talk in quotes": '"Hello," she said.\n"Hi," he said.\n"So," she said.\n',
+    "C": "int a,b;\nint c,d;\nint e,f;\nfoo(a,b);\nbar(c,d);\n",
+    "Python": "import os,sys\nprint(a,b)\nprint(c,d)\nx = f(a,b)\n",
+    "a log": "2024-01-01 10:00:00,123 INFO it starts\n2024-01-01 10:00:00,124 INFO it stops\n" * 9,
+    "a table of Markdown": "| id | text |\n|----|------|\n| 1 | a b |\n| 2 | c d |\n",
+    "a table of Markdown without edges": "id | text\n--- | ---\n1 | a b c\n2 | b c d\n",
+    "a chat": "12/31/23, 10:15 PM - Anna: Hi there\n12/31/23, 10:16 PM - Ben: Hello Anna\n" * 9,
+    "words in pairs": "apples,pears\nplums,figs\nkiwis,limes\n",
+    "names": "Smith, John\nMiller, Anna\nJones, Tom\nLee, Amy\n",
+    "addresses": "Main Street 5, Berlin, Germany\nSide Street 6, Paris, France\nHigh Road 3, London, UK\n",
+    "sums": "1,2,3\n4,5,9\n2,2,4\n3,3,6\n",
+    "contents": "Chapter 1\t5\nChapter 2\t9\nChapter 3\t12\n\nIt was late.\nThe river was old.\n",
+    "subtitles": "1\n00:00:01,000 --> 00:00:02,000\nHi there, you\n\n2\n00:00:03,000 --> 00:00:04,000\nYes\n",
+    "a text that begins with JSON": '{"a": 1} is an object.\nIt is short.\n',
+    "a song in brackets": "[Verse 1]\nla la, la\n[Verse 2]\n{la}\n",
+    "XML": '<?xml version="1.0"?>\n<poem><line>The river is old</line></poem>\n',
+    "LaTeX": "\\begin{tabular}{ll}\na & b \\\\\nc & d \\\\\n\\end{tabular}\n",
+    "translations": 'msgid "Hello there"\nmsgstr "Hallo"\n\nmsgid "Bye"\nmsgstr "Auf Wiedersehen"\n',
+}
+
+
+def on_standard_input(name, content, words):
+    return Case(f"{name} on standard input", {}, ["-"], refusal=tuple(words), stdin=content.encode())
+
+
+CASES = [
+    *[refuses(f"{name} named .txt", {"a.txt": content}, words) for name, (content, words) in DISGUISED.items()],
+    *[refuses(f"{name} without a suffix", {"a": DISGUISED[name][0]}, DISGUISED[name][1]) for name in ("csv", "tsv")],
+    *[
+        refuses(f"JSON lines named {name}", {name: json_lines(as_column(P))}, ".jsonl")
+        for name in ("a.jsonl.bak", "a.1")
+    ],
+    *[
+        on_standard_input(name, *DISGUISED[name])
+        for name in ("csv", "tsv", "csv of questions", "csv of bars", "a web page")
+    ],
+    *[reads(f"{name} stays text", {"a.txt": content * 9}, [content * 9]) for name, content in STAY.items()],
+    *[
+        reads(f"{name} as text", {"a.txt": DISGUISED[name][0]}, [DISGUISED[name][0]], FILE)
+        for name in ("csv", "tsv", "JSON lines")
+    ],
+    reads("csv as lines", {"a.txt": CSV}, CSV.splitlines(), "--documents=lines"),
+    reads("csv on standard input, said", {}, P, "- --separator=,", stdin=CSV.encode()),
+    reads("tsv on standard input, said", {}, P, "- --separator=tab", stdin=TSV.encode()),
+    reads("tab-separated values under .tab", {"a.tab": TSV}, P, says="tab"),
+    reads("bars under .psv", {"a.psv": csv_text(ROWS, delimiter="|")}, P, says=r"separator .\|"),
+    reads("JSON lines under .jsonlines", {"a.jsonlines": json_lines(as_column(T))}, T),
+    reads("JSON lines under .geojsonl", {"a.geojsonl": json_lines(as_column(T))}, T),
+]
