@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import hashlib
 import json
-import mmap
 import os
 import re
 import shutil
@@ -21,7 +20,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from finetune.common.errors import Failure, UsageError
+from finetune.common.errors import UsageError
 
 MANIFEST = "manifest.json"
 MAX_JSON, MAX_DEPTH = 1 << 28, 64  # bytes and levels; the largest tokenizer.json of the Hub has 40 MB
@@ -269,19 +268,6 @@ def read_chunks(path: str | Path) -> Iterator[bytes]:
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             yield chunk
-
-
-def map_file(path: str | Path) -> mmap.mmap:
-    """A file in memory, to be checked by `check_mapped`. Another file that gets its name does not change it."""
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def check_mapped(mapped: object, name: str) -> None:
-    """Raise Failure if a mapped file has been cut: reading beyond its end would kill the process without a word."""
-    if isinstance(mapped, mmap.mmap) and mapped.size() < len(mapped):
-        problem = f"was cut from {len(mapped):,} to {mapped.size():,} bytes while it was read"
-        raise Failure(f"{name} {problem}; start again", 1, alone=True)
 
 
 def sha256_of(path: str | Path) -> str:
