@@ -66,38 +66,49 @@ def prepare(
     constant memory; `out_dir` changes only after everything succeeded."""
     options = options or TokenizeOptions()
     with target.held(out_dir, options.overwrite):
-        is_new = size_to_train(tokenizer) is not None or tokenizer == "char"
-        texts = find_texts(names, val, **reading)
-        found = None if is_new else with_added_tokens(find_tokenizer(tokenizer), options.add_tokens)
-        use_tokenizer(texts, found)
-        surveys = {split: survey_documents(texts[split], tokenizer == "char") for split in ("train", "val")}
-        check_unused(out_dir, {"sources": surveys["train"].sources}, options.overwrite)
-        split = functools.partial(_split, texts, surveys, val_fraction, seed, options)
-        if found is None:
-            found = with_added_tokens(_new_tokenizer(tokenizer, surveys, split), options.add_tokens)
-        stream, split_by, kept = split()
-        eot = None if split_by == "text" else found.eot
-        chunks = _cut_chunks(stream, found, options.group_characters, sum(each.characters for each in surveys.values()))
-        with files.temporary_directory(out_dir) as work:
-            splits, overflow_facts = _tokenize(chunks, found, eot, options, work)
-            meta: dict[str, Any] = {
-                "format": datasets.FORMAT,
-                "tokenizer": found.describe(),
-                "vocab_size": found.vocab_size,
-                "dtype": found.dtype.name,
-                "splits": splits,
-                "split_by": split_by,
-                **kept,
-                "val_fraction": None if texts["val"] else val_fraction,
-                "seed": seed,
-                "end_of_text": eot,
-            }
-            meta |= {} if split_by == "text" else {"overflow": overflow_facts}
-            meta |= {"read": report(texts), "sources": surveys["train"].sources}
-            meta |= {"val_sources": surveys["val"].sources} if texts["val"] else {}
-            check_unused(out_dir, meta, options.overwrite)
-            target.publish(work, Path(out_dir), meta, found)
+        _prepare(find_texts(names, val, **reading), Path(out_dir), tokenizer, val_fraction, seed, options)
     return datasets.load(out_dir)
+
+
+def _prepare(
+    texts: dict[str, list[Source]],
+    out_dir: Path,
+    tokenizer: str | Path | Tokenizer,
+    val_fraction: float,
+    seed: int,
+    options: TokenizeOptions,
+) -> None:
+    """`prepare` for texts that were found."""
+    is_new = size_to_train(tokenizer) is not None or tokenizer == "char"
+    found = None if is_new else with_added_tokens(find_tokenizer(tokenizer), options.add_tokens)
+    use_tokenizer(texts, found)
+    surveys = {split: survey_documents(texts[split], tokenizer == "char") for split in ("train", "val")}
+    check_unused(out_dir, {"sources": surveys["train"].sources}, options.overwrite)
+    split = functools.partial(_split, texts, surveys, val_fraction, seed, options)
+    if found is None:
+        found = with_added_tokens(_new_tokenizer(tokenizer, surveys, split), options.add_tokens)
+    stream, split_by, kept = split()
+    eot = None if split_by == "text" else found.eot
+    chunks = _cut_chunks(stream, found, options.group_characters, sum(each.characters for each in surveys.values()))
+    with files.temporary_directory(out_dir) as work:
+        splits, overflow_facts = _tokenize(chunks, found, eot, options, work)
+        meta: dict[str, Any] = {
+            "format": datasets.FORMAT,
+            "tokenizer": found.describe(),
+            "vocab_size": found.vocab_size,
+            "dtype": found.dtype.name,
+            "splits": splits,
+            "split_by": split_by,
+            **kept,
+            "val_fraction": None if texts["val"] else val_fraction,
+            "seed": seed,
+            "end_of_text": eot,
+        }
+        meta |= {} if split_by == "text" else {"overflow": overflow_facts}
+        meta |= {"read": report(texts), "sources": surveys["train"].sources}
+        meta |= {"val_sources": surveys["val"].sources} if texts["val"] else {}
+        check_unused(out_dir, meta, options.overwrite)
+        target.publish(work, out_dir, meta, found)
 
 
 def _new_tokenizer(
