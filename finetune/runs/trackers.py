@@ -72,7 +72,7 @@ class Kept:
     with the names of its numbers there."""
 
     def __init__(self, out_dir: Path) -> None:
-        self.path, self.lock = out_dir / "trackers.json", threading.Lock()
+        self.path, self.lock = out_dir.absolute() / "trackers.json", threading.Lock()
         self.values = read_json_object(self.path)
 
     def write(self, kind: str, values: Mapping[str, Any]) -> None:
