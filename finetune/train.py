@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.common import console
 from finetune.common.errors import Failure, UsageError
 from finetune.config.cli import die_with_launcher, parse, run
 from finetune.config.gate import EXIT_CODE, unmet
@@ -47,6 +48,7 @@ def main(argv: list[str]) -> int | None:
     recipe = options.as_recipe()
     origins = {field.name: origins[field.name] for field in fields(Recipe) if field.name in origins}
     die_with_launcher()
+    console.go_on_without_output()
     from finetune.runtime import launcher
 
     launch = launcher.choose(recipe, options.num_processes, options.launch)

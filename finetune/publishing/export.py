@@ -224,7 +224,7 @@ def _write_card(work: Path, content: Export) -> None:
     """Write README.md and, if the run has evaluations, its loss curve."""
     facts, verified, run_dir = content.facts, content.verified, content.run_dir
     name, picture = verified["request"]["name"], None
-    events = read_metrics(run_dir / "metrics.jsonl") if run_dir else []
+    events = read_metrics(run_dir / "metrics.jsonl", print) if run_dir else []
     if run_dir and any(event["event"] == "eval" for event in events):
         from finetune.runs.loss_plot import plot_loss
 

@@ -106,9 +106,10 @@ def find_datasets_of_run(out_dir: str | Path, split: str = "train") -> list[Data
     return found
 
 
-def changed_since(out_dir: str | Path, directory: str | Path) -> str | None:
-    """A line if a run was trained on a prepared directory and it holds other data now; None otherwise."""
-    started = newest_start(out_dir)
+def changed_since(out_dir: str | Path, directory: str | Path, say: Callable[[str], object] = print) -> str | None:
+    """A line if a run was trained on a prepared directory and it holds other data now; None otherwise. `say` is told
+    of lines of its metrics.jsonl that cannot be read."""
+    started = newest_start(out_dir, say)
     recorded = started.get("data", {}).get("directories", [])
     for number, place in enumerate(recorded, 1):
         if Path(place).resolve() != Path(directory).resolve():
@@ -129,9 +130,9 @@ def find_dataset_of_run(out_dir: str | Path) -> Dataset:
     return find_datasets_of_run(out_dir)[0]
 
 
-def newest_start(out_dir: str | Path) -> dict[str, Any]:
+def newest_start(out_dir: str | Path, say: Callable[[str], object] = lambda line: None) -> dict[str, Any]:
     """The newest `start` or `resume` event of a run, {} if there is none."""
-    events = read_metrics(Path(out_dir) / "metrics.jsonl")
+    events = read_metrics(Path(out_dir) / "metrics.jsonl", say)
     return next((event for event in reversed(events) if "identity" in event), {})
 
 

@@ -62,16 +62,23 @@ class RunLogger:
         """Let a rank other than 0 append to metrics.jsonl if it exists."""
         with contextlib.suppress(OSError):
             if not self.file and self.path.is_file():
-                self.file = open(self.path, "a", encoding="utf-8")
+                self.append()
+
+    def append(self) -> None:
+        """Go on with the file as it is. A line that a crash cut short is ended first. Raises OSError."""
+        self.file = open(self.path, "a", encoding="utf-8")
+        with open(self.path, "rb") as written:
+            size = written.seek(0, os.SEEK_END)
+            written.seek(max(0, size - 1))
+            self.pending = b"" if written.read(1) in (b"", b"\n") else b"\n"
 
     def print(self, line: str) -> None:
-        try:
-            if self.write and self.bar:
-                self.bar.write(line)
-            elif self.write:
-                print(line, flush=True)
-        except BrokenPipeError:  # the reader of the output is gone, and the run goes on
-            sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        if not self.write:
+            return
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        line = line.encode(encoding, "replace").decode(encoding)
+        with contextlib.suppress(OSError):  # no reader, or a full disk: the run goes on
+            self.bar.write(line) if self.bar else print(line, flush=True)
 
     def record(self, event: str, **values: Any) -> None:
         """Append an event to metrics.jsonl in one write, and send it to the trackers. On a full disk lines are

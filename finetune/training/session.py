@@ -123,7 +123,7 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
     }
     used = recipe_in_use(setup, state)
     _write_recipe(setup, used, derived)
-    before = read_metrics(logger.path) if resumed else []
+    before = read_metrics(logger.path, logger.print) if resumed else []
     logger.open(setup.schedule.length, state.step if resumed else None, state.evaluations, state.best)
     values = dataclasses.asdict(used)
     values |= {name: value for name, value in derived.items() if values.get(name, 0) is None}
@@ -234,10 +234,10 @@ def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     plot_loss(recipe.out_dir)
     if logger.trackers:
         logger.trackers.add_picture(Path(recipe.out_dir) / "loss.png")
-    print(f"best val loss {state.best['val_loss']:.4f} at step {state.best['step']}, in {recipe.out_dir}/best")
+    logger.print(f"best val loss {state.best['val_loss']:.4f} at step {state.best['step']}, in {recipe.out_dir}/best")
     if setup.prompt is not None and setup.tokenizer is not None:
         best = GPT.from_pretrained(f"{recipe.out_dir}/best").to(setup.device.torch_device, setup.device.dtype)
         samples = print_samples(best, setup.tokenizer, setup.prompt, **_sample_options(recipe))
         _record_samples(setup, logger, state.best["step"], samples)
     elif recipe.num_samples:
-        print("no samples: these bins came without their tokenizer")
+        logger.print("no samples: these bins came without their tokenizer")

@@ -63,7 +63,7 @@ class TrainState:
     lr_scale: float = 1.0  # halved by every rollback
     rollbacks: int = 0
     last_saved: int | None = None  # step of the newest state in last/
-    save_pending: bool = False  # a save waits for the end of a loss spike, or for space on the disk
+    save_pending: bool = False  # a save waits for the end of a loss spike
     last_rollback: int | None = None  # step that the last rollback led to
     last_sampled: int = 0
     warned: set[str] = field(default_factory=set)  # warning signs that were printed

@@ -66,7 +66,7 @@ def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock
     signals: list[signal.Signals] = []  # received and not acted on yet; kept across a rollback or an OOM
     while True:
         due = what_is_due(setup, state)
-        state.save_pending = due.save  # until a save succeeds
+        state.save_pending = due.save  # until it is tried
         try:  # read_update, validate and save_state raise Diverged
             # keep at most max_in_flight losses unread; read all if something is due or a signal came, also just now
             while len(in_flight) > (0 if any(due) or signals else setup.device.max_in_flight):
