@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from finetune.common.files import open_append
 from finetune.common.json_output import finite
 from finetune.runs.logger import RunLogger
 

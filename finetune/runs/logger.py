@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from finetune.common.files import write_file
+from finetune.common.files import open_append, write_file
 from finetune.common.formatting import duration
 from finetune.common.progress import in_notebook, progress
 from finetune.runs.events import Event, events_until, read_metrics
@@ -54,7 +54,7 @@ class RunLogger:
         write_file(self.path, "".join(json.dumps(event) + "\n" for event in kept))
         if self.file:
             self.file.close()
-        self.file = open(self.path, "a", encoding="utf-8")
+        self.file = open_append(self.path)
         if self.trackers and step is not None:
             self.trackers.rewind(step)
 
@@ -66,7 +66,7 @@ class RunLogger:
 
     def append(self) -> None:
         """Go on with the file as it is. A line that a crash cut short is ended first. Raises OSError."""
-        self.file = open(self.path, "a", encoding="utf-8")
+        self.file = open_append(self.path)
         with open(self.path, "rb") as written:
             size = written.seek(0, os.SEEK_END)
             written.seek(max(0, size - 1))
