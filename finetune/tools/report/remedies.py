@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from finetune.common.commands import command
+from finetune.config import run_directory
 from finetune.config.recipe import LORA_RATE
 from finetune.tools.report.record import Record
 
@@ -89,14 +91,14 @@ def examine_data(run: Record) -> str | None:
 
 
 def _train(run: Record, **flags: Flag) -> str:
-    command = ["finetune", "train", str(run.out_dir / "recipe.yaml")]
+    changes: dict[str, object] = {**run_directory.out_dir_flag(run.out_dir)}
     given = _keys_of_recipe(run)
     for name, value in flags.items():
         if value is not None:
-            command.append(f"--{name}={value}")
+            changes[name] = value
         elif name in given:
-            command.append(f"--{name}=none")
-    return shlex.join(command)
+            changes[name] = "none"
+    return command("train", run.out_dir / "recipe.yaml", **changes)
 
 
 def _keys_of_recipe(run: Record) -> set[str]:
