@@ -46,7 +46,7 @@ def _working(target: Path) -> Generator[Path]:
     `target` is removed first. Raises OSError."""
     folder = target.parent / WORK
     sweep(target.parent, target.name)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     if folder.is_symlink():  # of a directory that came from elsewhere
         raise NotADirectoryError(errno.ENOTDIR, "is a link", str(folder))
     work = folder / f"{os.getpid()}@{socket.gethostname()}~{target.name}"
@@ -67,6 +67,7 @@ def write_directory(target: str | Path, fill: Callable[[Path], object]) -> None:
     """Replace `target` by the directory that `fill(directory)` writes; files in it that were not written so are kept.
     It is on disk when this returns. Raises OSError, and then nothing has changed."""
     target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with _working(target) as work:
         work.mkdir()
         fill(work)
@@ -89,6 +90,7 @@ def temporary_directory(out_dir: str | Path) -> Generator[Path]:
     """A directory on the disk of `out_dir`, which is made if needed; removed when the block ends. Raises UsageError."""
     with contextlib.ExitStack() as stack:
         try:
+            Path(out_dir).mkdir(parents=True, exist_ok=True)
             work = stack.enter_context(_working(Path(out_dir, "prepare")))
             work.mkdir()
         except OSError as error:
