@@ -6,9 +6,10 @@ python -m finetune.export --out_dir=out-mine --to=mine
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 from finetune.common.errors import UsageError
@@ -66,6 +67,12 @@ class Options:
 
 def main(argv: list[str]) -> None:
     options, _ = parse(Options, argv, USAGE)
+    export_and_push(options, argv)
+
+
+def export_and_push(options: Options, argv: Sequence[str]) -> Path:
+    """Write the export, push it if asked to, and return its directory. Raises UsageError and Failure; a failed push
+    names the command with `argv` that tries again."""
     if problem := check_run_dir(options.out_dir):
         raise UsageError(problem)
     from finetune.publishing import export, hub
@@ -74,6 +81,7 @@ def main(argv: list[str]) -> None:
     written = export.export(name, to, options.format, options.dtype, options.interpolate, options.push_to_hub)
     if options.push_to_hub:
         hub.push(written, options.push_to_hub, options.private, again=f"python -m finetune.export {shlex.join(argv)}")
+    return written
 
 
 def _is_share(text: str) -> bool:

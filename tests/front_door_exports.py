@@ -135,6 +135,13 @@ QUOTES = [
     ),
 ]
 
+QUOTES += [
+    reads(
+        "single quotes around labels, double ones around texts",
+        {"a.csv": lines_of("id,label,text", *(f"{i},'pos',\"{t}\"" for i, t in enumerate(COMMAS)))},
+        COMMAS,
+    )
+]
 TABS = [(i, f"{text} and more") for i, text in enumerate(P * 5)]
 TEXTS = [text for _, text in TABS]
 TSV = [
@@ -185,6 +192,7 @@ NOTHING += [
         "None among words",
         {"a.csv": csv_text([*enumerate(["yes", "no"] * 5), (10, "None")])},
         ["yes", "no"] * 5 + ["None"],
+        says="1 cell of a word.*'None'",
     ),
     reads(
         "a null of mysql among escapes",
@@ -264,11 +272,15 @@ BELOW = [
         says=r"not read: \(no name\), \(no name 2\)",
     ),
     reads("an index of pandas", {"a.csv": csv_text(enumerate(P), ["", "text"])}, P, says=r"not read: \(no name\)"),
-    reads(
+    refuses(
         "notes without a name",
         {"a.csv": csv_text([(t, "x", "") for t in P], ["text", "", ""])},
-        P,
-        says=r"not read: \(no name\)",
+        ["line 1", "no name", "'x'"],
+    ),
+    refuses(
+        "a title over the width of a table",
+        {"a.csv": lines_of("Report of all,,", ",,", *LINES)},
+        ["line 1", "no name|title"],
     ),
     refuses("row names of R", {"a.csv": csv_text(ROWS, ["text", "label"])}, ["line 2", "3 cells", "row.names=FALSE"]),
 ]

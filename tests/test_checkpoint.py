@@ -30,6 +30,7 @@ def newest(out_dir):
     """The step that a new start would go on with, after it has cleaned up; 0 when there is none. Its content is
     checked."""
     files.sweep(out_dir)
+    files.sweep(out_dir / "last")
     try:
         weights, optimizer, state = checkpoints.load_state(out_dir, log=lambda line: None)
     except UsageError:
@@ -201,10 +202,14 @@ class Disk:
             self.entries[inode], self.pending[inode] = dict(self.now[inode]), []
 
     def rename(self, a, b):
-        self.change(Path(a).parent, (Path(b).name, self.find(a)), (Path(a).name, None))
+        inode = self.find(a)
+        self.change(Path(b).parent, (Path(b).name, inode))
+        self.change(Path(a).parent, (Path(a).name, None))
 
     def exchange(self, a, b):
-        self.change(Path(a).parent, (Path(b).name, self.find(a)), (Path(a).name, self.find(b)))
+        first, second = self.find(a), self.find(b)
+        self.change(Path(b).parent, (Path(b).name, first))
+        self.change(Path(a).parent, (Path(a).name, second))
 
     def unlink(self, path):
         self.change(Path(path).parent, (Path(path).name, None))
@@ -252,7 +257,9 @@ def recorded(out_dir, monkeypatch, steps, drop=()):
 
     def sync(path):
         kind = "file sync" if os.path.isfile(path) else "directory sync"
-        removing = kind == "directory sync" and log and log[-1][0] == "rename" and log[-1][2].endswith("-old")
+        removing = (
+            kind == "directory sync" and log and log[-1][0] == "rename" and Path(log[-1][2]).name.startswith("removed~")
+        )
         if kind not in drop and not (removing and "sync before removal" in drop):
             log.append(("sync", relative(path)))
 

@@ -233,7 +233,7 @@ def test_broken_runs_get_their_label(name):
     findings = diagnosis.diagnose(record.load("out", verify=True))
     assert [finding.label for finding in findings] == [label]
     assert any(character.isdigit() for line in findings[0].evidence for character in line)
-    if findings[0].command and "finetune.train" in findings[0].command:
+    if findings[0].command and "finetune train" in findings[0].command:
         options, _ = parse(Recipe, shlex.split(findings[0].command.split("finetune train")[1]), "")
         fresh = options.init_from != "resume" and not options.overwrite
         assert (options.out_dir == "out-2") == fresh, "another run goes beside this one"
@@ -380,7 +380,7 @@ def test_sharded_runs_and_runs_from_scratch_get_no_useless_advice():
 TWO = """
 import sys
 import functools
-from finetune import train
+from finetune.train import main
 from finetune.config import cli
 from finetune.training import trainer
 from finetune.training.state import Hooks
@@ -392,7 +392,7 @@ def fail(setup, state):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 trainer.train = functools.partial(trainer.train, hooks=Hooks(before_update=fail))
-cli.run(train.main)
+cli.run(main)
 """
 
 

@@ -108,6 +108,9 @@ def test_flags_named_in_prose_exist():
         "config",
         "no",
         "learning",
+        "quiet",
+        "switch",
+        "num_train_epochs",
         "nproc_per_node",
         "outfile",
     }

@@ -204,6 +204,7 @@ REFUSED = {
     "run": "run: is a directory; its recipe is run/recipe.yaml",
     "text.txt prepared": "prepared: dataset is given already, as text.txt; several"
     " are given as --dataset=text.txt,prepared",
+    "text.txt --dataset=d": "d: dataset is given already, as text.txt; several are given as --dataset=text.txt,d",
     "--dataset=d text.txt": "text.txt: dataset is given already, as d; several are given as --dataset=d,text.txt",
     D + "none.yaml": "none.yaml: cannot be read: No such file or directory. Did you mean nobase.yaml?",
     D + "round.yaml": "trip.yaml:1: base: round.yaml leads back to itself; remove one of the two",
@@ -334,7 +335,7 @@ def test_every_command_understands_the_same_forms(options, typed, expected):
     "options, typed, told",
     [
         (sample.Options, "run other", "other: out_dir is given already, as run"),
-        (sample.Options, "run --out_dir=x other", "other: out_dir is given already, as run"),
+        (sample.Options, "run --out_dir=x", "x: out_dir is given already, as run"),
         (sample.Options, "run --prompt Once", "unknown flag --prompt. Did you mean '--start'?"),
         (sample.Options, "run --max_length 5", "unknown flag --max_length. Did you mean '--max_new_tokens'?"),
         (prepare.Options, "text.txt -o data/mine", "unknown flag -o. Did you mean '--out_dir'?"),

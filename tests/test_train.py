@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from finetune import GPT
-from finetune.common import files
 from finetune.common.errors import UsageError
+from finetune.common.lock import lock
 from finetune.data.tokenizer import from_directory, prompt_ids
 from finetune.gpt.sampling import draw_samples
 from finetune.runs.events import read_metrics
@@ -492,12 +492,12 @@ def test_a_killed_run_frees_its_out_dir_though_its_child_lives():
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
         child = int(owner.stdout.readline())
         for _ in range(2):  # a refused run takes nothing from the owner
-            with pytest.raises(UsageError, match=f"is in use by process {owner.pid} on "), files.lock("out"):
+            with pytest.raises(UsageError, match=f"is in use by process {owner.pid} on "), lock("out"):
                 pass
         owner.kill()
         owner.wait()
         try:
-            with files.lock("out"):
+            with lock("out"):
                 assert psutil.pid_exists(child)
         finally:
             os.kill(child, signal.SIGKILL)

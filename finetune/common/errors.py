@@ -5,11 +5,18 @@ import re
 from collections.abc import Generator
 
 
-class UsageError(ValueError):
+class _Shown(Exception):
+    """An error whose message says it all: a notebook shows it without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython calls it
+        return [f"{type(self).__name__}: {self}"]
+
+
+class UsageError(_Shown, ValueError):
     """A mistake in the user's recipe, data or arguments, one line per problem. The command ends with exit code 2."""
 
 
-class Failure(Exception):
+class Failure(_Shown):
     """Runtime failure with an exit code. Rank 0 and the first rank of each node print it; if `alone`, the rank that
     raises it does."""
 

@@ -4,45 +4,58 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import json
-import mmap
 import os
-import re
 import shutil
 import socket
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
-from filelock import FileLock, Timeout
 
-from finetune.common.errors import Failure, UsageError
+from finetune.common.errors import UsageError
+from finetune.common.machine import sync
 
 MANIFEST = "manifest.json"
 MAX_JSON, MAX_DEPTH = 1 << 28, 64  # bytes and levels; the largest tokenizer.json of the Hub has 40 MB
 CHUNK_BYTES = 1 << 22
-PUBLISHED = r"best|iter_\d+|step-\d+"  # directories that `write_directory` writes into an out_dir
-UNFINISHED = re.compile(rf"\.tmp-({PUBLISHED})-(\d+|old)|\.old-({PUBLISHED})")
+# beside what is written: all in it was begun here, as PID@HOST~NAME, or is old~NAME, replaced, or removed~NAME
+WORK = ".finetune-tmp"
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Generator[Path]:
-    """A temporary path beside `path`. When the block ends, the file written there is synced and replaces `path`; after
-    an error `path` is as before."""
+    """A temporary path for the content of `path`. When the block ends, the file written there is synced and replaces
+    `path`; after an error `path` is as before."""
     path = Path(path)
-    work = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
+    with _working(path) as work:
+        os.close(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         yield work
         sync(work)
         os.replace(work, path)
         sync(path.parent)
+
+
+@contextlib.contextmanager
+def _working(target: Path) -> Generator[Path]:
+    """A path on the disk of `target` for its content, removed when the block ends. What a killed process left of
+    `target` is removed first. Raises OSError."""
+    folder = target.parent / WORK
+    sweep(target.parent, target.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_symlink():  # of a directory that came from elsewhere
+        raise NotADirectoryError(errno.ENOTDIR, "is a link", str(folder))
+    work = folder / f"{os.getpid()}@{socket.gethostname()}~{target.name}"
+    try:
+        yield work
     finally:
-        work.unlink(missing_ok=True)
+        discard(work, target)
+        with contextlib.suppress(OSError):  # another process is at work in it
+            folder.rmdir()
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
@@ -52,13 +65,11 @@ def write_file(path: str | Path, content: str | bytes) -> None:
 
 
 def write_directory(target: str | Path, fill: Callable[[Path], object]) -> None:
-    """Replace `target` by the directory that `fill(directory)` writes. It is on disk when this returns. Raises OSError,
-    and then nothing has changed."""
+    """Replace `target` by the directory that `fill(directory)` writes; files in it that were not written so are kept.
+    It is on disk when this returns. Raises OSError, and then nothing has changed."""
     target = Path(target)
-    work = target.parent / f".tmp-{target.name}-{os.getpid()}"
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        work.mkdir(parents=True)
+    with _working(target) as work:
+        work.mkdir()
         fill(work)
         found = sorted(work.rglob("*"))
         entries = {str(path.relative_to(work)): _manifest_entry(path) for path in found if path.is_file()}
@@ -72,28 +83,43 @@ def write_directory(target: str | Path, fill: Callable[[Path], object]) -> None:
         else:
             os.rename(work, target)
         sync(target.parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)  # after an exchange: the old directory
 
 
 @contextlib.contextmanager
 def temporary_directory(out_dir: str | Path) -> Generator[Path]:
-    """A directory in `out_dir`, which is made if needed; removed when the block ends. Raises UsageError."""
-    try:
-        Path(out_dir).mkdir(parents=True, exist_ok=True)
-        work = tempfile.TemporaryDirectory(prefix=".tmp-", dir=out_dir, ignore_cleanup_errors=True)
-    except OSError as error:
-        raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
-    with work as name:
-        yield Path(name)
+    """A directory on the disk of `out_dir`, which is made if needed; removed when the block ends. Raises UsageError."""
+    with contextlib.ExitStack() as stack:
+        try:
+            work = stack.enter_context(_working(Path(out_dir, "prepare")))
+            work.mkdir()
+        except OSError as error:
+            raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
+        yield work
+
+
+def discard(work: Path, target: Path) -> None:
+    """Delete what `write_directory(target)` left at `work`. Files that a finished directory's manifest does not list
+    belong to the user: they go back into `target`."""
+    if not work.is_dir() or work.is_symlink():
+        work.unlink(missing_ok=True)
+        return
+    ours = {*files_in_manifest(work), MANIFEST}
+    if len(ours) > 1:
+        for path in sorted(work.rglob("*")):
+            place = target / path.relative_to(work)
+            is_ours = str(path.relative_to(work)) in ours or (path.is_dir() and not path.is_symlink())
+            if not (is_ours or os.path.lexists(place)):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.rename(path, place)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def files_in_manifest(directory: str | Path) -> list[str]:
     """The names of the files that `write_directory` put into a directory; [] without a manifest."""
-    try:
-        return sorted(read_json(Path(directory) / MANIFEST)["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        manifest = read_json(Path(directory) / MANIFEST)
+        return sorted(manifest["files"]) if manifest["format"] == 1 else []
+    return []
 
 
 def find_damage(directory: str | Path) -> str | None:
@@ -114,69 +140,29 @@ def find_damage(directory: str | Path) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def lock(out_dir: str | Path) -> Generator[None]:
-    """Hold `out_dir` for one run; the kernel frees the lock however the process ends. Raises UsageError if another run
-    holds it or it cannot be written. After a UsageError in the block, a new `out_dir` is removed again."""
-    out_dir = Path(out_dir)
-    is_new, path = not out_dir.is_dir(), out_dir / ".lock"
-    try:
-        if is_new:
-            out_dir.mkdir(parents=True)
-            sync(out_dir.parent)
-        held = FileLock(path, timeout=0).acquire()
-    except Timeout:
-        owner = "another run"
-        with contextlib.suppress(PermissionError):  # Windows lets nobody else read a locked file
-            owner = path.read_text(encoding="utf-8").strip() or owner
-        raise UsageError(f"out_dir {out_dir}: is in use by {owner}; end that run or choose another out_dir") from None
-    except OSError as error:
-        raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
-    with held:
-        owner = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}\n"
-        with contextlib.suppress(PermissionError):  # Windows: not even through a second handle of the owner
-            path.write_text(owner, encoding="utf-8")
-        sweep(out_dir)
-        try:
-            yield
-        except UsageError:
-            if is_new and os.listdir(out_dir) == [".lock"]:
-                with contextlib.suppress(PermissionError):  # Windows deletes no open file
-                    path.unlink()
-                    os.rmdir(out_dir)
-            raise
+def sweep(directory: str | Path, only: str | None = None) -> None:
+    """Remove what killed processes left unfinished in a directory, and put back what `exchange` had moved away. With
+    `only`, remove what processes of this machine that are gone left of that target; without, nobody else may write."""
+    folder = Path(directory, WORK)
+    for path in sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
+        owner, _, name = path.name.partition("~")
+        target = Path(directory, name)
+        if only is not None and (name != only or _is_at_work(owner)):
+            continue
+        if owner == "old" and not target.exists():
+            os.rename(path, target)
+        else:
+            discard(path, target)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
-def is_locked(out_dir: str | Path) -> bool:
-    """Whether a run holds `out_dir`; False if the lock is not writable."""
-    path = Path(out_dir) / ".lock"
-    try:
-        if path.is_file():  # FileLock would create it
-            FileLock(path, timeout=0).acquire().lock.release()
-    except OSError as error:
-        return isinstance(error, Timeout)
-    return False
-
-
-def sweep(out_dir: str | Path) -> None:
-    """Remove the unfinished checkpoints of a crashed run, and put back one that `exchange` moved away. Other names are
-    not touched, because `out_dir` may hold files of the user."""
-    for folder in (Path(out_dir), Path(out_dir) / "last"):
-        for path in folder.glob(".old-*"):
-            target = folder / path.name.removeprefix(".old-")
-            if UNFINISHED.fullmatch(path.name) and not target.exists():
-                os.rename(path, target)
-        for path in folder.glob(".*"):
-            if path.is_dir() and UNFINISHED.fullmatch(path.name):
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def sweep_target(target: Path) -> None:
-    """Remove the unfinished directories that killed processes left of `write_directory(target)`."""
-    for path in target.parent.glob(f".tmp-{target.name}-*"):
-        owner = path.name.rpartition("-")[2]
-        if owner.isdecimal() and path.is_dir() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(path, ignore_errors=True)
+def _is_at_work(owner: str) -> bool:
+    """Whether PID@HOST may be a process that still writes."""
+    pid, _, host = owner.partition("@")
+    if not host or not pid.isdecimal():
+        return False
+    return host != socket.gethostname() or (int(pid) != os.getpid() and psutil.pid_exists(int(pid)))
 
 
 def used_bytes(out_dir: str | Path) -> int:
@@ -196,27 +182,31 @@ def nearest_directory(path: str | Path) -> Path:
 
 
 def remove(directory: Path) -> None:
-    """Delete a directory of `write_directory` in one step, so that it is never half there."""
-    trash = directory.parent / f".tmp-{directory.name}-old"
+    """Delete a directory of `write_directory` in one step, so that it is never half there. Files of the user in it stay
+    where they are."""
+    trash = directory.parent / WORK / f"removed~{directory.name}"
+    trash.parent.mkdir(exist_ok=True)
+    discard(trash, directory)
     os.rename(directory, trash)
     sync(directory.parent)
-    shutil.rmtree(trash, ignore_errors=True)
+    discard(trash, directory)
+    with contextlib.suppress(OSError):
+        trash.parent.rmdir()
 
 
 def exchange(work: Path, target: Path) -> None:
     """Swap two directories in one step on Linux, else in two. After a crash between the two, `sweep` puts the old one
-    back from .old-NAME."""
+    back."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "renameat2"):
         AT_FDCWD, RENAME_EXCHANGE = -100, 2
         if libc.renameat2(AT_FDCWD, os.fsencode(work), AT_FDCWD, os.fsencode(target), RENAME_EXCHANGE) == 0:
             return
-    old = target.parent / f".old-{target.name}"
-    shutil.rmtree(old, ignore_errors=True)
+    old = work.with_name(f"old~{target.name}")
     os.rename(target, old)
     os.rename(work, target)
     sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    os.rename(old, work)
 
 
 def read_json(path: str | Path) -> Any:
@@ -254,6 +244,12 @@ def write_json(path: Path, value: object, ensure_ascii: bool = True) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=ensure_ascii) + "\n", encoding="utf-8")
 
 
+def open_append(path: str | Path) -> TextIO:
+    """A file to append text to. Raises OSError if a link is in its place."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    return open(os.open(path, flags, 0o666), "a", encoding="utf-8")
+
+
 def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file, without byte order mark and with every line end as \\n. Raises UsageError."""
     try:
@@ -271,19 +267,6 @@ def read_chunks(path: str | Path) -> Iterator[bytes]:
             yield chunk
 
 
-def map_file(path: str | Path) -> mmap.mmap:
-    """A file in memory, to be checked by `check_mapped`. Another file that gets its name does not change it."""
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def check_mapped(mapped: object, name: str) -> None:
-    """Raise Failure if a mapped file has been cut: reading beyond its end would kill the process without a word."""
-    if isinstance(mapped, mmap.mmap) and mapped.size() < len(mapped):
-        problem = f"was cut from {len(mapped):,} to {mapped.size():,} bytes while it was read"
-        raise Failure(f"{name} {problem}; start again", 1, alone=True)
-
-
 def sha256_of(path: str | Path) -> str:
     digest = hashlib.sha256()
     for chunk in read_chunks(path):
@@ -293,15 +276,3 @@ def sha256_of(path: str | Path) -> str:
 
 def _manifest_entry(path: Path) -> dict[str, int | str]:
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-
-
-def sync(path: str | Path) -> None:
-    """Wait until a file, or the names in a directory, are on disk."""
-    on_windows = sys.platform == "win32"  # opens no directory, and syncs only what is open for writing
-    if on_windows and os.path.isdir(path):
-        return
-    handle = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -34,3 +34,15 @@ def drop_stray_ranks() -> None:
         for name in given:
             del os.environ[name]
         print(f"{' and '.join(given)} without {' and '.join(lacks)}: left by a launcher, ignored", file=sys.stderr)
+
+
+def sync(path: str | Path) -> None:
+    """Wait until a file, or the names in a directory, are on disk."""
+    on_windows = sys.platform == "win32"  # opens no directory, and syncs only what is open for writing
+    if on_windows and os.path.isdir(path):
+        return
+    handle = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

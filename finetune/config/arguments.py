@@ -57,7 +57,7 @@ class Reader:
         self.sources: list[str] = []
         self.has_nanogpt_config = False
         self.only_positional = False
-        self.target = ""  # the argument that is the dataset or the run
+        self.target_key = self.target = ""  # out_dir or dataset, if it was an argument without a flag
 
     @property
     def names(self) -> list[str]:
@@ -86,7 +86,10 @@ class Reader:
         positive = name.removeprefix("no_")
         if name in self.names:
             value = text if equals else self._take_value(word, name)
-            self.flags += [Entry(name, value, f"--{name}")] if value is not None else []
+            if value is not None and name == self.target_key:
+                self._set_target(name, value)
+            elif value is not None:
+                self.flags.append(Entry(name, value, f"--{name}"))
         elif name in RECIPE_FLAGS:
             value = text if equals else self._take_value(word, name)
             if value is not None:
@@ -176,7 +179,7 @@ class Reader:
         if given:
             several = f"; several are given as --dataset={given},{arg}" if key == "dataset" else ""
             self.problems.append(f"{arg}: {key} is given already, as {given}{several}")
-        self.target = arg
+        self.target_key, self.target = key, arg
         self.flags.append(Entry(key, arg, f"--{key}"))
 
 

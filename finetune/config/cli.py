@@ -40,9 +40,9 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a command's `main(argv)` and exit: 2 after a UsageError, the code of a Failure, 130 after Ctrl-C."""
     console.open_streams()
     drop_stray_ranks()
-    debug = "--debug=true" in sys.argv
+    debug = "--debug" in sys.argv or "--debug=true" in sys.argv
     try:
-        code = main([arg for arg in sys.argv[1:] if not arg.startswith("--debug=")])
+        code = main([arg for arg in sys.argv[1:] if arg != "--debug" and not arg.startswith("--debug=")])
     except KeyboardInterrupt:
         code = 130
     except (UsageError, Failure, RuntimeError, OSError) as error:

@@ -101,7 +101,9 @@ def help_text(cls: type[DataclassInstance], usage: str) -> str:
             continue
         lines.append(f"  --{field.name}={describe_type(hints[field.name], short=True)}")
         lines.append(f"      {field.metadata['help']} [{describe_default(field)}]")
+    lines += ["  --config=RECIPE", "      read keys from a recipe first"]
     lines += ["  --debug=true", "      show the traceback of an error"]
+    lines += ["", "--key value is the same as --key=value; --switch and --no-switch are true and false."]
     return "\n".join(lines)
 
 

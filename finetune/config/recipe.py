@@ -46,7 +46,9 @@ class Recipe:
         "auto", "pack whole documents, without attention between them; auto: for instruction data", resume="identity"
     )
     out_dir: str = option("out", "directory of the run", resume="free", path=True)
-    overwrite: bool = option(False, "let a new run replace the run in out_dir", resume="free")
+    overwrite: bool = option(
+        False, "let a new run replace the run in out_dir; on the command line only", resume="free", flag_only=True
+    )
 
     tokenizer: str = option(
         "auto", "for a text: auto (that of init_from), gpt2, char, or a model directory", resume="identity", path=True

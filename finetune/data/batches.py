@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from finetune.common import files
+from finetune.common.mapped import check_mapped, map_file
 from finetune.data import arrow_cache
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Blocks:
 
     def __init__(self, columns: dict[str, list[np.ndarray]], num_tokens: int, path: str | None = None) -> None:
         chunks = columns["input_ids"]
-        self.mapped = files.map_file(path) if path else None  # what the columns are parts of
+        self.mapped = map_file(path) if path else None  # what the columns are parts of
         self.columns, self.num_tokens = columns, num_tokens
         self.block_size = chunks[0].shape[1] - 1
         self.row_offsets = [0, *itertools.accumulate(len(chunk) for chunk in chunks)]  # of each chunk, and the end
@@ -88,7 +88,7 @@ class Blocks:
             chosen = to_device(torch.from_numpy(rows), device)
             return _map(lambda column: column[chosen].long(), self.device_copy)
         if self.mapped is not None:
-            files.check_mapped(self.mapped, "the Arrow cache")
+            check_mapped(self.mapped, "the Arrow cache")
         ids = self._gather("input_ids", rows)
         idx, targets, position_ids = ids[:, :-1], ids[:, 1:].clone(), None  # idx shares memory
         if "targets" in self.columns:

@@ -32,6 +32,7 @@ FILES = (
 """.split()
     + list(SENTENCEPIECE)
 )
+MAX_IDS = 1 << 24  # of a vocabulary; the largest of the Hub have 260,000
 OPENAI_FILES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 EACH_CHARACTER = "(?m:.)"  # with Oniguruma's option m, . also matches a newline
 NAMED_TOKENS = [f"{name}_token" for name in "bos eos unk sep pad cls mask".split()]
@@ -126,6 +127,8 @@ def from_vocab_and_merges(files: dict[str, bytes]) -> Vocabulary:
 def _byte_level(ids: dict[str, int], merges: list[list[str]]) -> Vocabulary:
     """The bytes of each token, from ids in GPT-2's printable letters. A token that is neither a byte nor the result of
     a merge is special."""
+    if not all(type(i) is int and 0 <= i < MAX_IDS for i in ids.values()) or len({*ids.values()}) < len(ids):
+        raise ValueError(f"the ids of its tokens are not different numbers below {MAX_IDS:,}")
     byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
     merged = ["".join(merge) for merge in merges]
     merged_ids = [ids[token] for token in merged]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,22 +20,24 @@ MARKS = frozenset(" \"'=")  # that may begin a cell in quotes
 KEPT = re.compile(r"""\s*=?(["']).*\1\s*$""", re.DOTALL)
 
 
-def checked(rows: Iterator[Row], words: dict[str, frozenset[str]], facts: dict[str, Any]) -> Iterator[Row]:
-    """The rows, where a cell without a value is empty.
+def checked(rows: Iterator[Row], has_sentences: dict[str, bool], facts: dict[str, Any]) -> Iterator[Row]:
+    """The rows, where a cell without a value is empty: with a word for it in a column of sentences, or mysql's NULL.
 
     Args:
-        words: by column that is read, what stands for nothing in it.
-        facts: gets `nothing`, how many of each word there were, and `kept`, (cells that begin with a quote, the line
-            of the first).
+        has_sentences: by column that is read.
+        facts: gets `nothing` and `words`, how many of each word were emptied or are a text among words, and `kept`,
+            (cells that begin with a quote, the line of the first).
     """
-    columns = list(words.items())
+    facts |= {"nothing": Counter(), "words": Counter()}
+    columns = list(has_sentences.items())
     for row in rows:
         cells = row.value
-        for name, nothing in columns if cells else ():
+        for name, is_prose in columns if cells else ():
             cell = cells[name]
-            if cell in nothing:
-                cells[name] = ""
-                facts["nothing"][cell] += 1
+            if cell in NOTHING:
+                is_empty = is_prose or cell == NULL
+                facts["nothing" if is_empty else "words"][cell] += 1
+                cells[name] = "" if is_empty else cell
             elif cell[:1] in MARKS:
                 row = _with_quotes(row, cell, facts)
         yield row
@@ -53,8 +56,7 @@ def _with_quotes(row: Row, cell: str, facts: dict[str, Any]) -> Row:
     return row
 
 
-def words_for_nothing(cells: list[str]) -> frozenset[str]:
-    """What stands for nothing among some cells of a column: in a column of sentences more than in one of words."""
+def are_sentences(cells: list[str]) -> bool:
+    """Whether most cells of a column have several words, or another script; those for nothing do not count."""
     texts = [text for cell in cells if (text := cell.strip()) and text not in NOTHING]
-    sentences = sum(" " in text or "\n" in text or not text.isascii() for text in texts)
-    return NOTHING if 2 * sentences >= len(texts) else frozenset({NULL})
+    return 2 * sum(" " in text or "\n" in text or not text.isascii() for text in texts) >= len(texts)

@@ -91,8 +91,9 @@ def _with_quotes(separator: str, sample: list[str]) -> Dialect:
     rows = [line.rstrip("\r\n").split(separator) for line in sample if line.strip()]
     dialect = _with_double_quotes(separator, sample, rows)
     single = dataclasses.replace(dialect, quotes=True, quote="'", escape="")
-    has_single = any(cell.startswith("'") for row in rows for cell in row)
-    if has_single and (_has_whole_column(rows, "'") or _is_better(_widths(sample, single), _widths(sample, dialect))):
+    starts = {cell[:1] for row in rows for cell in row}
+    is_single = "'" in starts and '"' not in starts
+    if is_single and (_has_whole_column(rows, "'") or _is_better(_widths(sample, single), _widths(sample, dialect))):
         return single
     spaced = dataclasses.replace(dialect, skips_spaces=True)
     if dialect.quotes and any(SPACED_QUOTE.match(cell) for row in rows for cell in row):

@@ -13,7 +13,7 @@ LONGEST_NAME = 60  # characters of a column's name; a longer cell is data
 NUMBER = re.compile(r"[-+]?[\d.,]*\d%?$")
 BRACKETS = re.compile(r"\(.*\)$|\[.*\]$")  # around a unit
 RULE = re.compile(r"(?:\||(?=.*--))[-=+|:,;\s]*-[-=+|:,;\s]*$")  # of a printed table
-BETWEEN = re.compile(r"\w([^\w .()'\"-]+)(?=\w)")  # what may be a separator
+BETWEEN = re.compile(r"\w([^\w .()'’\"-]+)(?=\w)")  # what may be a separator
 FEW_ROWS = 5  # too few to tell a header from a row
 
 
@@ -36,14 +36,21 @@ def check_names(
         header: "true" takes any for names; with "false" the names are a row, and only the separator is looked for.
         is_named: whether the separator was.
     """
-    names = [one.strip() for one in names]
+    names, number = [one.strip() for one in names], len(names)
+    first = [(line, cells) for line, cells in first if any(map(str.strip, cells))]
     rows = [cells for _, cells in first]
     if not is_named:
         _check_long_separator([names, *rows], place, dialect)
     if len(names) == 1 and not is_named:
         _check_separator(names[0], [cells[0] for cells in rows], place, header, dialect)
-    while len(names) > 1 and not names[-1] and not any("".join(cells[len(names) - 1 :]).strip() for cells in rows):
-        names.pop()  # a comma at the end of each line
+    while len(names) > 1 and not names[-1]:  # a comma at the end of each line
+        names.pop()
+    extra = next((cell for cells in rows for cell in cells[len(names) : number] if cell.strip()), "")
+    if extra and header != "false":
+        raise UsageError(
+            f"{place}: the last columns have no name, and hold cells such as {extra[:40]!r}; name them, or delete the"
+            " line if it is a title"
+        )
     if header == "auto":
         repeated = [cells for cells in rows if not is_header(cells, names)]
         if problem := next(_problems(names, repeated), None):
@@ -88,7 +95,8 @@ def _check_long_separator(rows: list[list[str]], place: str, dialect: Dialect) -
     is_enclosed = len(around) == 1 and re.fullmatch(r"[^\w\s\"']", max(around))
     if is_doubled or is_enclosed:
         long = 2 * dialect.separator if is_doubled else dialect.separator.join(2 * max(around))
-        raise UsageError(f"{place}: {long!r} separates cells; --separator= takes one character: put one in its place")
+        way = f"--separator= takes one character: put one in its place, or name {dialect.separator!r} if that is it"
+        raise UsageError(f"{place}: {long!r} separates cells; {way}")
 
 
 def _check_separator(name: str, cells: list[str], place: str, header: str, dialect: Dialect) -> None:
@@ -115,8 +123,10 @@ def _second_header(names: list[str], rows: list[list[str]]) -> str:
     if len(others) < FEW_ROWS:
         return ""
     filled = [cell.strip() for cell in one if cell.strip()]
-    if all(map(BRACKETS.match, filled)) and not any(map(BRACKETS.match, (row[-1].strip() for row in others))):
-        return f"units such as {filled[0]!r}" if filled else ""
+    if any(map(NUMBER.match, filled)):
+        return ""
+    if len(filled) > 1 and all(map(BRACKETS.match, filled)):
+        return f"units such as {filled[0]!r}"
     for name, cell, *column in zip(names, one, *others):
         numbers = [value.strip() for value in column if value.strip()]
         is_word = bool(re.match(r"[^\W\d_]{2}", cell.strip())) and cell.strip().lower() not in ("na", "nan", "null")

@@ -124,8 +124,8 @@ class _Swallowed:
         rows = [cells for _, cells, lines in first if lines == 1]
         self.kinds = [set(map(_kind_of, column)) for column in itertools.zip_longest(*rows, fillvalue="")]
         has_numbers = len(self.kinds) > 2 and any(kinds - {("", "")} == {("", "number")} for kinds in self.kinds)
-        usual = statistics.median([lines for _, _, lines in first] or [1])
-        self.least = 1 if has_numbers else SWALLOWED if len(self.kinds) > 1 else SWALLOWED_TEXTS * usual
+        self.usual = statistics.median([lines for _, _, lines in first] or [1])
+        self.least = 1 if has_numbers else SWALLOWED if len(self.kinds) > 1 else SWALLOWED_TEXTS * self.usual
 
     def problem(self, line: int, cells: list[str]) -> str | None:
         for cell in cells:
@@ -169,7 +169,7 @@ def _rows(
             left_out["line below the rows"] += 1
             continue
         number += 1
-        problem = swallowed.problem(line, cells) if lines > 1 else None
+        problem = swallowed.problem(line, cells) if lines > swallowed.usual else None
         if cells[0] in starts and csv_header.is_header(cells, names):
             problem = "repeats the header; delete it"
         elif len(cells) != width:

@@ -43,9 +43,11 @@ OTHERS = (
     ("اليمونرتبةعدسفهكقحجشطصخغىأذئزثضءظإآؤ", ("cp1256", "iso8859_6")),
     ("านรกอเงมยลวดทสตะปบคหแจพชขใไโผซถณศธษภัิีึืุู่้็์ำ", ("cp874",)),
 )
-# what no word is: a capital behind small letters, and another mark between letters
+# what no word is: a capital behind small letters, another mark between letters, and no letter of ASCII
 BROKEN_LATIN = re.compile(
-    r"[a-zß-ÿ](?=[^\W\d_])(?-i:[À-ÖØ-ÞĀĂĄĆČĎĐĒĖĘĚĢĪĶĻŁŃŅŇŐŒŘŚŞŠŤŮŰŽ])|[A-Za-z][„…•€°§£©®™·×½¼¾²³«»¿¡—–](?=[a-z])|[^\W\d_A-Za-z]{5}"
+    r"[a-zß-ÿ](?=[À-ÖØ-ÞĀĂĄĆČĎĐĒĖĘĚĢĪĶĻŁŃŅŇŐŒŘŚŞŠŤŮŰŽ])"
+    r"|[A-Za-z][„…•€°§£©®™·×½¼¾²³«»¿¡—–](?=[a-z])"
+    r"|[^\W\d_A-Za-z]{5}"
 )
 ENOUGH, NEARLY = 0.9, 0.02
 ENOUGH_OF_OTHERS = 0.7  # whose rare letters count less

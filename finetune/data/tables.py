@@ -158,8 +158,9 @@ class Taken:
         if self.facts.get("quotes") == "characters" or count:
             cells = f": {plural(count, 'cell')} begin{'s' * (count == 1)} with one (line {line:,})" if count else ""
             parts.append(f"quotes are characters{cells}")
-        if nothing := self.facts.get("nothing"):
-            parts.append(f"{plural(sum(nothing.values()), 'cell')} without text: {', '.join(map(repr, nothing))}")
+        for key, what in (("nothing", "without text"), ("words", "of a word that can mean no text")):
+            if words := self.facts.get(key):
+                parts.append(f"{plural(sum(words.values()), 'cell')} {what}: {', '.join(map(repr, words))}")
         if "encoding" in self.facts:
             parts.append(self.facts["encoding"])
         parts += [f"left out {plural(count, *why.split(' ', 1))}" for why, count in self.left_out.items()]
@@ -236,9 +237,8 @@ def documents(
     rows = itertools.chain(sample, rows)
     if taken.kind == "csv":
         columns = {name: [row.value[name] for row in sample if row.value] for name in taken.shape.used()}
-        words = {name: csv_cells.words_for_nothing(cells) for name, cells in columns.items()}
-        taken.facts["nothing"] = Counter()
-        rows = csv_cells.checked(rows, words, taken.facts)
+        has_sentences = {name: csv_cells.are_sentences(cells) for name, cells in columns.items()}
+        rows = csv_cells.checked(rows, has_sentences, taken.facts)
     for row in rows:
         taken.rows += 1
         try:

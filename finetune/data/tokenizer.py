@@ -111,7 +111,9 @@ def from_directory(directory: str | Path) -> Tokenizer | None:
             return HFTokenizer(hf_files.load(directory, files), files)
     except UsageError:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError) as error:
+    except BaseException as error:  # a panic of the tokenizers library is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
         reason = shown(error, 300) if isinstance(error, ValueError) else describe_error(error)
         problem = f"{directory}: its tokenizer cannot be used: {reason}"
         if has_sentencepiece and "tokenizer.json" not in files:

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from finetune.common import files
+from finetune.common.mapped import check_mapped
+from finetune.common.progress import progress
 from finetune.gpt import GPT
 from finetune.gpt.loss import IGNORE_INDEX
 from finetune.runtime.device import Device
@@ -119,12 +120,10 @@ def measure(
 
 def own_share(device: Device, batches: list[Batch], title: str) -> Iterable[Batch]:
     """This process's batches, with a progress bar on the main process."""
-    from tqdm import tqdm
-
     accelerator = device.accelerator
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     hide_bar = None if accelerator.is_main_process else True  # None shows it on a terminal
-    return tqdm(mine, desc=title, unit="batch", disable=hide_bar, leave=False)
+    return progress(mine, desc=title, unit="batch", disable=hide_bar, leave=False)
 
 
 def _batches(windows: Windows, batch_size: int | None, tokens: int) -> list[np.ndarray]:
@@ -172,7 +171,7 @@ def _add(
 def _batch(stream: TokenStream, windows: Windows, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """`(idx, targets)` of some windows, int64 (B, T) each; targets that do not count are -100."""
     for array in (stream.ids, stream.mask):
-        files.check_mapped(getattr(array, "base", None), "a bin of the split")  # that of a memmap is its file
+        check_mapped(getattr(array, "base", None), "a bin of the split")  # that of a memmap is its file
     starts, ends, counted = (values[rows][:, None] for values in (windows.starts, windows.ends, windows.counted))
     places = starts + np.arange((ends - starts).max() + 1)
     ids = torch.from_numpy(stream.ids[np.minimum(places, ends)].astype(np.int64))

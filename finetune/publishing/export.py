@@ -25,7 +25,6 @@ from finetune.publishing import interpolate as interpolation
 from finetune.publishing import verify
 from finetune.runs.events import read_metrics
 from finetune.runs.inputs import find_model, require_tokenizer
-from finetune.runs.loss_plot import plot_loss
 from finetune.runs.model_card import model_card, without_folders
 from finetune.runs.model_ref import read_facts
 
@@ -100,7 +99,6 @@ def export(
         print(f"{to} is this export already")
         return to
     content = _gather(source, run_dir, found)
-    files.sweep_target(to)
     files.write_directory(to, lambda work: _write(work, content, to.name))
     print(_summary(to, content.verified))
     return to
@@ -228,6 +226,8 @@ def _write_card(work: Path, content: Export) -> None:
     name, picture = verified["request"]["name"], None
     events = read_metrics(run_dir / "metrics.jsonl", print) if run_dir else []
     if run_dir and any(event["event"] == "eval" for event in events):
+        from finetune.runs.loss_plot import plot_loss
+
         picture = "loss.png"
         plot_loss(run_dir, work / picture, title=name)
     title = name.split("/")[-1]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ from finetune.common import hub_client, network
 from finetune.common.errors import Failure, describe_error
 from finetune.common.files import MANIFEST, files_in_manifest, read_chunks, sha256_of
 from finetune.common.network import SECONDS as HUB_TIMEOUT
+from finetune.common.progress import in_notebook
 from finetune.data import bpe_files
 from finetune.publishing.export import VERIFICATION
 
@@ -28,7 +31,8 @@ def push(directory: str | Path, repository: str, private: bool = True, again: st
     There is one commit at the end, so an interrupted push changes nothing, and the next one sends only missing files.
     Raises Failure with exit code 4, on one line with the command `again`, unless the repository holds these files."""
     try:
-        _push(Path(directory), repository, private)
+        with _bars_on_a_terminal():
+            _push(Path(directory), repository, private)
     except (Exception, KeyboardInterrupt) as error:  # each kind of network failure has its own class
         reason = str(error) if isinstance(error, Refused) else _reason(error)
         message = f"{repository} was not pushed: {reason}. The export in {directory} is whole; again: {again}"
@@ -39,13 +43,25 @@ class Refused(Exception):
     """The push was refused."""
 
 
+@contextlib.contextmanager
+def _bars_on_a_terminal() -> Generator[None]:
+    """No bars of huggingface_hub elsewhere; a notebook shows them."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hide = not (sys.stderr.isatty() or in_notebook() or are_progress_bars_disabled())
+    if hide:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            enable_progress_bars()
+
+
 def _push(directory: Path, repository: str, private: bool) -> None:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-    from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils import logging as hub_logging
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
     hub_logging.set_verbosity_error()
     hub_client.bound()
     if not get_token():

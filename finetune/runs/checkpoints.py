@@ -9,6 +9,7 @@ renames. A state that differs from its manifest is not loaded. Files are safeten
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from finetune.gpt.model import GPTConfig
 from finetune.gpt.pretrained import write_tensors
 
 STATE_FORMAT = 1  # of state.json, its "format"
+STATE_NAME = re.compile(r"step-\d{8,}")
 KEEP = 2  # resumable states: if the newest is damaged, there is another
 
 
@@ -48,7 +50,7 @@ def save_state(
         write_tensors(directory / "optimizer.safetensors", optimizer)
         files.write_json(directory / "state.json", state)
 
-    target = _state_directory(out_dir, state["iteration"])
+    target = state_directory(out_dir, state["iteration"])
     if not target.parent.is_dir():
         target.parent.mkdir()
         files.sync(out_dir)
@@ -56,7 +58,8 @@ def save_state(
     found = states(out_dir)
     newer = [path for path in found if path.name > target.name]  # damaged, or rolled back
     for path in newer + found[len(newer) + KEEP :]:
-        files.remove(path)
+        if files.files_in_manifest(path):
+            files.remove(path)
 
 
 def read_best(out_dir: str | Path) -> dict[str, Any]:
@@ -69,16 +72,17 @@ def read_best(out_dir: str | Path) -> dict[str, Any]:
 
 
 def delete_state(out_dir: str | Path, iteration: int) -> None:
-    files.remove(_state_directory(out_dir, iteration))
+    files.remove(state_directory(out_dir, iteration))
 
 
-def _state_directory(out_dir: str | Path, iteration: int) -> Path:
+def state_directory(out_dir: str | Path, iteration: int) -> Path:
     return Path(out_dir) / "last" / f"step-{iteration:08d}"
 
 
 def states(out_dir: str | Path) -> list[Path]:
     """The directories of all resumable states, newest first, damaged ones included."""
-    return sorted((path for path in (Path(out_dir) / "last").glob("step-*") if path.is_dir()), reverse=True)
+    found = (path for path in (Path(out_dir) / "last").glob("step-*") if STATE_NAME.fullmatch(path.name))
+    return sorted((path for path in found if path.is_dir()), reverse=True)
 
 
 def load_state(out_dir: str | Path, log: Callable[[str], object] = print) -> SavedState:
@@ -107,7 +111,7 @@ def remove_run(out_dir: str | Path) -> None:
     report."""
     out_dir = Path(out_dir)
     for path in [out_dir / "best", out_dir / "export", *out_dir.glob("iter_*"), *states(out_dir)]:
-        if (path / files.MANIFEST).is_file() and not path.is_symlink():
+        if files.files_in_manifest(path) and not path.is_symlink():
             files.remove(path)
     for name in ("metrics.jsonl", "trackers.json", "loss.png", "report.html"):
         (out_dir / name).unlink(missing_ok=True)

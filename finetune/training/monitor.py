@@ -39,6 +39,7 @@ class SignalCatcher:
     def __init__(self) -> None:
         self.seen = dict.fromkeys((*EXIT_CODES, *([SAVE] if SAVE else [])), False)
         self.interrupted = -math.inf  # the time of the first SIGINT
+        self.requested = False  # a stop, by a callback
 
     def flags(self) -> list[float]:
         """1.0 for each signal that this process saw, else 0.0."""
@@ -51,11 +52,15 @@ class SignalCatcher:
             self.seen[SAVE] = False
         return signals
 
+    def request_stop(self) -> None:
+        """End the run as SIGINT does."""
+        self.requested = self.seen[signal.SIGINT] = True
+
     @contextlib.contextmanager
     def caught(self) -> Generator[None]:
         """Handle the signals inside this block, then restore the former handlers. A thread other than the main one may
         not, so there they keep their meaning."""
-        handled = self.seen if threading.current_thread() is threading.main_thread() else {}
+        handled = self.seen if threading.current_thread() is threading.main_thread() else ()
         nohup = HANGUP and signal.getsignal(HANGUP) == signal.SIG_IGN
         before = {number: signal.signal(number, self._note) for number in handled if not (nohup and number == HANGUP)}
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from finetune.gpt.sampling import Sample, draw_samples, print_samples
 from finetune.runs import checkpoints
 from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
-from finetune.runs.loss_plot import plot_loss
 from finetune.runs.tracker_kinds import Place
 from finetune.runs.trackers import start_trackers
 from finetune.runtime import device as devices
@@ -32,22 +32,41 @@ from finetune.training.saving import model_weights
 from finetune.training.state import Setup, TrainState, recipe_in_use
 from finetune.training.validation import worse_than_at_start
 
+RUN_FILES = ("best", "last", "metrics.jsonl")  # by which a run is known
 SLOW_FROM_SCRATCH = 1e-4  # a peak learning rate below which a model from scratch hardly learns
 
 
 def check_out_dir(recipe: Recipe) -> None:
-    """Raise UsageError when a new run would mix with an old one."""
+    """Raise UsageError when a run would mix with an old one, or replace files that no run wrote."""
     out_dir = Path(recipe.out_dir)
-    if recipe.overwrite and (out_dir / "best").exists() and not (out_dir / "best" / files.MANIFEST).is_file():
-        raise UsageError(
-            f"out_dir {out_dir}: its best/ was not written by a run, so it is not overwritten; choose another out_dir"
-        )
-    old = [name for name in ("best", "last", "metrics.jsonl") if (out_dir / name).exists()]
-    if old and not (recipe.init_from == "resume" or recipe.eval_only or recipe.overwrite):
-        raise UsageError(
-            f"out_dir {out_dir}: holds a run already ({', '.join(old)}); go on with --init_from=resume, start anew with"
-            " --overwrite=true, or choose another out_dir"
-        )
+    problem = _problem_of_links(out_dir)
+    if not (recipe.init_from == "resume" or recipe.eval_only):
+        problem = problem or _problem_of_new_run(out_dir, recipe.overwrite)
+    if problem:
+        raise UsageError(f"out_dir {out_dir}: {problem}, or choose another out_dir")
+
+
+def _problem_of_links(out_dir: Path) -> str | None:
+    for name in ("best", "metrics.jsonl"):
+        if (out_dir / name).is_symlink():
+            return f"its {name} is a link, and a run replaces it; make the whole directory the link"
+    return None
+
+
+def _problem_of_new_run(out_dir: Path, overwrite: bool) -> str | None:
+    ran = [name for name in RUN_FILES if (out_dir / name).exists()]
+    others = [name for name in ("loss.png", "report.html", "recipe.yaml") if (out_dir / name).exists()]
+    if not ran and "recipe.yaml" in others:
+        rename = shlex.join(["mv", f"{out_dir}/recipe.yaml", f"{out_dir}.yaml"])
+        return f"holds a recipe.yaml that no run wrote, and a run writes its own; {rename}"
+    if not overwrite and ran:
+        ways = "go on with --init_from=resume, start anew with --overwrite=true"
+        return f"holds a run already ({', '.join(ran)}); {ways}"
+    if not overwrite and others:
+        return f"holds {' and '.join(others)}, which no run wrote; replace with --overwrite=true"
+    if (out_dir / "best").exists() and not files.files_in_manifest(out_dir / "best"):
+        return "its best/ was not written by a run, so it is not overwritten; move it away"
+    return None
 
 
 def log_setup(setup: Setup, state: TrainState, logger: RunLogger, peak_source: str) -> None:
@@ -210,6 +229,8 @@ def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     logger.close_bar()
     if not accelerator.is_main_process:
         return
+    from finetune.runs.loss_plot import plot_loss  # matplotlib takes a while
+
     plot_loss(recipe.out_dir)
     if logger.trackers:
         logger.trackers.add_picture(Path(recipe.out_dir) / "loss.png")

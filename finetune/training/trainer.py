@@ -10,14 +10,15 @@ from collections import deque
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
-from finetune.common import files
 from finetune.common.errors import Failure
+from finetune.common.lock import lock
 from finetune.config import schedule as schedules
 from finetune.config.recipe import Recipe
 from finetune.gpt import lora
 from finetune.gpt.size import flops_per_token
 from finetune.runs.logger import RunLogger
 from finetune.runtime import device as devices
+from finetune.training.callbacks import Update
 from finetune.training.micro_batch import fit_micro_batch, handle_oom
 from finetune.training.monitor import EXIT_CODES, Diverged
 from finetune.training.recovery import roll_back
@@ -37,7 +38,7 @@ def train(
     device = devices.start(recipe)
     is_main = device.accelerator.is_main_process
     writes_run = is_main and not recipe.eval_only
-    with files.lock(recipe.out_dir) if writes_run else contextlib.nullcontext():
+    with lock(recipe.out_dir) if writes_run else contextlib.nullcontext():
         if is_main:
             check_out_dir(recipe)
         logger = RunLogger(recipe.out_dir, write=is_main)
@@ -91,8 +92,9 @@ def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock
         if is_over:  # complete, even if a signal came
             return
         if stop_signal:
-            logger.record("stop", step=state.step, signal=stop_signal.name)
-            problem = f"stopped by {stop_signal.name} after {state.step} updates; --init_from=resume goes on from here"
+            by = "callback" if setup.signals.requested else stop_signal.name
+            logger.record("stop", step=state.step, signal=by)
+            problem = f"stopped by {by} after {state.step} updates; --init_from=resume goes on from here"
             raise Failure(problem, EXIT_CODES[stop_signal])
         if any(due) or signals:
             clock.restart(state.step)
@@ -157,6 +159,7 @@ def read_update(
         }
         logger.iteration(event, pace.eta)
     logger.update_bar(step, loss)
+    setup.notify(Update(step + 1, setup.schedule.length, loss, result.lr, grad_norm))
     return setup.signals.from_counts(signal_counts)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from finetune.common import files
 from finetune.common.errors import UsageError
 from finetune.common.formatting import is_number
+from finetune.common.lock import is_locked
 from finetune.data import dataset
 from finetune.runs.datasets import places_of
 from finetune.runs.events import Event, read_metrics
@@ -217,7 +218,7 @@ def load(out_dir: str | Path, verify: bool = False) -> Record:
         data=[],
         damaged={str(path.relative_to(out_dir)): problem for path, problem in problems.items() if problem},
         states=[path for path in saved if not problems[path]],
-        running=files.is_locked(out_dir),
+        running=is_locked(out_dir),
     )
     if found.failure:  # the other ranks are about to end
         found.running = False

@@ -1,0 +1,67 @@
+"""One run or one preparation at a time in a directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from finetune.common.errors import UsageError
+from finetune.common.files import sweep
+from finetune.common.machine import sync
+
+
+@contextlib.contextmanager
+def lock(out_dir: str | Path) -> Generator[None]:
+    """Hold `out_dir` for one run; the kernel frees the lock however the process ends. Raises UsageError if another run
+    holds it or it cannot be written. If nothing was written in the block, a new `out_dir` is removed again."""
+    out_dir = Path(out_dir)
+    new = [folder for folder in (out_dir, *out_dir.parents) if not folder.is_dir()]
+    path = out_dir / ".lock"
+    try:
+        if new:
+            out_dir.mkdir(parents=True)
+            sync(out_dir.parent)
+        held = FileLock(path, timeout=0).acquire()
+    except Timeout:
+        owner = "another run"
+        with contextlib.suppress(OSError):  # Windows lets nobody else read a locked file
+            owner = path.read_text(encoding="utf-8").strip() or owner
+        raise UsageError(f"out_dir {out_dir}: is in use by {owner}; end that run or choose another out_dir") from None
+    except OSError as error:
+        raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
+    with held:
+        owner = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}\n"
+        with contextlib.suppress(PermissionError):  # Windows: not even through a second handle of the owner
+            path.write_text(owner, encoding="utf-8")
+        for folder in (out_dir, out_dir / "last"):
+            sweep(folder)
+        try:
+            yield
+        finally:
+            _remove_empty(new)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove directories, innermost first, as far as they hold nothing but a lock."""
+    with contextlib.suppress(OSError):  # Windows deletes no open file
+        if folders and os.listdir(folders[0]) == [".lock"]:
+            (folders[0] / ".lock").unlink()
+        for folder in folders:
+            folder.rmdir()
+
+
+def is_locked(out_dir: str | Path) -> bool:
+    """Whether a run holds `out_dir`; False if the lock is not writable."""
+    path = Path(out_dir) / ".lock"
+    try:
+        if path.is_file():  # FileLock would create it
+            FileLock(path, timeout=0).acquire().lock.release()
+    except OSError as error:
+        return isinstance(error, Timeout)
+    return False
