@@ -5,13 +5,13 @@ python -m finetune.export --out_dir=out-mine --to=mine
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from finetune.common.commands import command
 from finetune.common.errors import UsageError
 from finetune.config.cli import check_run_dir, parse, run
 from finetune.config.options import option
@@ -80,7 +80,7 @@ def export_and_push(options: Options, argv: Sequence[str]) -> Path:
     name, to = options.out_dir or options.init_from or "", options.to or ""
     written = export.export(name, to, options.format, options.dtype, options.interpolate, options.push_to_hub)
     if options.push_to_hub:
-        hub.push(written, options.push_to_hub, options.private, again=f"python -m finetune.export {shlex.join(argv)}")
+        hub.push(written, options.push_to_hub, options.private, again=command("export", *argv))
     return written
 
 

@@ -127,6 +127,7 @@ def _convert_entries(
     fields, hints = {field.name: field for field in dataclasses.fields(cls)}, typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    effective: dict[str, Entry] = {}
     for entry in entries:
         name, text, origin = entry
         if name not in fields or name == "sources":
@@ -138,8 +139,9 @@ def _convert_entries(
         except ValueError as error:
             problems.append(f"{entry.place}: {error}")
             continue
-        origins[name] = origin
-        if entry.in_recipe and (problem := _not_for_recipes(fields[name], text, values[name])):
+        origins[name], effective[name] = origin, entry
+    for name, entry in effective.items():  # what a later entry replaced is no problem
+        if entry.in_recipe and (problem := _not_for_recipes(fields[name], entry.text, values[name])):
             problems.append(f"{entry.place}: {problem}")
     return values, origins
 

@@ -109,6 +109,8 @@ def resume(setup: Setup, state: TrainState, saved: SavedState, say: Callable[[st
     state.best = checkpoints.read_best(recipe.out_dir)
     if not state.best:
         say(f"{recipe.out_dir}/best: there is none, or it is damaged; the next evaluation writes it")
+        if state.evaluations and state.evaluations[-1]["step"] == state.step:
+            state.evaluations.pop()  # measured again here, or a run that is done would never write it
 
 
 def reset_to_initial(setup: Setup, state: TrainState) -> None:

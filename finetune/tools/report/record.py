@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.common import files
+from finetune.common.commands import command
 from finetune.common.errors import UsageError
 from finetune.common.formatting import is_number
 from finetune.common.lock import is_locked
@@ -233,7 +234,7 @@ def load(out_dir: str | Path, verify: bool = False) -> Record:
 def _no_run(out_dir: Path) -> str:
     what = "holds no run" if out_dir.is_dir() else "no such directory"
     if (out_dir / "ckpt.pt").is_file():
-        sample = f"python -m finetune.sample --init_from={out_dir}/ckpt.pt"
+        sample = command("sample", init_from=f"{out_dir}/ckpt.pt")
         what = f"holds no run but a ckpt.pt of nanoGPT; {sample} samples from it"
     runs = sorted({str(path.parent) for path in Path(".").glob("*/metrics.jsonl")})
     return f"out_dir {out_dir}: {what}" + (f"; runs here: {', '.join(runs)}" if runs else "")
