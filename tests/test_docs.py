@@ -119,7 +119,7 @@ def test_flags_named_in_prose_exist():
         "config_file num_processes num_machines machine_rank main_process_ip main_process_port gpu_ids cpu"
         " multi_gpu".split()
     )  # accelerate
-    known |= set("tag shm volume flavor timeout secrets env cluster".split())  # docker, hf jobs and sky
+    known |= set("tag user shm volume flavor timeout secrets env cluster".split())  # docker, hf jobs and sky
     known |= {"write", "compare", "before"}  # scripts/golden.py and scripts/bench.py
     known |= set("nodes ntasks gpus cpus time signal requeue kill".split())  # SLURM
     for page, text in TEXTS.items():
