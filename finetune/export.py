@@ -1,6 +1,6 @@
 """Export a model: a verified Hugging Face directory, a nanoGPT checkpoint, a repository on the Hub.
 
-python -m finetune.export --out_dir=out-mine --to=mine
+finetune export --out_dir=out-mine --to=mine
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from finetune.config.cli import check_run_dir, parse, run
 from finetune.config.options import option
 from finetune.config.recipe import repository_problem
 
-USAGE = """usage: python -m finetune.export --out_dir=OUT --to=DIR [--key=value ...]
+USAGE = """usage: finetune export --out_dir=OUT --to=DIR [--key=value ...]
 
 Writes the best model of a run to DIR. The files are read back with the library they are for, and compared, before DIR
 appears."""

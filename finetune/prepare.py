@@ -1,6 +1,6 @@
 """Text to train.bin, val.bin and meta.json.
 
-python -m finetune.prepare my.txt --out_dir=data/mine
+finetune prepare my.txt --out_dir=data/mine
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from finetune.data.dataset import Dataset
 
 EXAMINED = 2_000_000_000  # bytes of text that `doctor=auto` examines, in about a minute
-USAGE = """usage: python -m finetune.prepare SOURCE... --out_dir=DIR [--key=value ...]
+USAGE = """usage: finetune prepare SOURCE... --out_dir=DIR [--key=value ...]
 
 Tokenizes text into train.bin and val.bin. SOURCE is a file (txt, md, jsonl, json, csv, tsv, parquet, arrow; also
 compressed), a directory, zip or tar of such files, a pattern, - (standard input), a data set of the Hub (owner/name or

@@ -1,6 +1,6 @@
 """Samples of the text that a run, or any other model, generates.
 
-python -m finetune.sample --out_dir=out-mine --start="Once upon a time"
+finetune sample --out_dir=out-mine --start="Once upon a time"
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from finetune.gpt import GPT
     from finetune.runs.model_ref import ModelRef
 
-USAGE = """usage: python -m finetune.sample --out_dir=OUT [--key=value ...]
+USAGE = """usage: finetune sample --out_dir=OUT [--key=value ...]
 
 Prints samples of the best model of a run."""
 SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "ignore_eos")
@@ -202,7 +202,7 @@ def _copy_blocker(options: Options, model: ModelRef) -> CopyBlocker:
     if options.dataset:
         dataset = find_prepared(options.dataset)
         if dataset is None:
-            raise UsageError(f"dataset {options.dataset}: no train.bin there; `python -m finetune.prepare` makes one")
+            raise UsageError(f"dataset {options.dataset}: no train.bin there; `finetune prepare` makes one")
     else:
         dataset = find_dataset_of_run(options.out_dir or "")
     check_vocabulary(dataset, model)

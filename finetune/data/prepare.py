@@ -233,7 +233,7 @@ def find_tokenizer(choice: str | Path | Tokenizer) -> Tokenizer:
     if choice == "gpt2":
         return gpt2()
     if str(choice).startswith(TRAIN):
-        raise UsageError(f"tokenizer {choice}: is for `python -m finetune.prepare`; its directory then has a tokenizer")
+        raise UsageError(f"tokenizer {choice}: is for `finetune prepare`; its directory then has a tokenizer")
     if datasets.is_prepared(choice) and (found := datasets.load(choice).tokenizer):
         return found
     if not Path(choice).is_dir():

@@ -115,7 +115,7 @@ def log_setup(setup: Setup, state: TrainState, logger: RunLogger, peak_source: s
     if setup.init_from == "scratch" and recipe.learning_rate < SLOW_FROM_SCRATCH:
         say(
             f"learning_rate {recipe.learning_rate:g} suits pretrained weights; from scratch 3e-4 to 1e-3 are usual, see"
-            " python -m finetune.plan"
+            " finetune plan"
         )
     if state.step >= schedule.length:
         say(f"this run is done: it has made its {schedule.length:,} updates; a larger max_iters, or epochs, goes on")
