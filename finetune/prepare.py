@@ -13,6 +13,7 @@ from typing import Literal
 from finetune.common.commands import command
 from finetune.config.cli import parse, run
 from finetune.config.options import option
+from finetune.config.paths import split_paths
 from finetune.data.sources import NO_TEXT
 from finetune.data.tables import ReadOptions
 
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> None:
         out_dir,
         _find_tokenizer(options.tokenizer),
         options.val_fraction,
-        options.val.split(",") if options.val else (),
+        split_paths(options.val),
         options.seed,
         TokenizeOptions(
             options.overflow,
@@ -113,7 +114,7 @@ def _dry_run(options: Options) -> None:
     from finetune.tools.doctor.sample import sample_documents, show_sample
 
     is_new = options.tokenizer == "char" or options.tokenizer.startswith(TRAIN)
-    val = options.val.split(",") if options.val else ()
+    val = split_paths(options.val)
     given = {"split": options.split, "revision": options.revision}
     texts = find_texts(options.sources, val, read_options=options, **given)
     tokenizer = None if is_new else find_tokenizer(_find_tokenizer(options.tokenizer))

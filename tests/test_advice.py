@@ -81,6 +81,14 @@ def test_a_run_that_is_there(run, command):
     follow(command("train", f"{run}/recipe.yaml")[2], command)
 
 
+@scene("training/session._why_done")
+def test_a_run_that_patience_ended(tiny_run, command):
+    out_dir = tiny_run("out", "--eval_interval=1", "--patience=2", "--learning_rate=0")
+    out = command("train", f"{out_dir}/recipe.yaml", "--init_from=resume")[1]
+    assert "patience=2 ended it after 2 of 10 updates" in out
+    assert "iter 9" in follow(out[out.index("this run is done") :], command)
+
+
 @scene("training/trainer.run_updates")
 def test_a_run_that_was_stopped(tiny, command):
     hooks = Hooks(before_update=lambda setup, state: state.step == 2 and os.kill(os.getpid(), signal.SIGTERM))

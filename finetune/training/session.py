@@ -33,7 +33,7 @@ from finetune.training.micro_batch import describe_shares
 from finetune.training.monitor import EXIT_CODES
 from finetune.training.saving import model_weights
 from finetune.training.state import Setup, TrainState, recipe_in_use
-from finetune.training.validation import worse_than_at_start
+from finetune.training.validation import is_out_of_patience, worse_than_at_start
 
 SLOW_FROM_SCRATCH = 1e-4  # a peak learning rate below which a model from scratch hardly learns
 
@@ -118,9 +118,22 @@ def log_setup(setup: Setup, state: TrainState, logger: RunLogger, peak_source: s
             f"learning_rate {recipe.learning_rate:g} suits pretrained weights; from scratch 3e-4 to 1e-3 are usual, see"
             " python -m finetune.plan"
         )
-    if state.step >= schedule.length:
-        say(f"this run is done: it has made its {schedule.length:,} updates; a larger max_iters, or epochs, goes on")
+    if line := _why_done(setup, state):
+        say(f"this run is done: {line}")
     say(f"mfu is against {peak_source}")
+
+
+def _why_done(setup: Setup, state: TrainState) -> str | None:
+    """Why a resumed run has nothing to do, and how to go on."""
+    made, length = state.step, setup.schedule.length
+    if made > length:
+        return f"it has made {made:,} updates, and {length:,} are asked for; a larger max_iters, or epochs, goes on"
+    if made == length:
+        return f"it has made its {length:,} updates; a larger max_iters, or epochs, goes on"
+    if is_out_of_patience(setup, state):
+        way = resume_command(setup.recipe.out_dir, patience="none")
+        return f"patience={setup.recipe.patience} ended it after {made:,} of {length:,} updates; to go on: {way}"
+    return None
 
 
 def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[str, Any] | None = None) -> None:
