@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import shlex
 from collections.abc import Generator
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune.common import files
+from finetune.common.commands import command
 from finetune.common.errors import Failure, UsageError
 from finetune.config import recipe as recipes
 from finetune.config import recipe_file
+from finetune.config import schedule as schedules
 from finetune.config.recipe import Recipe
 from finetune.config.run_directory import RUN_FILES, resume_command
 from finetune.config.trackers import chosen_trackers
@@ -25,6 +28,7 @@ from finetune.runs import checkpoints
 from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
 from finetune.runs.loss_plot import plot_loss
+from finetune.runs.thresholds import WANTED_UPDATES
 from finetune.runs.tracker_kinds import Place
 from finetune.runs.trackers import start_trackers
 from finetune.runtime import device as devices
@@ -172,11 +176,28 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
         memory=setup.device.memory()[1],
         reasons=reasons,
     )
+    if line := _too_few_updates(setup):
+        logger.print(f"warning: {line}")
+        logger.record("warning", step=state.step, name="few_updates", line=line)
     for directory in setup.dataset_facts["directories"]:
         note_run(directory, out_dir)
     place = Place(out_dir, recipe.wandb_project, recipe.wandb_run_name or out_dir.resolve().name, values)
     kinds, now = chosen_trackers(recipe.log_with, recipe.wandb_log), read_metrics(logger.path)
     logger.trackers = start_trackers(kinds, setup.device.accelerator, place, state.step, before, now, logger.print)
+
+
+def _too_few_updates(setup: Setup) -> str | None:
+    """A line if the chosen epochs are few updates, with the command that makes more of them."""
+    recipe, length, rows = setup.recipe, setup.schedule.length, setup.train.num_rows
+    if recipe.init_from == "resume" or recipe.epochs is None or length >= min(WANTED_UPDATES, recipe.max_iters):
+        return None
+    sizes = schedules.sizes_for(WANTED_UPDATES, recipe, rows, setup.device.accelerator.num_processes)
+    blocks = math.prod(sizes.values())
+    if blocks >= recipe.blocks_per_update:
+        return None
+    way = command("train", Path(recipe.out_dir, "recipe.yaml"), **sizes, overwrite="true")
+    more = math.ceil(recipe.epochs * rows / blocks)
+    return f"{length} updates in {recipe.epochs:g} epochs teach little; smaller ones make {more:,}: {way}"
 
 
 def _write_recipe(setup: Setup, used: Recipe, derived: dict[str, Any]) -> None:
