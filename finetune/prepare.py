@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from finetune.common.commands import command
 from finetune.config.cli import parse, run
 from finetune.config.options import option
+from finetune.config.paths import split_paths
 from finetune.data.sources import NO_TEXT
 from finetune.data.tables import ReadOptions
 
@@ -82,7 +83,7 @@ def prepare_and_examine(options: Options) -> Dataset:
         out_dir,
         _find_tokenizer(options.tokenizer),
         options.val_fraction,
-        options.val.split(",") if options.val else (),
+        split_paths(options.val),
         options.seed,
         TokenizeOptions(
             options.overflow,
@@ -123,7 +124,7 @@ def dry_run(options: Options) -> None:
     from finetune.tools.doctor.sample import sample_documents, show_sample
 
     is_new = options.tokenizer == "char" or options.tokenizer.startswith(TRAIN)
-    val = options.val.split(",") if options.val else ()
+    val = split_paths(options.val)
     given = {"split": options.split, "revision": options.revision}
     texts = find_texts(options.sources, val, read_options=options, **given)
     tokenizer = None if is_new else find_tokenizer(_find_tokenizer(options.tokenizer))

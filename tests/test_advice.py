@@ -82,6 +82,24 @@ def test_a_run_that_is_there(run, command):
     follow(command("train", f"{run}/recipe.yaml")[2], command)
 
 
+@scene("training/session._why_done")
+def test_a_run_that_patience_ended(tiny_run, command):
+    out_dir = tiny_run("out", "--eval_interval=1", "--patience=2", "--learning_rate=0")
+    out = command("train", f"{out_dir}/recipe.yaml", "--init_from=resume")[1]
+    assert "patience=2 ended it after 2 of 10 updates" in out
+    assert "iter 9" in follow(out[out.index("this run is done") :], command)
+
+
+@scene("training/session._too_few_updates")
+def test_epochs_that_are_few_updates(tiny_run, command):
+    tiny_run("out", "--epochs=1", "--max_iters=5000", "--eval_interval=500")
+    told = next(event["line"] for event in record.load("out").events if event.get("name") == "few_updates")
+    follow(told, command)
+    length = record.load("out").length
+    assert 100 <= length < 300
+    assert not any(event.get("name") == "few_updates" for event in record.load("out").events)
+
+
 @scene("training/trainer.run_updates")
 def test_a_run_that_was_stopped(tiny, command):
     hooks = Hooks(before_update=lambda setup, state: state.step == 2 and os.kill(os.getpid(), signal.SIGTERM))

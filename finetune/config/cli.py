@@ -26,6 +26,8 @@ from finetune.config.arguments import read_arguments
 from finetune.config.auto_batch import count_blocks
 from finetune.config.nearest_key import nearest
 from finetune.config.options import convert, find_problems, help_text
+from finetune.config.paths import KEYS as PATH_KEYS
+from finetune.config.paths import expand_home
 from finetune.config.recipe_file import Entry
 
 if TYPE_CHECKING:
@@ -110,7 +112,7 @@ def parse(cls: type[Options], argv: list[str], usage: str) -> tuple[Options, dic
     if values.get("batch_size") == "auto":
         count_blocks(values, entries, cls)
     if "sources" in names:
-        values["sources"] = sources
+        values["sources"] = list(map(expand_home, sources))
     options = cls(**values)
     # after a parse error only given keys count: a default may be wrong because its key was not read
     found = [(name, message) for name, message in find_problems(options) if name in origins or not problems]
@@ -135,7 +137,7 @@ def _convert_entries(
             problems.append(f"{place}." + nearest(name, fields, "--" if entry.is_flag else ""))
             continue
         try:
-            values[name] = convert(text, hints[name])
+            values[name] = convert(expand_home(text) if text and name in PATH_KEYS else text, hints[name])
         except ValueError as error:
             problems.append(f"{entry.place}: {error}")
             continue

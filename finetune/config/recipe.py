@@ -17,6 +17,7 @@ from typing import Literal
 
 from finetune.config.gate import problems_of_conditions
 from finetune.config.options import option
+from finetune.config.paths import split_paths
 from finetune.config.trackers import problems_of_trackers
 
 FIGURES = ("val_loss", "train_loss", "perplexity", "improvement")  # of the best model, for `require`
@@ -212,7 +213,7 @@ class Recipe:
             choices = "give --dataset=DIR, a text file, or --dataset=python_docs, which needs no download"
             yield "dataset", f"nothing to train on; {choices}"
         if self.dataset_weights is not None:
-            yield from _problems_of_weights(self.dataset_weights, len(self.dataset.split(",")))
+            yield from _problems_of_weights(self.dataset_weights, len(split_paths(self.dataset)))
         if not self.init_from:
             yield "init_from", "must not be empty; gpt2 and scratch are the common choices"
         if not self.out_dir:

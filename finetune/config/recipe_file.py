@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetune.common.errors import UsageError
 from finetune.config import nanogpt_config
+from finetune.config.paths import expand_home, split_paths
 from finetune.config.recipe_names import find_recipe
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _read_bases(path: str, place: str, node: Node, problems: list[str], above: t
             continue
         is_file = each.value.endswith(SUFFIXES) or "/" in each.value
         try:
-            found = Path(path).parent / each.value if is_file else find_recipe(each.value)
+            found = Path(path).parent / expand_home(each.value) if is_file else find_recipe(each.value)
         except UsageError as error:
             problems.append(f"{place}: base: {error}")
             continue
@@ -192,7 +193,7 @@ def dump(recipe: Recipe, derived: Mapping[str, Any]) -> str:
 
 def without_parents(paths: str) -> str:
     """Paths, separated by commas, as a recipe may hold them: absolute where they had `..`."""
-    return ",".join(str(Path(part).resolve()) if ".." in Path(part).parts else part for part in paths.split(","))
+    return ",".join(str(Path(part).resolve()) if ".." in Path(part).parts else part for part in split_paths(paths))
 
 
 def scalar(value: str | bool | float) -> str:

@@ -165,7 +165,7 @@ def from_description(description: dict[str, str], directory: str | Path) -> Toke
 def prompt_ids(tokenizer: Tokenizer, start: str) -> np.ndarray:
     """The int64 ids of a prompt: of the text itself, or of a file if it is FILE:path. Raises UsageError."""
     if start.startswith("FILE:"):
-        start = read_text(start.removeprefix("FILE:"))
+        start = read_text(os.path.expanduser(start.removeprefix("FILE:")))
     if not start:
         raise UsageError("start: the prompt is empty; the model needs at least one token")
     return encode_prompt(tokenizer, start, "start")

@@ -16,6 +16,7 @@ from typing import Any
 
 from finetune.common.commands import command
 from finetune.common.errors import UsageError
+from finetune.config.paths import split_paths
 from finetune.config.recipe import Recipe
 from finetune.data import dataset as prepared
 from finetune.data import directories, sources
@@ -158,7 +159,7 @@ def is_isolated(recipe: Recipe, found: list[Dataset]) -> bool:
 
 def _names(dataset: str | None) -> list[str]:
     """The names in a recipe's `dataset`."""
-    return [name.strip() for name in dataset.split(",")] if dataset else []
+    return split_paths(dataset)
 
 
 def _sha256(dataset: Dataset, split: str) -> str:

@@ -30,7 +30,7 @@ def loss_figure(out_dir: str | Path, title: str | None = None) -> LossFigure:
     updates = [event for event in events if event["event"] == "iter"]
     evaluations = [event for event in events if event["event"] == "eval"]
     losses = [event["loss"] for event in updates]
-    axes.plot([event["iter"] for event in updates], losses, color="0.75", linewidth=1, label="each update")
+    axes.plot([event["iter"] for event in updates], losses, color="0.75", linewidth=1, label="single updates")
     steps = [event["step"] for event in evaluations]
     for label, key in (("train", "train_loss"), ("validation", "val_loss")):
         axes.plot(steps, [event[key] for event in evaluations], marker="o", markersize=3, label=label)

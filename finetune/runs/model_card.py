@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.common.formatting import is_number, printable
+from finetune.config.paths import split_paths
 from finetune.data.tokenizer import Tokenizer
 from finetune.gpt import GPTConfig, size
 from finetune.runs.model_ref import HUB_ID
@@ -104,7 +105,7 @@ class History:
     def dataset(self) -> str:
         """The name of the data, or of each dataset, without folders."""
         given = self.recipe.get("dataset") or self.data.get("name") or "validation split"
-        return ", ".join(_one_line(Path(name.strip()).name) for name in given.split(","))
+        return ", ".join(_one_line(Path(name).name) for name in split_paths(given))
 
 
 def _metadata(title: str, run: History, is_adapter: bool) -> str:

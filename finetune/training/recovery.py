@@ -107,7 +107,16 @@ def resume(setup: Setup, state: TrainState, saved: SavedState, say: Callable[[st
             " would start afresh"
         )
     state.best = checkpoints.read_best(recipe.out_dir)
-    if not state.best:
+    before, now = (
+        min(rows or setup.val.num_rows, setup.val.num_rows) for rows in (values["eval_rows"], setup.max_eval_rows)
+    )
+    if before != now and state.evaluations:
+        state.evaluations, state.best = [], {}
+        say(
+            f"evaluations take {now:,} blocks, {before:,} before: their losses are not compared, so best/ and patience"
+            " start afresh"
+        )
+    elif not state.best:
         say(f"{recipe.out_dir}/best: there is none, or it is damaged; the next evaluation writes it")
         if state.evaluations and state.evaluations[-1]["step"] == state.step:
             state.evaluations.pop()  # measured again here, or a run that is done would never write it

@@ -16,6 +16,7 @@ from finetune.common.commands import command
 from finetune.common.errors import UsageError
 from finetune.common.formatting import is_number
 from finetune.common.lock import is_locked
+from finetune.config.paths import split_paths
 from finetune.data import dataset
 from finetune.runs.datasets import places_of
 from finetune.runs.events import Event, read_metrics
@@ -224,10 +225,10 @@ def load(out_dir: str | Path, verify: bool = False) -> Record:
     if found.failure:  # the other ranks are about to end
         found.running = False
     identity = found.started.get("identity", {})
-    names = found.recipe["dataset"].split(",") if found.recipe.get("dataset") else []
+    names = split_paths(found.recipe.get("dataset"))
     for number, name in enumerate(names, 1):
         keys = [dataset.identity_key(f"{split}.bin", number, len(names)) for split in ("train", "val")]
-        found.data.append(_find_data(name.strip(), [identity.get(key) for key in keys]))
+        found.data.append(_find_data(name, [identity.get(key) for key in keys]))
     return found
 
 
