@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 MAX_RECIPE_BYTES = 256 * 1024
 SUFFIXES = (".yaml", ".yml", ".py")
-# the comment on a line 'key: value  # comment', in Python 'key = value  # comment'
-COMMENT = re.compile(r"""\s*[\w"']+\s*[:=]\s*(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^"'#\s].*?|)\s+#\s*(.*)""")
+# of a line 'key: value  # comment', in Python 'key = value  # comment'
+KEY = re.compile(r"""\s*[\w"']+\s*[:=]""")
+QUOTED = re.compile(r"""\s*(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*')""")
+COMMENT = re.compile(r"\s#\s*(.*)")
 
 
 class Entry(NamedTuple):
@@ -58,12 +60,19 @@ def comments_by_key(origins: Mapping[str, str]) -> dict[str, dict[str, str]]:
         path, _, number = origin.rpartition(":")
         if path and path not in lines:
             lines[path] = Path(path).read_text(encoding="utf-8").splitlines()
-        comment = COMMENT.match(lines[path][int(number) - 1]) if path else None
-        why = comment[1].strip() if comment else ""
+        why = _comment(lines[path][int(number) - 1]) if path else ""
         if why.endswith(" in this run"):  # the value that a key had in another run, written by `dump`
             why = ""
         found[name] = {"origin": origin, "why": why}
     return found
+
+
+def _comment(line: str) -> str:
+    """The comment at the end of a line, found in time linear in its length."""
+    key = KEY.match(line)
+    value = key and (QUOTED.match(line, key.end()) or key)
+    found = COMMENT.search(line, value.end()) if value else None
+    return found[1].strip() if found else ""
 
 
 def read_recipe(path: str, problems: list[str], above: tuple[Path, ...] = ()) -> list[Entry]:

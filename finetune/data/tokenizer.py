@@ -21,6 +21,7 @@ from finetune.data.bpe_tokenizer import BPETokenizer
 from finetune.data.char_tokenizer import CharTokenizer
 from finetune.data.hf_tokenizer import HFTokenizer
 
+MAX_PROMPT = 1 << 20  # bytes of a file that is one prompt
 TIKTOKEN_HOST = "openaipublic.blob.core.windows.net"
 PLAIN_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 
@@ -142,7 +143,7 @@ def from_description(description: dict[str, str], directory: str | Path) -> Toke
 def prompt_ids(tokenizer: Tokenizer, start: str) -> np.ndarray:
     """The int64 ids of a prompt: of the text itself, or of a file if it is FILE:path. Raises UsageError."""
     if start.startswith("FILE:"):
-        start = read_text(start.removeprefix("FILE:"))
+        start = read_text(start.removeprefix("FILE:"), MAX_PROMPT)
     if not start:
         raise UsageError("start: the prompt is empty; the model needs at least one token")
     return encode_prompt(tokenizer, start, "start")
