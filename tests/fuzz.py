@@ -2,8 +2,11 @@
 and what they wrote. And values that somebody might send."""
 
 import contextlib
+import copy
+import hashlib
 import importlib
 import io
+import json
 import os
 import resource
 import shutil
@@ -55,6 +58,14 @@ def example(base, *without):
                 (shutil.copytree if path.is_dir() else shutil.copy2)(path, Path(place, path.name))
         with inside(place):
             yield
+
+
+def sign(path):
+    """Let the manifest of a directory describe a file as it is now."""
+    manifest = path.parent / "manifest.json"
+    content, whole = path.read_bytes(), json.loads(manifest.read_text())
+    whole["files"][path.name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest.write_text(json.dumps(whole))
 
 
 def listing(directory="."):
@@ -184,9 +195,6 @@ def places(value, above=()):
 @st.composite
 def changed_json(draw, value):
     """JSON text of `value` with one to three parts replaced, removed, doubled or added."""
-    import copy
-    import json
-
     value = copy.deepcopy(value)
     raw = {}
     for number in range(draw(st.integers(1, 3))):

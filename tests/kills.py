@@ -1,9 +1,9 @@
 """Commands that are forked and killed at random moments. A process of its own, as harness.py: python kills.py JOB.json
 
-The jobs are a list of {"argv": [verb, flags...], "kills": K, "seed": S, "shows": [paths]}. A command is run twice to its
-end; then it is killed K times at a random moment of its time, and run to its end after every fifth kill. `shows` are
-the files that hold the result: they must be whole after every kill. The outcomes are printed as JSON: how many kills,
-results lost, restarts that failed and what was left behind."""
+The jobs are a list of {"argv": [verb, flags...], "kills": K, "seed": S, "shows": [paths]}. A command is run twice to
+its end; then it is killed K times at a random moment of its time, and run to its end after every fifth kill. `shows`
+are the files that hold the result: they must be whole after every kill. The outcomes are printed as JSON: how many
+kills, results lost, restarts that failed and what was left behind."""
 
 import hashlib
 import importlib

@@ -80,15 +80,21 @@ def open_text(path: Path, encoding: str | None = None) -> TextIO:
 class _Lines(io.TextIOWrapper):
     """Text whose lines are at most MOST_CHARACTERS long: a small compressed file can hold one of gigabytes."""
 
-    title = ""
+    title, length = "", 0  # of the line so far
+
+    def readline(self, size: int = MOST_CHARACTERS + 1, /) -> str:
+        part = super().readline(size)
+        self.length += len(part)
+        if self.length > MOST_CHARACTERS:
+            raise UsageError(f"{self.title}: holds a line of more than {MOST_CHARACTERS:,} characters")
+        if part.endswith("\n"):
+            self.length = 0
+        return part
 
     def __next__(self) -> str:
-        line = self.readline(MOST_CHARACTERS)
-        if not line:
-            raise StopIteration
-        if len(line) == MOST_CHARACTERS:
-            raise UsageError(f"{self.title}: holds a line of more than {MOST_CHARACTERS:,} characters")
-        return line
+        if line := self.readline():
+            return line
+        raise StopIteration
 
 
 def read_file(
