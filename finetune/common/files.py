@@ -18,10 +18,12 @@ from typing import Any, TextIO
 import psutil
 
 from finetune.common.errors import UsageError
+from finetune.common.formatting import unify_newlines
 from finetune.common.machine import sync
 
 MANIFEST = "manifest.json"
 MAX_JSON, MAX_DEPTH = 1 << 28, 64  # bytes and levels; the largest tokenizer.json of the Hub has 40 MB
+MAX_TEXT = 1 << 26  # bytes of a file of prompts
 CHUNK_BYTES = 1 << 22
 # beside what is written: all in it was begun here, as PID@HOST~NAME, or is old~NAME, replaced, or removed~NAME
 WORK = ".finetune-tmp"
@@ -255,10 +257,15 @@ def open_append(path: str | Path) -> TextIO:
     return open(os.open(path, flags, 0o666), "a", encoding="utf-8")
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, without byte order mark and with every line end as \\n. Raises UsageError."""
+def read_text(path: str | Path, most: int = MAX_TEXT) -> str:
+    """The text of a UTF-8 file, without byte order mark and with every line end as \\n. Raises UsageError, also for one
+    of more than `most` bytes."""
     try:
-        return Path(path).read_text(encoding="utf-8").removeprefix("\ufeff")
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise UsageError(f"{path}: has more than {most:,} bytes")
+        return unify_newlines(content.decode("utf-8").removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: byte at offset {error.start:,} is not UTF-8") from None
     except OSError as error:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from finetune.common import console
 from finetune.common.errors import Failure, UsageError
-from finetune.common.formatting import printable
+from finetune.common.formatting import message_lines
 from finetune.common.machine import drop_stray_ranks
 from finetune.config.arguments import read_arguments
 from finetune.config.auto_batch import count_blocks
@@ -62,12 +62,12 @@ def _print_error(error: Exception) -> int | None:
     prints_errors = "0" in (os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK"))
     if isinstance(error, (UsageError, Failure)):
         if prints_errors or getattr(error, "alone", False):
-            print(printable(error), file=sys.stderr)
+            print(message_lines(error), file=sys.stderr)
         else:
             time.sleep(1)  # a launcher ends all processes after the first: rank 0 must print before that
         return 2 if isinstance(error, UsageError) else error.code
     if isinstance(error, OSError):
-        print(f"{type(error).__name__}: {printable(error)} (--debug=true shows where)", file=sys.stderr)
+        print(f"{type(error).__name__}: {message_lines(error)} (--debug=true shows where)", file=sys.stderr)
         return 1
     if "RANK" not in os.environ or not CONNECTION_LOST.search(str(error)):
         return None
@@ -152,6 +152,8 @@ def _not_for_recipes(field: dataclasses.Field[Any], text: str | None, value: obj
     """Why a recipe, which may come from somebody else, cannot set this value; None if it can."""
     if field.metadata.get("flag_only") and value != field.default:
         return f"can only be given on the command line, as --{field.name}={text}"
+    if str(text).startswith("FILE:"):
+        return f"a recipe must not read a file into a run ({text}); give it as --{field.name}={text}"
     if field.metadata.get("path") and ".." in str(text).replace("\\", "/").split("/"):
         return f"a recipe must not reach above the working directory ({text}); give it as --{field.name}={text}"
     return None

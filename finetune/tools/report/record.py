@@ -25,6 +25,7 @@ BEGINS, ENDS = ("start", "resume"), ("end", "stop", "failed")  # of a session; a
 MISSING = "does not exist"
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 ROWS = "rows per iteration (batch_size x gradient_accumulation_steps)"  # a key of a run's identity
+SIZES = ("n_embd", "n_layer", "vocab_size", "n_positions", "n_inner")  # whole numbers of config.json
 
 
 @dataclass
@@ -90,7 +91,7 @@ class Record:
 
     @property
     def vocab_size(self) -> int:
-        sizes = [part.meta["vocab_size"] for part in self.data if "vocab_size" in part.meta]
+        sizes = [size for part in self.data if _is_size(size := part.meta.get("vocab_size"))]
         return self.config.get("vocab_size") or (sizes[0] if sizes else 50257)
 
     @property
@@ -215,7 +216,7 @@ def load(out_dir: str | Path, verify: bool = False) -> Record:
     found = Record(
         out_dir,
         events,
-        _printable(files.read_json_object(best / "config.json")),
+        _config(best / "config.json"),
         _printable(files.read_json_object(best / "finetune.json")),
         data=[],
         damaged={str(path.relative_to(out_dir)): problem for path, problem in problems.items() if problem},
@@ -264,6 +265,16 @@ def _damage(directory: Path, verify: bool) -> str | None:
     if verify:
         return files.find_damage(directory)
     return None if (directory / files.MANIFEST).is_file() else f"it has no {files.MANIFEST}, so it was never finished"
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """A config.json, without sizes that are none."""
+    found = _printable(files.read_json_object(path))
+    return {name: value for name, value in found.items() if name not in SIZES or _is_size(value)}
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 < value < 1 << 32
 
 
 def _printable(value: Any) -> Any:
