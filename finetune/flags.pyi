@@ -148,11 +148,17 @@ class ExportFlags(TypedDict, total=False):
     out_dir: Text | None
     init_from: Text | None
     to: Text | None
-    format: Literal["hf", "nanogpt", "peft"]
+    format: Literal["hf", "nanogpt", "peft", "gguf"]
     dtype: Literal["float32", "bfloat16", "float16"]
+    gguf_type: Literal["f32", "f16", "q8_0"] | None
     interpolate: Text | None
     push_to_hub: Text | None
     private: bool
+    revision: Text | None
+    overwrite: bool
+    license: Text | None
+    language: Text | None
+    tags: Text | None
 
 class PlanFlags(TypedDict, total=False):
     init_from: Text
