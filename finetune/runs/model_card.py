@@ -24,6 +24,7 @@ MAX_SAMPLES = 3
 MARKDOWN = re.compile(r"^[#>+=-]|[*~\\]|(?<![^\W_])_|_(?![^\W_])|(?<=[A-Za-z]):(?=//)|(?<=www)\.|@", re.IGNORECASE)
 # of the models that many start from, for their finetuned ones
 LICENSES = {**dict.fromkeys(SHAPES, "mit"), "distilgpt2": "apache-2.0", "distilbert/distilgpt2": "apache-2.0"}
+MARK = re.compile(r"<!-- /?finetune:\w+ -->\n")
 COUNTS = ("tokens", "targets", "characters", "bytes", "documents")
 SETTINGS = (
     "learning_rate", "min_lr", "warmup_iters", "lr_decay_iters", "weight_decay", "beta1", "beta2", "grad_clip",
@@ -41,14 +42,15 @@ def model_card(
     picture: str | None = None,
     verified: dict[str, Any] | None = None,
 ) -> str:
-    """README.md of a model directory, in the Hub's format. Its sections stand between marks, for `publishing.card`.
+    """README.md of a model directory, in the Hub's format. Of an export, sections stand between marks, for
+    `publishing.card`.
 
     `place` is the directory or repository to load the model from. `facts` (finetune.json) and `events` (metrics.jsonl)
     are empty without a run. `picture` is the file name of the loss curve, `verified` the export's verification.json,
     which names the license, languages and tags that were asked for."""
     run = History(facts, events)
     is_adapter = bool(verified) and verified.get("format") == "peft"
-    return _template().render(
+    card = _template().render(
         title=title,
         place=place,
         config=config,
@@ -70,6 +72,7 @@ def model_card(
         samples=run.samples.get("texts", [])[:MAX_SAMPLES] if run.samples else [],
         verified=verified,
     )
+    return card if verified else MARK.sub("", card)
 
 
 def hub_id(init_from: str) -> str | None:
