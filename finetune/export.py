@@ -6,13 +6,13 @@ python -m finetune.export --out_dir=out-mine --to=mine
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from finetune.common.commands import command
 from finetune.common.errors import UsageError
 from finetune.config.cli import check_run_dir, parse, run
 from finetune.config.options import option
@@ -142,8 +142,9 @@ def export_and_push(options: Options, argv: Sequence[str]) -> Path:
         options.card(),
     )
     if options.push_to_hub:
-        again = f"python -m finetune.export {shlex.join(argv)}"
-        hub.push(written, options.push_to_hub, options.private, again, options.revision, options.overwrite)
+        hub.push(
+            written, options.push_to_hub, options.private, command("export", *argv), options.revision, options.overwrite
+        )
     return written
 
 

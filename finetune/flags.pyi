@@ -41,7 +41,7 @@ class TrainFlags(TypedDict, total=False):
     dataset_weights: Texts | None
     isolate_documents: Literal["auto", "true", "false"] | bool
     out_dir: Text
-    overwrite: bool
+    overwrite: bool | Literal["unfinished"]
     tokenizer: Text
     val_fraction: float | None
     block_size: int | None
@@ -166,7 +166,7 @@ class PlanFlags(TypedDict, total=False):
     dataset_weights: Texts | None
     isolate_documents: Literal["auto", "true", "false"] | bool
     out_dir: Text
-    overwrite: bool
+    overwrite: bool | Literal["unfinished"]
     tokenizer: Text
     val_fraction: float | None
     block_size: int | None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from finetune.common.commands import command
 from finetune.config.cli import parse, run
 from finetune.config.options import option
 from finetune.data.sources import NO_TEXT
@@ -105,7 +106,7 @@ def prepare_and_examine(options: Options) -> Dataset:
     if options.doctor == "true" or (options.doctor == "auto" and is_small):
         print(f"\n{page(examine_dataset(dataset))}")
     elif options.doctor == "auto":
-        print(f"not examined, because it is large: python -m finetune.doctor {out_dir}")
+        print(f"not examined, because it is large: {command('doctor', out_dir)}")
     return dataset
 
 

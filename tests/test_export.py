@@ -445,7 +445,7 @@ BAD = {
     ),
     "a run without a model": (without_best, ["--out_dir=broken", "--to=x"], "no model here"),
     "a damaged model": (damaged, ["--out_dir=broken", "--to=x"], "model.safetensors has 3 bytes instead of"),
-    "an unknown format": (None, ["--out_dir=base", "--to=x", "--format=pickle"], "expected one of hf, nanogpt"),
+    "an unknown format": (None, ["--out_dir=base", "--to=x", "--format=ggml"], "expected one of hf, nanogpt"),
     "an unknown dtype": (None, ["--out_dir=base", "--to=x", "--dtype=int8"], "expected one of float32"),
     "a share above one": (None, ["--out_dir=base", "--to=x", "--interpolate=1.5"], "auto or a number from 0 to 1"),
     "interpolation without a run": (None, ["--init_from=base", "--to=x", "--interpolate=auto"], "give --out_dir=OUT"),

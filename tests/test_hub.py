@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the 
 
 FLAGS = ("--out_dir=out", "--to=mine", "--push_to_hub=me/tiny")
 EXPORT = ("-m", "finetune.export", *FLAGS)
-AGAIN = f"again: python -m finetune.export {' '.join(FLAGS)}\n"
+AGAIN = f"again: finetune export {' '.join(FLAGS)}\n"
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_train_pushes_only_when_it_is_told_to_on_the_command_line(hub, corpus, c
     model = "init_from: scratch\ntokenizer: char\nn_layer: 1\nn_head: 1\nn_embd: 16\nblock_size: 16\n"
     updates = "batch_size: 2\ngradient_accumulation_steps: 1\nmax_iters: 2\ndtype: float32\n"
     recipe.write_text(f"dataset: {corpus()}\n{model}{updates}push_to_hub: me/trained\n")
-    by_hand = "python -m finetune.export --out_dir=out --to=out/export --push_to_hub=me/trained"
+    by_hand = "finetune export --out_dir=out --to=out/export --push_to_hub=me/trained"
     code, out, error = command("train", "r.yaml")
     assert code == 0 and hub.requests == [] and not Path("out/export").exists(), error
     assert out.endswith(f"nothing is pushed to me/trained without --push=true; by hand: {by_hand}\n")
@@ -193,7 +193,7 @@ def test_train_pushes_only_when_it_is_told_to_on_the_command_line(hub, corpus, c
     assert code == 4 and hub.commits == []
     assert error.endswith(f"The export in {Path('out/export').resolve()} is whole; again: {by_hand}\n")
     hub.before = lambda method, path: None
-    code, out, error = command("export", *by_hand.split()[3:])
+    code, out, error = command("export", *by_hand.split()[2:])
     assert code == 0 and "is this export already" in out and len(hub.commits) == 1, error
     code, out, error = command("train", "r.yaml", "--push=true", "--overwrite=true", "--seed=2")
     assert code == 0 and len(hub.commits) == 2, error

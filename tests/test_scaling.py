@@ -54,15 +54,7 @@ def test_every_launch_is_understood_by_accelerate_and_by_us(monkeypatch):
     from accelerate.commands.launch import launch_command_parser
 
     monkeypatch.chdir(ROOT)
-    values = {
-        "SLURM_NNODES": "2",
-        "PROCESSES": "16",
-        "SLURM_NODEID": "1",
-        "JOB_COMPLETION_INDEX": "1",
-        "MAIN": "host",
-        "START": "",
-        "start": "",
-    }
+    values = {"SLURM_NNODES": "2", "PROCESSES": "16", "SLURM_NODEID": "1", "JOB_COMPLETION_INDEX": "1", "MAIN": "host"}
     found = 0
     for script in scripts():
         for command in re.findall(r"accelerate (launch .*?)(?:'|\n|$)", script.replace("\\\n", " ")):
@@ -75,21 +67,8 @@ def test_every_launch_is_understood_by_accelerate_and_by_us(monkeypatch):
     assert found == 3
 
 
-@pytest.mark.parametrize(
-    ("there", "told"),
-    [([], "--overwrite=true"), (["best"], "--overwrite=true"), (["best", "last"], "--init_from=resume")],
-)
-def test_a_job_that_was_killed_at_any_time_begins_again_or_goes_on(tmp_path, there, told):
-    """Also before its first state, when best/ is there already."""
-    for name in there:
-        (tmp_path / "out-mine" / name).mkdir(parents=True)
-    beginnings = [match[0] for script in scripts() if (match := re.search(r"export START=.*|if \[.*fi;", script))]
-    assert len(beginnings) == 2
-    for beginning in beginnings:
-        done = subprocess.run(
-            ["bash", "-c", beginning + "\necho $START $start"], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.stdout.strip() == told, done.stderr
+def test_a_job_that_was_killed_begins_again_or_goes_on_by_the_same_command():
+    assert sum("--out_dir=out-mine --init_from=auto" in script for script in scripts()) == 2
 
 
 def test_the_manifest_is_of_one_piece():

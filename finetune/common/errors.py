@@ -1,5 +1,9 @@
 """Errors that end a command without a traceback."""
 
+import contextlib
+import re
+from collections.abc import Generator
+
 
 class _Shown(Exception):
     """An error whose message says it all: a notebook shows it without a traceback."""
@@ -19,6 +23,18 @@ class Failure(_Shown):
     def __init__(self, message: str, code: int, alone: bool = False) -> None:
         super().__init__(message)
         self.code, self.alone = code, alone
+
+
+@contextlib.contextmanager
+def disk_errors() -> Generator[None]:
+    """Context of a write by tokenizers, which raises a plain Exception when the disk is full: an OSError here."""
+    try:
+        yield
+    except Exception as error:
+        found = re.fullmatch(r"(.*) \(os error (\d+)\)", str(error))
+        if not found:
+            raise
+        raise OSError(int(found[2]), found[1]) from None
 
 
 def describe_error(error: BaseException) -> str:

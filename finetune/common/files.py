@@ -46,7 +46,7 @@ def _working(target: Path) -> Generator[Path]:
     `target` is removed first. Raises OSError."""
     folder = target.parent / WORK
     sweep(target.parent, target.name)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     if folder.is_symlink():  # of a directory that came from elsewhere
         raise NotADirectoryError(errno.ENOTDIR, "is a link", str(folder))
     work = folder / f"{os.getpid()}@{socket.gethostname()}~{target.name}"
@@ -54,8 +54,7 @@ def _working(target: Path) -> Generator[Path]:
         yield work
     finally:
         discard(work, target)
-        with contextlib.suppress(OSError):  # another process is at work in it
-            folder.rmdir()
+        sweep(target.parent, target.name)
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
@@ -68,6 +67,7 @@ def write_directory(target: str | Path, fill: Callable[[Path], object]) -> None:
     """Replace `target` by the directory that `fill(directory)` writes; files in it that were not written so are kept.
     It is on disk when this returns. Raises OSError, and then nothing has changed."""
     target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with _working(target) as work:
         work.mkdir()
         fill(work)
@@ -78,10 +78,10 @@ def write_directory(target: str | Path, fill: Callable[[Path], object]) -> None:
         write_json(work / MANIFEST, {"format": 1, "files": entries})
         sync(work / MANIFEST)
         sync(work)
-        if target.exists():
+        if files_in_manifest(target):
             exchange(work, target)
-        else:
-            os.rename(work, target)
+        else:  # there is none, or one with files of the user only
+            replace_in_two(work, target)
         sync(target.parent)
 
 
@@ -90,6 +90,7 @@ def temporary_directory(out_dir: str | Path) -> Generator[Path]:
     """A directory on the disk of `out_dir`, which is made if needed; removed when the block ends. Raises UsageError."""
     with contextlib.ExitStack() as stack:
         try:
+            Path(out_dir).mkdir(parents=True, exist_ok=True)
             work = stack.enter_context(_working(Path(out_dir, "prepare")))
             work.mkdir()
         except OSError as error:
@@ -104,7 +105,7 @@ def discard(work: Path, target: Path) -> None:
         work.unlink(missing_ok=True)
         return
     ours = {*files_in_manifest(work), MANIFEST}
-    if len(ours) > 1:
+    if len(ours) > 1 or work.name.startswith(("old~", "removed~")):
         for path in sorted(work.rglob("*")):
             place = target / path.relative_to(work)
             is_ours = str(path.relative_to(work)) in ours or (path.is_dir() and not path.is_symlink())
@@ -209,11 +210,15 @@ def exchange(work: Path, target: Path) -> None:
         AT_FDCWD, RENAME_EXCHANGE = -100, 2
         if libc.renameat2(AT_FDCWD, os.fsencode(work), AT_FDCWD, os.fsencode(target), RENAME_EXCHANGE) == 0:
             return
-    old = work.with_name(f"old~{target.name}")
-    os.rename(target, old)
+    replace_in_two(work, target)
+
+
+def replace_in_two(work: Path, target: Path) -> None:
+    """Put `work` in the place of `target`, which is moved away first if there is one."""
+    if target.exists():
+        os.rename(target, work.with_name(f"old~{target.name}"))
     os.rename(work, target)
     sync(target.parent)
-    os.rename(old, work)
 
 
 def read_json(path: str | Path) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -23,6 +24,7 @@ def lock(out_dir: str | Path) -> Generator[None]:
     out_dir = Path(out_dir)
     new = [folder for folder in (out_dir, *out_dir.parents) if not folder.is_dir()]
     path = out_dir / ".lock"
+    is_first = not path.exists()
     try:
         if new:
             out_dir.mkdir(parents=True)
@@ -43,6 +45,10 @@ def lock(out_dir: str | Path) -> Generator[None]:
             sweep(folder)
         try:
             yield
+        except UsageError:
+            if is_first and sys.platform != "win32":  # which deletes no open file
+                path.unlink(missing_ok=True)
+            raise
         finally:
             _remove_empty(new)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.common.errors import UsageError
-from finetune.config import nanogpt_config
+from finetune.config import nanogpt_config, run_directory
 from finetune.config.nearest_key import nearest, similar
 from finetune.config.options import BOOLEANS, describe_type
 from finetune.config.recipe import Recipe
@@ -41,7 +41,10 @@ def read_arguments(cls: type[DataclassInstance], argv: list[str], problems: list
     if reader.has_nanogpt_config:
         missing = nanogpt_config.missing({entry.key: entry.text or "" for entry in reader.recipe})
         defaults = [Entry(key, text, nanogpt_config.ORIGIN) for key, text in missing.items()]
-    return [*defaults, *reader.recipe, *environment, *reader.flags], reader.sources
+    entries = [*defaults, *reader.recipe, *environment, *reader.flags]
+    if reader.trains:
+        entries = run_directory.complete(entries, bool(reader.recipe), problems)
+    return entries, reader.sources
 
 
 class Reader:
@@ -161,8 +164,12 @@ class Reader:
         if is_recipe and is_data:
             ways = f"--config={arg} is the recipe, --dataset={arg} the data"
             self.problems.append(f"{arg}: is a recipe that comes with finetune, and data that are here; {ways}")
-        elif is_recipe or Path(arg, "recipe.yaml").is_file():
-            self._read_recipe(arg)  # which refuses the directory of a run
+        elif is_recipe:
+            self._read_recipe(arg)
+        elif Path(arg, "recipe.yaml").is_file() and not run_directory.is_run(arg):
+            self._read_recipe(arg)  # which refuses it, with the file's name
+        elif run_directory.is_run(arg):
+            self.problems.append(f"{arg}: is the directory of a run; to go on: {run_directory.resume_command(arg)}")
         elif is_data or Path(arg).is_dir() or Path("data", arg, "train.bin").exists() or "," in arg:
             self._set_target("dataset", arg)
         else:

@@ -18,8 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from finetune.common import console
 from finetune.common.errors import Failure, UsageError
 from finetune.common.formatting import printable
+from finetune.common.machine import drop_stray_ranks
 from finetune.config.arguments import read_arguments
 from finetune.config.auto_batch import count_blocks
 from finetune.config.nearest_key import nearest
@@ -36,6 +38,8 @@ CONNECTION_LOST = re.compile(r"connection (was )?(closed|reset|refused)|broken p
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a command's `main(argv)` and exit: 2 after a UsageError, the code of a Failure, 130 after Ctrl-C."""
+    console.open_streams()
+    drop_stray_ranks()
     debug = "--debug" in sys.argv or "--debug=true" in sys.argv
     try:
         code = main([arg for arg in sys.argv[1:] if arg != "--debug" and not arg.startswith("--debug=")])
@@ -45,7 +49,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         code = None if debug else _print_error(error)
         if code is None:
             raise
-    sys.stdout.flush()
+    if failure := console.write_out():
+        code = code or _print_error(failure)
     sys.exit(code or 0)
 
 
@@ -122,6 +127,7 @@ def _convert_entries(
     fields, hints = {field.name: field for field in dataclasses.fields(cls)}, typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    effective: dict[str, Entry] = {}
     for entry in entries:
         name, text, origin = entry
         if name not in fields or name == "sources":
@@ -133,8 +139,9 @@ def _convert_entries(
         except ValueError as error:
             problems.append(f"{entry.place}: {error}")
             continue
-        origins[name] = origin
-        if entry.in_recipe and (problem := _not_for_recipes(fields[name], text, values[name])):
+        origins[name], effective[name] = origin, entry
+    for name, entry in effective.items():  # what a later entry replaced is no problem
+        if entry.in_recipe and (problem := _not_for_recipes(fields[name], entry.text, values[name])):
             problems.append(f"{entry.place}: {problem}")
     return values, origins
 

@@ -29,7 +29,8 @@ class Recipe:
     init_from: str = option(
         "gpt2",
         "the weights to start from: gpt2|gpt2-medium|gpt2-large|gpt2-xl, any Hub id of a GPT-2 model, a Hugging Face "
-        "directory, a run's out_dir, a nanoGPT ckpt.pt, scratch (random weights), or resume (continue out_dir)",
+        "directory, a run's out_dir, a nanoGPT ckpt.pt, scratch (random weights), resume (continue out_dir), or auto "
+        "(resume if out_dir has a state, else as the recipe says without it)",
         resume="free",
         path=True,
     )
@@ -46,8 +47,11 @@ class Recipe:
         "auto", "pack whole documents, without attention between them; auto: for instruction data", resume="identity"
     )
     out_dir: str = option("out", "directory of the run", resume="free", path=True)
-    overwrite: bool = option(
-        False, "let a new run replace the run in out_dir; on the command line only", resume="free", flag_only=True
+    overwrite: bool | Literal["unfinished"] = option(
+        False,
+        "let a new run replace the run in out_dir; unfinished: only one that was ended before it saved a state",
+        resume="free",
+        flag_only=True,
     )
 
     tokenizer: str = option(

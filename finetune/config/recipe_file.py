@@ -186,11 +186,13 @@ def dump(recipe: Recipe, derived: Mapping[str, Any]) -> str:
             note = f"  # {derived[field.name]} in this run" if derived.get(field.name) is not None else ""
             lines.append(f"{field.name}: null{note}")
             continue
-        if field.metadata.get("path"):  # a recipe must not contain `..`
-            parts = value.split(",")
-            value = ",".join(str(Path(part).resolve()) if ".." in Path(part).parts else part for part in parts)
-        lines.append(f"{field.name}: {scalar(value)}")
+        lines.append(f"{field.name}: {scalar(without_parents(value) if field.metadata.get('path') else value)}")
     return "\n".join(lines) + "\n"
+
+
+def without_parents(paths: str) -> str:
+    """Paths, separated by commas, as a recipe may hold them: absolute where they had `..`."""
+    return ",".join(str(Path(part).resolve()) if ".." in Path(part).parts else part for part in paths.split(","))
 
 
 def scalar(value: str | bool | float) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from finetune.common.errors import disk_errors
 from finetune.common.files import MAX_JSON, parse_json, write_json
 from finetune.common.opened import refuse_links_out
 
@@ -169,7 +170,7 @@ def make_bpe_files(vocabulary: dict[bytes, int], special: dict[str, int], end: s
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, disk_errors():
         tokenizer.save(f"{directory}/tokenizer.json")
         tokenizer.model.save(directory)
         return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
@@ -196,7 +197,8 @@ def write_characters(directory: str | Path, chars: list[str], block_size: int | 
     tokenizer = Tokenizer(models.WordLevel({char: i for i, char in enumerate(chars)}, unk_token=unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(EACH_CHARACTER), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.save(str(Path(directory) / "tokenizer.json"))
+    with disk_errors():
+        tokenizer.save(str(Path(directory) / "tokenizer.json"))
     # both transformers 4 and 5 load this class
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     write_tokenizer_config(directory, config, block_size)

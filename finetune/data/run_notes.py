@@ -34,7 +34,7 @@ def runs_on(directory: str | Path) -> Iterator[Path]:
     for line in lines:
         out_dir = Path(os.path.relpath((directory.resolve() / line).resolve()))
         with contextlib.suppress(OSError):
-            if sha256 in (out_dir / "metrics.jsonl").read_text(encoding="utf-8"):
+            if sha256.encode() in (out_dir / "metrics.jsonl").read_bytes():
                 yield out_dir
 
 

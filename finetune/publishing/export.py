@@ -248,7 +248,7 @@ def _write_card(work: Path, content: Export, before: str | None) -> None:
     """Write README.md, with the owner's words of the card `before`, and of a run its loss curve and its report."""
     facts, verified, run_dir = content.facts, content.verified, content.run_dir
     name, picture = verified["request"]["name"], None
-    events = read_metrics(run_dir / "metrics.jsonl") if run_dir else []
+    events = read_metrics(run_dir / "metrics.jsonl", print) if run_dir else []
     if run_dir and any(event["event"] == "eval" for event in events):
         from finetune.runs.loss_plot import plot_loss
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.common import hub_client, network
 from finetune.common.errors import Failure, UsageError, describe_error
 from finetune.common.files import MANIFEST, files_in_manifest, read_chunks, read_json_object, sha256_of
 from finetune.common.network import SECONDS as HUB_TIMEOUT
@@ -82,6 +83,7 @@ def _push(directory: Path, target: Target, private: bool, overwrite: bool) -> No
     from huggingface_hub.utils import logging as hub_logging
 
     hub_logging.set_verbosity_error()
+    hub_client.bound()
     if not get_token():
         raise Refused("there is no token; run `hf auth login` or set HF_TOKEN")
     api = HfApi()
@@ -181,9 +183,7 @@ def _reason(error: BaseException) -> str:
     """Why a push failed, on one line."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    chain, link = [error], error
-    while link := link.__cause__ or link.__context__:
-        chain.append(link)
+    chain = network.causes(error)
     response = next((one for link in chain if (one := getattr(link, "response", None)) is not None), None)
     status = response.status_code if response is not None else None
     if status == 401:
@@ -191,6 +191,7 @@ def _reason(error: BaseException) -> str:
     if status == 403:
         return "this token may not write there; give it that permission or choose another USER/NAME"
     kinds = [type(link).__name__ for link in chain]
-    if status is None and any(word in kind for kind in kinds for word in ("Connect", "Timeout", "Network")):
-        return f"the Hub cannot be reached ({kinds[0]})"
+    words = ("Unreachable", "Connect", "Timeout", "Network", "JSON")
+    if status is None and any(word in kind for kind in kinds for word in words):
+        return f"the Hub cannot be reached ({network.explain(error)})"
     return ", from ".join(describe_error(link).rstrip(":. ") for link in chain[:2])

@@ -25,8 +25,8 @@ from finetune.config.schedule import Schedule
 from finetune.gpt import lora, size
 from finetune.gpt.model import GPTConfig
 from finetune.gpt.pretrained import write_tensors
+from finetune.runs.events import read_metrics
 
-STATE_FORMAT = 1  # of state.json, its "format"
 STATE_NAME = re.compile(r"step-\d{8,}")
 KEEP = 2  # resumable states: if the newest is damaged, there is another
 
@@ -103,14 +103,39 @@ def load_state(out_dir: str | Path, log: Callable[[str], object] = print) -> Sav
         log(f"skipping {problems[-1]}")
     if problems:
         raise UsageError("\n".join(["every state to resume from is damaged:", *problems]))
-    raise UsageError(f"{out_dir}: nothing to resume; it has no last/step-*. Start a run with another init_from")
+    raise UsageError(nothing_to_resume(out_dir))
+
+
+def nothing_to_resume(out_dir: str | Path) -> str:
+    ways = "--init_from=auto starts a run there, and resumes it after a kill"
+    return f"{out_dir}: nothing to resume; it has no last/step-*. {ways}"
+
+
+def is_unfinished(out_dir: str | Path) -> bool:
+    """Whether a run was ended there before it saved its first state: what it made is made again by a new start."""
+    out_dir = Path(out_dir)
+    events = read_metrics(out_dir / "metrics.jsonl")
+    started = next((event for event in events if event["event"] == "start"), {})
+    if states(out_dir) or any(event["event"] in ("end", "resume") for event in events):
+        return False
+    if not (out_dir / "best").exists():
+        return bool(events) or (out_dir / "last").exists()
+    first_save = started.get("recipe", {}).get("save_interval") or -1
+    reached = [event["iter"] for event in events if event["event"] == "iter"] + [read_best(out_dir).get("step", 0)]
+    return max(reached) <= first_save
+
+
+def directories_of_run(out_dir: str | Path) -> list[Path]:
+    """The directories that a new run with overwrite removes, or that it writes anew."""
+    out_dir = Path(out_dir)
+    return [out_dir / "best", out_dir / "export", *out_dir.glob("iter_*"), *states(out_dir)]
 
 
 def remove_run(out_dir: str | Path) -> None:
     """Remove what an earlier run wrote into `out_dir`, and nothing else: directories with a manifest, metrics, plot and
     report."""
     out_dir = Path(out_dir)
-    for path in [out_dir / "best", out_dir / "export", *out_dir.glob("iter_*"), *states(out_dir)]:
+    for path in directories_of_run(out_dir):
         if files.files_in_manifest(path) and not path.is_symlink():
             files.remove(path)
     for name in ("metrics.jsonl", "trackers.json", "loss.png", "report.html"):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import glob
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from finetune.common.commands import command
 from finetune.common.errors import UsageError
 from finetune.config.recipe import Recipe
 from finetune.data import dataset as prepared
@@ -61,7 +64,7 @@ def find_dataset(name: str, tokenizer: Callable[[], str | Tokenizer], val_fracti
         if problem := other_files(path):
             raise UsageError(problem)
         if not _holds_text(path):
-            raise UsageError(f"{name}: no train.bin here; run `python -m finetune.prepare TEXT --out_dir={name}`")
+            raise UsageError(f"{name}: holds neither train.bin nor a text; name a text, or what finetune.prepare wrote")
         return _prepare_once(name, tokenizer(), val_fraction)
     if (DATA / name).is_dir() and (problem := other_files(DATA / name)):
         raise UsageError(problem)
@@ -106,9 +109,10 @@ def find_datasets_of_run(out_dir: str | Path, split: str = "train") -> list[Data
     return found
 
 
-def changed_since(out_dir: str | Path, directory: str | Path) -> str | None:
-    """A line if a run was trained on a prepared directory and it holds other data now; None otherwise."""
-    started = newest_start(out_dir)
+def changed_since(out_dir: str | Path, directory: str | Path, say: Callable[[str], object] = print) -> str | None:
+    """A line if a run was trained on a prepared directory and it holds other data now; None otherwise. `say` is told
+    of lines of its metrics.jsonl that cannot be read."""
+    started = newest_start(out_dir, say)
     recorded = started.get("data", {}).get("directories", [])
     for number, place in enumerate(recorded, 1):
         if Path(place).resolve() != Path(directory).resolve():
@@ -129,9 +133,9 @@ def find_dataset_of_run(out_dir: str | Path) -> Dataset:
     return find_datasets_of_run(out_dir)[0]
 
 
-def newest_start(out_dir: str | Path) -> dict[str, Any]:
+def newest_start(out_dir: str | Path, say: Callable[[str], object] = lambda line: None) -> dict[str, Any]:
     """The newest `start` or `resume` event of a run, {} if there is none."""
-    events = read_metrics(Path(out_dir) / "metrics.jsonl")
+    events = read_metrics(Path(out_dir) / "metrics.jsonl", say)
     return next((event for event in reversed(events) if "identity" in event), {})
 
 
@@ -172,6 +176,14 @@ def _holds_text(directory: Path) -> bool:
 
 
 def _prepare_once(name: str, choice: str | Tokenizer, val_fraction: float) -> Dataset:
+    """A prepared text, by `_prepare_into`. Raises UsageError that says how to prepare it by hand."""
+    try:
+        return _prepare_into(name, choice, val_fraction)
+    except UsageError as error:
+        raise _with_way_out(error, name) from None
+
+
+def _prepare_into(name: str, choice: str | Tokenizer, val_fraction: float) -> Dataset:
     """Prepare a text into data/, under a name with a digest of everything the result depends on."""
     texts = find_texts([name], ())
     digests = [found["sha256"] for split in texts.values() for found in survey_documents(split, False).sources]
@@ -185,6 +197,16 @@ def _prepare_once(name: str, choice: str | Tokenizer, val_fraction: float) -> Da
     if (directory / "meta.json").is_file():
         return prepared.load(directory)
     return prepare([name], texts_directory.get() / directory.name, choice, val_fraction)
+
+
+def _with_way_out(error: UsageError, name: str) -> UsageError:
+    """The error of a text that has to be prepared by its own command, whose flags are named in it."""
+    keys = {field.name for field in dataclasses.fields(Recipe)}
+    if all(flag in keys for flag in re.findall(r"--(\w+)", str(error))):
+        return error
+    place = DATA / Path(name).stem
+    way = command("prepare", name, out_dir=place)
+    return UsageError(f"{error}. Flags of preparing are given to `{way}`; then train with --dataset={place}")
 
 
 def _check_val_fraction(recipe: Recipe, dataset: Dataset) -> None:

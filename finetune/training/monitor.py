@@ -24,11 +24,15 @@ class Diverged(Exception):
 
 
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}  # of the signals that end a run
-SAVE = getattr(signal, "SIGUSR1", None)  # the signal that saves a state; Windows has none
+# what Windows lacks: the signal of a terminal that closes, and the one that saves a state
+HANGUP, SAVE = getattr(signal, "SIGHUP", None), getattr(signal, "SIGUSR1", None)
+if HANGUP:
+    EXIT_CODES[HANGUP] = 129
 
 
 class SignalCatcher:
-    """SIGTERM and SIGINT end the run after the current update, SIGUSR1 saves a state. A second SIGINT ends at once.
+    """SIGTERM, SIGINT and SIGHUP end the run after the current update, SIGUSR1 saves a state. A second SIGINT ends at
+    once. A SIGHUP that is ignored, as by nohup, stays so.
 
     A handler only notes the signal. Every update sums the flags of all processes, so that all act alike."""
 
@@ -54,10 +58,11 @@ class SignalCatcher:
 
     @contextlib.contextmanager
     def caught(self) -> Generator[None]:
-        """Handle the signals inside this block, then restore the former handlers. Signals only reach the main thread,
-        so in another one nothing is handled."""
+        """Handle the signals inside this block, then restore the former handlers. A thread other than the main one may
+        not, so there they keep their meaning."""
         handled = self.seen if threading.current_thread() is threading.main_thread() else ()
-        before = {number: signal.signal(number, self._note) for number in handled}
+        nohup = HANGUP and signal.getsignal(HANGUP) == signal.SIG_IGN
+        before = {number: signal.signal(number, self._note) for number in handled if not (nohup and number == HANGUP)}
         try:
             yield
         finally:

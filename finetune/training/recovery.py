@@ -17,6 +17,7 @@ from finetune.runs import checkpoints
 from finetune.runs.checkpoints import SavedState
 from finetune.runs.logger import RunLogger
 from finetune.runtime import fsdp
+from finetune.runtime.device import Device
 from finetune.training.monitor import Diverged, LossMonitor
 from finetune.training.optimizer import fill_optimizer
 from finetune.training.saving import save_state
@@ -108,6 +109,8 @@ def resume(setup: Setup, state: TrainState, saved: SavedState, say: Callable[[st
     state.best = checkpoints.read_best(recipe.out_dir)
     if not state.best:
         say(f"{recipe.out_dir}/best: there is none, or it is damaged; the next evaluation writes it")
+        if state.evaluations and state.evaluations[-1]["step"] == state.step:
+            state.evaluations.pop()  # measured again here, or a run that is done would never write it
 
 
 def reset_to_initial(setup: Setup, state: TrainState) -> None:
@@ -122,10 +125,15 @@ def reset_to_initial(setup: Setup, state: TrainState) -> None:
     state.last_saved, state.save_pending = None, False
 
 
+def check_all_resume(recipe: Recipe, device: Device) -> None:
+    """Raise UsageError if some processes resume and others start anew, as init_from=auto chose."""
+    resumes = device.accelerator.gather(torch.tensor([recipe.init_from == "resume"], device=device.torch_device))
+    if len(resumes.unique()) > 1:
+        raise UsageError(f"out_dir {recipe.out_dir}: not all machines see a state in last/; copy it, or share the disk")
+
+
 def check_resumed(recipe: Recipe, identity: dict[str, Any], values: dict[str, Any], say: Callable[[str], None]) -> None:
     """Raise UsageError if a state's `values` belong to another run than `identity`; print which other keys changed."""
-    if (given := values.get("format")) != checkpoints.STATE_FORMAT:
-        raise UsageError(f"{recipe.out_dir}: its state has format {given!r}, not {checkpoints.STATE_FORMAT}")
     now = dict(identity)
     for name in ("n_layer", "n_head", "n_embd"):
         if getattr(recipe, name) is not None:

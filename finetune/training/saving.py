@@ -77,8 +77,9 @@ def save_state(setup: Setup, state: TrainState, logger: RunLogger, must_succeed:
         tensors = without_padding(weights), without_padding(moments)
         checkpoints.save_state(setup.recipe.out_dir, *tensors, to_json(setup, state))
 
+    state.save_pending = False  # after a failure the next try is the next save, since each writes gigabytes
     if _write_on_main(setup, state, logger, "last", write):
-        state.last_saved, state.save_pending = state.step, False
+        state.last_saved = state.step
         setup.notify(Save(state.step, checkpoints.state_directory(setup.recipe.out_dir, state.step)))
     elif must_succeed:
         raise Failure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shlex
 from collections.abc import Generator
 from pathlib import Path
@@ -14,10 +15,11 @@ from finetune.common.errors import Failure, UsageError
 from finetune.config import recipe as recipes
 from finetune.config import recipe_file
 from finetune.config.recipe import Recipe
+from finetune.config.run_directory import RUN_FILES, resume_command
 from finetune.config.trackers import chosen_trackers
 from finetune.data.batches import ConcatBlocks
 from finetune.data.run_notes import note_run
-from finetune.gpt import GPT, convert, lora
+from finetune.gpt import GPT, convert, lora, pretrained
 from finetune.gpt.sampling import Sample, draw_samples, print_samples
 from finetune.runs import checkpoints
 from finetune.runs.events import read_metrics
@@ -32,7 +34,6 @@ from finetune.training.saving import model_weights
 from finetune.training.state import Setup, TrainState, recipe_in_use
 from finetune.training.validation import worse_than_at_start
 
-RUN_FILES = ("best", "last", "metrics.jsonl")  # by which a run is known
 SLOW_FROM_SCRATCH = 1e-4  # a peak learning rate below which a model from scratch hardly learns
 
 
@@ -41,7 +42,7 @@ def check_out_dir(recipe: Recipe) -> None:
     out_dir = Path(recipe.out_dir)
     problem = _problem_of_links(out_dir)
     if not (recipe.init_from == "resume" or recipe.eval_only):
-        problem = problem or _problem_of_new_run(out_dir, recipe.overwrite)
+        problem = problem or _problem_of_sources(recipe) or _problem_of_new_run(out_dir, recipe.overwrite)
     if problem:
         raise UsageError(f"out_dir {out_dir}: {problem}, or choose another out_dir")
 
@@ -53,14 +54,28 @@ def _problem_of_links(out_dir: Path) -> str | None:
     return None
 
 
-def _problem_of_new_run(out_dir: Path, overwrite: bool) -> str | None:
+def _problem_of_sources(recipe: Recipe) -> str | None:
+    """The problem if an overwriting run would remove what it starts from."""
+    removed = [os.path.realpath(path) for path in checkpoints.directories_of_run(recipe.out_dir)]
+    for name in ("init_from", "tokenizer"):
+        given = getattr(recipe, name)
+        with contextlib.suppress(UsageError):  # reported when it is loaded
+            source = given if pretrained.is_hub_id(given) else os.path.realpath(pretrained.find(given))
+            if recipe.overwrite and any(Path(source).is_relative_to(path) for path in removed):
+                return f"--overwrite=true would remove {name}={given}, from which this run starts; leave overwrite out"
+    return None
+
+
+def _problem_of_new_run(out_dir: Path, overwrite: bool | str) -> str | None:
+    if checkpoints.is_unfinished(out_dir) and (overwrite or not (out_dir / "best").exists()):
+        return None
     ran = [name for name in RUN_FILES if (out_dir / name).exists()]
     others = [name for name in ("loss.png", "report.html", "recipe.yaml") if (out_dir / name).exists()]
     if not ran and "recipe.yaml" in others:
         rename = shlex.join(["mv", f"{out_dir}/recipe.yaml", f"{out_dir}.yaml"])
         return f"holds a recipe.yaml that no run wrote, and a run writes its own; {rename}"
-    if not overwrite and ran:
-        ways = "go on with --init_from=resume, start anew with --overwrite=true"
+    if overwrite is not True and ran:
+        ways = f"go on: {resume_command(out_dir)}, start anew with --overwrite=true"
         return f"holds a run already ({', '.join(ran)}); {ways}"
     if not overwrite and others:
         return f"holds {' and '.join(others)}, which no run wrote; replace with --overwrite=true"
@@ -112,7 +127,10 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
     if not setup.device.accelerator.is_main_process:
         return
     recipe, out_dir, resumed = setup.recipe, Path(setup.recipe.out_dir), setup.recipe.init_from == "resume"
-    if recipe.overwrite and not resumed:
+    if not resumed and checkpoints.is_unfinished(out_dir):
+        logger.print(f"out_dir {out_dir}: its run was ended before it saved a state; it starts anew")
+        checkpoints.remove_run(out_dir)
+    elif recipe.overwrite and not resumed:
         checkpoints.remove_run(out_dir)
     derived = {
         **dataclasses.asdict(setup.schedule),
@@ -123,7 +141,7 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
     }
     used = recipe_in_use(setup, state)
     _write_recipe(setup, used, derived)
-    before = read_metrics(logger.path) if resumed else []
+    before = read_metrics(logger.path, logger.print) if resumed else []
     logger.open(setup.schedule.length, state.step if resumed else None, state.evaluations, state.best)
     values = dataclasses.asdict(used)
     values |= {name: value for name, value in derived.items() if values.get(name, 0) is None}
@@ -234,10 +252,10 @@ def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     plot_loss(recipe.out_dir)
     if logger.trackers:
         logger.trackers.add_picture(Path(recipe.out_dir) / "loss.png")
-    print(f"best val loss {state.best['val_loss']:.4f} at step {state.best['step']}, in {recipe.out_dir}/best")
+    logger.print(f"best val loss {state.best['val_loss']:.4f} at step {state.best['step']}, in {recipe.out_dir}/best")
     if setup.prompt is not None and setup.tokenizer is not None:
         best = GPT.from_pretrained(f"{recipe.out_dir}/best").to(setup.device.torch_device, setup.device.dtype)
         samples = print_samples(best, setup.tokenizer, setup.prompt, **_sample_options(recipe))
         _record_samples(setup, logger, state.best["step"], samples)
     elif recipe.num_samples:
-        print("no samples: these bins came without their tokenizer")
+        logger.print("no samples: these bins came without their tokenizer")

@@ -19,7 +19,7 @@ from finetune.data.dataset import Dataset, check_ids, facts_of, identity_key, sc
 from finetune.data.sampler import BlockSampler, MixtureSampler
 from finetune.data.tokenizer import prompt_ids
 from finetune.gpt import GPT, lora
-from finetune.runs import checkpoints
+from finetune.runs import checkpoints, state_format
 from finetune.runs.checkpoints import SavedState
 from finetune.runs.datasets import is_isolated
 from finetune.runs.inputs import find_model_and_datasets, with_block_size
@@ -39,7 +39,7 @@ def setup_run(
     recipe: Recipe, device: Device, say: Callable[[str], None], hooks: Hooks | None = None
 ) -> tuple[Setup, TrainState]:
     """Load all that a recipe names; return it with the state of a new run or of the resumed one. Raises UsageError."""
-    saved = checkpoints.load_state(recipe.out_dir, say) if recipe.init_from == "resume" else None
+    saved = _saved(recipe, say) if recipe.init_from == "resume" else None
     previous = _previous_choice(recipe, saved, device, say) if saved else None
     find_batch_size = recipe.batch_size == "auto" and not previous
     choose_mode = recipe.memory == "auto" and not previous and not recipe.eval_only
@@ -85,6 +85,11 @@ def setup_run(
         hooks=hooks or Hooks(),
     )
     return setup, _initial_state(setup, recipe_in_use, saved, say)
+
+
+def _saved(recipe: Recipe, say: Callable[[str], None]) -> SavedState:
+    saved = checkpoints.load_state(recipe.out_dir, say)
+    return saved._replace(state=state_format.read_state(saved.state, recipe.out_dir))
 
 
 def _previous_choice(recipe: Recipe, saved: SavedState, device: Device, say: Callable[[str], None]) -> Recipe | None:

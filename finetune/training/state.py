@@ -17,7 +17,7 @@ from finetune.data.batches import Blocks, ConcatBlocks
 from finetune.data.sampler import BlockSampler, MixtureSampler
 from finetune.data.tokenizer import Tokenizer
 from finetune.gpt import GPT, lora
-from finetune.runs import checkpoints
+from finetune.runs.state_format import STATE_FORMAT
 from finetune.runtime.device import Device
 from finetune.training.callbacks import Evaluation, Save, Update
 from finetune.training.monitor import LossMonitor, SignalCatcher
@@ -63,7 +63,7 @@ class TrainState:
     lr_scale: float = 1.0  # halved by every rollback
     rollbacks: int = 0
     last_saved: int | None = None  # step of the newest state in last/
-    save_pending: bool = False  # a save waits for the end of a loss spike, or for space on the disk
+    save_pending: bool = False  # a save waits for the end of a loss spike
     last_rollback: int | None = None  # step that the last rollback led to
     last_sampled: int = 0
     warned: set[str] = field(default_factory=set)  # warning signs that were printed
@@ -141,7 +141,7 @@ def recipe_in_use(setup: Setup, state: TrainState) -> Recipe:
 def to_json(setup: Setup, state: TrainState) -> dict[str, Any]:
     """The content of state.json. Its keys do not follow renames, because older states must stay resumable."""
     return {
-        "format": checkpoints.STATE_FORMAT,
+        "format": STATE_FORMAT,
         "iteration": state.step,
         "updates": int(next(iter(setup.optimizer.state.values()))["step"]),  # fewer where float16 overflowed
         "evaluations": state.evaluations,

@@ -14,6 +14,7 @@ from finetune.common.errors import Failure
 from finetune.common.lock import lock
 from finetune.config import schedule as schedules
 from finetune.config.recipe import Recipe
+from finetune.config.run_directory import resume_command
 from finetune.gpt import lora
 from finetune.gpt.size import flops_per_token
 from finetune.runs.logger import RunLogger
@@ -21,7 +22,7 @@ from finetune.runtime import device as devices
 from finetune.training.callbacks import Update
 from finetune.training.micro_batch import fit_micro_batch, handle_oom
 from finetune.training.monitor import EXIT_CODES, Diverged
-from finetune.training.recovery import roll_back
+from finetune.training.recovery import check_all_resume, roll_back
 from finetune.training.saving import save_state
 from finetune.training.session import check_out_dir, finish_run, log_setup, open_run, record_failure, sample
 from finetune.training.setup import setup_run
@@ -36,6 +37,7 @@ def train(
     """Train as the recipe says; return the run's Setup and last state. `reasons`, from `comments_by_key`, are recorded
     with the recipe. Raises UsageError before anything is written, and Failure when the run ends early."""
     device = devices.start(recipe)
+    check_all_resume(recipe, device)
     is_main = device.accelerator.is_main_process
     writes_run = is_main and not recipe.eval_only
     with lock(recipe.out_dir) if writes_run else contextlib.nullcontext():
@@ -66,7 +68,7 @@ def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock
     signals: list[signal.Signals] = []  # received and not acted on yet; kept across a rollback or an OOM
     while True:
         due = what_is_due(setup, state)
-        state.save_pending = due.save  # until a save succeeds
+        state.save_pending = due.save  # until it is tried
         try:  # read_update, validate and save_state raise Diverged
             # keep at most max_in_flight losses unread; read all if something is due or a signal came, also just now
             while len(in_flight) > (0 if any(due) or signals else setup.device.max_in_flight):
@@ -94,7 +96,8 @@ def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock
         if stop_signal:
             by = "callback" if setup.signals.requested else stop_signal.name
             logger.record("stop", step=state.step, signal=by)
-            problem = f"stopped by {by} after {state.step} updates; --init_from=resume goes on from here"
+            way = f"to go on: {resume_command(setup.recipe.out_dir)}"
+            problem = f"stopped by {by} after {state.step} updates; {way}"
             raise Failure(problem, EXIT_CODES[stop_signal])
         if any(due) or signals:
             clock.restart(state.step)

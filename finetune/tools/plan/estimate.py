@@ -16,7 +16,7 @@ from finetune.config.recipe import Recipe
 from finetune.evaluation import split_loss
 from finetune.gpt import GPTConfig, lora
 from finetune.gpt import size as gpt_size
-from finetune.runs import checkpoints
+from finetune.runs import checkpoints, state_format
 from finetune.runs.inputs import find_model_and_datasets, find_model_of_recipe, with_block_size
 from finetune.runtime import device as devices
 from finetune.runtime import memory, memory_modes
@@ -240,10 +240,11 @@ def _saved(recipe: Recipe) -> dict[str, Any]:
     """state.json of the newest state that can be read."""
     for directory in checkpoints.states(recipe.out_dir):
         try:
-            return files.read_json(directory / "state.json")
+            state = files.read_json(directory / "state.json")
         except (OSError, ValueError):
             continue
-    raise UsageError(f"{recipe.out_dir}: nothing to resume; it has no last/step-*. Start a run with another init_from")
+        return state_format.read_state(state, recipe.out_dir)
+    raise UsageError(checkpoints.nothing_to_resume(recipe.out_dir))
 
 
 def _disk_free(out_dir: str) -> int:

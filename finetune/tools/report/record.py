@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 import statistics
+import sys
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from finetune.common import files
+from finetune.common.commands import command
 from finetune.common.errors import UsageError
 from finetune.common.formatting import is_number
 from finetune.common.lock import is_locked
@@ -205,7 +207,8 @@ def load(out_dir: str | Path, verify: bool = False) -> Record:
     best, last = out_dir / "best", out_dir / "last"
     if not (out_dir / "metrics.jsonl").is_file() and not best.is_dir():
         raise UsageError(_no_run(out_dir))
-    events = [_printable(event) for event in read_metrics(out_dir / "metrics.jsonl") if has_numbers(event, "time")]
+    found_events = read_metrics(out_dir / "metrics.jsonl", lambda line: print(line, file=sys.stderr))
+    events = [_printable(event) for event in found_events if has_numbers(event, "time")]
     saved = sorted((path for path in last.glob("step-*") if path.is_dir()), reverse=True)
     problems = {path: _damage(path, verify) for path in [best, *saved]}
     found = Record(
@@ -231,7 +234,7 @@ def load(out_dir: str | Path, verify: bool = False) -> Record:
 def _no_run(out_dir: Path) -> str:
     what = "holds no run" if out_dir.is_dir() else "no such directory"
     if (out_dir / "ckpt.pt").is_file():
-        sample = f"python -m finetune.sample --init_from={out_dir}/ckpt.pt"
+        sample = command("sample", init_from=f"{out_dir}/ckpt.pt")
         what = f"holds no run but a ckpt.pt of nanoGPT; {sample} samples from it"
     runs = sorted({str(path.parent) for path in Path(".").glob("*/metrics.jsonl")})
     return f"out_dir {out_dir}: {what}" + (f"; runs here: {', '.join(runs)}" if runs else "")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import yaml
 
+from finetune.common.commands import command
+from finetune.config import run_directory
 from finetune.config.recipe import LORA_RATE
 from finetune.tools.report.record import Record
 
@@ -80,23 +81,23 @@ def prepare_again(run: Record) -> str:
     sources = [source.get("name") for part in run.data for source in part.meta.get("sources", [])]
     source = str(sources[0]) if sources else "SOURCE"
     tokenizer = run.init_from if run.init_from and Path(run.init_from).is_dir() else "gpt2"
-    return shlex.join(["python", "-m", "finetune.prepare", source, f"--tokenizer={tokenizer}", "--out_dir=data/again"])
+    return command("prepare", source, tokenizer=tokenizer, out_dir="data/again")
 
 
 def examine_data(run: Record) -> str | None:
     found = [str(part.directory) for part in run.data if part.directory]
-    return f"python -m finetune.doctor {shlex.quote(found[0])}" if found else None
+    return command("doctor", found[0]) if found else None
 
 
 def _train(run: Record, **flags: Flag) -> str:
-    command = ["finetune", "train", str(run.out_dir / "recipe.yaml")]
+    changes: dict[str, object] = {**run_directory.out_dir_flag(run.out_dir)}
     given = _keys_of_recipe(run)
     for name, value in flags.items():
         if value is not None:
-            command.append(f"--{name}={value}")
+            changes[name] = value
         elif name in given:
-            command.append(f"--{name}=none")
-    return shlex.join(command)
+            changes[name] = "none"
+    return command("train", run.out_dir / "recipe.yaml", **changes)
 
 
 def _keys_of_recipe(run: Record) -> set[str]:

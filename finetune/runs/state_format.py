@@ -1,0 +1,61 @@
+"""state.json as any release wrote it, read as today's. A test holds a state of each format."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune.common.errors import UsageError
+from finetune.config.recipe import Recipe
+from finetune.gpt.model import GPTConfig
+
+STATE_FORMAT = 1  # of state.json, its "format"; another content gets another number
+KEYS: dict[str, type] = {
+    "iteration": int,
+    "updates": int,
+    "evaluations": list,
+    "watch": dict,
+    "init_from": str,
+    "identity": dict,
+    "config": dict,
+    "recipe": dict,
+}
+ADDED: dict[str, Any] = {"eval_rows": None, "lr_scale": 1.0, "rollbacks": 0, "scaler": None}  # states may lack them
+EVALUATION = {"step": int, "train_loss": float, "val_loss": float}
+WATCH = {"recent": list, "high": int, "overflows": int}
+
+
+def read_state(found: Any, out_dir: str | Path) -> dict[str, Any]:
+    """The content of a run's state.json, with every key of today. Raises UsageError in one line."""
+    try:
+        return _read(found)
+    except ValueError as error:
+        raise UsageError(f"{out_dir}: its state cannot be resumed: {error}") from None
+
+
+def _read(found: Any) -> dict[str, Any]:
+    if (given := found.get("format") if isinstance(found, dict) else None) != STATE_FORMAT:
+        newer = isinstance(given, int) and given > STATE_FORMAT
+        advice = "a newer finetune wrote it" if newer else "no release wrote it"
+        raise ValueError(f"it has format {given!r}, and this finetune reads {STATE_FORMAT}; {advice}")
+    _check(found, KEYS)
+    _check(found["watch"], WATCH)
+    for evaluation in found["evaluations"]:
+        _check(evaluation, EVALUATION)
+    fields = {field.name for field in dataclasses.fields(GPTConfig)}
+    if unknown := found["config"].keys() - fields:
+        raise ValueError(f"config holds {min(unknown)}, which this finetune does not know")
+    defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    watch = {name: found["watch"][name] for name in WATCH}
+    return {**ADDED, **found, "recipe": {**defaults, **found["recipe"]}, "watch": watch}
+
+
+def _check(part: Any, kinds: Mapping[str, type]) -> None:
+    """Raise ValueError unless `part` is an object with these keys of these types."""
+    for name, kind in kinds.items():
+        if not isinstance(part, dict) or name not in part:
+            raise ValueError(f"{name} is missing in it")
+        if not isinstance(part[name], kind):
+            raise ValueError(f"{name} is of another type in it")
