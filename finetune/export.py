@@ -5,17 +5,23 @@ finetune export --out_dir=out-mine --to=mine
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from finetune.common.commands import command
 from finetune.common.errors import UsageError
 from finetune.config.cli import check_run_dir, parse, run
 from finetune.config.options import option
 from finetune.config.recipe import repository_problem
+
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|multilingual|code")
+TAG = re.compile(r"[\w.:-]{1,100}")
+BRANCH = re.compile(r"\w[\w./-]*(?<![./])")
 
 USAGE = """usage: finetune export --out_dir=OUT --to=DIR [--key=value ...]
 
@@ -43,6 +49,11 @@ class Options:
     )
     push_to_hub: str | None = option(None, "USER/NAME: push the export there, with HF_TOKEN or after `hf auth login`")
     private: bool = option(True, "make the repository private")
+    revision: str | None = option(None, "branch of the repository to push to, made if needed [main]", derived=True)
+    overwrite: bool = option(False, "replace the model in the repository though another program pushed it")
+    license: str | None = option(None, "of the card, as the Hub names it, such as mit [that of the base]", derived=True)
+    language: str | None = option(None, "of the texts, for the card: codes such as en or en,de")
+    tags: str | None = option(None, "more tags of the card, with commas between them")
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if (self.out_dir is None) == (self.init_from is None):
@@ -67,8 +78,12 @@ class Options:
             yield "push_to_hub", problem
         if self.push_to_hub and self.format == "nanogpt":
             yield "push_to_hub", "format=nanogpt is for nanoGPT; the Hub takes format=hf"
+        for key in ("revision", "overwrite") if not self.push_to_hub else ():
+            if getattr(self, key):
+                yield key, "has no effect without --push_to_hub=USER/NAME"
         if not self.private and not self.push_to_hub:
             yield "private", "has no effect without --push_to_hub=USER/NAME"
+        yield from self._problems_of_card()
 
     def _problems_of_gguf(self) -> Iterator[tuple[str, str]]:
         if self.format != "gguf" and self.gguf_type is None:
@@ -82,6 +97,25 @@ class Options:
         if find_spec("gguf") is None:
             key = "format" if self.format == "gguf" else "gguf_type"
             yield key, "a GGUF file needs the package gguf: pip install 'finetune-gpt2[gguf]'"
+
+    def _problems_of_card(self) -> Iterator[tuple[str, str]]:
+        given = self.card()
+        if given and self.format in ("nanogpt", "gguf"):
+            yield next(iter(given)), f"is told on the card, and format={self.format} has none"
+        if self.license is not None and not LICENSE.fullmatch(self.license):
+            yield "license", f"expected the Hub's name of a license, such as mit or cc-by-4.0, got {self.license!r}"
+        if wrong := [code for code in given.get("language", []) if not LANGUAGE.fullmatch(code)]:
+            yield "language", f"expected codes such as en or pt-BR, with commas between them, got {wrong[0]!r}"
+        if wrong := [tag for tag in given.get("tags", []) if not TAG.fullmatch(tag)]:
+            yield "tags", f"expected words of letters, digits and -_.:, with commas between them, got {wrong[0]!r}"
+        if self.revision is not None and not BRANCH.fullmatch(self.revision):
+            yield "revision", f"expected the name of a branch, got {self.revision!r}"
+
+    def card(self) -> dict[str, Any]:
+        """What was chosen for the model card."""
+        lists = {key: text.split(",") for key in ("language", "tags") if (text := getattr(self, key)) is not None}
+        card: dict[str, Any] = {} if self.license is None else {"license": self.license}
+        return card | {key: [part.strip() for part in parts] for key, parts in lists.items()}
 
 
 def main(argv: list[str]) -> None:
@@ -98,10 +132,19 @@ def export_and_push(options: Options, argv: Sequence[str]) -> Path:
 
     name, to = options.out_dir or options.init_from or "", options.to or ""
     written = export.export(
-        name, to, options.format, options.dtype, options.interpolate, options.push_to_hub, options.gguf_type
+        name,
+        to,
+        options.format,
+        options.dtype,
+        options.interpolate,
+        options.push_to_hub,
+        options.gguf_type,
+        options.card(),
     )
     if options.push_to_hub:
-        hub.push(written, options.push_to_hub, options.private, again=command("export", *argv))
+        hub.push(
+            written, options.push_to_hub, options.private, command("export", *argv), options.revision, options.overwrite
+        )
     return written
 
 

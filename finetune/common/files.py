@@ -125,6 +125,13 @@ def files_in_manifest(directory: str | Path) -> list[str]:
     return []
 
 
+def sha256_in_manifest(directory: str | Path, name: str) -> str | None:
+    """The sha256 of a file as `write_directory` wrote it; None if the manifest does not say."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return read_json(Path(directory) / MANIFEST)["files"][name]["sha256"]
+    return None
+
+
 def find_damage(directory: str | Path) -> str | None:
     """How a directory differs from its manifest; None if it does not."""
     try:

@@ -27,7 +27,6 @@ from finetune.gpt.sampling import Sample, draw_samples, print_samples
 from finetune.runs import checkpoints
 from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
-from finetune.runs.loss_plot import plot_loss
 from finetune.runs.thresholds import WANTED_UPDATES
 from finetune.runs.tracker_kinds import Place
 from finetune.runs.trackers import start_trackers
@@ -282,6 +281,8 @@ def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     logger.close_bar()
     if not accelerator.is_main_process:
         return
+
+    from finetune.runs.loss_plot import plot_loss  # matplotlib takes a while
 
     plot_loss(recipe.out_dir)
     if logger.trackers:
