@@ -34,7 +34,10 @@ ROLES = {
     "tool": "tool function observation function_response ipython tool_response".split(),
 }
 ROLE_OF = {spelling: role for role, spellings in ROLES.items() for spelling in spellings}
-ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker", "author"), ("content", "value", "text")  # of a message
+# of a message
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker", "author", "sender"), ("content", "value", "text", "parts")
+# of a question with its answer in one object
+ASKED = {"input": "user", "prompt": "user", "output": "assistant", "completion": "assistant"}
 # whether a message is learned
 LEARN, HIDE = ("weight", "train", "training", "trainable", "loss", "loss_weight"), ("mask", "masked")
 # a key that says in another way what is learned, such as train_detail, loss_mask or ignore
@@ -67,22 +70,56 @@ class Conversation(NamedTuple):
 
 
 def are_messages(value: object) -> bool:
-    """Whether it looks like a list of messages, with role and content or with from and value."""
+    """Whether it looks like a list of messages, with role and content or with from and value, or of pairs."""
     is_list = isinstance(value, list) and bool(value)
-    return is_list and all(isinstance(one, dict) and any(key in one for key in ROLE_KEYS) for one in value)
+    return is_list and all(
+        isinstance(one, dict) and (any(key in one for key in ROLE_KEYS) or _is_pair(one)) for one in value
+    )
+
+
+def are_replies(value: object) -> bool:
+    """Whether it is a list of texts, which user and assistant could say in turn."""
+    return isinstance(value, list) and len(value) > 1 and all(isinstance(one, str) for one in value)
+
+
+def _is_pair(pair: dict[str, Any]) -> bool:
+    """Whether it is a question with its answer."""
+    is_text = len(pair) == 2 and all(isinstance(text, str) for text in pair.values())
+    return is_text and {_role_of_key(key) for key in pair} == {"user", "assistant"}
+
+
+def _role_of_key(key: str) -> str | None:
+    return ASKED.get(key.lower()) or ROLE_OF.get(key.lower())
 
 
 def is_answered(messages: list[dict[str, Any]]) -> bool:
     """Whether the last of such messages is the assistant's."""
-    role = next(messages[-1][key] for key in ROLE_KEYS if key in messages[-1])
+    role = next((messages[-1][key] for key in ROLE_KEYS if key in messages[-1]), "assistant")
     return ROLE_OF.get(str(role).strip().lower()) == "assistant"
+
+
+def is_flag(key: str) -> bool:
+    """Whether a key of a message says what is learned."""
+    return key in LEARN + HIDE or OTHER_FLAG.match(key) is not None
 
 
 def turns_of(value: object) -> list[Turn]:
     """The turns of a list of messages, in the spelling of OpenAI, ShareGPT and their like. Raises ValueError."""
     if not isinstance(value, list) or not value:
         raise ValueError(f"a list of messages is needed, not {name_of_value(value)}")
-    return [_turn(message) for message in value]
+    messages = []
+    for message in value:
+        if isinstance(message, dict) and _is_pair(message):
+            said = {_role_of_key(key): text for key, text in message.items()}
+            messages += [_turn({"role": role, "content": said[role]}) for role in ("user", "assistant")]
+        else:
+            messages.append(_turn(message))
+    return messages
+
+
+def turns_of_replies(replies: list[str]) -> list[Turn]:
+    """The turns of texts that user and assistant say in turn."""
+    return turns_of([{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(replies)])
 
 
 def _turn(message: object) -> Turn:
@@ -94,7 +131,7 @@ def _turn(message: object) -> Turn:
         raise ValueError(f"a message needs role and content, both text, but found {str(message)[:60]}")
     role = _role(given)
     content = _content(message[contents[0]] if contents else None)
-    if any(message[key] not in (None, message[contents[0]]) for key in contents[1:]):
+    if any(message[key] is not None and _content(message[key]) != content for key in contents[1:]):
         raise ValueError(f"a message has {' and '.join(contents)}, and they differ; keep one of them")
     is_target = _is_learned(message, role)
     flags = {"from", "value", role_key, *contents, *LEARN, *HIDE}
@@ -146,6 +183,7 @@ def _text_of_part(part: object) -> str:
         isinstance(part, dict)
         and isinstance(part.get("text"), str)
         and part.get("type", "text") in ("text", "input_text", "output_text")
+        and not part.get("thought")
     ):
         return part["text"]
     kind = part.get("type", "object") if isinstance(part, dict) else name_of_value(part)

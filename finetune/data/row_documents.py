@@ -44,14 +44,19 @@ def _cell(row: Any, column: str | None) -> Any:
 
 def _conversation(row: Any, shape: Shape) -> Conversation:
     system = _cell(row, shape.system) if shape.system else None
-    turns = chat.turns_of([{"role": "system", "content": system}]) if system else []
+    if isinstance(system, dict):  # a message, as Gemini's
+        turns = chat.turns_of([{**system, "role": "system"}])
+    else:
+        turns = chat.turns_of([{"role": "system", "content": system}]) if system else []
     tools = _tools(_cell(row, shape.tools)) if shape.tools else None
     if shape.kind == "messages":
         value = parse_messages(_cell(row, shape.messages))
         if not isinstance(value, list) or value == []:
             what = f"column {shape.messages!r}" if shape.messages else "a row"
             raise ValueError(f"{what} must be a list of messages, not {name_of_value(value)}")
-        return Conversation(_after_system(turns, chat.turns_of(value), shape), tools)
+        is_texts = shape.replies and all(isinstance(text, str) for text in value)
+        messages = chat.turns_of_replies(value) if is_texts else chat.turns_of(value)
+        return Conversation(_after_system(turns, messages, shape), tools)
     for pair in _cell(row, shape.history) or [] if shape.history else []:
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError(f"column {shape.history!r} must be a list of [question, answer]")

@@ -10,9 +10,9 @@ from finetune.data import chat
 from finetune.data.row_shape import shortened
 
 TALKS = "messages conversation conversations dialog dialogue chat chats utterances turns transcript log".split()
-SPEAKERS = re.compile(r"(speaker|sender|participant|character|nick)([ _]?name|[ _]?id)?", re.IGNORECASE)
+SPEAKERS = re.compile(r"(speaker|sender|participant|character|nick|player|actor)([ _]?name|[ _]?id)?", re.IGNORECASE)
 PERHAPS = ("from", "role", "author", "user", "username", "user_name", "name", "creator", "from_name")
-SAID = ("text", "content", "message", "utterance", "body", "value", "line", "msg", "dialogue", "dialog")
+SAID = ("text", "content", "message", "utterance", "body", "value", "line", "msg", "dialogue", "dialog", "playerline")
 ONLY_SAID = ("message", "utterance", "msg")  # which no article is called
 LETTER = ("to", "subject", "recipient")  # columns of mail, and of translations
 # columns of Slack's, Discord's and Messenger's exports
