@@ -148,8 +148,9 @@ class ExportFlags(TypedDict, total=False):
     out_dir: Text | None
     init_from: Text | None
     to: Text | None
-    format: Literal["hf", "nanogpt", "peft"]
+    format: Literal["hf", "nanogpt", "peft", "gguf"]
     dtype: Literal["float32", "bfloat16", "float16"]
+    gguf_type: Literal["f32", "f16", "q8_0"] | None
     interpolate: Text | None
     push_to_hub: Text | None
     private: bool
