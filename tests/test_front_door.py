@@ -17,6 +17,7 @@ import front_door_exports
 import front_door_files
 import front_door_flags
 import front_door_json
+import front_door_objects
 import front_door_people
 import front_door_tables
 import front_door_texts
@@ -38,6 +39,7 @@ MODULES = (
     front_door_files,
     front_door_flags,
     front_door_json,
+    front_door_objects,
     front_door_people,
     front_door_tables,
     front_door_texts,

@@ -13,13 +13,12 @@ from json import JSONDecodeError
 from typing import Any, TextIO
 
 from finetune.common.errors import UsageError
+from finetune.data.json_objects import is_of_pandas, numbered, read_object
 from finetune.data.json_scan import CHUNK_CHARACTERS, DECODER, MARKS, Scanner, explain_line
 from finetune.data.rows import Row
 
 LOOK_CHARACTERS = 1 << 16  # of the first line
 CONVERSATION = re.compile(r'\s*\[\s*\{\s*"(role|from|content|value)"')
-TEXTS = ("text", "content", "body", "article", "document")  # keys of one document, beside its lists
-RECORDS = "pandas writes rows with to_json(FILE, orient='records', lines=True)"
 
 
 def read(open_text: Callable[[], TextIO], name: str, is_lines: bool, facts: dict[str, Any]) -> Iterator[Row]:
@@ -39,7 +38,7 @@ def read(open_text: Callable[[], TextIO], name: str, is_lines: bool, facts: dict
         elif begins == "[":
             yield from _read_array(Scanner(file, name))
         else:
-            yield from _read_object(Scanner(file, name), facts)
+            yield from read_object(Scanner(file, name), facts)
 
 
 def _first_line(open_text: Callable[[], TextIO]) -> tuple[str, bool]:
@@ -73,14 +72,8 @@ def _is_value_of_lines(first: str, has_more: bool, is_lines: bool) -> bool:
     is_conversation = isinstance(value, list) and all(
         isinstance(one, dict) and {"role", "from"} & {*one} for one in value
     )
-    is_row = isinstance(value, dict) and not _is_of_pandas(value)
+    is_row = isinstance(value, dict) and not is_of_pandas(value)
     return has_more or (is_lines and (is_row or is_conversation))
-
-
-def _is_of_pandas(value: dict[str, Any]) -> bool:
-    """Whether one object can be a table of pandas: its to_json without lines=True."""
-    is_table = "data" in value and not {"columns", "schema"}.isdisjoint(value)
-    return is_table or (bool(value) and all(isinstance(one, dict) for one in value.values()))
 
 
 def _is_sequence(open_text: Callable[[], TextIO]) -> bool:
@@ -125,7 +118,7 @@ def _objects_of(line: str) -> list[Any]:
 
 
 def _read_sequence(scanner: Scanner) -> Iterator[Row]:
-    yield from _numbered(_values_of(scanner), scanner)
+    yield from numbered(_values_of(scanner), scanner)
 
 
 def _values_of(scanner: Scanner) -> Iterator[Any]:
@@ -134,89 +127,6 @@ def _values_of(scanner: Scanner) -> Iterator[Any]:
 
 
 def _read_array(scanner: Scanner) -> Iterator[Row]:
-    yield from _numbered(scanner.elements("row"), scanner)
+    yield from numbered(scanner.elements("row"), scanner)
     if scanner.peek():
         raise scanner.error("something follows the array; JSON lines have no [ around them")
-
-
-def _read_object(scanner: Scanner, facts: dict[str, Any]) -> Iterator[Row]:
-    """The rows of a file that is one object: the list of objects in it, its lists as columns, or the object itself."""
-    scanner.expect("{")
-    values: dict[str, Any] = {}
-    rows_of = None
-    while scanner.peek() != "}":
-        key = scanner.value()
-        scanner.expect(":")
-        if not isinstance(key, str):
-            raise scanner.error("expected a key in double quotes")
-        if scanner.peek() == "[" and scanner.peek_within() in ("{", "["):
-            if rows_of:
-                raise UsageError(
-                    f"{scanner.name}: holds lists of rows under {rows_of!r} and {key!r}; write one of them to a file of"
-                    f" its own, for example with jq -c '.{key}[]'"
-                )
-            rows_of = facts["rows_of"] = key
-            yield from _numbered(_named(scanner.elements(f"row of {key!r}"), values.get("columns")), scanner)
-        elif key in values:
-            raise scanner.error(f"the key {key!r} stands twice in the object; keep one of them")
-        else:
-            values[key] = scanner.value()
-        scanner.comma("}")
-    scanner.expect("}")
-    if scanner.peek():
-        raise scanner.error("something follows the object")
-    texts = [key for key in TEXTS if isinstance(values.get(key), str)]
-    if rows_of and texts:
-        beside = f"holds a text under {texts[0]!r} beside rows under {rows_of!r}"
-        raise UsageError(f"{scanner.name}: {beside}; keep one of them")
-    if texts:
-        yield Row(1, values)
-    elif rows_of is None:
-        yield from _rows_of_columns(values, scanner.name)
-
-
-def _rows_of_columns(values: dict[str, Any], name: str) -> Iterator[Row]:
-    columns = {key: value for key, value in values.items() if isinstance(value, list)}
-    lengths = {len(value) for value in columns.values()}
-    if not columns:
-        rows = _rows_of_objects(values, name) if _is_of_pandas(values) else [values]
-        yield from (Row(number, row) for number, row in enumerate(rows, 1))
-    elif len(lengths) == 1:
-        for number, row in enumerate(zip(*columns.values()), 1):
-            yield Row(number, dict(zip(columns, row)))
-    else:
-        sizes = ", ".join(f"{key} ({len(value):,})" for key, value in columns.items())
-        raise UsageError(
-            f"{name}: an object of lists of different lengths: {sizes}; give rows, or columns of one length"
-        )
-
-
-def _rows_of_objects(values: dict[str, dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """The rows of pandas' to_json: an object of columns by their names, or of rows by their numbers."""
-    inner = [list(one) for one in values.values()]
-    has_rows = all(key.isdecimal() for key in values)
-    has_columns = inner[0] and all(keys == inner[0] for keys in inner) and all(key.isdecimal() for key in inner[0])
-    if has_rows == bool(has_columns):
-        raise UsageError(
-            f"{name}: an object of objects, which may be rows or columns; if each is a row, write them as lines with"
-            f" jq -c '.[]' FILE > out.jsonl; {RECORDS}"
-        )
-    if has_rows:
-        return list(values.values())
-    return [dict(zip(values, row)) for row in zip(*(column.values() for column in values.values()))]
-
-
-def _named(rows: Iterator[Any], columns: object) -> Iterator[Any]:
-    """The rows; lists of cells become objects if `columns` are their names (pandas: to_json(orient="split"))."""
-    if not isinstance(columns, list) or not all(isinstance(column, str) for column in columns):
-        return rows
-    has_names = len({*columns}) == len(columns)
-    return (
-        dict(zip(columns, row)) if has_names and isinstance(row, list) and len(row) == len(columns) else row
-        for row in rows
-    )
-
-
-def _numbered(elements: Iterator[Any], scanner: Scanner) -> Iterator[Row]:
-    for number, value in enumerate(elements, 1):
-        yield Row(number, value, scanner.line)

@@ -1,0 +1,182 @@
+"""The rows of a JSON file that is one object: a list in it, its lists as columns, or the object itself."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from finetune.common.errors import UsageError
+from finetune.data import chat
+from finetune.data.column_choice import ABOUT, CODE, MESSAGES
+from finetune.data.directories import SPLITS
+from finetune.data.json_scan import Scanner
+from finetune.data.rows import Row
+
+TEXTS = ("text", "content", "body", "article", "document")  # keys of one document, beside its lists
+# what a list of documents is called, and a text about it
+DATA = re.compile(r"(data|rows|examples|samples|items|records|entries|documents|docs|texts|corpus)", re.IGNORECASE)
+NOTE = re.compile(
+    r"(.*_)?(description|notes?|info|about|comments?|message|copyright|citation|credits?|disclaimer|generator"
+    r"|homepage|schema)(_.*)?",
+    re.IGNORECASE,
+)
+OF_ONE = ("title", "headline", "name", "author", "artist", "composer", "subtitle")  # which one document has
+LONG = 100  # characters of a text that is more than a word about the rows beside it
+KEY = re.compile(r"[^\W\d][\w-]*( [\w-]+){0,2}")  # that may be the name of a column
+MANY = 30  # more columns than an object of one document has
+RECORDS = "pandas writes rows with to_json(FILE, orient='records', lines=True)"
+
+
+def read_object(scanner: Scanner, facts: dict[str, Any]) -> Iterator[Row]:
+    """The rows of a file that is one object. `facts` gets the name of the list that holds them."""
+    scanner.expect("{")
+    values: dict[str, Any] = {}
+    rows_of = conversation = None
+    while scanner.peek() != "}":
+        key = scanner.value()
+        scanner.expect(":")
+        if not isinstance(key, str):
+            raise scanner.error("expected a key in double quotes")
+        if conversation is None and scanner.peek() == "[" and scanner.peek_within() in ("{", "["):
+            elements = scanner.elements(f"row of {key!r}")
+            first = next(elements)
+            if key.lower() in MESSAGES and not rows_of and _is_message(first):
+                conversation, values[key] = key, [first, *elements]
+            elif rows_of:
+                raise UsageError(
+                    f"{scanner.name}: holds lists of rows under {rows_of!r} and {key!r}; write one of them to a file of"
+                    f" its own, for example with jq -c '{_path(key)}[]'"
+                )
+            else:
+                rows_of = facts["rows_of"] = key
+                rows = _named(itertools.chain([first], elements), values.get("columns"))
+                yield from numbered(rows, scanner)
+        elif key in values:
+            raise scanner.error(f"the key {key!r} stands twice in the object; keep one of them")
+        else:
+            values[key] = scanner.value()
+        scanner.comma("}")
+    scanner.expect("}")
+    if scanner.peek():
+        raise scanner.error("something follows the object")
+    if rows_of:
+        _check_beside(values, rows_of, scanner.name)
+    elif conversation:
+        yield Row(1, values)
+    else:
+        yield from _rows_of_values(values, scanner.name)
+
+
+def is_of_pandas(value: dict[str, Any]) -> bool:
+    """Whether one object can be a table of pandas: its to_json without lines=True."""
+    is_table = "data" in value and not {"columns", "schema"}.isdisjoint(value)
+    return is_table or (bool(value) and all(isinstance(one, dict) for one in value.values()))
+
+
+def numbered(elements: Iterator[Any], scanner: Scanner) -> Iterator[Row]:
+    """A Row for each value."""
+    for number, value in enumerate(elements, 1):
+        yield Row(number, value, scanner.line)
+
+
+def _is_message(value: Any) -> bool:
+    """Whether a value is a message of a user, an assistant or a system, and not a row."""
+    role = next((value[key] for key in chat.ROLE_KEYS if key in value), None) if isinstance(value, dict) else None
+    return isinstance(role, str) and role.strip().lower() in chat.ROLE_OF
+
+
+def _check_beside(values: dict[str, Any], rows_of: str, name: str) -> None:
+    """Raise UsageError for a text beside rows, which would be lost."""
+    found = [key for key in _texts(values) if key in TEXTS or (len(values[key]) >= LONG and not NOTE.fullmatch(key))]
+    if found:
+        raise UsageError(
+            f"{name}: holds a text under {found[0]!r} beside rows under {rows_of!r}; keep one of them: the rows are"
+            f" written with jq -c '{_path(rows_of)}[]' FILE > out.jsonl"
+        )
+
+
+def _path(key: str) -> str:
+    """A key as jq takes it."""
+    return f".{key}" if key.isascii() and key.isidentifier() else f'."{key}"'
+
+
+def _texts(values: dict[str, Any]) -> list[str]:
+    """The keys of texts that are no codes, and not about another text."""
+    texts = [key for key, value in values.items() if isinstance(value, str)]
+    return [key for key in texts if key in TEXTS or not (CODE.fullmatch(values[key].strip()) or ABOUT.fullmatch(key))]
+
+
+def _rows_of_values(values: dict[str, Any], name: str) -> Iterator[Row]:
+    columns = {key: value for key, value in values.items() if isinstance(value, list)}
+    is_data = any(map(DATA.fullmatch, columns))
+    texts = [key for key in _texts(values) if key.lower() not in OF_ONE and not (is_data and NOTE.fullmatch(key))]
+    if not columns and is_of_pandas(values):
+        yield from (Row(number, row) for number, row in enumerate(_rows_of_objects(values, name), 1))
+    elif not columns or texts:
+        _check_keys(values, name)
+        yield Row(1, values)
+    else:
+        _check_columns(values, columns, is_data, name)
+        for number, row in enumerate(zip(*columns.values()), 1):
+            yield Row(number, dict(zip(columns, row)))
+
+
+def _check_keys(values: dict[str, Any], name: str) -> None:
+    """Raise UsageError for an object whose keys are not the names of columns, such as a dictionary."""
+    is_of_texts = len(values) > 2 and all(isinstance(value, str) for value in values.values())
+    odd = sum(not KEY.fullmatch(key) for key in values)
+    if is_of_texts and not {*TEXTS} & {*values} and (2 * odd > len(values) or len(values) > MANY):
+        raise UsageError(
+            f"{name}: is one object of {len(values):,} texts, whose keys, such as {next(iter(values))[:40]!r}, are no"
+            " columns; jq -c 'to_entries[]' FILE > out.jsonl writes rows to read with --text_column=value, or with"
+            " --prompt_column=key --completion_column=value"
+        )
+
+
+def _check_columns(values: dict[str, Any], columns: dict[str, list[Any]], is_data: bool, name: str) -> None:
+    """Raise UsageError for lists that are not the columns of a table."""
+    splits = [key for key in columns if key.lower() in SPLITS]
+    if len(splits) == len(columns):
+        ways = ", ".join(f"jq -c '{_path(key)}[]' FILE > {key}.jsonl" for key in splits)
+        raise UsageError(f"{name}: its lists are splits; write each to a file of its own in one directory: {ways}")
+    title = next((key for key in values if key.lower() in OF_ONE and isinstance(values[key], str)), None)
+    if title and not is_data:
+        key = max(columns, key=lambda one: len(str(columns[one])))
+        elements = f"'{_path(key)}[]' FILE > out"
+        raise UsageError(
+            f"{name}: has the list {key!r} beside {title!r}, so it may be one document or many; jq -r {elements}.txt"
+            f" writes the list as one text, jq -c {elements}.jsonl as rows"
+        )
+    if len({len(value) for value in columns.values()}) > 1:
+        sizes = ", ".join(f"{key} ({len(value):,})" for key, value in columns.items())
+        raise UsageError(
+            f"{name}: an object of lists of different lengths: {sizes}; give rows, or columns of one length"
+        )
+
+
+def _rows_of_objects(values: dict[str, dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The rows of pandas' to_json: an object of columns by their names, or of rows by their numbers."""
+    inner = [list(one) for one in values.values()]
+    has_rows = all(key.isdecimal() for key in values)
+    has_columns = inner[0] and all(keys == inner[0] for keys in inner) and all(key.isdecimal() for key in inner[0])
+    if has_rows == bool(has_columns):
+        raise UsageError(
+            f"{name}: an object of objects, which may be rows or columns; if each is a row, write them as lines with"
+            f" jq -c '.[]' FILE > out.jsonl; {RECORDS}"
+        )
+    if has_rows:
+        return list(values.values())
+    return [dict(zip(values, row)) for row in zip(*(column.values() for column in values.values()))]
+
+
+def _named(rows: Iterator[Any], columns: object) -> Iterator[Any]:
+    """The rows; lists of cells become objects if `columns` are their names (pandas: to_json(orient="split"))."""
+    if not isinstance(columns, list) or not all(isinstance(column, str) for column in columns):
+        return rows
+    has_names = len({*columns}) == len(columns)
+    return (
+        dict(zip(columns, row)) if has_names and isinstance(row, list) and len(row) == len(columns) else row
+        for row in rows
+    )

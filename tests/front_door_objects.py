@@ -1,0 +1,85 @@
+"""Files that are one JSON object: one document with its lists, one conversation, a dictionary, or rows."""
+
+import json
+
+from front_door import as_column, either, json_lines, of, plain, reads, refuses, texts
+from front_door_talks import TALKS, N, pair, sharegpt
+
+T, P = texts(), plain()
+STORY = " ".join(P)
+WHICH = ["which column|beside", "story|script|plot|letter"]
+
+
+def of_one(**members):
+    return {"a.json": json.dumps(members, indent=1, ensure_ascii=False)}
+
+
+def a_file_each(make):
+    return {f"d/{i:02}.json": json.dumps(make(i)) for i in N}
+
+
+ONE_DOCUMENT = [
+    either("a story with tags", of_one(headline="X", story=STORY, tags=["a", "b"]), [[STORY]], WHICH),
+    either("a story behind its tags", of_one(tags=["a", "b"], story=STORY), [[STORY]], WHICH),
+    either("a film with its cast", of_one(title="X", script=STORY, cast=["Anna", "Ben"]), [[STORY]], WHICH),
+    either("a plot with genres of one length", of_one(plot=STORY, genres=["a"], stars=["b"]), [[STORY]], WHICH),
+    either(
+        "a directory of stories",
+        a_file_each(lambda i: {"headline": "X", "story": T[i], "keywords": ["a", "b"]}),
+        [T],
+        WHICH,
+        "d",
+    ),
+    refuses("a letter with its answers", of_one(letter=STORY, comments=as_column(P)), ["letter", "comments", "jq"]),
+    refuses("a letter behind its answers", of_one(comments=as_column(P), letter=STORY), ["letter", "comments", "jq"]),
+    refuses("a poem of lines", of_one(title="Ode", author="X", lines=P), ["lines", "title", "jq -r '.lines"]),
+    refuses("a recipe", of_one(name="Soup", ingredients=["salt"], steps=P), ["steps", "jq -r"]),
+    refuses("a song of verses", of_one(artist="X", **{"the verses": P[:3]}), [r'\."the verses"']),
+    either("a text and a list", of_one(text=STORY, tags=["a", "b"]), [[STORY]], "text"),
+]
+ROWS_IN_IT = [
+    reads("texts with a name", of_one(name="My texts", version="1.0", language="en", texts=T), T),
+    reads("texts with a description", of_one(description="What the children of class 4 wrote in May", data=T), T),
+    reads("rows with a description", of_one(description="A long word about the rows. " * 9, data=as_column(T)), T),
+    reads("rows with a notice", of_one(copyright="All rights are with the children. " * 9, items=as_column(T)), T),
+    reads("columns with a date", of_one(date="2024-01-01", source="the school", text=T), T),
+    reads("two columns of an object", of_one(text=T, id=list(range(12))), T),
+    refuses(
+        "lists of texts as splits", of_one(train=T, test=T[:3]), ["splits", r"jq -c '\.train\[\]' FILE > train.jsonl"]
+    ),
+    refuses("lists of one length as splits", of_one(train=T, validation=T), ["splits", "validation.jsonl"]),
+]
+CONVERSATIONS = [
+    reads("files of one conversation", a_file_each(lambda i: {"messages": pair(i)}), TALKS, "d"),
+    reads(
+        "files of one conversation of ShareGPT",
+        a_file_each(lambda i: {"id": i, "conversations": sharegpt(i)}),
+        TALKS,
+        "d",
+    ),
+    reads(
+        "files of one conversation with its model",
+        a_file_each(lambda i: {"model": "m", "messages": pair(i), "temperature": 0.5, "choices": [{"index": 0}]}),
+        TALKS,
+        "d",
+        says="not read: model",
+    ),
+    reads("conversations under a key", of_one(conversations=[{"messages": pair(i)} for i in N]), TALKS),
+    reads("lists of messages under a key", of_one(conversations=[pair(i) for i in N]), TALKS),
+    refuses("one conversation, a message without a role", of_one(messages=[*pair(1), {"content": "x"}]), "a.json"),
+]
+DICTIONARIES = [
+    refuses(
+        "questions with answers", of_one(**{f"Why is house {i} so old?": one for i, one in enumerate(P)}), "to_entries"
+    ),
+    refuses("texts by dotted keys", of_one(**{f"menu.item{i}": one for i, one in enumerate(P)}), "to_entries"),
+    refuses("texts by numbers", of_one(**{str(i): one for i, one in enumerate(P)}), "to_entries"),
+    refuses("a dictionary of words", of_one(**{f"word{i}": f"what word {i} means" for i in range(60)}), "to_entries"),
+    reads("a text with many facts", of_one(text=STORY, **{f"fact_{i}": "x" for i in range(60)}), [STORY]),
+]
+ENTRIES = [{"key": f"Why is house {i} so old?", "value": one} for i, one in enumerate(P)]
+WAYS_OUT = [
+    reads("entries of a dictionary", {"a.jsonl": json_lines(ENTRIES)}, P, "--text_column=value"),
+    reads("columns of one list", of_one(text=[row["text"] for row in of(("text", T))]), T),
+]
+CASES = ONE_DOCUMENT + ROWS_IN_IT + CONVERSATIONS + DICTIONARIES + WAYS_OUT
