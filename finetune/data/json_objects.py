@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.common.errors import UsageError
 from finetune.data import chat
-from finetune.data.column_choice import ABOUT, CODE, MESSAGES
+from finetune.data.column_names import ABOUT, CODE, MESSAGES
 from finetune.data.directories import SPLITS
 from finetune.data.json_scan import Scanner
 from finetune.data.rows import Row
