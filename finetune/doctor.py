@@ -87,11 +87,11 @@ def main(argv: list[str]) -> None:
 
 
 def _with_progress(splits: Mapping[str, Iterable[T]]) -> dict[str, Iterable[T]]:
-    from tqdm import tqdm
+    from finetune.common.progress import progress
 
     bars: dict[str, Iterable[T]] = {}
     for split, documents in splits.items():
-        bars[split] = tqdm(documents, desc=split, unit=" documents", disable=None, leave=False)
+        bars[split] = progress(documents, desc=split, unit=" documents", leave=False)
     return bars
 
 

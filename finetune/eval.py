@@ -5,6 +5,8 @@ python -m finetune.eval --out_dir=out-mine --baseline=auto
 
 from __future__ import annotations
 
+from typing import Any
+
 from finetune.common.errors import Failure, UsageError
 from finetune.common.json_output import other_output_to_stderr, print_json
 from finetune.config.cli import check_run_dir, parse, run
@@ -19,6 +21,11 @@ OUT/metrics.jsonl. With --require or --no_worse_than it ends with exit code 5 if
 
 def main(argv: list[str]) -> None:
     options, _ = parse(Options, argv, USAGE)
+    measure(options)
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Print, record and return the figures. Raises UsageError, and Failure if the model is not good enough."""
     if problem := check_run_dir(options.out_dir):
         raise UsageError(problem)
     from finetune.evaluation import gate, table
@@ -40,6 +47,7 @@ def main(argv: list[str]) -> None:
         print_json(event)
     if main_process and (lines := gate.failures(options, event, earlier)):
         raise Failure("\n".join(lines), EXIT_CODE)
+    return event
 
 
 if __name__ == "__main__":

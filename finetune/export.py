@@ -5,9 +5,10 @@ python -m finetune.export --out_dir=out-mine --to=mine
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 from finetune.common.commands import command
@@ -27,10 +28,15 @@ class Options:
     out_dir: str | None = option(None, "run directory; its best model is exported")
     init_from: str | None = option(None, "another model: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt")
     to: str | None = option(None, "directory to write: a new one, or an earlier export, which is replaced")
-    format: Literal["hf", "nanogpt", "peft"] = option(
-        "hf", "hf for transformers, nanogpt a ckpt.pt for nanoGPT's sample.py, peft only the adapters of a LoRA run"
+    format: Literal["hf", "nanogpt", "peft", "gguf"] = option(
+        "hf",
+        "hf for transformers, nanogpt a ckpt.pt for nanoGPT's sample.py, peft only the adapters of a LoRA run, gguf one"
+        " file for llama.cpp and Ollama",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the weights in the files")
+    gguf_type: Literal["f32", "f16", "q8_0"] | None = option(
+        None, "of the weights in a GGUF file [f32]; with format=hf, write such a file too", derived=True
+    )
     interpolate: str | None = option(
         None,
         "mix the run's base back in: auto keeps the best mixture on validation, 0.7 takes 0.7 of the finetuned weights",
@@ -56,6 +62,7 @@ class Options:
             if find_spec("peft") is None:
                 install = "pip install 'finetune-gpt2[lora]'"
                 yield "format", f"peft needs the package peft, which reads the export back: {install}"
+        yield from self._problems_of_gguf()
         if self.push_to_hub is not None and (problem := repository_problem(self.push_to_hub)):
             yield "push_to_hub", problem
         if self.push_to_hub and self.format == "nanogpt":
@@ -63,17 +70,39 @@ class Options:
         if not self.private and not self.push_to_hub:
             yield "private", "has no effect without --push_to_hub=USER/NAME"
 
+    def _problems_of_gguf(self) -> Iterator[tuple[str, str]]:
+        if self.format != "gguf" and self.gguf_type is None:
+            return
+        if self.format in ("nanogpt", "peft"):
+            yield "gguf_type", f"format={self.format} writes no GGUF file; give --format=hf or --format=gguf"
+        if self.format == "gguf" and self.dtype != "float32":
+            yield "dtype", "a GGUF file has its own types; give --gguf_type=f16 or q8_0"
+        if self.format == "gguf" and self.push_to_hub:
+            yield "push_to_hub", "takes format=hf; with --gguf_type=f16 the GGUF file goes along"
+        if find_spec("gguf") is None:
+            key = "format" if self.format == "gguf" else "gguf_type"
+            yield key, "a GGUF file needs the package gguf: pip install 'finetune-gpt2[gguf]'"
+
 
 def main(argv: list[str]) -> None:
     options, _ = parse(Options, argv, USAGE)
+    export_and_push(options, argv)
+
+
+def export_and_push(options: Options, argv: Sequence[str]) -> Path:
+    """Write the export, push it if asked to, and return its directory. Raises UsageError and Failure; a failed push
+    names the command with `argv` that tries again."""
     if problem := check_run_dir(options.out_dir):
         raise UsageError(problem)
     from finetune.publishing import export, hub
 
     name, to = options.out_dir or options.init_from or "", options.to or ""
-    written = export.export(name, to, options.format, options.dtype, options.interpolate, options.push_to_hub)
+    written = export.export(
+        name, to, options.format, options.dtype, options.interpolate, options.push_to_hub, options.gguf_type
+    )
     if options.push_to_hub:
         hub.push(written, options.push_to_hub, options.private, again=command("export", *argv))
+    return written
 
 
 def _is_share(text: str) -> bool:

@@ -66,14 +66,14 @@ def main(argv: list[str]) -> int:
     began = time.perf_counter()
     options, origins = parse(Options, argv, USAGE)
     with other_output_to_stderr(options.json):
-        facts = _plan(options, origins, began)
+        facts = make_plan(options, origins, began)
     if options.json:
         print_json(facts)
     return 1 if facts["shortage"] else 0
 
 
-def _plan(options: Options, origins: dict[str, str], began: float) -> dict[str, Any]:
-    """Print the plan and return it as JSON."""
+def make_plan(options: Options, origins: dict[str, str], began: float) -> dict[str, Any]:
+    """Print the plan and what else was asked for; return it as JSON. Raises UsageError."""
     from finetune.tools.plan import estimate, lr_finder, report
     from finetune.tools.plan import suggest as suggests
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from finetune.common.commands import command
 from finetune.config.cli import parse, run
@@ -16,6 +16,9 @@ from finetune.config.options import option
 from finetune.config.paths import split_paths
 from finetune.data.sources import NO_TEXT
 from finetune.data.tables import ReadOptions
+
+if TYPE_CHECKING:
+    from finetune.data.dataset import Dataset
 
 EXAMINED = 2_000_000_000  # bytes of text that `doctor=auto` examines, in about a minute
 USAGE = """usage: python -m finetune.prepare SOURCE... --out_dir=DIR [--key=value ...]
@@ -60,15 +63,21 @@ class Options(ReadOptions):
 
 def main(argv: list[str]) -> None:
     options, _ = parse(Options, argv, USAGE)
+    if options.dry_run:
+        dry_run(options)
+    else:
+        prepare_and_examine(options)
+
+
+def prepare_and_examine(options: Options) -> Dataset:
+    """Write the dataset, print what was read and what the doctor found. Raises UsageError."""
     from finetune.data.new_tokenizers import names_of
     from finetune.data.prepare import TokenizeOptions, prepare, summary
     from finetune.data.run_notes import runs_on
     from finetune.tools.doctor.quality import examine_dataset
     from finetune.tools.doctor.report import page
 
-    if options.dry_run:
-        return _dry_run(options)
-    out_dir = options.out_dir or _default_dir(options.sources[0])
+    out_dir = options.out_dir or default_dir(options.sources[0])
     dataset = prepare(
         options.sources,
         out_dir,
@@ -99,14 +108,15 @@ def main(argv: list[str]) -> None:
         print(f"\n{page(examine_dataset(dataset))}")
     elif options.doctor == "auto":
         print(f"not examined, because it is large: {command('doctor', out_dir)}")
+    return dataset
 
 
-def _default_dir(source: str) -> str:
+def default_dir(source: str) -> str:
     """data/NAME for a source."""
     return f"data/{'stdin' if source == '-' else Path(source).stem}"
 
 
-def _dry_run(options: Options) -> None:
+def dry_run(options: Options) -> None:
     """Read all texts and print what they are."""
     from finetune.data.new_tokenizers import TRAIN
     from finetune.data.prepare import find_texts, find_tokenizer, report, use_tokenizer

@@ -5,7 +5,7 @@ python -m finetune.sample --out_dir=out-mine --start="Once upon a time"
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +17,6 @@ from finetune.config.options import option
 if TYPE_CHECKING:
     import numpy as np
 
-    from finetune.data.tokenizer import Tokenizer
     from finetune.data.verbatim import CopyBlocker
     from finetune.gpt import GPT
     from finetune.runs.model_ref import ModelRef
@@ -66,28 +65,68 @@ class Options:
 
 def main(argv: list[str]) -> None:
     options, given = parse(Options, argv, USAGE)
+    check(options, given)
+    found = find(options)
+    assert found.tokenizer
+    from finetune.data import chat
+    from finetune.gpt import sampling
+    from finetune.runs import chat_session
+
+    template = chat.template_of(found.folder)
+    if options.chat and template is None:
+        raise UsageError(f"{found.path}: has no chat template; --chat=true is for models trained on conversations")
+    starts = [] if options.chat else read_starts(options, found)
+    settings = read_settings(options, found)
+    model = load(options, found)
+    if options.chat and template:
+        chat_session.run_chat(model, found.tokenizer, template, options.seed, settings)
+        return
+    settings |= {"num_samples": options.num_samples, "seed": options.seed}
+    if options.out:
+        write(model, found, starts, options, settings)
+    else:
+        for start in starts:
+            sampling.print_samples(model, found.tokenizer, start, **settings)
+
+
+def check(options: Options, given: Collection[str]) -> None:
+    """Raise UsageError for flags that do not go together, inputs that do not exist and outputs that do."""
     if problems := [*_contradictions(options, given), *_wrong_paths(options)]:
         raise UsageError("\n".join(problems))
 
-    from finetune.data import chat, chat_template, prompts
-    from finetune.data.tokenizer import encode_prompt, prompt_ids
-    from finetune.gpt import sampling
-    from finetune.runs import chat_session, inputs
-    from finetune.runtime import device as devices
+
+def find(options: Options) -> ModelRef:
+    """The model, with its tokenizer. Raises UsageError."""
+    from finetune.runs import inputs
 
     found = inputs.find_model(options.out_dir or options.init_from or "")
-    tokenizer, template = inputs.require_tokenizer(found), chat.template_of(found.folder)
-    found = replace(found, tokenizer=tokenizer)
-    if options.chat and template is None:
-        raise UsageError(f"{found.path}: has no chat template; --chat=true is for models trained on conversations")
-    starts = []
-    if options.prompts:
-        found_prompts = prompts.read(options.prompts, template, chat_template.special_names(tokenizer))
-        starts = [encode_prompt(tokenizer, text, place) for place, text in found_prompts]
-    elif not options.chat:
-        starts = [prompt_ids(tokenizer, options.start)]
+    return replace(found, tokenizer=inputs.require_tokenizer(found))
+
+
+def read_starts(options: Options, found: ModelRef) -> list[np.ndarray]:
+    """The ids of each prompt that the options name. Raises UsageError."""
+    from finetune.data import chat, chat_template, prompts
+    from finetune.data.tokenizer import encode_prompt, prompt_ids
+
+    tokenizer = found.tokenizer
+    assert tokenizer
+    if not options.prompts:
+        return [prompt_ids(tokenizer, options.start)]
+    template = chat.template_of(found.folder)
+    found_prompts = prompts.read(options.prompts, template, chat_template.special_names(tokenizer))
+    return [encode_prompt(tokenizer, text, place) for place, text in found_prompts]
+
+
+def read_settings(options: Options, found: ModelRef) -> dict[str, Any]:
+    """How samples are drawn. Raises UsageError."""
     settings = {name: getattr(options, name) for name in SETTINGS}
-    settings["copy_blocker"] = _copy_blocker(options, found) if options.max_copy else None
+    return settings | {"copy_blocker": _copy_blocker(options, found) if options.max_copy else None}
+
+
+def load(options: Options, found: ModelRef) -> GPT:
+    """The model on its device; it is described in a line."""
+    from finetune.runtime import device as devices
+
     device = devices.choose_device(options.device)
     if device.type == "cpu":
         devices.keep_heap()
@@ -95,18 +134,10 @@ def main(argv: list[str]) -> None:
     model = found.load().to(device, devices.best_dtype(options.dtype, device))
     parameters = f"{model.num_parameters() / 1e6:.2f}M parameters"
     print(f"{found.describe()}, {parameters}, {found.describe_vocabulary()}", flush=True)
-    if options.chat and template:
-        chat_session.run_chat(model, tokenizer, template, options.seed, settings)
-        return
-    settings |= {"num_samples": options.num_samples, "seed": options.seed}
-    if options.out:
-        _write(model, tokenizer, starts, options, settings, found.describe())
-    else:
-        for start in starts:
-            sampling.print_samples(model, tokenizer, start, **settings)
+    return model
 
 
-def _contradictions(options: Options, given: dict[str, str]) -> list[str]:
+def _contradictions(options: Options, given: Collection[str]) -> list[str]:
     """Flags that another flag leaves without effect."""
     pairs = [("prompts", "start")] if options.prompts else []
     pairs += [("chat", name) for name in ("start", "prompts", "num_samples", "out")] if options.chat else []
@@ -128,19 +159,24 @@ def _wrong_paths(options: Options) -> Iterator[str]:
         yield f"out {out}: cannot be written: there is no directory {out.parent}"
 
 
-def _write(
-    model: GPT, tokenizer: Tokenizer, starts: list[np.ndarray], options: Options, settings: dict[str, Any], name: str
-) -> None:
-    """Write the samples of all prompts to options.out."""
+def write(
+    model: GPT, found: ModelRef, starts: list[np.ndarray], options: Options, settings: dict[str, Any]
+) -> list[str]:
+    """Write the samples of all prompts to options.out; return their texts with the prompts before them."""
     import json
 
-    from tqdm import tqdm
-
+    from finetune.common.progress import progress
     from finetune.gpt.sampling import draw_samples
 
-    how = {"model": name, "seed": options.seed, **{key: getattr(options, key) for key in (*SETTINGS, "max_copy")}}
+    tokenizer, texts = found.tokenizer, []
+    assert tokenizer
+    how = {
+        "model": found.describe(),
+        "seed": options.seed,
+        **{key: getattr(options, key) for key in (*SETTINGS, "max_copy")},
+    }
     with open(options.out, "x", encoding="utf-8") as file:
-        for start in tqdm(starts, unit=" prompts", disable=None, leave=False):
+        for start in progress(starts, unit=" prompts", leave=False):
             for number, sample in enumerate(draw_samples(model, tokenizer, start, **settings)):
                 row = {
                     "prompt": tokenizer.decode(start),
@@ -150,8 +186,10 @@ def _write(
                     "tokens": sample.ids,
                 }
                 file.write(json.dumps({**row, **how}, ensure_ascii=False) + "\n")
+                texts.append(row["prompt"] + row["text"])
             file.flush()
     print(f"wrote {len(starts) * options.num_samples:,} samples to {options.out}")
+    return texts
 
 
 def _copy_blocker(options: Options, model: ModelRef) -> CopyBlocker:

@@ -3,10 +3,14 @@
 finetune train small --dataset=data/mine --out_dir=out-mine
 """
 
+from __future__ import annotations
+
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from finetune.common import console
 from finetune.common.commands import command
 from finetune.common.errors import Failure, UsageError
 from finetune.config.cli import die_with_launcher, parse, run
@@ -14,6 +18,9 @@ from finetune.config.gate import EXIT_CODE, unmet
 from finetune.config.options import option
 from finetune.config.recipe import Recipe
 from finetune.config.recipe_file import comments_by_key
+
+if TYPE_CHECKING:
+    from finetune.training.state import Hooks
 
 USAGE = """usage: finetune train [RECIPE ...] [DATA] [--key=value ...]
        accelerate launch -m finetune.train [RECIPE ...] [DATA] [--key=value ...]
@@ -41,6 +48,7 @@ def main(argv: list[str]) -> int | None:
     recipe = options.as_recipe()
     origins = {field.name: origins[field.name] for field in fields(Recipe) if field.name in origins}
     die_with_launcher()
+    console.go_on_without_output()
     from finetune.runtime import launcher
 
     launch = launcher.choose(recipe, options.num_processes, options.launch)
@@ -48,7 +56,7 @@ def main(argv: list[str]) -> int | None:
         return _print_plan(recipe, origins, launch.processes if launch else 1, began)
     if launch:
         return launcher.start(launch, argv)
-    _train(recipe, origins)
+    train_and_push(recipe, origins)
     return None
 
 
@@ -64,13 +72,15 @@ def _print_plan(recipe: Recipe, origins: dict[str, str], processes: int, began: 
     return 1 if shortage else 0
 
 
-def _train(recipe: Recipe, origins: dict[str, str]) -> None:
+def train_and_push(recipe: Recipe, origins: dict[str, str], hooks: Hooks | None = None) -> None:
+    """Train, write the report, and push the best model if the recipe says so. Raises UsageError and Failure."""
     from finetune.tools.report.after_training import report_after
     from finetune.training.trainer import train
     from finetune.training.validation import figures
 
+    with_hooks = {"hooks": hooks} if hooks else {}
     with report_after(recipe):
-        setup, state = train(recipe, comments_by_key(origins))
+        setup, state = train(recipe, comments_by_key(origins), **with_hooks)
     if lines := unmet(recipe.require, figures(state)):  # nothing is pushed then
         raise Failure("\n".join(f"require: {line}" for line in lines), EXIT_CODE)
     if recipe.push_to_hub and not recipe.eval_only and setup.device.accelerator.is_main_process:

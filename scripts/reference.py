@@ -1,4 +1,5 @@
-"""Write from the code: docs/configuration-reference.md, every flag of every command, and the README's list of modules.
+"""Write from the code: docs/configuration-reference.md, every flag of every command; their types for Python,
+finetune/flags.pyi; and the README's list of modules.
 
 python scripts/reference.py
 """
@@ -6,6 +7,7 @@ python scripts/reference.py
 import ast
 import dataclasses
 import importlib
+import json
 import re
 import typing
 from pathlib import Path
@@ -13,9 +15,19 @@ from pathlib import Path
 from finetune.config.options import describe_default, describe_type
 from finetune.config.recipe import Recipe
 from finetune.config.verbs import VERBS
+from finetune.keywords import LISTS, NO_KEYWORDS
 
 ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "docs" / "configuration-reference.md", ROOT / "README.md"
+FLAGS = ROOT / "finetune" / "flags.pyi"  # types of the keywords of finetune.train and the others
+FUNCTIONS = {
+    "prepare": "Prepare",
+    "train": "Train",
+    "sample": "Sample",
+    "eval": "Evaluate",
+    "export": "Export",
+    "plan": "Plan",
+}
 MODULES = re.compile(r"```\nfinetune/\n.*?```\n", re.S)  # the list in the README
 RESUME = {"identity": "refused", "schedule": "applied", "free": ""}
 
@@ -55,6 +67,35 @@ def page():
     return "\n".join(parts) + "\n"
 
 
+def flags():
+    """The stub with a TypedDict of the flags of each command that is a function."""
+    parts = [
+        '"""The keywords of the functions for type checkers. Written by `python scripts/reference.py`."""\n',
+        "from collections.abc import Sequence\nfrom os import PathLike",
+        "from typing import Literal, TypeAlias, TypedDict\n",
+        "Text: TypeAlias = str | float | PathLike[str]\nTexts: TypeAlias = Text | Sequence[Text]",
+    ]
+    for verb, name in FUNCTIONS.items():
+        options = Recipe if verb == "train" else importlib.import_module(f"finetune.{verb}").Options
+        parts.append(f"\nclass {name}Flags(TypedDict, total=False):")
+        for key, kind in typing.get_type_hints(options).items():
+            if key not in NO_KEYWORDS:
+                parts.append(f"    {key}: {typed(key, kind)}")
+    return "\n".join(parts) + "\n"
+
+
+def typed(key, kind):
+    """The annotation of a keyword: what text stands for, or the text itself."""
+    if kind is str:
+        return "Texts" if key in LISTS else "Text"
+    if typing.get_origin(kind) is typing.Literal:
+        choices = typing.get_args(kind)
+        return f"Literal[{', '.join(map(json.dumps, choices))}]" + (" | bool" if "true" in choices else "")
+    if typing.get_args(kind):
+        return " | ".join(typed(key, one) for one in typing.get_args(kind))
+    return "None" if kind is type(None) else kind.__name__
+
+
 def modules():
     """The list of modules in the README: each file with the first sentence of its docstring."""
     folders = [
@@ -76,5 +117,6 @@ def modules():
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    FLAGS.write_text(flags(), encoding="utf-8")
     README.write_text(MODULES.sub(lambda match: modules(), README.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"wrote {PAGE} and the list of modules in {README}")
+    print(f"wrote {PAGE}, {FLAGS} and the list of modules in {README}")

@@ -118,13 +118,13 @@ def pretrain(options: Options) -> None:
 
 def compare(name: str, which: str, text: str) -> Iterator[dict[str, str]]:
     """The rows of the table about one text."""
-    from finetune import plan
     from finetune.config.recipe import Recipe
     from finetune.data.prepare import prepare
+    from finetune.plan import main as plan
 
     data = prepare([text], f"data/{which}", "bpe", val_fraction=VAL_FRACTION[which])
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        plan.main(
+        plan(
             ["--init_from=base/best", f"--dataset=data/{which}", "--suggest=true", f"--to={which}.yaml", *ASKED[which]]
         )
     suggested, _ = parse(Recipe, [f"{which}.yaml", f"--out_dir=suggested_{which}"], "")

@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# threads that wait let the other test process compute; read when torch is loaded, also by commands that tests start
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import random
 

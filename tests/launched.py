@@ -5,8 +5,8 @@ import functools
 import json
 import os
 
-from finetune import train
 from finetune.config.cli import run
+from finetune.train import main as train_main
 
 
 def main(argv):
@@ -39,7 +39,7 @@ def main(argv):
     updates = Hooks(lambda setup, state: doing.append(f"update {state.step}"), lambda setup, state: doing.pop())
     trainer.train = functools.partial(trainer.train, hooks=updates)
     note(pid=os.getpid())
-    return train.main(argv)
+    return train_main(argv)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
 import yaml
 
 import finetune
@@ -97,7 +97,7 @@ def test_env_is_one_screen_without_names_or_secrets(capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert len(shown.splitlines()) <= 24 and max(map(len, shown.splitlines())) <= 120
     facts = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in shown.splitlines())
-    assert facts["finetune"] == finetune.__version__ and facts["torch"] == torch.__version__
+    assert facts["finetune"] == finetune.__version__ and facts["torch"] == metadata.version("torch")
     assert sys.version.startswith(facts["Python"].split()[0])
     assert facts["memory"].startswith(f"{psutil.virtual_memory().total / 1e9:.2f} GB")
     assert facts["environment"] == "NCCL_P2P_DISABLE=~/x OMP_NUM_THREADS=3"

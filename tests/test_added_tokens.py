@@ -145,6 +145,7 @@ def test_added_tokens_grow_the_embedding(places, corpus, capsys, command, change
     code, out, error = command("plan", "--init_from=plain", "--dataset=data", "--device=cpu", *flags_of(changes))
     parameters = GPT.from_pretrained("out").num_parameters()
     assert code == 0 and f"{parameters:,}" in out, (out, error)
+    assert f"vocabulary: 2 tokens added, {places} -> {places + 2}" in out
     assert read(best / "config.json")["vocab_size"] == places + 2 == read(best / "finetune.json")["new_tokens"] + places
     before, after = GPT.from_pretrained("plain").wte.weight, GPT.from_pretrained("out").wte.weight
     assert not torch.equal(after[places], after[places + 1])  # they were trained, each by itself
@@ -205,6 +206,33 @@ def test_rows_of_a_padded_model_are_used_as_they_are(places, corpus, capsys):
     torch.testing.assert_close(
         GPT.from_pretrained(best).wte.weight[:448], theirs.get_input_embeddings().weight, rtol=0, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("names", ["data-plain, data-chat", "data-chat,data-plain"])
+def test_a_mixture_keeps_the_larger_vocabulary(places, corpus, command, names):
+    prepare(["corpus.txt"], "data-plain", "plain")
+    prepare([added_text("corpus.txt")], "data-chat", "chat")
+    best = run("out", "plain", names, max_iters=3)
+    assert read(best / "config.json")["vocab_size"] == places + 2
+    assert (best / "tokenizer.json").read_bytes() == Path("chat/tokenizer.json").read_bytes()
+    for name in ("data-plain", "data-chat"):
+        code, out, error = command("eval", "--out_dir=out", f"--dataset={name}", "--device=cpu")
+        assert code == 0, error
+
+
+def test_a_mixture_of_other_additions_is_refused(places, command):
+    from transformers import AutoTokenizer
+
+    for name, tokens in {"one": ["<|a|>"], "two": ["<|b|>"], "both": ["<|a|>", "<|b|>"]}.items():
+        tokenizer = AutoTokenizer.from_pretrained("plain")
+        tokenizer.add_tokens(tokens)
+        tokenizer.save_pretrained(name)
+        prepare(["corpus.txt"], f"data-{name}", name)
+    mixed = command("plan", "--init_from=plain", "--dataset=data-one,data-both", "--device=cpu", "--block_size=16")
+    assert mixed[0] == 0 and f"{places} -> {places + 2}" in mixed[1], mixed
+    for names in ("data-one,data-two", "data-both,data-one,data-two"):
+        code, out, error = command("train", "--init_from=plain", f"--dataset={names}", "--device=cpu")
+        assert code == 2 and "and data-two " in error and "same --tokenizer" in error, error
 
 
 def test_other_vocabularies_are_refused(places, bpe_directory, command):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import finetune
 from finetune.common.errors import Failure, UsageError
 from finetune.config.cli import parse
 from finetune.config.recipe import Recipe
@@ -171,7 +172,7 @@ def test_a_text_for_a_model_of_the_hub():
 
 @scene("tools/report/remedies.prepare_again")
 @scene("tools/report/remedies.examine_data")
-@scene("prepare.main")
+@scene("prepare.prepare_and_examine")
 def test_the_data_of_a_run(run, command):
     found = record.load(run)
     follow(str(remedies.examine_data(found)), command)
@@ -179,7 +180,7 @@ def test_the_data_of_a_run(run, command):
 
 
 @scene("train._export_and_push")
-@scene("export.main")
+@scene("export.export_and_push")
 def test_an_export_by_hand(tiny_run, command):
     from finetune.export import USAGE, Options
 
@@ -187,6 +188,21 @@ def test_an_export_by_hand(tiny_run, command):
     told = command("train", "out/recipe.yaml", "--init_from=resume", "--max_iters=2", "--push_to_hub=me/it")[1]
     words = shlex.split(re.search(r"by hand: finetune export (.*)", told)[1])
     assert parse(Options, words, USAGE)[0].push_to_hub == "me/it"
+
+
+@scene("publishing/model.push_to_hub")
+def test_a_push_of_a_model_that_is_typed_again(tiny_run, monkeypatch):
+    from finetune.export import USAGE, Options
+
+    tiny_run("out", "--max_iters=1")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(Path("none").resolve()))
+    with pytest.raises(Failure) as failed:
+        finetune.GPT.from_pretrained("out/best").push_to_hub("me/it")
+    words = shlex.split(re.search(r"finetune export ([^`;\n]*)", str(failed.value))[1])
+    options = parse(Options, words, USAGE)[0]
+    assert options.push_to_hub == "me/it" and Path(options.init_from, "model.safetensors").is_file()
 
 
 def test_a_suggested_recipe_trains(tiny_run, command, monkeypatch):

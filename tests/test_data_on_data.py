@@ -135,7 +135,7 @@ def test_another_tokenizer_and_the_directory_itself(bpe_directory):
     before = prepare([write_rows("old.jsonl", rows[:50])], "data", "char", val_fraction=0.2)
     held_out = set(documents_of(before, "val"))
     source = write_rows("new.jsonl", rows)
-    bpe = prepare_on(source, "bpe", str(bpe_directory("".join(row["text"] for row in rows))), "data")
+    bpe = prepare_on(source, "words", str(bpe_directory("".join(row["text"] for row in rows))), "data")
     assert held_out < set(documents_of(bpe, "val")) and len(documents_of(bpe, "val")) == 13
     again = prepare_on(source, "data", "char", "data")
     assert held_out < set(documents_of(again, "val"))

@@ -380,7 +380,7 @@ def test_sharded_runs_and_runs_from_scratch_get_no_useless_advice():
 TWO = """
 import sys
 import functools
-from finetune import train
+from finetune.train import main
 from finetune.config import cli
 from finetune.training import trainer
 from finetune.training.state import Hooks
@@ -392,7 +392,7 @@ def fail(setup, state):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 trainer.train = functools.partial(trainer.train, hooks=Hooks(before_update=fail))
-cli.run(train.main)
+cli.run(main)
 """
 
 

@@ -33,8 +33,7 @@ REPOSITORY = "USER/NAME"
 
 # blocks that are not run, and why
 SKIPPED = {
-    "python3 -m venv .venv && . .venv/bin/activate && pip install -e . && "
-    "accelerate launch -m finetune.train recipes/quickstart.yaml": (
+    "python3 -m venv .venv && . .venv/bin/activate && pip install -e . && finetune train quickstart": (
         "installs, and trains for a minute; test_commands.py runs that recipe in short"
     ),
     "python3 -m venv .venv && . .venv/bin/activate && pip install -e '.[test]' && pytest": (

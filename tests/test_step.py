@@ -52,7 +52,7 @@ def test_an_update_never_waits_for_the_device(tiny):
         result = update(run, state, 1)
     assert not waits.seen
     loss, grad_norm, signals = result.read()
-    assert loss > 0 and grad_norm > 0 and signals == [0, 0, 0]
+    assert loss > 0 and grad_norm > 0 and not any(signals)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -1,17 +1,40 @@
 """Errors that end a command without a traceback."""
 
+import contextlib
+import re
+from collections.abc import Generator
 
-class UsageError(ValueError):
+
+class _Shown(Exception):
+    """An error whose message says it all: a notebook shows it without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython calls it
+        return [f"{type(self).__name__}: {self}"]
+
+
+class UsageError(_Shown, ValueError):
     """A mistake in the user's recipe, data or arguments, one line per problem. The command ends with exit code 2."""
 
 
-class Failure(Exception):
+class Failure(_Shown):
     """Runtime failure with an exit code. Rank 0 and the first rank of each node print it; if `alone`, the rank that
     raises it does."""
 
     def __init__(self, message: str, code: int, alone: bool = False) -> None:
         super().__init__(message)
         self.code, self.alone = code, alone
+
+
+@contextlib.contextmanager
+def disk_errors() -> Generator[None]:
+    """Context of a write by tokenizers, which raises a plain Exception when the disk is full: an OSError here."""
+    try:
+        yield
+    except Exception as error:
+        found = re.fullmatch(r"(.*) \(os error (\d+)\)", str(error))
+        if not found:
+            raise
+        raise OSError(int(found[2]), found[1]) from None
 
 
 def describe_error(error: BaseException) -> str:

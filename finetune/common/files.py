@@ -13,11 +13,12 @@ import socket
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 
 from finetune.common.errors import UsageError
+from finetune.common.machine import sync
 
 MANIFEST = "manifest.json"
 MAX_JSON, MAX_DEPTH = 1 << 28, 64  # bytes and levels; the largest tokenizer.json of the Hub has 40 MB
@@ -45,7 +46,7 @@ def _working(target: Path) -> Generator[Path]:
     `target` is removed first. Raises OSError."""
     folder = target.parent / WORK
     sweep(target.parent, target.name)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     if folder.is_symlink():  # of a directory that came from elsewhere
         raise NotADirectoryError(errno.ENOTDIR, "is a link", str(folder))
     work = folder / f"{os.getpid()}@{socket.gethostname()}~{target.name}"
@@ -53,8 +54,7 @@ def _working(target: Path) -> Generator[Path]:
         yield work
     finally:
         discard(work, target)
-        with contextlib.suppress(OSError):  # another process is at work in it
-            folder.rmdir()
+        sweep(target.parent, target.name)
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
@@ -67,6 +67,7 @@ def write_directory(target: str | Path, fill: Callable[[Path], object]) -> None:
     """Replace `target` by the directory that `fill(directory)` writes; files in it that were not written so are kept.
     It is on disk when this returns. Raises OSError, and then nothing has changed."""
     target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with _working(target) as work:
         work.mkdir()
         fill(work)
@@ -77,10 +78,10 @@ def write_directory(target: str | Path, fill: Callable[[Path], object]) -> None:
         write_json(work / MANIFEST, {"format": 1, "files": entries})
         sync(work / MANIFEST)
         sync(work)
-        if target.exists():
+        if files_in_manifest(target):
             exchange(work, target)
-        else:
-            os.rename(work, target)
+        else:  # there is none, or one with files of the user only
+            replace_in_two(work, target)
         sync(target.parent)
 
 
@@ -89,6 +90,7 @@ def temporary_directory(out_dir: str | Path) -> Generator[Path]:
     """A directory on the disk of `out_dir`, which is made if needed; removed when the block ends. Raises UsageError."""
     with contextlib.ExitStack() as stack:
         try:
+            Path(out_dir).mkdir(parents=True, exist_ok=True)
             work = stack.enter_context(_working(Path(out_dir, "prepare")))
             work.mkdir()
         except OSError as error:
@@ -103,7 +105,7 @@ def discard(work: Path, target: Path) -> None:
         work.unlink(missing_ok=True)
         return
     ours = {*files_in_manifest(work), MANIFEST}
-    if len(ours) > 1:
+    if len(ours) > 1 or work.name.startswith(("old~", "removed~")):
         for path in sorted(work.rglob("*")):
             place = target / path.relative_to(work)
             is_ours = str(path.relative_to(work)) in ours or (path.is_dir() and not path.is_symlink())
@@ -201,11 +203,15 @@ def exchange(work: Path, target: Path) -> None:
         AT_FDCWD, RENAME_EXCHANGE = -100, 2
         if libc.renameat2(AT_FDCWD, os.fsencode(work), AT_FDCWD, os.fsencode(target), RENAME_EXCHANGE) == 0:
             return
-    old = work.with_name(f"old~{target.name}")
-    os.rename(target, old)
+    replace_in_two(work, target)
+
+
+def replace_in_two(work: Path, target: Path) -> None:
+    """Put `work` in the place of `target`, which is moved away first if there is one."""
+    if target.exists():
+        os.rename(target, work.with_name(f"old~{target.name}"))
     os.rename(work, target)
     sync(target.parent)
-    os.rename(old, work)
 
 
 def read_json(path: str | Path) -> Any:
@@ -243,6 +249,12 @@ def write_json(path: Path, value: object, ensure_ascii: bool = True) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=ensure_ascii) + "\n", encoding="utf-8")
 
 
+def open_append(path: str | Path) -> TextIO:
+    """A file to append text to. Raises OSError if a link is in its place."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    return open(os.open(path, flags, 0o666), "a", encoding="utf-8")
+
+
 def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file, without byte order mark and with every line end as \\n. Raises UsageError."""
     try:
@@ -269,15 +281,3 @@ def sha256_of(path: str | Path) -> str:
 
 def _manifest_entry(path: Path) -> dict[str, int | str]:
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-
-
-def sync(path: str | Path) -> None:
-    """Wait until a file, or the names in a directory, are on disk."""
-    on_windows = sys.platform == "win32"  # opens no directory, and syncs only what is open for writing
-    if on_windows and os.path.isdir(path):
-        return
-    handle = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

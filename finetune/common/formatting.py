@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import TypeGuard
 
 
@@ -23,7 +23,7 @@ def shown(value: object, most: int = 80) -> str:
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a value of JSON is a finite number; metrics.jsonl holds NaN and infinity as text."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def duration(seconds: float) -> str:

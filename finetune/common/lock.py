@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -12,23 +13,26 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from finetune.common.errors import UsageError
-from finetune.common.files import sweep, sync
+from finetune.common.files import sweep
+from finetune.common.machine import sync
 
 
 @contextlib.contextmanager
 def lock(out_dir: str | Path) -> Generator[None]:
     """Hold `out_dir` for one run; the kernel frees the lock however the process ends. Raises UsageError if another run
-    holds it or it cannot be written. After a UsageError in the block, a new `out_dir` is removed again."""
+    holds it or it cannot be written. If nothing was written in the block, a new `out_dir` is removed again."""
     out_dir = Path(out_dir)
-    is_new, path = not out_dir.is_dir(), out_dir / ".lock"
+    new = [folder for folder in (out_dir, *out_dir.parents) if not folder.is_dir()]
+    path = out_dir / ".lock"
+    is_first = not path.exists()
     try:
-        if is_new:
+        if new:
             out_dir.mkdir(parents=True)
             sync(out_dir.parent)
         held = FileLock(path, timeout=0).acquire()
     except Timeout:
         owner = "another run"
-        with contextlib.suppress(PermissionError):  # Windows lets nobody else read a locked file
+        with contextlib.suppress(OSError):  # Windows lets nobody else read a locked file
             owner = path.read_text(encoding="utf-8").strip() or owner
         raise UsageError(f"out_dir {out_dir}: is in use by {owner}; end that run or choose another out_dir") from None
     except OSError as error:
@@ -42,11 +46,20 @@ def lock(out_dir: str | Path) -> Generator[None]:
         try:
             yield
         except UsageError:
-            if is_new and os.listdir(out_dir) == [".lock"]:
-                with contextlib.suppress(PermissionError):  # Windows deletes no open file
-                    path.unlink()
-                    os.rmdir(out_dir)
+            if is_first and sys.platform != "win32":  # which deletes no open file
+                path.unlink(missing_ok=True)
             raise
+        finally:
+            _remove_empty(new)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove directories, innermost first, as far as they hold nothing but a lock."""
+    with contextlib.suppress(OSError):  # Windows deletes no open file
+        if folders and os.listdir(folders[0]) == [".lock"]:
+            (folders[0] / ".lock").unlink()
+        for folder in folders:
+            folder.rmdir()
 
 
 def is_locked(out_dir: str | Path) -> bool:

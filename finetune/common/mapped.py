@@ -1,4 +1,4 @@
-"""Files in memory."""
+"""Files in memory that must not shrink while they are read."""
 
 from __future__ import annotations
 

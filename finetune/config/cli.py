@@ -18,8 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from finetune.common import console
 from finetune.common.errors import Failure, UsageError
 from finetune.common.formatting import printable
+from finetune.common.machine import drop_stray_ranks
 from finetune.config.arguments import read_arguments
 from finetune.config.auto_batch import count_blocks
 from finetune.config.nearest_key import nearest
@@ -38,6 +40,8 @@ CONNECTION_LOST = re.compile(r"connection (was )?(closed|reset|refused)|broken p
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a command's `main(argv)` and exit: 2 after a UsageError, the code of a Failure, 130 after Ctrl-C."""
+    console.open_streams()
+    drop_stray_ranks()
     debug = "--debug" in sys.argv or "--debug=true" in sys.argv
     try:
         code = main([arg for arg in sys.argv[1:] if arg != "--debug" and not arg.startswith("--debug=")])
@@ -47,7 +51,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         code = None if debug else _print_error(error)
         if code is None:
             raise
-    sys.stdout.flush()
+    if failure := console.write_out():
+        code = code or _print_error(failure)
     sys.exit(code or 0)
 
 

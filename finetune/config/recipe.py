@@ -52,6 +52,7 @@ class Recipe:
         False,
         "let a new run replace the run in out_dir; unfinished: only one that was ended before it saved a state",
         resume="free",
+        flag_only=True,
     )
 
     tokenizer: str = option(

@@ -44,7 +44,7 @@ def _resume_or_start(entries: list[Entry], auto: Entry, out_dir: str) -> list[En
     below = [entry for entry in entries if entry.key != "init_from" or entry.text not in ("auto", "resume")]
     overwrite = _last(entries, "overwrite")
     is_given = overwrite is not None and BOOLEANS.get(str(overwrite.text).lower(), False)
-    return below if is_given else [*below, Entry("overwrite", "unfinished", auto.origin)]
+    return below if is_given else [*below, Entry("overwrite", "unfinished", "--init_from")]
 
 
 def _last(entries: Sequence[Entry], key: str) -> Entry | None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from finetune.common.errors import UsageError
 from finetune.common.files import read_chunks, replacing, sha256_of
+from finetune.common.progress import progress
 from finetune.data import packing
 from finetune.data.dataset import BinStats, Dataset
 
@@ -178,17 +179,16 @@ def _write(
     reused for the next, so memory is constant."""
     import pyarrow as pa
     from datasets import Features, List, Value
-    from tqdm import tqdm
 
     step = max(1, min(rows, batch_bytes // (2 * width)))
     features = Features({name: List(Value(dtype), length=width) for name, dtype in dtypes.items()})
     info = json.dumps({"info": {"features": features.to_dict()}})
     schema = features.arrow_schema.with_metadata({"huggingface": info})
     buffers = {name: np.empty((step, width), dtype=dtype) for name, dtype in dtypes.items()}
-    progress = f"caching {path.name.split('-')[0]}"
+    title = f"caching {path.name.split('-')[0]}"
     with replacing(path) as work:
         with pa.OSFile(str(work), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-            for first_row in tqdm(range(0, rows, step), desc=progress, disable=None, leave=False):
+            for first_row in progress(range(0, rows, step), desc=title, leave=False):
                 columns = {name: buffer[: rows - first_row] for name, buffer in buffers.items()}
                 fill(first_row, columns)
                 arrays = []

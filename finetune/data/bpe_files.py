@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from finetune.common.errors import disk_errors
 from finetune.common.files import MAX_JSON, parse_json, write_json
 from finetune.common.opened import refuse_links_out
 
@@ -31,6 +32,7 @@ FILES = (
 """.split()
     + list(SENTENCEPIECE)
 )
+MAX_IDS = 1 << 24  # of a vocabulary; the largest of the Hub have 260,000
 OPENAI_FILES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 EACH_CHARACTER = "(?m:.)"  # with Oniguruma's option m, . also matches a newline
 NAMED_TOKENS = [f"{name}_token" for name in "bos eos unk sep pad cls mask".split()]
@@ -125,6 +127,8 @@ def from_vocab_and_merges(files: dict[str, bytes]) -> Vocabulary:
 def _byte_level(ids: dict[str, int], merges: list[list[str]]) -> Vocabulary:
     """The bytes of each token, from ids in GPT-2's printable letters. A token that is neither a byte nor the result of
     a merge is special."""
+    if not all(type(i) is int and 0 <= i < MAX_IDS for i in ids.values()) or len({*ids.values()}) < len(ids):
+        raise ValueError(f"the ids of its tokens are not different numbers below {MAX_IDS:,}")
     byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
     merged = ["".join(merge) for merge in merges]
     merged_ids = [ids[token] for token in merged]
@@ -166,7 +170,7 @@ def make_bpe_files(vocabulary: dict[bytes, int], special: dict[str, int], end: s
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, disk_errors():
         tokenizer.save(f"{directory}/tokenizer.json")
         tokenizer.model.save(directory)
         return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
@@ -193,7 +197,8 @@ def write_characters(directory: str | Path, chars: list[str], block_size: int | 
     tokenizer = Tokenizer(models.WordLevel({char: i for i, char in enumerate(chars)}, unk_token=unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(EACH_CHARACTER), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.save(str(Path(directory) / "tokenizer.json"))
+    with disk_errors():
+        tokenizer.save(str(Path(directory) / "tokenizer.json"))
     # both transformers 4 and 5 load this class
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     write_tokenizer_config(directory, config, block_size)

@@ -10,12 +10,13 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune.common.errors import UsageError
+from finetune.common.errors import UsageError, first_line
 from finetune.common.formatting import unify_newlines
 from finetune.data import bpe_files
 from finetune.data.bpe_files import END_OF_TEXT
 from finetune.data.documents import Chunk
 from finetune.data.rows import LeftOut, is_blank, name_of_value
+from finetune.data.template_trial import try_template
 
 Message = dict[str, str]  # role, content
 
@@ -227,12 +228,23 @@ def render(template: str, messages: Iterable[Message], names: Mapping[str, str] 
 
 def call_template(template: str, messages: list[Any], names: Mapping[str, str], **arguments: Any) -> Any:
     """What transformers' render_jinja_template gives for one conversation, in a sandbox. Raises ValueError of one
-    line."""
+    line, also for a template that takes too much time or memory."""
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    everything: dict[str, Any] = {**names, **arguments}
+    render = lambda: render_jinja_template([messages], chat_template=template, **everything)  # noqa: E731
     try:
-        everything: dict[str, Any] = {**names, **arguments}
-        return render_jinja_template([messages], chat_template=template, **everything)
-    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
-        raise ValueError(str(error).strip().partition("\n")[0]) from None
+        if template != TEMPLATE:
+            try_template(template, render)
+        return render()
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        raise ValueError(first_line(error)) from None

@@ -135,7 +135,7 @@ class _Profile:
             raise self.unclear(
                 f"{' and '.join(map(repr, found))} both belong to the prompt: --prompt_template= joins them"
             )
-        return found[0] if found else EXTRAS[0]
+        return next((name for name in (*found, *EXTRAS) if self.column(name)), EXTRAS[0])
 
     def by_names(self, named: dict[str, str], template: str | None) -> Shape:
         for name in [*named.values(), *fields_of(template or "")]:

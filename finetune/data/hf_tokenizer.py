@@ -43,7 +43,11 @@ class HFTokenizer(BaseTokenizer):
         self.backend.no_truncation()
         self.backend.no_padding()
         ids = self.backend.get_vocab(with_added_tokens=True)
+        if "" in ids:
+            raise ValueError("it has a token without text, which a search finds everywhere")
         self.vocab_size = max(ids.values()) + 1
+        if self.vocab_size > bpe_files.MAX_IDS:
+            raise ValueError(f"it has ids above {bpe_files.MAX_IDS:,}")
         self.named = {name: token for name, token in auto.special_tokens_map.items() if isinstance(token, str)}
         self.eot_text = self._find_end(ids)
         self.eot = ids[self.eot_text] if self.eot_text else None

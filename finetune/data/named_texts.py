@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from finetune.common import network
 from finetune.common.errors import UsageError
 from finetune.common.files import write_file
 
@@ -27,9 +29,18 @@ def shakespeare(url: str = SHAKESPEARE_URL) -> Path:
     path = Path("data/shakespeare/input.txt")
     if path.is_file():
         return path
+    progress = network.Progress()
+
+    def read() -> bytes:
+        content = b""
+        with urllib.request.urlopen(url, timeout=network.CONNECT_SECONDS) as response:
+            while len(content) < 1 << 22 and (part := response.read1(1 << 16)):
+                progress.add(len(part))
+                content += part
+        return content
+
     try:
-        with urllib.request.urlopen(url, timeout=10) as response:
-            content = response.read(1 << 22)
+        content = network.watched(read, urlsplit(url).netloc, progress)
     except OSError as error:
         advice = f"Put the file {url} at {path} by hand, or use python_docs, which needs no download"
         raise UsageError(f"shakespeare: cannot be downloaded ({error}). {advice}") from None

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from finetune.common.errors import UsageError
+from finetune.common.errors import UsageError, disk_errors
 from finetune.data import bpe_files
 from finetune.data.base_tokenizer import without_surrogates
 from finetune.data.tokenizer import BPETokenizer, CharTokenizer, HFTokenizer, Tokenizer, from_directory
@@ -66,7 +66,8 @@ def with_added_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> Tokenizer:
         else:
             backend = Backend.from_file(str(path))
         backend.add_special_tokens([AddedToken(name, normalized=False) for name in names])
-        backend.save(str(path))
+        with disk_errors():
+            backend.save(str(path))
         found = from_directory(work)
     assert found
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +15,8 @@ from typing import Any
 from finetune.common import files
 from finetune.common.errors import UsageError
 from finetune.common.machine import num_cores
-from finetune.data import chat, chat_template, nanogpt_meta, sources
+from finetune.common.progress import progress
+from finetune.data import chat_template, sources, target
 from finetune.data import dataset as datasets
 from finetune.data.base_tokenizer import SAFE_CUT
 from finetune.data.bin_writer import BinWriter
@@ -29,13 +29,6 @@ from finetune.data.run_notes import check_unused
 from finetune.data.sources import Source
 from finetune.data.split import OverflowFilter, SplitBy, Stream, Survey, split_documents, survey_documents
 from finetune.data.tokenizer import CharTokenizer, Tokenizer, from_directory, gpt2
-
-# of a prepared directory, besides meta.json
-FILES = """
-    train.bin val.bin train_mask.bin val_mask.bin train_documents.bin val_documents.bin
-    meta.pkl tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json chat_template.jinja
-    vocab.txt
-""".split()
 
 
 @dataclass
@@ -72,8 +65,21 @@ def prepare(
     tokenizer, or "train:8000" for a new one; `reading` goes to `sources.make_finder`. The text is read twice, in
     constant memory; `out_dir` changes only after everything succeeded."""
     options = options or TokenizeOptions()
+    with target.held(out_dir, options.overwrite):
+        _prepare(find_texts(names, val, **reading), Path(out_dir), tokenizer, val_fraction, seed, options)
+    return datasets.load(out_dir)
+
+
+def _prepare(
+    texts: dict[str, list[Source]],
+    out_dir: Path,
+    tokenizer: str | Path | Tokenizer,
+    val_fraction: float,
+    seed: int,
+    options: TokenizeOptions,
+) -> None:
+    """`prepare` for texts that were found."""
     is_new = size_to_train(tokenizer) is not None or tokenizer == "char"
-    texts = find_texts(names, val, **reading)
     found = None if is_new else with_added_tokens(find_tokenizer(tokenizer), options.add_tokens)
     use_tokenizer(texts, found)
     surveys = {split: survey_documents(texts[split], tokenizer == "char") for split in ("train", "val")}
@@ -102,8 +108,7 @@ def prepare(
         meta |= {"read": report(texts), "sources": surveys["train"].sources}
         meta |= {"val_sources": surveys["val"].sources} if texts["val"] else {}
         check_unused(out_dir, meta, options.overwrite)
-        _publish(work, Path(out_dir), meta, found)
-    return datasets.load(out_dir)
+        target.publish(work, out_dir, meta, found)
 
 
 def _new_tokenizer(
@@ -210,36 +215,14 @@ def _groups(stream: Stream, options: TokenizeOptions) -> Iterator[tuple[str, lis
 
 def _cut_chunks(stream: Stream, tokenizer: Tokenizer, size: int, characters: int) -> Stream:
     """The stream in chunks of about `size`, if their tokenizer allows, with a progress bar up to all `characters`."""
-    from tqdm import tqdm
-
     size, pattern = tokenizer.piece_size(size), tokenizer.cut_pattern or SAFE_CUT
     # each character is encoded by itself, so its text can be cut anywhere
     cut_anywhere = tokenizer.kind == "char"
-    with tqdm(total=characters, unit="char", unit_scale=True, desc="tokenizing", disable=None, leave=False) as bar:
+    with progress(total=characters, unit="char", unit_scale=True, desc="tokenizing", leave=False) as bar:
         for split, run in itertools.groupby(stream, key=lambda item: item[0]):
             for chunk in cut((chunk for _, chunk in run), size, cut_anywhere, pattern):
                 yield split, chunk
                 bar.update(len(chunk.text))
-
-
-def _publish(work: Path, out_dir: Path, meta: dict, tokenizer: Tokenizer) -> None:
-    """Move the bins in `work`, with the tokenizer and meta.json, to `out_dir`."""
-    if isinstance(tokenizer, CharTokenizer):
-        (work / "meta.pkl").write_bytes(nanogpt_meta.write(tokenizer.chars))
-    else:
-        if any("targets" in facts for facts in meta["splits"].values()):  # later prompts are rendered as the data was
-            if tokenizer.chat_template is None:
-                tokenizer.files["chat_template.jinja"] = chat.TEMPLATE.encode()
-            meta["chat_template"] = tokenizer.chat_template
-        tokenizer.save(work)
-    for name in FILES:
-        if (work / name).exists():
-            os.replace(work / name, out_dir / name)
-        else:  # of an earlier preparation with another tokenizer
-            (out_dir / name).unlink(missing_ok=True)
-    # meta.json comes last: new bins beside an old meta.json are refused by their sha256
-    with files.replacing(out_dir / "meta.json") as path:
-        files.write_json(path, meta, ensure_ascii=False)
 
 
 def find_tokenizer(choice: str | Path | Tokenizer) -> Tokenizer:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.common.errors import UsageError
-from finetune.common.files import read_json_object, sha256_of
+from finetune.common.files import open_append, read_json_object, sha256_of
 
 NOTES = ".runs"  # a line is the path of an out_dir, relative to the prepared directory
 
@@ -20,7 +20,7 @@ def note_run(directory: str | Path, out_dir: str | Path) -> None:
     with contextlib.suppress(OSError, ValueError):  # ValueError: another drive of Windows
         line = os.path.relpath(Path(out_dir).resolve(), Path(directory).resolve())
         if line not in _read(notes):
-            with open(notes, "a", encoding="utf-8") as file:
+            with open_append(notes) as file:
                 file.write(f"{line}\n")
 
 
@@ -34,7 +34,7 @@ def runs_on(directory: str | Path) -> Iterator[Path]:
     for line in lines:
         out_dir = Path(os.path.relpath((directory.resolve() / line).resolve()))
         with contextlib.suppress(OSError):
-            if sha256 in (out_dir / "metrics.jsonl").read_text(encoding="utf-8"):
+            if sha256.encode() in (out_dir / "metrics.jsonl").read_bytes():
                 yield out_dir
 
 

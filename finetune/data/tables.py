@@ -4,17 +4,17 @@ A row is plain text (one column), a conversation (a list of messages), or a prom
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 import re
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from finetune.common import hub_client
 from finetune.common.errors import UsageError
 from finetune.config.options import option
 from finetune.data import arrow_rows, csv_cells, csv_rows, json_rows, utterances
@@ -208,21 +208,15 @@ def read_hub(
 def _hub_rows(name: str, arguments: dict[str, Any]) -> Iterator[Row]:
     import datasets
 
+    hub_client.bound()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it also logs each error that it raises
-    with _one_line_errors(name):
+    try:
         for number, value in enumerate(datasets.load_dataset(**arguments, streaming=True), 1):
             yield Row(number, value)
-
-
-@contextlib.contextmanager
-def _one_line_errors(name: str) -> Generator[None, None, None]:
-    """Any error of datasets as a UsageError of one line."""
-    try:
-        yield
     except UsageError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        lines = str(hub_client.plainer(error, arguments["path"])).strip().splitlines() or [type(error).__name__]
         raise UsageError(f"{name}: cannot be read as a data set: {lines[0]}") from None
 
 

@@ -7,21 +7,28 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from finetune.common import network
 from finetune.common.errors import UsageError, describe_error
-from finetune.common.files import read_text
+from finetune.common.files import read_text, sha256_of, write_file
 from finetune.common.formatting import shown
-from finetune.common.network import hub_file, reach
+from finetune.common.hub_client import hub_file
+from finetune.common.network import reach
 from finetune.data import bpe_files, hf_files
 from finetune.data.bpe_files import END_OF_TEXT
 from finetune.data.bpe_tokenizer import BPETokenizer
 from finetune.data.char_tokenizer import CharTokenizer
 from finetune.data.hf_tokenizer import HFTokenizer
 
-TIKTOKEN_HOST = "openaipublic.blob.core.windows.net"
+TIKTOKEN_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"
+TIKTOKEN_FILES = {  # of GPT-2's vocabulary, with their sha256
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
 PLAIN_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 
 Tokenizer = BPETokenizer | CharTokenizer | HFTokenizer
@@ -35,7 +42,7 @@ def gpt2() -> BPETokenizer:
         try:
             return find()
         except Exception as error:  # each library has its own classes of network errors
-            failures.append(type(error).__name__)
+            failures.append(network.explain(error))
     raise UsageError(
         "tokenizer gpt2: not in tiktoken's cache or that of the Hub, and neither server can be reached"
         f" ({', '.join(failures)}). Give --tokenizer=DIR with the directory of any downloaded GPT-2, set"
@@ -55,8 +62,14 @@ def gpt2_if_here() -> BPETokenizer | None:
 def _gpt2_of_tiktoken() -> BPETokenizer:
     import tiktoken
 
-    if not _tiktoken_has_gpt2():
-        reach(f"https://{TIKTOKEN_HOST}")  # tiktoken has no timeout
+    for path, url, sha256 in _tiktoken_files():
+        if not _is_whole(path, sha256):  # tiktoken would download it, and wait for ever
+            reach(url)  # within seconds
+            content = network.download(url, most=1 << 22)
+            if hashlib.sha256(content).hexdigest() != sha256:
+                raise network.Unreachable(f"{url} is not GPT-2's vocabulary")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, content)
     encoding = tiktoken.get_encoding("gpt2")
     return BPETokenizer(dict(encoding._mergeable_ranks), dict(encoding._special_tokens))
 
@@ -70,10 +83,20 @@ def _gpt2_of_the_hub() -> BPETokenizer:
 
 def _tiktoken_has_gpt2() -> bool:
     """Whether tiktoken's cache holds both files of GPT-2's vocabulary, so that it needs no network."""
+    return all(_is_whole(path, sha256) for path, _, sha256 in _tiktoken_files())
+
+
+def _tiktoken_files() -> Iterator[tuple[Path, str, str]]:
+    """(path in tiktoken's cache, URL, sha256) of each file of GPT-2's vocabulary."""
     default = os.path.join(tempfile.gettempdir(), "data-gym-cache")
     cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or default
-    urls = [f"https://{TIKTOKEN_HOST}/gpt-2/encodings/main/{name}" for name in ("vocab.bpe", "encoder.json")]
-    return all(os.path.isfile(os.path.join(cache, hashlib.sha1(url.encode()).hexdigest())) for url in urls)
+    for name, sha256 in TIKTOKEN_FILES.items():
+        url = f"{TIKTOKEN_URL}/{name}"
+        yield Path(cache, hashlib.sha1(url.encode()).hexdigest()), url, sha256
+
+
+def _is_whole(path: Path, sha256: str) -> bool:
+    return path.is_file() and sha256_of(path) == sha256
 
 
 def from_directory(directory: str | Path) -> Tokenizer | None:
@@ -88,7 +111,9 @@ def from_directory(directory: str | Path) -> Tokenizer | None:
             return HFTokenizer(hf_files.load(directory, files), files)
     except UsageError:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError) as error:
+    except BaseException as error:  # a panic of the tokenizers library is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
         reason = shown(error, 300) if isinstance(error, ValueError) else describe_error(error)
         problem = f"{directory}: its tokenizer cannot be used: {reason}"
         if has_sentencepiece and "tokenizer.json" not in files:

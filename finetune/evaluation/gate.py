@@ -12,7 +12,7 @@ from finetune.common.formatting import is_number
 from finetune.config.gate import unmet
 from finetune.evaluation.options import Options
 
-ROUNDING = 1e-6  # relative; batch_size and the number of processes change the seventh digit
+TOLERANCE = 1e-6  # relative; batch_size and the number of processes change the seventh digit
 
 
 def figures(event: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def failures(options: Options, event: Mapping[str, Any], earlier: Mapping[str, A
     if options.no_worse_than is not None:
         other = earlier or event["baseline"]
         loss, bound = event["loss"], other["loss"]
-        if not (loss <= bound or math.isclose(loss, bound, rel_tol=ROUNDING)):  # also when one of them is NaN
+        if not (loss <= bound or math.isclose(loss, bound, rel_tol=TOLERANCE)):  # also when one of them is NaN
             low, high = (event.get("difference", {}).get(end) for end in ("low", "high"))
             interval = f" (95% interval {low:+.4f} to {high:+.4f})" if earlier is None and low is not None else ""
             problem = (

@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from finetune.common.mapped import check_mapped
+from finetune.common.progress import progress
 from finetune.gpt import GPT
 from finetune.gpt.loss import IGNORE_INDEX
 from finetune.runtime.device import Device
@@ -119,12 +120,10 @@ def measure(
 
 def own_share(device: Device, batches: list[Batch], title: str) -> Iterable[Batch]:
     """This process's batches, with a progress bar on the main process."""
-    from tqdm import tqdm
-
     accelerator = device.accelerator
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     hide_bar = None if accelerator.is_main_process else True  # None shows it on a terminal
-    return tqdm(mine, desc=title, unit="batch", disable=hide_bar, leave=False)
+    return progress(mine, desc=title, unit="batch", disable=hide_bar, leave=False)
 
 
 def _batches(windows: Windows, batch_size: int | None, tokens: int) -> list[np.ndarray]:

@@ -38,9 +38,13 @@ def table(event: dict[str, Any]) -> str:
 
 
 def record(out_dir: str | Path, event: dict[str, Any]) -> None:
-    """Append the event to the metrics.jsonl of a run."""
+    """Append the event to the metrics.jsonl of a run; say so if that cannot be written."""
     logger = RunLogger(out_dir, write=True)
-    logger.file = open(logger.path, "a", encoding="utf-8")
+    try:
+        logger.append()
+    except OSError as error:
+        print(f"{logger.path} cannot be written: {error.strerror}; these figures are not kept there")
+        return
     logger.record("evaluation", **finite(event))
     logger.close()
 

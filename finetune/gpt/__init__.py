@@ -25,7 +25,10 @@ __all__ = ["GPT", "GPTConfig"]
 
 
 class GPT(Transformer):
-    """The network with loading, saving and generation."""
+    """The network with loading, saving and generation. `finetune.GPT` is this class with `tokenizer` and `push_to_hub`,
+    which `publishing.model` adds to it from above."""
+
+    source: str | Path | None = None  # what `from_pretrained` read
 
     @classmethod
     def from_scratch(cls, config: GPTConfig, seed: int = 1337) -> Self:
@@ -43,7 +46,9 @@ class GPT(Transformer):
         config, state = pretrained.load(source)
         state = convert.with_vocabulary(state, vocab_size or 0)
         config.vocab_size = len(state["wte.weight"])
-        return cls.from_state(config, state, block_size, dropout)
+        model = cls.from_state(config, state, block_size, dropout)
+        model.source = source
+        return model
 
     @classmethod
     def from_state(

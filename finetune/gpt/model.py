@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from finetune.common.formatting import is_number, shown
 from finetune.gpt import attention, loss
 
 # the largest model that anybody has published is far below these; a forged config.json is not
@@ -48,14 +47,14 @@ class GPTConfig:
             value = getattr(self, name)
             is_default = name == "n_inner" and value is None
             if not is_default and not (type(value) is int and 1 <= value <= most):
-                raise ValueError(f"{name} must be a whole number from 1 to {most:,}, got {shown(value)}")
+                raise ValueError(f"{name} must be a whole number from 1 to {most:,}, got {value!r:.80}")
         for name in ("layer_norm_epsilon", "dropout"):
-            if not (is_number(value := getattr(self, name)) and 0 <= value <= 1):
-                raise ValueError(f"{name} must be a number from 0 to 1, got {shown(value)}")
+            if not (type(value := getattr(self, name)) in (int, float) and 0 <= value <= 1):
+                raise ValueError(f"{name} must be a number from 0 to 1, got {value!r:.80}")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} cannot be divided among n_head={self.n_head} heads")
         if self.activation_function not in ("gelu_new", "gelu"):
-            raise ValueError(f"activation_function={shown(self.activation_function)}: gelu_new and gelu are known")
+            raise ValueError(f"activation_function={self.activation_function!r:.80}: gelu_new and gelu are known")
 
     @property
     def mlp_width(self) -> int:

@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from finetune.common import hub_client, network
 from finetune.common.errors import UsageError, first_line
 from finetune.common.files import read_json, write_json
 from finetune.common.formatting import shown
-from finetune.common.network import SECONDS, hub_file
 from finetune.common.opened import refuse_links_out
 from finetune.gpt import convert, size
 from finetune.gpt.model import SHAPES, GPTConfig
@@ -76,7 +76,7 @@ def load_config(source: str | Path) -> GPTConfig:
 def load_hub_config(repo: str) -> GPTConfig:
     """The GPTConfig of a Hub model, of which at most config.json is downloaded. Raises UsageError."""
     try:
-        path = hub_file(repo, "config.json")
+        path = hub_client.hub_file(repo, "config.json")
     except Exception as error:  # each network failure has its own class
         raise _hub_error(repo, error) from None
     return _read_config(Path(path))
@@ -228,10 +228,13 @@ def _from_hub(repo: str) -> Path:
         folder = Path(cached).parent if isinstance(cached, str) else None
         if folder and _has_weights(folder) and _has_tokenizer(folder):
             return folder
-        names = [file.rfilename for file in HfApi().model_info(repo, timeout=SECONDS).siblings or []]
+        hub_client.bound()
+        names = [file.rfilename for file in HfApi().model_info(repo, timeout=network.SECONDS).siblings or []]
         has_safetensors = any(name.endswith(".safetensors") for name in names)
         patterns = MODEL_FILES if has_safetensors else [*MODEL_FILES, "pytorch_model*.bin"]
-        return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*/*"], etag_timeout=SECONDS))
+        return Path(
+            snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*/*"], etag_timeout=network.SECONDS)
+        )
     except Exception as error:  # each network failure has its own class
         if folder and _has_weights(folder) and not isinstance(error, RepositoryNotFoundError):
             return folder
@@ -251,7 +254,7 @@ def _hub_error(repo: str, error: Exception) -> UsageError:
     else:
         problem = (
             "no such directory, not in the local cache, and the Hub cannot be reached"
-            f" ({type(error).__name__}). Run `hf download {repo}` while online, or give the directory of a downloaded"
+            f" ({network.explain(error)}). Run `hf download {repo}` while online, or give the directory of a downloaded"
             " model"
         )
     close = difflib.get_close_matches(repo.lower(), SHAPES, n=1, cutoff=0.7)

@@ -1,5 +1,5 @@
-"""A model as a directory for others: for Hugging Face, peft or nanoGPT. Files are read back and compared before the
-directory appears."""
+"""A model as a directory for others: for Hugging Face, peft, llama.cpp or nanoGPT. Files are read back and compared
+before the directory appears."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from finetune.data import bpe_files, nanogpt_meta
 from finetune.data.tokenizer import CharTokenizer, Tokenizer
 from finetune.gpt import GPT, GPTConfig, convert, lora, pretrained
 from finetune.publishing import interpolate as interpolation
-from finetune.publishing import verify
+from finetune.publishing import ollama, verify
 from finetune.runs.events import read_metrics
 from finetune.runs.inputs import find_model, require_tokenizer
-from finetune.runs.loss_plot import plot_loss
 from finetune.runs.model_card import model_card, without_folders
 from finetune.runs.model_ref import read_facts
 
@@ -74,16 +73,19 @@ def export(
     dtype: str = "float32",
     interpolate: str | None = None,
     repository: str | None = None,
+    gguf_type: str | None = None,
 ) -> Path:
     """Write the model `name` to the directory `to`, verify it, and return the directory.
 
-    `repository` is the name on the model card, by default that of the directory. If `to` holds the same export, nothing
-    is written. Raises UsageError, or Failure when verification fails; then `to` does not change."""
+    `repository` is the name on the model card, by default that of the directory. With `gguf_type`, a GGUF file is
+    written too. If `to` holds the same export, nothing is written. Raises UsageError, or Failure when verification
+    fails; then `to` does not change."""
     to = destination(to)
     source = pretrained.find(name)
     is_run = (source / "finetune.json").is_file() and (source.parent / "metrics.jsonl").is_file()
     run_dir = source.parent if is_run else None
     asked = {"format": format, "dtype": dtype, "interpolate": interpolate, "name": repository or to.name}
+    asked["gguf_type"] = gguf_type or ("f32" if format == "gguf" else None)
 
     def read(place: Path) -> Source | None:
         if format == "peft":
@@ -207,7 +209,7 @@ def _write(work: Path, content: Export, directory: str) -> None:
     if format == "nanogpt":
         _write_nanogpt(work, content, in_dtype, directory)
         verified |= verify.nanogpt(work / "ckpt.pt", content.config, weights)
-    else:
+    elif format != "gguf":
         if content.adapter is not None:
             # over the Hub's base if the run started from one
             lora.write(work, content.adapter, content.facts.get("base_model"))
@@ -218,6 +220,10 @@ def _write(work: Path, content: Export, directory: str) -> None:
         verified |= verify.hugging_face(work, model, content.tokenizer, content.base)
         _write_card(work, content)
         write_json(work / "finetune.json", content.facts)
+    if kind := verified["request"]["gguf_type"]:
+        title = verified["request"]["name"].split("/")[-1]
+        rounded = {name: tensor.float() for name, tensor in in_dtype.items()}
+        verified["gguf"] = ollama.write(work, title, content.config, rounded, content.tokenizer, kind)
     write_json(work / VERIFICATION, verified)
 
 
@@ -225,8 +231,10 @@ def _write_card(work: Path, content: Export) -> None:
     """Write README.md and, if the run has evaluations, its loss curve."""
     facts, verified, run_dir = content.facts, content.verified, content.run_dir
     name, picture = verified["request"]["name"], None
-    events = read_metrics(run_dir / "metrics.jsonl") if run_dir else []
+    events = read_metrics(run_dir / "metrics.jsonl", print) if run_dir else []
     if run_dir and any(event["event"] == "eval" for event in events):
+        from finetune.runs.loss_plot import plot_loss
+
         picture = "loss.png"
         plot_loss(run_dir, work / picture, title=name)
     title = name.split("/")[-1]
@@ -261,10 +269,22 @@ def _summary(to: Path, verified: dict[str, Any]) -> str:
         if (to / "meta.pkl").is_file():
             lines.append(f"for its characters first: mkdir -p data/{to.name} && cp {to}/meta.pkl data/{to.name}/")
         return "\n".join(lines)
+    lines = [_summary_of_gguf(to, verified["gguf"])] if "gguf" in verified else []
+    if verified["format"] == "gguf":
+        return f"{lines[0]}\nexported to {to}"
     ids, logits = f"{verified['ids_compared']:,} ids equal", f"{verified['logits_compared']:,} logits"
     moved = f"; {verified['dtype']} moves them by at most {verified['rounding']:.1e}" if "rounding" in verified else ""
     found = f"{ids}, {logits} differ by at most {verified['max_difference']:.1e}{moved}"
-    return f"verified with transformers {verified['versions']['transformers']}: {found}\nexported to {to}"
+    with_transformers = f"verified with transformers {verified['versions']['transformers']}: {found}"
+    return "\n".join([with_transformers, *lines, f"exported to {to}"])
+
+
+def _summary_of_gguf(to: Path, gguf: dict[str, Any]) -> str:
+    found = f"verified {gguf['file']}: {gguf['tensors_compared']} tensors read back are as they were written"
+    moved = f"logits move by at most {gguf['max_difference']:.1e}"
+    if gguf["modelfile"]:
+        return f"{found}; {moved}\nfor Ollama: ollama create {to.name} -f {to}/Modelfile"
+    return f"{found}; {moved}\nno Modelfile: Ollama's templates cannot write what this chat template does"
 
 
 def _read_verification(directory: Path) -> dict[str, Any]:

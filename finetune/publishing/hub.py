@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.common import hub_client, network
 from finetune.common.errors import Failure, describe_error
 from finetune.common.files import MANIFEST, files_in_manifest, read_chunks, sha256_of
 from finetune.common.network import SECONDS as HUB_TIMEOUT
+from finetune.common.progress import in_notebook
 from finetune.data import bpe_files
 from finetune.publishing.export import VERIFICATION
 
@@ -27,7 +31,8 @@ def push(directory: str | Path, repository: str, private: bool = True, again: st
     There is one commit at the end, so an interrupted push changes nothing, and the next one sends only missing files.
     Raises Failure with exit code 4, on one line with the command `again`, unless the repository holds these files."""
     try:
-        _push(Path(directory), repository, private)
+        with _bars_on_a_terminal():
+            _push(Path(directory), repository, private)
     except (Exception, KeyboardInterrupt) as error:  # each kind of network failure has its own class
         reason = str(error) if isinstance(error, Refused) else _reason(error)
         message = f"{repository} was not pushed: {reason}. The export in {directory} is whole; again: {again}"
@@ -38,14 +43,27 @@ class Refused(Exception):
     """The push was refused."""
 
 
+@contextlib.contextmanager
+def _bars_on_a_terminal() -> Generator[None]:
+    """No bars of huggingface_hub elsewhere; a notebook shows them."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hide = not (sys.stderr.isatty() or in_notebook() or are_progress_bars_disabled())
+    if hide:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            enable_progress_bars()
+
+
 def _push(directory: Path, repository: str, private: bool) -> None:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-    from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils import logging as hub_logging
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
     hub_logging.set_verbosity_error()
+    hub_client.bound()
     if not get_token():
         raise Refused("there is no token; run `hf auth login` or set HF_TOKEN")
     api = HfApi()
@@ -112,9 +130,7 @@ def _reason(error: BaseException) -> str:
     """Why a push failed, on one line."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    chain, link = [error], error
-    while link := link.__cause__ or link.__context__:
-        chain.append(link)
+    chain = network.causes(error)
     response = next((one for link in chain if (one := getattr(link, "response", None)) is not None), None)
     status = response.status_code if response is not None else None
     if status == 401:
@@ -122,6 +138,7 @@ def _reason(error: BaseException) -> str:
     if status == 403:
         return "this token may not write there; give it that permission or choose another USER/NAME"
     kinds = [type(link).__name__ for link in chain]
-    if status is None and any(word in kind for kind in kinds for word in ("Connect", "Timeout", "Network")):
-        return f"the Hub cannot be reached ({kinds[0]})"
+    words = ("Unreachable", "Connect", "Timeout", "Network", "JSON")
+    if status is None and any(word in kind for kind in kinds for word in words):
+        return f"the Hub cannot be reached ({network.explain(error)})"
     return ", from ".join(describe_error(link).rstrip(":. ") for link in chain[:2])

@@ -50,7 +50,7 @@ def save_state(
         write_tensors(directory / "optimizer.safetensors", optimizer)
         files.write_json(directory / "state.json", state)
 
-    target = _state_directory(out_dir, state["iteration"])
+    target = state_directory(out_dir, state["iteration"])
     if not target.parent.is_dir():
         target.parent.mkdir()
         files.sync(out_dir)
@@ -72,10 +72,10 @@ def read_best(out_dir: str | Path) -> dict[str, Any]:
 
 
 def delete_state(out_dir: str | Path, iteration: int) -> None:
-    files.remove(_state_directory(out_dir, iteration))
+    files.remove(state_directory(out_dir, iteration))
 
 
-def _state_directory(out_dir: str | Path, iteration: int) -> Path:
+def state_directory(out_dir: str | Path, iteration: int) -> Path:
     return Path(out_dir) / "last" / f"step-{iteration:08d}"
 
 

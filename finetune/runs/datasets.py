@@ -85,7 +85,7 @@ def find_datasets(recipe: Recipe, tokenizer: Callable[[], str | Tokenizer]) -> l
     for dataset in found:
         _check_val_fraction(recipe, dataset)
         _check_tokenizer(recipe, dataset)
-    _check_alike(found)
+    largest(found)
     return found
 
 
@@ -110,9 +110,10 @@ def find_datasets_of_run(out_dir: str | Path, split: str = "train") -> list[Data
     return found
 
 
-def changed_since(out_dir: str | Path, directory: str | Path) -> str | None:
-    """A line if a run was trained on a prepared directory and it holds other data now; None otherwise."""
-    started = newest_start(out_dir)
+def changed_since(out_dir: str | Path, directory: str | Path, say: Callable[[str], object] = print) -> str | None:
+    """A line if a run was trained on a prepared directory and it holds other data now; None otherwise. `say` is told
+    of lines of its metrics.jsonl that cannot be read."""
+    started = newest_start(out_dir, say)
     recorded = started.get("data", {}).get("directories", [])
     for number, place in enumerate(recorded, 1):
         if Path(place).resolve() != Path(directory).resolve():
@@ -133,9 +134,9 @@ def find_dataset_of_run(out_dir: str | Path) -> Dataset:
     return find_datasets_of_run(out_dir)[0]
 
 
-def newest_start(out_dir: str | Path) -> dict[str, Any]:
+def newest_start(out_dir: str | Path, say: Callable[[str], object] = lambda line: None) -> dict[str, Any]:
     """The newest `start` or `resume` event of a run, {} if there is none."""
-    events = read_metrics(Path(out_dir) / "metrics.jsonl")
+    events = read_metrics(Path(out_dir) / "metrics.jsonl", say)
     return next((event for event in reversed(events) if "identity" in event), {})
 
 
@@ -241,13 +242,21 @@ def _check_tokenizer(recipe: Recipe, dataset: Dataset) -> None:
         raise UsageError(f"tokenizer: {recipe.tokenizer} cannot apply, {holds}; prepare the text again")
 
 
-def _check_alike(found: list[Dataset]) -> None:
-    """Raise UsageError unless all datasets hold ids of one tokenizer."""
-    first = found[0]
-    for other in found[1:]:
-        pair = (first.tokenizer, other.tokenizer)
-        ours, theirs = (one.tokenizer.fingerprint if one.tokenizer else one.vocab_size for one in (first, other))
-        if ours != theirs:
-            names = [tokenizer.describe()["name"] if tokenizer else "an unknown tokenizer" for tokenizer in pair]
-            problem = f"{first.directory} holds ids of {names[0]}, and {other.directory} of {names[1]}"
-            raise UsageError(f"dataset: {problem}; prepare them with the same --tokenizer")
+def largest(found: list[Dataset]) -> Dataset:
+    """The dataset whose tokenizer has the added tokens of all others; the first of equal ones. Raises UsageError if the
+    same ids mean other tokens to some of them."""
+    chosen = next((one for one in found if all(_extends(one, other) for other in found)), None)
+    if chosen:
+        return chosen
+    pair = next((one, two) for one in found for two in found if not (_extends(one, two) or _extends(two, one)))
+    names = [one.tokenizer.describe()["name"] if one.tokenizer else "an unknown tokenizer" for one in pair]
+    other = "others " if names[0] == names[1] else ""
+    problem = f"{pair[0].directory} holds ids of {names[0]}, and {pair[1].directory} {other}of {names[1]}"
+    raise UsageError(f"dataset: {problem}; prepare them with the same --tokenizer")
+
+
+def _extends(one: Dataset, other: Dataset) -> bool:
+    """Whether all ids of another dataset mean the same in this one."""
+    if one.tokenizer is None or other.tokenizer is None:
+        return one.tokenizer is other.tokenizer and one.vocab_size == other.vocab_size
+    return one.tokenizer.fingerprint == other.tokenizer.fingerprint or one.tokenizer.extends(other.tokenizer)

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from finetune.common.files import write_file
+from finetune.common.files import open_append, write_file
 from finetune.common.formatting import duration
+from finetune.common.progress import in_notebook, progress
 from finetune.runs.events import Event, events_until, read_metrics
 from finetune.runs.trackers import Trackers
 
@@ -39,14 +40,13 @@ class RunLogger:
         self, length: int, step: int | None = None, evaluations: Sequence[Event] = (), best: Mapping[str, Any] = {}
     ) -> None:
         """Start the metrics of a run of `length` updates, or continue those of a run resumed at `step`."""
-        from tqdm import tqdm
-
         self.rewrite(step, evaluations)
         if best:
             self.best = _describe_best(best)
-        if self.write and sys.stderr.isatty():
-            layout = "{desc}iter {n:,}/{total:,} {bar:10}{postfix}"
-            self.bar = tqdm(total=length, initial=step or 0, dynamic_ncols=True, bar_format=layout)
+        if self.write and (sys.stderr.isatty() or in_notebook()):
+            bar = "{bar}" if in_notebook() else "{bar:10}"
+            layout = f"{{desc}}iter {{n:,}}/{{total:,}} {bar}{{postfix}}"
+            self.bar = progress(total=length, initial=step or 0, dynamic_ncols=True, bar_format=layout)
 
     def rewrite(self, step: int | None = None, evaluations: Sequence[Event] = ()) -> None:
         """Drop the events after the step that a run was put back to; without a step, drop all."""
@@ -54,7 +54,7 @@ class RunLogger:
         write_file(self.path, "".join(json.dumps(event) + "\n" for event in kept))
         if self.file:
             self.file.close()
-        self.file = open(self.path, "a", encoding="utf-8")
+        self.file = open_append(self.path)
         if self.trackers and step is not None:
             self.trackers.rewind(step)
 
@@ -62,16 +62,23 @@ class RunLogger:
         """Let a rank other than 0 append to metrics.jsonl if it exists."""
         with contextlib.suppress(OSError):
             if not self.file and self.path.is_file():
-                self.file = open(self.path, "a", encoding="utf-8")
+                self.append()
+
+    def append(self) -> None:
+        """Go on with the file as it is. A line that a crash cut short is ended first. Raises OSError."""
+        self.file = open_append(self.path)
+        with open(self.path, "rb") as written:
+            size = written.seek(0, os.SEEK_END)
+            written.seek(max(0, size - 1))
+            self.pending = b"" if written.read(1) in (b"", b"\n") else b"\n"
 
     def print(self, line: str) -> None:
-        try:
-            if self.write and self.bar:
-                self.bar.write(line)
-            elif self.write:
-                print(line, flush=True)
-        except BrokenPipeError:  # the reader of the output is gone, and the run goes on
-            sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        if not self.write:
+            return
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        line = line.encode(encoding, "replace").decode(encoding)
+        with contextlib.suppress(OSError):  # no reader, or a full disk: the run goes on
+            self.bar.write(line) if self.bar else print(line, flush=True)
 
     def record(self, event: str, **values: Any) -> None:
         """Append an event to metrics.jsonl in one write, and send it to the trackers. On a full disk lines are
@@ -96,7 +103,7 @@ class RunLogger:
         iter 10: loss 2.9234, time 156.78ms, mfu 15.23%, 418,000 tok/s, 3m 12s left"""
         mfu, speed, remaining = event["mfu"], f"{event['tokens_per_second']:,.0f} tok/s", f"{duration(left)} left"
         self.speed = f", {speed}, mfu {mfu:.1%}, {event['memory'] / 1e9:.1f} GB, {remaining}"
-        if not (self.bar and sys.stdout.isatty()):
+        if not (self.bar and (sys.stdout.isatty() or in_notebook())):
             loss, milliseconds = f"loss {event['loss']:.4f}", f"{event['seconds'] * 1000:.2f}ms"
             self.print(f"iter {event['iter']}: {loss}, time {milliseconds}, mfu {mfu:.2%}, {speed}, {remaining}")
         self.record("iter", **event)

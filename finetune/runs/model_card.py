@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_SAMPLES = 3
 # what begins a heading, a quotation, a list or a rule; emphasis; an escape; the addresses that the Hub makes links of
-MARKDOWN = re.compile(r"^[#>+=-]|[*~\\]|(?<!\w)_|_(?!\w)|(?<=[A-Za-z]):(?=//)|(?<=www)\.|@", re.IGNORECASE)
+MARKDOWN = re.compile(r"^[#>+=-]|[*~\\]|(?<![^\W_])_|_(?![^\W_])|(?<=[A-Za-z]):(?=//)|(?<=www)\.|@", re.IGNORECASE)
 COUNTS = ("tokens", "targets", "characters", "bytes", "documents")
 SETTINGS = (
     "learning_rate", "min_lr", "warmup_iters", "lr_decay_iters", "weight_decay", "beta1", "beta2", "grad_clip",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.common.errors import describe_error
 from finetune.common.files import read_json_object, write_file
 from finetune.runs import tracker_kinds
-from finetune.runs.events import Event
+from finetune.runs.events import NOT_FINITE, Event
 from finetune.runs.tracker_kinds import Place
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 START_SECONDS = 10  # that training waits for a tracker to start, and its lines to be printed
 FINISH_SECONDS = 30  # that the end of a run waits for all trackers
-NOT_FINITE = ("nan", "inf", "-inf")  # as text in metrics.jsonl
 
 
 @dataclass
@@ -72,7 +71,7 @@ class Kept:
     with the names of its numbers there."""
 
     def __init__(self, out_dir: Path) -> None:
-        self.path, self.lock = out_dir / "trackers.json", threading.Lock()
+        self.path, self.lock = out_dir.absolute() / "trackers.json", threading.Lock()
         self.values = read_json_object(self.path)
 
     def write(self, kind: str, values: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ import psutil
 import torch
 
 from finetune.common.errors import UsageError
-from finetune.common.machine import num_cores, read_proc
+from finetune.common.machine import drop_stray_ranks, num_cores, read_proc
 from finetune.config.recipe import Recipe
 from finetune.runtime import fsdp
 
@@ -93,6 +93,7 @@ def start(recipe: Recipe) -> Device:
     from accelerate import Accelerator, DistributedType
     from accelerate.utils import InitProcessGroupKwargs
 
+    drop_stray_ranks()
     sharding = fsdp.from_launcher()
     device = choose_device(recipe.device)
     if device.type == "cpu":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,10 @@ def start(chosen: Launch, argv: list[str]) -> int:
     flags = [f"--config_file={chosen.config}", f"--num_processes={chosen.processes}", "-m", "finetune.train"]
     logging.disable(logging.ERROR)  # the launcher would repeat what the processes have printed
     try:
-        launch_command(launch_command_parser().parse_args([*flags, *argv]))
+        arguments = launch_command_parser().parse_args([*flags, *argv])
+        if signal.getsignal(getattr(signal, "SIGHUP", signal.SIGTERM)) == signal.SIG_IGN:  # nohup
+            arguments.signals_to_handle = "SIGTERM,SIGINT,SIGQUIT"  # torchrun's default has SIGHUP
+        launch_command(arguments)
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         return code if code > 0 else 128 - code

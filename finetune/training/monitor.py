@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import statistics
+import threading
 import time
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
@@ -23,17 +24,22 @@ class Diverged(Exception):
 
 
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}  # of the signals that end a run
-SAVE = getattr(signal, "SIGUSR1", None)  # the signal that saves a state; Windows has none
+# what Windows lacks: the signal of a terminal that closes, and the one that saves a state
+HANGUP, SAVE = getattr(signal, "SIGHUP", None), getattr(signal, "SIGUSR1", None)
+if HANGUP:
+    EXIT_CODES[HANGUP] = 129
 
 
 class SignalCatcher:
-    """SIGTERM and SIGINT end the run after the current update, SIGUSR1 saves a state. A second SIGINT ends at once.
+    """SIGTERM, SIGINT and SIGHUP end the run after the current update, SIGUSR1 saves a state. A second SIGINT ends at
+    once. A SIGHUP that is ignored, as by nohup, stays so.
 
     A handler only notes the signal. Every update sums the flags of all processes, so that all act alike."""
 
     def __init__(self) -> None:
         self.seen = dict.fromkeys((*EXIT_CODES, *([SAVE] if SAVE else [])), False)
         self.interrupted = -math.inf  # the time of the first SIGINT
+        self.requested = False  # a stop, by a callback
 
     def flags(self) -> list[float]:
         """1.0 for each signal that this process saw, else 0.0."""
@@ -46,10 +52,17 @@ class SignalCatcher:
             self.seen[SAVE] = False
         return signals
 
+    def request_stop(self) -> None:
+        """End the run as SIGINT does."""
+        self.requested = self.seen[signal.SIGINT] = True
+
     @contextlib.contextmanager
     def caught(self) -> Generator[None]:
-        """Handle the signals inside this block, then restore the former handlers."""
-        before = {number: signal.signal(number, self._note) for number in self.seen}
+        """Handle the signals inside this block, then restore the former handlers. A thread other than the main one may
+        not, so there they keep their meaning."""
+        handled = self.seen if threading.current_thread() is threading.main_thread() else ()
+        nohup = HANGUP and signal.getsignal(HANGUP) == signal.SIG_IGN
+        before = {number: signal.signal(number, self._note) for number in handled if not (nohup and number == HANGUP)}
         try:
             yield
         finally:

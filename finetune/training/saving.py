@@ -17,6 +17,7 @@ from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
 from finetune.runs.model_card import model_card
 from finetune.runtime import fsdp
+from finetune.training.callbacks import Save
 from finetune.training.monitor import Diverged
 from finetune.training.optimizer import optimizer_tensors
 from finetune.training.state import Setup, TrainState, to_json
@@ -42,7 +43,10 @@ def publish_model(setup: Setup, state: TrainState, logger: RunLogger, name: str,
         card = model_card(title, f"{title}/{name}", config, recorded, read_metrics(logger.path), setup.tokenizer)
         (directory / "README.md").write_text(card, encoding="utf-8")
 
-    return _write_on_main(setup, state, logger, name, lambda: files.write_directory(out_dir / name, fill))
+    written = _write_on_main(setup, state, logger, name, lambda: files.write_directory(out_dir / name, fill))
+    if written:
+        setup.notify(Save(state.step, out_dir / name))
+    return written
 
 
 def model_weights(setup: Setup) -> dict[str, torch.Tensor]:
@@ -73,8 +77,10 @@ def save_state(setup: Setup, state: TrainState, logger: RunLogger, must_succeed:
         tensors = without_padding(weights), without_padding(moments)
         checkpoints.save_state(setup.recipe.out_dir, *tensors, to_json(setup, state))
 
+    state.save_pending = False  # after a failure the next try is the next save, since each writes gigabytes
     if _write_on_main(setup, state, logger, "last", write):
-        state.last_saved, state.save_pending = state.step, False
+        state.last_saved = state.step
+        setup.notify(Save(state.step, checkpoints.state_directory(setup.recipe.out_dir, state.step)))
     elif must_succeed:
         raise Failure(
             f"out_dir {setup.recipe.out_dir}: the state after {state.step} updates could not be saved; the one before"

@@ -27,7 +27,6 @@ from finetune.gpt.sampling import Sample, draw_samples, print_samples
 from finetune.runs import checkpoints
 from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
-from finetune.runs.loss_plot import plot_loss
 from finetune.runs.thresholds import WANTED_UPDATES
 from finetune.runs.tracker_kinds import Place
 from finetune.runs.trackers import start_trackers
@@ -159,7 +158,7 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
     }
     used = recipe_in_use(setup, state)
     _write_recipe(setup, used, derived)
-    before = read_metrics(logger.path) if resumed else []
+    before = read_metrics(logger.path, logger.print) if resumed else []
     logger.open(setup.schedule.length, state.step if resumed else None, state.evaluations, state.best)
     values = dataclasses.asdict(used)
     values |= {name: value for name, value in derived.items() if values.get(name, 0) is None}
@@ -282,13 +281,15 @@ def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     logger.close_bar()
     if not accelerator.is_main_process:
         return
+    from finetune.runs.loss_plot import plot_loss  # matplotlib takes a while
+
     plot_loss(recipe.out_dir)
     if logger.trackers:
         logger.trackers.add_picture(Path(recipe.out_dir) / "loss.png")
-    print(f"best val loss {state.best['val_loss']:.4f} at step {state.best['step']}, in {recipe.out_dir}/best")
+    logger.print(f"best val loss {state.best['val_loss']:.4f} at step {state.best['step']}, in {recipe.out_dir}/best")
     if setup.prompt is not None and setup.tokenizer is not None:
         best = GPT.from_pretrained(f"{recipe.out_dir}/best").to(setup.device.torch_device, setup.device.dtype)
         samples = print_samples(best, setup.tokenizer, setup.prompt, **_sample_options(recipe))
         _record_samples(setup, logger, state.best["step"], samples)
     elif recipe.num_samples:
-        print("no samples: these bins came without their tokenizer")
+        logger.print("no samples: these bins came without their tokenizer")

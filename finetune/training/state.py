@@ -19,6 +19,7 @@ from finetune.data.tokenizer import Tokenizer
 from finetune.gpt import GPT, lora
 from finetune.runs.state_format import STATE_FORMAT
 from finetune.runtime.device import Device
+from finetune.training.callbacks import Evaluation, Save, Update
 from finetune.training.monitor import LossMonitor, SignalCatcher
 from finetune.training.optimizer import AdamW
 
@@ -62,7 +63,7 @@ class TrainState:
     lr_scale: float = 1.0  # halved by every rollback
     rollbacks: int = 0
     last_saved: int | None = None  # step of the newest state in last/
-    save_pending: bool = False  # a save waits for the end of a loss spike, or for space on the disk
+    save_pending: bool = False  # a save waits for the end of a loss spike
     last_rollback: int | None = None  # step that the last rollback led to
     last_sampled: int = 0
     warned: set[str] = field(default_factory=set)  # warning signs that were printed
@@ -72,12 +73,18 @@ def _nothing(setup: Setup, state: TrainState) -> None:
     pass
 
 
+def _go_on(moment: Update | Evaluation | Save) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Hooks:
-    """Functions called inside every update, to measure it or to inject faults into it."""
+    """Functions called inside every update, to measure it or to inject faults into it, and at the moments of
+    `training.callbacks`."""
 
     before_update: Callable[[Setup, TrainState], None] = _nothing
     after_backward: Callable[[Setup, TrainState], None] = _nothing  # before the gradient is clipped
+    notify: Callable[[Update | Evaluation | Save], bool] = _go_on  # returns whether to stop; main process only
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,11 @@ class Setup:
     find_batch_size: bool = False  # batch_size=auto, and no earlier start of this run has found one
     signals: SignalCatcher = field(default_factory=SignalCatcher)
     hooks: Hooks = field(default_factory=Hooks)
+
+    def notify(self, moment: Update | Evaluation | Save) -> None:
+        """Call the callbacks; if one asks for it, stop after the next update."""
+        if self.device.accelerator.is_main_process and self.hooks.notify(moment):
+            self.signals.request_stop()
 
     @property
     def parameter_names(self) -> dict[torch.Tensor, str]:

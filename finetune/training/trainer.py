@@ -19,6 +19,7 @@ from finetune.gpt import lora
 from finetune.gpt.size import flops_per_token
 from finetune.runs.logger import RunLogger
 from finetune.runtime import device as devices
+from finetune.training.callbacks import Update
 from finetune.training.micro_batch import fit_micro_batch, handle_oom
 from finetune.training.monitor import EXIT_CODES, Diverged
 from finetune.training.recovery import check_all_resume, roll_back
@@ -67,7 +68,7 @@ def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock
     signals: list[signal.Signals] = []  # received and not acted on yet; kept across a rollback or an OOM
     while True:
         due = what_is_due(setup, state)
-        state.save_pending = due.save  # until a save succeeds
+        state.save_pending = due.save  # until it is tried
         try:  # read_update, validate and save_state raise Diverged
             # keep at most max_in_flight losses unread; read all if something is due or a signal came, also just now
             while len(in_flight) > (0 if any(due) or signals else setup.device.max_in_flight):
@@ -93,9 +94,10 @@ def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock
         if is_over:  # complete, even if a signal came
             return
         if stop_signal:
-            logger.record("stop", step=state.step, signal=stop_signal.name)
+            by = "callback" if setup.signals.requested else stop_signal.name
+            logger.record("stop", step=state.step, signal=by)
             way = f"to go on: {resume_command(setup.recipe.out_dir)}"
-            problem = f"stopped by {stop_signal.name} after {state.step} updates; {way}"
+            problem = f"stopped by {by} after {state.step} updates; {way}"
             raise Failure(problem, EXIT_CODES[stop_signal])
         if any(due) or signals:
             clock.restart(state.step)
@@ -160,6 +162,7 @@ def read_update(
         }
         logger.iteration(event, pace.eta)
     logger.update_bar(step, loss)
+    setup.notify(Update(step + 1, setup.schedule.length, loss, result.lr, grad_norm))
     return setup.signals.from_counts(signal_counts)
 
 

@@ -10,6 +10,7 @@ from finetune.evaluation.split_loss import TRAIN_PROBE, eval_rows, split_loss
 from finetune.runs import warning_signs
 from finetune.runs.logger import RunLogger
 from finetune.runs.model_card import hub_id
+from finetune.training.callbacks import Evaluation
 from finetune.training.monitor import Diverged
 from finetune.training.saving import publish_model
 from finetune.training.state import Setup, TrainState
@@ -46,6 +47,7 @@ def validate(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     if recipe.always_save_checkpoint:
         publish_model(setup, state, logger, f"iter_{step:06d}", facts)
     warn(setup, state, logger)
+    setup.notify(Evaluation(step, train_loss, val_loss, is_best))
 
 
 def val_losses(setup: Setup) -> tuple[float, dict[str, float]]:

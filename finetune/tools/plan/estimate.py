@@ -64,6 +64,7 @@ class Plan:
     mode: str = ""  # what memory=auto chose, in a line
     asked: Recipe | None = None  # the recipe before memory=auto changed it
     max_eval_rows: int | None = None  # blocks of an evaluation; None for the whole split
+    notes: tuple[str, ...] = ()  # on the vocabulary
     found_batch_size: bool = False  # the recipe's batch_size was found for batch_size=auto
 
     @property
@@ -212,6 +213,7 @@ def plan(recipe: Recipe, origins: dict[str, str], tokens: int | None = None, pro
         disk=checkpoints.checkpoint_bytes(recipe, schedule, config),
         disk_free=_disk_free(recipe.out_dir),
         max_eval_rows=recipe.max_eval_rows,
+        notes=() if saved else model.notes,
         program=memory.BASE_RSS if device.type == "cpu" else 0,
     )
     return _with_chosen_sizes(made, saved)

@@ -109,6 +109,8 @@ def _run(plan: Plan) -> Lines:
         yield "LoRA", lora.describe(config, recipe)
     counts = f"{data.tokens['train']:,} tokens to train on, {data.tokens['val']:,} to validate on"
     yield "data", f"{data.name}: {counts} ({data.tokenizer})"
+    for note in plan.notes:
+        yield "", note
     isolated = ", of isolated documents" if data.isolated else ""
     yield "", f"{data.rows['train']:,} and {data.rows['val']:,} blocks of {plan.block_size:,}{isolated}"
     auto = " (batch_size=auto)" if plan.found_batch_size else ""

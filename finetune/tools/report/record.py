@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
+import sys
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -207,7 +208,8 @@ def load(out_dir: str | Path, verify: bool = False) -> Record:
     best, last = out_dir / "best", out_dir / "last"
     if not (out_dir / "metrics.jsonl").is_file() and not best.is_dir():
         raise UsageError(_no_run(out_dir))
-    events = [_printable(event) for event in read_metrics(out_dir / "metrics.jsonl") if has_numbers(event, "time")]
+    found_events = read_metrics(out_dir / "metrics.jsonl", lambda line: print(line, file=sys.stderr))
+    events = [_printable(event) for event in found_events if has_numbers(event, "time")]
     saved = sorted((path for path in last.glob("step-*") if path.is_dir()), reverse=True)
     problems = {path: _damage(path, verify) for path in [best, *saved]}
     found = Record(

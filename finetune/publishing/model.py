@@ -1,0 +1,57 @@
+"""`finetune.GPT`: the network with its tokenizer and the way to the Hub, both added here because `gpt` imports nothing
+of data and publishing."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from finetune.common.commands import command
+from finetune.common.errors import UsageError
+from finetune.config.recipe import repository_problem
+from finetune.data.tokenizer import Tokenizer
+from finetune.gpt import GPT
+from finetune.publishing import export, hub
+from finetune.runs import inputs
+
+__all__ = ["GPT"]
+GIVEN = "given_tokenizer"  # where a model keeps it
+
+
+def tokenizer(model: GPT) -> Tokenizer:
+    """The tokenizer beside the weights that `from_pretrained` read: `encode(text)` gives ids as a numpy array,
+    `decode(ids)` the text. Another model can be given one: `model.tokenizer = other.tokenizer`. Raises UsageError."""
+    if found := vars(model).get(GIVEN):
+        return found
+    if model.source is None:
+        raise UsageError("this model was not loaded from files, so it has no tokenizer; set model.tokenizer")
+    found = inputs.require_tokenizer(inputs.find_model(model.source))
+    give_tokenizer(model, found)
+    return found
+
+
+def give_tokenizer(model: GPT, given: Tokenizer) -> None:
+    vars(model)[GIVEN] = given
+
+
+def push_to_hub(model: GPT, repository: str, private: bool = True) -> None:
+    """Export the model with its tokenizer, read it back with transformers, compare, and push it to USER/NAME.
+
+    The token is that of HF_TOKEN or of `hf auth login`. Raises UsageError before anything is written, and Failure when
+    files differ or the push fails; then the export stays, and the message names it."""
+    if problem := repository_problem(repository):
+        raise UsageError(f"repository: {problem}")
+    own = tokenizer(model)
+    work = Path(tempfile.mkdtemp(prefix="finetune-"))
+    weights, to = work / "model", work / repository.split("/")[-1]
+    model.save_pretrained(weights)
+    own.save(weights, model.config.block_size)
+    exported = export.export(weights, to, repository=repository)
+    flags = {"init_from": weights, "to": to, "push_to_hub": repository, **({} if private else {"private": "false"})}
+    hub.push(exported, repository, private, again=command("export", **flags))
+    shutil.rmtree(work)
+
+
+GPT.tokenizer = property(tokenizer, give_tokenizer)  # pyrefly: ignore[missing-attribute]
+GPT.push_to_hub = push_to_hub  # pyrefly: ignore[missing-attribute]

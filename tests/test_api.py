@@ -1,0 +1,409 @@
+"""The Python face: functions with the flags as keywords, that leave the process as it was."""
+
+import doctest
+import importlib
+import inspect
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+import finetune
+from finetune import Callback, Failure, Run, UsageError, evaluate, export, plan, prepare, sample, train
+from finetune.config.recipe import Recipe
+from finetune.keywords import arguments
+from finetune.prepare import Options as PrepareOptions
+from finetune.sample import Options as SampleOptions
+
+FUNCTIONS = (prepare, train, sample, evaluate, export, plan)
+TINY = {
+    "init_from": "scratch",
+    "tokenizer": "char",
+    "n_layer": 1,
+    "n_head": 2,
+    "n_embd": 16,
+    "block_size": 16,
+    "batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "max_iters": 6,
+    "learning_rate": 1e-2,
+    "log_interval": 1,
+    "eval_interval": 3,
+    "dtype": "float32",
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def notes(tmp_path):
+    lines = [f"The {one} of A {two} is {one} {two}.\n" for one in ("Fox", "sea", "ink") for two in ("hill", "mouse")]
+    (tmp_path / "notes.txt").write_text("".join(lines * 20))
+    return "notes.txt"
+
+
+def run_python(code, *paths):
+    """The output of a fresh interpreter."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(finetune.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_dir_names_everything_and_import_is_light():
+    assert set(finetune.__all__) <= set(dir(finetune))
+    code = """
+import sys, time
+began = time.perf_counter()
+import finetune
+seconds = time.perf_counter() - began
+assert seconds < 0.1, seconds
+assert "torch" not in sys.modules and "numpy" not in sys.modules
+finetune.train, finetune.plan, finetune.prepare, finetune.Callback, finetune.UsageError
+assert "torch" not in sys.modules
+"""
+    run_python(code)
+
+
+def test_functions_stay_functions_whoever_imports_the_modules_first():
+    """The submodules have the same names."""
+    after = """
+import importlib, inspect, finetune
+names = ("prepare", "train", "sample", "export", "plan")
+modules = [importlib.import_module(f"finetune.{name}") for name in names]
+assert all(inspect.ismodule(module) and callable(module.main) for module in modules)
+import finetune.train
+from finetune.train import main
+from finetune import train, plan
+assert main is modules[1].main
+assert inspect.isfunction(train) and train is finetune.train and inspect.isfunction(plan)
+assert all(inspect.isfunction(getattr(finetune, name)) for name in names)
+"""
+    before = "from finetune import prepare, train, sample, export, plan\n"
+    run_python(after)
+    run_python(before + after)
+
+
+def test_signatures_and_help_show_the_flags():
+    for function in FUNCTIONS:
+        assert "Raises UsageError" in function.__doc__ and ">>>" in function.__doc__
+    shown = inspect.signature(train).parameters
+    assert shown["learning_rate"].default == 3e-5 and shown["learning_rate"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert list(shown)[:2] == ["recipes", "callbacks"]
+    assert set(shown) == {"recipes", "callbacks", *Recipe.__dataclass_fields__}
+    assert "learning_rate: peak learning rate [3e-05]" in train.__doc__
+
+
+def test_the_stub_is_that_of_the_code(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(finetune.__file__).parents[1] / "scripts"))
+    reference = importlib.import_module("reference")
+    assert reference.FLAGS.read_text(encoding="utf-8") == reference.flags(), "run python scripts/reference.py"
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(3e-5, "3e-05"), (np.float32(0.5), "0.5"), (torch.tensor(0.25), "0.25"), (1 / 3, "0.3333333333333333")],
+)
+def test_numbers_become_text_without_loss(value, text):
+    assert arguments(Recipe, [], {"learning_rate": value}) == [f"--learning_rate={text}"]
+
+
+def test_values_become_text():
+    given = {
+        "dataset": [Path("a"), "b"],
+        "dataset_weights": (0.7, 0.3),
+        "decay_lr": False,
+        "compile": True,
+        "epochs": None,
+        "start": "a=b, --c\n",
+        "max_iters": np.int64(7),
+    }
+    assert arguments(Recipe, [Path("r.yaml")], given) == [
+        "--dataset=a,b",
+        "--dataset_weights=0.7,0.3",
+        "--decay_lr=false",
+        "--compile=true",
+        "--epochs=none",
+        "--start=a=b, --c\n",
+        "--max_iters=7",
+        "--",
+        "r.yaml",
+    ]
+
+
+@pytest.mark.parametrize(
+    "cls, positional, keywords, key",
+    [
+        (Recipe, [], {"dataset": None}, "dataset: expected text, got None"),
+        (Recipe, [], {"dataset": ["a,b", "c"]}, "dataset: 'a,b' cannot be one of several"),
+        (Recipe, [], {"out_dir": True}, "out_dir: expected text, got True"),
+        (Recipe, [], {"learning_rate": [1e-3, 2e-3]}, "learning_rate: expected a number, got [0.001, 0.002]"),
+        (Recipe, [], {"learning_rate": np.array([1.0, 2.0])}, "learning_rate: expected a number"),
+        (Recipe, [], {"start": ["a", "b"]}, "start: expected text"),
+        (Recipe, [], {"seed": {}}, "seed: expected a whole number, got {}"),
+        (Recipe, [{"max_iters": 3}], {}, "flags are keywords"),
+        (Recipe, ["--help"], {}, "'--help': is no file or name"),
+        (PrepareOptions, [["a.txt"]], {}, "['a.txt']: is no file or name"),
+        (SampleOptions, [], {"out_dir": object}, "out_dir: expected text"),
+    ],
+)
+def test_what_no_flag_can_say_is_refused(cls, positional, keywords, key):
+    with pytest.raises(UsageError) as error:
+        arguments(cls, positional, keywords)
+    assert key in str(error.value) and "\n" not in str(error.value)
+
+
+def test_errors_are_one_short_exception_and_write_nothing(notes):
+    before = sorted(Path().iterdir())
+    for keywords in ({"learning_rat": 1}, {"max_iters": "many"}, {"seed": True}, {"n_layer": -1}, {"eval_only": True}):
+        with pytest.raises(UsageError) as error:
+            train(**{"dataset": notes, **TINY, **keywords})
+        assert next(iter(keywords)) in str(error.value)
+        assert error.value.__cause__ is None and error.value.__suppress_context__
+        assert error.traceback[-1].path.name == "keywords.py"
+    with pytest.raises(UsageError, match="init_from: given twice"):
+        sample("gpt2", init_from="gpt2")
+    with pytest.raises(UsageError, match="no-such"):
+        evaluate("./no-such", dataset=notes)
+    with pytest.raises(UsageError, match="holds no run"):
+        Run.open("no-such")
+    assert sorted(Path().iterdir()) == before
+
+
+def test_a_notebook_shows_the_message_alone():
+    assert UsageError("one line")._render_traceback_() == ["UsageError: one line"]
+    assert Failure("one line", 1)._render_traceback_() == ["Failure: one line"]
+
+
+def test_the_examples_of_the_docstrings_run(notes):
+    for function in (prepare, plan, train, evaluate, sample, export):
+        names = {one.__name__: one for one in FUNCTIONS}
+        for example in doctest.DocTestParser().get_examples(function.__doc__):
+            if example.want:
+                assert repr(eval(example.source, names)) == example.want.strip(), example.source
+            else:
+                exec(example.source, names)
+
+
+def test_a_run_from_python_is_that_of_the_command(notes, command):
+    run = train(dataset=notes, out_dir="here", **TINY)
+    flags = [f"--{key}={value}" for key, value in TINY.items()]
+    assert command("train", *flags, f"--dataset={notes}", "--out_dir=there")[0] == 0
+    assert run.history == Run.open("there").history and len(run.history) == 3
+    assert [row["loss"] for row in run.updates] == [row["loss"] for row in Run.open("there").updates]
+    assert run.status == "finished" and run.best == Path("here/best") and (run.best / "model.safetensors").is_file()
+    assert run.val_loss == min(row["val_loss"] for row in run.history)
+    assert f"{run.val_loss:.4f}" in repr(run) and "<img" in run._repr_html_()
+    assert run.history.to_pandas().shape == (3, 3)
+    text = run.sample("The ", num_samples=1, max_new_tokens=5)[0]
+    code, out, _ = command("sample", "--out_dir=here", "--start=The ", "--num_samples=1", "--max_new_tokens=5")
+    assert code == 0 and text in out and text.startswith("The ")
+    with pytest.raises(UsageError, match="holds a run already"):
+        train(dataset=notes, out_dir="here", **TINY)
+
+
+class Stop(Callback):
+    def __init__(self, step):
+        self.step, self.seen, self.saved = step, [], []
+
+    def on_update(self, update):
+        self.seen.append((update.step, update.loss))
+        return update.step == self.step
+
+    def on_evaluation(self, evaluation):
+        self.seen.append(("eval", evaluation.step, evaluation.val_loss, evaluation.best))
+
+    def on_save(self, save):
+        self.saved.append(save.path)
+
+
+def test_a_callback_sees_the_run_and_stops_it(notes):
+    whole = train(dataset=notes, out_dir="whole", **TINY)
+    stop = Stop(3)
+    run = train(dataset=notes, out_dir="out", callbacks=[stop], **TINY)
+    assert run.status == "stopped"
+    updates = [(row["iter"] + 1, row["loss"]) for row in whole.updates]
+    assert [seen for seen in stop.seen if seen[0] != "eval"] == updates[:4]  # one more after the one that asks
+    evaluations = [("eval", row["step"], row["val_loss"]) for row in whole.history]
+    assert [seen[:3] for seen in stop.seen if seen[0] == "eval"] == evaluations[:2]
+    assert {run.best, run.out_dir / "last" / "step-00000004"} <= set(stop.saved)
+    resumed = run.resume()
+    assert resumed.status == "finished" and resumed.history == whole.history
+    longer = resumed.resume(max_iters=8)
+    assert longer.history[-1]["step"] == 8
+    with pytest.raises(UsageError, match="seed"):
+        longer.resume(seed=1)
+
+
+def test_a_callback_that_raises_ends_the_run_with_a_saved_state(notes):
+    class Broken(Callback):
+        def on_evaluation(self, evaluation):
+            if evaluation.step == 3:
+                raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        train(dataset=notes, out_dir="out", callbacks=[Broken()], **TINY)
+    run = Run.open("out")
+    assert run.status == "stopped" and run.resume().status == "finished"
+
+
+def test_an_answer_that_means_nothing_is_an_error(notes):
+    class Vague(Callback):
+        def on_update(self, update):
+            return update.loss
+
+    with pytest.raises(TypeError, match="True asks for a stop"):
+        train(dataset=notes, out_dir="out", callbacks=[Vague()], **TINY)
+
+
+def test_what_is_no_callback_is_refused(notes):
+    class Misspelled(Callback):
+        def on_updates(self, update): ...
+
+    for wrong in (Callback, print, Misspelled()):
+        with pytest.raises(UsageError, match="callbacks"):
+            train(dataset=notes, callbacks=[wrong], **TINY)
+
+
+def test_the_stop_button_returns_the_run(notes):
+    class Press(Callback):
+        def on_update(self, update):
+            if update.step == 2:
+                os.kill(os.getpid(), signal.SIGINT)  # what a kernel gets
+
+    run = train(dataset=notes, out_dir="out", callbacks=[Press()], **TINY)
+    assert run.status == "stopped" and 2 <= run.updates[-1]["iter"] + 1 <= 4
+    assert run.resume().history[-1]["step"] == 6
+
+
+def snapshot():
+    """What belongs to the whole process."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging as transformers_logging
+
+    numbers = np.random.get_state()
+    return {
+        "backend": matplotlib.rcParams["backend"],
+        "rc": dict(matplotlib.rcParams),
+        "figures": matplotlib.pyplot.get_fignums(),
+        "threads": torch.get_num_threads(),
+        "dtype": torch.get_default_dtype(),
+        "precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "filled": torch.utils.deterministic.fill_uninitialized_memory,
+        "benchmark": torch.backends.cudnn.benchmark,
+        "grad": torch.is_grad_enabled(),
+        "torch random": torch.get_rng_state().tolist(),
+        "numpy random": (numbers[1].tolist(), numbers[2:]),
+        "random": random.getstate(),
+        "environment": dict(os.environ),
+        "directory": os.getcwd(),
+        "filters": warnings.filters[:],
+        "handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)],
+        "root": (logging.root.level, logging.root.handlers[:]),
+        "levels": {name: logging.getLogger(name).level for name in ("transformers", "huggingface_hub", "datasets")},
+        "accelerate": [dict(kind._shared_state) for kind in (AcceleratorState, GradientState, PartialState)],
+        "streams": (sys.stdout, sys.stderr, sys.excepthook),
+        "bars": (are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()),
+        "threads alive": threading.active_count(),
+    }
+
+
+def test_nothing_of_the_process_is_changed(notes, monkeypatch):
+    from accelerate import Accelerator
+    from matplotlib import pyplot
+
+    pyplot.switch_backend("svg")
+    figure = pyplot.figure()
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    torch.set_num_threads(2)
+    mine = Accelerator(cpu=True, mixed_precision="bf16")
+    try:
+        train(dataset=notes, out_dir="first", **TINY)  # libraries that are imported first register themselves
+        before = snapshot()
+        train(dataset=notes, out_dir="out", deterministic=True, cpu_threads=1, num_samples=1, **TINY)
+        sample("out", num_samples=1, max_new_tokens=3)
+        evaluate("out")
+        export("out", to="exported")
+        prepare(notes, out_dir="data", tokenizer="char")
+        plan(dataset="data", quick=True, **{**TINY, "tokenizer": "auto"})
+        with pytest.raises(UsageError):
+            train(dataset="no-such", **TINY)
+        after = snapshot()
+        assert {key: after[key] for key in after if after[key] != before[key]} == {}
+        assert mine.mixed_precision == "bf16" and pyplot.fignum_exists(figure.number)
+    finally:
+        pyplot.close(figure)
+        pyplot.switch_backend("agg")
+
+
+def test_it_works_in_a_thread(notes):
+    runs = []
+    thread = threading.Thread(target=lambda: runs.append(train(dataset=notes, out_dir="out", **TINY)))
+    thread.start()
+    thread.join()
+    assert runs[0].status == "finished"
+
+
+def test_it_works_under_notebook_launcher(notes, tmp_path):
+    """Two processes on the CPU, twice in each; the losses are those of one process."""
+    code = """
+import sys
+from accelerate import notebook_launcher
+
+def work(notes, values):
+    from finetune import train
+    for name in ("one", "two"):
+        run = train(dataset=notes, out_dir=name, cpu_threads=1, **values)
+        assert run.status == "finished"
+
+values = VALUES
+notebook_launcher(work, (sys.argv[1], values), num_processes=2, use_port="29671")
+"""
+    values = {**TINY, "gradient_accumulation_steps": 2}
+    run_python(code.replace("VALUES", repr(values)), notes)
+    alone = train(dataset=notes, out_dir="alone", **values)
+    for name in ("one", "two"):
+        losses = [row["val_loss"] for row in Run.open(name).history]
+        assert losses == pytest.approx([row["val_loss"] for row in alone.history], rel=1e-5)
+
+
+def test_prepare_returns_what_it_wrote(notes):
+    data = prepare(notes, out_dir="data/notes", tokenizer="char", doctor=False)
+    assert data.directory == Path("data/notes") and (data.directory / "train.bin").is_file()
+    assert data.splits["train"]["tokens"] == (data.directory / "train.bin").stat().st_size // 2
+    assert prepare(notes, out_dir="other", dry_run=True).splits == {} and not Path("other").exists()
+    assert train(dataset=data, out_dir="out", **{**TINY, "tokenizer": "auto"}).status == "finished"
+
+
+def test_sample_refuses_what_cannot_go_together(notes):
+    train(dataset=notes, out_dir="out", **TINY)
+    for prompts, flags in (([""], {}), (["a"], {"start": "b"}), ([5], {}), ([], {"chat": True})):
+        with pytest.raises(UsageError):
+            sample("out", *prompts, **flags)
+    assert sample("out", "FILE:x"[0], num_samples=1, max_new_tokens=2, temperature=0) == sample(
+        "out", start="F", num_samples=1, max_new_tokens=2, temperature=0
+    )
+
+
+def test_a_model_knows_its_tokenizer(notes):
+    from finetune import GPT
+
+    run = train(dataset=notes, out_dir="out", **TINY)
+    model = GPT.from_pretrained(run.best)
+    ids = model.tokenizer.encode("The")
+    assert model.tokenizer.decode(ids) == "The"
+    with pytest.raises(UsageError, match="no tokenizer"):
+        _ = GPT.from_scratch(model.config).tokenizer
+    with pytest.raises(UsageError, match="USER/NAME"):
+        model.push_to_hub("no slash")

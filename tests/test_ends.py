@@ -1,0 +1,233 @@
+"""What ends a run, and what must not: signals, a failed save, broken lines of metrics.jsonl, runs of others."""
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from finetune.common.errors import Failure, disk_errors
+from finetune.data import bpe_files
+from finetune.evaluation import table
+from finetune.runs import checkpoints
+from finetune.runs.events import read_metrics
+from finetune.runs.logger import RunLogger
+from finetune.training import trainer as trainers
+from finetune.training.monitor import SignalCatcher
+from finetune.training.state import Hooks
+
+resource = pytest.importorskip("resource")  # Windows has none, nor SIGHUP
+ENDING = [(signal.SIGHUP, 129), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+
+
+def events(out_dir, kind):
+    return [event for event in read_metrics(Path(out_dir) / "metrics.jsonl") if event["event"] == kind]
+
+
+def send_at(step, *numbers):
+    def before_update(setup, state):
+        if state.step == step:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+    return Hooks(before_update)
+
+
+@pytest.mark.parametrize("number, code", ENDING)
+@pytest.mark.parametrize("place", ["update", "evaluation", "sampling", "save"])
+def test_a_signal_saves_wherever_it_comes(place, number, code, tiny, monkeypatch):
+    recipe, hooks = tiny(max_iters=8, eval_interval=3, save_interval=4, num_samples=1, sample_interval=3), Hooks()
+    recipe = dataclasses.replace(recipe, start="a", max_new_tokens=4)
+    places = {
+        "evaluation": (trainers, "validate"),
+        "sampling": (trainers, "sample"),
+        "save": (checkpoints, "save_state"),
+    }
+    if place == "update":
+        hooks = send_at(3, number)
+    else:
+        module, name = places[place]
+        real, sent = getattr(module, name), []
+
+        def interrupted(*args, **options):
+            if not sent and (place == "save" or args[1].step == 3):
+                sent.append(os.kill(os.getpid(), number))
+            return real(*args, **options)
+
+        monkeypatch.setattr(module, name, interrupted)
+    with pytest.raises(Failure, match=f"stopped by {number.name} after . updates") as failure:
+        trainers.train(recipe, hooks=hooks)
+    assert failure.value.code == code
+    [stop] = events("out", "stop")
+    assert stop["signal"] == number.name and not events("out", "failed")
+    assert [path.name for path in checkpoints.states("out")][0] == f"step-{stop['step']:08d}"
+    _, state = trainers.train(dataclasses.replace(recipe, init_from="resume"))
+    assert state.step == 8
+
+
+@pytest.mark.parametrize("second", [signal.SIGHUP, signal.SIGTERM])
+def test_a_second_signal_does_not_spoil_the_save(second, tiny, monkeypatch):
+    real = checkpoints.save_state
+
+    def interrupted(*args):
+        os.kill(os.getpid(), second)  # as from a launcher that loses its patience
+        real(*args)
+
+    monkeypatch.setattr(checkpoints, "save_state", interrupted)
+    with pytest.raises(Failure, match="stopped by SIGHUP") as failure:
+        trainers.train(tiny(save_interval=100), hooks=send_at(3, signal.SIGHUP))
+    assert failure.value.code == 129 and [path.name for path in checkpoints.states("out")] == ["step-00000004"]
+
+
+def test_a_second_ctrl_c_ends_at_once(tiny):
+    with pytest.raises(KeyboardInterrupt):
+        trainers.train(tiny(save_interval=100), hooks=send_at(3, signal.SIGINT, signal.SIGINT))
+    assert [event["signal"] for event in events("out", "stop")] == ["SIGINT"] and not checkpoints.states("out")
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored(tiny):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        _, state = trainers.train(tiny(max_iters=4), hooks=send_at(2, signal.SIGHUP))
+        assert state.step == 4 and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_former_handlers_come_back():
+    before = {number: signal.getsignal(number) for number, _ in ENDING}
+    with SignalCatcher().caught():
+        assert all(signal.getsignal(number) != handler for number, handler in before.items())
+    assert {number: signal.getsignal(number) for number, _ in ENDING} == before
+
+
+def test_after_a_failed_save_the_next_try_is_the_next_save(tiny, monkeypatch, capsys):
+    real, full = checkpoints.save_state, [True]
+
+    def save(*args):
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        real(*args)
+
+    def make_room(setup, state):
+        full[0] = state.step < 14
+
+    monkeypatch.setattr(checkpoints, "save_state", save)
+    trainers.train(tiny(save_interval=5), hooks=Hooks(make_room))
+    assert [event["step"] for event in events("out", "save_failed")] == [5, 10]
+    assert capsys.readouterr().out.count("could not be saved") == 2
+    assert [path.name for path in checkpoints.states("out")] == ["step-00000020", "step-00000015"]
+
+
+def limited(size, write):
+    """Call `write` while no file may become larger."""
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+    try:
+        write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_disk_that_fills_while_a_tokenizer_is_written_is_an_error_of_the_disk(tmp_path):
+    with pytest.raises(OSError, match="File too large"):
+        limited(100, lambda: bpe_files.write_characters(tmp_path, list("abcdefghijklmnopqrstuvwxyz")))
+    with pytest.raises(OSError, match="No space left") as error, disk_errors():
+        raise Exception("No space left on device (os error 28)")
+    assert error.value.errno == 28
+    with pytest.raises(KeyError, match="other"), disk_errors():
+        raise KeyError("other")
+
+
+def test_training_goes_on_when_the_tokenizer_of_best_does_not_fit(tiny, monkeypatch, capsys):
+    from finetune.data.char_tokenizer import CharTokenizer
+
+    save, tries = CharTokenizer.save, []
+
+    def full(self, directory, block_size=None):
+        tries.append(directory)
+        if len(tries) < 3:
+            with disk_errors():
+                raise Exception("No space left on device (os error 28)")
+        save(self, directory, block_size)
+
+    monkeypatch.setattr(CharTokenizer, "save", full)
+    _, state = trainers.train(tiny(max_iters=15, eval_interval=5))
+    assert "best at step 0 could not be saved: No space left on device" in capsys.readouterr().out
+    assert state.best["step"] >= 10 and Path("out/best/tokenizer.json").exists() and len(tries) >= 3
+
+
+BROKEN = {
+    "not UTF-8": b"\xff\n",
+    "half a line": b'{"event": "iter", "ite',
+    "deep": b'{"event": "iter", "iter": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
+    "no object": b"[1, 2]\n",
+    "no name": b'{"event": ["iter"], "time": 1}\n',
+    "an update without its number": b'{"event": "iter", "time": 1, "loss": 1}\n',
+    "a loss that is a text": b'{"event": "eval", "time": 1, "step": 3, "train_loss": "x", "val_loss": 1}\n',
+    "a recipe that is a list": b'{"event": "start", "time": 1, "recipe": []}\n',
+    "a long number": b'{"event": "iter", "time": 1, "loss": 1, "iter": ' + b"9" * 5000 + b"}\n",
+    "zeros": b"\0" * 1000 + b"\n",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_line_that_cannot_be_read_is_left_out_and_told(name, tmp_path):
+    path, told = tmp_path / "metrics.jsonl", []
+    whole = [{"event": "iter", "time": 1.0, "iter": 0, "loss": "nan"}, {"event": "anything", "time": 2.0}]
+    path.write_bytes(json.dumps(whole[0]).encode() + b"\n" + json.dumps(whole[1]).encode() + b"\n" + BROKEN[name])
+    assert read_metrics(path, told.append) == whole
+    assert told == [f"{path}: line 3 cannot be read and is left out"]
+    logger = RunLogger(tmp_path, write=True)
+    logger.append()
+    logger.record("evaluation", loss=1.0)
+    logger.close()
+    assert [event["event"] for event in read_metrics(path)] == ["iter", "anything", "evaluation"]
+
+
+def test_every_command_goes_on_behind_a_broken_line(tiny_run, command):
+    tiny_run("out", "--max_iters=4")
+    tiny_run("other", "--max_iters=4")
+    for verb, argv in {
+        "report": ["--out_dir=out"],
+        "diagnose": ["--out_dir=out"],
+        "compare": ["out", "other"],
+        "export": ["--out_dir=out", "--to=exported"],
+        "eval": ["--out_dir=out"],
+        "train": ["out/recipe.yaml", "--init_from=resume", "--max_iters=6"],
+    }.items():
+        with open("out/metrics.jsonl", "ab") as file:
+            file.write(b'\xff{"event"\n')
+        code, out, error = command(verb, *argv)
+        assert code == 0, (verb, error)
+        assert "metrics.jsonl: line " in out + error and "cannot be read and is left out" in out + error, verb
+    assert [event["iter"] for event in events("out", "iter")] == list(range(6))
+    assert len(events("out", "evaluation")) == 1
+
+
+def test_figures_that_cannot_be_kept_are_told(capsys):
+    event = {"event": "evaluation", "loss": 1.0}
+    table.record("/proc", event)  # a place where nobody writes
+    out = capsys.readouterr().out
+    assert out.startswith("/proc/metrics.jsonl cannot be written: ") and len(out.splitlines()) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="becomes another user")
+def test_eval_of_a_run_that_others_own(tiny_run, tmp_path, command):
+    tiny_run("out", "--max_iters=4")
+    assert command("eval", "--out_dir=out")[0] == 0  # imports what another user may not read
+    for place in [tmp_path, *tmp_path.parents[:2]]:
+        place.chmod(0o755)
+    before = Path("out/metrics.jsonl").read_bytes()
+    os.seteuid(65534)
+    try:
+        code, out, error = command("eval", "--out_dir=out")
+    finally:
+        os.seteuid(0)
+    assert code == 0 and error == "" and "loss" in out
+    assert out.count("out/metrics.jsonl cannot be written: Permission denied; these figures are not kept there\n") == 1
+    assert Path("out/metrics.jsonl").read_bytes() == before
