@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.common.errors import UsageError
-from finetune.data import chat
 from finetune.data.column_names import (
     ABOUT,
     ANSWERS,
@@ -21,14 +20,15 @@ from finetune.data.column_names import (
 )
 from finetune.data.column_profile import Profile
 from finetune.data.row_shape import Shape, parse_messages
+from finetune.data.turns import CONTENT_KEYS, ROLE_KEYS, ROLE_OF, are_messages, is_answered, is_flag
 
 AS_MUCH = 2  # an answer of at least one so-many-th of the text
 
 
 def check_rows(profile: Profile) -> None:
     """Raise UsageError for rows that are less than a document, or that tell good answers from bad ones."""
-    role, content = profile.first(chat.ROLE_KEYS), profile.first(chat.CONTENT_KEYS)
-    if role and content and all(str(value).strip().lower() in chat.ROLE_OF for value in profile.values[role]):
+    role, content = profile.first(ROLE_KEYS), profile.first(CONTENT_KEYS)
+    if role and content and all(str(value).strip().lower() in ROLE_OF for value in profile.values[role]):
         raise UsageError(
             f"{profile.place}: its rows are single messages ({role!r}, {content!r}); a row is a conversation, a list"
             ' of messages such as {"messages": [{"role": ..., "content": ...}, ...]}'
@@ -81,7 +81,7 @@ def check_conversations(profile: Profile, name: str, used: list[str]) -> None:
     answer = profile.first(ANSWERS)
     for row in profile.rows:
         messages = parse_messages(row.get(name))
-        if answer and row.get(answer) and chat.are_messages(messages) and not chat.is_answered(messages):
+        if answer and row.get(answer) and are_messages(messages) and not is_answered(messages):
             content = "value" if "from" in messages[0] else "content"
             role, who = ("from", "gpt") if content == "value" else ("role", "assistant")
             raise UsageError(
@@ -103,10 +103,10 @@ def check_conversations(profile: Profile, name: str, used: list[str]) -> None:
 
 def _message_verdict(conversations: list[Any]) -> str | None:
     """The key of messages that is a verdict on them."""
-    lists = [value for value in map(parse_messages, conversations) if chat.are_messages(value)]
+    lists = [value for value in map(parse_messages, conversations) if are_messages(value)]
     found: dict[str, list[Any]] = {}
     for key, value in (item for messages in lists for message in messages for item in message.items()):
-        if key not in (*chat.ROLE_KEYS, *chat.CONTENT_KEYS) and not chat.is_flag(key) and value is not None:
+        if key not in (*ROLE_KEYS, *CONTENT_KEYS) and not is_flag(key) and value is not None:
             found.setdefault(key, []).append(value)
     return next((key for key, values in found.items() if tells_good_from_bad(key, values)), None)
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from finetune.common.errors import UsageError
-from finetune.data import chat
 from finetune.data.column_names import (
     ABOUT,
     ANSWERS,
@@ -21,6 +20,7 @@ from finetune.data.column_names import (
     TALKS,
 )
 from finetune.data.row_shape import parse_messages, shortened
+from finetune.data.turns import are_messages, are_replies
 
 ROWS = 20  # in which texts are compared
 CLEARLY_LONGER = 5  # times the text of another column with sentences
@@ -59,11 +59,11 @@ class Profile:
         return 2 * sum(" " in text or "\n" in text or not text.isascii() for text in texts) > len(texts)
 
     def holds_messages(self, name: str) -> bool:
-        return any(map(chat.are_messages, map(parse_messages, self.values[name])))
+        return any(map(are_messages, map(parse_messages, self.values[name])))
 
     def holds_replies(self, name: str) -> bool:
         """Whether the values are lists of texts that could be said in turn."""
-        return self.holds(name, list) and all(map(chat.are_replies, self.values[name]))
+        return self.holds(name, list) and all(map(are_replies, self.values[name]))
 
     def is_about(self, name: str) -> bool:
         """Whether a column of lists or objects is about the document: metadata, or numbers."""
