@@ -22,7 +22,8 @@ RECIPES = {
     path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "recipes").glob("*.yaml"))
 }
 COMMAND = re.compile(
-    r"(?:(?:python -m|accelerate launch (?:--\S+ )*-m|torchrun \S+ -m) finetune\.|^finetune |(?<=`)finetune )(\w+)([^`\n]*)",
+    r"(?:(?:python -m|accelerate launch (?:--\S+ )*-m|torchrun \S+ -m) finetune\.|^finetune |(?<=`)finetune )"
+    r"(\w+)([^`\n]*)",
     re.M,
 )
 

@@ -152,6 +152,7 @@ class _Choice:
             return self.shape(Shape("text", text=name))
         guess = self.guess(sizes)
         answers = [name for name in self.names if ANSWER_LIKE.fullmatch(name) or name.lower() in CLASSES]
+        answers = [name for name in answers if any(self.values[name]) and not profile.holds(name, list, dict)]
         if guess.lower() in QUESTIONS and answers:
             raise profile.unclear(f"{guess!r} may be the question to {answers[0]!r}", (guess, answers[0]))
         if lists := [name for name in self.names if profile.holds(name, list, dict) and not profile.is_about(name)]:

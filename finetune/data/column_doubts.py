@@ -141,7 +141,8 @@ def check_pair(profile: Profile, shape: Shape) -> None:
 
 def check_text(profile: Profile, name: str) -> None:
     """Raise UsageError if the column `text` is the question to an answer beside it, or what both are about."""
-    question = next((found for found in map(profile.column, QUESTIONS) if found and profile.holds(found, str)), None)
+    questions = [found for found in map(profile.column, QUESTIONS) if found and profile.asks(found, name)]
+    question = questions[0] if questions else None
     for known in (*ANSWERS, *BESIDE_TEXT):
         answer = profile.column(known)
         if not answer or not any(profile.values[answer]):
@@ -173,24 +174,24 @@ class Splits:
         self.place, self.kind = place, kind
         names = dict.fromkeys(name for row in rows for name in row)
         values = {name: [row[name] for row in rows if row.get(name) not in (None, "")] for name in names}
-        self.found: dict[str, set[str]] = {name: set() for name in split_columns(values)}
+        self.found: dict[str, dict[str, Any]] = {name: {} for name in split_columns(values)}
 
     def check(self, row: dict[str, Any]) -> None:
         """Raise UsageError at the second split of a column."""
         for name, seen in self.found.items():
             split = split_of(name, row.get(name))
             if split:
-                seen.add(split)
+                seen.setdefault(split, row[name])
             if len(seen) > 1:
                 raise UsageError(
-                    f"{self.place}: {name!r} gives its rows to splits ({', '.join(sorted(seen))}), and all would be"
-                    f" trained on; write each into a file of its name{self._way(name)}, and prepare their directory;"
+                    f"{self.place}: {name!r} gives its rows to splits ({', '.join(map(str, seen.values()))}), and all would be"
+                    f" trained on; write each into a file of its name{self._way(name, next(iter(seen.values())))}, and prepare their directory;"
                     " to take all rows, name their columns (--text_column=, ...)"
                 )
 
-    def _way(self, name: str) -> str:
+    def _way(self, name: str, split: Any) -> str:
         if IN_SPLIT.fullmatch(name) or not name.isidentifier() or self.kind == "a data set":
             return ""
         if self.kind == "json":
-            return f" (jq -c 'select(.{name} == \"train\")')"
-        return f" (pandas: df[df.{name} == 'train'])"
+            return f" (jq -c 'select(.{name} == \"{split}\")')"
+        return f" (pandas: df[df.{name} == '{split}'])"

@@ -90,9 +90,9 @@ class Profile:
 
     def question_and_answer(self) -> tuple[str, str] | None:
         """The columns of a question and of its answer, by their names."""
-        answer = self.first(ANSWERS)
+        answer = self.first(name for name in ANSWERS if not self.holds(self.column(name), list, dict))
         for question in filter(None, map(self.column, QUESTIONS)):
-            if answer and any(self.values[question]) and self._asks(question, answer):
+            if answer and question != answer and self.asks(question, answer):
                 return question, answer
         question, answer = map(self.first, SHORTENED)
         if question and answer:
@@ -100,8 +100,10 @@ class Profile:
         languages = [name for name in self.names if name.strip().lower() in LANGUAGES and self.size(name)]
         return (languages[0], languages[1]) if len(languages) == 2 else None
 
-    def _asks(self, name: str, answer: str) -> bool:
+    def asks(self, name: str, answer: str) -> bool:
         """Whether a column is a question, and not the source or the user that its name can mean too."""
+        if not self.holds(name, str):
+            return False
         return not ABOUT.fullmatch(name) or (
             self.holds_sentences(name) and CLEARLY_LONGER * self.size(name) >= self.size(answer)
         )
@@ -121,9 +123,7 @@ class Profile:
         )
 
     def _jq(self) -> str:
-        """How jq makes rows of a dictionary, or of the objects in a column."""
-        if len(self.rows) == 1 and len(self.names) > 3 and all(self.holds(name, str) for name in self.names):
-            return "; if its keys are no columns, jq -c 'to_entries[]' FILE makes each a row of key and value"
+        """How jq makes rows of the objects in a column."""
         if len(self.names) == 1 and self.holds(self.names[0], dict):
             return f"; of JSON lines, jq -c '.{self.names[0]}' FILE makes its objects rows"
         return ""

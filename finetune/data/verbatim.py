@@ -27,7 +27,8 @@ def report_copies(
 
     Returns `ngram`: n; `copied`: the share of runs of n tokens that stand in it, 0 to 1; `longest`: tokens of the
     longest span that does; `text`: that span, None without a tokenizer; `offset`: a place of it in train.bin, in
-    tokens, or None. A run of n tokens of white space is none. Exact: hash matches are compared token by token. Memory does not depend on the size of the data."""
+    tokens, or None. A run of n tokens of white space is none. Exact: hash matches are compared token by token. Memory
+    does not depend on the size of the data."""
     texts = [
         part for sample in samples for part in _without_blanks(np.asarray(sample, dtype=dataset.dtype), dataset, n)
     ]

@@ -92,7 +92,7 @@ class Record:
     @property
     def vocab_size(self) -> int:
         sizes = [size for part in self.data if _is_size(size := part.meta.get("vocab_size"))]
-        return self.config.get("vocab_size") or (sizes[0] if sizes else 50257)
+        return int(self.config.get("vocab_size") or (sizes[0] if sizes else 50257))
 
     @property
     def parameters(self) -> int | None:
