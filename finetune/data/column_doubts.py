@@ -183,13 +183,14 @@ class Splits:
             if split:
                 seen.setdefault(split, row[name])
             if len(seen) > 1:
+                splits = [str(value) for value in seen.values()]
                 raise UsageError(
-                    f"{self.place}: {name!r} gives its rows to splits ({', '.join(map(str, seen.values()))}), and all would be"
-                    f" trained on; write each into a file of its name{self._way(name, next(iter(seen.values())))}, and prepare their directory;"
+                    f"{self.place}: {name!r} gives its rows to splits ({', '.join(splits)}), and all would be trained"
+                    f" on; write each into a file of its name{self._way(name, splits[0])}, and prepare their directory;"
                     " to take all rows, name their columns (--text_column=, ...)"
                 )
 
-    def _way(self, name: str, split: Any) -> str:
+    def _way(self, name: str, split: str) -> str:
         if IN_SPLIT.fullmatch(name) or not name.isidentifier() or self.kind == "a data set":
             return ""
         if self.kind == "json":
