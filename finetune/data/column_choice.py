@@ -8,11 +8,12 @@ import json
 from typing import Any
 
 from finetune.common.errors import UsageError
-from finetune.data import chat, column_doubts
+from finetune.data import column_doubts
 from finetune.data.column_names import ABOUT, ANSWER_LIKE, CLASSES, EXTRAS, MESSAGES, PAIRS, PYTHON, QUESTIONS, SYSTEMS
 from finetune.data.column_profile import CLEARLY_LONGER, Profile
 from finetune.data.row_shape import Shape, fields_of, parse_messages, shortened
 from finetune.data.rows import Row
+from finetune.data.turns import are_messages, is_answered
 
 LONGER = 2  # a column with so many times the text is more probably the text
 
@@ -25,7 +26,7 @@ def find_shape(sample: list[Row], named: dict[str, str], template: str | None, p
     if not values:
         raise UsageError(f"{place}: {sample[0].problem}{sample[0].suffix()}" if sample else f"{place}: no rows in it")
     if all(isinstance(value, list) for value in values):
-        if not any(map(chat.are_messages, values)):
+        if not any(map(are_messages, values)):
             raise UsageError(
                 f"{place}: row 1 is a list; a row is an object, or a list of messages, and nothing else (pandas:"
                 " to_json(FILE, orient='records', lines=True))"
@@ -126,8 +127,8 @@ class _Choice:
 
     def ends_in_question(self, name: str) -> bool:
         """Whether the answers to some conversations stand in other columns."""
-        found = [value for value in map(parse_messages, self.values[name]) if chat.are_messages(value)]
-        return not all(map(chat.is_answered, found))
+        found = [value for value in map(parse_messages, self.values[name]) if are_messages(value)]
+        return not all(map(is_answered, found))
 
     def pair(self) -> Shape | None:
         column_doubts.check_preferences(self.profile)
@@ -151,6 +152,7 @@ class _Choice:
             return self.shape(Shape("text", text=name))
         guess = self.guess(sizes)
         answers = [name for name in self.names if ANSWER_LIKE.fullmatch(name) or name.lower() in CLASSES]
+        answers = [name for name in answers if any(self.values[name]) and not profile.holds(name, list, dict)]
         if guess.lower() in QUESTIONS and answers:
             raise profile.unclear(f"{guess!r} may be the question to {answers[0]!r}", (guess, answers[0]))
         if lists := [name for name in self.names if profile.holds(name, list, dict) and not profile.is_about(name)]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.common.errors import UsageError
-from finetune.data import chat
 from finetune.data.column_names import (
     ABOUT,
     ANSWERS,
@@ -21,14 +20,15 @@ from finetune.data.column_names import (
 )
 from finetune.data.column_profile import Profile
 from finetune.data.row_shape import Shape, parse_messages
+from finetune.data.turns import CONTENT_KEYS, ROLE_KEYS, ROLE_OF, are_messages, is_answered, is_flag
 
 AS_MUCH = 2  # an answer of at least one so-many-th of the text
 
 
 def check_rows(profile: Profile) -> None:
     """Raise UsageError for rows that are less than a document, or that tell good answers from bad ones."""
-    role, content = profile.first(chat.ROLE_KEYS), profile.first(chat.CONTENT_KEYS)
-    if role and content and all(str(value).strip().lower() in chat.ROLE_OF for value in profile.values[role]):
+    role, content = profile.first(ROLE_KEYS), profile.first(CONTENT_KEYS)
+    if role and content and all(str(value).strip().lower() in ROLE_OF for value in profile.values[role]):
         raise UsageError(
             f"{profile.place}: its rows are single messages ({role!r}, {content!r}); a row is a conversation, a list"
             ' of messages such as {"messages": [{"role": ..., "content": ...}, ...]}'
@@ -81,7 +81,7 @@ def check_conversations(profile: Profile, name: str, used: list[str]) -> None:
     answer = profile.first(ANSWERS)
     for row in profile.rows:
         messages = parse_messages(row.get(name))
-        if answer and row.get(answer) and chat.are_messages(messages) and not chat.is_answered(messages):
+        if answer and row.get(answer) and are_messages(messages) and not is_answered(messages):
             content = "value" if "from" in messages[0] else "content"
             role, who = ("from", "gpt") if content == "value" else ("role", "assistant")
             raise UsageError(
@@ -103,10 +103,10 @@ def check_conversations(profile: Profile, name: str, used: list[str]) -> None:
 
 def _message_verdict(conversations: list[Any]) -> str | None:
     """The key of messages that is a verdict on them."""
-    lists = [value for value in map(parse_messages, conversations) if chat.are_messages(value)]
+    lists = [value for value in map(parse_messages, conversations) if are_messages(value)]
     found: dict[str, list[Any]] = {}
     for key, value in (item for messages in lists for message in messages for item in message.items()):
-        if key not in (*chat.ROLE_KEYS, *chat.CONTENT_KEYS) and not chat.is_flag(key) and value is not None:
+        if key not in (*ROLE_KEYS, *CONTENT_KEYS) and not is_flag(key) and value is not None:
             found.setdefault(key, []).append(value)
     return next((key for key, values in found.items() if tells_good_from_bad(key, values)), None)
 
@@ -141,7 +141,8 @@ def check_pair(profile: Profile, shape: Shape) -> None:
 
 def check_text(profile: Profile, name: str) -> None:
     """Raise UsageError if the column `text` is the question to an answer beside it, or what both are about."""
-    question = next((found for found in map(profile.column, QUESTIONS) if found and profile.holds(found, str)), None)
+    questions = [found for found in map(profile.column, QUESTIONS) if found and profile.asks(found, name)]
+    question = questions[0] if questions else None
     for known in (*ANSWERS, *BESIDE_TEXT):
         answer = profile.column(known)
         if not answer or not any(profile.values[answer]):
@@ -173,24 +174,25 @@ class Splits:
         self.place, self.kind = place, kind
         names = dict.fromkeys(name for row in rows for name in row)
         values = {name: [row[name] for row in rows if row.get(name) not in (None, "")] for name in names}
-        self.found: dict[str, set[str]] = {name: set() for name in split_columns(values)}
+        self.found: dict[str, dict[str, Any]] = {name: {} for name in split_columns(values)}
 
     def check(self, row: dict[str, Any]) -> None:
         """Raise UsageError at the second split of a column."""
         for name, seen in self.found.items():
             split = split_of(name, row.get(name))
             if split:
-                seen.add(split)
+                seen.setdefault(split, row[name])
             if len(seen) > 1:
+                splits = [str(value) for value in seen.values()]
                 raise UsageError(
-                    f"{self.place}: {name!r} gives its rows to splits ({', '.join(sorted(seen))}), and all would be"
-                    f" trained on; write each into a file of its name{self._way(name)}, and prepare their directory;"
+                    f"{self.place}: {name!r} gives its rows to splits ({', '.join(splits)}), and all would be trained"
+                    f" on; write each into a file of its name{self._way(name, splits[0])}, and prepare their directory;"
                     " to take all rows, name their columns (--text_column=, ...)"
                 )
 
-    def _way(self, name: str) -> str:
+    def _way(self, name: str, split: str) -> str:
         if IN_SPLIT.fullmatch(name) or not name.isidentifier() or self.kind == "a data set":
             return ""
         if self.kind == "json":
-            return f" (jq -c 'select(.{name} == \"train\")')"
-        return f" (pandas: df[df.{name} == 'train'])"
+            return f" (jq -c 'select(.{name} == \"{split}\")')"
+        return f" (pandas: df[df.{name} == '{split}'])"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from finetune.data.directories import SPLITS
+
 MESSAGES = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "chat_messages", "contents")
 TALKS = (*MESSAGES, "data", "turns", "utterances", "exchanges")  # that can hold texts said in turn
 SYSTEMS = ("system_prompt", "system", "system_message", "system_instruction", "systeminstruction")
@@ -14,16 +16,16 @@ EXTRAS = ("input", "context")  # added to the prompt
 # taken only if named, because either column could be the text
 QUESTIONS = (
     "question prompt instruction query input inputs input_text problem source src front q user human"
-    " frage pregunta pergunta domanda vraag вопрос 问题 問題 質問 질문"
+    " context post passage frage pregunta pergunta domanda vraag вопрос 问题 問題 質問 질문"
 ).split()
 ANSWERS = (
     "answer response output completion chosen solution canonical_solution target reply outputs output_text targets tgt"
-    " back a assistant bot gpt story expected expected_output ground_truth gold final_answer correct_answer"
+    " back a assistant bot gpt story code expected expected_output ground_truth gold final_answer correct_answer"
     " antwort respuesta resposta risposta réponse antwoord ответ 答案 回答 답변"
 ).split()
 SHORTENED = (("article", "document", "dialogue", "dialog"), ("highlights", "summary"))
 # answers to a column `text`, and answers that could also be a class of it
-BESIDE_TEXT = ("code", "translation", "translated")
+BESIDE_TEXT = ("translation", "translated")
 CLASSES = ("label",)
 ANSWER_LIKE = re.compile(
     r"(?!.*(count|num|id$|date|time|len|score))(.*[_ ])?(answer|response|solution|completion|reply|replie|output|target"
@@ -39,7 +41,7 @@ LANGUAGES = frozenset(
 )
 # what a prompt asks about
 GIVEN = re.compile(
-    r"((chat_?)?history|schema|suffix|previous|persona|personality|choices|options|examples?|facts|evidence|knowledge"
+    r"((chat_?)?history|schema|suffix|previous|persona|personality|choices|options|examples?|facts|evidence"
     r"|(input|source|given|reference)?_?(text|code|document|passage|paragraph|article|context|inputs?|table|story"
     r"|snippet|query|question|instruction|transcript)s?)",
     re.IGNORECASE,
@@ -96,7 +98,6 @@ VERDICTS = (
     "✅ ❌ ✓ ✗ ✔ ✘ ✖",
 )
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-SPLITS = frozenset("train training trn valid validation val dev development eval test testing holdout heldout".split())
 IN_SPLIT = re.compile(
     r"(is|in|for)_?(train|training|valid|validation|val|dev|eval|test|holdout)(_?set)?", re.IGNORECASE
 )
@@ -119,4 +120,4 @@ def split_of(name: str, value: Any) -> str | None:
     word = as_word(value)
     if IN_SPLIT.fullmatch(name):
         return word if word in ("0", "1", "0.0", "1.0", "true", "false", "yes", "no") else None
-    return word if word in SPLITS else None
+    return SPLITS.get(word)

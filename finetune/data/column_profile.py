@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from finetune.common.errors import UsageError
-from finetune.data import chat
 from finetune.data.column_names import (
     ABOUT,
     ANSWERS,
@@ -21,6 +20,7 @@ from finetune.data.column_names import (
     TALKS,
 )
 from finetune.data.row_shape import parse_messages, shortened
+from finetune.data.turns import are_messages, are_replies
 
 ROWS = 20  # in which texts are compared
 CLEARLY_LONGER = 5  # times the text of another column with sentences
@@ -59,11 +59,11 @@ class Profile:
         return 2 * sum(" " in text or "\n" in text or not text.isascii() for text in texts) > len(texts)
 
     def holds_messages(self, name: str) -> bool:
-        return any(map(chat.are_messages, map(parse_messages, self.values[name])))
+        return any(map(are_messages, map(parse_messages, self.values[name])))
 
     def holds_replies(self, name: str) -> bool:
         """Whether the values are lists of texts that could be said in turn."""
-        return self.holds(name, list) and all(map(chat.are_replies, self.values[name]))
+        return self.holds(name, list) and all(map(are_replies, self.values[name]))
 
     def is_about(self, name: str) -> bool:
         """Whether a column of lists or objects is about the document: metadata, or numbers."""
@@ -90,9 +90,9 @@ class Profile:
 
     def question_and_answer(self) -> tuple[str, str] | None:
         """The columns of a question and of its answer, by their names."""
-        answer = self.first(ANSWERS)
+        answer = self.first(name for name in ANSWERS if not self.holds(self.column(name), list, dict))
         for question in filter(None, map(self.column, QUESTIONS)):
-            if answer and any(self.values[question]) and self._asks(question, answer):
+            if answer and question != answer and self.asks(question, answer):
                 return question, answer
         question, answer = map(self.first, SHORTENED)
         if question and answer:
@@ -100,8 +100,10 @@ class Profile:
         languages = [name for name in self.names if name.strip().lower() in LANGUAGES and self.size(name)]
         return (languages[0], languages[1]) if len(languages) == 2 else None
 
-    def _asks(self, name: str, answer: str) -> bool:
+    def asks(self, name: str, answer: str) -> bool:
         """Whether a column is a question, and not the source or the user that its name can mean too."""
+        if not self.holds(name, str):
+            return False
         return not ABOUT.fullmatch(name) or (
             self.holds_sentences(name) and CLEARLY_LONGER * self.size(name) >= self.size(answer)
         )
@@ -121,9 +123,7 @@ class Profile:
         )
 
     def _jq(self) -> str:
-        """How jq makes rows of a dictionary, or of the objects in a column."""
-        if len(self.rows) == 1 and len(self.names) > 3 and all(self.holds(name, str) for name in self.names):
-            return "; if its keys are no columns, jq -c 'to_entries[]' FILE makes each a row of key and value"
+        """How jq makes rows of the objects in a column."""
         if len(self.names) == 1 and self.holds(self.names[0], dict):
             return f"; of JSON lines, jq -c '.{self.names[0]}' FILE makes its objects rows"
         return ""

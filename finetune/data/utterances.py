@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 from finetune.common.errors import UsageError
-from finetune.data import chat
 from finetune.data.row_shape import shortened
+from finetune.data.turns import ROLE_OF
 
 TALKS = "messages conversation conversations dialog dialogue chat chats utterances turns transcript log".split()
 SPEAKERS = re.compile(r"(speaker|sender|participant|character|nick|player|actor)([ _]?name|[ _]?id)?", re.IGNORECASE)
@@ -30,7 +30,7 @@ def check(rows: list[dict[str, Any]], rows_of: str | None, place: str, is_json: 
     values = [_name(row.get(speaker)) for row in rows if row.get(said)]
     people = list(dict.fromkeys(str(value) for value in values if value))
     is_talk = (rows_of or "").lower() in TALKS
-    if not people or all(name.strip().lower() in chat.ROLE_OF for name in people):
+    if not people or all(name.strip().lower() in ROLE_OF for name in people):
         return
     if len(people) == len(values) and not is_talk:
         return  # each speaks once, as the authors of documents
