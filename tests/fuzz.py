@@ -258,4 +258,3 @@ INSERTED = [
     *(b"key: a" + b" " * 60_000 + b"b", b"x: \"" + b"\\a" * 20_000, b"<|endoftext|>"),
     *(b"base: recipe.yaml\n", b"? [a]\n: b\n"),
 ]  # fmt: skip
-os.environ.setdefault("HF_HUB_OFFLINE", "1")

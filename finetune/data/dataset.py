@@ -116,7 +116,7 @@ class Dataset:
         for split in ("train", "val"):
             known = {"tokens": self.num_tokens(split), **self.split_meta(split)}
             splits[split] = {name: known[name] for name in SIZES if name in known}
-        sources = [*self.meta.get("sources", []), *self.meta.get("val_sources", [])]
+        sources = [*(self.meta.get("sources") or []), *(self.meta.get("val_sources") or [])]
         return {
             "name": self.directory.resolve().name,
             "directory": str(self.directory),
