@@ -45,7 +45,10 @@ def arguments(cls: type[DataclassInstance], positional: Sequence[object], keywor
     if "json" in keywords:
         problems.append("json: is for the command; the function returns the figures")
     for name, value in keywords.items():
-        kind = hints.get(name, str)
+        kind = hints.get(name)
+        if kind is None:  # `parse` says which keyword was meant
+            argv.append(f"--{name}={value}")
+            continue
         try:
             if isinstance(value, list | tuple) and name in LISTS:
                 text = _with_commas(value)

@@ -223,3 +223,11 @@ def _is_exact(path: Path) -> bool:
 def _kind(path: Path) -> str:
     """How a file that is left out is counted: by its suffix, else its name."""
     return suffix_of(path) or path.name
+
+
+def check_not_ours(name: str, path: Path) -> None:
+    """Raise UsageError for what finetune wrote from texts."""
+    if "splits" in read_json_object(path / "meta.json") and (path / "train.bin").is_file():
+        raise UsageError(f"{name}: is prepared already; train on it with --dataset={name}")
+    if (path / "metrics.jsonl").is_file() and (path / "best" / "config.json").is_file():
+        raise UsageError(f"{name}: is the directory of a run, not a text; its data are named in {name}/recipe.yaml")

@@ -200,6 +200,8 @@ class Finder:
             return {"train": self._source("standard input", files=[spooled], root=spooled)}
         if path.is_file():
             return self._find_file(name, path)
+        if path.is_dir():
+            directories.check_not_ours(name, path)
         if path.is_dir() or glob.has_magic(name):
             return self._find_files(name, str(path))
         if name == "python_docs":

@@ -258,7 +258,9 @@ def _hub_error(repo: str, error: Exception) -> UsageError:
             " model"
         )
     close = difflib.get_close_matches(repo.lower(), SHAPES, n=1, cutoff=0.7)
-    return UsageError(f"{repo}: {problem}" + (f". Did you mean {close[0]}?" if close else ""))
+    return UsageError(
+        f"{repo}: {problem}" + (f". Did you mean {close[0]}?" if close and close[0] != repo.lower() else "")
+    )
 
 
 def _has_weights(folder: Path) -> bool:

@@ -57,6 +57,8 @@ class Callbacks:
     """All callbacks of a run, and the first error that one of them raised. Raises UsageError for what is none."""
 
     def __init__(self, callbacks: Sequence[object]) -> None:
+        if not isinstance(callbacks, list | tuple):
+            raise UsageError(f"callbacks: {callbacks!r} is no list; write [...] around it")
         self.callbacks = list(callbacks)
         self.error: Exception | None = None
         for callback in self.callbacks:
