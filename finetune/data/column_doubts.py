@@ -140,8 +140,8 @@ def check_pair(profile: Profile, shape: Shape) -> None:
 
 def check_text(profile: Profile, name: str) -> None:
     """Raise UsageError if the column `text` is the question to an answer beside it, or what both are about."""
-    questions = [found for found in map(profile.column, QUESTIONS) if found and profile.asks(found, name)]
-    question = questions[0] if questions else None
+    questions = [known for known in QUESTIONS if not ABOUT.fullmatch(known)]
+    question = next((found for found in map(profile.column, questions) if profile.holds(found, str)), None)
     for known in (*ANSWERS, *BESIDE_TEXT):
         answer = profile.column(known)
         if not answer or not any(profile.values[answer]):
