@@ -46,7 +46,7 @@ class Options(ReadOptions):
         "split", "documents of more than max_tokens: cut in training, left out, or refused"
     )
     max_tokens: int = option(1024, "longest document, end-of-text included; give your block_size", ge=2)
-    num_proc: int = option(0, "tokenizer threads; 0 is one per core", ge=0, le=4096)
+    num_proc: int = option(0, "tokenizer threads; 0 is one per core", ge=0, le=1024)
     overwrite: bool = option(False, "replace prepared data that a run was trained on")
     doctor: Literal["auto", "true", "false"] = option("auto", "run finetune.doctor at the end; auto: up to 2 GB")
     dry_run: bool = option(False, "read everything, say what it is and show three documents; nothing is written")

@@ -9,6 +9,7 @@ ROWS = [(i, t) for i, t in enumerate(P)]
 QUESTIONS = [(f"What is {i}?", f"It is, {t}.") for i, t in enumerate(P)]
 PAGE = f"<html><body><p>{P[0]}</p></body></html>"
 CSV, TSV, SEMICOLON = csv_text(ROWS), csv_text(ROWS, delimiter="\t"), csv_text(ROWS, delimiter=";")
+CONTENTS = "".join(f"Chapter {i}\t{3 + 7 * i}\n" for i in range(9))
 FILE = "--documents=file"
 DISGUISED = {
     "csv": (CSV, ["','", ".csv", FILE]),
@@ -26,6 +27,15 @@ DISGUISED = {
     "csv of Chinese": (csv_text([(i, "这是一个中文句子") for i in range(9)], header=("id", "内容")), [".csv"]),
     "tsv": (TSV, ["tab", ".tsv"]),
     "tsv without a header": (csv_text([(f"{t}.", f"{t}!") for t in P], header=None, delimiter="\t"), [".tsv"]),
+    "tsv of short translations": ("Go.\tGeh.\tCC-BY 2.0 (France)\nRun!\tLauf!\tCC-BY 2.0 (France)\n" * 4, [".tsv"]),
+    "tsv of labels": (csv_text([("ham", t) for t in P], header=None, delimiter="\t"), [".tsv"]),
+    "tsv of sentences with labels": (csv_text([(t, i % 2) for i, t in enumerate(P)], None, delimiter="\t"), [".tsv"]),
+    "tsv of names and places": (csv_text([("Anna", "Bonn", t) for t in P], None, delimiter="\t"), [".tsv"]),
+    "tsv of Chinese": (csv_text([(f"第{i}天", f"这是第{i}个句子") for i in range(9)], None, delimiter="\t"), [".tsv"]),
+    "csv of two Chinese names": (
+        csv_text([(f"第{i}", f"这是第{i}个句子") for i in range(9)], ("编号", "内容")),
+        [".csv"],
+    ),
     "JSON lines": (json_lines(as_column(P)), ["JSON lines", ".jsonl", FILE]),
     "JSON lines of lists": (json_lines([[{"role": "user", "content": t}] for t in P]), ["JSON lines", ".jsonl"]),
     "a JSON array": (json.dumps(as_column(P), indent=1), ["JSON", ".json"]),
@@ -60,6 +70,18 @@ STAY = {
     "XML": '<?xml version="1.0"?>\n<poem><line>The river is old</line></poem>\n',
     "LaTeX": "\\begin{tabular}{ll}\na & b \\\\\nc & d \\\\\n\\end{tabular}\n",
     "translations": 'msgid "Hello there"\nmsgstr "Hallo"\n\nmsgid "Bye"\nmsgstr "Auf Wiedersehen"\n',
+    "a chat of Zoom": "".join(f"00:0{i % 6}:30\tAnna Smith:\t{t}.\n" for i, t in enumerate(P)),
+    "a talk with tabs": "".join(f"{'Anna' if i % 2 else 'Ben'}:\t{t}.\n" for i, t in enumerate(P)),
+    "a play with tabs": "".join(f"{'HORATIO' if i % 2 else 'OPHELIA'}\t{t}.\n" for i, t in enumerate(P)),
+    "an interview with tabs": "".join(f"Participant {i % 3}:\t{t}.\n\n" for i, t in enumerate(P)),
+    "a list with tabs": "".join(f"{i}.\t{t}\n" for i, t in enumerate(P)),
+    "a list of letters with tabs": "".join(f"({'abcdefghijkl'[i]})\t{t}.\n" for i, t in enumerate(P)),
+    "a short list of letters with tabs": "a)\tThe river\nb)\tThe old house\nc)\tThe long road\nd)\tThe sea\n",
+    "a contract with tabs": "".join(f"{1 + i // 4}.{i % 4}\t{t}.\n\n" for i, t in enumerate(P)),
+    "verses with tabs": "".join(f"1 Kings {1 + i}:{i}\t{t}.\n" for i, t in enumerate(P)),
+    "chords with tabs": "C\tG\tAm\tF\nlet it\tbe\tlet it\tbe\n",
+    "assembly with tabs": "mov\teax, ebx\nadd\teax, 1\nsub\tecx, edx\n",
+    "couplets of Chinese": "春眠不觉晓,处处闻啼鸟\n夜来风雨声,花落知多少\n白日依山尽,黄河入海流\n",
 }
 
 
@@ -83,6 +105,7 @@ CASES = [
         reads(f"{name} as text", {"a.txt": DISGUISED[name][0]}, [DISGUISED[name][0]], FILE)
         for name in ("csv", "tsv", "JSON lines")
     ],
+    reads("contents with tabs stay text", {"a.txt": CONTENTS}, [CONTENTS]),
     reads("csv as lines", {"a.txt": CSV}, CSV.splitlines(), "--documents=lines"),
     reads("csv on standard input, said", {}, P, "- --separator=,", stdin=CSV.encode()),
     reads("tsv on standard input, said", {}, P, "- --separator=tab", stdin=TSV.encode()),

@@ -43,7 +43,7 @@ SOUND = {
 }
 # as long as they are asked to be, or a search over the data, or other processes
 LONG = "max_iters max_new_tokens num_samples samples completions trial_minutes find_lr num_processes launch".split()
-LONG += ["num_proc", "gradient_accumulation_steps", "batch_size"]
+LONG += ["num_proc", "gradient_accumulation_steps", "batch_size", "cpu_threads"]
 OUTSIDE = "log_with wandb_log push push_to_hub compile".split()
 
 
@@ -72,6 +72,8 @@ def examples(kind):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A directory with a text, prepared data and a run over it."""
+    from finetune.training import trainer  # noqa: F401  reading libraries from disk takes its time
+
     place = tmp_path_factory.mktemp("base")
     with fuzz.inside(place):
         Path("text.txt").write_text(

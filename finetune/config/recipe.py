@@ -189,7 +189,7 @@ class Recipe:
         "gradient_checkpointing, optimizer_dtype=bfloat16",
         resume="free",
     )
-    cpu_threads: int = option(0, "CPU threads per process; 0 shares the cores", ge=0, le=4096, resume="free")
+    cpu_threads: int = option(0, "CPU threads per process; 0 shares the cores", ge=0, le=1024, resume="free")
 
     def as_recipe(self) -> Recipe:
         """The keys of a recipe alone, of options that have more."""

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -151,6 +152,8 @@ def _read_bases(
 
 def _read_text(path: str) -> str:
     """A recipe as text. Raises UsageError."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UsageError(f"{path}: is not a file")
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_RECIPE_BYTES + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import operator
 import re
 from json import JSONDecodeError
 
@@ -17,6 +18,10 @@ SHARE = 0.8  # of the rows that are as wide as the first
 SEPARATORS = {"\t": "tsv", ",": "csv", ";": "csv", "|": "csv"}
 NAME = re.compile(r"[^\W\d][\w .()/#-]{0,39}(?<!\.)$")  # of a column
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?$")
+# the name of a speaker, or the number of an element of a list, a section or a verse
+LABEL = re.compile(
+    r"(\S+ ){0,3}\S+:|[(\[]?(\d[\d.]*|[A-Za-z]|[ivxlcIVXLC]+)[.)\]]|\d+(\.\d+)+|(\d )?[^\W\d][\w .]* \d+:\d+"
+)
 WEB_PAGE = re.compile(r"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<(!doctype\s+html|html)\b", re.IGNORECASE | re.DOTALL)
 JSON_START = re.compile(r'\s*(\{\s*"|\[\s*[\[{"])')
 AS_TEXT = "or take it as the text that it is with --documents=file"
@@ -131,17 +136,42 @@ def _is_table(rows: Rows, separator: str, is_quoted: bool) -> bool:
     has_spaces = sum(any(cell.startswith(" ") for cell in row[1:]) for row in [first, *alike]) > (1 - SHARE) * len(rows)
     if (has_spaces and separator != "\t" and not numbers) or not any(map(_holds_sentences, columns)):
         return False  # separators with a space behind them are those of sentences
-    if _is_header(first) or (numbers[:1] == [0] and not first[0] and _is_header(first[1:])):  # pandas' index
+    names, below = (
+        (first[1:], columns[1:]) if numbers[:1] == [0] and not first[0] else (first, columns)
+    )  # pandas' index
+    if _is_header(names, below):
         return True
     is_plain = len(alike) == len(others) > MIN_ROWS and bool(first[0].strip())  # perhaps without a header
-    return is_plain and (
-        separator == "\t" or is_quoted or any(NUMBER.match(first[number].strip()) for number in numbers)
-    )
+    has_numbers = any(NUMBER.match(first[number].strip()) for number in numbers)
+    if separator == "\t":
+        return is_plain and not _is_list(columns, numbers) and (has_numbers or is_quoted or _has_cells(columns))
+    return is_plain and (is_quoted or has_numbers)
 
 
-def _is_header(cells: list[str]) -> bool:
+def _is_header(cells: list[str], columns: list[list[str]]) -> bool:
+    """Whether cells are the names of the columns below them."""
     names = [cell.strip() for cell in cells]
-    return all(NAME.match(name) and len(name.split()) <= 3 for name in names) and len({*names}) == len(names)
+    is_row = any(map(operator.contains, columns, names)) or not any(
+        name.isascii() or not min(map(len, column)) <= len(name) <= max(map(len, column))
+        for name, column in zip(names, columns)
+    )  # in a script without spaces a name is as short as a line of a poem
+    are_names = all(NAME.match(name) and len(name.split()) <= 3 for name in names) and len({*names}) == len(names)
+    return are_names and not is_row
+
+
+def _is_list(columns: list[list[str]], numbers: list[int]) -> bool:
+    """Whether tabs follow the names of speakers, the numbers of a list or of verses, or precede those of pages."""
+    has_labels = any(all(map(LABEL.fullmatch, column)) for column in columns[:-1])
+    pages = [float(cell) for cell in columns[-1]] if [len(columns) - 1] == numbers and len(columns) == 2 else []
+    return has_labels or (len({*pages}) > 2 and pages == sorted(pages))
+
+
+def _has_cells(columns: list[list[str]]) -> bool:
+    """Whether cells between tabs are sentences beside others, and not one sentence behind the name of a speaker."""
+    sentences = [column for column in columns if sum(len(cell.split()) for cell in column) >= 3 * len(column)]
+    is_labelled = all(map(str.islower, columns[0]))
+    other = any(not cell.isascii() for column in columns for cell in column)
+    return len(sentences) > 1 or (bool(sentences) and (len(columns) > 2 or is_labelled)) or other
 
 
 def _holds_sentences(column: list[str]) -> bool:

@@ -32,7 +32,7 @@ MAGIC: tuple[tuple[bytes, str, str, str], ...] = (
     (rb"\xfd7zXZ\0", "compressed with xz", UNPACK, ".xz"),
     (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", "compressed with bzip2", UNPACK, ".bz2"),
     (rb"\x28\xb5\x2f\xfd", "compressed with zstd", UNPACK, ".zst"),
-    (rb"\x04\x22\x4d\x18|\x1f\x9d|LZIP|\xff\x06\0\0sNaPpY", "compressed", "decompress it", ""),
+    (rb"\x04\x22\x4d\x18|\x1f\x9d|LZIP[\0\x01]|\xff\x06\0\0sNaPpY", "compressed", "decompress it", ""),
     (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it with 7z x", ""),
     (rb"Rar!\x1a\x07", "a rar archive", "unpack it with unrar x", ""),
     (rb"MSCF\0\0\0\0|!<arch>\n|\xed\xab\xee\xdb", "an archive", "unpack it", ""),
@@ -40,7 +40,7 @@ MAGIC: tuple[tuple[bytes, str, str, str], ...] = (
     (rb".{60}BOOKMOBI", "a Kindle book", "convert it with ebook-convert to .epub or .txt", ""),
     (rb"SQLite format 3\0", "an SQLite database", "export its texts, for example with sqlite3 -csv", ""),
     (rb".{8}DUCK", "a DuckDB database", EXPORT, ""),
-    (rb"PAR[1E]", "a parquet file", "name it with the suffix {suffix}", ".parquet"),
+    (rb"PAR1(?![\s,;|])|PARE", "a parquet file", "name it with the suffix {suffix}", ".parquet"),
     (rb"ARROW1\0\0|\xff\xff\xff\xff.{3}\0.{2}\0\0", "an Arrow file", "name it with the suffix {suffix}", ".arrow"),
     (rb"FEA1", "an old Feather file", "write it again as .feather (version 2) or .parquet", ""),
     (rb"ORC|Obj\x01|\x89HDF\r\n", "a table in a binary format", EXPORT, ""),
@@ -56,6 +56,7 @@ MAGIC: tuple[tuple[bytes, str, str, str], ...] = (
     (rb"wOF[F2]|OTTO\0|\0\x01\0\0\0|true\0", "a font", NO_TEXT, ""),
     (rb"bplist00|DIRC\0|# v[23] git bundle\n|PACK\0\0\0\x02", "binary data", NO_TEXT, ""),
 )
+WORDS = re.compile(rb"ORC|PARE|FEA1|GGUF|ggml|GIF8|.{4,8}(?:DUCK|ftyp)", re.DOTALL)  # marks that can begin a text
 KINDS = tuple((re.compile(magic, re.DOTALL), what, way, suffix) for magic, what, way, suffix in MAGIC)
 # what a zip holds, by the names of its members (and the content of the first, which is not compressed)
 ZIPS: tuple[tuple[bytes, str, str, str], ...] = (
@@ -108,8 +109,10 @@ def _find_kind(head: bytes, suffix: str) -> tuple[str, str, str] | None:
     """(what it is, the way out, the suffix under which it is read) of what is not text in any encoding."""
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")):
         return _find_zip_kind(head)
+    is_text = encodings.control_share(head) < 0.01
     for pattern, *found in KINDS:
-        if pattern.match(head):
+        match = pattern.match(head)
+        if match and not (is_text and WORDS.match(match[0])):
             return found[0], found[1], found[2]
     if _is_tar(head):
         return "a tar archive", UNPACK, ".tar"

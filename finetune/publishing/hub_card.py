@@ -25,7 +25,7 @@ def take_over(api: HfApi, repository: str, info: ModelInfo, directory: Path) -> 
         return
     pushed = _manifest(api, repository, info).get(CARD, {}).get("sha256")
     is_edited = hashlib.sha256(theirs).hexdigest() != pushed
-    old, ours = theirs.decode("utf-8", "replace"), read_text(directory / CARD)
+    old, ours = theirs.decode("utf-8", "replace").replace("\r\n", "\n"), read_text(directory / CARD)
     if not is_edited and (cards.words(ours) or not cards.has_sections(old)):
         return
     if is_edited and cards.words(ours) and cards.words(ours) != cards.words(old):

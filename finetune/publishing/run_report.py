@@ -10,7 +10,7 @@ from typing import Any
 from finetune.runs.model_card import without_folders
 
 REPORT = "report.html"
-FOLDER = re.compile(r"(?<![\w.</:])(?:/[\w.+-]+){2,}|[A-Za-z]:\\\\[\w.+\\\\-]+|~/[\w./+-]+")  # of an absolute path
+FOLDER = re.compile(r"(?<![\w.</:])(?:/[\w.+-]+){2,}|[A-Za-z]:\\[\w.+\\-]+|~/[\w./+-]+")  # of an absolute path
 
 
 def public_report(run_dir: Path, recipe: dict[str, Any]) -> str | None:

@@ -194,7 +194,8 @@ def _prepare_into(name: str, choice: str | Tokenizer, val_fraction: float) -> Da
         kind, fingerprint = choice.kind, choice.fingerprint
     made_from = [*digests, fingerprint, val_fraction, prepared.FORMAT]
     digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
-    directory = DATA / f"{Path(name).stem}-{kind}-{digest[:8]}"
+    stem = Path(name).stem.encode()[:200].decode(errors="ignore")  # a name has 255 bytes at most
+    directory = DATA / f"{stem}-{kind}-{digest[:8]}"
     if (directory / "meta.json").is_file():
         return prepared.load(directory)
     return prepare([name], texts_directory.get() / directory.name, choice, val_fraction)

@@ -48,7 +48,7 @@ STILL_FALLING = 0.1  # of the whole fall was in the last fifth of the run: it en
 # overfitting
 WORSE_EVALUATIONS = 3  # since the best, while the train loss falls
 GAP, GAP_AT_START = 0.3, 0.15  # nats from train to validation loss: above GAP now, below GAP_AT_START at step 0
-NOISE = 0.005  # share of the best loss: a smaller rise may be chance
+LEAST_RISE = 0.005  # share of the best loss: a smaller rise may be chance
 RISE = 0.03  # share of the best loss: a larger rise is not noise
 COPIED = 0.5  # share of the n-grams of samples that are in the training data
 

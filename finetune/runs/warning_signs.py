@@ -53,7 +53,7 @@ def _overfitting(evaluations: Evaluations) -> str | None:
     since = [evaluation for evaluation in evaluations if evaluation["step"] > best["step"]]
     if len(since) < thresholds.WORSE_EVALUATIONS or last["train_loss"] >= best["train_loss"]:
         return None
-    if last["val_loss"] <= best["val_loss"] * (1 + thresholds.NOISE):
+    if last["val_loss"] <= best["val_loss"] * (1 + thresholds.LEAST_RISE):
         return None
     val = f"val loss {best['val_loss']:.4f} at step {best['step']} -> {last['val_loss']:.4f}"
     train = f"train loss {best['train_loss']:.4f} -> {last['train_loss']:.4f}"

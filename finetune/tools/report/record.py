@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from finetune.common import files
 from finetune.common.commands import command
@@ -92,7 +92,8 @@ class Record:
     @property
     def vocab_size(self) -> int:
         sizes = [size for part in self.data if _is_size(size := part.meta.get("vocab_size"))]
-        return int(self.config.get("vocab_size") or (sizes[0] if sizes else 50257))
+        given = self.config.get("vocab_size")
+        return given if isinstance(given, int) and given else (sizes[0] if sizes else 50257)
 
     @property
     def parameters(self) -> int | None:
@@ -273,7 +274,7 @@ def _config(path: Path) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in SIZES or _is_size(value)}
 
 
-def _is_size(value: object) -> bool:
+def _is_size(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 < value < 1 << 32
 
 
