@@ -308,6 +308,50 @@ SPLITS = [
     reads("a column of trains", in_splits("vehicle", "train", "bus"), P),
 ]
 
+PASS = [
+    reads(
+        "contents with a label",
+        {"a.csv": csv_text([(P[i], ("positive", "negative")[i % 2]) for i in N], ["contents", "label"])},
+        P,
+    ),
+    reads(
+        "tweets with a target",
+        {"a.csv": csv_text([(i % 2 * 4, i, "anna smith", P[i]) for i in N], ["target", "ids", "user", "text"])},
+        P,
+    ),
+    reads(
+        "an article with its abstract",
+        {"a.csv": csv_text([(f"{text} {text} {text}", P[0]) for text in LONG], ["article", "abstract"])},
+        [f"{text} {text} {text}" for text in LONG],
+    ),
+    reads(
+        "messages with what is known of them",
+        lines_of(
+            lambda i: {
+                "conversation": pair(i, toxic=False, language="English"),
+                "instruction": f"What is {i}?",
+                "response": f"It is {i}.",
+                "input_quality": ("good", "excellent", "average")[i % 3],
+                "knowledge": GIVEN,
+                "toxic": False,
+                "llama_guard": "safe",
+            }
+        ),
+        TALKS,
+    ),
+    reads(
+        "Alpaca with the whole prompt",
+        lines_of(
+            lambda i: {
+                "instruction": f"What is {i}?",
+                "output": f"It is {i}.",
+                "prompt": f"Below is a task.\n\n### Instruction:\nWhat is {i}?\n\n### Output:\nIt is {i}.",
+            }
+        ),
+        TALKS,
+    ),
+]
+
 TEXTS = [
     reads(
         "a product beside its review",
@@ -351,9 +395,6 @@ TEXTS = [
         {"a.csv": csv_text([(("KING", "QUEEN")[i % 2], P[i]) for i in N], ["Player", "PlayerLine"])},
         "is a talk",
     ),
-    refuses(
-        "an object as a dictionary", {"a.json": json.dumps({f"key {i}": P[i] for i in N})}, r"jq -c 'to_entries\[\]'"
-    ),
 ]
 
-CASES = ANSWERS + VERDICTS + PROMPTS + CONVERSATIONS + SPLITS + TEXTS
+CASES = ANSWERS + VERDICTS + PROMPTS + CONVERSATIONS + SPLITS + PASS + TEXTS

@@ -38,12 +38,11 @@ def check_rows(profile: Profile) -> None:
         raise UsageError(
             f"{profile.place}: {media!r} belongs to the conversations, and only text is learned; leave such rows out"
         )
-    answers = next((pair for pair in (*PAIRS, *((name,) for name in MESSAGES)) if all(map(profile.column, pair))), None)
-    if answers is None:
-        return
-    columns = [profile.column(name) or name for name in answers]
+    talks = [[name] for name in map(profile.column, MESSAGES) if name and profile.holds_messages(name)]
+    pairs = [[name for name in map(profile.column, pair) if name] for pair in PAIRS]
+    columns = next((found for found in (*(pair for pair in pairs if len(pair) == 2), *talks)), [])
     label = next((name for name in profile.names if name not in columns and _is_verdict(profile, name)), None)
-    if label:
+    if columns and label:
         raise UsageError(
             f"{profile.place}: {label!r} tells good completions from bad ones; leave the bad ones out, and"
             f" name {_flags(columns)}"
@@ -141,8 +140,8 @@ def check_pair(profile: Profile, shape: Shape) -> None:
 
 def check_text(profile: Profile, name: str) -> None:
     """Raise UsageError if the column `text` is the question to an answer beside it, or what both are about."""
-    questions = [found for found in map(profile.column, QUESTIONS) if found and profile.asks(found, name)]
-    question = questions[0] if questions else None
+    questions = [known for known in QUESTIONS if not ABOUT.fullmatch(known)]
+    question = next((found for found in map(profile.column, questions) if profile.holds(found, str)), None)
     for known in (*ANSWERS, *BESIDE_TEXT):
         answer = profile.column(known)
         if not answer or not any(profile.values[answer]):
