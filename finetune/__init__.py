@@ -40,7 +40,7 @@ HOMES = {
 
 
 class _Package(ModuleType):
-    """`finetune.train` is the function, also after the module of that name was imported: `python -m finetune.train` and
+    """`finetune.train` is the function, also after the module of that name was imported: `finetune train` and
     `from finetune.train import main` find the module, and the import system may not put it in the function's place."""
 
     def __setattr__(self, name: str, value: object) -> None:

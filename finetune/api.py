@@ -78,7 +78,7 @@ def sample(model: Place | None = None, *starts: str, **flags: Unpack[SampleFlags
     if starts and (other := {"start", "prompts"} & given.keys()):
         raise UsageError(f"{other.pop()}: cannot go with a prompt, which is given too")
     if options.chat:
-        raise UsageError("chat: reads from the terminal; python -m finetune.sample --chat=true")
+        raise UsageError("chat: reads from the terminal; finetune sample --chat=true")
     check(options, given)
     from finetune.runtime.unchanged import unchanged
 

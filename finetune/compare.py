@@ -1,6 +1,6 @@
 """Put runs side by side: differences of their recipes, results, speed.
 
-python -m finetune.compare out-one out-other
+finetune compare out-one out-other
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from finetune.common.json_output import print_json
 from finetune.config.cli import parse, run
 from finetune.config.options import option
 
-USAGE = """usage: python -m finetune.compare OUT OUT...
+USAGE = """usage: finetune compare OUT OUT...
 
 Prints a table of two or more runs."""
 

@@ -1,6 +1,6 @@
 """Find what is wrong with a run, with evidence and the command that helps.
 
-python -m finetune.diagnose --out_dir=out-mine
+finetune diagnose --out_dir=out-mine
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from finetune.common.json_output import print_json
 from finetune.config.cli import parse, run
 from finetune.config.options import option
 
-USAGE = """usage: python -m finetune.diagnose --out_dir=OUT
+USAGE = """usage: finetune diagnose --out_dir=OUT
 
 Checks the files of a run, its data and its checkpoints for common problems of finetuning: out of memory, missing
 checkpoints, gibberish, a loss that does not fall, overfitting, slow training, settings that could do better. A healthy

@@ -1,6 +1,6 @@
 """What is wrong with a text or a prepared directory, and the text without it.
 
-python -m finetune.doctor data/mine
+finetune doctor data/mine
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from finetune.config.options import option
 from finetune.data.tables import ReadOptions
 
 T = TypeVar("T")
-USAGE = """usage: python -m finetune.doctor DIR|SOURCE... [--fix=dedup,leaks,encoding --out_dir=DIR] [--key=value ...]
+USAGE = """usage: finetune doctor DIR|SOURCE... [--fix=dedup,leaks,encoding --out_dir=DIR] [--key=value ...]
 
 Looks for duplicates, for documents that train and val share and for faults of encoding, and recommends a model for the
 size of the corpus. DIR is what finetune.prepare wrote; SOURCE is whatever it reads. Findings do not change the exit

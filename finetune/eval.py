@@ -1,6 +1,6 @@
 """Measure a model: loss, perplexity, bits per byte and accuracy, with a baseline, and its answers and copies.
 
-python -m finetune.eval --out_dir=out-mine --baseline=auto
+finetune eval --out_dir=out-mine --baseline=auto
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from finetune.config.cli import check_run_dir, parse, run
 from finetune.config.gate import EXIT_CODE
 from finetune.evaluation.options import Options
 
-USAGE = """usage: python -m finetune.eval --out_dir=OUT [--key=value ...]
+USAGE = """usage: finetune eval --out_dir=OUT [--key=value ...]
 
 Measures the best model of a run on the validation split of its data. The figures go to the screen and into
 OUT/metrics.jsonl. With --require or --no_worse_than it ends with exit code 5 if the model is not good enough."""

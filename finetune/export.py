@@ -1,23 +1,29 @@
 """Export a model: a verified Hugging Face directory, a nanoGPT checkpoint, a repository on the Hub.
 
-python -m finetune.export --out_dir=out-mine --to=mine
+finetune export --out_dir=out-mine --to=mine
 """
 
 from __future__ import annotations
 
-import shlex
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from finetune.common.commands import command
 from finetune.common.errors import UsageError
 from finetune.config.cli import check_run_dir, parse, run
 from finetune.config.options import option
 from finetune.config.recipe import repository_problem
 
-USAGE = """usage: python -m finetune.export --out_dir=OUT --to=DIR [--key=value ...]
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|multilingual|code")
+TAG = re.compile(r"[\w.:-]{1,100}")
+BRANCH = re.compile(r"\w[\w./-]*(?<![./])")
+
+USAGE = """usage: finetune export --out_dir=OUT --to=DIR [--key=value ...]
 
 Writes the best model of a run to DIR. The files are read back with the library they are for, and compared, before DIR
 appears."""
@@ -28,16 +34,26 @@ class Options:
     out_dir: str | None = option(None, "run directory; its best model is exported")
     init_from: str | None = option(None, "another model: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt")
     to: str | None = option(None, "directory to write: a new one, or an earlier export, which is replaced")
-    format: Literal["hf", "nanogpt", "peft"] = option(
-        "hf", "hf for transformers, nanogpt a ckpt.pt for nanoGPT's sample.py, peft only the adapters of a LoRA run"
+    format: Literal["hf", "nanogpt", "peft", "gguf"] = option(
+        "hf",
+        "hf for transformers, nanogpt a ckpt.pt for nanoGPT's sample.py, peft only the adapters of a LoRA run, gguf one"
+        " file for llama.cpp and Ollama",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the weights in the files")
+    gguf_type: Literal["f32", "f16", "q8_0"] | None = option(
+        None, "of the weights in a GGUF file [f32]; with format=hf, write such a file too", derived=True
+    )
     interpolate: str | None = option(
         None,
         "mix the run's base back in: auto keeps the best mixture on validation, 0.7 takes 0.7 of the finetuned weights",
     )
     push_to_hub: str | None = option(None, "USER/NAME: push the export there, with HF_TOKEN or after `hf auth login`")
     private: bool = option(True, "make the repository private")
+    revision: str | None = option(None, "branch of the repository to push to, made if needed [main]", derived=True)
+    overwrite: bool = option(False, "replace the model in the repository though another program pushed it")
+    license: str | None = option(None, "of the card, as the Hub names it, such as mit [that of the base]", derived=True)
+    language: str | None = option(None, "of the texts, for the card: codes such as en or en,de")
+    tags: str | None = option(None, "more tags of the card, with commas between them")
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if (self.out_dir is None) == (self.init_from is None):
@@ -57,12 +73,49 @@ class Options:
             if find_spec("peft") is None:
                 install = "pip install 'finetune-gpt2[lora]'"
                 yield "format", f"peft needs the package peft, which reads the export back: {install}"
+        yield from self._problems_of_gguf()
         if self.push_to_hub is not None and (problem := repository_problem(self.push_to_hub)):
             yield "push_to_hub", problem
         if self.push_to_hub and self.format == "nanogpt":
             yield "push_to_hub", "format=nanogpt is for nanoGPT; the Hub takes format=hf"
+        for key in ("revision", "overwrite") if not self.push_to_hub else ():
+            if getattr(self, key):
+                yield key, "has no effect without --push_to_hub=USER/NAME"
         if not self.private and not self.push_to_hub:
             yield "private", "has no effect without --push_to_hub=USER/NAME"
+        yield from self._problems_of_card()
+
+    def _problems_of_gguf(self) -> Iterator[tuple[str, str]]:
+        if self.format != "gguf" and self.gguf_type is None:
+            return
+        if self.format in ("nanogpt", "peft"):
+            yield "gguf_type", f"format={self.format} writes no GGUF file; give --format=hf or --format=gguf"
+        if self.format == "gguf" and self.dtype != "float32":
+            yield "dtype", "a GGUF file has its own types; give --gguf_type=f16 or q8_0"
+        if self.format == "gguf" and self.push_to_hub:
+            yield "push_to_hub", "takes format=hf; with --gguf_type=f16 the GGUF file goes along"
+        if find_spec("gguf") is None:
+            key = "format" if self.format == "gguf" else "gguf_type"
+            yield key, "a GGUF file needs the package gguf: pip install 'finetune-gpt2[gguf]'"
+
+    def _problems_of_card(self) -> Iterator[tuple[str, str]]:
+        given = self.card()
+        if given and self.format in ("nanogpt", "gguf"):
+            yield next(iter(given)), f"is told on the card, and format={self.format} has none"
+        if self.license is not None and not LICENSE.fullmatch(self.license):
+            yield "license", f"expected the Hub's name of a license, such as mit or cc-by-4.0, got {self.license!r}"
+        if wrong := [code for code in given.get("language", []) if not LANGUAGE.fullmatch(code)]:
+            yield "language", f"expected codes such as en or pt-BR, with commas between them, got {wrong[0]!r}"
+        if wrong := [tag for tag in given.get("tags", []) if not TAG.fullmatch(tag)]:
+            yield "tags", f"expected words of letters, digits and -_.:, with commas between them, got {wrong[0]!r}"
+        if self.revision is not None and not BRANCH.fullmatch(self.revision):
+            yield "revision", f"expected the name of a branch, got {self.revision!r}"
+
+    def card(self) -> dict[str, Any]:
+        """What was chosen for the model card."""
+        lists = {key: text.split(",") for key in ("language", "tags") if (text := getattr(self, key)) is not None}
+        card: dict[str, Any] = {} if self.license is None else {"license": self.license}
+        return card | {key: [part.strip() for part in parts] for key, parts in lists.items()}
 
 
 def main(argv: list[str]) -> None:
@@ -78,9 +131,20 @@ def export_and_push(options: Options, argv: Sequence[str]) -> Path:
     from finetune.publishing import export, hub
 
     name, to = options.out_dir or options.init_from or "", options.to or ""
-    written = export.export(name, to, options.format, options.dtype, options.interpolate, options.push_to_hub)
+    written = export.export(
+        name,
+        to,
+        options.format,
+        options.dtype,
+        options.interpolate,
+        options.push_to_hub,
+        options.gguf_type,
+        options.card(),
+    )
     if options.push_to_hub:
-        hub.push(written, options.push_to_hub, options.private, again=f"python -m finetune.export {shlex.join(argv)}")
+        hub.push(
+            written, options.push_to_hub, options.private, command("export", *argv), options.revision, options.overwrite
+        )
     return written
 
 

@@ -154,6 +154,11 @@ class ExportFlags(TypedDict, total=False):
     interpolate: Text | None
     push_to_hub: Text | None
     private: bool
+    revision: Text | None
+    overwrite: bool
+    license: Text | None
+    language: Text | None
+    tags: Text | None
 
 class PlanFlags(TypedDict, total=False):
     init_from: Text

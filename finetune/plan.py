@@ -1,6 +1,6 @@
 """Predict updates, memory, disk and time of a run before it starts.
 
-python -m finetune.plan recipes/small.yaml --dataset=data/mine
+finetune plan recipes/small.yaml --dataset=data/mine
 """
 
 import time
@@ -14,7 +14,7 @@ from finetune.config.cli import parse, run
 from finetune.config.options import option
 from finetune.config.recipe import Recipe
 
-USAGE = """usage: python -m finetune.plan [RECIPE.yaml] [--key=value ...]
+USAGE = """usage: finetune plan [RECIPE.yaml] [--key=value ...]
 
 Predicts updates, passes over the data, memory, disk and time of a training run, and gives advice. Takes the keys of
 finetune.train and, at the end of this list, its own. Does not need the model's weights. Exit code 1 if memory or disk

@@ -1,6 +1,6 @@
 """Text to train.bin, val.bin and meta.json.
 
-python -m finetune.prepare my.txt --out_dir=data/mine
+finetune prepare my.txt --out_dir=data/mine
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from finetune.common.commands import command
 from finetune.config.cli import parse, run
 from finetune.config.options import option
+from finetune.config.paths import split_paths
 from finetune.data.sources import NO_TEXT
 from finetune.data.tables import ReadOptions
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from finetune.data.dataset import Dataset
 
 EXAMINED = 2_000_000_000  # bytes of text that `doctor=auto` examines, in about a minute
-USAGE = """usage: python -m finetune.prepare SOURCE... --out_dir=DIR [--key=value ...]
+USAGE = """usage: finetune prepare SOURCE... --out_dir=DIR [--key=value ...]
 
 Tokenizes text into train.bin and val.bin. SOURCE is a file (txt, md, jsonl, json, csv, tsv, parquet, arrow; also
 compressed), a directory, zip or tar of such files, a pattern, - (standard input), a data set of the Hub (owner/name or
@@ -44,7 +46,7 @@ class Options(ReadOptions):
         "split", "documents of more than max_tokens: cut in training, left out, or refused"
     )
     max_tokens: int = option(1024, "longest document, end-of-text included; give your block_size", ge=2)
-    num_proc: int = option(0, "tokenizer threads; 0 is one per core", ge=0)
+    num_proc: int = option(0, "tokenizer threads; 0 is one per core", ge=0, le=1024)
     overwrite: bool = option(False, "replace prepared data that a run was trained on")
     doctor: Literal["auto", "true", "false"] = option("auto", "run finetune.doctor at the end; auto: up to 2 GB")
     dry_run: bool = option(False, "read everything, say what it is and show three documents; nothing is written")
@@ -81,7 +83,7 @@ def prepare_and_examine(options: Options) -> Dataset:
         out_dir,
         _find_tokenizer(options.tokenizer),
         options.val_fraction,
-        options.val.split(",") if options.val else (),
+        split_paths(options.val),
         options.seed,
         TokenizeOptions(
             options.overflow,
@@ -105,7 +107,7 @@ def prepare_and_examine(options: Options) -> Dataset:
     if options.doctor == "true" or (options.doctor == "auto" and is_small):
         print(f"\n{page(examine_dataset(dataset))}")
     elif options.doctor == "auto":
-        print(f"not examined, because it is large: python -m finetune.doctor {out_dir}")
+        print(f"not examined, because it is large: {command('doctor', out_dir)}")
     return dataset
 
 
@@ -122,7 +124,7 @@ def dry_run(options: Options) -> None:
     from finetune.tools.doctor.sample import sample_documents, show_sample
 
     is_new = options.tokenizer == "char" or options.tokenizer.startswith(TRAIN)
-    val = options.val.split(",") if options.val else ()
+    val = split_paths(options.val)
     given = {"split": options.split, "revision": options.revision}
     texts = find_texts(options.sources, val, read_options=options, **given)
     tokenizer = None if is_new else find_tokenizer(_find_tokenizer(options.tokenizer))

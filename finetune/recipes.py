@@ -11,6 +11,7 @@ from pathlib import Path
 
 from finetune.common.errors import UsageError
 from finetune.common.files import read_text, write_file
+from finetune.common.formatting import printable
 from finetune.config import recipe_names
 from finetune.config.cli import parse, run
 from finetune.config.options import option
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> None:
     is_launch_file = name in recipe_names.launch_names()
     source = recipe_names.find_launch_file(name) if is_launch_file else recipe_names.find_recipe(name)
     if options.to is None:
-        print(read_text(source), end="")
+        print("\t".join(map(printable, read_text(source).split("\t"))), end="")
         return
     try:
         write_file(options.to, _named(read_text(source), source, options.to))

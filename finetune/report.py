@@ -1,6 +1,6 @@
 """Show a run as one page: curves, data, recipe, samples before and after.
 
-python -m finetune.report --out_dir=out-mine
+finetune report --out_dir=out-mine
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from finetune.common.errors import UsageError
 from finetune.config.cli import parse, run
 from finetune.config.options import option
 
-USAGE = """usage: python -m finetune.report --out_dir=OUT [--to=FILE.html]
+USAGE = """usage: finetune report --out_dir=OUT [--to=FILE.html]
 
 Writes one self-contained page, without network access or scripts. Training writes it when it ends; this command writes
 it again, also for a run in progress."""

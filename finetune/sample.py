@@ -1,6 +1,6 @@
 """Samples of the text that a run, or any other model, generates.
 
-python -m finetune.sample --out_dir=out-mine --start="Once upon a time"
+finetune sample --out_dir=out-mine --start="Once upon a time"
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from finetune.common.errors import UsageError
 from finetune.config.cli import check_run_dir, parse, run
 from finetune.config.options import option
+from finetune.config.recipe import MANY
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from finetune.gpt import GPT
     from finetune.runs.model_ref import ModelRef
 
-USAGE = """usage: python -m finetune.sample --out_dir=OUT [--key=value ...]
+USAGE = """usage: finetune sample --out_dir=OUT [--key=value ...]
 
 Prints samples of the best model of a run."""
 SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "ignore_eos")
@@ -34,8 +35,8 @@ class Options:
     start: str = option("\n", "the prompt, or FILE:path to read it from a file; <|endoftext|> is the token")
     prompts: str = option("", "a file of prompts instead: a line each, or .jsonl with prompt or messages")
     chat: bool = option(False, "chat with a model trained on conversations; a line of standard input is a turn")
-    num_samples: int = option(10, "samples of each prompt", ge=1)
-    max_new_tokens: int = option(500, "length limit of a sample, in tokens", ge=1)
+    num_samples: int = option(10, "samples of each prompt", ge=1, le=10_000)
+    max_new_tokens: int = option(500, "length limit of a sample, in tokens", ge=1, le=MANY)
     temperature: float = option(0.8, "below 1.0 more predictable, above more random; 0 is greedy", ge=0)
     top_k: int = option(200, "sample from the k likeliest tokens; 0 is all", ge=0)
     top_p: float = option(1.0, "sample from the likeliest tokens that sum to this probability; 1 is all", gt=0, le=1)
@@ -202,7 +203,7 @@ def _copy_blocker(options: Options, model: ModelRef) -> CopyBlocker:
     if options.dataset:
         dataset = find_prepared(options.dataset)
         if dataset is None:
-            raise UsageError(f"dataset {options.dataset}: no train.bin there; `python -m finetune.prepare` makes one")
+            raise UsageError(f"dataset {options.dataset}: no train.bin there; `finetune prepare` makes one")
     else:
         dataset = find_dataset_of_run(options.out_dir or "")
     check_vocabulary(dataset, model)

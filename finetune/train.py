@@ -5,13 +5,13 @@ finetune train small --dataset=data/mine --out_dir=out-mine
 
 from __future__ import annotations
 
-import shlex
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.common import console
+from finetune.common.commands import command
 from finetune.common.errors import Failure, UsageError
 from finetune.config.cli import die_with_launcher, parse, run
 from finetune.config.gate import EXIT_CODE, unmet
@@ -90,8 +90,7 @@ def train_and_push(recipe: Recipe, origins: dict[str, str], hooks: Hooks | None 
 def _export_and_push(recipe: Recipe, repository: str) -> None:
     """Export the best model to out_dir/export and push it, as finetune.export would."""
     out_dir, to = Path(recipe.out_dir), Path(recipe.out_dir) / "export"
-    flags = shlex.join([f"--out_dir={out_dir}", f"--to={to}", f"--push_to_hub={repository}"])
-    by_hand = f"python -m finetune.export {flags}"
+    by_hand = command("export", out_dir=out_dir, to=to, push_to_hub=repository)
     if not recipe.push:
         print(f"nothing is pushed to {repository} without --push=true; by hand: {by_hand}")
         return

@@ -158,7 +158,7 @@ def killed(recipe, world, kills, seed, slowest):
             text += chunk
         os.close(read)
         acknowledged = max([acknowledged, *map(int, text.split())])
-        inside_save += any(name.startswith(".tmp") for name in os.listdir(f"{recipe.out_dir}/last"))
+        inside_save += os.path.isdir(f"{recipe.out_dir}/last/{files.WORK}")
         valid = []
         for state in checkpoints.states(recipe.out_dir):
             problem = files.find_damage(state)

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 TOKEN = "hf_" + "standin" * 4
-LFS = (".safetensors", ".png")
+LFS = (".safetensors", ".png", ".gguf")
 
 
 class Hub(ThreadingHTTPServer):
@@ -22,7 +22,8 @@ class Hub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.repositories = {}  # name: {"private", "files": {path: content}}
+        # name: {"private", "files": {path: content}}, and of some "branches": {name: files} and "tags": {name: commit}
+        self.repositories = {}
         self.objects = {}  # of LFS: sha256: content
         self.commits, self.puts, self.requests = [], [], []
         self.before = lambda method, path: None
@@ -87,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.batch(json.loads(self.body))
         name, rest = self.named(parts)
         if len(rest) > 2 and rest[0] == "resolve":
-            return self.resolve(name, "/".join(rest[2:]))
+            return self.resolve(name, rest[1], "/".join(rest[2:]))
         return self.answer(404, {"error": "no such place"}, X_Error_Code="EntryNotFound")
 
     def named(self, parts):
@@ -114,17 +115,20 @@ class Handler(BaseHTTPRequestHandler):
         repository = self.server.repositories.get(name)
         if repository is None:
             return self.answer(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+        if rest and rest[0] in ("branch", "tag", "refs"):
+            return self.refs(repository, *rest)
         if not rest or rest[0] == "revision":
-            siblings = [
-                self.described(path, content, "blobs" in query) for path, content in repository["files"].items()
-            ]
+            held = at(repository, rest[1] if rest else "main")
+            if held is None:
+                return self.answer(404, {"error": "no such revision"}, X_Error_Code="RevisionNotFound")
+            siblings = [self.described(path, content, "blobs" in query) for path, content in held.items()]
             return self.answer(
                 200,
                 {
                     "id": name,
                     "modelId": name,
                     "private": repository["private"],
-                    "sha": head(repository),
+                    "sha": head(held),
                     "siblings": siblings,
                 },
             )
@@ -144,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
                 )
             return self.answer(200, {"files": answers})
         if rest[0] == "commit":
-            return self.commit(name, repository, [json.loads(line) for line in self.body.splitlines()])
+            return self.commit(name, repository, rest[1], [json.loads(line) for line in self.body.splitlines()])
         return self.answer(404, {"error": "no such place"}, X_Error_Code="EntryNotFound")
 
     def described(self, path, content, with_hashes):
@@ -175,8 +179,30 @@ class Handler(BaseHTTPRequestHandler):
             self.server.puts.append(oid)
         return self.answer(200 if oid in self.server.objects else 404, {})
 
-    def commit(self, name, repository, lines):
-        files = dict(repository["files"])
+    def refs(self, repository, kind, name=None):
+        branches, tags = repository.setdefault("branches", {}), repository.setdefault("tags", {})
+        if kind == "refs":
+            listed = {"main": head(repository["files"]), **{branch: head(files) for branch, files in branches.items()}}
+            named = {"branches": ("heads", listed), "tags": ("tags", tags)}
+            found = {
+                key: [{"name": one, "ref": f"refs/{word}/{one}", "targetCommit": sha} for one, sha in refs.items()]
+                for key, (word, refs) in named.items()
+            }
+            return self.answer(200, {**found, "converts": []})
+        if kind == "branch":
+            if name in branches:
+                return self.answer(409, {"error": "Reference already exists"})
+            branches[name] = dict(repository["files"])
+            return self.answer(200, {})
+        tag = json.loads(self.body)["tag"]
+        if tag in tags:
+            return self.answer(409, {"error": "Tag reference exists already"})
+        tags[tag] = name
+        return self.answer(200, {})
+
+    def commit(self, name, repository, branch, lines):
+        before = repository.get("branches", {}).get(branch, repository["files"])
+        files = dict(before)
         for line in lines:
             value = line["value"]
             if line["key"] == "file":
@@ -185,37 +211,42 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = self.server.objects[value["oid"]]
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
-            elif line["key"] == "header" and value.get("parentCommit", head(repository)) != head(repository):
+            elif line["key"] == "header" and value.get("parentCommit", head(before)) != head(before):
                 return self.answer(412, {"error": "the branch has moved on"})
-        repository["files"] = files
+        if branch in repository.get("branches", {}):
+            repository["branches"][branch] = files
+        else:
+            repository["files"] = files
         self.server.commits.append((name, [line["value"]["path"] for line in lines[1:]]))
         return self.answer(
             200,
-            {
-                "commitUrl": f"{self.server.url}/{name}/commit/{head(repository)}",
-                "commitOid": head(repository),
-                "success": True,
-            },
+            {"commitUrl": f"{self.server.url}/{name}/commit/{head(files)}", "commitOid": head(files), "success": True},
         )
 
-    def resolve(self, name, path):
+    def resolve(self, name, revision, path):
         repository = self.server.repositories.get(name)
-        if repository is None or path not in repository["files"]:
+        held = at(repository, revision) if repository else None
+        if held is None or path not in held:
             return self.answer(
                 404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound" if repository else "RepoNotFound"
             )
-        content = repository["files"][path]
+        content = held[path]
         etag = hashlib.sha256(content).hexdigest() if path.endswith(LFS) else git_sha1(content)
         return self.answer(
-            200, body=content, X_Repo_Commit=head(repository), ETag=f'"{etag}"', Content_Type="application/octet-stream"
+            200, body=content, X_Repo_Commit=head(held), ETag=f'"{etag}"', Content_Type="application/octet-stream"
         )
 
 
-def head(repository):
-    """The commit of a repository, which here is a hash of its contents."""
-    return hashlib.sha1(
-        repr(sorted((path, git_sha1(content)) for path, content in repository["files"].items())).encode()
-    ).hexdigest()
+def at(repository, revision):
+    """The files at a branch or commit, None if there is no such one."""
+    branches = {"main": repository["files"], **repository.get("branches", {})}
+    commits = {head(files): files for files in branches.values()}
+    return branches.get(revision) or commits.get(repository.get("tags", {}).get(revision, revision))
+
+
+def head(files):
+    """The commit of some files, which here is a hash of their contents."""
+    return hashlib.sha1(repr(sorted((path, git_sha1(content)) for path, content in files.items())).encode()).hexdigest()
 
 
 def git_sha1(content):

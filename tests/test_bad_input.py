@@ -249,7 +249,7 @@ CASES = {
         lambda: (bins_with(), model(), text(b'{"model_type": "llama"}', "model/config.json")),
         "train",
         ["--dataset=d", "--init_from=model", "--out_dir=out"],
-        "'llama', not 'gpt2'",
+        "model_type is llama, not gpt2",
     ),
     "damaged weights": (
         lambda: (bins_with(), model(), text(b"cut", "model/model.safetensors")),
@@ -406,7 +406,12 @@ CASES = {
     "sample of a directory that is no model": (bins_with, "sample", ["--out_dir=data"], "data: no model here"),
     "sample of ids without a tokenizer": (model, "sample", ["--init_from=model"], "101 ids are not GPT-2's"),
     "min_p above 1": (speaker, "sample", ["--init_from=model", "--min_p=2"], "min_p: must be at least 0 and at most 1"),
-    "repetition_penalty of 0": (speaker, "sample", ["--init_from=model", "--repetition_penalty=0"], "must be above 0"),
+    "repetition_penalty of 0": (
+        speaker,
+        "sample",
+        ["--init_from=model", "--repetition_penalty=0"],
+        "must be at least 1e-06",
+    ),
     "max_copy of unknown data": (speaker, "sample", ["--init_from=model", "--max_copy=3"], "Give --dataset=DIR"),
     "max_copy of data that is gone": (
         speaker,

@@ -121,11 +121,11 @@ def test_nothing_is_written_through_a_link(command, tiny_run, tmp_path, name):
 def test_a_link_is_replaced_and_what_it_points_to_stays(tiny_run, tmp_path, name):
     tiny_run("out", "--max_iters=2")
     precious = tmp_path / "precious"
-    precious.write_text("mine")
+    precious.write_text("seed: 1337\n")
     Path("out", name).unlink(missing_ok=True)
     Path("out", name).symlink_to(precious)
     tiny_run("out", "--init_from=resume", "--max_iters=4")
-    assert precious.read_text() == "mine"
+    assert precious.read_text() == "seed: 1337\n"
 
 
 def test_prepare_writes_into_no_model_and_over_no_bins_of_others(command, corpus, tiny_run):

@@ -28,6 +28,7 @@ def column(rows):
         ({"id": "a1b2c3", "lang": "en", "url": "https://example.org/a/long/address/of/a/page"}, "'body'"),
         ({"title": "A title"}, "'body'"),
         ({"sentiment": "positive"}, "'body'"),
+        ({"tags": ["one", "two"], "meta": {"a": 1}, "embedding": [0.5, 0.25]}, "'body'"),
         ({"score": 0.5, "date": "2020-01-01", "ok": True, "nothing": None}, "'body'"),
     ],
 )
@@ -40,8 +41,8 @@ def test_what_is_about_a_document_is_not_the_document(beside, taken):
     [
         ({"summary": "Short and sweet words, many of them."}, r"which column is the text\? .* body, summary; name it"),
         ({"title": "A title that is as long as the body is, or longer"}, "'title' holds as much text as 'body'"),
-        ({"tags": ["one", "two"]}, "'tags' holds lists"),
-        ({"meta": {"a": 1}}, "'meta' holds objects"),
+        ({"parts": ["one", "two"]}, "'parts' holds lists"),
+        ({"data": {"a": "b"}}, "'data' holds objects"),
         ({"text": "too short"}, "'body' holds more text than 'text'"),
     ],
 )

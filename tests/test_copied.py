@@ -123,3 +123,15 @@ def test_a_model_that_learned_by_heart_is_found_out_and_can_be_kept_from_it(corp
         assert not any(span in train for span in spans[13])
         assert any(span in train for span in spans[12]), "it would have gone on"
         assert kept["longest"] == 12 and all(len(text) == 240 for text in texts)
+
+
+def test_white_space_is_no_copy():
+    Path("t.txt").write_text(("one line of text" + " " * 40 + "\n\n\n") * 50 + "the end of it all")
+    data = prepare(["t.txt"], "d", "char")
+    sample = data.tokenizer.encode(" " * 30 + "\n\n the end of " + " " * 20)
+    found = verbatim.report_copies(data, [sample], n=8)
+    assert not (found["text"] or "x").isspace() and found["longest"] < 20
+    blank = verbatim.report_copies(data, [data.tokenizer.encode(" " * 30)], n=8)
+    assert blank["copied"] == 0 and blank["longest"] == 0
+    few = verbatim.report_copies(data, [data.tokenizer.encode("line of text" + " " * 5)], n=8)
+    assert few["copied"] == 1  # within a sentence white space counts

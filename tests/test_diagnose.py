@@ -271,7 +271,7 @@ def test_the_command_prints_all_of_a_broken_run(command):
     assert (code, error) == (2, "out_dir nowhere: no such directory; runs here: other, out\n")
     Path("theirs").mkdir()
     Path("theirs/ckpt.pt").write_bytes(b"")
-    assert "python -m finetune.sample --init_from=theirs/ckpt.pt" in command("diagnose", "--out_dir=theirs")[2]
+    assert "finetune sample --init_from=theirs/ckpt.pt" in command("diagnose", "--out_dir=theirs")[2]
 
 
 def test_a_real_healthy_run_has_no_finding(tiny_run):

@@ -33,7 +33,7 @@ def table():
         have, typed, _ = cells(line)
         code = re.fullmatch(r"`(.*)`", typed)
         assert code, f"{have}: one command between backticks"
-        found.append((have, shlex.split(code[1].removeprefix("python -m finetune.prepare "))))
+        found.append((have, shlex.split(code[1].removeprefix("finetune prepare "))))
     return found
 
 

@@ -340,7 +340,7 @@ def test_fix_writes_the_clean_corpus_and_says_what_it_removed(command, bpe_direc
     }
     assert sorted(path.name for path in Path("clean").iterdir()) == ["removed.jsonl", "train.jsonl", "val.jsonl"]
     assert "removed       10 documents that repeat an earlier one (train)" in out
-    assert "to fix it: python -m finetune.doctor d --fix=dedup,leaks,encoding" in out
+    assert "to fix it: finetune doctor d --fix=dedup,leaks,encoding" in out
     code, _, error = command("doctor", "d", "--fix=dedup", "--out_dir=clean")
     assert code == 2 and "clean/train.jsonl: is there already" in error
 

@@ -445,7 +445,7 @@ BAD = {
     ),
     "a run without a model": (without_best, ["--out_dir=broken", "--to=x"], "no model here"),
     "a damaged model": (damaged, ["--out_dir=broken", "--to=x"], "model.safetensors has 3 bytes instead of"),
-    "an unknown format": (None, ["--out_dir=base", "--to=x", "--format=gguf"], "expected one of hf, nanogpt"),
+    "an unknown format": (None, ["--out_dir=base", "--to=x", "--format=ggml"], "expected one of hf, nanogpt"),
     "an unknown dtype": (None, ["--out_dir=base", "--to=x", "--dtype=int8"], "expected one of float32"),
     "a share above one": (None, ["--out_dir=base", "--to=x", "--interpolate=1.5"], "auto or a number from 0 to 1"),
     "interpolation without a run": (None, ["--init_from=base", "--to=x", "--interpolate=auto"], "give --out_dir=OUT"),
@@ -527,3 +527,42 @@ def test_what_others_put_beside_an_export_is_not_removed(runs, command):
     code, _, error = command("export", f"--out_dir={runs / 'base'}", "--to=mine")
     assert code == 2 and error.count("\n") == 1 and "holds notes.txt besides an earlier export" in error
     assert Path("mine/notes.txt").read_text() == "to be kept"
+
+
+def test_pipeline_stays_inside_a_short_context(model_directory, bpe_directory, command):
+    import logging
+
+    from transformers import pipeline
+
+    model_directory(tokenizers.from_directory(bpe_directory(HARD * 3)))
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        Path("model", name).unlink()
+    code, _, error = command("export", "--init_from=model", "--to=mine")
+    assert code == 0, error
+    config, generation = (
+        json.loads(Path("mine", name).read_text()) for name in ("config.json", "generation_config.json")
+    )
+    assert generation["max_new_tokens"] == 16 and "max_length" not in generation
+    # where pipeline() of transformers 4 looks
+    assert config["task_specific_params"] == {"text-generation": {"max_new_tokens": 16}}
+    told = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())
+    logging.getLogger("transformers").addHandler(handler)
+    write = pipeline("text-generation", "mine")
+    write("Hello", do_sample=False)  # more than 32 tokens would be past the last position
+    write("Hello", max_new_tokens=4, do_sample=False)
+    texts = write(["Hello", "the end", "na\u00efve"], batch_size=3, max_new_tokens=4, do_sample=False)
+    logging.getLogger("transformers").removeHandler(handler)
+    assert len(texts) == 3 and not [text for text in told if "max_length" in text]
+
+
+def test_a_report_for_others_names_no_folders(runs):
+    from finetune.publishing.run_report import public_report
+
+    started = next(event for event in read_metrics(runs / "tuned" / "metrics.jsonl") if event["event"] == "start")
+    Path("report.html").write_text(
+        f"<p>{runs}/tuned from {runs}/base, {started['recipe']['dataset']}; /home/me/texts/poem.txt, https://a.b/c/d</p>"
+    )
+    assert public_report(Path(), started["recipe"]) == "<p>tuned from base, tuned; poem.txt, https://a.b/c/d</p>"
+    assert public_report(runs, {}) is None

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import front_door_answers
+import front_door_beside
 import front_door_chat
 import front_door_columns
 import front_door_csv
@@ -27,6 +28,7 @@ from front_door import documents_of, is_same
 
 MODULES = (
     front_door_answers,
+    front_door_beside,
     front_door_chat,
     front_door_columns,
     front_door_csv,

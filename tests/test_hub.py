@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from stand_in_hub import TOKEN, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the client's own calls
 
 FLAGS = ("--out_dir=out", "--to=mine", "--push_to_hub=me/tiny")
 EXPORT = ("-m", "finetune.export", *FLAGS)
-AGAIN = f"again: python -m finetune.export {' '.join(FLAGS)}\n"
+AGAIN = f"again: finetune export {' '.join(FLAGS)}\n"
 
 
 @pytest.fixture
@@ -183,7 +184,7 @@ def test_train_pushes_only_when_it_is_told_to_on_the_command_line(hub, corpus, c
     model = "init_from: scratch\ntokenizer: char\nn_layer: 1\nn_head: 1\nn_embd: 16\nblock_size: 16\n"
     updates = "batch_size: 2\ngradient_accumulation_steps: 1\nmax_iters: 2\ndtype: float32\n"
     recipe.write_text(f"dataset: {corpus()}\n{model}{updates}push_to_hub: me/trained\n")
-    by_hand = "python -m finetune.export --out_dir=out --to=out/export --push_to_hub=me/trained"
+    by_hand = "finetune export --out_dir=out --to=out/export --push_to_hub=me/trained"
     code, out, error = command("train", "r.yaml")
     assert code == 0 and hub.requests == [] and not Path("out/export").exists(), error
     assert out.endswith(f"nothing is pushed to me/trained without --push=true; by hand: {by_hand}\n")
@@ -192,7 +193,7 @@ def test_train_pushes_only_when_it_is_told_to_on_the_command_line(hub, corpus, c
     assert code == 4 and hub.commits == []
     assert error.endswith(f"The export in {Path('out/export').resolve()} is whole; again: {by_hand}\n")
     hub.before = lambda method, path: None
-    code, out, error = command("export", *by_hand.split()[3:])
+    code, out, error = command("export", *by_hand.split()[2:])
     assert code == 0 and "is this export already" in out and len(hub.commits) == 1, error
     code, out, error = command("train", "r.yaml", "--push=true", "--overwrite=true", "--seed=2")
     assert code == 0 and len(hub.commits) == 2, error
@@ -205,3 +206,105 @@ def test_train_pushes_only_when_it_is_told_to_on_the_command_line(hub, corpus, c
     assert code == 2 and "give push_to_hub=USER/NAME too" in error
     code, _, error = command("train", "--dataset=x", "--push_to_hub=trained")
     assert code == 2 and "it is USER/NAME" in error
+
+
+@pytest.fixture
+def repository(hub):
+    return lambda: hub.repositories["me/tiny"]
+
+
+def front_matter(card):
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_words_of_the_owner_stay_and_ours_are_new(hub, exported, push, command, tiny_run):
+    """Push with license, tags and a GGUF file; the owner edits the card on the Hub; push again after more training."""
+    card = ("--license=cc-by-4.0", "--language=en,de", "--tags=tiny,mine", "--gguf_type=f16")
+    code, out, error = push(*card)
+    assert code == 0 and len(hub.commits) == 1 and "tiny-F16.gguf" in hub.commits[0][1], error
+    files = hub.repositories["me/tiny"]["files"]
+    assert files["tiny-F16.gguf"][:4] == b"GGUF" and b"ollama run hf.co/me/tiny" in files["README.md"]
+    found = front_matter(files["README.md"].decode())
+    assert (found["license"], found["language"]) == ("cc-by-4.0", ["en", "de"])
+    assert found["tags"][-2:] == ["tiny", "mine"]
+    [tag] = hub.repositories["me/tiny"]["tags"]
+    assert tag.startswith("step-4-") or tag.startswith("step-")
+    text = (
+        files["README.md"]
+        .decode()
+        .replace("license: cc-by-4.0", "license: mit\nwidget: hello")
+        .replace("- mine", "- mine\n- hers")
+    )
+    text = text.replace("# tiny", "# My tiny model\n\nWritten by hand, above.").replace(
+        "<!-- finetune:usage -->", "Between, too.\n\n<!-- finetune:usage -->"
+    )
+    files["README.md"] = (text + "\n## Thanks\n\nTo you.\n").encode()
+    tiny_run("out", "--max_iters=9", "--overwrite=true")
+    code, out, error = push(*card[1:])
+    assert code == 0 and len(hub.commits) == 2, error
+    new = hub.repositories["me/tiny"]["files"]["README.md"].decode()
+    for words in ("# My tiny model\n\nWritten by hand, above.\n", "Between, too.\n", "\n## Thanks\n\nTo you.\n"):
+        assert words in new
+    assert "| max_iters | 9 |" in new and "| max_iters | 4 |" not in new and new.count("## How to use it") == 1
+    found = front_matter(new)
+    assert found["license"] == "mit" and found["widget"] == "hello" and {"hers", "mine", "gpt2"} <= {*found["tags"]}
+    assert held(hub) == here() and len(hub.repositories["me/tiny"]["tags"]) == 2
+    code, out, error = push(*card[1:])
+    assert code == 0 and "nothing to push" in out and len(hub.commits) == 2, error
+    code, out, error = push(*card)  # what the command line says goes before what the owner says
+    assert code == 0 and front_matter(held(hub)["README.md"].decode())["license"] == "cc-by-4.0", error
+
+
+def test_words_in_both_places_are_not_chosen_between(hub, exported, push):
+    push()
+    files = hub.repositories["me/tiny"]["files"]
+    files["README.md"] += b"\nOn the Hub.\n"
+    Path("mine/README.md").write_text(Path("mine/README.md").read_text() + "\nHere.\n")
+    code, _, error = push()
+    assert code == 4 and "README.md was edited both there and in" in error and len(hub.commits) == 1, error
+    assert "\nHere.\n" in Path("mine/README.md").read_text()  # the export was written anew around these words
+    Path("mine/README.md").write_bytes(files["README.md"])
+    code, _, error = push()
+    assert code == 0 and b"\nOn the Hub.\n" in held(hub)["README.md"] and held(hub) == here(), error
+
+
+def test_a_branch_gets_the_export_and_main_stays(hub, exported, push):
+    push()
+    main = held(hub)
+    code, out, error = push("--revision=trial", "--license=mit")
+    assert code == 0 and held(hub) == main, error
+    assert {**hub.repositories["me/tiny"]["branches"]["trial"]}["README.md"] == here()["README.md"]
+    code, out, error = push("--revision=trial", "--license=mit")
+    assert code == 0 and "nothing to push" in out, error
+
+
+def test_a_model_of_another_program_is_replaced_only_when_told(hub, exported, push):
+    theirs = {
+        "config.json": b"{}",
+        "model.safetensors": b"theirs",
+        "training_args.bin": b"x",
+        "README.md": b"# Hi\n\nMine.\n",
+    }
+    hub.repositories["me/tiny"] = {"private": True, "files": dict(theirs)}
+    code, _, error = push()
+    assert (
+        code == 4 and "config.json, model.safetensors, training_args.bin would be replaced: --overwrite=true" in error
+    )
+    assert held(hub) == theirs
+    code, out, error = push("--overwrite=true")
+    assert code == 0 and "me/tiny: replacing README.md, config.json, model.safetensors" in out, error
+    assert held(hub) == {**here(), "training_args.bin": b"x"} and b"\nMine.\n" in held(hub)["README.md"]
+
+
+def test_what_the_card_cannot_say_is_refused(command):
+    for flags, told in {
+        ("--license=MIT License",): "license: expected the Hub's name of a license, such as mit",
+        ("--language=english",): "language: expected codes such as en",
+        ("--tags=a b",): "tags: expected words",
+        ("--license=mit", "--format=gguf"): "license: is told on the card, and format=gguf has none",
+        ("--revision=x",): "revision: has no effect without --push_to_hub",
+        ("--overwrite=true",): "overwrite: has no effect without --push_to_hub",
+        ("--push_to_hub=me/x", "--revision=a..b/"): "revision: expected the name of a branch",
+    }.items():
+        code, _, error = command("export", "--init_from=x", "--to=g", *flags)
+        assert code == 2 and told in error and len(error.splitlines()) == 1, error

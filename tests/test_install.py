@@ -66,7 +66,9 @@ def test_the_wheel_has_all_that_the_package_needs(built):
     (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
     in_wheel = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "finetune").rglob("*.py")}
-    data = {f"finetune/{path}" for path in ("py.typed", "runs/model_card.md.j2", "tools/report/report.html.j2")}
+    data = {
+        f"finetune/{path}" for path in ("py.typed", "flags.pyi", "runs/model_card.md.j2", "tools/report/report.html.j2")
+    }
     recipes = {path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*.yaml")}
     recipes = {f"finetune/packaged_recipes/{path}" for path in recipes}
     assert {name for name in in_wheel if ".dist-info/" not in name} == modules | data | recipes

@@ -122,7 +122,8 @@ def test_two_processes_on_a_cpu_and_a_refusal_in_one_line():
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="sends signals to a process group")
 @pytest.mark.parametrize(
-    "number, whole_group", [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)]
+    "number, whole_group",
+    [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGHUP, True)],
 )
 def test_a_signal_ends_all_processes_with_a_state_and_its_exit_code(number, whole_group):
     process = start("--num_processes=2", "--max_iters=1000000", "--eval_interval=1000000", start_new_session=True)

@@ -4,6 +4,7 @@ A server on 127.0.0.1 is the Hub, the place of GPT-2's vocabulary, or both; the 
 
 import contextlib
 import gzip
+import json
 import re
 import socket
 import struct
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from finetune.common import hub_client, network
+from finetune.common.network import Unreachable
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
@@ -77,14 +79,15 @@ FAULTS = {  # what a server does, and what the line says of it
 
 
 @contextlib.contextmanager
-def serving(fault):
-    """The URL of a server that does this to everybody."""
+def serving(fault, honest=None):
+    """The URL of a server that does this to everybody, but where `honest(method, path)` answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve(client):
             with contextlib.suppress(OSError), client:
-                client.recv(65536)
-                fault(client) if callable(fault) else client.sendall(fault)
+                asked = client.recv(65536).decode("latin-1").split(" ")[:2]
+                fitting = (honest(*asked) if honest else None) or fault
+                fitting(client) if callable(fitting) else client.sendall(fitting)
 
         def accept():
             with contextlib.suppress(OSError):
@@ -157,3 +160,120 @@ def test_a_bad_server_costs_each_command_one_line(name, at, command, monkeypatch
             assert len(lines) == 1 and len(lines[0]) < 700 and "Traceback" not in error, (title, error)
             assert re.search(told, lines[0]), (title, lines[0])
             assert not Path("data/set").exists() and not Path("data/t").exists() and not Path("out/best").exists()
+
+
+SHA = "a" * 40
+
+
+def good_hub(files):
+    """Honest answers about owner/model, but for the contents of its files."""
+    listed = {"id": "owner/model", "modelId": "owner/model", "sha": SHA, "private": False}
+    listed["siblings"] = [{"rfilename": name} for name in files]
+    tree = [{"type": "file", "path": name, "size": len(files[name]), "oid": "b" * 40} for name in files]
+
+    def honest(method, path):
+        if path.startswith("/api/"):
+            return answer(body=json.dumps(tree if "/tree/" in path else listed).encode())
+        name = path.rsplit("/", 1)[1].partition("?")[0]
+        if method == "HEAD" and name in files:
+            more = f'ETag: "{"c" * 40}"\r\nX-Repo-Commit: {SHA}\r\n'
+            return answer(body=files[name], kind="text/plain", more=more).partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+        return None
+
+    return honest
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name",
+    ["silence", "500", "a page of a proxy", "a cut body", "a body that drips", "a body without an end", "a reset"],
+)
+def test_a_hub_that_fails_in_the_middle_costs_one_line(name, at, command):
+    fault, told = FAULTS[name]
+    with serving(fault, good_hub({"config.json": b"x" * 1000, "model.safetensors": b"x" * 100_000})) as url:
+        at(url)
+        began = time.monotonic()
+        code, out, error = command("sample", "--init_from=owner/model")
+        assert code == 2 and len(error.splitlines()) == 1 and re.search(told, error), (code, out, error)
+        assert time.monotonic() - began < 6
+
+
+def test_a_busy_server_is_asked_again(at, monkeypatch):
+    monkeypatch.setattr(hub_client, "TRIES", 3)
+    monkeypatch.setattr(hub_client, "PAUSE_SECONDS", 0.01)
+    asked = []
+
+    def honest(method, path):
+        asked.append(path)
+        return answer("503 Service Unavailable", more="Retry-After: 3601\r\n") if len(asked) < 3 else good(method, path)
+
+    good = good_hub({"config.json": b"{}"})
+    with serving(b"", honest) as url:
+        at(url)
+        hub_client.bound()
+        from huggingface_hub import HfApi
+
+        assert HfApi().model_info("owner/model", timeout=1).sha == SHA and len(asked) == 3
+
+
+def test_a_proxy_that_swallows_everything_is_given_up(at, command, monkeypatch):
+    Path("t.txt").write_text("the quick brown fox. " * 50)
+    with serving(lambda client: time.sleep(5)) as proxy:
+        at("https://example.invalid")
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, proxy)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        began = time.monotonic()
+        code, _, error = command("prepare", "t.txt", "--tokenizer=gpt2", "--out_dir=data/t")
+        assert code == 2 and "silent" in error and "--tokenizer=DIR" in error and time.monotonic() - began < 6
+        assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_download_is_bounded(name, at):
+    with serving(FAULTS[name][0]) as url:
+        at(url)
+        began = time.monotonic()
+        with contextlib.suppress(Unreachable):
+            assert len(network.download(f"{url}/file", most=1 << 16)) < 1 << 16
+        assert time.monotonic() - began < 3
+
+
+def test_a_file_that_says_its_size_may_be_large_and_slow_readers_are_no_fault(at, monkeypatch):
+    content = bytes(range(256)) * 10_000  # over MOST_BYTES of the fixture
+    with serving(answer(body=content, kind="application/octet-stream")) as url:
+        at(url)
+        hub_client.bound()
+        import huggingface_hub
+
+        with huggingface_hub.get_session().stream("GET", f"{url}/weights.safetensors") as response:
+            got = b""
+            for number, part in enumerate(response.iter_bytes(1 << 18)):
+                time.sleep(0.4 if number < 2 else 0)  # longer than IDLE_SECONDS
+                got += part
+        assert got == content
+        with pytest.raises(Unreachable, match="more than"):
+            huggingface_hub.get_session().get(f"{url}/config.json")
+
+
+def test_an_upload_may_take_long_as_long_as_it_goes_on(at):
+    size = 30_000_000  # more than the buffers of the sockets
+
+    def slow(client):
+        got = 0
+        while got < size - 8_000_000:
+            got += len(client.recv(1 << 18))
+            time.sleep(0.01)
+        while got < size:
+            got += len(client.recv(1 << 20))
+        client.sendall(answer())
+
+    with serving(slow) as url:
+        at(url)
+        hub_client.bound()
+        import huggingface_hub
+
+        began = time.monotonic()
+        assert huggingface_hub.get_session().put(f"{url}/lfs/x", content=bytes(size)).status_code == 200
+        assert time.monotonic() - began > 0.5  # longer than IDLE_SECONDS

@@ -320,7 +320,7 @@ def test_a_text_is_prepared_for_a_plan_as_for_training_or_not_at_all(tiny):
     assert choice(init_from="scratch") == choice(init_from="gpt2-xl") == "gpt2"
     assert choice(init_from="someone/model", tokenizer="char") == "char"
     assert choice(init_from="out").kind == "char"
-    with pytest.raises(UsageError, match="python -m finetune.prepare t.txt --tokenizer=someone/model"):
+    with pytest.raises(UsageError, match="finetune prepare t.txt --tokenizer=someone/model"):
         choice(init_from="someone/model")
 
 

@@ -44,7 +44,7 @@ SKIPPED = {
     "finetune train recipes/small.yaml --learning_rate=1e-5 --epochs=3 --batch_size=4": (
         "shows flags, on a text that would be downloaded; test_docs.py parses it"
     ),
-    "python -m finetune.plan recipes/small.yaml --dataset=data/mine --quick=true": (
+    "finetune plan recipes/small.yaml --dataset=data/mine --quick=true": (
         "knows the shape of the real gpt2, to which these data are strange; test_plan.py runs it"
     ),
     "hf auth login": "asks for a token, which HF_TOKEN has here",
@@ -68,7 +68,7 @@ SKIPPED = {
 # blocks beside the way, which take as long again: run with -m slow
 VARIATIONS = {
     "\n".join(
-        f"python -m finetune.prepare {sources} --out_dir=data/{name}"
+        f"finetune prepare {sources} --out_dir=data/{name}"
         for sources, name in [
             ("notes/ more.txt", "notes"),
             ("'src/**/*.py'", "code"),

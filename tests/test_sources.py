@@ -21,7 +21,7 @@ def texts(count=200, seed=0):
     words = ["".join(rng.choice("abcdeéß漢😀,\n ") for _ in range(rng.randint(1, 9))) for _ in range(80)]
     found = [f"{i}: " + " ".join(rng.choice(words) for _ in range(rng.randint(1, 60))) for i in range(count)]
     found[3] = 'a literal <|endoftext|> and "quotes", commas,\nlines'
-    found[4], found[5] = "007", "NA"
+    found[4], found[5] = "007", "N A"
     return found
 
 

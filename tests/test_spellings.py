@@ -1,19 +1,24 @@
 """What people type: flags, recipes and their bases, the environment and nanoGPT's configs, and their mistakes."""
 
 import dataclasses
+import importlib
 import shlex
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from finetune import diagnose, export, plan, prepare, report, sample
 from finetune.common.errors import UsageError
 from finetune.config.cli import parse
 from finetune.config.options import option
 from finetune.config.recipe import Recipe
 from finetune.config.recipe_file import comments_by_key
 from finetune.evaluation import options as evaluation_options
+
+diagnose, export, plan, prepare, report, sample = (
+    importlib.import_module(f"finetune.{name}")  # an attribute of finetune is the function of this name
+    for name in ("diagnose", "export", "plan", "prepare", "report", "sample")
+)
 
 NANOGPT = {
     "config/finetune_shakespeare.py": """import time

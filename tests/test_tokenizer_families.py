@@ -238,7 +238,7 @@ def test_unknown_words_without_a_token_for_them_are_named(tmp_path):
     (tmp_path / "a.txt").write_text("the queen " * 20)
     with pytest.raises(UsageError, match="'queen'"):
         prepare([tmp_path / "a.txt"], tmp_path / "data", tmp_path)
-    assert not list((tmp_path / "data").iterdir())
+    assert not (tmp_path / "data").exists()
 
 
 def test_files_without_tokenizer_json(directories, tmp_path, bpe_directory):

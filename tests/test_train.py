@@ -470,7 +470,7 @@ def test_wandb_that_is_absent_or_offline_never_stops_a_run(tiny_run, monkeypatch
 def test_two_runs_cannot_share_an_out_dir(tiny_run, command, corpus):
     Path("out").mkdir()
     code = (
-        "from finetune.common.files import lock\nimport sys\nwith lock('out'):\n print('locked', flush=True)\n"
+        "from finetune.common.lock import lock\nimport sys\nwith lock('out'):\n print('locked', flush=True)\n"
         " sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -486,7 +486,7 @@ def test_two_runs_cannot_share_an_out_dir(tiny_run, command, corpus):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_killed_run_frees_its_out_dir_though_its_child_lives():
     code = (
-        "import os, time\nfrom finetune.common.files import lock\nwith lock('out'):\n"
+        "import os, time\nfrom finetune.common.lock import lock\nwith lock('out'):\n"
         " child = os.fork() or time.sleep(60)\n print(child, flush=True)\n time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:

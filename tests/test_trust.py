@@ -549,6 +549,14 @@ def test_warning_signs(losses, vocab, pretrained, expected):
     assert all(any(character.isdigit() for character in line) for line in found.values())
 
 
+def test_nothing_is_memorized_within_the_first_pass_or_by_noise():
+    losses = [(4.0, 4.0), (3.5, 3.6), (3.2, 3.7), (3.0, 3.9), (2.8, 4.1)]
+    for passes, expected in ((0.9, set()), (1.0, {"overfitting", "gap"}), (None, {"overfitting", "gap"})):
+        assert warning_signs.warning_signs(evaluations(*losses), 50257, True, passes).keys() == expected
+    noise = [(4.0, 4.0), (3.5, 3.6), (3.49, 3.605), (3.48, 3.602), (3.47, 3.61)]
+    assert not warning_signs.warning_signs(evaluations(*noise), 50257, True)
+
+
 def test_the_watch_is_not_alarmed_by_an_ordinary_run():
     rng = np.random.default_rng(0)
     watch = monitor.LossMonitor()

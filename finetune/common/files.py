@@ -18,10 +18,12 @@ from typing import Any, TextIO
 import psutil
 
 from finetune.common.errors import UsageError
+from finetune.common.formatting import unify_newlines
 from finetune.common.machine import sync
 
 MANIFEST = "manifest.json"
 MAX_JSON, MAX_DEPTH = 1 << 28, 64  # bytes and levels; the largest tokenizer.json of the Hub has 40 MB
+MAX_TEXT = 1 << 26  # bytes of a file of prompts
 CHUNK_BYTES = 1 << 22
 # beside what is written: all in it was begun here, as PID@HOST~NAME, or is old~NAME, replaced, or removed~NAME
 WORK = ".finetune-tmp"
@@ -46,7 +48,7 @@ def _working(target: Path) -> Generator[Path]:
     `target` is removed first. Raises OSError."""
     folder = target.parent / WORK
     sweep(target.parent, target.name)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     if folder.is_symlink():  # of a directory that came from elsewhere
         raise NotADirectoryError(errno.ENOTDIR, "is a link", str(folder))
     work = folder / f"{os.getpid()}@{socket.gethostname()}~{target.name}"
@@ -67,6 +69,7 @@ def write_directory(target: str | Path, fill: Callable[[Path], object]) -> None:
     """Replace `target` by the directory that `fill(directory)` writes; files in it that were not written so are kept.
     It is on disk when this returns. Raises OSError, and then nothing has changed."""
     target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with _working(target) as work:
         work.mkdir()
         fill(work)
@@ -89,6 +92,7 @@ def temporary_directory(out_dir: str | Path) -> Generator[Path]:
     """A directory on the disk of `out_dir`, which is made if needed; removed when the block ends. Raises UsageError."""
     with contextlib.ExitStack() as stack:
         try:
+            Path(out_dir).mkdir(parents=True, exist_ok=True)
             work = stack.enter_context(_working(Path(out_dir, "prepare")))
             work.mkdir()
         except OSError as error:
@@ -119,6 +123,13 @@ def files_in_manifest(directory: str | Path) -> list[str]:
         manifest = read_json(Path(directory) / MANIFEST)
         return sorted(manifest["files"]) if manifest["format"] == 1 else []
     return []
+
+
+def sha256_in_manifest(directory: str | Path, name: str) -> str | None:
+    """The sha256 of a file as `write_directory` wrote it; None if the manifest does not say."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return read_json(Path(directory) / MANIFEST)["files"][name]["sha256"]
+    return None
 
 
 def find_damage(directory: str | Path) -> str | None:
@@ -253,10 +264,15 @@ def open_append(path: str | Path) -> TextIO:
     return open(os.open(path, flags, 0o666), "a", encoding="utf-8")
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, without byte order mark and with every line end as \\n. Raises UsageError."""
+def read_text(path: str | Path, most: int = MAX_TEXT) -> str:
+    """The text of a UTF-8 file, without byte order mark and with every line end as \\n. Raises UsageError, also for one
+    of more than `most` bytes."""
     try:
-        return Path(path).read_text(encoding="utf-8").removeprefix("\ufeff")
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise UsageError(f"{path}: has more than {most:,} bytes")
+        return unify_newlines(content.decode("utf-8").removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: byte at offset {error.start:,} is not UTF-8") from None
     except OSError as error:

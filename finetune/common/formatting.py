@@ -5,11 +5,21 @@ from __future__ import annotations
 import sys
 from typing import TypeGuard
 
+MOST_CHARACTERS = 500  # in a line of an error
+
 
 def printable(text: object) -> str:
     """Text for a terminal: line ends stay, and other characters that would steer it are written as \\x1b."""
     return "".join(
         char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode() for char in str(text)
+    )
+
+
+def message_lines(error: object) -> str:
+    """An error's message for a terminal, in lines of at most MOST_CHARACTERS: of a longer one both ends."""
+    lines = printable(error).split("\n")
+    return "\n".join(
+        line if len(line) <= MOST_CHARACTERS else f"{line[: MOST_CHARACTERS - 165]} ... {line[-160:]}" for line in lines
     )
 
 
@@ -52,12 +62,12 @@ def figure(value: float) -> str:
 
 
 def setting(value: object) -> str:
-    """The value of a key as a flag writes it; text is quoted if it is empty or has spaces around it."""
+    """The value of a key as a flag writes it; text is quoted if it is empty, steers a terminal or has spaces around."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
-    if isinstance(value, str) and (not value or value != value.strip()):
+    if isinstance(value, str) and (value != value.strip() or not value or not value.isprintable()):
         return repr(value)
     return "none" if value is None else str(value)
 

@@ -12,8 +12,9 @@ from typing import Any
 from finetune.common import network
 from finetune.common.network import Progress, Unreachable, watched
 
-TRIES = 3  # of a request that changes nothing
+TRIES, PAUSE_SECONDS = 3, 1  # of a request that changes nothing; the pause grows with each
 MOST_BYTES = 1 << 28  # of an answer that does not say its size, or of a kind that is small
+PIECE_BYTES = 1 << 16  # of what is sent, so that its progress is seen
 SMALL = (".json", ".txt", ".model", ".md", ".jinja")
 BUSY = (408, 429, 500, 502, 503, 504)  # answers that another try may change
 
@@ -65,8 +66,10 @@ class Sent:
 
     def __iter__(self) -> Iterator[bytes]:
         for part in self.inner:
-            self.progress.add(len(part))
-            yield part
+            for start in range(0, len(part), PIECE_BYTES):
+                piece = part[start : start + PIECE_BYTES]
+                self.progress.add(len(piece))
+                yield piece
 
 
 class Received:
@@ -134,7 +137,7 @@ def _exchange(send: Callable[[], Any], method: str, server: str, progress: Progr
     """The answer to a request, tried again unless it sends something. Raises Unreachable."""
     tries, problem = TRIES if method in ("GET", "HEAD") else 1, ""
     for number in range(tries):
-        time.sleep(number)
+        time.sleep(number * PAUSE_SECONDS)
         progress.at = time.monotonic()
         try:
             response = watched(send, server, progress)

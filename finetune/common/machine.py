@@ -26,6 +26,16 @@ def read_proc(name: str) -> str:
     return path.read_text(errors="ignore") if path.exists() else ""
 
 
+def drop_stray_ranks() -> None:
+    """Forget a RANK that no launcher has given to this process: one comes with the size of its group and an address."""
+    given = [name for name in ("RANK", "LOCAL_RANK") if name in os.environ]
+    lacks = [name for name in ("WORLD_SIZE", "MASTER_ADDR") if name not in os.environ]
+    if given and lacks:
+        for name in given:
+            del os.environ[name]
+        print(f"{' and '.join(given)} without {' and '.join(lacks)}: left by a launcher, ignored", file=sys.stderr)
+
+
 def sync(path: str | Path) -> None:
     """Wait until a file, or the names in a directory, are on disk."""
     on_windows = sys.platform == "win32"  # opens no directory, and syncs only what is open for writing
@@ -36,13 +46,3 @@ def sync(path: str | Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def drop_stray_ranks() -> None:
-    """Forget a RANK that no launcher has given to this process: one comes with the size of its group and an address."""
-    given = [name for name in ("RANK", "LOCAL_RANK") if name in os.environ]
-    lacks = [name for name in ("WORLD_SIZE", "MASTER_ADDR") if name not in os.environ]
-    if given and lacks:
-        for name in given:
-            del os.environ[name]
-        print(f"{' and '.join(given)} without {' and '.join(lacks)}: left by a launcher, ignored", file=sys.stderr)

@@ -14,6 +14,7 @@ from finetune.common.errors import UsageError
 from finetune.config import nanogpt_config, run_directory
 from finetune.config.nearest_key import nearest, similar
 from finetune.config.options import BOOLEANS, describe_type
+from finetune.config.paths import expand_home
 from finetune.config.recipe import Recipe
 from finetune.config.recipe_file import SUFFIXES, Entry, read_recipe
 from finetune.config.recipe_names import find_recipe, recipe_names
@@ -135,6 +136,7 @@ class Reader:
         return name in self.fields and (kind is bool or bool in typing.get_args(kind) or "true" in _choices(kind))
 
     def _read_positional(self, arg: str) -> None:
+        arg = expand_home(arg)
         pair = None if self.only_positional or os.path.lexists(arg) else PAIR.fullmatch(arg)
         if pair and ("sources" not in self.fields or pair[1].lower() in self.names):
             self._read_flag(f"--{arg}")
@@ -151,7 +153,7 @@ class Reader:
 
     def _read_recipe(self, name: str) -> None:
         try:
-            path = find_recipe(name)
+            path = find_recipe(expand_home(name))
         except UsageError as error:
             self.problems.append(str(error))
             return

@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from finetune.common import console
 from finetune.common.errors import Failure, UsageError
-from finetune.common.formatting import printable
+from finetune.common.formatting import message_lines
 from finetune.common.machine import drop_stray_ranks
 from finetune.config.arguments import read_arguments
 from finetune.config.auto_batch import count_blocks
 from finetune.config.nearest_key import nearest
 from finetune.config.options import convert, find_problems, help_text
+from finetune.config.paths import KEYS as PATH_KEYS
+from finetune.config.paths import expand_home
 from finetune.config.recipe_file import Entry
 
 if TYPE_CHECKING:
@@ -60,12 +62,12 @@ def _print_error(error: Exception) -> int | None:
     prints_errors = "0" in (os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK"))
     if isinstance(error, (UsageError, Failure)):
         if prints_errors or getattr(error, "alone", False):
-            print(printable(error), file=sys.stderr)
+            print(message_lines(error), file=sys.stderr)
         else:
             time.sleep(1)  # a launcher ends all processes after the first: rank 0 must print before that
         return 2 if isinstance(error, UsageError) else error.code
     if isinstance(error, OSError):
-        print(f"{type(error).__name__}: {printable(error)} (--debug=true shows where)", file=sys.stderr)
+        print(f"{type(error).__name__}: {message_lines(error)} (--debug=true shows where)", file=sys.stderr)
         return 1
     if "RANK" not in os.environ or not CONNECTION_LOST.search(str(error)):
         return None
@@ -110,7 +112,7 @@ def parse(cls: type[Options], argv: list[str], usage: str) -> tuple[Options, dic
     if values.get("batch_size") == "auto":
         count_blocks(values, entries, cls)
     if "sources" in names:
-        values["sources"] = sources
+        values["sources"] = list(map(expand_home, sources))
     options = cls(**values)
     # after a parse error only given keys count: a default may be wrong because its key was not read
     found = [(name, message) for name, message in find_problems(options) if name in origins or not problems]
@@ -127,6 +129,7 @@ def _convert_entries(
     fields, hints = {field.name: field for field in dataclasses.fields(cls)}, typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    effective: dict[str, Entry] = {}
     for entry in entries:
         name, text, origin = entry
         if name not in fields or name == "sources":
@@ -134,12 +137,13 @@ def _convert_entries(
             problems.append(f"{place}." + nearest(name, fields, "--" if entry.is_flag else ""))
             continue
         try:
-            values[name] = convert(text, hints[name])
+            values[name] = convert(expand_home(text) if text and name in PATH_KEYS else text, hints[name])
         except ValueError as error:
             problems.append(f"{entry.place}: {error}")
             continue
-        origins[name] = origin
-        if entry.in_recipe and (problem := _not_for_recipes(fields[name], text, values[name])):
+        origins[name], effective[name] = origin, entry
+    for name, entry in effective.items():  # what a later entry replaced is no problem
+        if entry.in_recipe and (problem := _not_for_recipes(fields[name], entry.text, values[name])):
             problems.append(f"{entry.place}: {problem}")
     return values, origins
 
@@ -148,6 +152,8 @@ def _not_for_recipes(field: dataclasses.Field[Any], text: str | None, value: obj
     """Why a recipe, which may come from somebody else, cannot set this value; None if it can."""
     if field.metadata.get("flag_only") and value != field.default:
         return f"can only be given on the command line, as --{field.name}={text}"
+    if str(text).startswith("FILE:"):
+        return f"a recipe must not read a file into a run ({text}); give it as --{field.name}={text}"
     if field.metadata.get("path") and ".." in str(text).replace("\\", "/").split("/"):
         return f"a recipe must not reach above the working directory ({text}); give it as --{field.name}={text}"
     return None

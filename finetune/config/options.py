@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import math
 import operator
+import re
 import types
 import typing
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from finetune.common.formatting import setting
+from finetune.common.formatting import setting, shown
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -23,6 +24,12 @@ BOUNDS = {
     "le": (operator.le, "at most"),
     "lt": (operator.lt, "below"),
 }
+MOST = 2**63  # of a whole number without a bound of its own
+# texts of any characters; others name something
+FREE = "start stop separator documents prompt_template add_tokens".split()
+FREE += "text_column prompt_column completion_column messages_column".split()
+MOST_BYTES, MOST_LEVELS, MOST_BYTES_OF_NAME = 4000, 200, 255  # of a path, and of each name in it
+STEERING = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -47,9 +54,31 @@ def find_problems(options: DataclassInstance) -> Iterator[tuple[str, str]]:
         bounds = {name: field.metadata[name] for name in BOUNDS if name in field.metadata}
         if isinstance(value, int | float) and not all(BOUNDS[name][0](value, bound) for name, bound in bounds.items()):
             wanted = " and ".join(f"{BOUNDS[name][1]} {bound}" for name, bound in bounds.items())
-            yield field.name, f"must be {wanted}, got {value}"
+            yield field.name, f"must be {wanted}, got {shown(value)}"
+        elif isinstance(value, int) and abs(value) >= MOST:
+            yield field.name, f"must be below {MOST:,}, got {shown(value)}"
+        texts = value if isinstance(value, list) else [value]
+        for text in texts if field.name not in FREE else ():
+            most = MOST_BYTES_OF_NAME - 75 * (field.name == "to")  # a temporary name holds it, the machine and the pid
+            if isinstance(text, str) and (problem := problem_of_name(text, most)):
+                yield "SOURCE" if field.name == "sources" else field.name, problem
     if problems := getattr(options, "problems", None):
         yield from problems()
+
+
+def problem_of_name(text: str, most: int = MOST_BYTES_OF_NAME) -> str | None:
+    """Why a text is neither a path nor a name, nor several with commas; None if it can be."""
+    if found := STEERING.search(text):
+        what = "a byte that is not UTF-8" if found[0] >= "\ud800" else f"the character {found[0]!r}"
+        return f"{shown(text)} holds {what}; give it another name"
+    if text.count("/") > MOST_LEVELS:
+        return f"{shown(text)} has {text.count('/'):,} levels; {MOST_LEVELS} are possible"
+    longest = max(len(name.encode()) for name in re.split(r"[/\\,]", text))
+    if longest > most:
+        return f"{shown(text)} holds a name of {longest:,} bytes; {most} are possible"
+    if len(text.encode()) > MOST_BYTES:
+        return f"{shown(text)} has {len(text.encode()):,} bytes; {MOST_BYTES:,} are possible"
+    return None
 
 
 def convert(text: str | None, kind: Any) -> Any:

@@ -17,10 +17,12 @@ from typing import Literal
 
 from finetune.config.gate import problems_of_conditions
 from finetune.config.options import option
+from finetune.config.paths import split_paths
 from finetune.config.trackers import problems_of_trackers
 
 FIGURES = ("val_loss", "train_loss", "perplexity", "improvement")  # of the best model, for `require`
 
+MANY = 1_000_000  # more blocks in an update, passes or tokens of a sample are a slip
 LORA_RATE = 2e-4  # the learning rate at which GPT-2 was adapted first (Hu et al. 2021, arXiv 2106.09685)
 
 
@@ -63,12 +65,12 @@ class Recipe:
     block_size: int | None = option(
         None, "context length, at most the model's [1024 from scratch]", ge=1, le=65535, resume="identity", derived=True
     )
-    n_layer: int | None = option(None, "number of layers, from scratch only (12)", ge=1, resume="identity")
-    n_head: int | None = option(None, "number of attention heads, from scratch only (12)", ge=1, resume="identity")
-    n_embd: int | None = option(None, "embedding width, from scratch only (768)", ge=1, resume="identity")
+    n_layer: int | None = option(None, "number of layers, from scratch only (12)", ge=1, le=1000, resume="identity")
+    n_head: int | None = option(None, "attention heads, from scratch only (12)", ge=1, le=16384, resume="identity")
+    n_embd: int | None = option(None, "embedding width, from scratch only (768)", ge=1, le=65536, resume="identity")
     dropout: float = option(0.0, "dropout of embeddings, attention and residuals", ge=0, le=0.99, resume="schedule")
     lora_rank: int = option(
-        0, "rank of LoRA adapters of c_attn, c_proj and c_fc; 0 trains the weights instead", ge=0, resume="identity"
+        0, "rank of LoRA adapters of c_attn, c_proj and c_fc; 0: the weights", ge=0, le=65536, resume="identity"
     )
     lora_alpha: int | None = option(
         None, "scales the adapters by lora_alpha / lora_rank [2 x lora_rank]", ge=1, resume="identity", derived=True
@@ -76,17 +78,18 @@ class Recipe:
     lora_dropout: float = option(0.0, "dropout of the input of the adapters", ge=0, le=0.99, resume="schedule")
 
     batch_size: int | Literal["auto"] = option(
-        8, "blocks per micro-batch; auto: the most that fit, with the same blocks per update", ge=1, resume="free"
+        8, "blocks per micro-batch; auto: the most that fit, same blocks per update", ge=1, le=MANY, resume="free"
     )
     gradient_accumulation_steps: int = option(
         8,
         "micro-batches per update, over all processes; beside batch_size=auto in a recipe, blocks per update",
         ge=1,
+        le=MANY,
         resume="free",
     )
     max_iters: int = option(5000, "number of updates", ge=0, resume="schedule")
     epochs: float | None = option(
-        None, "stop after this many passes over the data, if that comes before max_iters", ge=0, resume="schedule"
+        None, "stop after this many passes over the data, if before max_iters", ge=0, le=MANY, resume="schedule"
     )
     seed: int = option(1337, "seed of block order, dropout and initial weights", ge=0, lt=2**63, resume="identity")
 
@@ -133,12 +136,12 @@ class Recipe:
         False, "bit-identical results on a GPU, slower; a CPU always gives them", resume="free"
     )
 
-    num_samples: int = option(0, "number of samples to print at the end of training", ge=0, resume="free")
+    num_samples: int = option(0, "number of samples to print at the end of training", ge=0, le=10_000, resume="free")
     sample_interval: int | None = option(
         None, "updates between samples during training, num_samples each; none: only at the end", ge=1, resume="free"
     )
     start: str = option("\n", "prompt of the samples", resume="free")
-    max_new_tokens: int = option(200, "length of the samples in tokens", ge=1, resume="free")
+    max_new_tokens: int = option(200, "length of the samples in tokens", ge=1, le=MANY, resume="free")
     temperature: float = option(0.8, "temperature of the samples", ge=0, resume="free")
     top_k: int = option(200, "sample from the k most likely tokens; 0 is all", ge=0, resume="free")
 
@@ -186,7 +189,7 @@ class Recipe:
         "gradient_checkpointing, optimizer_dtype=bfloat16",
         resume="free",
     )
-    cpu_threads: int = option(0, "CPU threads per process; 0 shares the cores among processes", ge=0, resume="free")
+    cpu_threads: int = option(0, "CPU threads per process; 0 shares the cores", ge=0, le=1024, resume="free")
 
     def as_recipe(self) -> Recipe:
         """The keys of a recipe alone, of options that have more."""
@@ -212,7 +215,7 @@ class Recipe:
             choices = "give --dataset=DIR, a text file, or --dataset=python_docs, which needs no download"
             yield "dataset", f"nothing to train on; {choices}"
         if self.dataset_weights is not None:
-            yield from _problems_of_weights(self.dataset_weights, len(self.dataset.split(",")))
+            yield from _problems_of_weights(self.dataset_weights, len(split_paths(self.dataset)))
         if not self.init_from:
             yield "init_from", "must not be empty; gpt2 and scratch are the common choices"
         if not self.out_dir:

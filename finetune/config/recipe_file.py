@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetune.common.errors import UsageError
 from finetune.config import nanogpt_config
+from finetune.config.paths import expand_home, split_paths
 from finetune.config.recipe_names import find_recipe
 
 if TYPE_CHECKING:
@@ -19,10 +22,12 @@ if TYPE_CHECKING:
 
     from finetune.config.recipe import Recipe
 
-MAX_RECIPE_BYTES = 256 * 1024
+MAX_RECIPE_BYTES, MAX_RECIPES = 256 * 1024, 100
 SUFFIXES = (".yaml", ".yml", ".py")
-# the comment on a line 'key: value  # comment', in Python 'key = value  # comment'
-COMMENT = re.compile(r"""\s*[\w"']+\s*[:=]\s*(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^"'#\s].*?|)\s+#\s*(.*)""")
+# of a line 'key: value  # comment', in Python 'key = value  # comment'
+KEY = re.compile(r"""\s*[\w"']+\s*[:=]""")
+QUOTED = re.compile(r"""\s*(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*')""")
+COMMENT = re.compile(r"\s#\s*(.*)")
 
 
 class Entry(NamedTuple):
@@ -58,17 +63,30 @@ def comments_by_key(origins: Mapping[str, str]) -> dict[str, dict[str, str]]:
         path, _, number = origin.rpartition(":")
         if path and path not in lines:
             lines[path] = Path(path).read_text(encoding="utf-8").splitlines()
-        comment = COMMENT.match(lines[path][int(number) - 1]) if path else None
-        why = comment[1].strip() if comment else ""
+        why = _comment(lines[path][int(number) - 1]) if path else ""
         if why.endswith(" in this run"):  # the value that a key had in another run, written by `dump`
             why = ""
         found[name] = {"origin": origin, "why": why}
     return found
 
 
-def read_recipe(path: str, problems: list[str], above: tuple[Path, ...] = ()) -> list[Entry]:
+def _comment(line: str) -> str:
+    """The comment at the end of a line, found in time linear in its length."""
+    key = KEY.match(line)
+    value = key and (QUOTED.match(line, key.end()) or key)
+    found = COMMENT.search(line, value.end()) if value else None
+    return found[1].strip() if found else ""
+
+
+def read_recipe(
+    path: str, problems: list[str], above: tuple[Path, ...] = (), count: Iterator[int] | None = None
+) -> list[Entry]:
     """The entries of a flat YAML file, or of a config/*.py of nanoGPT, after those of its `base`; problems are appended
-    to `problems`. `above` are the files that name this one as base."""
+    to `problems`. `above` are the files that name this one as base; `count` counts all. Raises UsageError for too many.
+    """
+    count = count or itertools.count(1)
+    if next(count) > MAX_RECIPES:
+        raise UsageError(f"{above[0]}: its bases and theirs are more than {MAX_RECIPES} recipes")
     try:
         if path.endswith(".py"):
             assignments = nanogpt_config.read_assignments(path, _read_text(path), problems)
@@ -89,7 +107,7 @@ def read_recipe(path: str, problems: list[str], above: tuple[Path, ...] = ()) ->
         if name in first_lines:
             problems.append(f"{place}: key '{name}' is given twice, first in line {first_lines[name]}")
         elif name == "base":
-            bases += _read_bases(path, place, node, problems, (*above, Path(path).resolve()))
+            bases += _read_bases(path, place, node, problems, (*above, Path(path).resolve()), count)
         elif not _is_plain(node):
             problems.append(f"{place}: {name}: expected a single plain value")
         elif name == "auto_batch_size":  # in recipe.yaml of runs before 2026-11-29, after the number in batch_size
@@ -105,7 +123,9 @@ def _is_plain(node: Node) -> bool:
     return isinstance(node.value, str) and node.tag.startswith("tag:yaml.org,2002:") and "python" not in node.tag
 
 
-def _read_bases(path: str, place: str, node: Node, problems: list[str], above: tuple[Path, ...]) -> list[Entry]:
+def _read_bases(
+    path: str, place: str, node: Node, problems: list[str], above: tuple[Path, ...], count: Iterator[int]
+) -> list[Entry]:
     """The entries of the recipes that `base` names, one or a list: files beside this one, or recipes by name."""
     nodes = node.value if isinstance(node.value, list) else [node]
     entries: list[Entry] = []
@@ -115,7 +135,7 @@ def _read_bases(path: str, place: str, node: Node, problems: list[str], above: t
             continue
         is_file = each.value.endswith(SUFFIXES) or "/" in each.value
         try:
-            found = Path(path).parent / each.value if is_file else find_recipe(each.value)
+            found = Path(path).parent / expand_home(each.value) if is_file else find_recipe(each.value)
         except UsageError as error:
             problems.append(f"{place}: base: {error}")
             continue
@@ -126,12 +146,14 @@ def _read_bases(path: str, place: str, node: Node, problems: list[str], above: t
         elif not found.is_file():
             problems.append(f"{place}: base: {found}: no such file" + _nearest_recipe(str(found)))
         else:
-            entries += read_recipe(str(found), problems, above)
+            entries += read_recipe(str(found), problems, above, count)
     return entries
 
 
 def _read_text(path: str) -> str:
     """A recipe as text. Raises UsageError."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UsageError(f"{path}: is not a file")
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_RECIPE_BYTES + 1)
@@ -186,11 +208,13 @@ def dump(recipe: Recipe, derived: Mapping[str, Any]) -> str:
             note = f"  # {derived[field.name]} in this run" if derived.get(field.name) is not None else ""
             lines.append(f"{field.name}: null{note}")
             continue
-        if field.metadata.get("path"):  # a recipe must not contain `..`
-            parts = value.split(",")
-            value = ",".join(str(Path(part).resolve()) if ".." in Path(part).parts else part for part in parts)
-        lines.append(f"{field.name}: {scalar(value)}")
+        lines.append(f"{field.name}: {scalar(without_parents(value) if field.metadata.get('path') else value)}")
     return "\n".join(lines) + "\n"
+
+
+def without_parents(paths: str) -> str:
+    """Paths, separated by commas, as a recipe may hold them: absolute where they had `..`."""
+    return ",".join(str(Path(part).resolve()) if ".." in Path(part).parts else part for part in split_paths(paths))
 
 
 def scalar(value: str | bool | float) -> str:

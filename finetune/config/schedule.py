@@ -40,6 +40,14 @@ def schedule(recipe: Recipe, num_rows: int) -> Schedule:
     )
 
 
+def sizes_for(updates: int, recipe: Recipe, num_rows: int, processes: int) -> dict[str, int]:
+    """batch_size and gradient_accumulation_steps with which the recipe's epochs make so many updates, or as many as one
+    block for each process allows."""
+    share = max(1, int((recipe.epochs or 1) * num_rows / updates) // processes)  # blocks of a process
+    size = min(share, 8 if recipe.batch_size == "auto" else recipe.batch_size)
+    return {"batch_size": size, "gradient_accumulation_steps": share // size * processes}
+
+
 def learning_rate(iteration: int, recipe: Recipe, schedule: Schedule) -> float:
     """The learning rate of an update: linear warmup, then cosine decay to min_lr."""
     if iteration < schedule.warmup_iters:

@@ -29,6 +29,7 @@ def read(path: Path, name: str) -> Iterator[Row]:
     try:
         number = 0
         for batch in _read_parquet(path) if kind == "parquet" else _read_arrow(path):
+            batch.validate(full=True)  # its lengths would be believed
             # a batch of a dataset's shard can hold many rows
             for first in range(0, batch.num_rows, BATCH_ROWS):
                 for value in batch.slice(first, BATCH_ROWS).to_pylist():

@@ -127,4 +127,6 @@ class BPETokenizer(BaseTokenizer):
         else:
             names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), self.eot_text) if self.eot_text else {}
             config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, **names}
+        if self.eot_text and not config.get("pad_token"):
+            config["pad_token"] = self.eot_text  # without one, pipeline() takes no batches
         bpe_files.write_tokenizer_config(directory, config, block_size)

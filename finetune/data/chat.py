@@ -5,18 +5,17 @@ an end-of-text token after each of its messages. A tokenizer with a chat templat
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from finetune.common.errors import UsageError, first_line
-from finetune.common.formatting import unify_newlines
 from finetune.data import bpe_files
 from finetune.data.bpe_files import END_OF_TEXT
 from finetune.data.documents import Chunk
-from finetune.data.rows import LeftOut, is_blank, name_of_value
+from finetune.data.rows import LeftOut, is_blank
 from finetune.data.template_trial import try_template
+from finetune.data.turns import Turn, turns_of
 
 Message = dict[str, str]  # role, content
 
@@ -27,32 +26,10 @@ TEMPLATE = (
     " message['role'] == 'assistant' else '\\n\\n') }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{%"
     " endif %}"
 )
-ROLES = {
-    "user": "user human prompter customer person instruction question".split(),
-    "assistant": "assistant gpt ai bot chatbot chatgpt model agent answer response".split(),
-    "system": "system developer".split(),
-    "tool": "tool function observation function_response ipython tool_response".split(),
-}
-ROLE_OF = {spelling: role for role, spellings in ROLES.items() for spelling in spellings}
-ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker", "author"), ("content", "value", "text")  # of a message
-# whether a message is learned
-LEARN, HIDE = ("weight", "train", "training", "trainable", "loss", "loss_weight"), ("mask", "masked")
-# a key that says in another way what is learned, such as train_detail, loss_mask or ignore
-OTHER_FLAG = re.compile(r"(.*[_.-])?(train|loss|mask|weight|learn|supervis|ignore|reject)", re.IGNORECASE)
-CALL_ROLES = ("function_call", "tool_call", "function_calls", "tool_calls", "function_calling")
 # contents of a message that a text template has no place for
 CALLS = (
     "tool_calls function_call audio refusal images reasoning_content reasoning thinking thought thoughts rationale"
 ).split()
-
-
-class Turn(NamedTuple):
-    """A message. `raw` is the message as it was, for a chat template of the tokenizer's own."""
-
-    role: str
-    content: str | None
-    is_target: bool
-    raw: dict[str, Any]
 
 
 class Conversation(NamedTuple):
@@ -64,92 +41,6 @@ class Conversation(NamedTuple):
     @property
     def messages(self) -> list[dict[str, Any]]:
         return [turn.raw for turn in self.turns]
-
-
-def are_messages(value: object) -> bool:
-    """Whether it looks like a list of messages, with role and content or with from and value."""
-    is_list = isinstance(value, list) and bool(value)
-    return is_list and all(isinstance(one, dict) and any(key in one for key in ROLE_KEYS) for one in value)
-
-
-def is_answered(messages: list[dict[str, Any]]) -> bool:
-    """Whether the last of such messages is the assistant's."""
-    role = next(messages[-1][key] for key in ROLE_KEYS if key in messages[-1])
-    return ROLE_OF.get(str(role).strip().lower()) == "assistant"
-
-
-def turns_of(value: object) -> list[Turn]:
-    """The turns of a list of messages, in the spelling of OpenAI, ShareGPT and their like. Raises ValueError."""
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"a list of messages is needed, not {name_of_value(value)}")
-    return [_turn(message) for message in value]
-
-
-def _turn(message: object) -> Turn:
-    if not isinstance(message, dict):
-        raise ValueError(f"a message is an object with role and content, not {name_of_value(message)}")
-    role_key = next((key for key in ROLE_KEYS if key in message), "")
-    given, contents = message.get(role_key), [key for key in CONTENT_KEYS if key in message]
-    if not isinstance(given, str) or not (contents or message.get("tool_calls")):
-        raise ValueError(f"a message needs role and content, both text, but found {str(message)[:60]}")
-    role = _role(given)
-    content = _content(message[contents[0]] if contents else None)
-    if any(message[key] not in (None, message[contents[0]]) for key in contents[1:]):
-        raise ValueError(f"a message has {' and '.join(contents)}, and they differ; keep one of them")
-    is_target = _is_learned(message, role)
-    flags = {"from", "value", role_key, *contents, *LEARN, *HIDE}
-    raw = {key: value for key, value in message.items() if key not in flags and value is not None}
-    raw |= {"role": role, "content": content}
-    return Turn(role, content, role == "assistant" and is_target, raw)
-
-
-def _role(given: str) -> str:
-    spelling = re.sub(r"[\s-]+", "_", given.strip().lower())
-    if spelling in CALL_ROLES:
-        raise ValueError(
-            f"the role {given!r} is a call of a tool as text; write it as tool_calls of a message of the assistant,"
-            " which a chat template of the tokenizer's own can render: --tokenizer=DIR"
-        )
-    if spelling not in ROLE_OF:
-        talk = f'a talk between people is a text, {{"text": "{given}: ..."}}'
-        raise ValueError(f"the role {given!r} is none of {', '.join(sorted(ROLE_OF))}; {talk}")
-    return ROLE_OF[spelling]
-
-
-def _is_learned(message: dict[str, Any], role: str) -> bool:
-    """Whether the flags of a message let it be learned. Raises ValueError for flags that are not known."""
-    given = {key: value for key, value in message.items() if value is not None and OTHER_FLAG.match(key)}
-    for key, choice in given.items():
-        if key not in LEARN + HIDE:
-            if role == "assistant" and choice != []:
-                raise ValueError(f"a message has {key}, which is not known; its weight, 0 or 1, says what is learned")
-        elif choice not in (0, 1):
-            raise ValueError(f"{key} of a message is 0 or 1, not {choice!r}; parts of a weight are not supported")
-        elif choice and role != "assistant" and key.startswith("train"):
-            raise ValueError(f"{key} of a message by the {role}: only messages of the assistant can be learned")
-    return all(given.get(key, True) for key in LEARN) and not any(given.get(key) for key in HIDE)
-
-
-def _content(value: object) -> str | None:
-    """The text of a message, also of one that is a list of parts."""
-    if value is None or isinstance(value, str):
-        return value and unify_newlines(value)
-    if isinstance(value, list):
-        return "".join(map(_text_of_part, value))
-    raise ValueError(f"the content of a message must be text, not {name_of_value(value)}")
-
-
-def _text_of_part(part: object) -> str:
-    if isinstance(part, str):
-        return part
-    if (
-        isinstance(part, dict)
-        and isinstance(part.get("text"), str)
-        and part.get("type", "text") in ("text", "input_text", "output_text")
-    ):
-        return part["text"]
-    kind = part.get("type", "object") if isinstance(part, dict) else name_of_value(part)
-    raise ValueError(f"a part of a message is {kind!r}, and only text can be learned")
 
 
 def check(conversation: Conversation, words: Container[str] | None) -> None:
@@ -172,7 +63,7 @@ def check(conversation: Conversation, words: Container[str] | None) -> None:
     if conversation.tools and words is None:
         raise ValueError(f"it offers tools, {advice}")
     for turn in turns:
-        if found := [key for key in CALLS if turn.raw.get(key) and key not in (words or ())]:
+        if len(turn.raw) > 2 and (found := [key for key in CALLS if turn.raw.get(key) and key not in (words or ())]):
             raise ValueError(f"a message has {found[0]}, {advice}")
         if turn.content is None and words is None:
             raise ValueError("the content of a message is null")
@@ -193,7 +84,7 @@ def remarks(conversation: Conversation, words: Container[str]) -> Iterator[str]:
 def chunks(messages: Sequence[Turn | Message]) -> Iterator[Chunk]:
     """A conversation as the Chunks of one document, in our template."""
     for number, message in enumerate(messages, 1):
-        turn = message if isinstance(message, Turn) else _turn(message)
+        turn = message if isinstance(message, Turn) else turns_of([message])[0]
         is_last, content = number == len(messages), turn.content or ""
         if turn.role == "assistant":
             yield Chunk("Assistant:\n", is_target=False)

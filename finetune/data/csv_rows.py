@@ -18,6 +18,7 @@ from finetune.common.errors import UsageError
 from finetune.data import csv_header
 from finetune.data.csv_dialect import SAMPLE_CHARACTERS, SAMPLE_ROWS, SEPARATORS, Dialect, find_dialect
 from finetune.data.rows import Row
+from finetune.data.text_files import MOST_CHARACTERS
 
 FOOTER = re.compile(
     r"(\(\d[\d,]* rows?( affected)?\)|\d[\d,]* rows? (in set|selected|affected).{0,20}|\[\d+ rows x \d+ columns\]"
@@ -43,7 +44,7 @@ def read(
         facts: gets `separator`, `header` and what was left out above it.
     Raises UsageError with the line.
     """
-    csv.field_size_limit(1 << 30)  # the default is 128 KB
+    csv.field_size_limit(MOST_CHARACTERS)  # the default is 128 KB
     with open_text() as file:
         sample = _sample(file)
     if not "".join(sample).strip():

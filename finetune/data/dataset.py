@@ -116,7 +116,7 @@ class Dataset:
         for split in ("train", "val"):
             known = {"tokens": self.num_tokens(split), **self.split_meta(split)}
             splits[split] = {name: known[name] for name in SIZES if name in known}
-        sources = [*self.meta.get("sources", []), *self.meta.get("val_sources", [])]
+        sources = [*(self.meta.get("sources") or []), *(self.meta.get("val_sources") or [])]
         return {
             "name": self.directory.resolve().name,
             "directory": str(self.directory),
@@ -231,7 +231,7 @@ def check_size(path: Path, dtype: np.dtype = UINT16, guess: bool = False) -> int
     """The number of tokens in a bin. Raises UsageError if it is missing, empty or cut short, or, with `guess`, if it
     looks like another format."""
     if not path.is_file():
-        raise UsageError(f"{path}: there is no such file; `python -m finetune.prepare` makes train.bin and val.bin")
+        raise UsageError(f"{path}: there is no such file; `finetune prepare` makes train.bin and val.bin")
     size = path.stat().st_size
     if size == 0:
         raise UsageError(f"{path}: is empty; prepare the data again, with a larger val_fraction if this is val.bin")

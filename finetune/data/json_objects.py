@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune.common.errors import UsageError
-from finetune.data import chat
-from finetune.data.column_choice import ABOUT, CODE, MESSAGES
+from finetune.data.column_names import ABOUT, CODE, MESSAGES
 from finetune.data.directories import SPLITS
 from finetune.data.json_scan import Scanner
 from finetune.data.rows import Row
+from finetune.data.turns import ROLE_KEYS, ROLE_OF
 
 TEXTS = ("text", "content", "body", "article", "document")  # keys of one document, beside its lists
 # what a list of documents is called, and a text about it
@@ -83,8 +83,8 @@ def numbered(elements: Iterator[Any], scanner: Scanner) -> Iterator[Row]:
 
 def _is_message(value: Any) -> bool:
     """Whether a value is a message of a user, an assistant or a system, and not a row."""
-    role = next((value[key] for key in chat.ROLE_KEYS if key in value), None) if isinstance(value, dict) else None
-    return isinstance(role, str) and role.strip().lower() in chat.ROLE_OF
+    role = next((value[key] for key in ROLE_KEYS if key in value), None) if isinstance(value, dict) else None
+    return isinstance(role, str) and role.strip().lower() in ROLE_OF
 
 
 def _check_beside(values: dict[str, Any], rows_of: str, name: str) -> None:

@@ -9,6 +9,7 @@ from json import JSONDecodeError
 from typing import Any, TextIO
 
 from finetune.common.errors import UsageError
+from finetune.data.text_files import MOST_CHARACTERS
 
 CHUNK_CHARACTERS = 1 << 20
 LITERAL = 16  # characters; an error so near to the end can be that of a value that goes on
@@ -87,6 +88,8 @@ class Scanner:
         self._count()
         self.buffer = self.buffer[self.position :]
         self.position = self.counted = 0
+        if len(self.buffer) > MOST_CHARACTERS:
+            raise self.error(f"a value of more than {MOST_CHARACTERS:,} characters")
         text = self.file.read(max(CHUNK_CHARACTERS, len(self.buffer)))
         self.buffer, self.is_ended = self.buffer + text, not text
 

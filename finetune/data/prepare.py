@@ -14,6 +14,7 @@ from typing import Any
 
 from finetune.common import files
 from finetune.common.errors import UsageError
+from finetune.common.formatting import printable
 from finetune.common.machine import num_cores
 from finetune.common.progress import progress
 from finetune.data import chat_template, sources, target
@@ -157,8 +158,8 @@ def use_tokenizer(texts: dict[str, list[Source]], tokenizer: Tokenizer | None) -
 
 
 def report(texts: dict[str, list[Source]]) -> list[str]:
-    """What was read, a line for each source, after it was read."""
-    return [line for found in texts.values() for source in found for line in source.report()]
+    """What was read, a line for each source, after it was read. Names in them do not steer a terminal."""
+    return [printable(line) for found in texts.values() for source in found for line in source.report()]
 
 
 def _tokenize(
@@ -233,7 +234,7 @@ def find_tokenizer(choice: str | Path | Tokenizer) -> Tokenizer:
     if choice == "gpt2":
         return gpt2()
     if str(choice).startswith(TRAIN):
-        raise UsageError(f"tokenizer {choice}: is for `python -m finetune.prepare`; its directory then has a tokenizer")
+        raise UsageError(f"tokenizer {choice}: is for `finetune prepare`; its directory then has a tokenizer")
     if datasets.is_prepared(choice) and (found := datasets.load(choice).tokenizer):
         return found
     if not Path(choice).is_dir():

@@ -8,11 +8,12 @@ from typing import Any
 
 from finetune.common.formatting import unify_newlines
 from finetune.data import chat
-from finetune.data.chat import Conversation, Turn
+from finetune.data.chat import Conversation
 from finetune.data.chat_template import ChatTemplate
 from finetune.data.documents import Chunk
 from finetune.data.row_shape import Shape, fill_template, parse_messages
 from finetune.data.rows import LeftOut, is_blank, name_of_value
+from finetune.data.turns import Turn, turns_of, turns_of_replies
 
 
 def document_of(row: Any, shape: Shape, template: ChatTemplate | None, said: Counter[str]) -> Iterable[Chunk]:
@@ -44,18 +45,23 @@ def _cell(row: Any, column: str | None) -> Any:
 
 def _conversation(row: Any, shape: Shape) -> Conversation:
     system = _cell(row, shape.system) if shape.system else None
-    turns = chat.turns_of([{"role": "system", "content": system}]) if system else []
+    if isinstance(system, dict):  # a message, as Gemini's
+        turns = turns_of([{**system, "role": "system"}])
+    else:
+        turns = turns_of([{"role": "system", "content": system}]) if system else []
     tools = _tools(_cell(row, shape.tools)) if shape.tools else None
     if shape.kind == "messages":
         value = parse_messages(_cell(row, shape.messages))
         if not isinstance(value, list) or value == []:
             what = f"column {shape.messages!r}" if shape.messages else "a row"
             raise ValueError(f"{what} must be a list of messages, not {name_of_value(value)}")
-        return Conversation(_after_system(turns, chat.turns_of(value), shape), tools)
+        is_texts = shape.replies and all(isinstance(text, str) for text in value)
+        messages = turns_of_replies(value) if is_texts else turns_of(value)
+        return Conversation(_after_system(turns, messages, shape), tools)
     for pair in _cell(row, shape.history) or [] if shape.history else []:
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError(f"column {shape.history!r} must be a list of [question, answer]")
-        turns += chat.turns_of([{"role": role, "content": text} for role, text in zip(("user", "assistant"), pair)])
+        turns += turns_of([{"role": role, "content": text} for role, text in zip(("user", "assistant"), pair)])
     return Conversation(turns + _pair(row, shape), tools)
 
 
@@ -73,8 +79,8 @@ def _pair(row: Any, shape: Shape) -> list[Turn]:
     answer = _cell(row, shape.completion)
     question = fill_template(shape.template, row) if shape.template else _cell(row, shape.prompt)
     if isinstance(question, list) and isinstance(answer, list):
-        before = [turn._replace(is_target=False) for turn in chat.turns_of(question)]  # the prompt is not learned
-        return before + chat.turns_of(answer)
+        before = [turn._replace(is_target=False) for turn in turns_of(question)]  # the prompt is not learned
+        return before + turns_of(answer)
     extra = _cell(row, shape.extra) if shape.extra else None
     for name, text, what in ((shape.prompt, question, "a question"), (shape.completion, answer, "an answer")):
         if isinstance(text, str) and is_blank(text):
@@ -85,7 +91,7 @@ def _pair(row: Any, shape: Shape) -> list[Turn]:
         raise ValueError(f"column {shape.extra!r} must be text, not {name_of_value(extra)}")
     if extra and extra.strip():
         question = f"{question}\n\n{extra}"
-    return chat.turns_of([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+    return turns_of([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
 
 
 def _tools(value: Any) -> list[Any] | None:

@@ -20,6 +20,7 @@ class Shape:
     kind: Literal["text", "messages", "pair"]
     text: str | None = None
     messages: str | None = None  # None: the row itself is the list
+    replies: bool = False  # messages are texts, of user and assistant in turn
     prompt: str | None = None
     completion: str | None = None
     extra: str | None = None  # added to the prompt, below a blank line

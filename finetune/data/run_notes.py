@@ -30,7 +30,8 @@ def runs_on(directory: str | Path) -> Iterator[Path]:
     lines = _read(directory / NOTES)
     if not lines or not (directory / "train.bin").is_file():
         return
-    sha256 = _hashes(read_json_object(directory / "meta.json"))["train"][0] or sha256_of(directory / "train.bin")
+    sha256 = _hashes(read_json_object(directory / "meta.json"))["train"][0]
+    sha256 = sha256 if isinstance(sha256, str) else sha256_of(directory / "train.bin")
     for line in lines:
         out_dir = Path(os.path.relpath((directory.resolve() / line).resolve()))
         with contextlib.suppress(OSError):

@@ -12,6 +12,7 @@ from finetune.common import files
 from finetune.common.errors import UsageError
 from finetune.common.lock import lock
 from finetune.data import chat, nanogpt_meta
+from finetune.data.run_notes import runs_on
 from finetune.data.tokenizer import CharTokenizer, Tokenizer
 
 # of a prepared directory, besides meta.json
@@ -30,7 +31,8 @@ def held(out_dir: str | Path, overwrite: bool) -> Generator[None]:
     if (out_dir / "config.json").is_file():
         raise UsageError(f"out_dir {out_dir}: is the directory of a model; choose another --out_dir for the data")
     found = [name for name in ("meta.json", *FILES) if os.path.lexists(out_dir / name)]
-    if found and not overwrite and "splits" not in files.read_json_object(out_dir / "meta.json"):
+    is_ours = "splits" in files.read_json_object(out_dir / "meta.json") or next(runs_on(out_dir), None)
+    if found and not overwrite and not is_ours:
         problem = f"holds {', '.join(found[:3])}, which finetune did not write"
         raise UsageError(f"out_dir {out_dir}: {problem}; choose another --out_dir, or replace with --overwrite=true")
     with lock(out_dir):

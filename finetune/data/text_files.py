@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".markdown")
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
+MOST_CHARACTERS = 1 << 27  # of a line or a value of a table
 GUESS_BYTES = 1 << 15  # around a byte that cannot be decoded
 
 Digest: TypeAlias = "hashlib._Hash | None"  # fed the bytes that are read
@@ -71,7 +72,29 @@ def open_text(path: Path, encoding: str | None = None) -> TextIO:
     the encoding (UTF-8), and the one that the text is probably in."""
     texts = decode(str(path), _read_chunks(path), encoding)
     # passed on as UTF-8, because io has no other way from chunks of text to lines
-    return io.TextIOWrapper(io.BufferedReader(_Utf8(texts), CHUNK_BYTES), encoding="utf-8", newline="")
+    file = _Lines(io.BufferedReader(_Utf8(texts), CHUNK_BYTES), encoding="utf-8", newline="")
+    file.title = str(path)
+    return file
+
+
+class _Lines(io.TextIOWrapper):
+    """Text whose lines are at most MOST_CHARACTERS long: a small compressed file can hold one of gigabytes."""
+
+    title, length = "", 0  # of the line so far
+
+    def readline(self, size: int = MOST_CHARACTERS + 1, /) -> str:
+        part = super().readline(size)
+        self.length += len(part)
+        if self.length > MOST_CHARACTERS:
+            raise UsageError(f"{self.title}: holds a line of more than {MOST_CHARACTERS:,} characters")
+        if part.endswith("\n"):
+            self.length = 0
+        return part
+
+    def __next__(self) -> str:
+        if line := self.readline():
+            return line
+        raise StopIteration
 
 
 def read_file(

@@ -24,6 +24,7 @@ from finetune.data.bpe_tokenizer import BPETokenizer
 from finetune.data.char_tokenizer import CharTokenizer
 from finetune.data.hf_tokenizer import HFTokenizer
 
+MAX_PROMPT = 1 << 20  # bytes of a file that is one prompt
 TIKTOKEN_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"
 TIKTOKEN_FILES = {  # of GPT-2's vocabulary, with their sha256
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -165,7 +166,7 @@ def from_description(description: dict[str, str], directory: str | Path) -> Toke
 def prompt_ids(tokenizer: Tokenizer, start: str) -> np.ndarray:
     """The int64 ids of a prompt: of the text itself, or of a file if it is FILE:path. Raises UsageError."""
     if start.startswith("FILE:"):
-        start = read_text(start.removeprefix("FILE:"))
+        start = read_text(os.path.expanduser(start.removeprefix("FILE:")), MAX_PROMPT)
     if not start:
         raise UsageError("start: the prompt is empty; the model needs at least one token")
     return encode_prompt(tokenizer, start, "start")

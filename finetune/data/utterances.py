@@ -6,13 +6,13 @@ import re
 from typing import Any
 
 from finetune.common.errors import UsageError
-from finetune.data import chat
 from finetune.data.row_shape import shortened
+from finetune.data.turns import ROLE_OF
 
 TALKS = "messages conversation conversations dialog dialogue chat chats utterances turns transcript log".split()
-SPEAKERS = re.compile(r"(speaker|sender|participant|character|nick)([ _]?name|[ _]?id)?", re.IGNORECASE)
+SPEAKERS = re.compile(r"(speaker|sender|participant|character|nick|player|actor)([ _]?name|[ _]?id)?", re.IGNORECASE)
 PERHAPS = ("from", "role", "author", "user", "username", "user_name", "name", "creator", "from_name")
-SAID = ("text", "content", "message", "utterance", "body", "value", "line", "msg", "dialogue", "dialog")
+SAID = ("text", "content", "message", "utterance", "body", "value", "line", "msg", "dialogue", "dialog", "playerline")
 ONLY_SAID = ("message", "utterance", "msg")  # which no article is called
 LETTER = ("to", "subject", "recipient")  # columns of mail, and of translations
 # columns of Slack's, Discord's and Messenger's exports
@@ -30,7 +30,7 @@ def check(rows: list[dict[str, Any]], rows_of: str | None, place: str, is_json: 
     values = [_name(row.get(speaker)) for row in rows if row.get(said)]
     people = list(dict.fromkeys(str(value) for value in values if value))
     is_talk = (rows_of or "").lower() in TALKS
-    if not people or all(name.strip().lower() in chat.ROLE_OF for name in people):
+    if not people or all(name.strip().lower() in ROLE_OF for name in people):
         return
     if len(people) == len(values) and not is_talk:
         return  # each speaks once, as the authors of documents

@@ -27,8 +27,11 @@ def report_copies(
 
     Returns `ngram`: n; `copied`: the share of runs of n tokens that stand in it, 0 to 1; `longest`: tokens of the
     longest span that does; `text`: that span, None without a tokenizer; `offset`: a place of it in train.bin, in
-    tokens, or None. Exact: hash matches are compared token by token. Memory does not depend on the size of the data."""
-    texts = [np.asarray(sample, dtype=dataset.dtype) for sample in samples]
+    tokens, or None. A run of n tokens of white space is none. Exact: hash matches are compared token by token. Memory
+    does not depend on the size of the data."""
+    texts = [
+        part for sample in samples for part in _without_blanks(np.asarray(sample, dtype=dataset.dtype), dataset, n)
+    ]
     max_length = max(map(len, texts), default=0)
     size = max(chunk_tokens, 4 * max_length)
     hashing = PrefixHash(max(size + max_length, sum(map(len, texts))))
@@ -172,6 +175,18 @@ class NGramIndex:
         end = min(int(self.left[place]), len(tokens))
         differs = self.tokens[place : place + end] != tokens[:end]
         return int(differs.argmax()) if differs.any() else end
+
+
+def _without_blanks(sample: np.ndarray, dataset: Dataset, n: int) -> list[np.ndarray]:
+    """The parts of a sample between its runs of n or more tokens of white space, which every text has."""
+    if not dataset.tokenizer:
+        return [sample]
+    blank = [token for token in np.unique(sample) if dataset.tokenizer.decode(np.asarray([token])).isspace()]
+    is_blank = np.concatenate([[False], np.isin(sample, blank), [False]])
+    begins, ends = np.flatnonzero(np.diff(is_blank.astype(np.int8))).reshape(-1, 2).T
+    long = ends - begins >= n
+    cuts = np.stack([begins[long], ends[long]], 1).ravel()
+    return np.split(sample, cuts)[::2]
 
 
 def _mark_copied(

@@ -76,6 +76,8 @@ def evaluate(options: Options) -> tuple[dict[str, Any], bool]:
         **sums.figures(0),
     }
     if len(loaded) > 1:
+        if device.accelerator.is_main_process and np.array_equal(sums.nats[0], sums.nats[1]):
+            print(f"the baseline {inputs.models[1].name} is the same model as {model.name}: all losses are equal")
         event["baseline"] = {"name": inputs.models[1].name, **sums.figures(1)}
         event["difference"] = paired_bootstrap(sums.nats[0], sums.nats[1], sums.targets, options.seed)
     if inputs.general:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from finetune.config.gate import problems_of_conditions
 from finetune.config.options import option
+from finetune.config.recipe import MANY
 from finetune.evaluation.metrics import SCORES, find_problem
 
 FIGURES = ("val_loss", "loss", "perplexity", "bits_per_byte", "accuracy")
@@ -44,9 +45,9 @@ class Options:
         "", "metrics of answers to instruction data: bleu,chrf,rouge,exact_match, or the path of an evaluate metric"
     )
     completions: int = option(0, "number of prompts to answer, spread evenly over the split; 0 is all", ge=0)
-    samples: int = option(0, "number of samples in which to look for copies of the training data", ge=0)
+    samples: int = option(0, "number of samples in which to look for copies of the training data", ge=0, le=10_000)
     start: str = option("\n", "prompt of these samples")
-    max_new_tokens: int = option(256, "length limit of a completion or sample, in tokens", ge=1)
+    max_new_tokens: int = option(256, "length limit of a completion or sample, in tokens", ge=1, le=MANY)
     temperature: float | None = option(None, "0 is greedy [0 for completions, 0.8 for samples]", ge=0, derived=True)
     top_k: int = option(200, "sample from the k likeliest tokens; 0 is all", ge=0)
     top_p: float = option(1.0, "sample from the likeliest tokens that sum to this probability; 1 is all", gt=0, le=1)

@@ -38,6 +38,7 @@ KEPT_IN_NANOGPT = ("activation_function", "bos_token_id", "eos_token_id", "gener
 SHORT_CONTEXT = 512  # pipeline() generates 256 tokens where a model does not say how many
 PREFIXES = re.compile(r"(_orig_mod\.|module\.)*(transformer\.)?")  # of torch.compile and DDP, then of GPT2LMHeadModel
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+TASKS = "task_specific_params"
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
@@ -168,7 +169,7 @@ def config_from_hf(hf: dict[str, Any]) -> GPTConfig:
         )
     except TypeError as error:
         raise ValueError(f"not a GPT-2 configuration: {error}") from None
-    ours = {*config_to_hf(config), *DROPPED_KEYS} - DEFAULTS.keys()
+    ours = {*config_to_hf(config), *DROPPED_KEYS} - DEFAULTS.keys() - {TASKS}
     config.other_keys = {key: value for key, value in hf.items() if key not in ours}
     return config
 
@@ -177,6 +178,7 @@ def config_to_hf(config: GPTConfig, dtype: str = "float32") -> dict[str, Any]:
     """The contents of a Hugging Face config.json for weights of this dtype."""
     return {
         **config.other_keys,
+        **_lengths_of_tasks(config),
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "n_positions": config.block_size,
@@ -212,17 +214,35 @@ def _check_ids(key: str, value: object) -> None:
 
 
 def generation_config(config: GPTConfig) -> dict[str, Any]:
-    """The contents of generation_config.json: as they were in the model's source, with `max_length` where pipeline()
-    would run past the last position."""
+    """The contents of generation_config.json: as they were in the model's source, with `max_new_tokens` where
+    pipeline() would run past the last position. A `max_length` would make every call with max_new_tokens warn."""
     found = dict(config.generation_config or {})
     if config.generation_config is None:
         tokens = {key: getattr(config, key) for key in ("bos_token_id", "eos_token_id")}
         tokens["pad_token_id"] = config.other_keys.get("pad_token_id")
-        found = {"max_length": config.block_size} | {key: value for key, value in tokens.items() if value is not None}
-    limits = [found[key] for key in ("max_length", "max_new_tokens") if found.get(key) is not None]
-    if not limits and config.block_size < SHORT_CONTEXT:
-        found["max_length"] = config.block_size
+        found = {key: value for key, value in tokens.items() if value is not None}
+    if (new_tokens := _max_new_tokens(config)) is not None:
+        found["max_new_tokens"] = new_tokens
     return found
+
+
+def _max_new_tokens(config: GPTConfig) -> int | None:
+    """Half the context, where pipeline() would run past the last position; None where the source or nothing limits."""
+    given = config.generation_config or {}
+    wanted = given.get("max_new_tokens")
+    is_short = config.block_size < SHORT_CONTEXT if wanted is None else wanted >= config.block_size
+    return max(1, config.block_size // 2) if is_short and given.get("max_length") is None else None
+
+
+def _lengths_of_tasks(config: GPTConfig) -> dict[str, Any]:
+    """The same for transformers 4, whose pipeline() reads it in config.json."""
+    new_tokens, tasks = _max_new_tokens(config), config.other_keys.get(TASKS)
+    if new_tokens is None:
+        return {}
+    tasks = tasks if isinstance(tasks, dict) else {}
+    own = tasks.get("text-generation")
+    generation = {**(own if isinstance(own, dict) else {}), "max_new_tokens": new_tokens}
+    return {TASKS: {**tasks, "text-generation": generation}}
 
 
 def _checked(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import zipfile
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from finetune.common.files import read_json, write_json
 from finetune.common.formatting import shown
 from finetune.common.opened import refuse_links_out
 from finetune.gpt import convert, size
-from finetune.gpt.model import GPTConfig
+from finetune.gpt.model import SHAPES, GPTConfig
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model"]
 
@@ -256,7 +257,8 @@ def _hub_error(repo: str, error: Exception) -> UsageError:
             f" ({network.explain(error)}). Run `hf download {repo}` while online, or give the directory of a downloaded"
             " model"
         )
-    return UsageError(f"{repo}: {problem}")
+    close = difflib.get_close_matches(repo.lower(), SHAPES, n=1, cutoff=0.7)
+    return UsageError(f"{repo}: {problem}" + (f". Did you mean {close[0]}?" if close else ""))
 
 
 def _has_weights(folder: Path) -> bool:

@@ -1,5 +1,5 @@
-"""A model as a directory for others: for Hugging Face, peft or nanoGPT. Files are read back and compared before the
-directory appears."""
+"""A model as a directory for others: for Hugging Face, peft, llama.cpp or nanoGPT. Files are read back and compared
+before the directory appears."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ from finetune.common.opened import read_whole
 from finetune.data import bpe_files, nanogpt_meta
 from finetune.data.tokenizer import CharTokenizer, Tokenizer
 from finetune.gpt import GPT, GPTConfig, convert, lora, pretrained
+from finetune.publishing import card as cards
 from finetune.publishing import interpolate as interpolation
-from finetune.publishing import verify
+from finetune.publishing import ollama, verify
+from finetune.publishing.run_report import REPORT, public_report
+from finetune.publishing.summary import summary
 from finetune.runs.events import read_metrics
 from finetune.runs.inputs import find_model, require_tokenizer
 from finetune.runs.model_card import model_card, without_folders
 from finetune.runs.model_ref import read_facts
 
-VERIFICATION = "verification.json"
+VERIFICATION, CARD = "verification.json", "README.md"
 # the files of a model that decide the content of its export
 SOURCE_FILES = (
     *pretrained.MODEL_FILES,
@@ -73,16 +76,22 @@ def export(
     dtype: str = "float32",
     interpolate: str | None = None,
     repository: str | None = None,
+    gguf_type: str | None = None,
+    card: dict[str, Any] | None = None,
 ) -> Path:
     """Write the model `name` to the directory `to`, verify it, and return the directory.
 
-    `repository` is the name on the model card, by default that of the directory. If `to` holds the same export, nothing
-    is written. Raises UsageError, or Failure when verification fails; then `to` does not change."""
+    `repository` is the name on the model card, by default that of the directory, and `card` its license, language and
+    tags. With `gguf_type`, a GGUF file is written too. What its owner wrote in the card of an earlier export stays. If
+    `to` holds the same export, nothing is written. Raises UsageError, or Failure when verification fails; then `to`
+    does not change."""
     to = destination(to)
     source = pretrained.find(name)
     is_run = (source / "finetune.json").is_file() and (source.parent / "metrics.jsonl").is_file()
     run_dir = source.parent if is_run else None
-    asked = {"format": format, "dtype": dtype, "interpolate": interpolate, "name": repository or to.name}
+    asked: dict[str, Any] = {"format": format, "dtype": dtype, "interpolate": interpolate}
+    asked |= {"name": repository or to.name, "gguf_type": gguf_type or ("f32" if format == "gguf" else None)}
+    asked |= card or {}
 
     def read(place: Path) -> Source | None:
         if format == "peft":
@@ -99,8 +108,9 @@ def export(
         print(f"{to} is this export already")
         return to
     content = _gather(source, run_dir, found)
-    files.write_directory(to, lambda work: _write(work, content, to.name))
-    print(_summary(to, content.verified))
+    before = _edited_card(to)
+    files.write_directory(to, lambda work: _write(work, content, to.name, before))
+    print(summary(to, content.verified))
     return to
 
 
@@ -136,7 +146,7 @@ def _check_adapters(source: Path, run_dir: Path | None, is_pushed: bool) -> None
         raise UsageError(f"push_to_hub: {problem}; push format=hf instead")
 
 
-def _request(source: Path, run_dir: Path | None, asked: dict[str, str | None]) -> dict[str, Any]:
+def _request(source: Path, run_dir: Path | None, asked: dict[str, Any]) -> dict[str, Any]:
     """Everything that decides the content of an export, to recognize the same one."""
     paths = [source]
     if source.is_dir():
@@ -199,14 +209,23 @@ def _round(config: GPTConfig, weights: dict[str, torch.Tensor], dtype: str) -> t
     return rounded, difference
 
 
-def _write(work: Path, content: Export, directory: str) -> None:
-    """Fill the directory of an export, and verify it."""
+def _edited_card(to: Path) -> str | None:
+    """The card of an earlier export that may hold words of its owner; None without one."""
+    path = to / CARD
+    if not path.is_file():
+        return None
+    text = files.read_text(path)
+    return text if cards.has_sections(text) or files.sha256_of(path) != files.sha256_in_manifest(to, CARD) else None
+
+
+def _write(work: Path, content: Export, directory: str, card: str | None) -> None:
+    """Fill the directory of an export, and verify it. `card` is that of an earlier one."""
     weights, verified, format = content.weights, content.verified, content.verified["format"]
     in_dtype = {name: tensor.to(getattr(torch, verified["dtype"])) for name, tensor in weights.items()}
     if format == "nanogpt":
         _write_nanogpt(work, content, in_dtype, directory)
         verified |= verify.nanogpt(work / "ckpt.pt", content.config, weights)
-    else:
+    elif format != "gguf":
         if content.adapter is not None:
             # over the Hub's base if the run started from one
             lora.write(work, content.adapter, content.facts.get("base_model"))
@@ -215,13 +234,18 @@ def _write(work: Path, content: Export, directory: str) -> None:
         content.tokenizer.save(work, content.config.block_size)
         model = GPT.from_state(content.config, weights).eval()
         verified |= verify.hugging_face(work, model, content.tokenizer, content.base)
-        _write_card(work, content)
         write_json(work / "finetune.json", content.facts)
+    if kind := verified["request"]["gguf_type"]:
+        title = verified["request"]["name"].split("/")[-1]
+        rounded = {name: tensor.float() for name, tensor in in_dtype.items()}
+        verified["gguf"] = ollama.write(work, title, content.config, rounded, content.tokenizer, kind)
+    if format in ("hf", "peft"):
+        _write_card(work, content, card)
     write_json(work / VERIFICATION, verified)
 
 
-def _write_card(work: Path, content: Export) -> None:
-    """Write README.md and, if the run has evaluations, its loss curve."""
+def _write_card(work: Path, content: Export, before: str | None) -> None:
+    """Write README.md, with the owner's words of the card `before`, and of a run its loss curve and its report."""
     facts, verified, run_dir = content.facts, content.verified, content.run_dir
     name, picture = verified["request"]["name"], None
     events = read_metrics(run_dir / "metrics.jsonl", print) if run_dir else []
@@ -230,9 +254,19 @@ def _write_card(work: Path, content: Export) -> None:
 
         picture = "loss.png"
         plot_loss(run_dir, work / picture, title=name)
+    started = [event for event in events if event["event"] in ("start", "resume")]
+    if run_dir and started and (report := public_report(run_dir, started[-1].get("recipe", {}))):
+        (work / REPORT).write_text(report, encoding="utf-8")
+        verified["report"] = REPORT
     title = name.split("/")[-1]
     card = model_card(title, name, content.config, facts, events, content.tokenizer, picture, verified)
-    (work / "README.md").write_text(card, encoding="utf-8")
+    card = card if before is None else cards.merge(before, card, chosen_keys(verified))
+    (work / CARD).write_text(card, encoding="utf-8")
+
+
+def chosen_keys(verified: dict[str, Any]) -> list[str]:
+    """The keys of the card's metadata that were chosen on the command line."""
+    return [key for key in cards.CHOSEN if verified.get("request", {}).get(key)]
 
 
 def _write_nanogpt(work: Path, content: Export, weights: dict[str, torch.Tensor], directory: str) -> None:
@@ -250,22 +284,6 @@ def _write_nanogpt(work: Path, content: Export, weights: dict[str, torch.Tensor]
         (work / "meta.pkl").write_bytes(nanogpt_meta.write(tokenizer.chars))
     checkpoint |= {"iter_num": facts.get("step", 0), "best_val_loss": facts.get("val_loss", 1e9)}
     torch.save(checkpoint, work / "ckpt.pt")
-
-
-def _summary(to: Path, verified: dict[str, Any]) -> str:
-    """The last lines that the command prints."""
-    if verified["format"] == "nanogpt":
-        equal = f"{verified['tensors_compared']} tensors read back are equal"
-        gelu = f"nanoGPT's exact GELU moves logits by at most {verified['max_difference_by_exact_gelu']:.1e}"
-        sample = f"in nanoGPT's directory: python sample.py --out_dir={to}"
-        lines = [f"verified: {equal}; {gelu}", f"exported to {to}; {sample}"]
-        if (to / "meta.pkl").is_file():
-            lines.append(f"for its characters first: mkdir -p data/{to.name} && cp {to}/meta.pkl data/{to.name}/")
-        return "\n".join(lines)
-    ids, logits = f"{verified['ids_compared']:,} ids equal", f"{verified['logits_compared']:,} logits"
-    moved = f"; {verified['dtype']} moves them by at most {verified['rounding']:.1e}" if "rounding" in verified else ""
-    found = f"{ids}, {logits} differ by at most {verified['max_difference']:.1e}{moved}"
-    return f"verified with transformers {verified['versions']['transformers']}: {found}\nexported to {to}"
 
 
 def _read_verification(directory: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from finetune.common.commands import command
 from finetune.common.errors import UsageError
 from finetune.config.recipe import repository_problem
 from finetune.data.tokenizer import Tokenizer
@@ -47,8 +48,8 @@ def push_to_hub(model: GPT, repository: str, private: bool = True) -> None:
     model.save_pretrained(weights)
     own.save(weights, model.config.block_size)
     exported = export.export(weights, to, repository=repository)
-    flags = f"--init_from={weights} --to={to} --push_to_hub={repository}{'' if private else ' --private=false'}"
-    hub.push(exported, repository, private, again=f"python -m finetune.export {flags}")
+    flags = {"init_from": weights, "to": to, "push_to_hub": repository, **({} if private else {"private": "false"})}
+    hub.push(exported, repository, private, again=command("export", **flags))
     shutil.rmtree(work)
 
 

@@ -67,8 +67,8 @@ def read_best(out_dir: str | Path) -> dict[str, Any]:
     directory = Path(out_dir) / "best"
     if not directory.is_dir() or files.find_damage(directory):
         return {}
-    facts = files.read_json(directory / "finetune.json")
-    return {"val_loss": facts["val_loss"], "step": facts["step"]}
+    facts = files.read_json_object(directory / "finetune.json")
+    return {name: facts[name] for name in ("val_loss", "step")} if {"val_loss", "step"} <= facts.keys() else {}
 
 
 def delete_state(out_dir: str | Path, iteration: int) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import glob
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from finetune.common.commands import command
 from finetune.common.errors import UsageError
+from finetune.config.paths import split_paths
 from finetune.config.recipe import Recipe
 from finetune.data import dataset as prepared
 from finetune.data import directories, sources
@@ -61,7 +65,7 @@ def find_dataset(name: str, tokenizer: Callable[[], str | Tokenizer], val_fracti
         if problem := other_files(path):
             raise UsageError(problem)
         if not _holds_text(path):
-            raise UsageError(f"{name}: no train.bin here; run `python -m finetune.prepare TEXT --out_dir={name}`")
+            raise UsageError(f"{name}: holds neither train.bin nor a text; name a text, or what finetune.prepare wrote")
         return _prepare_once(name, tokenizer(), val_fraction)
     if (DATA / name).is_dir() and (problem := other_files(DATA / name)):
         raise UsageError(problem)
@@ -155,7 +159,7 @@ def is_isolated(recipe: Recipe, found: list[Dataset]) -> bool:
 
 def _names(dataset: str | None) -> list[str]:
     """The names in a recipe's `dataset`."""
-    return [name.strip() for name in dataset.split(",")] if dataset else []
+    return split_paths(dataset)
 
 
 def _sha256(dataset: Dataset, split: str) -> str:
@@ -173,6 +177,14 @@ def _holds_text(directory: Path) -> bool:
 
 
 def _prepare_once(name: str, choice: str | Tokenizer, val_fraction: float) -> Dataset:
+    """A prepared text, by `_prepare_into`. Raises UsageError that says how to prepare it by hand."""
+    try:
+        return _prepare_into(name, choice, val_fraction)
+    except UsageError as error:
+        raise _with_way_out(error, name) from None
+
+
+def _prepare_into(name: str, choice: str | Tokenizer, val_fraction: float) -> Dataset:
     """Prepare a text into data/, under a name with a digest of everything the result depends on."""
     texts = find_texts([name], ())
     digests = [found["sha256"] for split in texts.values() for found in survey_documents(split, False).sources]
@@ -182,10 +194,21 @@ def _prepare_once(name: str, choice: str | Tokenizer, val_fraction: float) -> Da
         kind, fingerprint = choice.kind, choice.fingerprint
     made_from = [*digests, fingerprint, val_fraction, prepared.FORMAT]
     digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
-    directory = DATA / f"{Path(name).stem}-{kind}-{digest[:8]}"
+    stem = Path(name).stem.encode()[:200].decode(errors="ignore")  # a name has 255 bytes at most
+    directory = DATA / f"{stem}-{kind}-{digest[:8]}"
     if (directory / "meta.json").is_file():
         return prepared.load(directory)
     return prepare([name], texts_directory.get() / directory.name, choice, val_fraction)
+
+
+def _with_way_out(error: UsageError, name: str) -> UsageError:
+    """The error of a text that has to be prepared by its own command, whose flags are named in it."""
+    keys = {field.name for field in dataclasses.fields(Recipe)}
+    if all(flag in keys for flag in re.findall(r"--(\w+)", str(error))):
+        return error
+    place = DATA / Path(name).stem
+    way = command("prepare", name, out_dir=place)
+    return UsageError(f"{error}. Flags of preparing are given to `{way}`; then train with --dataset={place}")
 
 
 def _check_val_fraction(recipe: Recipe, dataset: Dataset) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from finetune.common.commands import command
 from finetune.common.errors import UsageError
 from finetune.config.recipe import Recipe
 from finetune.data import nanogpt_meta
@@ -114,8 +115,8 @@ def tokenizer_choice(recipe: Recipe, shape_only: bool = False) -> str | Tokenize
     if shape_only and pretrained.is_hub_id(recipe.init_from):
         if recipe.init_from in SHAPES:
             return "gpt2"
-        command = f"python -m finetune.prepare {recipe.dataset} --tokenizer={recipe.init_from}"
-        raise UsageError(f"dataset: {recipe.dataset} is a text that is not prepared; run `{command}` first")
+        way = command("prepare", recipe.dataset, tokenizer=recipe.init_from)
+        raise UsageError(f"dataset: {recipe.dataset} is a text that is not prepared; first run {way}")
     return tokenizers.from_directory(_folder(pretrained.find(recipe.init_from))) or "gpt2"
 
 

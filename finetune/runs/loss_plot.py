@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -30,7 +31,7 @@ def loss_figure(out_dir: str | Path, title: str | None = None) -> LossFigure:
     updates = [event for event in events if event["event"] == "iter"]
     evaluations = [event for event in events if event["event"] == "eval"]
     losses = [event["loss"] for event in updates]
-    axes.plot([event["iter"] for event in updates], losses, color="0.75", linewidth=1, label="each update")
+    axes.plot([event["iter"] for event in updates], losses, color="0.75", linewidth=1, label="single updates")
     steps = [event["step"] for event in evaluations]
     for label, key in (("train", "train_loss"), ("validation", "val_loss")):
         axes.plot(steps, [event[key] for event in evaluations], marker="o", markersize=3, label=label)
@@ -42,5 +43,6 @@ def loss_figure(out_dir: str | Path, title: str | None = None) -> LossFigure:
 
 def plot_loss(out_dir: str | Path, path: str | Path | None = None, title: str | None = None) -> None:
     """Draw the losses in out_dir/metrics.jsonl into `path`, by default out_dir/loss.png."""
-    with replacing(path or Path(out_dir) / "loss.png") as work:
+    with replacing(path or Path(out_dir) / "loss.png") as work, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a title in letters that the font does not have
         loss_figure(out_dir, title).savefig(work, dpi=120, format="png")

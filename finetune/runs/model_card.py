@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.common.formatting import is_number, printable
+from finetune.config.paths import split_paths
 from finetune.data.tokenizer import Tokenizer
 from finetune.gpt import GPTConfig, size
+from finetune.gpt.model import SHAPES
 from finetune.runs.model_ref import HUB_ID
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 MAX_SAMPLES = 3
 # what begins a heading, a quotation, a list or a rule; emphasis; an escape; the addresses that the Hub makes links of
 MARKDOWN = re.compile(r"^[#>+=-]|[*~\\]|(?<![^\W_])_|_(?![^\W_])|(?<=[A-Za-z]):(?=//)|(?<=www)\.|@", re.IGNORECASE)
+# of the models that many start from, for their finetuned ones
+LICENSES = {**dict.fromkeys(SHAPES, "mit"), "distilgpt2": "apache-2.0", "distilbert/distilgpt2": "apache-2.0"}
+MARK = re.compile(r"<!-- /?finetune:\w+ -->\n")
 COUNTS = ("tokens", "targets", "characters", "bytes", "documents")
 SETTINGS = (
     "learning_rate", "min_lr", "warmup_iters", "lr_decay_iters", "weight_decay", "beta1", "beta2", "grad_clip",
@@ -38,13 +43,15 @@ def model_card(
     picture: str | None = None,
     verified: dict[str, Any] | None = None,
 ) -> str:
-    """README.md of a model directory, in the Hub's format.
+    """README.md of a model directory, in the Hub's format. Of an export, sections stand between marks, for
+    `publishing.card`.
 
     `place` is the directory or repository to load the model from. `facts` (finetune.json) and `events` (metrics.jsonl)
-    are empty without a run. `picture` is the file name of the loss curve, `verified` the export's verification.json."""
+    are empty without a run. `picture` is the file name of the loss curve, `verified` the export's verification.json,
+    which names the license, languages and tags that were asked for."""
     run = History(facts, events)
     is_adapter = bool(verified) and verified.get("format") == "peft"
-    return _template().render(
+    card = _template().render(
         title=title,
         place=place,
         config=config,
@@ -52,9 +59,11 @@ def model_card(
         run=run,
         is_adapter=is_adapter,
         base=run.base_model,
-        metadata=_metadata(title, run, is_adapter),
+        metadata=_metadata(title, run, is_adapter, (verified or {}).get("request", {})),
         losses=list(_losses(run)),
         picture=picture,
+        report=(verified or {}).get("report"),
+        gguf=(verified or {}).get("gguf"),
         has_chat_template=bool(tokenizer and tokenizer.chat_template),
         tokenizer=tokenizer.describe()["name"] if tokenizer else None,
         columns=_counts(run.data) if run.data else [],
@@ -64,6 +73,7 @@ def model_card(
         samples=run.samples.get("texts", [])[:MAX_SAMPLES] if run.samples else [],
         verified=verified,
     )
+    return card if verified else MARK.sub("", card)
 
 
 def hub_id(init_from: str) -> str | None:
@@ -104,11 +114,12 @@ class History:
     def dataset(self) -> str:
         """The name of the data, or of each dataset, without folders."""
         given = self.recipe.get("dataset") or self.data.get("name") or "validation split"
-        return ", ".join(_one_line(Path(name.strip()).name) for name in given.split(","))
+        return ", ".join(_one_line(Path(name).name) for name in split_paths(given))
 
 
-def _metadata(title: str, run: History, is_adapter: bool) -> str:
-    """The YAML front matter: what the Hub indexes, with the measured figures as model-index."""
+def _metadata(title: str, run: History, is_adapter: bool, asked: dict[str, Any]) -> str:
+    """The YAML front matter: what the Hub indexes, with the measured figures as model-index. The license is the one
+    `asked` for, or else that of the base."""
     from huggingface_hub import EvalResult, ModelCardData
 
     named = [source["name"].split(":")[0] for source in run.data.get("sources", []) if source.get("bytes") is None]
@@ -116,11 +127,14 @@ def _metadata(title: str, run: History, is_adapter: bool) -> str:
         EvalResult("text-generation", dataset, dataset, metric, value, metric_name=name, dataset_split="validation")
         for dataset, metric, name, value in _indexed_figures(run)
     ]
+    tags = ["gpt2", "finetune", *(["lora"] if run.recipe.get("lora_rank") else []), *(asked.get("tags") or [])]
     data = ModelCardData(
+        license=asked.get("license") or LICENSES.get((run.base_model or "").removeprefix("openai-community/")),
+        language=asked.get("language"),
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
         base_model=run.base_model,
-        tags=["gpt2", "finetune", *(["lora"] if run.recipe.get("lora_rank") else [])],
+        tags=list(dict.fromkeys(tags)),
         datasets=[name for name in named if "/" in name] or None,
         model_name=title if results else None,
         eval_results=results or None,

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.common.errors import UsageError
+from finetune.common.formatting import is_number, shown
+from finetune.config.options import MOST
 from finetune.config.recipe import Recipe
 from finetune.gpt.model import GPTConfig
 
@@ -47,9 +49,25 @@ def _read(found: Any) -> dict[str, Any]:
     fields = {field.name for field in dataclasses.fields(GPTConfig)}
     if unknown := found["config"].keys() - fields:
         raise ValueError(f"config holds {min(unknown)}, which this finetune does not know")
+    GPTConfig(**found["config"])  # raises ValueError
+    _check_numbers({**ADDED, **found})
     defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
     watch = {name: found["watch"][name] for name in WATCH}
     return {**ADDED, **found, "recipe": {**defaults, **found["recipe"]}, "watch": watch}
+
+
+def _check_numbers(found: Mapping[str, Any]) -> None:
+    """Raise ValueError for a number that no run can have."""
+    counts = {name: found[name] for name in ("iteration", "updates", "rollbacks")}
+    if found["eval_rows"] is not None:
+        counts["eval_rows"] = found["eval_rows"]
+    for name, value in counts.items():
+        if type(value) is not int or not 0 <= value < MOST:
+            raise ValueError(f"{name} must be a whole number and not negative, got {shown(value)}")
+    if not is_number(found["lr_scale"]) or not 0 < found["lr_scale"] <= 1:
+        raise ValueError(f"lr_scale must be above 0 and at most 1, got {shown(found['lr_scale'])}")
+    if not isinstance(found["scaler"], dict | None):
+        raise ValueError("scaler is of another type in it")
 
 
 def _check(part: Any, kinds: Mapping[str, type]) -> None:

@@ -22,6 +22,7 @@ TOKENS_PER_PARAMETER = 20  # best use of compute from scratch (Hoffmann et al. 2
 
 # updates
 TOKENS_OF_UPDATE = (8 << 10, 64 << 10)  # usual range for pretrained weights
+WANTED_UPDATES = 100  # in the chosen epochs: `train` warns below, with the sizes that make as many
 FEW_UPDATES = 10  # of a planned run: too few steps for the optimizer
 ENOUGH_UPDATES = 20  # of a finished run: fewer are a trial, too short to judge
 
@@ -47,6 +48,7 @@ STILL_FALLING = 0.1  # of the whole fall was in the last fifth of the run: it en
 # overfitting
 WORSE_EVALUATIONS = 3  # since the best, while the train loss falls
 GAP, GAP_AT_START = 0.3, 0.15  # nats from train to validation loss: above GAP now, below GAP_AT_START at step 0
+LEAST_RISE = 0.005  # share of the best loss: a smaller rise may be chance
 RISE = 0.03  # share of the best loss: a larger rise is not noise
 COPIED = 0.5  # share of the n-grams of samples that are in the training data
 

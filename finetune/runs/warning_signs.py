@@ -11,14 +11,18 @@ from finetune.runs import thresholds
 Evaluations = Sequence[dict[str, Any]]  # {"step", "train_loss", "val_loss"} each, oldest first; at least one
 
 
-def warning_signs(evaluations: Evaluations, vocab_size: int, pretrained: bool) -> dict[str, str]:
-    """{name: line} of the warning signs in the evaluations of a run. The thresholds are in runs/thresholds.py."""
+def warning_signs(
+    evaluations: Evaluations, vocab_size: int, pretrained: bool, passes: float | None = None
+) -> dict[str, str]:
+    """{name: line} of the warning signs in the evaluations of a run. The thresholds are in runs/thresholds.py. Nothing
+    is memorized before the first of the `passes` over the data ends; None if unknown."""
+    may_know_text = passes is None or passes >= 1
     signs = {
         "start": _bad_start(evaluations[0], vocab_size, pretrained),
         "known": _known_text(evaluations[0], vocab_size, pretrained),
-        "overfitting": (overfitting := _overfitting(evaluations)),
+        "overfitting": (overfitting := _overfitting(evaluations) if may_know_text else None),
         "plateau": None if overfitting else _plateau(evaluations),
-        "gap": _gap(evaluations[0], evaluations[-1]),
+        "gap": _gap(evaluations[0], evaluations[-1]) if may_know_text else None,
     }
     return {name: line for name, line in signs.items() if line}
 
@@ -48,6 +52,8 @@ def _overfitting(evaluations: Evaluations) -> str | None:
     last, best = evaluations[-1], min(evaluations, key=lambda evaluation: evaluation["val_loss"])
     since = [evaluation for evaluation in evaluations if evaluation["step"] > best["step"]]
     if len(since) < thresholds.WORSE_EVALUATIONS or last["train_loss"] >= best["train_loss"]:
+        return None
+    if last["val_loss"] <= best["val_loss"] * (1 + thresholds.LEAST_RISE):
         return None
     val = f"val loss {best['val_loss']:.4f} at step {best['step']} -> {last['val_loss']:.4f}"
     train = f"train loss {best['train_loss']:.4f} -> {last['train_loss']:.4f}"

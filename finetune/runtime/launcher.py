@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
-from finetune.common.errors import UsageError
+from finetune.common.errors import UsageError, first_line
+from finetune.common.files import read_text
 from finetune.config.recipe import Recipe
+from finetune.config.recipe_file import MAX_RECIPE_BYTES
 from finetune.config.recipe_names import find_launch_file, recipes_directory
 from finetune.runtime.device import check_accumulation_divides
 
@@ -133,11 +135,9 @@ def _read(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+        settings = yaml.safe_load(read_text(path, MAX_RECIPE_BYTES))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"{path}: not YAML: {first_line(error)}") from None
     if not isinstance(settings, dict) or "distributed_type" not in settings:
         raise UsageError(f"{path}: is no configuration of accelerate launch; it has no distributed_type")
     return settings

@@ -58,8 +58,8 @@ class SignalCatcher:
 
     @contextlib.contextmanager
     def caught(self) -> Generator[None]:
-        """Handle the signals inside this block, then restore the former handlers. Signals only reach the main thread,
-        so in another one nothing is handled."""
+        """Handle the signals inside this block, then restore the former handlers. A thread other than the main one may
+        not, so there they keep their meaning."""
         handled = self.seen if threading.current_thread() is threading.main_thread() else ()
         nohup = HANGUP and signal.getsignal(HANGUP) == signal.SIG_IGN
         before = {number: signal.signal(number, self._note) for number in handled if not (nohup and number == HANGUP)}

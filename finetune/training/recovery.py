@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from finetune.common.errors import Failure, UsageError
+from finetune.common.formatting import gigabytes
 from finetune.config.recipe import Recipe
 from finetune.gpt import GPT, GPTConfig, convert, lora
+from finetune.gpt.size import num_parameters
 from finetune.runs import checkpoints
 from finetune.runs.checkpoints import SavedState
 from finetune.runs.logger import RunLogger
-from finetune.runtime import fsdp
+from finetune.runtime import fsdp, memory
 from finetune.runtime.device import Device
 from finetune.training.monitor import Diverged, LossMonitor
 from finetune.training.optimizer import fill_optimizer
@@ -107,8 +109,19 @@ def resume(setup: Setup, state: TrainState, saved: SavedState, say: Callable[[st
             " would start afresh"
         )
     state.best = checkpoints.read_best(recipe.out_dir)
-    if not state.best:
+    before, now = (
+        min(rows or setup.val.num_rows, setup.val.num_rows) for rows in (values["eval_rows"], setup.max_eval_rows)
+    )
+    if before != now and state.evaluations:
+        state.evaluations, state.best = [], {}
+        say(
+            f"evaluations take {now:,} blocks, {before:,} before: their losses are not compared, so best/ and patience"
+            " start afresh"
+        )
+    elif not state.best:
         say(f"{recipe.out_dir}/best: there is none, or it is damaged; the next evaluation writes it")
+        if state.evaluations and state.evaluations[-1]["step"] == state.step:
+            state.evaluations.pop()  # measured again here, or a run that is done would never write it
 
 
 def reset_to_initial(setup: Setup, state: TrainState) -> None:
@@ -155,6 +168,9 @@ def load_weights(recipe: Recipe, config: GPTConfig, saved: SavedState | None, sa
     if saved:
         say(f"resuming {recipe.out_dir} at iteration {saved.state['iteration']}")
         if not recipe.lora_rank:
+            held, wanted = sum(weight.numel() for weight in saved.weights.values()), num_parameters(config)
+            if held < wanted:  # nothing of that size is built
+                raise UsageError(f"{recipe.out_dir}: its state holds {held:,} weights, and its config has {wanted:,}")
             return GPT.from_state(config, saved.weights, dropout=recipe.dropout)
         try:
             return _load_source(saved.state["init_from"], config, recipe)
@@ -163,6 +179,12 @@ def load_weights(recipe: Recipe, config: GPTConfig, saved: SavedState | None, sa
                 f"{recipe.out_dir}: holds adapters and not the weights they were trained over: {error}"
             ) from None
     if recipe.init_from == "scratch":
+        needed, free = 4 * num_parameters(config), memory.available_bytes("cpu")
+        if needed > free:
+            advice = "take fewer layers (n_layer) or a smaller n_embd"
+            raise UsageError(
+                f"its weights take {gigabytes(needed)}, and {gigabytes(free)} of memory are free; {advice}"
+            )
         say("initializing a new model from scratch")
         model = GPT.from_scratch(config, recipe.seed)
         model.set_dropout(recipe.dropout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import shlex
 from collections.abc import Generator
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune.common import files
+from finetune.common.commands import command
 from finetune.common.errors import Failure, UsageError
 from finetune.config import recipe as recipes
 from finetune.config import recipe_file
+from finetune.config import schedule as schedules
 from finetune.config.recipe import Recipe
 from finetune.config.run_directory import RUN_FILES, resume_command
 from finetune.config.trackers import chosen_trackers
@@ -24,6 +27,7 @@ from finetune.gpt.sampling import Sample, draw_samples, print_samples
 from finetune.runs import checkpoints
 from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
+from finetune.runs.thresholds import WANTED_UPDATES
 from finetune.runs.tracker_kinds import Place
 from finetune.runs.trackers import start_trackers
 from finetune.runtime import device as devices
@@ -32,7 +36,7 @@ from finetune.training.micro_batch import describe_shares
 from finetune.training.monitor import EXIT_CODES
 from finetune.training.saving import model_weights
 from finetune.training.state import Setup, TrainState, recipe_in_use
-from finetune.training.validation import worse_than_at_start
+from finetune.training.validation import is_out_of_patience, worse_than_at_start
 
 SLOW_FROM_SCRATCH = 1e-4  # a peak learning rate below which a model from scratch hardly learns
 
@@ -115,11 +119,24 @@ def log_setup(setup: Setup, state: TrainState, logger: RunLogger, peak_source: s
     if setup.init_from == "scratch" and recipe.learning_rate < SLOW_FROM_SCRATCH:
         say(
             f"learning_rate {recipe.learning_rate:g} suits pretrained weights; from scratch 3e-4 to 1e-3 are usual, see"
-            " python -m finetune.plan"
+            " finetune plan"
         )
-    if state.step >= schedule.length:
-        say(f"this run is done: it has made its {schedule.length:,} updates; a larger max_iters, or epochs, goes on")
+    if line := _why_done(setup, state):
+        say(f"this run is done: {line}")
     say(f"mfu is against {peak_source}")
+
+
+def _why_done(setup: Setup, state: TrainState) -> str | None:
+    """Why a resumed run has nothing to do, and how to go on."""
+    made, length = state.step, setup.schedule.length
+    if made > length:
+        return f"it has made {made:,} updates, and {length:,} are asked for; a larger max_iters, or epochs, goes on"
+    if made == length:
+        return f"it has made its {length:,} updates; a larger max_iters, or epochs, goes on"
+    if is_out_of_patience(setup, state):
+        way = resume_command(setup.recipe.out_dir, patience="none")
+        return f"patience={setup.recipe.patience} ended it after {made:,} of {length:,} updates; to go on: {way}"
+    return None
 
 
 def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[str, Any] | None = None) -> None:
@@ -158,11 +175,28 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
         memory=setup.device.memory()[1],
         reasons=reasons,
     )
+    if line := _too_few_updates(setup):
+        logger.print(f"warning: {line}")
+        logger.record("warning", step=state.step, name="few_updates", line=line)
     for directory in setup.dataset_facts["directories"]:
         note_run(directory, out_dir)
     place = Place(out_dir, recipe.wandb_project, recipe.wandb_run_name or out_dir.resolve().name, values)
     kinds, now = chosen_trackers(recipe.log_with, recipe.wandb_log), read_metrics(logger.path)
     logger.trackers = start_trackers(kinds, setup.device.accelerator, place, state.step, before, now, logger.print)
+
+
+def _too_few_updates(setup: Setup) -> str | None:
+    """A line if the chosen epochs are few updates, with the command that makes more of them."""
+    recipe, length, rows = setup.recipe, setup.schedule.length, setup.train.num_rows
+    if recipe.init_from == "resume" or recipe.epochs is None or length >= min(WANTED_UPDATES, recipe.max_iters):
+        return None
+    sizes = schedules.sizes_for(WANTED_UPDATES, recipe, rows, setup.device.accelerator.num_processes)
+    blocks = math.prod(sizes.values())
+    if blocks >= recipe.blocks_per_update:
+        return None
+    way = command("train", Path(recipe.out_dir, "recipe.yaml"), **sizes, overwrite="true")
+    more = math.ceil(recipe.epochs * rows / blocks)
+    return f"{length} updates in {recipe.epochs:g} epochs teach little; smaller ones make {more:,}: {way}"
 
 
 def _write_recipe(setup: Setup, used: Recipe, derived: dict[str, Any]) -> None:
@@ -247,6 +281,7 @@ def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     logger.close_bar()
     if not accelerator.is_main_process:
         return
+
     from finetune.runs.loss_plot import plot_loss  # matplotlib takes a while
 
     plot_loss(recipe.out_dir)

@@ -67,7 +67,8 @@ def val_losses(setup: Setup) -> tuple[float, dict[str, float]]:
 def warn(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     """Print each warning sign once."""
     pretrained, vocab_size = setup.init_from != "scratch", setup.model.config.vocab_size
-    for name, line in warning_signs.warning_signs(state.evaluations, vocab_size, pretrained).items():
+    passes = state.step * setup.recipe.blocks_per_update / setup.train.num_rows
+    for name, line in warning_signs.warning_signs(state.evaluations, vocab_size, pretrained, passes).items():
         if name not in state.warned:
             state.warned.add(name)
             logger.print(f"warning: {line}")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from finetune.common.errors import UsageError
+from finetune.config.paths import split_paths
 from finetune.data import chat, sources
 from finetune.data import dataset as datasets
 from finetune.data.dataset import Dataset
@@ -58,7 +59,7 @@ def open_corpus(names: list[str], val: str, read_options: ReadOptions, choice: s
         if len(names) > 1 or val or read_options.columns():
             raise UsageError(f"{prepared[0]}: a prepared directory has its own val, and is examined by itself")
         return _open_prepared(prepared[0], choice)
-    texts = find_texts(names, val.split(",") if val else [], read_options=read_options)
+    texts = find_texts(names, split_paths(val), read_options=read_options)
     try:
         tokenizer = find_tokenizer(choice or "gpt2")
     except UsageError:

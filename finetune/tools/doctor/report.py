@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 
+from finetune.common.commands import command
 from finetune.tools.doctor.quality import FIXES, KINDS
 from finetune.tools.doctor.sample import show_sample
 from finetune.tools.doctor.size import BLOCK_SIZE, MIN_TOKENS
@@ -40,8 +40,8 @@ def report(facts: dict) -> str:
     advice = f"Recommended: {size['model']}, {size['recipe']}"
     lines += ["", f"{about}{size['tokens']:,} tokens to train on{learned}{few}. {advice}"]
     if fixes := [fix for fix in FIXES if any(KINDS[kind][1] == fix for kind in found)]:
-        names = shlex.join(facts.get("names", ["DIR"]))
-        lines.append(f"to fix it: python -m finetune.doctor {names} --fix={','.join(fixes)} --out_dir=data/clean")
+        names = facts.get("names", ["DIR"])
+        lines.append(f"to fix it: {command('doctor', *names, fix=','.join(fixes), out_dir='data/clean')}")
     if left := [KINDS[kind][0] for kind in found if not KINDS[kind][1]]:
         lines.append(f"not fixed automatically: {', '.join(left)}")
     return "\n".join(lines)

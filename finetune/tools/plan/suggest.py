@@ -18,6 +18,7 @@ from finetune.tools.plan.estimate import Plan
 UPDATES_PER_PASS = 256  # wanted, within TOKENS_OF_UPDATE
 UPDATES_FROM_SCRATCH = 5000  # nanoGPT's for small models
 MAX_ITERS = 5000  # the recipes' ceiling
+PATHS = {field.name for field in dataclasses.fields(Recipe) if field.metadata.get("path")}
 Choices = dict[str, tuple[Any, str]]  # {key: (value, reason)}
 
 
@@ -33,6 +34,8 @@ def recipe(plan: Plan, path: str = "FILE.yaml", learning_rate: float | None = No
     if not plan.data.exists:
         chosen["dataset"] = "data/mine", "your dataset, which does not exist yet"
         chosen["out_dir"] = "out-mine", "where the run is written"
+    for name in PATHS & chosen.keys():
+        chosen[name] = recipe_file.without_parents(chosen[name][0]), chosen[name][1]
     names = [name for name in fields if name in chosen and chosen[name][0] is not None]
     pairs = [f"{name}: {recipe_file.scalar(chosen[name][0])}" for name in names]
     width = max(map(len, pairs))

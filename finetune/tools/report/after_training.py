@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Generator
 
+from finetune.common.commands import command
 from finetune.common.errors import Failure, UsageError
 from finetune.config.recipe import Recipe
 
@@ -50,5 +51,5 @@ def _report(recipe: Recipe, began: float, alone: bool = False) -> list[str]:
     except UsageError:
         return []
     except Exception as error:
-        again = f"python -m finetune.report --out_dir={recipe.out_dir}"
+        again = command("report", out_dir=recipe.out_dir)
         return [f"no report ({type(error).__name__}: {error}); {again} tries again"]

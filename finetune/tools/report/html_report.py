@@ -90,7 +90,7 @@ def _charts(run: Record) -> list[Chart]:
         if event["event"] in MARKED_EVENTS
     ]
     losses = [
-        Line("each update", [(event["iter"], event["loss"]) for event in updates], "c"),
+        Line("single updates", [(event["iter"], event["loss"]) for event in updates], "c"),
         Line("train", [(event["step"], event["train_loss"]) for event in evaluations], "b", dots=True),
         Line("validation", [(event["step"], event["val_loss"]) for event in evaluations], "a", dots=True, ring=ring),
     ]

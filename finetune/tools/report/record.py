@@ -9,12 +9,14 @@ import sys
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from finetune.common import files
+from finetune.common.commands import command
 from finetune.common.errors import UsageError
 from finetune.common.formatting import is_number
 from finetune.common.lock import is_locked
+from finetune.config.paths import split_paths
 from finetune.data import dataset
 from finetune.runs.datasets import places_of
 from finetune.runs.events import Event, read_metrics
@@ -23,6 +25,7 @@ BEGINS, ENDS = ("start", "resume"), ("end", "stop", "failed")  # of a session; a
 MISSING = "does not exist"
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 ROWS = "rows per iteration (batch_size x gradient_accumulation_steps)"  # a key of a run's identity
+SIZES = ("n_embd", "n_layer", "vocab_size", "n_positions", "n_inner")  # whole numbers of config.json
 
 
 @dataclass
@@ -88,8 +91,9 @@ class Record:
 
     @property
     def vocab_size(self) -> int:
-        sizes = [part.meta["vocab_size"] for part in self.data if "vocab_size" in part.meta]
-        return self.config.get("vocab_size") or (sizes[0] if sizes else 50257)
+        sizes = [size for part in self.data if _is_size(size := part.meta.get("vocab_size"))]
+        given = self.config.get("vocab_size")
+        return given if isinstance(given, int) and given else (sizes[0] if sizes else 50257)
 
     @property
     def parameters(self) -> int | None:
@@ -213,7 +217,7 @@ def load(out_dir: str | Path, verify: bool = False) -> Record:
     found = Record(
         out_dir,
         events,
-        _printable(files.read_json_object(best / "config.json")),
+        _config(best / "config.json"),
         _printable(files.read_json_object(best / "finetune.json")),
         data=[],
         damaged={str(path.relative_to(out_dir)): problem for path, problem in problems.items() if problem},
@@ -223,17 +227,17 @@ def load(out_dir: str | Path, verify: bool = False) -> Record:
     if found.failure:  # the other ranks are about to end
         found.running = False
     identity = found.started.get("identity", {})
-    names = found.recipe["dataset"].split(",") if found.recipe.get("dataset") else []
+    names = split_paths(found.recipe.get("dataset"))
     for number, name in enumerate(names, 1):
         keys = [dataset.identity_key(f"{split}.bin", number, len(names)) for split in ("train", "val")]
-        found.data.append(_find_data(name.strip(), [identity.get(key) for key in keys]))
+        found.data.append(_find_data(name, [identity.get(key) for key in keys]))
     return found
 
 
 def _no_run(out_dir: Path) -> str:
     what = "holds no run" if out_dir.is_dir() else "no such directory"
     if (out_dir / "ckpt.pt").is_file():
-        sample = f"python -m finetune.sample --init_from={out_dir}/ckpt.pt"
+        sample = command("sample", init_from=f"{out_dir}/ckpt.pt")
         what = f"holds no run but a ckpt.pt of nanoGPT; {sample} samples from it"
     runs = sorted({str(path.parent) for path in Path(".").glob("*/metrics.jsonl")})
     return f"out_dir {out_dir}: {what}" + (f"; runs here: {', '.join(runs)}" if runs else "")
@@ -262,6 +266,16 @@ def _damage(directory: Path, verify: bool) -> str | None:
     if verify:
         return files.find_damage(directory)
     return None if (directory / files.MANIFEST).is_file() else f"it has no {files.MANIFEST}, so it was never finished"
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """A config.json, without sizes that are none."""
+    found = _printable(files.read_json_object(path))
+    return {name: value for name, value in found.items() if name not in SIZES or _is_size(value)}
+
+
+def _is_size(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 < value < 1 << 32
 
 
 def _printable(value: Any) -> Any:

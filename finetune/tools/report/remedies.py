@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import yaml
@@ -82,12 +81,12 @@ def prepare_again(run: Record) -> str:
     sources = [source.get("name") for part in run.data for source in part.meta.get("sources", [])]
     source = str(sources[0]) if sources else "SOURCE"
     tokenizer = run.init_from if run.init_from and Path(run.init_from).is_dir() else "gpt2"
-    return shlex.join(["python", "-m", "finetune.prepare", source, f"--tokenizer={tokenizer}", "--out_dir=data/again"])
+    return command("prepare", source, tokenizer=tokenizer, out_dir="data/again")
 
 
 def examine_data(run: Record) -> str | None:
     found = [str(part.directory) for part in run.data if part.directory]
-    return f"python -m finetune.doctor {shlex.quote(found[0])}" if found else None
+    return command("doctor", found[0]) if found else None
 
 
 def _train(run: Record, **flags: Flag) -> str:

@@ -247,7 +247,10 @@ def _change(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def _warning_signs(run: Record) -> dict[str, str]:
-    return warning_signs(run.evaluations, run.vocab_size, run.pretrained) if run.evaluations else {}
+    if not run.evaluations:
+        return {}
+    passes = run.passes(run.evaluations[-1]["step"])
+    return warning_signs(run.evaluations, run.vocab_size, run.pretrained, passes)
 
 
 def _slowed_down(run: Record) -> tuple[float, float] | None:

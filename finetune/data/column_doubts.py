@@ -1,0 +1,198 @@
+"""Tables in which a column that is not read says that the rest is not what it seems: refused, with the way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.common.errors import UsageError
+from finetune.data.column_names import (
+    ABOUT,
+    ANSWERS,
+    BESIDE_TEXT,
+    FURTHER,
+    IN_SPLIT,
+    MEDIA,
+    MESSAGES,
+    PAIRS,
+    QUESTIONS,
+    split_of,
+    tells_good_from_bad,
+)
+from finetune.data.column_profile import Profile
+from finetune.data.row_shape import Shape, parse_messages
+from finetune.data.turns import CONTENT_KEYS, ROLE_KEYS, ROLE_OF, are_messages, is_answered, is_flag
+
+AS_MUCH = 2  # an answer of at least one so-many-th of the text
+
+
+def check_rows(profile: Profile) -> None:
+    """Raise UsageError for rows that are less than a document, or that tell good answers from bad ones."""
+    role, content = profile.first(ROLE_KEYS), profile.first(CONTENT_KEYS)
+    if role and content and all(str(value).strip().lower() in ROLE_OF for value in profile.values[role]):
+        raise UsageError(
+            f"{profile.place}: its rows are single messages ({role!r}, {content!r}); a row is a conversation, a list"
+            ' of messages such as {"messages": [{"role": ..., "content": ...}, ...]}'
+        )
+    media = profile.first(MEDIA)
+    if media and (profile.column("messages") or profile.column("conversations") or profile.column("prompt")):
+        raise UsageError(
+            f"{profile.place}: {media!r} belongs to the conversations, and only text is learned; leave such rows out"
+        )
+    answers = next((pair for pair in (*PAIRS, *((name,) for name in MESSAGES)) if all(map(profile.column, pair))), None)
+    if answers is None:
+        return
+    columns = [profile.column(name) or name for name in answers]
+    label = next((name for name in profile.names if name not in columns and _is_verdict(profile, name)), None)
+    if label:
+        raise UsageError(
+            f"{profile.place}: {label!r} tells good completions from bad ones; leave the bad ones out, and"
+            f" name {_flags(columns)}"
+        )
+
+
+def check_preferences(profile: Profile) -> None:
+    """Raise UsageError for pairs of a chosen and a rejected answer, with the way to learn the chosen ones."""
+    chosen = profile.column("chosen")
+    if not chosen or not profile.column("rejected"):
+        return
+    prompt = profile.first(("prompt", *QUESTIONS))
+    way = f"name --text_column={chosen}"
+    if profile.holds(chosen, dict):
+        talk = profile.first(MESSAGES) or "messages"
+        way = f"add them to the messages, for example with jq -c '.{talk} += [.{chosen}]'"
+    elif profile.holds(chosen, list) and not (prompt and profile.holds(prompt, list)):
+        way = f"name --messages_column={chosen}"
+    elif prompt:
+        way = f"name --prompt_column={prompt} --completion_column={chosen}"
+    raise UsageError(f"{profile.place}: pairs of a chosen and a rejected answer; to learn the chosen ones {way}")
+
+
+def _is_verdict(profile: Profile, name: str) -> bool:
+    return tells_good_from_bad(name, profile.values[name])
+
+
+def _flags(columns: list[str]) -> str:
+    kinds = ("prompt", "completion") if len(columns) == 2 else ("messages",)
+    return " ".join(f"--{kind}_column={column}" for kind, column in zip(kinds, columns))
+
+
+def check_conversations(profile: Profile, name: str, used: list[str]) -> None:
+    """Raise UsageError if the answer to conversations, or what they are about, stands in another column."""
+    answer = profile.first(ANSWERS)
+    for row in profile.rows:
+        messages = parse_messages(row.get(name))
+        if answer and row.get(answer) and are_messages(messages) and not is_answered(messages):
+            content = "value" if "from" in messages[0] else "content"
+            role, who = ("from", "gpt") if content == "value" else ("role", "assistant")
+            raise UsageError(
+                f"{profile.place}: {name!r} ends in a question, and its answer stands in {answer!r}; add it as a"
+                f""" message: jq -c '.{name} += [{{{role}: "{who}", {content}: .{answer}}}]'"""
+            )
+    if key := _message_verdict(profile.values[name]):
+        raise UsageError(
+            f"{profile.place}: {key!r} of messages tells good answers from bad ones; a message with"
+            f' "weight": 0 is not learned; to learn all, name --messages_column={name}'
+        )
+    for other in profile.given(name, *used, *_asked(profile, name)):
+        if not profile.is_known(other, name):
+            raise UsageError(
+                f"{profile.place}: {other!r} is not read, and the conversations may be about it; write it into their"
+                f" first message, or leave it out with --messages_column={name}"
+            )
+
+
+def _message_verdict(conversations: list[Any]) -> str | None:
+    """The key of messages that is a verdict on them."""
+    lists = [value for value in map(parse_messages, conversations) if are_messages(value)]
+    found: dict[str, list[Any]] = {}
+    for key, value in (item for messages in lists for message in messages for item in message.items()):
+        if key not in (*ROLE_KEYS, *CONTENT_KEYS) and not is_flag(key) and value is not None:
+            found.setdefault(key, []).append(value)
+    return next((key for key, values in found.items() if tells_good_from_bad(key, values)), None)
+
+
+def _asked(profile: Profile, name: str) -> list[str]:
+    """Columns named as a list of messages too, which are other versions of it."""
+    return [other for other in profile.names if other != name and profile.holds_messages(other)]
+
+
+def check_pair(profile: Profile, shape: Shape) -> None:
+    """Raise UsageError if a column that belongs to the prompt is not read."""
+    prompt, completion = shape.prompt or "", shape.completion or ""
+    read = sum(profile.size(name) for name in shape.used() if name != completion)
+    asked = profile.given(*shape.used())
+    for name in shape.left_out:
+        is_input = name in asked or (
+            profile.holds(name, str)
+            and not ABOUT.fullmatch(name)
+            and not FURTHER.fullmatch(name)
+            and prompt.lower() not in name.lower()
+            and profile.size(name) >= max(1, read)
+        )
+        if is_input and any(profile.values[name]) and not profile.is_known(name, prompt, completion):
+            rest = _flags([prompt, completion])
+            way = f"--prompt_template='{{{prompt}}}\\n{{{name}}}' --completion_column={completion} reads it"
+            if not profile.holds(name, str):
+                way = "write it into the prompt"
+            raise UsageError(
+                f"{profile.place}: {name!r} is not read, and may belong to the prompt: {way}; {rest} leaves it out"
+            )
+
+
+def check_text(profile: Profile, name: str) -> None:
+    """Raise UsageError if the column `text` is the question to an answer beside it, or what both are about."""
+    questions = [found for found in map(profile.column, QUESTIONS) if found and profile.asks(found, name)]
+    question = questions[0] if questions else None
+    for known in (*ANSWERS, *BESIDE_TEXT):
+        answer = profile.column(known)
+        if not answer or not any(profile.values[answer]):
+            continue
+        is_long = profile.holds_sentences(answer) and AS_MUCH * profile.size(answer) >= profile.size(name)
+        is_joined = profile.stands_in(answer, name) and (not question or profile.stands_in(question, name))
+        if (is_long or question) and not is_joined:
+            raise UsageError(
+                f"{profile.place}: which column is the text? {answer!r} may be the answer to {name!r}: name it with"
+                f" {_ways(name, question, answer)}, or --text_column={name} leaves {answer!r} out"
+            )
+
+
+def _ways(text: str, question: str | None, answer: str) -> str:
+    if question is None:
+        return f"--prompt_column={text} --completion_column={answer}"
+    return f"--prompt_template='{{{text}}}\\n{{{question}}}' --completion_column={answer}"
+
+
+def split_columns(values: dict[str, list[Any]]) -> list[str]:
+    """The columns whose values all name splits."""
+    return [name for name, found in values.items() if found and all(split_of(name, value) for value in found)]
+
+
+class Splits:
+    """Watches rows for a column that gives them to several splits, which would all be trained on."""
+
+    def __init__(self, rows: list[dict[str, Any]], place: str, kind: str) -> None:
+        self.place, self.kind = place, kind
+        names = dict.fromkeys(name for row in rows for name in row)
+        values = {name: [row[name] for row in rows if row.get(name) not in (None, "")] for name in names}
+        self.found: dict[str, dict[str, Any]] = {name: {} for name in split_columns(values)}
+
+    def check(self, row: dict[str, Any]) -> None:
+        """Raise UsageError at the second split of a column."""
+        for name, seen in self.found.items():
+            split = split_of(name, row.get(name))
+            if split:
+                seen.setdefault(split, row[name])
+            if len(seen) > 1:
+                splits = [str(value) for value in seen.values()]
+                raise UsageError(
+                    f"{self.place}: {name!r} gives its rows to splits ({', '.join(splits)}), and all would be trained"
+                    f" on; write each into a file of its name{self._way(name, splits[0])}, and prepare their directory;"
+                    " to take all rows, name their columns (--text_column=, ...)"
+                )
+
+    def _way(self, name: str, split: str) -> str:
+        if IN_SPLIT.fullmatch(name) or not name.isidentifier() or self.kind == "a data set":
+            return ""
+        if self.kind == "json":
+            return f" (jq -c 'select(.{name} == \"{split}\")')"
+        return f" (pandas: df[df.{name} == '{split}'])"

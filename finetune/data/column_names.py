@@ -1,0 +1,123 @@
+"""What columns are commonly called, and what their values tell."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from finetune.data.directories import SPLITS
+
+MESSAGES = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "chat_messages", "contents")
+TALKS = (*MESSAGES, "data", "turns", "utterances", "exchanges")  # that can hold texts said in turn
+SYSTEMS = ("system_prompt", "system", "system_message", "system_instruction", "systeminstruction")
+# the question and its answer
+PAIRS = (("prompt", "completion"), ("instruction", "output"), ("instruction", "response"))
+EXTRAS = ("input", "context")  # added to the prompt
+# taken only if named, because either column could be the text
+QUESTIONS = (
+    "question prompt instruction query input inputs input_text problem source src front q user human"
+    " context post passage frage pregunta pergunta domanda vraag вопрос 问题 問題 質問 질문"
+).split()
+ANSWERS = (
+    "answer response output completion chosen solution canonical_solution target reply outputs output_text targets tgt"
+    " back a assistant bot gpt story code expected expected_output ground_truth gold final_answer correct_answer"
+    " antwort respuesta resposta risposta réponse antwoord ответ 答案 回答 답변"
+).split()
+SHORTENED = (("article", "document", "dialogue", "dialog"), ("highlights", "summary"))
+# answers to a column `text`, and answers that could also be a class of it
+BESIDE_TEXT = ("translation", "translated")
+CLASSES = ("label",)
+ANSWER_LIKE = re.compile(
+    r"(?!.*(count|num|id$|date|time|len|score))(.*[_ ])?(answer|response|solution|completion|reply|replie|output|target"
+    r"|correct|ans)s?([_ ].*)?",
+    re.IGNORECASE,
+)
+RENDERED = re.compile(
+    r"###? ?(Instruction|Response|Human|User)|<\|im_start\|>|\[INST\]"
+)  # prompt and answer in one text
+LANGUAGES = frozenset(
+    "english german french spanish italian portuguese dutch russian chinese japanese korean arabic hindi turkish polish"
+    " latin greek hebrew deutsch englisch français español en de fr es it pt nl ru zh ja ko ar".split()
+)
+# what a prompt asks about
+GIVEN = re.compile(
+    r"((chat_?)?history|schema|suffix|previous|persona|personality|choices|options|examples?|facts|evidence"
+    r"|(input|source|given|reference)?_?(text|code|document|passage|paragraph|article|context|inputs?|table|story"
+    r"|snippet|query|question|instruction|transcript)s?)",
+    re.IGNORECASE,
+)
+# further texts of an answer, or about it
+FURTHER = re.compile(
+    r".*(reject|reason|rational|think|thought|expla|cot|critique|comment|note|review|feedback|meta|test|summar|translat"
+    r"|original|raw|output|response|negativ|answer|completion|label|solution).*",
+    re.IGNORECASE,
+)
+# columns of text that is about the document
+ABOUT = re.compile(
+    r"(.*_)?(id|ids|uuid|guid|key|index|hash|sha|label|labels|class|category|categories|lang|language|locale|url|uri"
+    r"|link|href|title|headline|name|names|author|user|username|date|time|timestamp|created|updated|source|split|file"
+    r"|filename|path|tag|tags|type|status|score|rating|version|license|country|city|email|keyword|topic)s?(_.*)?",
+    re.IGNORECASE,
+)
+# lists and objects that are about the document
+META = re.compile(r"(.*_)?(meta_?(data)?|metrics|embeddings?|vectors?|scores|stats|authors)(_.*)?", re.IGNORECASE)
+# a number, an id, a language, an address, a date or a word for nothing
+CODE = re.compile(
+    r"[-+]?[\d.,:/%eE-]+|[0-9a-f-]{16,}|[a-z]{2,3}([-_][A-Za-z]{2,4})?|\w+://\S*|\d{4}-\d\d-\d\d([T ].*)?|true|false"
+    r"|null|none",
+    re.IGNORECASE,
+)
+PYTHON = re.compile(r"""\s*\[\s*[\[{'"].*\]\s*$|b(['"]).*\1$""", re.DOTALL)  # a list or bytes, written by print
+# a column whose numbers or plain words can tell good answers from bad ones
+LABEL = re.compile(
+    r"(is_|was_|kto_|human_|user_)*(labels?|tag|good|bad|best|correct|incorrect|desirable|chosen|preferred|feedback"
+    r"|rating|thumbs?(_?up|_?down)?|accept(ed|able)?|reject(ed)?|approved?|pass(ed)?|fail(ed)?|correctness|valid|reward"
+    r"|votes?|score|helpful|outcome|verdict|quality|status|safe|unsafe|toxic|harmful|hallucinat(ed|ion)|deleted"
+    r"|ignored?|flagged|spam)",
+    re.IGNORECASE,
+)
+# of these one value is enough
+SURE_LABEL = re.compile(
+    r"(is_|kto_|human_|user_)?(labels?|tag|good|correct|desirable|chosen|accepted|preferred|feedback|rating"
+    r"|thumbs_?up)",
+    re.IGNORECASE,
+)
+PLAIN_VERDICTS = ("0 1 true false 0.0 1.0 -1 -1.0", "yes no", "positive negative neutral", "up down", "chosen rejected")
+# words that tell it in a column of any name
+VERDICTS = (
+    "good bad ok poor",
+    "desirable undesirable",
+    "correct incorrect wrong right",
+    "pass fail passed failed",
+    "thumbs_up thumbs_down 👍 👎",
+    "accepted rejected approved accept reject pending",
+    "helpful unhelpful harmful harmless",
+    "safe unsafe",
+    "valid invalid",
+    "preferred dispreferred",
+    "✅ ❌ ✓ ✗ ✔ ✘ ✖",
+)
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+IN_SPLIT = re.compile(
+    r"(is|in|for)_?(train|training|valid|validation|val|dev|eval|test|holdout)(_?set)?", re.IGNORECASE
+)
+
+
+def as_word(value: Any) -> str:
+    return str(value).strip().lower().replace(" ", "_").replace("\ufe0f", "")
+
+
+def tells_good_from_bad(name: str, values: list[Any]) -> bool:
+    """Whether a column is a verdict on the answers of its rows."""
+    found = {as_word(value) for value in values}
+    known = (*VERDICTS, *(PLAIN_VERDICTS if LABEL.fullmatch(name) else ()))
+    is_sure = len(found) > 1 or (bool(found) and SURE_LABEL.fullmatch(name) is not None)
+    return is_sure and any(found <= {*words.split()} for words in known)
+
+
+def split_of(name: str, value: Any) -> str | None:
+    """The split that a cell names, if its column does that."""
+    word = as_word(value)
+    if IN_SPLIT.fullmatch(name):
+        return word if word in ("0", "1", "0.0", "1.0", "true", "false", "yes", "no") else None
+    return SPLITS.get(word)

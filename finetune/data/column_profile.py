@@ -1,0 +1,164 @@
+"""What the columns of a table hold, in a sample of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from finetune.common.errors import UsageError
+from finetune.data.column_names import (
+    ABOUT,
+    ANSWERS,
+    CODE,
+    EXTRAS,
+    GIVEN,
+    LANGUAGES,
+    META,
+    QUESTIONS,
+    RENDERED,
+    SHORTENED,
+    TALKS,
+)
+from finetune.data.row_shape import parse_messages, shortened
+from finetune.data.turns import are_messages, are_replies
+
+ROWS = 20  # in which texts are compared
+CLEARLY_LONGER = 5  # times the text of another column with sentences
+
+
+class Profile:
+    """What the columns of a sample hold."""
+
+    def __init__(self, rows: list[dict[str, Any]], place: str) -> None:
+        self.place, self.rows = place, rows
+        self.names = list(dict.fromkeys(name for row in rows for name in row))
+        self.values = {name: [row.get(name) for row in rows if row.get(name) is not None] for name in self.names}
+
+    def column(self, name: str | None) -> str | None:
+        """The column of that name, whatever its case."""
+        found = [column for column in self.names if column.strip().lower() == name]
+        return found[0] if len(found) == 1 else None
+
+    def first(self, names: Iterable[str]) -> str | None:
+        """The first column of these names that has values."""
+        return next((found for found in map(self.column, names) if found and any(self.values[found])), None)
+
+    def holds(self, name: str | None, *kinds: type) -> bool:
+        """Whether the column is there and most of its values are of one of the kinds."""
+        values = self.values.get(name, []) if name is not None else []
+        return bool(values) and 2 * sum(isinstance(value, kinds) for value in values) > len(values)
+
+    def size(self, name: str) -> int:
+        """Characters of text, without numbers, dates, codes and addresses."""
+        texts = [value for value in self.values[name] if isinstance(value, str)]
+        return sum(len(text) for text in texts if not CODE.fullmatch(text.strip()))
+
+    def holds_sentences(self, name: str) -> bool:
+        """Whether most values have several words, or another script, which can do without spaces."""
+        texts = [value.strip() for value in self.values[name] if isinstance(value, str)]
+        return 2 * sum(" " in text or "\n" in text or not text.isascii() for text in texts) > len(texts)
+
+    def holds_messages(self, name: str) -> bool:
+        return any(map(are_messages, map(parse_messages, self.values[name])))
+
+    def holds_replies(self, name: str) -> bool:
+        """Whether the values are lists of texts that could be said in turn."""
+        return self.holds(name, list) and all(map(are_replies, self.values[name]))
+
+    def is_about(self, name: str) -> bool:
+        """Whether a column of lists or objects is about the document: metadata, or numbers."""
+        numbers = (int, float, type(None))
+        return bool(ABOUT.fullmatch(name) or META.fullmatch(name)) or all(
+            isinstance(value, list) and all(isinstance(one, numbers) for one in value) for value in self.values[name]
+        )
+
+    def stands_in(self, name: str, *columns: str | None) -> bool:
+        """Whether the texts of a column stand in those of others, in each row."""
+        for row in self.rows[:ROWS]:
+            everything = "\n".join(text for column in columns if column for text in texts_in(row.get(column))).lower()
+            if not all(text.strip().lower() in everything for text in texts_in(row.get(name))):
+                return False
+        return True
+
+    def is_known(self, name: str, *columns: str) -> bool:
+        """Whether a column holds nothing new: texts of the others, or the first of them with more around it."""
+        if any(isinstance(value, str) and RENDERED.search(value) for value in self.values[name]):
+            return True
+        first = columns[0]
+        is_word = self.holds(first, str) and not self.holds_sentences(first)  # which can stand in any text
+        return self.stands_in(name, *columns) or (not is_word and self.stands_in(first, name))
+
+    def question_and_answer(self) -> tuple[str, str] | None:
+        """The columns of a question and of its answer, by their names."""
+        answer = self.first(name for name in ANSWERS if not self.holds(self.column(name), list, dict))
+        for question in filter(None, map(self.column, QUESTIONS)):
+            if answer and question != answer and self.asks(question, answer):
+                return question, answer
+        question, answer = map(self.first, SHORTENED)
+        if question and answer:
+            return question, answer
+        languages = [name for name in self.names if name.strip().lower() in LANGUAGES and self.size(name)]
+        return (languages[0], languages[1]) if len(languages) == 2 else None
+
+    def asks(self, name: str, answer: str) -> bool:
+        """Whether a column is a question, and not the source or the user that its name can mean too."""
+        if not self.holds(name, str):
+            return False
+        return not ABOUT.fullmatch(name) or (
+            self.holds_sentences(name) and CLEARLY_LONGER * self.size(name) >= self.size(answer)
+        )
+
+    def given(self, *used: str | None) -> list[str]:
+        """Further columns that belong to a prompt."""
+        names = (*EXTRAS, *(name for name in self.names if GIVEN.fullmatch(name.strip())))
+        found = dict.fromkeys(self.column(name.strip().lower()) for name in names)
+        return [name for name in found if name and name not in used and any(self.values[name])]
+
+    def unclear(self, reason: str = "", pair: tuple[str, str] | None = None) -> UsageError:
+        because = f" ({reason})" if reason else ""
+        names = shortened([f"{name}{self._kind(name)}" for name in self.names])
+        ways = self._flags(pair) + self._jq()
+        return UsageError(
+            f"{self.place}: which column is the text?{because} Its columns are {names}; name it with {ways}"
+        )
+
+    def _jq(self) -> str:
+        """How jq makes rows of the objects in a column."""
+        if len(self.names) == 1 and self.holds(self.names[0], dict):
+            return f"; of JSON lines, jq -c '.{self.names[0]}' FILE makes its objects rows"
+        return ""
+
+    def _flags(self, pair: tuple[str, str] | None) -> str:
+        lists = [name for name in self.names if self.holds(name, list) and self.holds_messages(name)]
+        if lists:
+            return f"--messages_column={lists[0]}, or --text_column="
+        replies = [name for name in self.names if name.strip().lower() in TALKS and self.holds_replies(name)]
+        if pair := pair or self.question_and_answer():
+            context = [name for name in self.given(*pair) if self.holds(name, str) and name.isidentifier()]
+            template = "\\n".join(f"{{{name}}}" for name in (*context, pair[0]))
+            plain = f"--prompt_column={pair[0]} --completion_column={pair[1]}"
+            if left := self.given(*pair):
+                plain += f" (which leaves out {', '.join(left)})"
+            both = f'--prompt_template="{template}" --completion_column={pair[1]}, {plain}' if context else plain
+            return f"{both}, or --text_column="
+        if replies:
+            return f"--messages_column={replies[0]} (user and assistant in turn), or --text_column={replies[0]}"
+        return "--text_column=, or --prompt_column= and --completion_column="
+
+    def _kind(self, name: str) -> str:
+        """` (list)` behind the name of a column that holds no text."""
+        for kind, word in ((list, "list"), (dict, "object")):
+            if self.holds(name, kind):
+                return f" ({word})"
+        return ""
+
+
+def texts_in(value: Any) -> list[str]:
+    """The texts in a value, at any depth."""
+    if isinstance(value, str):
+        value = parse_messages(value)
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [text for one in value for text in texts_in(one)]
+    return [value] if isinstance(value, str) else []

@@ -1,0 +1,81 @@
+"""A model card that its owner edits: the sections between our marks are written anew, all else stays as it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+import yaml
+
+from finetune.common.errors import UsageError, first_line
+
+SECTION = re.compile(r"<!-- finetune:(\w+) -->\n.*?<!-- /finetune:\1 -->\n", re.S)
+FRONT = re.compile(r"\A---\n(.*?\n)??---\n", re.S)
+OURS = ("library_name", "pipeline_tag", "base_model", "model_name", "model-index")  # keys that are written anew
+CHOSEN = ("license", "language")  # on the command line, or by the owner
+LISTS = ("tags", "datasets")  # keys that the owner adds to
+
+
+def merge(old: str, new: str, chosen: Collection[str] = ()) -> str:
+    """The card `old` with the sections and the metadata of `new`; the owner's words and other metadata stay. Keys
+    `chosen` on the command line are those of `new`. Raises UsageError for metadata that are no YAML."""
+    was, now = metadata(old), metadata(new)
+    merged = {**now, **{key: value for key, value in was.items() if key not in (*OURS, *LISTS, *chosen)}}
+    for key in LISTS:
+        if lists := [*_listed(now.get(key)), *_listed(was.get(key))]:
+            merged[key] = list(dict.fromkeys(lists))
+    front = FRONT.match(new)
+    if merged != now or front is None:
+        dumped = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)
+        head = f"---\n{dumped}---\n"
+    else:
+        head = front[0]
+    return head + _merge_sections(FRONT.sub("", old), FRONT.sub("", new))
+
+
+def _merge_sections(old: str, new: str) -> str:
+    ours = {found[1]: found[0] for found in SECTION.finditer(new)}
+    first, *rest = _pieces(old)
+    pieces = [(name, words) for name, words in zip(rest[::2], rest[1::2])]
+    for number, name in enumerate(ours):
+        names = [each for each, _ in pieces]
+        if name not in names:  # behind the section that is before it in the new card
+            before = [names.index(each) for each in list(ours)[:number] if each in names]
+            pieces.insert(before[-1] + 1 if before else 0, (name, "\n"))
+            if not before and first and not first.endswith("\n\n"):
+                first = first.rstrip("\n") + "\n\n"
+    return first + "".join(ours.get(name, "") + words for name, words in pieces)
+
+
+def _pieces(body: str) -> list[str]:
+    """The words before the first section, then the name of each section and the words behind it."""
+    return SECTION.split(body)
+
+
+def has_sections(text: str) -> bool:
+    return SECTION.search(text) is not None
+
+
+def words(text: str) -> str:
+    """What the owner wrote besides a title, and metadata that we never write: "" if that is nothing."""
+    body = SECTION.sub("", FRONT.sub("", text))
+    lines = [line for line in body.splitlines() if line.strip() and not line.startswith("# ")]
+    others = {key: value for key, value in metadata(text).items() if key not in (*OURS, *LISTS, *CHOSEN)}
+    return "\n".join([*lines, *(f"{key}: {value}" for key, value in others.items())])
+
+
+def metadata(text: str) -> dict[str, Any]:
+    """The front matter of a card. Raises UsageError."""
+    front = FRONT.match(text)
+    try:
+        found = yaml.safe_load(front[1] or "") if front else None
+    except yaml.YAMLError as error:
+        raise UsageError(f"README.md: its metadata between the lines --- are no YAML: {first_line(error)}") from None
+    if found is not None and not isinstance(found, dict):
+        raise UsageError("README.md: its metadata between the lines --- are no keys with values")
+    return found or {}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,0 +1,96 @@
+"""Commands that are forked and killed at random moments. A process of its own, as harness.py: python kills.py JOB.json
+
+The jobs are a list of {"argv": [verb, flags...], "kills": K, "seed": S, "shows": [paths]}. A command is run twice to
+its end; then it is killed K times at a random moment of its time, and run to its end after every fifth kill. `shows`
+are the files that hold the result: they must be whole after every kill. The outcomes are printed as JSON: how many
+kills, results lost, restarts that failed and what was left behind."""
+
+import hashlib
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import harness  # noqa: F401  which imports what forks need
+import matplotlib.backends.backend_agg  # noqa: F401
+import transformers.models.gpt2.modeling_gpt2  # noqa: F401
+
+from finetune.common.errors import Failure, UsageError
+from finetune.common.files import WORK
+
+
+def begin(argv):
+    """Fork a process that runs the command; return its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        log = os.open("kills.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        code = importlib.import_module(f"finetune.{argv[0]}").main(argv[1:]) or 0
+    except (UsageError, Failure) as error:
+        print(error, file=sys.stderr)
+        code = 2
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def finish(argv):
+    """Run the command to its end; return its code and seconds."""
+    began = time.perf_counter()
+    code = os.waitstatus_to_exitcode(os.waitpid(begin(argv), 0)[1])
+    return code, time.perf_counter() - began
+
+
+def content(paths):
+    """A digest of each file, of meta.json what it says of the bins; None for one that is not there."""
+    found = {}
+    for path in map(Path, paths):
+        data = path.read_bytes() if path.is_file() else None
+        if data and path.name == "meta.json":  # it tells the time too
+            data = json.dumps(json.loads(data)["splits"]).encode()
+        found[str(path)] = data and hashlib.sha256(data).hexdigest()
+    return found
+
+
+def killed(argv, kills, seed, shows):
+    rng = random.Random(seed)
+    for _ in range(2):  # the first reads libraries from disk
+        code, slowest = finish(argv)
+        assert code == 0, Path("kills.log").read_text()
+    result = content(shows)
+    assert None not in result.values(), result
+    found = {"kills": 0, "too_late": 0, "lost": [], "failed": [], "inside": 0}
+    for number in range(1, kills + 1):
+        for cache in Path(".").rglob(".arrow"):
+            shutil.rmtree(cache)
+        pid = begin(argv)
+        time.sleep(rng.uniform(0, 0.9 * slowest))
+        os.kill(pid, signal.SIGKILL)
+        found["too_late"] += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        found["kills"] += 1
+        found["inside"] += any(Path(".").rglob(WORK))
+        if (now := content(shows)) != result:
+            found["lost"].append([number, [path for path in shows if now[path] != result[path]]])
+        if number % 5 == 0 or number == kills:
+            code, _ = finish(argv)
+            if code or content(shows) != result:
+                found["failed"].append([number, code, Path("kills.log").read_text()[-500:]])
+    found["left"] = sorted(map(str, Path(".").rglob(WORK)))
+    return found
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], encoding="utf-8") as file:
+        jobs = json.load(file)
+    print(json.dumps([killed(**job) for job in jobs]))

@@ -1,0 +1,231 @@
+"""Advice that can be followed: every message that holds a command is brought about, and its command succeeds."""
+
+import ast
+import os
+import pickle
+import re
+import shlex
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+import finetune
+from finetune.common.errors import Failure, UsageError
+from finetune.config.cli import parse
+from finetune.config.recipe import Recipe
+from finetune.gpt import GPT, GPTConfig
+from finetune.runs import datasets, inputs
+from finetune.tools.report import record, remedies
+from finetune.training.state import Hooks
+from finetune.training.trainer import train
+
+MAKERS = {"command", "resume_command"}
+SOURCE = Path(__file__).parents[1] / "finetune"
+
+
+def sites():
+    """module.function of every call that makes a command for a message."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef) and function.name not in MAKERS:
+                calls = (node.func for node in ast.walk(function) if isinstance(node, ast.Call))
+                if any(getattr(call, "id", getattr(call, "attr", "")) in MAKERS for call in calls):
+                    yield f"{path.relative_to(SOURCE).with_suffix('')}.{function.name}"
+
+
+SCENES = {}
+
+
+def scene(site):
+    def keep(function):
+        SCENES[site] = function
+        return function
+
+    return keep
+
+
+def test_every_message_with_a_command_is_followed():
+    assert set(sites()) == SCENES.keys()
+
+
+def test_no_message_writes_a_command_by_hand():
+    for path in SOURCE.rglob("*.py"):
+        for text in re.findall(r"python -m finetune\.\w+ [^\"\n]*\{", path.read_text()):
+            raise AssertionError(f"{path}: {text}: make it with common.commands.command")
+
+
+def follow(told, command):
+    """Run the first command in a message; it must succeed."""
+    found = re.search(r"`?(finetune (\w+) [^`;\n]*?)(`|;|, start anew| samples from it|$)", told, re.MULTILINE)
+    assert found, told
+    verb, *arguments = shlex.split(found[1])[1:]
+    code, out, err = command(verb, *arguments)
+    assert code == 0, f"{found[1]}: {err}"
+    return out + err
+
+
+@pytest.fixture
+def run(tiny_run):
+    return tiny_run("out 1", "--max_iters=4", "--eval_interval=2")
+
+
+@scene("config/arguments._read_recipe_or_dataset")
+def test_a_directory_of_a_run(run, command):
+    assert "this run is done" in follow(command("train", run)[2], command)
+
+
+@scene("training/session._problem_of_new_run")
+def test_a_run_that_is_there(run, command):
+    follow(command("train", f"{run}/recipe.yaml")[2], command)
+
+
+@scene("training/session._why_done")
+def test_a_run_that_patience_ended(tiny_run, command):
+    out_dir = tiny_run("out", "--eval_interval=1", "--patience=2", "--learning_rate=0")
+    out = command("train", f"{out_dir}/recipe.yaml", "--init_from=resume")[1]
+    assert "patience=2 ended it after 2 of 10 updates" in out
+    assert "iter 9" in follow(out[out.index("this run is done") :], command)
+
+
+@scene("training/session._too_few_updates")
+def test_epochs_that_are_few_updates(tiny_run, command):
+    tiny_run("out", "--epochs=1", "--max_iters=5000", "--eval_interval=500")
+    told = next(event["line"] for event in record.load("out").events if event.get("name") == "few_updates")
+    follow(told, command)
+    length = record.load("out").length
+    assert 100 <= length < 300
+    assert not any(event.get("name") == "few_updates" for event in record.load("out").events)
+
+
+@scene("training/trainer.run_updates")
+def test_a_run_that_was_stopped(tiny, command):
+    hooks = Hooks(before_update=lambda setup, state: state.step == 2 and os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Failure) as stopped:
+        train(tiny("out"), hooks=hooks)
+    assert "resuming out at iteration" in follow(str(stopped.value), command)
+
+
+@scene("tools/report/remedies._train")
+def test_a_checkpoint_that_is_missing_comes_back(run, command):
+    shutil.rmtree(f"{run}/best")
+    found = command("diagnose", f"--out_dir={run}")[1]
+    assert "missing_checkpoint" in found
+    follow(found, command)
+    assert Path(run, "best/config.json").is_file()
+    assert "missing_checkpoint" not in command("diagnose", f"--out_dir={run}")[1]
+
+
+@scene("tools/report/after_training._report")
+def test_a_report_again(run, command):
+    follow(f"finetune report '--out_dir={run}'", command)
+
+
+@scene("tools/report/record._no_run")
+def test_a_checkpoint_of_nanogpt(command):
+    chars = "\n abcdefgh"
+    config = GPTConfig(block_size=16, vocab_size=len(chars), n_layer=1, n_head=1, n_embd=8)
+    weights = {f"transformer.{name}": tensor for name, tensor in GPT.from_scratch(config, 0).state_dict().items()}
+    shape = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")}
+    Path("theirs").mkdir()
+    torch.save({"model": weights, "model_args": {**shape, "bias": True, "dropout": 0.0}}, "theirs/ckpt.pt")
+    coded = {"vocab_size": len(chars), "stoi": {c: i for i, c in enumerate(chars)}, "itos": dict(enumerate(chars))}
+    Path("theirs/meta.pkl").write_bytes(pickle.dumps(coded))
+    follow(command("report", "--out_dir=theirs")[2], command)  # with the characters of meta.pkl
+    Path("t.txt").write_text("abc def\n" * 400)
+    told = command("train", "--init_from=theirs/ckpt.pt", "--dataset=t.txt", "--tokenizer=gpt2", "--block_size=8")[2]
+    assert "holds ids of GPT-2 BPE" in told and "--tokenizer=gpt2" not in told
+
+
+@scene("tools/doctor/report.report")
+def test_what_the_doctor_fixes(command):
+    line = "a line that is long enough to be taken for a passage of its own, and stands here twice\n"
+    Path("texts").mkdir()
+    for number in range(12):
+        Path(f"texts/{number}.txt").write_text(line * 20 if number % 2 else f"{number} " + line * 20)
+    follow(command("doctor", "texts")[1], command)
+
+
+@scene("runs/datasets._with_way_out")
+def test_a_table_that_has_to_be_prepared(command):
+    rows = "".join(
+        f"the {n}th thing that was asked for,what was said in reply {n},{n} and more of it here\n" for n in range(99)
+    )
+    Path("answers.csv").write_text("one,two,three\n" + rows)
+    code, _, told = command("train", "--dataset=answers.csv", "--init_from=scratch", "--tokenizer=char")
+    assert code == 2 and "`finetune prepare answers.csv --out_dir=data/answers`" in told, told
+    follow(told.replace("answers`", "answers --text_column=two --tokenizer=char`"), command)
+    assert datasets.find_prepared("answers")
+
+
+@scene("runs/inputs.tokenizer_choice")
+def test_a_text_for_a_model_of_the_hub():
+    recipe = Recipe(init_from="someone/model", dataset="t.txt")
+    with pytest.raises(UsageError, match="first run finetune prepare t.txt --tokenizer=someone/model$"):
+        inputs.tokenizer_choice(recipe, shape_only=True)
+    from finetune.prepare import USAGE, Options
+
+    assert parse(Options, ["t.txt", "--tokenizer=someone/model"], USAGE)[0].sources == ["t.txt"]
+
+
+@scene("tools/report/remedies.prepare_again")
+@scene("tools/report/remedies.examine_data")
+@scene("prepare.prepare_and_examine")
+def test_the_data_of_a_run(run, command):
+    found = record.load(run)
+    follow(str(remedies.examine_data(found)), command)
+    assert remedies.prepare_again(found).endswith("corpus.txt --tokenizer=gpt2 --out_dir=data/again")
+
+
+@scene("train._export_and_push")
+@scene("export.export_and_push")
+def test_an_export_by_hand(tiny_run, command):
+    from finetune.export import USAGE, Options
+
+    tiny_run("out", "--max_iters=1")
+    told = command("train", "out/recipe.yaml", "--init_from=resume", "--max_iters=2", "--push_to_hub=me/it")[1]
+    words = shlex.split(re.search(r"by hand: finetune export (.*)", told)[1])
+    assert parse(Options, words, USAGE)[0].push_to_hub == "me/it"
+
+
+@scene("publishing/model.push_to_hub")
+def test_a_push_of_a_model_that_is_typed_again(tiny_run, monkeypatch):
+    from finetune.export import USAGE, Options
+
+    tiny_run("out", "--max_iters=1")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(Path("none").resolve()))
+    with pytest.raises(Failure) as failed:
+        finetune.GPT.from_pretrained("out/best").push_to_hub("me/it")
+    words = shlex.split(re.search(r"finetune export ([^`;\n]*)", str(failed.value))[1])
+    options = parse(Options, words, USAGE)[0]
+    assert options.push_to_hub == "me/it" and Path(options.init_from, "model.safetensors").is_file()
+
+
+def test_a_suggested_recipe_trains(tiny_run, command, monkeypatch):
+    tiny_run("base", "--max_iters=1")
+    Path("here").mkdir()
+    monkeypatch.chdir("here")
+    flags = ["--init_from=../base/best", "--dataset=../corpus.txt", "--tokenizer=char", "--val_fraction=0.2"]
+    code, _, err = command("plan", *flags, "--suggest=true", "--to=mine.yaml", "--quick=true", "--block_size=16")
+    assert code == 0, err
+    parse(Recipe, ["mine.yaml"], "")
+    Path("mine.yaml").write_text("init_from: ../base/best\ndataset: ../corpus.txt\n")
+    with pytest.raises(UsageError, match="must not reach above"):
+        parse(Recipe, ["mine.yaml"], "")
+    parse(Recipe, ["mine.yaml", *flags], "")  # as the message says
+
+
+def test_a_name_that_is_nearly_that_of_a_model(command):
+    assert "Did you mean gpt2?" in command("sample", "--init_from=gtp2")[2]
+    assert "Did you mean gpt2-xl?" in command("train", "--init_from=gpt2-lx", "--dataset=python_docs")[2]
+
+
+def test_bins_never_go_into_a_folder_of_texts(command):
+    Path("writing").mkdir()
+    Path("writing/cover.png").write_bytes(b"\x89PNG")
+    told = command("train", "--dataset=writing")[2]
+    assert "--out_dir=writing" not in told and "writing" in told
