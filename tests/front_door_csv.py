@@ -235,4 +235,30 @@ CELLS = [
     ),
 ]
 
-CASES = [*HEADERS, *CELLS]
+ISSUES = csv_text([(f"Issue {i}", t, "x", "") for i, t in enumerate(P)], ["Key", "Description", "Comment", "Comment"])
+FORM = csv_text(
+    [("2024-05-01 10:00", 9, t) for t in P], ["Timestamp", "How old are you?", "Tell us about your holiday"]
+)
+NAMES = [
+    reads("two columns of one name beside", {"a.csv": ISSUES}, P, "--text_column=Description", r"Comment \(2\)"),
+    reads("the first of two columns of one name", {"a.csv": ISSUES}, ["x"] * 12, "--text_column='Comment (1)'"),
+    refuses("one name for two columns", {"a.csv": ISSUES}, r"Comment \(1\), Comment \(2\)", "--text_column=Comment"),
+    reads("two columns of one name, as a header", {"a.csv": ISSUES}, P, "--text_column=Description --header=true"),
+    refuses("two texts of one name", {"a.csv": csv_text([(t, t) for t in P], ["text", "text"])}, "text"),
+    reads("the answers to a form", {"a.csv": FORM}, P),
+    reads("a question as a name", {"a.csv": csv_text([("yes", t) for t in P], ["ok", "How was it?"])}, P),
+    refuses(
+        "questions without a header", {"a.csv": csv_text([(f"Who is {t}?", t) for t in P], None)}, "looks like data"
+    ),
+    reads(
+        "a short name above Chinese",
+        {"a.csv": "内容\n" + "今天天气很好我们去公园散步\n" * 9},
+        ["今天天气很好我们去公园散步"] * 9,
+    ),
+    refuses("words without a header", {"a.csv": "apple\npear\nplum\nfig\nkiwi\nlime\n"}, "looks like data"),
+    refuses(
+        "a cell too many late", {"a.csv": csv_text(PLAIN_ROWS) + "13,so,it is\n"}, ["line 14", "(?!.*row.names)3 cells"]
+    ),
+]
+
+CASES = [*HEADERS, *CELLS, *NAMES]

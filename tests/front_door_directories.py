@@ -255,4 +255,19 @@ BESIDE = [
     refuses("a broken table beside texts", TEXTS | {"d/a.jsonl": "{oops\n{}\n"}, ["a.jsonl", r"'d/\*.txt'"], "d"),
 ]
 
-CASES = [*BESIDE, *SPLITS, *KINDS, *LINKS]
+CODE = {f"d/src/{i:02}.py": f"print('{t}')\n" for i, t in enumerate(P)}
+NEWS = {f"d/{'autos' if i % 2 else 'med'}/{50000 + i}": f"Subject: x\n\n{t}\n" for i, t in enumerate(P)}
+FRENCH = TEXTS | {"d/zz.txt": "Le garçon a mangé là où il était.".encode("cp1252")}
+OTHERS = [
+    refuses("a directory of programs", CODE, ["left out: 12 .py", r"'d/\*\*/\*\.py'"], "d"),
+    reads("programs by a pattern", CODE, list(CODE.values()), "'d/**/*.py'"),
+    refuses("files without a suffix", NEWS, ["no text there", r"'d/\*\*/\*'"], "d"),
+    reads("files without a suffix by a pattern", NEWS, list(NEWS.values()), "'d/**/*'"),
+    reads("files without a suffix, a level down", NEWS, list(NEWS.values()), "'d/*/*'"),
+    reads("a record of the Hub beside", TEXTS | {"d/dataset_info.json": '{"description": "a b c"}'}, P, "d"),
+    reads("the configuration of a model beside", TEXTS | {"d/config.json": '{"architectures": ["GPT2"]}'}, P, "d"),
+    reads("requirements beside", TEXTS | {"d/requirements.txt": "numpy\ntorch\n"}, P, "d", says="requirements.txt"),
+    refuses("one file of cp1252 among others", FRENCH, ["cp1252", "if only this file is, iconv .* d/zz.txt"], "d"),
+]
+
+CASES = [*OTHERS, *BESIDE, *SPLITS, *KINDS, *LINKS]

@@ -197,4 +197,30 @@ ARCHIVES = [
     ),
 ]
 
-CASES = [*NOT_TEXT, *ARCHIVES]
+WORDS = "ORCHESTRA PARENTS PARECE GGUF-files ggml-files GIF89a LZIP FEA1 XXXXXXXXDUCK 1234ftyp $FLAT".split()
+FIRST_WORDS = [
+    *(
+        reads(
+            f"a text that begins with {word}", {"a.txt": f"{word} stand here\n{TEXT}"}, [f"{word} stand here\n{TEXT}"]
+        )
+        for word in WORDS
+    ),
+    *(
+        reads(
+            f"a table that begins with {word}",
+            {"a.csv": f"{word},text\n" + "".join(f"{i},{t}\n" for i, t in enumerate(P))},
+            P,
+        )
+        for word in ("ORCHESTRA", "PARENT_ID", "PAR1", "GGUF")
+    ),
+    refuses("ORC", {"a.txt": b"ORC\x01\x00\x02\x03" * 9}, "binary format"),
+    refuses("the start of parquet as text", {"a.txt": b"PAR1\x15\x04\x15" * 9}, ["parquet", ".parquet"]),
+    refuses("SPSS", {"a.sav": b"$FL2@(#) SPSS" + bytes(90)}, "SPSS"),
+    refuses("Stata", {"a.dta": b"<stata_dta><header>" + bytes(90)}, "Stata"),
+    refuses("old Stata", {"a.dta": b"\x72\x02\x01\0" + bytes(90)}, "Stata"),
+    refuses("SAS", {"a.sas7bdat": bytes(12) + b"\xc2\xea\x81\x60" + bytes(90)}, "SAS"),
+    refuses("BSON", {"a.bson": b"\x16\0\0\0\x02hello\0\x06\0\0\0world\0\0"}, ["BSON", "bsondump"]),
+    refuses("msgpack", {"a.msgpack": b"\x82\xa4text\xa5hello\xa2id\x07"}, "msgpack"),
+]
+
+CASES = [*NOT_TEXT, *ARCHIVES, *FIRST_WORDS]

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from finetune.common.errors import UsageError
+from finetune.data.csv_cells import NOTHING
 from finetune.data.csv_dialect import Dialect
 
 LONGEST_NAME = 60  # characters of a column's name; a longer cell is data
@@ -14,6 +15,7 @@ NUMBER = re.compile(r"[-+]?[\d.,]*\d%?$")
 BRACKETS = re.compile(r"\(.*\)$|\[.*\]$")  # around a unit
 RULE = re.compile(r"(?:\||(?=.*--))[-=+|:,;\s]*-[-=+|:,;\s]*$")  # of a printed table
 BETWEEN = re.compile(r"\w([^\w .()'’\"-]+)(?=\w)")  # what may be a separator
+LONGER = 4  # times the name of the one column: a text without spaces, and no word
 FEW_ROWS = 5  # too few to tell a header from a row
 
 
@@ -63,11 +65,13 @@ def check_names(
 
 
 def shown(names: list[str]) -> list[str]:
-    """The names, with a name for columns without one, such as those of pandas' index."""
-    count, out = 0, []
+    """The names, with a name for columns without one, such as those of pandas' index, and numbers for those of one
+    name, such as the comments of Jira."""
+    total, seen, out = Counter(names), Counter[str](), []
     for one in names:
-        count += not one
-        out.append(one or f"(no name{f' {count}' * (count > 1)})")
+        seen[one] += 1
+        number = f" {seen[one]}" * (seen[one] > 1)
+        out.append(f"(no name{number})" if not one else one if total[one] == 1 else f"{one} ({seen[one]})")
     return out
 
 
@@ -78,14 +82,29 @@ def is_header(cells: list[str], names: list[str]) -> bool:
 
 def _problems(names: list[str], rows: list[list[str]]) -> Iterator[str]:
     """What makes the names of columns look like data."""
-    if twice := [one for one, count in Counter(names).items() if one and count > 1]:
-        yield f"two columns are named {twice[0]!r}"
-    for number, one in enumerate(names):
-        cells = {_pattern(row[number]) for row in rows if number < len(row)}
-        is_word_list = len(names) == 1 and not any(" " in cell for cell in cells)
-        is_alike = _pattern(one) in cells or is_word_list or (len(names) == 1 and " " in one)
-        if one and (_looks_like_data(one) or is_alike):
+    if len({*names}) == 1 < len(names):
+        yield f"two columns are named {names[0]!r}"
+    columns = [[row[number].strip() for row in rows if number < len(row)] for number in range(len(names))]
+    is_header = any(map(_heads_numbers, names, columns))
+    for one, cells in zip(names, columns):
+        is_word_list = len(names) == 1 and not any(" " in cell or len(cell) > LONGER * len(one) for cell in cells)
+        is_alike = _is_among(one, cells) or is_word_list or (len(names) == 1 and " " in one)
+        is_question = one.endswith("?") and len(cells) >= FEW_ROWS and not any(cell.endswith("?") for cell in cells)
+        is_name = (is_header or is_question) and "\n" not in one and not NUMBER.match(one)
+        if one and (is_alike or (_looks_like_data(one) and not is_name)):
             yield f"{one[:40]!r} looks like data, not like the name of a column"
+
+
+def _heads_numbers(name: str, cells: list[str]) -> bool:
+    """Whether a word stands above nothing but numbers and dates, such as the time in the answers to a form."""
+    is_word = bool(re.fullmatch(r"[^\W\d_][^\W\d]+", name)) and name not in NOTHING
+    return is_word and len(cells) >= FEW_ROWS and all(cell[:1].isdigit() for cell in cells)
+
+
+def _is_among(name: str, cells: list[str]) -> bool:
+    """Whether a name is like one of the cells, but for its numbers."""
+    start = re.split(r"\d", name, maxsplit=1)[0]
+    return _pattern(name) in {_pattern(cell) for cell in cells if cell.startswith(start)}
 
 
 def _check_long_separator(rows: list[list[str]], place: str, dialect: Dialect) -> None:

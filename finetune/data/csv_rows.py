@@ -6,6 +6,7 @@ the text that it is."""
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import re
 import statistics
@@ -122,11 +123,19 @@ class _Swallowed:
 
     def __init__(self, first: list[Cells], separator: str) -> None:
         self.separator = separator
-        rows = [cells for _, cells, lines in first if lines == 1]
-        self.kinds = [set(map(_kind_of, column)) for column in itertools.zip_longest(*rows, fillvalue="")]
-        has_numbers = len(self.kinds) > 2 and any(kinds - {("", "")} == {("", "number")} for kinds in self.kinds)
+        self.rows = [cells for _, cells, lines in first if lines == 1]
         self.usual = statistics.median([lines for _, _, lines in first] or [1])
-        self.least = 1 if has_numbers else SWALLOWED if len(self.kinds) > 1 else SWALLOWED_TEXTS * self.usual
+
+    @functools.cached_property
+    def kinds(self) -> list[set[tuple[str, str]]]:
+        """What the cells of each column are."""
+        return [set(map(_kind_of, column)) for column in itertools.zip_longest(*self.rows, fillvalue="")]
+
+    @functools.cached_property
+    def least(self) -> float:
+        """The number of rows in a cell that are too many."""
+        has_numbers = len(self.kinds) > 2 and any(kinds - {("", "")} == {("", "number")} for kinds in self.kinds)
+        return 1 if has_numbers else SWALLOWED if len(self.kinds) > 1 else SWALLOWED_TEXTS * self.usual
 
     def problem(self, line: int, cells: list[str]) -> str | None:
         for cell in cells:
@@ -174,11 +183,11 @@ def _rows(
         if cells[0] in starts and csv_header.is_header(cells, names):
             problem = "repeats the header; delete it"
         elif len(cells) != width:
-            problem = _wrong_width(cells, width, dialect)
+            problem = _wrong_width(cells, width, dialect, full)
         yield Row(number, None if problem else dict(zip(columns, cells)), line, problem)
 
 
-def _wrong_width(cells: list[str], width: int, dialect: Dialect) -> str:
+def _wrong_width(cells: list[str], width: int, dialect: Dialect, full: int) -> str:
     separator = SEPARATORS.get(dialect.separator, dialect.separator)
     counts = f"{len(cells):,} cell{'s' * (len(cells) != 1)} where the header has {width:,}"
     if len(cells) < width:
@@ -188,4 +197,4 @@ def _wrong_width(cells: list[str], width: int, dialect: Dialect) -> str:
     quote = (
         f"{counts}; a cell with {separator!r} in it must stand in double quotes, or name the separator: --separator="
     )
-    return quote + (" (R writes row names without a header: row.names=FALSE)" if len(cells) == width + 1 else "")
+    return quote + (" (R writes row names without a header: row.names=FALSE)" if full == width + 1 else "")

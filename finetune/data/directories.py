@@ -12,6 +12,7 @@ from pathlib import Path
 
 from finetune.common.errors import UsageError
 from finetune.common.files import read_json_object
+from finetune.data.encodings import is_binary, is_utf8
 from finetune.data.text_files import TEXT_SUFFIXES, suffix_of
 
 SPLITS: dict[str, str] = {
@@ -24,7 +25,10 @@ NO_SPLIT = (".md", ".markdown")  # notes: training.md is not a split
 CARD = re.compile(
     r"(readme|license|licence|copying|notice|citation|changelog|dataset_?card)\b[^.]*(\.\w+)?$", re.IGNORECASE
 )
-RECORDS = ("dataset_infos.json", "dataset_dict.json", "removed.jsonl")
+RECORDS = (
+    "dataset_info.json dataset_infos.json dataset_dict.json removed.jsonl requirements.txt package.json"
+    " package-lock.json config.json generation_config.json tokenizer_config.json"
+).split()
 BROKEN = "broken link"
 SAVED = ("dataset_info.json", "state.json")  # together, beside the .arrow files of datasets.save_to_disk
 
@@ -37,6 +41,7 @@ class Found:
 
     files: dict[str, list[Path]] = field(default_factory=lambda: {"train": [], "val": [], "test": []})
     left_out: Counter[str] = field(default_factory=Counter)
+    others: list[Path] = field(default_factory=list)  # that are not readable
 
     def describe_left_out(self) -> str:
         """`2 .docx, 1 .pdf, README.md`; empty if nothing is left out."""
@@ -47,11 +52,20 @@ class Found:
             for name, count in sorted(self.left_out.items())
         )
 
+    def way_in(self, name: str) -> str:
+        """What a directory leaves out where nothing is read, and the pattern that takes the texts among it."""
+        suffixes = Counter(suffix_of(path) for path in self.others if os.path.isdir(name) and _may_be_text(path))
+        way = ""
+        if suffixes:
+            way = f"; texts of other suffixes are named by a pattern: '{name}/**/*{suffixes.most_common(1)[0][0]}'"
+        return way + (f"; left out: {self.describe_left_out()}" if self.left_out else "")
+
 
 def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
     """The files of a directory or a pattern that `is_readable`, sorted; each file once, also behind links.
 
-    Without hidden and empty files. A pattern with a suffix, such as src/**/*.py, takes every file that it matches.
+    Without hidden and empty files. A pattern with a suffix, such as src/**/*.py, takes every file that it matches, and
+    so does one that matches none of the known suffixes.
     Names of splits are followed. Raises UsageError for a directory that cannot be listed."""
     name = os.path.expanduser(name)
     base = Path(name) if os.path.isdir(name) else _fixed_part(name)
@@ -59,8 +73,10 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
     paths = list(matched)
     files = _once(path for path in paths if path.is_file() and path.stat().st_size)
     takes_all = not os.path.isdir(name) and bool(Path(name).suffix) and not glob.has_magic(Path(name).suffix)
+    takes_all = takes_all or (not os.path.isdir(name) and not any(map(is_readable, files)))
     readable = [path for path in files if takes_all or is_readable(path)]
-    found = Found(left_out=Counter(_kind(path) for path in set(files).difference(readable)))
+    others = sorted(set(files).difference(readable))
+    found = Found(left_out=Counter(map(_kind, others)), others=others)
     found.left_out.update(BROKEN for path in paths if not path.exists())
     data = _without_records(readable)
     found.left_out.update(
@@ -226,8 +242,16 @@ def _kind(path: Path) -> str:
 
 
 def check_not_ours(name: str, path: Path) -> None:
-    """Raise UsageError for what finetune wrote from texts."""
+    """Raise UsageError for a directory that finetune wrote from texts."""
+    if not path.is_dir():
+        return
     if "splits" in read_json_object(path / "meta.json") and (path / "train.bin").is_file():
         raise UsageError(f"{name}: is prepared already; train on it with --dataset={name}")
     if (path / "metrics.jsonl").is_file() and (path / "best" / "config.json").is_file():
         raise UsageError(f"{name}: is the directory of a run, not a text; its data are named in {name}/recipe.yaml")
+
+
+def _may_be_text(path: Path) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(1 << 12)
+    return is_utf8(head) and not is_binary(head)

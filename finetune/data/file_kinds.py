@@ -44,6 +44,11 @@ MAGIC: tuple[tuple[bytes, str, str, str], ...] = (
     (rb"ARROW1\0\0|\xff\xff\xff\xff.{3}\0.{2}\0\0", "an Arrow file", "name it with the suffix {suffix}", ".arrow"),
     (rb"FEA1", "an old Feather file", "write it again as .feather (version 2) or .parquet", ""),
     (rb"ORC|Obj\x01|\x89HDF\r\n", "a table in a binary format", EXPORT, ""),
+    (rb"\$FL[23]", "a file of SPSS", EXPORT, ""),
+    (rb"<stata_dta>|[\x6c-\x73][\x01\x02]\x01\0", "a file of Stata", EXPORT, ""),
+    (rb"\0{12}\xc2\xea\x81\x60|HEADER RECORD\*{7}L", "a file of SAS", EXPORT, ""),
+    (rb".{3}\0[\x02\x07\x10]\w+\0", "BSON", "write it as lines with bsondump FILE > out.jsonl", ""),
+    (rb"[\x81-\x8f](?:\xa2\w{2}|\xa4\w{4}|\xa5\w{5}|\xa6\w{6}|\xa7\w{7})[\x80-\xdf]", "msgpack", EXPORT, ""),
     (rb"\x93NUMPY", "a numpy array", EXPORT, ""),
     (rb"\x80[\x02-\x05]|\((?:lp|dp|ip)0\n|c[\w.]+\n\w+\np0\n", "a pickle", EXPORT, ""),
     (rb".{4}\0\0\0\0\{\s*\"", "a safetensors file", NO_TEXT, ""),
@@ -56,7 +61,7 @@ MAGIC: tuple[tuple[bytes, str, str, str], ...] = (
     (rb"wOF[F2]|OTTO\0|\0\x01\0\0\0|true\0", "a font", NO_TEXT, ""),
     (rb"bplist00|DIRC\0|# v[23] git bundle\n|PACK\0\0\0\x02", "binary data", NO_TEXT, ""),
 )
-WORDS = re.compile(rb"ORC|PARE|FEA1|GGUF|ggml|GIF8|.{4,8}(?:DUCK|ftyp)", re.DOTALL)  # marks that can begin a text
+WORDS = re.compile(rb"ORC|PARE|FEA1|GGUF|ggml|GIF8|\$FL|.{4,8}(?:DUCK|ftyp)", re.DOTALL)  # marks that can begin a text
 KINDS = tuple((re.compile(magic, re.DOTALL), what, way, suffix) for magic, what, way, suffix in MAGIC)
 # what a zip holds, by the names of its members (and the content of the first, which is not compressed)
 ZIPS: tuple[tuple[bytes, str, str, str], ...] = (

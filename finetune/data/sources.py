@@ -18,7 +18,7 @@ from finetune.data import archives, compressed, converted, directories, disguise
 from finetune.data.bpe_files import END_OF_TEXT
 from finetune.data.chat_template import ChatTemplate
 from finetune.data.documents import CHUNK_CHARACTERS, Chunk, cut
-from finetune.data.file_kinds import DOCUMENT_SUFFIXES
+from finetune.data.file_kinds import DOCUMENT_SUFFIXES, iconv_name
 from finetune.data.literals import LiteralCounter, cut_at, end_lines
 from finetune.data.tables import TABLES, ReadOptions, Taken, read_hub, read_table
 from finetune.data.text_files import TEXT_SUFFIXES, Digest, read_document, read_file, suffix_of
@@ -81,16 +81,18 @@ class Source:
             if self.hub:
                 yield from self._read_hub(digest)
             for path in self.files:
-                yield from self._read_table(path, digest) if is_table(path) else self._read_text(path, digest)
+                yield from (self._read_table if is_table(path) else self._read_text)(path, digest)
         except UsageError as error:
             raise UsageError(self._named(str(error)) + self._way_around(str(error))) from None
 
     def _way_around(self, problem: str) -> str:
         """How to read the other files of a directory, if they have other suffixes than the one with a problem."""
         path = next((path for path in self.files if problem.startswith(f"{path}: ")), None)
-        if path is None or self.root or not Path(self.name).is_dir():
+        if path is None or self.root or len(self.files) < 2:
             return ""
-        others = {suffix_of(other) for other in self.files} - {suffix_of(path)}
+        if found := re.search("probably .*--encoding=(\\S+)", problem):
+            return f"; if only this file is, iconv -f {iconv_name(found[1])} -t UTF-8 {path} converts it"
+        others = {suffix_of(other) for other in self.files if Path(self.name).is_dir()} - {suffix_of(path)}
         depth = "" if all(other.parent == Path(self.name) for other in self.files) else "**/"
         patterns = " ".join(f"'{Path(self.name, depth)}/*{suffix}'" for suffix in sorted(others))
         return f"; to leave it out, name the other files: {patterns}" if patterns else ""
@@ -163,8 +165,7 @@ class Finder:
         name puts there. Raises UsageError."""
         splits: dict[str, list[Source]] = {"train": [], "val": []}
         for name in names:
-            found = self._find(str(name))
-            for split, source in found.items():
+            for split, source in self._find(str(name)).items():
                 splits[split].append(source)
         if not splits["train"]:
             raise UsageError(NO_TEXT)
@@ -200,8 +201,7 @@ class Finder:
             return {"train": self._source("standard input", files=[spooled], root=spooled)}
         if path.is_file():
             return self._find_file(name, path)
-        if path.is_dir():
-            directories.check_not_ours(name, path)
+        directories.check_not_ours(name, path)
         if path.is_dir() or glob.has_magic(name):
             return self._find_files(name, str(path))
         if name == "python_docs":
@@ -233,8 +233,7 @@ class Finder:
             if files := found.files.get(split):
                 sources[split] = self._source(name, files=files, root=root)
         if "train" not in sources:
-            left_out = f"; left out: {found.describe_left_out()}" if found.left_out else ""
-            raise UsageError(f"{name}: no text there; {READ}{left_out}")
+            raise UsageError(f"{name}: no text there; {READ}{found.way_in(name)}")
         train = sources["train"]
         train.left_out = found.describe_left_out()
         if "val" in sources or found.files.get("test"):
