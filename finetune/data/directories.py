@@ -255,3 +255,9 @@ def _may_be_text(path: Path) -> bool:
     with open(path, "rb") as file:
         head = file.read(1 << 12)
     return is_utf8(head) and not is_binary(head)
+
+
+def names(files: list[Path], place: str) -> str:
+    """The names of some files in a directory, in short."""
+    name = files[0].relative_to(place) if files[0].is_relative_to(place) else files[0].name
+    return str(name) if len(files) == 1 else f"{name} and {len(files) - 1:,} more"

@@ -199,9 +199,9 @@ class Finder:
         if name == STANDARD_INPUT:
             spooled = archives.from_stdin(is_csv=self.options.separator is not None or self.options.header != "auto")
             return {"train": self._source("standard input", files=[spooled], root=spooled)}
+        directories.check_not_ours(name, path)
         if path.is_file():
             return self._find_file(name, path)
-        directories.check_not_ours(name, path)
         if path.is_dir() or glob.has_magic(name):
             return self._find_files(name, str(path))
         if name == "python_docs":
@@ -211,8 +211,8 @@ class Finder:
         hub_name = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", name)
         if hub_name and not is_readable(path):
             _check_hub(name)
-            arguments = {"path": hub_name[1], "name": hub_name[2], "split": self.split, "revision": self.revision}
-            return {"train": self._source(name, hub=arguments)}
+            path_and_name = {"path": hub_name[1], "name": hub_name[2]}
+            return {"train": self._source(name, hub=path_and_name | {"split": self.split, "revision": self.revision})}
         raise UsageError(f"{name}: no such file or directory, and not one of the named texts {', '.join(NAMED)}")
 
     def _find_file(self, name: str, path: Path) -> dict[str, Source]:
@@ -238,7 +238,7 @@ class Finder:
         train.left_out = found.describe_left_out()
         if "val" in sources or found.files.get("test"):
             each = {"train": "trains", "val": "is left out" if self.has_val else "validates", "test": "is left out"}
-            said = [f"{_names(files, place)} {each[split]}" for split, files in found.files.items() if files]
+            said = [f"{directories.names(files, place)} {each[split]}" for split, files in found.files.items() if files]
             train.notes.append(f"{name}: {', '.join(said)}")
         return sources
 
@@ -270,12 +270,6 @@ def make_finder(
 def documents_of(sources: Iterable[Source]) -> Iterator[Chunk]:
     """The documents of some sources, in their order."""
     return cut(itertools.chain.from_iterable(source.chunks() for source in sources), CHUNK_CHARACTERS)
-
-
-def _names(files: list[Path], place: str) -> str:
-    """The names of some files in a directory, in short."""
-    name = files[0].relative_to(place) if files[0].is_relative_to(place) else files[0].name
-    return str(name) if len(files) == 1 else f"{name} and {len(files) - 1:,} more"
 
 
 def is_table(path: Path) -> bool:
