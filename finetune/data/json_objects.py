@@ -24,7 +24,7 @@ NOTE = re.compile(
 )
 OF_ONE = ("title", "headline", "name", "author", "artist", "composer", "subtitle")  # which one document has
 LONG = 100  # characters of a text that is more than a word about the rows beside it
-KEY = re.compile(r"[^\W\d][\w-]*( [\w-]+){0,2}")  # that may be the name of a column
+KEY = re.compile(r"[^\W\d][\w-]*( [\w-]+){0,2}(?<!\d)")  # that may be the name of a column
 MANY = 30  # more columns than an object of one document has
 RECORDS = "pandas writes rows with to_json(FILE, orient='records', lines=True)"
 
