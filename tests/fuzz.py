@@ -203,7 +203,7 @@ def changed_json(draw, value):
         for key in way:
             parent = parent[key]
         how = draw(st.sampled_from(["replace", "replace", "replace", "remove", "add"]))
-        new = draw(hostile)
+        new = copy.deepcopy(draw(hostile))
         if isinstance(new, Raw):
             raw[f"@{number}@"] = new
             new = f"@{number}@"

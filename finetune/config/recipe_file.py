@@ -153,7 +153,7 @@ def _read_bases(
 def _read_text(path: str) -> str:
     """A recipe as text. Raises UsageError."""
     if os.path.exists(path) and not os.path.isfile(path):
-        raise UsageError(f"{path}: is not a file")
+        raise UsageError(f"{path}: cannot be read: it is not a file")
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_RECIPE_BYTES + 1)

@@ -12,7 +12,7 @@ import numpy as np
 
 from finetune.common.errors import UsageError
 from finetune.common.files import CHUNK_BYTES, read_chunks, read_json, sha256_of
-from finetune.data import bin_formats, nanogpt_meta
+from finetune.data import bin_formats, description, nanogpt_meta
 from finetune.data import tokenizer as tokenizers
 from finetune.data.bpe_files import GPT2_EOT, GPT2_PADDED_VOCAB, GPT2_VOCAB
 
@@ -204,8 +204,7 @@ def _load_described(directory: Path, meta_json: Path) -> Dataset:
         meta = read_json(meta_json)
         if meta.get("format") != FORMAT:
             raise _unusable(meta_json, f"format {meta.get('format')!r} is not {FORMAT}")
-        if not all(isinstance(meta["splits"][split], dict) for split in ("train", "val")):
-            raise ValueError("splits")
+        description.check(meta)
         dtype = bin_dtype(meta.get("dtype", "uint16"))
         for split in ("train", "val"):
             check_size(directory / f"{split}.bin", dtype)

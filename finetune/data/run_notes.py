@@ -30,8 +30,7 @@ def runs_on(directory: str | Path) -> Iterator[Path]:
     lines = _read(directory / NOTES)
     if not lines or not (directory / "train.bin").is_file():
         return
-    sha256 = _hashes(read_json_object(directory / "meta.json"))["train"][0]
-    sha256 = sha256 if isinstance(sha256, str) else sha256_of(directory / "train.bin")
+    sha256 = _hashes(read_json_object(directory / "meta.json"))["train"][0] or sha256_of(directory / "train.bin")
     for line in lines:
         out_dir = Path(os.path.relpath((directory.resolve() / line).resolve()))
         with contextlib.suppress(OSError):
@@ -52,13 +51,20 @@ def check_unused(directory: str | Path, meta: dict[str, Any], overwrite: bool) -
 
 
 def _hashes(meta: dict[str, Any]) -> dict[str, list[str | None]]:
-    """The hashes in a meta.json: of sources, tokenizer, and files of each split."""
-    hashes = {key: [source.get("sha256") for source in meta.get(key, [])] for key in ("sources", "val_sources")}
-    hashes["tokenizer"] = [meta.get("tokenizer", {}).get("sha256")]
+    """The hashes in a meta.json: of sources, tokenizer, and files of each split; None for what is no hash."""
+    listed = {key: found if isinstance(found := meta.get(key), list) else [] for key in ("sources", "val_sources")}
+    hashes = {key: [_hash(source, "sha256") for source in found] for key, found in listed.items()}
+    hashes["tokenizer"] = [_hash(meta.get("tokenizer"), "sha256")]
+    splits = meta.get("splits")
     for split in ("train", "val"):
-        facts = meta.get("splits", {}).get(split, {})
-        hashes[split] = [facts.get(key) for key in ("sha256", "mask_sha256", "documents_sha256")]
+        facts = splits.get(split) if isinstance(splits, dict) else None
+        hashes[split] = [_hash(facts, key) for key in ("sha256", "mask_sha256", "documents_sha256")]
     return hashes
+
+
+def _hash(part: Any, key: str) -> str | None:
+    found = part.get(key) if isinstance(part, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _read(notes: Path) -> list[str]:

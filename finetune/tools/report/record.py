@@ -17,7 +17,7 @@ from finetune.common.errors import UsageError
 from finetune.common.formatting import is_number
 from finetune.common.lock import is_locked
 from finetune.config.paths import split_paths
-from finetune.data import dataset
+from finetune.data import dataset, description
 from finetune.runs.datasets import places_of
 from finetune.runs.events import Event, read_metrics
 
@@ -250,8 +250,8 @@ def _find_data(name: str, wanted: list[str | None]) -> Data:
     for directory in places_of(name):
         if not (directory / "train.bin").is_file():
             continue
-        meta = _printable(files.read_json_object(directory / "meta.json"))
-        splits = meta.get("splits") if isinstance(meta.get("splits"), dict) else {}
+        meta = _meta(directory / "meta.json")
+        splits = meta.get("splits", {})
         sums = [splits.get(split, {}).get("sha256") for split in ("train", "val")]
         if all(wanted) and sums == wanted:
             return Data(name, directory, meta, same=True)
@@ -266,6 +266,16 @@ def _damage(directory: Path, verify: bool) -> str | None:
     if verify:
         return files.find_damage(directory)
     return None if (directory / files.MANIFEST).is_file() else f"it has no {files.MANIFEST}, so it was never finished"
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    """A meta.json; {} if it describes no data."""
+    found = _printable(files.read_json_object(path))
+    try:
+        description.check(found)
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return found
 
 
 def _config(path: Path) -> dict[str, Any]:
