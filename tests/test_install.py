@@ -147,6 +147,23 @@ def test_every_module_is_python_3_10(path):
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert not new & names
+    of_typing = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "typing"
+        for alias in node.names
+    }
+    later = {
+        "Self",
+        "Unpack",
+        "NotRequired",
+        "Required",
+        "LiteralString",
+        "Never",
+        "assert_never",
+        "dataclass_transform",
+    }
+    assert not later & of_typing, "typing_extensions has it, for the type checker"
 
 
 def test_the_versions_that_are_promised():

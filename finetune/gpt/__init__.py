@@ -9,7 +9,7 @@ model.save_pretrained("mine")                  # a Hugging Face directory
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from finetune.gpt.model import GPTConfig, Transformer
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
+    from typing_extensions import Self
 
 __all__ = ["GPT", "GPTConfig"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from finetune.gpt import attention, loss
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # the largest model that anybody has published is far below these; a forged config.json is not
 LIMITS = {"block_size": 1 << 24, "vocab_size": 1 << 24, "n_layer": 1000, "n_head": 1 << 14, "n_embd": 1 << 16}
