@@ -136,6 +136,8 @@ def test_a_checkpoint_of_nanogpt(command):
     follow(command("report", "--out_dir=theirs")[2], command)  # with the characters of meta.pkl
     Path("t.txt").write_text("abc def\n" * 400)
     told = command("train", "--init_from=theirs/ckpt.pt", "--dataset=t.txt", "--tokenizer=gpt2", "--block_size=8")[2]
+    if "not in tiktoken's cache" in told:
+        pytest.skip("needs GPT-2's BPE")
     assert "holds ids of GPT-2 BPE" in told and "--tokenizer=gpt2" not in told
 
 

@@ -382,7 +382,7 @@ def test_prepare_returns_what_it_wrote(notes):
     data = prepare(notes, out_dir="data/notes", tokenizer="char", doctor=False)
     assert data.directory == Path("data/notes") and (data.directory / "train.bin").is_file()
     assert data.splits["train"]["tokens"] == (data.directory / "train.bin").stat().st_size // 2
-    assert prepare(notes, out_dir="other", dry_run=True).splits == {} and not Path("other").exists()
+    assert prepare(notes, out_dir="other", tokenizer="char", dry_run=True).splits == {} and not Path("other").exists()
     assert train(dataset=data, out_dir="out", **{**TINY, "tokenizer": "auto"}).status == "finished"
 
 

@@ -1,5 +1,6 @@
 """`require` and `no_worse_than`: exit code 5 when a model is not good enough, after everything is saved."""
 
+import importlib.metadata
 import json
 import math
 import operator
@@ -152,7 +153,6 @@ def git(*arguments):
 
 def test_versions_and_commit_are_in_the_start_event_the_model_and_its_card(corpus, tiny_run):
     """Of the current directory. A hook or a monitor that the repository names is not run."""
-    import torch
     import transformers
 
     data = corpus()
@@ -163,7 +163,7 @@ def test_versions_and_commit_are_in_the_start_event_the_model_and_its_card(corpu
     tiny_run("out", text=data)
     wanted = {
         "python": platform.python_version(),
-        "torch": str(torch.__version__),
+        "torch": importlib.metadata.version("torch"),
         "transformers": transformers.__version__,
         "finetune": finetune.__version__,
     }
@@ -172,7 +172,7 @@ def test_versions_and_commit_are_in_the_start_event_the_model_and_its_card(corpu
     start = read_metrics("out/metrics.jsonl")[0]
     assert (facts["versions"], facts["git"]) == (start["versions"], start["git"]) == (wanted, commit)
     card = Path("out/best/README.md").read_text()
-    assert f"git commit {commit['commit'][:12]}." in " ".join(card.split()) and torch.__version__ in card
+    assert f"git commit {commit['commit'][:12]}." in " ".join(card.split()) and wanted["torch"] in card
     assert not Path("ran").exists()
     Path("corpus.txt").write_text("other")
     assert provenance()["git"] == commit | {"dirty": True}

@@ -30,7 +30,7 @@ def test_a_run_as_json(tiny_run, document, command):
     plan = document("plan", out + "/recipe.yaml", "--quick", "--out_dir=new")
     assert plan["updates"] == plan["remaining_updates"] > 0 and plan["memory"]["needed"] < plan["memory"]["available"]
     assert plan["shortage"] == "" and plan["seconds"] == {} and plan["recipe"]["min_lr"] is not None
-    too_long = document("plan", out + "/recipe.yaml", "--quick", "--out_dir=new", "--batch_size=10000000", code=1)
+    too_long = document("plan", out + "/recipe.yaml", "--quick", "--out_dir=new", "--batch_size=1000000", code=1)
     assert "NOT ENOUGH MEMORY" in too_long["shortage"]
 
     event = document("eval", out)

@@ -427,6 +427,8 @@ def test_a_batch_size_that_was_found_is_found_again_where_it_cannot_be_shared(ti
 def test_a_mistake_is_told_once_on_each_machine(command, monkeypatch, rank, local_rank, speaks):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     code, _, error = command("train", "--dataset=gone", "--init_from=scratch", "--max_iter=1")
     assert code == 2 and ("max_iters" in error) == speaks
 

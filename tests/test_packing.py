@@ -199,7 +199,7 @@ def test_instruction_data_is_isolated_unless_told_otherwise(tokenizer, command):
     assert "documents are isolated" in out
     code, out, _ = command("train", *flags, "--out_dir=other", "--isolate_documents=false")
     assert code == 0 and "isolated" not in out
-    code, _, err = command("train", *flags, "--out_dir=other", "--init_from=resume", "--max_iters=3")
+    code, _, err = command("train", *flags, "--out_dir=other", "--init_from=resume", "--isolate_documents=auto")
     assert code == 2 and "isolate_documents: False in the run, True now" in err
 
 

@@ -18,6 +18,7 @@ from finetune.common.formatting import is_number
 from finetune.common.lock import is_locked
 from finetune.config.paths import split_paths
 from finetune.data import dataset, description
+from finetune.runs.checkpoints import states
 from finetune.runs.datasets import places_of
 from finetune.runs.events import Event, read_metrics
 
@@ -91,9 +92,8 @@ class Record:
 
     @property
     def vocab_size(self) -> int:
-        sizes = [size for part in self.data if _is_size(size := part.meta.get("vocab_size"))]
-        given = self.config.get("vocab_size")
-        return given if isinstance(given, int) and given else (sizes[0] if sizes else 50257)
+        given = [self.config.get("vocab_size"), *(part.meta.get("vocab_size") for part in self.data)]
+        return next((size for size in given if _is_size(size)), 50257)
 
     @property
     def parameters(self) -> int | None:
@@ -207,12 +207,11 @@ class Record:
 def load(out_dir: str | Path, verify: bool = False) -> Record:
     """Read the Record of a run. `verify` reads all its checkpoints to compare their checksums. Raises UsageError."""
     out_dir = Path(out_dir)
-    best, last = out_dir / "best", out_dir / "last"
+    best, saved = out_dir / "best", states(out_dir)
     if not (out_dir / "metrics.jsonl").is_file() and not best.is_dir():
         raise UsageError(_no_run(out_dir))
     found_events = read_metrics(out_dir / "metrics.jsonl", lambda line: print(line, file=sys.stderr))
     events = [_printable(event) for event in found_events if has_numbers(event, "time")]
-    saved = sorted((path for path in last.glob("step-*") if path.is_dir()), reverse=True)
     problems = {path: _damage(path, verify) for path in [best, *saved]}
     found = Record(
         out_dir,
@@ -298,5 +297,4 @@ def _printable(value: Any) -> Any:
 
 
 def has_numbers(event: Event, *names: str) -> bool:
-    """Whether these values are finite numbers."""
     return all(is_number(event.get(name)) for name in names)
