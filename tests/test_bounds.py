@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from finetune.common.errors import UsageError
+from finetune.data import prompts
+
 MANY = "at most 1000000, got"
 DEEP = "nested too deeply"
 
@@ -114,3 +117,14 @@ def test_a_text_with_a_long_name_can_be_trained_on(command):
     )
     code, _, error = command("train", name, "--dry_run", *shape)
     assert code == 0, error
+
+
+def test_deep_json_in_a_cell_a_prompt_and_a_text_is_a_line(command):
+    deep = "[" * 200_000
+    for name, line in (("a.jsonl", json.dumps({"messages": deep})), ("a.csv", "messages\n" + deep)):
+        Path(name).write_text(line + "\n")
+        code, _, error = command("prepare", name, "--tokenizer=char", "--out_dir=d", "--doctor=false")
+        assert code in (0, 2) and error.count("\n") <= 1, error
+    Path("p.jsonl").write_text(deep + "\n")
+    with pytest.raises(UsageError, match="not JSON"):
+        prompts.read("p.jsonl")

@@ -82,7 +82,7 @@ def test_preferences_are_not_learned_as_answers(row, message):
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("a.txt", {"text_column": "body"}, "a column is named: has no effect, because there is no table in a.txt"),
+        ("a.txt", {"text_column": "body"}, "text_column: has no effect, because there is no table in a.txt"),
         ("a.jsonl", {"separator": ";"}, "separator: has no effect, because there is no csv file in a.jsonl"),
         ("a.jsonl", {"header": "false"}, "header: has no effect"),
         ("a.jsonl", {"documents": "lines"}, "documents: has no effect, because there is no text file"),
@@ -224,5 +224,5 @@ def test_an_archive_with_a_file_twice_is_refused():
     with pytest.warns(UserWarning), zipfile.ZipFile("a.zip", "w") as archive:
         archive.writestr("a.txt", "one")
         archive.writestr("a.txt", "two")
-    with pytest.raises(UsageError, match="a.zip: holds a.txt twice"):
+    with pytest.raises(UsageError, match="a.zip: cannot be unpacked: it holds a.txt twice"):
         prepare(["a.zip"], "data", "char")

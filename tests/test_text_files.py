@@ -316,3 +316,10 @@ def test_memory_does_not_grow_with_the_file():
             file.write("größe of a line of the text\n" * 20_000)
     lines, documents, grown = subprocess.run([sys.executable, "-c", program], stdout=-1, check=True).stdout.split()
     assert int(lines) == int(documents) == 4_000_000 and int(grown) < 80_000, grown  # kB; the file has 120 MB
+
+
+@pytest.mark.parametrize("text", [b"hello caf\xe9\n", b"caf\xe9", b"one\ncaf\xe9\ntwo\n"])
+def test_a_letter_at_the_end_of_a_line_is_not_half_of_utf_8(tmp_path, text):
+    (tmp_path / "a.txt").write_bytes(text)
+    with pytest.raises(UsageError, match="probably cp1252: --encoding=cp1252"):
+        text_files.open_text(tmp_path / "a.txt").read()

@@ -51,7 +51,7 @@ def unpack(path: Path) -> Path:
                 continue
             target = directory.joinpath(*parts)
             if target in links or target.exists():
-                raise UsageError(f"{path}: holds {name} twice; unpack it and keep the right one")
+                raise ValueError(f"it holds {name} twice; unpack it and keep the right one")
             if isinstance(content, str):
                 links[target] = content
                 continue
@@ -102,7 +102,7 @@ def _suffix_for(path: Path) -> str:
         return ".parquet"
     try:
         value = json.loads(first.decode("utf-8-sig"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return ".json" if re.match(rb"\[\s*[\[{\"]|\{\s*\"", head) else ".txt"
     if isinstance(value, list) and not rest.strip():
         return ".json"  # a table in one line

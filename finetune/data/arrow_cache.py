@@ -57,7 +57,7 @@ def open_cache(
             build(dataset, split, folder / name, block_size, batch_bytes)
         except OSError:  # a read-only directory; the next folder is the user's own
             continue
-        if (cache := _open(folder / name)) is not None:
+        if (cache := _open(folder / name, is_new=True)) is not None:
             return cache
     raise UsageError(f"{dataset.bin(split)}: its Arrow cache can be written neither beside it nor under {folders[-1]}")
 
@@ -91,14 +91,14 @@ def _cache_name(dataset: Dataset, split: str, block_size: int, stats: BinStats, 
     return f"{split}-T{block_size}-v{FORMAT}{kind}-{'-'.join(digests)}.arrow"
 
 
-def _open(path: Path) -> ArrowDataset | None:
-    """The cache, or None if it is missing, or not as it was written and to be built again."""
+def _open(path: Path, is_new: bool = False) -> ArrowDataset | None:
+    """The cache, or None if it is missing, or not as it was written and to be built again. A new one was hashed."""
     from datasets import Dataset
 
     try:
         if not path.is_file():
             return None
-        content, written = _sha256(path)
+        content, written = (b"", b"") if is_new else _sha256(path)
         if content == written:
             return Dataset.from_file(str(path))
     except OSError:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.common.errors import UsageError
-from finetune.data import file_kinds
+from finetune.data import compressed, file_kinds
 from finetune.data.rows import Row
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ def read(path: Path, name: str) -> Iterator[Row]:
     import pyarrow
 
     kind = path.suffix.lower().removeprefix(".")
+    if f".{kind}" in compressed.SUFFIXES:
+        raise UsageError(f"{name}: parquet and Arrow files are not read compressed; unpack it")
     try:
         number = 0
         for batch in _read_parquet(path) if kind == "parquet" else _read_arrow(path):

@@ -17,7 +17,7 @@ from finetune.data.bpe_files import GPT2_EOT
 
 WINDOW = 1 << 16  # bytes
 LEAST = 64  # values that statistics need
-PREPARE = "prepare the text with finetune.prepare"
+PREPARE = "prepare the text with finetune prepare"
 # (the first bytes, what the file is, the way out)
 KINDS = (
     (

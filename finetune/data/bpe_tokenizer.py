@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -123,7 +122,7 @@ class BPETokenizer(BaseTokenizer):
             self.files = bpe_files.make_bpe_files(self.vocabulary, self.special, self.eot_text) | self.files
         bpe_files.write_files(directory, self.files)
         if "tokenizer_config.json" in self.files:
-            config = json.loads(self.files["tokenizer_config.json"])
+            config = bpe_files.read_object(self.files, "tokenizer_config.json")
         else:
             names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), self.eot_text) if self.eot_text else {}
             config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, **names}

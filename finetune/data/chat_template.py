@@ -25,7 +25,7 @@ class ChatTemplate:
     special: Mapping[str, str] = field(default_factory=dict)
     end: str | None = None  # the end-of-text token
 
-    @property
+    @functools.cached_property
     def marks_turns(self) -> bool:
         """Whether {% generation %} says what is learned."""
         return bool(MARK.search(self.source))

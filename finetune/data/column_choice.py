@@ -126,7 +126,7 @@ class _Choice:
         return None
 
     def ends_in_question(self, name: str) -> bool:
-        """Whether the answers to some conversations stand in other columns."""
+        """Whether any of the conversations does not end with the assistant."""
         found = [value for value in map(parse_messages, self.values[name]) if are_messages(value)]
         return not all(map(is_answered, found))
 

@@ -41,7 +41,10 @@ def check_rows(profile: Profile) -> None:
     talks = [[name] for name in map(profile.column, MESSAGES) if name and profile.holds_messages(name)]
     pairs = [[name for name in map(profile.column, pair) if name] for pair in PAIRS]
     columns = next((found for found in (*(pair for pair in pairs if len(pair) == 2), *talks)), [])
-    label = next((name for name in profile.names if name not in columns and _is_verdict(profile, name)), None)
+    label = next(
+        (name for name in profile.names if name not in columns and tells_good_from_bad(name, profile.values[name])),
+        None,
+    )
     if columns and label:
         raise UsageError(
             f"{profile.place}: {label!r} tells good completions from bad ones; leave the bad ones out, and"
@@ -64,10 +67,6 @@ def check_preferences(profile: Profile) -> None:
     elif prompt:
         way = f"name --prompt_column={prompt} --completion_column={chosen}"
     raise UsageError(f"{profile.place}: pairs of a chosen and a rejected answer; to learn the chosen ones {way}")
-
-
-def _is_verdict(profile: Profile, name: str) -> bool:
-    return tells_good_from_bad(name, profile.values[name])
 
 
 def _flags(columns: list[str]) -> str:
@@ -161,11 +160,6 @@ def _ways(text: str, question: str | None, answer: str) -> str:
     return f"--prompt_template='{{{text}}}\\n{{{question}}}' --completion_column={answer}"
 
 
-def split_columns(values: dict[str, list[Any]]) -> list[str]:
-    """The columns whose values all name splits."""
-    return [name for name, found in values.items() if found and all(split_of(name, value) for value in found)]
-
-
 class Splits:
     """Watches rows for a column that gives them to several splits, which would all be trained on."""
 
@@ -173,7 +167,8 @@ class Splits:
         self.place, self.kind = place, kind
         names = dict.fromkeys(name for row in rows for name in row)
         values = {name: [row[name] for row in rows if row.get(name) not in (None, "")] for name in names}
-        self.found: dict[str, dict[str, Any]] = {name: {} for name in split_columns(values)}
+        named = [name for name, found in values.items() if found and all(split_of(name, value) for value in found)]
+        self.found: dict[str, dict[str, Any]] = {name: {} for name in named}
 
     def check(self, row: dict[str, Any]) -> None:
         """Raise UsageError at the second split of a column."""

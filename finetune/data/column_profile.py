@@ -20,6 +20,7 @@ from finetune.data.column_names import (
     TALKS,
 )
 from finetune.data.row_shape import parse_messages, shortened
+from finetune.data.rows import has_words
 from finetune.data.turns import are_messages, are_replies
 
 ROWS = 20  # in which texts are compared
@@ -54,9 +55,9 @@ class Profile:
         return sum(len(text) for text in texts if not CODE.fullmatch(text.strip()))
 
     def holds_sentences(self, name: str) -> bool:
-        """Whether most values have several words, or another script, which can do without spaces."""
+        """Whether most values have several words."""
         texts = [value.strip() for value in self.values[name] if isinstance(value, str)]
-        return 2 * sum(" " in text or "\n" in text or not text.isascii() for text in texts) > len(texts)
+        return 2 * sum(map(has_words, texts)) > len(texts)
 
     def holds_messages(self, name: str) -> bool:
         return any(map(are_messages, map(parse_messages, self.values[name])))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".gz", ".xz", ".bz2", ".zst")
 READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)  # of a file that is damaged or gone
 MAGIC = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\0", ".bz2": b"BZh", ".zst": b"\x28\xb5\x2f\xfd", ".zip": b"PK"}
-TOOLS = {".gz": "gzip", ".xz": "xz", ".bz2": "bzip2", ".zst": "zstd", ".zip": "zip"}
+TOOLS = {".gz": "gzip", ".xz": "xz", ".bz2": "bzip2", ".zst": "zstd"}
 CUT_SHORT = "cut short; download or copy it again"
 DAMAGED = "damaged; download or copy it again"
 # what libraries say of a file that ends too early
@@ -54,7 +54,7 @@ def explain(error: Exception, path: Path, suffix: str | None = None) -> str:
         head = file.read(len(MAGIC[suffix]))
     if not head:
         return "empty"
-    if not MAGIC[suffix].startswith(head[: len(MAGIC[suffix])]):
+    if not MAGIC[suffix].startswith(head):
         what = "a zip archive" if suffix == ".zip" else f"compressed with {TOOLS[suffix]}"
         name = path.with_suffix("").name
         is_text = path.suffix.lower() == suffix != ".zip" and not name.endswith(".tar")

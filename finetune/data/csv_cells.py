@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune.data.csv_dialect import has_doubled_quotes
-from finetune.data.rows import Row
+from finetune.data.rows import Row, has_words
 
 NULL = "\\N"  # of mysql and COPY
 # what pandas, R, Excel, Stata and databases write for no value, and the name of a sum
@@ -39,11 +39,12 @@ def checked(rows: Iterator[Row], has_sentences: dict[str, bool], facts: dict[str
                 facts["nothing" if is_empty else "words"][cell] += 1
                 cells[name] = "" if is_empty else cell
             elif cell[:1] in MARKS:
-                row = _with_quotes(row, cell, facts)
+                row = _note_quotes(row, cell, facts)
         yield row
 
 
-def _with_quotes(row: Row, cell: str, facts: dict[str, Any]) -> Row:
+def _note_quotes(row: Row, cell: str, facts: dict[str, Any]) -> Row:
+    """Count a cell that begins with a quote; the row gets a problem if only csv could have written it."""
     are_characters = "quotes" in facts
     if are_characters and has_doubled_quotes(cell):
         problem = (
@@ -57,6 +58,6 @@ def _with_quotes(row: Row, cell: str, facts: dict[str, Any]) -> Row:
 
 
 def are_sentences(cells: list[str]) -> bool:
-    """Whether most cells of a column have several words, or another script; those for nothing do not count."""
+    """Whether most cells of a column have several words; those for nothing do not count."""
     texts = [text for cell in cells if (text := cell.strip()) and text not in NOTHING]
-    return 2 * sum(" " in text or "\n" in text or not text.isascii() for text in texts) >= len(texts)
+    return 2 * sum(map(has_words, texts)) >= len(texts)

@@ -1,4 +1,4 @@
-"""The header of a csv file: names, and not data; one, and not two; of all columns, and not of one that holds them."""
+"""Checks of a csv file's header: it holds names and no data, stands once, and is cut by the right separator."""
 
 from __future__ import annotations
 

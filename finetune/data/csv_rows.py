@@ -112,14 +112,14 @@ def _explain(message: str, end: int, start: int) -> str:
             " , ; | and tab is named: --separator="
         )
     if "field larger" in message:
-        return "a cell of more than 1 GB; is a quote not closed?"
+        return f"a cell of more than {MOST_CHARACTERS:,} characters; is a quote not closed?"
     if "NUL" in message:
         return "a NUL character"
     return message
 
 
 class _Swallowed:
-    """Rows within a cell, because a quote before them was not closed. They look like the first rows of a file."""
+    """Finds rows that ended up within a cell because a quote before them was not closed."""
 
     def __init__(self, first: list[Cells], separator: str) -> None:
         self.separator = separator
@@ -138,6 +138,7 @@ class _Swallowed:
         return 1 if has_numbers else SWALLOWED if len(self.kinds) > 1 else SWALLOWED_TEXTS * self.usual
 
     def problem(self, line: int, cells: list[str]) -> str | None:
+        """What is wrong with a row whose cell holds lines like the first rows; None if nothing is."""
         for cell in cells:
             inner = cell.count("\n") - 1 if "\n" in cell else 0
             least = self.least if 0.9 * inner < self.least else 0.9 * inner

@@ -1,4 +1,4 @@
-"""What a meta.json may hold: it comes with data from elsewhere, and is believed no more than they are."""
+"""Checks of meta.json, which can come from elsewhere: types and counts."""
 
 from __future__ import annotations
 

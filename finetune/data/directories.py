@@ -68,12 +68,12 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
     so does one that matches none of the known suffixes.
     Names of splits are followed. Raises UsageError for a directory that cannot be listed."""
     name = os.path.expanduser(name)
-    base = Path(name) if os.path.isdir(name) else _fixed_part(name)
-    matched = _walk(base) if os.path.isdir(name) else _expand(name)
-    paths = list(matched)
+    is_directory = os.path.isdir(name)
+    base = Path(name) if is_directory else _fixed_part(name)
+    paths = list(_walk(base) if is_directory else _expand(name))
     files = _once(path for path in paths if path.is_file() and path.stat().st_size)
-    takes_all = not os.path.isdir(name) and bool(Path(name).suffix) and not glob.has_magic(Path(name).suffix)
-    takes_all = takes_all or (not os.path.isdir(name) and not any(map(is_readable, files)))
+    names_suffix = bool(Path(name).suffix) and not glob.has_magic(Path(name).suffix)
+    takes_all = not is_directory and (names_suffix or not any(map(is_readable, files)))
     readable = [path for path in files if takes_all or is_readable(path)]
     others = sorted(set(files).difference(readable))
     found = Found(left_out=Counter(map(_kind, others)), others=others)

@@ -10,6 +10,7 @@ import re
 from json import JSONDecodeError
 
 from finetune.common.errors import UsageError
+from finetune.data.csv_dialect import SEP_LINE
 
 SUFFIX = re.compile(r"(\.(txt|text|dat|data|log|out|bak|old|\d+))?")  # that promises no kind of text
 LOOK_CHARACTERS, LOOK_ROWS = 1 << 16, 50  # at the start of a text
@@ -99,7 +100,7 @@ def table_separator(head: str, is_cut: bool = False) -> str | None:
     """The separator of the table that a text surely is: its rows are alike, below a header, or with cells in quotes or
     numbers beside sentences."""
     first, _, rest = head.lstrip("\n").partition("\n")
-    if found := re.match(r'"?sep=(.)"?\s*$', first, re.IGNORECASE):
+    if found := SEP_LINE.match(first):
         return found[1] if found[1] in SEPARATORS else ","
     for separator in SEPARATORS:
         if separator in first and rest:

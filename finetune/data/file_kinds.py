@@ -156,7 +156,7 @@ def _is_notebook(head: bytes) -> bool:
         return False
     try:  # a row of json lines may have such a column
         return "nbformat" in json.loads(head.split(b"\n")[0])
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
 
 

@@ -31,7 +31,7 @@ def read(
 def _parse(line: str, place: str, template: str | None, names: Mapping[str, str]) -> str:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{place}: not JSON: {error}") from None
     prompt, messages = (row.get("prompt"), row.get("messages")) if isinstance(row, dict) else (None, None)
     if isinstance(prompt, str) and prompt and messages is None:

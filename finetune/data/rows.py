@@ -29,6 +29,11 @@ def is_blank(text: str) -> bool:
     return BLANK.fullmatch(text) is not None
 
 
+def has_words(text: str) -> bool:
+    """Whether a text has several words, or is in another script, which can do without spaces."""
+    return " " in text or "\n" in text or not text.isascii()
+
+
 def name_of_value(value: object) -> str:
     """`the number 3`, `null`, `an object`: a value of JSON in words."""
     if value is None:

@@ -25,7 +25,9 @@ from finetune.data.text_files import TEXT_SUFFIXES, Digest, read_document, read_
 
 NAMED = ("shakespeare", "python_docs")
 NO_TEXT = "no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs (no download)"
-READ = f"{', '.join([*TEXT_SUFFIXES, *TABLES])} are read, each also with {', '.join(compressed.SUFFIXES)}"
+READ = (
+    f"{', '.join([*TEXT_SUFFIXES, *TABLES])} are read, texts, json and csv also with {', '.join(compressed.SUFFIXES)}"
+)
 STANDARD_INPUT = "-"
 WHOLE = ("auto", "file")  # values of --documents: a text file is a document
 CSV = {suffix for suffix, kind in TABLES.items() if kind == "csv"}
@@ -129,8 +131,8 @@ class Source:
         """What was taken of it, and what was left out, a line each."""
         lines = list(self.notes)
         texts = [path for path in self.files if not is_table(path)]
-        how = {"lines": ", a document a line"}.get(self.options.documents, ", a document between separators")
-        how = "" if self.options.documents in WHOLE else how
+        hows = {**dict.fromkeys(WHOLE, ""), "lines": ", a document a line"}
+        how = hows.get(self.options.documents, ", a document between separators")
         if texts:
             count = f"{len(texts):,} text files" if len(texts) > 1 else "one text"
             lines.append(f"{self.name}: {count}{how}")
@@ -178,8 +180,9 @@ class Finder:
         has_table = any(source.hub for source in found) or any(suffix in TABLES for suffix in suffixes)
         has_text = any(source.content for source in found) or any(suffix not in TABLES for suffix in suffixes)
         options = self.options
+        named = [f"{kind}_column" for kind in options.columns()] + ["prompt_template"] * bool(options.prompt_template)
         checks = [
-            (bool(options.columns() or options.prompt_template), has_table, "a column is named", "table"),
+            (bool(named), has_table, ", ".join(named), "table"),
             (options.separator is not None, bool(suffixes & CSV), "separator", "csv file"),
             (options.header != "auto", bool(suffixes & CSV), "header", "csv file"),
             (options.documents not in WHOLE, has_text, "documents", "text file"),

@@ -177,7 +177,7 @@ def _error(name: str, codec: str, error: UnicodeDecodeError, end: int, line: int
         return UsageError(f"{place}{flaw}, or drop it with iconv -c -f UTF-8 -t UTF-8")
     lines = data[max(0, start - GUESS_BYTES) : start + GUESS_BYTES].split(b"\n")
     foreign = [text for text in lines if not text.isascii()]
-    if encodings.is_utf8(b"\n".join(foreign)):
+    if codec != "utf-8" and encodings.is_utf8(b"\n".join(foreign)):
         return UsageError(f"{place}; it is UTF-8: leave --encoding={codec} out")
     good = [text for text in foreign if encodings.is_utf8(text + b"\n")]
     probable = encodings.guess(b"\n".join(text for text in foreign if text not in good))

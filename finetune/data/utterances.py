@@ -9,7 +9,7 @@ from finetune.common.errors import UsageError
 from finetune.data.row_shape import shortened
 from finetune.data.turns import ROLE_OF
 
-TALKS = "messages conversation conversations dialog dialogue chat chats utterances turns transcript log".split()
+LISTS_OF_TALK = "messages conversation conversations dialog dialogue chat chats utterances turns transcript log".split()
 SPEAKERS = re.compile(r"(speaker|sender|participant|character|nick|player|actor)([ _]?name|[ _]?id)?", re.IGNORECASE)
 PERHAPS = ("from", "role", "author", "user", "username", "user_name", "name", "creator", "from_name")
 SAID = ("text", "content", "message", "utterance", "body", "value", "line", "msg", "dialogue", "dialog", "playerline")
@@ -29,7 +29,7 @@ def check(rows: list[dict[str, Any]], rows_of: str | None, place: str, is_json: 
         return
     values = [_name(row.get(speaker)) for row in rows if row.get(said)]
     people = list(dict.fromkeys(str(value) for value in values if value))
-    is_talk = (rows_of or "").lower() in TALKS
+    is_talk = (rows_of or "").lower() in LISTS_OF_TALK
     if not people or all(name.strip().lower() in ROLE_OF for name in people):
         return
     if len(people) == len(values) and not is_talk:
@@ -44,7 +44,7 @@ def check(rows: list[dict[str, Any]], rows_of: str | None, place: str, is_json: 
 def _speaker(names: dict[str, str], rows: list[dict[str, Any]], rows_of: str | None, said: str | None) -> str | None:
     if found := next((names[name] for name in names if SPEAKERS.fullmatch(name)), None):
         return found
-    is_export = (rows_of or "").lower() in TALKS or any(name in names for name in EXPORTED)
+    is_export = (rows_of or "").lower() in LISTS_OF_TALK or any(name in names for name in EXPORTED)
     is_mail = any(name in names for name in LETTER)
     for name in PERHAPS:
         column = names.get(name)

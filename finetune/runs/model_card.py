@@ -4,14 +4,14 @@ This module collects the values; the text is in model_card.md.j2. The card omits
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.common.formatting import is_number, printable
+from finetune.common.formatting import is_number, perplexity, printable
 from finetune.config.paths import split_paths
+from finetune.data.description import COUNTS
 from finetune.data.tokenizer import Tokenizer
 from finetune.gpt import GPTConfig, size
 from finetune.gpt.model import SHAPES
@@ -26,7 +26,6 @@ MARKDOWN = re.compile(r"^[#>+=-]|[*~\\]|(?<![^\W_])_|_(?![^\W_])|(?<=[A-Za-z]):(
 # of the models that many start from, for their finetuned ones
 LICENSES = {**dict.fromkeys(SHAPES, "mit"), "distilgpt2": "apache-2.0", "distilbert/distilgpt2": "apache-2.0"}
 MARK = re.compile(r"<!-- /?finetune:\w+ -->\n")
-COUNTS = ("tokens", "targets", "characters", "bytes", "documents")
 SETTINGS = (
     "learning_rate", "min_lr", "warmup_iters", "lr_decay_iters", "weight_decay", "beta1", "beta2", "grad_clip",
     "dropout", "block_size", "batch_size", "gradient_accumulation_steps", "max_iters", "epochs", "seed",
@@ -150,7 +149,7 @@ def _indexed_figures(run: History) -> Iterator[tuple[str, str, str, float]]:
         return
     dataset = without_folders(measured["dataset"]) if measured else run.dataset
     yield dataset, "loss", "cross entropy, nats per token", round(loss, 4)
-    yield dataset, "perplexity", "perplexity per token", round(_perplexity(loss), 2)
+    yield dataset, "perplexity", "perplexity per token", round(perplexity(loss), 2)
     for metric, name in (("bits_per_byte", "bits per byte"), ("accuracy", "accuracy of the next token")):
         if measured and is_number(measured.get(metric)):
             yield dataset, metric, name, round(measured[metric], 4)
@@ -215,7 +214,7 @@ def _template() -> Template:
         "markdown": escape_markdown,
         "number": _number,
         "paragraph": _paragraph,
-        "perplexity": _perplexity,
+        "perplexity": perplexity,
         "repr": repr,
         "without_folders": without_folders,
     }
@@ -230,10 +229,6 @@ def _paragraph(text: str) -> str:
 def _fence(text: str) -> str:
     """A Markdown fence: more backticks than any row of them in the text."""
     return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-
-
-def _perplexity(loss: float) -> float:
-    return math.exp(min(loss, 700))  # exp(710) overflows
 
 
 def _number(value: float) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from finetune.common.formatting import duration, is_number
+from finetune.data.description import COUNTS
 from finetune.tools.report.record import Data, Event, Record
 
 LISTED_EVENTS = (
@@ -18,7 +19,6 @@ TEXTS = {
     "resume": "resumed at step {step}, {machine}",
 }
 MEASUREMENTS = ("loss", "perplexity", "bits_per_byte", "accuracy")
-COUNTS = ("tokens", "targets", "characters", "bytes", "documents")
 MAX_SOURCES = 20
 
 
