@@ -1,6 +1,7 @@
 """Advice that can be followed: every message that holds a command is brought about, and its command succeeds."""
 
 import ast
+import html
 import os
 import pickle
 import re
@@ -192,6 +193,16 @@ def test_an_export_by_hand(tiny_run, command):
     assert parse(Options, words, USAGE)[0].push_to_hub == "me/it"
 
 
+@scene("tools/report/html_report.write")
+def test_the_commands_of_a_report(tiny_run, command):
+    tiny_run("my runs/out", "--max_iters=1")
+    told = html.unescape(Path("my runs/out/report.html").read_text())
+    sample = re.search(r"<pre>finetune sample (.*)</pre>", told)[1]
+    assert command("sample", *shlex.split(sample), "--max_new_tokens=2")[0] == 0
+    resume = re.search(r"<pre>finetune train (.*)</pre>", told)[1]
+    assert "it has made its 1 updates" in command("train", *shlex.split(resume))[1]
+
+
 @scene("publishing/model.push_to_hub")
 def test_a_push_of_a_model_that_is_typed_again(tiny_run, monkeypatch):
     from finetune.export import USAGE, Options
@@ -207,6 +218,7 @@ def test_a_push_of_a_model_that_is_typed_again(tiny_run, monkeypatch):
     assert options.push_to_hub == "me/it" and Path(options.init_from, "model.safetensors").is_file()
 
 
+@scene("tools/plan/suggest.recipe")
 def test_a_suggested_recipe_trains(tiny_run, command, monkeypatch):
     tiny_run("base", "--max_iters=1")
     Path("here").mkdir()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import finetune
+from finetune import export
 from finetune.config.gate import EXIT_CODE, parse_conditions, unmet
 from finetune.runs.events import read_metrics
 from finetune.runs.provenance import provenance
@@ -174,6 +175,9 @@ def test_versions_and_commit_are_in_the_start_event_the_model_and_its_card(corpu
     card = Path("out/best/README.md").read_text()
     assert f"git commit {commit['commit'][:12]}." in " ".join(card.split()) and wanted["torch"] in card
     assert not Path("ran").exists()
+    export("out", to="mine")
+    assert json.loads(Path("mine/finetune.json").read_text())["versions"] == wanted
+    assert f"git commit {commit['commit'][:12]}." in " ".join(Path("mine/README.md").read_text().split())
     Path("corpus.txt").write_text("other")
     assert provenance()["git"] == commit | {"dirty": True}
 

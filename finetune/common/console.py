@@ -18,7 +18,7 @@ class Console(io.TextIOWrapper):
     full disk raises Failure."""
 
     goes_on = False  # also when it cannot be written, as on a full disk
-    told = False  # that it cannot
+    warned = False  # that it cannot
 
     def write(self, text: str) -> int:
         try:
@@ -40,8 +40,8 @@ class Console(io.TextIOWrapper):
         problem = f"standard output cannot be written: {error.strerror}"
         if not self.goes_on:
             raise Failure(problem, 1, alone=True) from None
-        if not self.told and self is not sys.stderr:
-            self.told = True
+        if not self.warned and self is not sys.stderr:
+            self.warned = True
             print(f"{problem}; its lines are lost until it can", file=sys.stderr)
 
 

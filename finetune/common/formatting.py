@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TypeGuard
 
@@ -75,3 +76,8 @@ def setting(value: object) -> str:
 def unify_newlines(text: str) -> str:
     """The text with every line end as \\n."""
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def perplexity(loss: float) -> float:
+    """The perplexity of a loss in nats per token."""
+    return math.exp(min(loss, 700))  # exp(710) overflows

@@ -50,8 +50,13 @@ def bound() -> None:
     """Let huggingface_hub keep the limits in this process. Releases before 1.0 have their own."""
     import huggingface_hub
 
-    for name, value in (("CONNECT_TIMEOUT", "10s"), ("READ_TIMEOUT", "30s"), ("RETRY_MAX_DURATION", "60s")):
-        os.environ.setdefault(f"HF_XET_CLIENT_{name}", value)  # of hf_xet, which transfers files by itself
+    limits = {
+        "CONNECT_TIMEOUT": network.CONNECT_SECONDS,
+        "READ_TIMEOUT": network.IDLE_SECONDS,
+        "RETRY_MAX_DURATION": 60,
+    }
+    for name, seconds in limits.items():
+        os.environ.setdefault(f"HF_XET_CLIENT_{name}", f"{seconds}s")  # of hf_xet, which transfers files by itself
     usual = huggingface_hub.get_session()
     if hasattr(huggingface_hub, "set_client_factory") and not hasattr(usual, "keeps_limits"):
         kind, hooks = _bounded(type(usual)), usual.event_hooks

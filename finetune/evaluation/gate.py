@@ -55,7 +55,7 @@ def read_earlier(options: Options) -> dict[str, Any] | None:
     path = options.no_worse_than or ""
     earlier = read_json_object(path)
     if not is_number(earlier.get("loss")):
-        raise UsageError(f"no_worse_than: {path} is no evaluation with a loss, as finetune.eval --json=true prints it")
+        raise UsageError(f"no_worse_than: {path} is no evaluation with a loss, as finetune eval --json=true prints it")
     return earlier
 
 

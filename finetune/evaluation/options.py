@@ -1,4 +1,4 @@
-"""The options of `finetune.eval`."""
+"""The options of `finetune eval`."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from finetune.common.json_output import finite
 from finetune.runs.logger import RunLogger
 
 FIGURES = {"loss": "{:.4f}", "perplexity": "{:.2f}", "bits_per_byte": "{:.4f}", "accuracy": "{:.4f}"}
@@ -45,7 +44,7 @@ def record(out_dir: str | Path, event: dict[str, Any]) -> None:
     except OSError as error:
         print(f"{logger.path} cannot be written: {error.strerror}; these figures are not kept there")
         return
-    logger.record("evaluation", **finite(event))
+    logger.record("evaluation", **event)
     logger.close()
 
 

@@ -219,7 +219,7 @@ def generation_config(config: GPTConfig) -> dict[str, Any]:
     found = dict(config.generation_config or {})
     if config.generation_config is None:
         tokens = {key: getattr(config, key) for key in ("bos_token_id", "eos_token_id")}
-        tokens["pad_token_id"] = config.other_keys.get("pad_token_id")
+        tokens["pad_token_id"] = config.pad_id
         found = {key: value for key, value in tokens.items() if value is not None}
     if (new_tokens := _max_new_tokens(config)) is not None:
         found["max_new_tokens"] = new_tokens

@@ -129,9 +129,10 @@ def read(directory: Path, config: GPTConfig) -> Adapter:
     found = read_json_object(path)
     rank, alpha, dropout = (found.get(key) for key in ("r", "lora_alpha", "lora_dropout"))
     if type(rank) is not int or not 1 <= rank <= config.n_embd or not (is_number(alpha) and alpha > 0):
-        raise UsageError(f"{path}: r={shown(rank)} and lora_alpha={shown(alpha)} are not those of adapters")
+        wanted = f"expected r from 1 to {config.n_embd} and lora_alpha above 0"
+        raise UsageError(f"{path}: {wanted}, got {shown(rank)} and {shown(alpha)}; export from the run that wrote it")
     if not is_number(dropout) or not 0 <= dropout < 1:
-        raise UsageError(f"{path}: lora_dropout={shown(dropout)} is no share")
+        raise UsageError(f"{path}: lora_dropout must be at least 0 and below 1, got {shown(dropout)}")
     tensors = (directory / "adapter_model.safetensors").read_bytes()
     return Adapter(tensors, rank, alpha, dropout, str(found.get("base_model_name_or_path")))
 

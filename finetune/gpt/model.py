@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 # the largest model that anybody has published is far below these; a forged config.json is not
-LIMITS = {"block_size": 1 << 24, "vocab_size": 1 << 24, "n_layer": 1000, "n_head": 1 << 14, "n_embd": 1 << 16}
-LIMITS |= {"n_inner": 1 << 18}
+LIMITS = {
+    "block_size": 1 << 24,
+    "vocab_size": 1 << 24,
+    "n_layer": 1000,
+    "n_head": 1 << 14,
+    "n_embd": 1 << 16,
+    "n_inner": 1 << 18,
+}
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from finetune.common.errors import UsageError
 from finetune.gpt import GPT
-from finetune.gpt.generate import Sampler
+from finetune.gpt.generate import CHECK_EVERY, Sampler
 
 CopyBlocker = Callable[[list[int]], Iterable[SupportsInt]]  # ids of a sample -> ids that must not follow
 
@@ -129,7 +129,7 @@ def draw_samples(
         logits_processor=_copy_processor(asked.copy_blocker, samples, tokenizer, ends) if asked.copy_blocker else None,
         callback=add_tokens,
         eos_token_id=None,  # `ends` are more
-        callback_every=1 if show or asked.copy_blocker or device.type == "cpu" else 16,  # each call waits for the GPU
+        callback_every=1 if show or asked.copy_blocker or device.type == "cpu" else CHECK_EVERY,
         **{field.name: getattr(asked, field.name) for field in fields(Sampler)},
     )
     for sample in samples:

@@ -36,8 +36,8 @@ def merge(old: str, new: str, chosen: Collection[str] = ()) -> str:
 
 def _merge_sections(old: str, new: str) -> str:
     ours = {found[1]: found[0] for found in SECTION.finditer(new)}
-    first, *rest = _pieces(old)
-    pieces = [(name, words) for name, words in zip(rest[::2], rest[1::2])]
+    first, *rest = SECTION.split(old)  # words before, then the name of each section and the words behind it
+    pieces = list(zip(rest[::2], rest[1::2]))
     for number, name in enumerate(ours):
         names = [each for each, _ in pieces]
         if name not in names:  # behind the section that is before it in the new card
@@ -48,16 +48,11 @@ def _merge_sections(old: str, new: str) -> str:
     return first + "".join(ours.get(name, "") + words for name, words in pieces)
 
 
-def _pieces(body: str) -> list[str]:
-    """The words before the first section, then the name of each section and the words behind it."""
-    return SECTION.split(body)
-
-
 def has_sections(text: str) -> bool:
     return SECTION.search(text) is not None
 
 
-def words(text: str) -> str:
+def owner_words(text: str) -> str:
     """What the owner wrote besides a title, and metadata that we never write: "" if that is nothing."""
     body = SECTION.sub("", FRONT.sub("", text))
     lines = [line for line in body.splitlines() if line.strip() and not line.startswith("# ")]

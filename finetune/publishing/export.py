@@ -153,9 +153,16 @@ def _request(source: Path, run_dir: Path | None, asked: dict[str, Any]) -> dict[
         paths = sorted({path for pattern in SOURCE_FILES for path in source.glob(pattern)})
     if run_dir:
         paths.append(run_dir / "metrics.jsonl")
-    sums = {path.name: files.sha256_of(path) for path in paths if path.is_file()}
+    sums = {path.name: _sha256(source, path) for path in paths if path.is_file()}
     made_from = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
     return {"made_from": made_from, "versions": {"finetune": finetune.__version__, **verify.versions()}, **asked}
+
+
+def _sha256(source: Path, path: Path) -> str:
+    """The sha256 of a file, as the manifest of its directory says, which was compared before."""
+    inside = path.is_relative_to(source) and path != source
+    known = files.sha256_in_manifest(source, str(path.relative_to(source))) if inside else None
+    return known or files.sha256_of(path)
 
 
 def _read(place: Path, source: Path, run_dir: Path | None, request: dict[str, Any]) -> Source:
@@ -169,7 +176,7 @@ def _read(place: Path, source: Path, run_dir: Path | None, request: dict[str, An
         beyond = f"its tokenizer has {tokenizer.vocab_size:,} ids, and its embedding {config.vocab_size:,}"
         raise UsageError(f"{source}: {beyond}; the last tokens would have no meaning")
     adapter = lora.read(place / "adapter", config) if request["format"] == "peft" else None
-    # what nobody measured here is not told: figures and a base are believed of a run alone
+    # only a run's figures and base are believed
     facts = model.facts if run_dir else {}
     return Source(request, dataclasses.replace(config, dropout=0.0), weights, tokenizer, facts, adapter)
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from finetune.common import hub_client, network
 from finetune.common.errors import Failure, UsageError, describe_error
 from finetune.common.files import MANIFEST, files_in_manifest, read_chunks, read_json_object, sha256_of
-from finetune.common.network import SECONDS as HUB_TIMEOUT
 from finetune.common.progress import in_notebook
 from finetune.data import bpe_files
 from finetune.publishing import hub_card
@@ -97,9 +96,10 @@ def _push(directory: Path, target: Target, private: bool, overwrite: bool) -> No
         raise Refused(f"it holds a model that was not exported by finetune; {replaced}: {way_out}")
     if foreign:
         print(f"{target.repository}: replacing {', '.join(sorted(names & {*files_in_manifest(directory)}))}")
-    hub_card.take_over(api, target.repository, info, directory)
+    earlier = hub_card.files_of_export(api, target.repository, info)
+    hub_card.take_over(api, target.repository, info, directory, earlier)
     files = {name: directory / name for name in sorted([*files_in_manifest(directory), MANIFEST])}
-    stale = sorted(((OPTIONAL_FILES | hub_card.earlier_files(api, target.repository, info)) & names) - files.keys())
+    stale = sorted(((OPTIONAL_FILES | earlier.keys()) & names) - files.keys())
     if not stale and not _different(files, info):
         print(f"{target.repository} ({visibility}) holds this export already; nothing to push")
         return _tag(api, target, info, directory)
@@ -154,7 +154,7 @@ def _find_repository(api: HfApi, repository: str, revision: str | None = None) -
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        return api.model_info(repository, revision=revision, files_metadata=True, timeout=HUB_TIMEOUT)
+        return api.model_info(repository, revision=revision, files_metadata=True, timeout=network.SECONDS)
     except RepositoryNotFoundError:
         return None
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.common import network
 from finetune.common.errors import UsageError
 from finetune.common.files import MANIFEST, parse_json, read_json_object, read_text, write_file
-from finetune.common.network import SECONDS as HUB_TIMEOUT
 from finetune.publishing import card as cards
 from finetune.publishing.export import CARD, VERIFICATION, chosen_keys
 
@@ -17,31 +19,30 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
 
 
-def take_over(api: HfApi, repository: str, info: ModelInfo, directory: Path) -> None:
-    """Write the card of the export in `directory` anew with the words of the card on the Hub. Raises UsageError if both
-    were edited."""
+def take_over(
+    api: HfApi, repository: str, info: ModelInfo, directory: Path, earlier: Mapping[str, dict[str, Any]]
+) -> None:
+    """Write the card of the export in `directory` anew with the words of the card on the Hub. `earlier` are the
+    files of the export there. Raises UsageError if both were edited."""
     theirs = _read(api, repository, info, CARD)
     if theirs is None or not (directory / CARD).is_file():
         return
-    pushed = _manifest(api, repository, info).get(CARD, {}).get("sha256")
+    pushed = earlier.get(CARD, {}).get("sha256")
     is_edited = hashlib.sha256(theirs).hexdigest() != pushed
     old, ours = theirs.decode("utf-8", "replace").replace("\r\n", "\n"), read_text(directory / CARD)
-    if not is_edited and (cards.words(ours) or not cards.has_sections(old)):
+    words = cards.owner_words(ours)
+    if not is_edited and (words or not cards.has_sections(old)):
         return
-    if is_edited and cards.words(ours) and cards.words(ours) != cards.words(old):
-        way_out = f"take it over with `hf download {repository} {CARD} --local-dir={directory}` and export again"
+    if is_edited and words and words != cards.owner_words(old):
+        download = shlex.join(["hf", "download", repository, CARD, f"--local-dir={directory}"])
+        way_out = f"take it over with `{download}` and export again"
         raise UsageError(f"{CARD} was edited both there and in {directory}; {way_out}")
     merged = cards.merge(old, ours, chosen_keys(read_json_object(directory / VERIFICATION)))
     if merged != ours:
         _write(directory, merged.encode())
 
 
-def earlier_files(api: HfApi, repository: str, info: ModelInfo) -> set[str]:
-    """The names of the files that the export in a repository wrote."""
-    return {*_manifest(api, repository, info)}
-
-
-def _manifest(api: HfApi, repository: str, info: ModelInfo) -> dict[str, Any]:
+def files_of_export(api: HfApi, repository: str, info: ModelInfo) -> dict[str, Any]:
     """The files in the manifest of an export in a repository, {} without one."""
     if VERIFICATION not in {file.rfilename for file in info.siblings or []}:
         return {}
@@ -60,7 +61,7 @@ def _read(api: HfApi, repository: str, info: ModelInfo, name: str) -> bytes | No
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     address = f"{api.endpoint}/{repository}/resolve/{info.sha}/{name}"
-    response = get_session().get(address, headers=build_hf_headers(), timeout=HUB_TIMEOUT)
+    response = get_session().get(address, headers=build_hf_headers(), timeout=network.SECONDS)
     hf_raise_for_status(response)
     return response.content
 

@@ -106,10 +106,10 @@ def _read(render: Render) -> Turns:
     turns = Turns(_without(begin_first, user[0]), {"user": user, "assistant": assistant})
     turns.answer = _rest(render([first], True), one)
     try:
-        told = render([{"role": "system", "content": "<system>"}, first])
+        with_system = render([{"role": "system", "content": "<system>"}, first])
     except ValueError:  # it knows no system
         return turns
-    before, rest = _split(told, "<system>")
+    before, rest = _split(with_system, "<system>")
     turns.around["system"] = _rest(before, turns.begin), _without(rest, f"{user[0]}<user>{user[1]}")
     return turns
 

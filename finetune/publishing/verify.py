@@ -49,9 +49,11 @@ def hugging_face(directory: Path, model: GPT, tokenizer: Tokenizer, base: GPT | 
 
     had_bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    theirs = _load_adapters(directory, base) if base else _load_model(directory)
-    if had_bar:
-        logging.enable_progress_bar()
+    try:
+        theirs = _load_adapters(directory, base) if base else _load_model(directory)
+    finally:
+        if had_bar:
+            logging.enable_progress_bar()
     their_tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     block_size, rows, ids_compared = model.config.block_size, [], 0
     for prompt in _prompts_for(tokenizer):

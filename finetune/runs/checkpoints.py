@@ -9,7 +9,6 @@ renames. A state that differs from its manifest is not loaded. Files are safeten
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +20,13 @@ from safetensors.torch import load_file
 from finetune.common import files
 from finetune.common.errors import UsageError
 from finetune.config.recipe import Recipe
+from finetune.config.run_directory import states
 from finetune.config.schedule import Schedule
 from finetune.gpt import lora, size
 from finetune.gpt.model import GPTConfig
 from finetune.gpt.pretrained import write_tensors
 from finetune.runs.events import read_metrics
 
-STATE_NAME = re.compile(r"step-\d{8,}")
 KEEP = 2  # resumable states: if the newest is damaged, there is another
 
 
@@ -77,12 +76,6 @@ def delete_state(out_dir: str | Path, iteration: int) -> None:
 
 def state_directory(out_dir: str | Path, iteration: int) -> Path:
     return Path(out_dir) / "last" / f"step-{iteration:08d}"
-
-
-def states(out_dir: str | Path) -> list[Path]:
-    """The directories of all resumable states, newest first, damaged ones included."""
-    found = (path for path in (Path(out_dir) / "last").glob("step-*") if STATE_NAME.fullmatch(path.name))
-    return sorted((path for path in found if path.is_dir()), reverse=True)
 
 
 def load_state(out_dir: str | Path, log: Callable[[str], object] = print) -> SavedState:

@@ -65,7 +65,7 @@ def find_dataset(name: str, tokenizer: Callable[[], str | Tokenizer], val_fracti
         if problem := other_files(path):
             raise UsageError(problem)
         if not _holds_text(path):
-            raise UsageError(f"{name}: holds neither train.bin nor a text; name a text, or what finetune.prepare wrote")
+            raise UsageError(f"{name}: holds neither train.bin nor a text; name a text, or what finetune prepare wrote")
         return _prepare_once(name, tokenizer(), val_fraction)
     if (DATA / name).is_dir() and (problem := other_files(DATA / name)):
         raise UsageError(problem)
@@ -81,11 +81,11 @@ def find_dataset(name: str, tokenizer: Callable[[], str | Tokenizer], val_fracti
 
 def find_datasets(recipe: Recipe, tokenizer: Callable[[], str | Tokenizer]) -> list[Dataset]:
     """The datasets of a recipe, all with the ids of one tokenizer. Raises UsageError."""
-    found = [find_dataset(name, tokenizer, recipe.val_fraction or 0.1) for name in _names(recipe.dataset)]
+    found = [find_dataset(name, tokenizer, recipe.val_fraction or 0.1) for name in split_paths(recipe.dataset)]
     for dataset in found:
         _check_val_fraction(recipe, dataset)
         _check_tokenizer(recipe, dataset)
-    largest(found)
+    with_most_tokens(found)
     return found
 
 
@@ -93,7 +93,7 @@ def find_datasets_of_run(out_dir: str | Path, split: str = "train") -> list[Data
     """The datasets that a run was trained on, recognized by the sha256 of a split. Raises UsageError."""
     started = newest_start(out_dir)
     identity, recorded = started.get("identity", {}), started.get("data", {}).get("directories", [])
-    names = _names(started.get("recipe", {}).get("dataset"))
+    names = split_paths(started.get("recipe", {}).get("dataset"))
     if not names:
         raise UsageError(f"dataset: {out_dir}/metrics.jsonl does not say what it was trained on; give --dataset=DIR")
     found = []
@@ -127,7 +127,7 @@ def changed_since(out_dir: str | Path, directory: str | Path, say: Callable[[str
 
 def find_dataset_of_run(out_dir: str | Path) -> Dataset:
     """The only dataset that a run was trained on. Raises UsageError when it trained on several."""
-    names = _names(newest_start(out_dir).get("recipe", {}).get("dataset"))
+    names = split_paths(newest_start(out_dir).get("recipe", {}).get("dataset"))
     if len(names) > 1:
         flags = ", ".join(f"--dataset={name}" for name in names)
         raise UsageError(f"dataset: {out_dir} was trained on several; give one of them: {flags}")
@@ -155,11 +155,6 @@ def is_isolated(recipe: Recipe, found: list[Dataset]) -> bool:
         if dataset.is_running_text("train"):
             raise UsageError(f"isolate_documents: {dataset.directory} holds one running text and no documents")
     return True
-
-
-def _names(dataset: str | None) -> list[str]:
-    """The names in a recipe's `dataset`."""
-    return split_paths(dataset)
 
 
 def _sha256(dataset: Dataset, split: str) -> str:
@@ -243,7 +238,7 @@ def _check_tokenizer(recipe: Recipe, dataset: Dataset) -> None:
         raise UsageError(f"tokenizer: {recipe.tokenizer} cannot apply, {holds}; prepare the text again")
 
 
-def largest(found: list[Dataset]) -> Dataset:
+def with_most_tokens(found: list[Dataset]) -> Dataset:
     """The dataset whose tokenizer has the added tokens of all others; the first of equal ones. Raises UsageError if the
     same ids mean other tokens to some of them."""
     chosen = next((one for one in found if all(_extends(one, other) for other in found)), None)

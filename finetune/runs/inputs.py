@@ -18,7 +18,7 @@ from finetune.data.dataset import Dataset
 from finetune.data.tokenizer import CharTokenizer, Tokenizer
 from finetune.gpt import GPTConfig, pretrained
 from finetune.gpt.model import SHAPES
-from finetune.runs.datasets import find_datasets, largest
+from finetune.runs.datasets import find_datasets, with_most_tokens
 from finetune.runs.model_ref import ModelRef, read_facts
 from finetune.runs.vocabulary import check_vocabulary, with_ids_of, with_tokens_of
 
@@ -94,7 +94,7 @@ def find_model_and_datasets(
     The datasets come first, so that a missing one is reported before a model is downloaded. The arguments are those of
     `find_model_of_recipe`."""
     found = find_datasets(recipe, lambda: tokenizer_choice(recipe, shape_only))
-    wanted = largest(found)
+    wanted = with_most_tokens(found)
     model = find_model_of_recipe(recipe, wanted, saved, shape_only)
     for dataset in found:
         if dataset.tokenizer is None or dataset.is_assumed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from finetune.common.files import open_append, write_file
 from finetune.common.formatting import duration
+from finetune.common.json_output import finite
 from finetune.common.progress import in_notebook, progress
 from finetune.runs.events import Event, events_until, read_metrics
 from finetune.runs.trackers import Trackers
@@ -86,12 +86,7 @@ class RunLogger:
         if event == "best":
             self.best = _describe_best(values)
         if self.file:
-            # JSON has no NaN or infinity
-            plain = {
-                name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-                for name, value in values.items()
-            }
-            line = json.dumps({"event": event, "time": round(time.time(), 3), **plain}, allow_nan=False)
+            line = json.dumps({"event": event, "time": round(time.time(), 3), **finite(values)}, allow_nan=False)
             self.pending += line.encode() + b"\n"
             self._flush()
         if self.trackers:

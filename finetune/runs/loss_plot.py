@@ -30,11 +30,11 @@ def loss_figure(out_dir: str | Path, title: str | None = None) -> LossFigure:
     axes = figure.subplots()
     updates = [event for event in events if event["event"] == "iter"]
     evaluations = [event for event in events if event["event"] == "eval"]
-    losses = [event["loss"] for event in updates]
+    losses = [float(event["loss"]) for event in updates]  # NaN stands as a text
     axes.plot([event["iter"] for event in updates], losses, color="0.75", linewidth=1, label="single updates")
     steps = [event["step"] for event in evaluations]
     for label, key in (("train", "train_loss"), ("validation", "val_loss")):
-        axes.plot(steps, [event[key] for event in evaluations], marker="o", markersize=3, label=label)
+        axes.plot(steps, [float(event[key]) for event in evaluations], marker="o", markersize=3, label=label)
     axes.set(xlabel="update", ylabel="loss (nats per token)", title=title or Path(out_dir).resolve().name)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -18,14 +18,16 @@ HUB_ID = re.compile(r"[\w-][\w.-]{0,95}(/[\w-][\w.-]{0,95})?", re.ASCII)
 def read_facts(folder: Path) -> dict[str, Any]:
     """What finetune.json says of a model; what is not of the right type is left out."""
     found = read_json_object(folder / "finetune.json")
-    is_right = {
+    checks = {
         "step": lambda value: type(value) is int and 0 <= value < 1 << 63,
         "new_tokens": lambda value: type(value) is int and 0 <= value < 1 << 32,
         "init_from": lambda value: isinstance(value, str) and 0 < len(value) < 4096,
         "base_model": lambda value: value is None or isinstance(value, str) and bool(HUB_ID.fullmatch(value)),
         "interpolation": _is_mixture,
+        "versions": lambda value: isinstance(value, dict) and all(isinstance(one, str) for one in value.values()),
+        "git": lambda value: isinstance(value, dict) and isinstance(value.get("commit"), str),
     }
-    return {key: value for key, value in found.items() if is_right.get(key, is_number)(value)}
+    return {key: value for key, value in found.items() if checks.get(key, is_number)(value)}
 
 
 def _is_mixture(value: Any) -> bool:

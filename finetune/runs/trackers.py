@@ -5,7 +5,6 @@ A tracker may fail, hang or wait for a network. Training only puts rows into its
 from __future__ import annotations
 
 import json
-import math
 import queue
 import threading
 import time
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.common.errors import describe_error
 from finetune.common.files import read_json_object, write_file
+from finetune.common.formatting import perplexity
 from finetune.runs import tracker_kinds
 from finetune.runs.events import NOT_FINITE, Event
 from finetune.runs.tracker_kinds import Place
@@ -43,7 +43,7 @@ class Row:
         elif event == "end":
             best = values["best"]
             self.numbers |= {f"best/{name}": value for name, value in best.items()}
-            self.numbers["best/perplexity"] = math.exp(min(best["val_loss"], 700))
+            self.numbers["best/perplexity"] = perplexity(best["val_loss"])
         else:
             flat = {**values, **{f"val_loss/{name}": loss for name, loss in values.get("val_losses", {}).items()}}
             for name, value in flat.items():
@@ -66,7 +66,7 @@ def _step(event: str, values: Mapping[str, Any]) -> int:
     return values["iter" if event == "iter" else "step"]
 
 
-class Kept:
+class SavedRuns:
     """out_dir/trackers.json: for each tracker what identifies its run, and after a known end the last step it has,
     with the names of its numbers there."""
 
@@ -84,7 +84,7 @@ class Worker(threading.Thread):
     """The thread of one tracker."""
 
     def __init__(
-        self, kind: str, accelerator: Accelerator, place: Place, kept: Kept, say: Callable[[str], object]
+        self, kind: str, accelerator: Accelerator, place: Place, kept: SavedRuns, say: Callable[[str], object]
     ) -> None:
         super().__init__(daemon=True, name=kind)
         self.kind, self.accelerator, self.place, self.kept, self.say = kind, accelerator, place, kept, say
@@ -226,7 +226,7 @@ def start_trackers(
     the events that it had recorded, `kept_events` those up to `step`. None without trackers."""
     if not kinds:
         return None
-    kept, rows = Kept(place.out_dir), rows_of(kept_events)
+    kept, rows = SavedRuns(place.out_dir), rows_of(kept_events)
     current = rows.pop() if rows and rows[-1].step == step else None  # its evaluation; its update is still to come
     had = [row.step for row in rows_of(before)]
     surely_sent = had[-2] if len(had) > 1 else -1  # the last row of a killed run was still waiting for the next step

@@ -181,10 +181,8 @@ def load_weights(recipe: Recipe, config: GPTConfig, saved: SavedState | None, sa
     if recipe.init_from == "scratch":
         needed, free = 4 * num_parameters(config), memory.available_bytes("cpu")
         if needed > free:
-            advice = "take fewer layers (n_layer) or a smaller n_embd"
-            raise UsageError(
-                f"its weights take {gigabytes(needed)}, and {gigabytes(free)} of memory are free; {advice}"
-            )
+            sizes = f"the weights take {gigabytes(needed)}, and {gigabytes(free)} of memory are free"
+            raise UsageError(f"n_layer, n_embd: {sizes}; take fewer layers or a smaller width")
         say("initializing a new model from scratch")
         model = GPT.from_scratch(config, recipe.seed)
         model.set_dropout(recipe.dropout)

@@ -60,12 +60,14 @@ def _problem_of_links(out_dir: Path) -> str | None:
 
 def _problem_of_sources(recipe: Recipe) -> str | None:
     """The problem if an overwriting run would remove what it starts from."""
+    if not recipe.overwrite:
+        return None
     removed = [os.path.realpath(path) for path in checkpoints.directories_of_run(recipe.out_dir)]
     for name in ("init_from", "tokenizer"):
         given = getattr(recipe, name)
         with contextlib.suppress(UsageError):  # reported when it is loaded
             source = given if pretrained.is_hub_id(given) else os.path.realpath(pretrained.find(given))
-            if recipe.overwrite and any(Path(source).is_relative_to(path) for path in removed):
+            if any(Path(source).is_relative_to(path) for path in removed):
                 return f"--overwrite=true would remove {name}={given}, from which this run starts; leave overwrite out"
     return None
 

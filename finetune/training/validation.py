@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from finetune.common.formatting import perplexity
 from finetune.data.batches import ConcatBlocks
 from finetune.evaluation.split_loss import TRAIN_PROBE, eval_rows, split_loss
 from finetune.runs import warning_signs
@@ -40,14 +41,15 @@ def validate(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     facts |= setup.provenance
     again = step == state.best.get("step")  # published before a crash that lost the state of this step
     is_best = again or val_loss < state.best.get("val_loss", math.inf)
-    if is_best and publish_model(setup, state, logger, "best", facts):
+    published = is_best and publish_model(setup, state, logger, "best", facts)
+    if published:
         state.best = {"val_loss": val_loss, "step": step}
         logger.print(f"saving checkpoint to {recipe.out_dir}")
         logger.record("best", step=step, val_loss=val_loss)
     if recipe.always_save_checkpoint:
         publish_model(setup, state, logger, f"iter_{step:06d}", facts)
     warn(setup, state, logger)
-    setup.notify(Evaluation(step, train_loss, val_loss, is_best))
+    setup.notify(Evaluation(step, train_loss, val_loss, published))
 
 
 def val_losses(setup: Setup) -> tuple[float, dict[str, float]]:
@@ -91,7 +93,7 @@ def figures(state: TrainState) -> dict[str, float | None]:
     return {
         "val_loss": val_loss,
         "train_loss": train_losses[0] if train_losses else None,
-        "perplexity": math.exp(min(val_loss, 700)),  # exp(710) overflows
+        "perplexity": perplexity(val_loss),
         "improvement": first[0] - val_loss if first else None,
     }
 

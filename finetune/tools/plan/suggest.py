@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+from finetune.common.commands import command
 from finetune.common.formatting import two_digits
 from finetune.config import recipe_file
 from finetune.config.recipe import LORA_RATE, Recipe
@@ -42,7 +43,7 @@ def recipe(plan: Plan, path: str = "FILE.yaml", learning_rate: float | None = No
     place = (
         f"{plan.data.tokens['train']:,} tokens to train on, on {plan.device} with {plan.available / 1e9:.0f} GB free"
     )
-    head = f"# finetune train {path}\n#\n# Suggested for {place}.\n"
+    head = f"# {command('train', path)}\n#\n# Suggested for {place}.\n"
     return "\n".join([head, *(f"{pair:<{width}}  # {chosen[name][1]}" for name, pair in zip(names, pairs))]) + "\n"
 
 

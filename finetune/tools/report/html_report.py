@@ -7,10 +7,11 @@ import dataclasses
 import time
 from pathlib import Path
 
+from finetune.common.commands import command
 from finetune.common.files import write_file
 from finetune.common.formatting import is_number, setting
 from finetune.config.recipe import Recipe
-from finetune.tools.report import comparison, diagnosis, svg_chart, tables
+from finetune.tools.report import comparison, diagnosis, remedies, svg_chart, tables
 from finetune.tools.report.record import Event, Record
 from finetune.tools.report.rules import Finding
 from finetune.tools.report.svg_chart import Chart, Line, chart
@@ -56,6 +57,8 @@ def write(run: Record, findings: list[Finding], path: str | Path | None = None) 
         given=given,
         defaults=defaults,
         written=time.strftime("%Y-%m-%d %H:%M"),
+        sample=command("sample", out_dir=run.out_dir, num_samples=3),
+        resume=remedies.resume(run),
     )
     write_file(path, html.encode("utf-8", "replace"))  # the name of out_dir may not be UTF-8
     return path
