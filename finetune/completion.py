@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from finetune.config.cli import parse, run
 from finetune.config.options import option
-from finetune.config.recipe import Recipe
 from finetune.config.recipe_names import launch_names, recipe_names
 from finetune.config.verbs import VERBS, describe
 
@@ -21,8 +20,17 @@ Prints a script for that shell. To have it in every shell from now on, add a lin
   ~/.bashrc                   source <(finetune completion bash)
   ~/.zshrc, after compinit    source <(finetune completion zsh)
   ~/.config/fish/config.fish  finetune completion fish | source"""
+SHELLS = ("bash", "zsh", "fish")
 TAKE_A_RECIPE = ("train", "plan", "recipes")
 
+# of bash and zsh: the flags and names of a verb, and the values of a flag
+CASES = """\
+    case $verb in
+@FLAGS
+    esac
+    case $verb$word in
+@VALUES
+    esac"""
 BASH = """\
 _finetune() {
     local verb=${COMP_WORDS[1]} typed=${COMP_LINE:0:COMP_POINT} flags="" names="" values=""
@@ -31,12 +39,7 @@ _finetune() {
         COMPREPLY=($(compgen -W "@VERBS --help --version" -- "$word"))
         return
     fi
-    case $verb in
-@FLAGS
-    esac
-    case $verb$word in
-@VALUES
-    esac
+@CASES
     if [[ $word == --*=* ]]; then
         COMPREPLY=($(compgen -W "$values" -- "${word#*=}"))
     elif [[ $word == -* ]]; then
@@ -58,12 +61,7 @@ _finetune() {
         compadd -- @VERBS --help --version
         return
     fi
-    case $verb in
-@FLAGS
-    esac
-    case $verb$word in
-@VALUES
-    esac
+@CASES
     if [[ $word == --*=* ]]; then
         compset -P '*='
         if [[ -n $values ]]; then compadd -- ${=values}; else _files; fi
@@ -83,7 +81,7 @@ class Options:
     sources: list[str] = option([], "bash, zsh or fish")
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if len(self.sources) != 1 or self.sources[0] not in ("bash", "zsh", "fish"):
+        if len(self.sources) != 1 or self.sources[0] not in SHELLS:
             yield "shell", f"must be bash, zsh or fish, got {' '.join(self.sources) or 'nothing'}"
 
 
@@ -102,7 +100,7 @@ def main(argv: list[str]) -> None:
 
 def flags_of(verb: str) -> list[Flag]:
     """The flags of a verb, with the values that can be listed."""
-    cls = Recipe if verb == "train" else importlib.import_module(f"finetune.{verb}").Options
+    cls = importlib.import_module(f"finetune.{verb}").Options
     hints = typing.get_type_hints(cls)
     fields = [field for field in dataclasses.fields(cls) if field.name != "sources"]
     found = [Flag(field.name, _values(field.name, hints[field.name]), field.metadata["help"]) for field in fields]
@@ -110,8 +108,8 @@ def flags_of(verb: str) -> list[Flag]:
 
 
 def _values(name: str, kind: typing.Any) -> list[str]:
-    if name in ("launch", "config_file", "config"):
-        return recipe_names() if name == "config" else launch_names()
+    if name == "launch":
+        return launch_names()
     if kind is bool:
         return ["true", "false"]
     if typing.get_origin(kind) is typing.Literal:
@@ -122,12 +120,13 @@ def _values(name: str, kind: typing.Any) -> list[str]:
 def _names_for(verb: str) -> list[str]:
     """What a verb takes beside flags and files."""
     if verb == "completion":
-        return ["bash", "zsh", "fish"]
+        return list(SHELLS)
     return recipe_names() + (launch_names() if verb == "recipes" else []) if verb in TAKE_A_RECIPE else []
 
 
 def _fill(script: str) -> str:
     """The script of bash or zsh, whose cases are alike."""
+    script = script.replace("@CASES", CASES)
     flags, values = [], []
     for verb in VERBS:
         found = flags_of(verb)

@@ -101,7 +101,7 @@ class Options:
     def _problems_of_card(self) -> Iterator[tuple[str, str]]:
         given = self.card()
         if given and self.format in ("nanogpt", "gguf"):
-            yield next(iter(given)), f"is told on the card, and format={self.format} has none"
+            yield next(iter(given)), f"goes on the model card, and format={self.format} writes none"
         if self.license is not None and not LICENSE.fullmatch(self.license):
             yield "license", f"expected the Hub's name of a license, such as mit or cc-by-4.0, got {self.license!r}"
         if wrong := [code for code in given.get("language", []) if not LANGUAGE.fullmatch(code)]:

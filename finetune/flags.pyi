@@ -82,8 +82,8 @@ class TrainFlags(TypedDict, total=False):
     max_new_tokens: int
     temperature: float
     top_k: int
-    require: Text
-    log_with: Text
+    require: Texts
+    log_with: Texts
     wandb_log: bool
     wandb_project: Text
     wandb_run_name: Text | None
@@ -129,7 +129,7 @@ class EvaluateFlags(TypedDict, total=False):
     documents: bool | None
     batch_size: int | None
     baseline: Text | None
-    require: Text
+    require: Texts
     no_worse_than: Text | None
     general: Text | None
     metrics: Texts
@@ -157,70 +157,10 @@ class ExportFlags(TypedDict, total=False):
     revision: Text | None
     overwrite: bool
     license: Text | None
-    language: Text | None
-    tags: Text | None
+    language: Texts | None
+    tags: Texts | None
 
-class PlanFlags(TypedDict, total=False):
-    init_from: Text
-    dataset: Texts
-    dataset_weights: Texts | None
-    isolate_documents: Literal["auto", "true", "false"] | bool
-    out_dir: Text
-    overwrite: bool | Literal["unfinished"]
-    tokenizer: Text
-    val_fraction: float | None
-    block_size: int | None
-    n_layer: int | None
-    n_head: int | None
-    n_embd: int | None
-    dropout: float
-    lora_rank: int
-    lora_alpha: int | None
-    lora_dropout: float
-    batch_size: int | Literal["auto"]
-    gradient_accumulation_steps: int
-    max_iters: int
-    epochs: float | None
-    seed: int
-    learning_rate: float
-    decay_lr: bool
-    warmup_iters: int | None
-    lr_decay_iters: int | None
-    min_lr: float | None
-    weight_decay: float
-    beta1: float
-    beta2: float
-    grad_clip: float
-    optimizer_dtype: Literal["float32", "bfloat16"]
-    eval_interval: int | None
-    eval_iters: int | None
-    eval_only: bool
-    log_interval: int
-    patience: int | None
-    save_interval: int | None
-    always_save_checkpoint: bool
-    max_rollbacks: int
-    deterministic: bool
-    num_samples: int
-    sample_interval: int | None
-    start: Text
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    require: Text
-    log_with: Text
-    wandb_log: bool
-    wandb_project: Text
-    wandb_run_name: Text | None
-    push_to_hub: Text | None
-    push: bool
-    device: Literal["auto", "cpu", "cuda", "mps"]
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]
-    compile: Literal["auto", "true", "false"] | bool
-    gradient_checkpointing: bool
-    chunked_loss: Literal["auto", "true", "false"] | bool
-    memory: Literal["recipe", "auto"]
-    cpu_threads: int
+class PlanFlags(TrainFlags, total=False):
     tokens: int | None
     num_processes: int
     quick: bool

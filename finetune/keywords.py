@@ -9,12 +9,12 @@ import inspect
 import os
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from finetune.common.errors import Failure, UsageError
 from finetune.config.cli import parse
 from finetune.config.options import describe_default, describe_type
+from finetune.config.run_directory import is_run
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 Options = TypeVar("Options", bound="DataclassInstance")
-LISTS = frozenset({"dataset", "dataset_weights", "val", "metrics", "add_tokens"})  # flags of values with commas between
+LISTS = frozenset(
+    {"dataset", "dataset_weights", "val", "metrics", "add_tokens", "tags", "language", "require", "log_with"}
+)  # flags of values with commas between
 NO_KEYWORDS = frozenset({"sources", "json"})
 
 
@@ -131,9 +133,7 @@ def path_flags(model: str | os.PathLike[str] | None, flags: Mapping[str, Any]) -
     """The flags with `model` as out_dir if it is the directory of a run, else as init_from."""
     if model is None:
         return dict(flags)
-    path = Path(os.fspath(model))
-    is_run = (path / "metrics.jsonl").is_file() or (path / "best").is_dir()
-    name = "out_dir" if is_run else "init_from"
+    name = "out_dir" if is_run(os.fspath(model)) else "init_from"
     if name in flags:
         raise UsageError(f"{name}: given twice, as {os.fspath(model)!r} and as {flags[name]!r}")
     return {name: model, **flags}

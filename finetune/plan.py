@@ -3,12 +3,15 @@
 finetune plan recipes/small.yaml --dataset=data/mine
 """
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.common.errors import UsageError
+from finetune.common.files import write_file
 from finetune.common.json_output import other_output_to_stderr, print_json
 from finetune.config.cli import parse, run
 from finetune.config.options import option
@@ -17,7 +20,7 @@ from finetune.config.recipe import Recipe
 USAGE = """usage: finetune plan [RECIPE.yaml] [--key=value ...]
 
 Predicts updates, passes over the data, memory, disk and time of a training run, and gives advice. Takes the keys of
-finetune.train and, at the end of this list, its own. Does not need the model's weights. Exit code 1 if memory or disk
+finetune train and, at the end of this list, its own. Does not need the model's weights. Exit code 1 if memory or disk
 are too small."""
 
 
@@ -49,7 +52,7 @@ class Options(Recipe):
             yield "to", "has no effect without --suggest=true"
         elif self.to is not None and not self.to.endswith((".yaml", ".yml")):
             yield "to", f"{self.to} is no recipe; its name ends with .yaml"
-        elif self.to is not None and Path(self.to).exists():
+        elif self.to is not None and os.path.lexists(self.to):
             yield "to", f"{self.to} exists; name another file"
         elif self.to is not None and not (folder := Path(self.to).resolve().parent).is_dir():
             yield "to", f"there is no directory {folder}"
@@ -94,7 +97,10 @@ def make_plan(options: Options, origins: dict[str, str], began: float) -> dict[s
     if options.suggest:
         text = facts["suggestion"] = suggests.recipe(plan, options.to or "FILE.yaml", learning_rate)
         if options.to:
-            Path(options.to).write_text(text, encoding="utf-8")
+            try:
+                write_file(options.to, text)
+            except OSError as error:
+                raise UsageError(f"to: {options.to} cannot be written: {error.strerror}") from None
         print(f"\nwrote {options.to}" if options.to else f"\n{text.rstrip()}")
     if shortage := report.shortage(plan):
         print(f"\n{shortage}")

@@ -48,7 +48,7 @@ class Options(ReadOptions):
     max_tokens: int = option(1024, "longest document, end-of-text included; give your block_size", ge=2)
     num_proc: int = option(0, "tokenizer threads; 0 is one per core", ge=0, le=1024)
     overwrite: bool = option(False, "replace prepared data that a run was trained on")
-    doctor: Literal["auto", "true", "false"] = option("auto", "run finetune.doctor at the end; auto: up to 2 GB")
+    doctor: Literal["auto", "true", "false"] = option("auto", "run finetune doctor at the end; auto: up to 2 GB")
     dry_run: bool = option(False, "read everything, say what it is and show three documents; nothing is written")
 
     def problems(self) -> Iterator[tuple[str, str]]:

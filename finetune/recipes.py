@@ -3,6 +3,7 @@
 finetune recipes small --to=mine.yaml
 """
 
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ class Options:
         if len(self.sources) > 1:
             yield "NAME", f"one recipe at a time, got {', '.join(self.sources)}"
         if self.to is None:
+            if self.overwrite:
+                yield "overwrite", "has no effect without --to=FILE.yaml"
             return
         path = Path(self.to)
         if not self.sources:
@@ -42,7 +45,7 @@ class Options:
             yield "to", f"a recipe is a .yaml file, got {self.to}"
         elif path.is_dir():
             yield "to", f"{self.to} is a directory"
-        elif path.exists() and not self.overwrite:
+        elif os.path.lexists(path) and not self.overwrite:
             yield "to", f"{self.to} exists; --overwrite=true replaces it"
         elif not path.parent.is_dir():
             yield "to", f"there is no directory {path.parent}"

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.api import Place, sample
 from finetune.common.errors import Failure, UsageError
+from finetune.common.formatting import is_number
 from finetune.config.recipe import Recipe
+from finetune.config.run_directory import RECIPE
 from finetune.keywords import parse_keywords, takes_flags
 from finetune.runs.events import Event, read_metrics
 from finetune.train import train_and_push
@@ -56,7 +58,9 @@ class Run:
     def open(cls, out_dir: Place) -> Run:
         """The run in a directory. Raises UsageError if there is none."""
         if not (Path(out_dir) / "metrics.jsonl").is_file():
-            raise UsageError(f"{os.fspath(out_dir)}: holds no run; it has no metrics.jsonl")
+            raise UsageError(
+                f"{os.fspath(out_dir)}: holds no run (no metrics.jsonl); give the out_dir of a training run"
+            )
         return cls(out_dir)
 
     @property
@@ -67,7 +71,7 @@ class Run:
     @property
     def val_loss(self) -> float | None:
         """The validation loss of `best`, in mean nats per token. None before the first evaluation."""
-        return min((row["val_loss"] for row in self.history), default=None)
+        return min((row["val_loss"] for row in self.history if is_number(row["val_loss"])), default=None)
 
     @property
     def status(self) -> str:
@@ -97,7 +101,7 @@ class Run:
         """Go on from the last state, with other values of some keys: `run.resume(max_iters=2000)`. Raises UsageError
         for a key that would make it another run."""
         keywords: Any = {"out_dir": self.out_dir, "init_from": "resume", **changes}
-        return train(self.out_dir / "recipe.yaml", callbacks=callbacks, **keywords)
+        return train(self.out_dir / RECIPE, callbacks=callbacks, **keywords)
 
     def sample(self, *starts: str, **flags: Unpack[SampleFlags]) -> list[str]:
         """Texts that the best model writes, as `finetune.sample` returns them."""

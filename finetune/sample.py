@@ -5,6 +5,7 @@ finetune sample --out_dir=out-mine --start="Once upon a time"
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,13 +74,13 @@ def main(argv: list[str]) -> None:
     from finetune.gpt import sampling
     from finetune.runs import chat_session
 
-    template = chat.template_of(found.folder)
+    template = chat.template_of(found.folder) if options.chat else None
     if options.chat and template is None:
         raise UsageError(f"{found.path}: has no chat template; --chat=true is for models trained on conversations")
     starts = [] if options.chat else read_starts(options, found)
     settings = read_settings(options, found)
     model = load(options, found)
-    if options.chat and template:
+    if template:
         chat_session.run_chat(model, found.tokenizer, template, options.seed, settings)
         return
     settings |= {"num_samples": options.num_samples, "seed": options.seed}
@@ -154,7 +155,7 @@ def _wrong_paths(options: Options) -> Iterator[str]:
         if path and not Path(path).is_file():
             yield f"{path}: cannot be read: there is no such file"
     out = Path(options.out)
-    if options.out and out.exists():
+    if options.out and os.path.lexists(out):
         yield f"out {out}: is there already; name another file"
     if options.out and not out.parent.is_dir():
         yield f"out {out}: cannot be written: there is no directory {out.parent}"

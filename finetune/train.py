@@ -26,7 +26,7 @@ USAGE = """usage: finetune train [RECIPE ...] [DATA] [--key=value ...]
        accelerate launch -m finetune.train [RECIPE ...] [DATA] [--key=value ...]
 
 Trains a GPT-2 on all GPUs of this machine. RECIPE is a .yaml file or a name that `finetune recipes` lists; DATA is a
-text or what finetune.prepare wrote. Later recipes replace values of earlier ones, FINETUNE_KEY in the environment
+text or what finetune prepare wrote. Later recipes replace values of earlier ones, FINETUNE_KEY in the environment
 replaces those, flags replace all, and the last mention of a flag counts. Defaults are in brackets; "derived" values
 follow from other keys and are shown when training starts."""
 
@@ -39,7 +39,7 @@ class Options(Recipe):
     launch: str | None = option(
         None, "a configuration of accelerate launch: fsdp2, another name or a file", resume="free", flag_only=True
     )
-    dry_run: bool = option(False, "print the plan, as finetune.plan does; nothing is written", resume="free")
+    dry_run: bool = option(False, "print the plan, as finetune plan does; nothing is written", resume="free")
 
 
 def main(argv: list[str]) -> int | None:
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int | None:
 
 
 def _print_plan(recipe: Recipe, origins: dict[str, str], processes: int, began: float) -> int:
-    """Print what finetune.plan would; return its exit code."""
+    """Print what finetune plan would; return its exit code."""
     from finetune.runs.datasets import temporary_texts
     from finetune.tools.plan import estimate, report, timing
 
@@ -88,7 +88,7 @@ def train_and_push(recipe: Recipe, origins: dict[str, str], hooks: Hooks | None 
 
 
 def _export_and_push(recipe: Recipe, repository: str) -> None:
-    """Export the best model to out_dir/export and push it, as finetune.export would."""
+    """Export the best model to out_dir/export and push it, as finetune export would."""
     out_dir, to = Path(recipe.out_dir), Path(recipe.out_dir) / "export"
     by_hand = command("export", out_dir=out_dir, to=to, push_to_hub=repository)
     if not recipe.push:

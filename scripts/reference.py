@@ -77,8 +77,11 @@ def flags():
     ]
     for verb, name in FUNCTIONS.items():
         options = Recipe if verb == "train" else importlib.import_module(f"finetune.{verb}").Options
-        parts.append(f"\nclass {name}Flags(TypedDict, total=False):")
-        for key, kind in typing.get_type_hints(options).items():
+        hints, base = typing.get_type_hints(options), "TypedDict"
+        if options is not Recipe and issubclass(options, Recipe):
+            hints, base = {key: hints[key] for key in hints if key not in Recipe.__dataclass_fields__}, "TrainFlags"
+        parts.append(f"\nclass {name}Flags({base}, total=False):")
+        for key, kind in hints.items():
             if key not in NO_KEYWORDS:
                 parts.append(f"    {key}: {typed(key, kind)}")
     return "\n".join(parts) + "\n"

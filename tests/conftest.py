@@ -20,6 +20,7 @@ from finetune.config import cli
 def fresh_process_state(tmp_path, monkeypatch):
     """Every test works in an empty directory, and no Accelerator outlives it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # which wandb left; commands that a test starts would share it
     yield
     from accelerate.state import AcceleratorState
 

@@ -161,7 +161,7 @@ def test_completion_in_bash(completed):
     assert completed("finetune completion z") == ["zsh"]
     assert completed("finetune sample --chat=f") == ["false"]
     for verb in VERBS:
-        cls = Recipe if verb == "train" else sys.modules[f"finetune.{verb}"].Options
+        cls = sys.modules[f"finetune.{verb}"].Options
         flags = {f"--{name}=" for name in cls.__dataclass_fields__ if name != "sources"}
         assert set(completed(f"finetune {verb} --")) == {*flags, "--debug=", "--help"}
 
@@ -203,3 +203,11 @@ def test_neither_help_nor_completion_imports_torch():
         " wandb evaluate scipy matplotlib'.split(); assert not {*heavy} & set(sys.modules)"
     )
     seconds("-c", code)
+
+
+def test_nothing_is_overwritten_without_a_file(command):
+    assert "overwrite: has no effect without --to" in command("recipes", "small", "--overwrite")[2]
+
+
+def test_flags_of_train_alone_are_completed(completed):
+    assert completed("finetune train --lau") == ["--launch="] and "fsdp2" in completed("finetune train --launch=f")

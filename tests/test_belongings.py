@@ -13,6 +13,7 @@ import pytest
 from finetune.common import files
 from finetune.common.errors import UsageError
 from finetune.common.lock import lock
+from finetune.config import run_directory
 
 
 def contents(directory):
@@ -159,3 +160,10 @@ def test_a_lock_that_is_a_link_is_refused(tmp_path):
     with pytest.raises(UsageError, match="cannot be written"), lock(tmp_path / "out"):
         pass
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_copy_of_a_state_is_no_state(tmp_path):
+    """`auto` would resume from it, and find nothing."""
+    shutil.copytree(Path(__file__).parent / "states" / "format-1" / "last", tmp_path / "last" / "step-00000010.bak")
+    files.write_json(tmp_path / "last" / "step-00000010.bak" / files.MANIFEST, {"format": 1, "files": {}})
+    assert not run_directory.has_state(tmp_path)

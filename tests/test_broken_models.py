@@ -182,7 +182,7 @@ def test_a_huge_shape_over_a_small_file_is_refused_before_anything_is_built(key,
     assert "n_layer must be" in refusal(directory) or "and its weights have 1" in refusal(directory)
     with pytest.raises(UsageError):
         pretrained.load_config(directory)
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - began < 10
 
 
 @pytest.mark.parametrize(

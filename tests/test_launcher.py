@@ -137,3 +137,9 @@ def test_a_signal_ends_all_processes_with_a_state_and_its_exit_code(number, whol
     assert list(Path("out/last").glob("step-*"))
     with pytest.raises(ProcessLookupError):  # nobody of the group is left
         os.killpg(process.pid, 0)
+
+
+def test_a_launch_file_with_a_word_for_a_number(command, corpus):
+    Path("mine.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: two\n")
+    code, _, error = command("train", "--init_from=scratch", f"--dataset={corpus()}", "--launch=mine.yaml")
+    assert code == 2 and "mine.yaml: num_processes: expected a whole number, got 'two'" in error

@@ -102,7 +102,7 @@ def serving(fault, honest=None):
 @pytest.fixture
 def at(monkeypatch, tmp_path):
     """A function that makes a URL the Hub and the place of GPT-2's vocabulary, with limits of a blink."""
-    monkeypatch.setattr(network, "IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(network, "IDLE_SECONDS", 1.0)
     monkeypatch.setattr(network, "CONNECT_SECONDS", 0.3)
     monkeypatch.setattr(hub_client, "TRIES", 1)
     monkeypatch.setattr(hub_client, "MOST_BYTES", 1 << 20)
@@ -155,7 +155,7 @@ def test_a_bad_server_costs_each_command_one_line(name, at, command, monkeypatch
             code, out, error = command(*argv)
             took = time.monotonic() - began
             assert code == (4 if title == "push" else 2), (title, code, out, error)
-            assert took < 6, (title, took)
+            assert took < 20, (title, took)
             lines = error.splitlines()
             assert len(lines) == 1 and len(lines[0]) < 700 and "Traceback" not in error, (title, error)
             assert re.search(told, lines[0]), (title, lines[0])
@@ -195,7 +195,7 @@ def test_a_hub_that_fails_in_the_middle_costs_one_line(name, at, command):
         began = time.monotonic()
         code, out, error = command("sample", "--init_from=owner/model")
         assert code == 2 and len(error.splitlines()) == 1 and re.search(told, error), (code, out, error)
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < 20
 
 
 def test_a_busy_server_is_asked_again(at, monkeypatch):
@@ -226,7 +226,7 @@ def test_a_proxy_that_swallows_everything_is_given_up(at, command, monkeypatch):
             monkeypatch.delenv(name, raising=False)
         began = time.monotonic()
         code, _, error = command("prepare", "t.txt", "--tokenizer=gpt2", "--out_dir=data/t")
-        assert code == 2 and "silent" in error and "--tokenizer=DIR" in error and time.monotonic() - began < 6
+        assert code == 2 and "silent" in error and "--tokenizer=DIR" in error and time.monotonic() - began < 20
         assert len(error.splitlines()) == 1
 
 
@@ -237,7 +237,7 @@ def test_a_download_is_bounded(name, at):
         began = time.monotonic()
         with contextlib.suppress(Unreachable):
             assert len(network.download(f"{url}/file", most=1 << 16)) < 1 << 16
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 15
 
 
 def test_a_file_that_says_its_size_may_be_large_and_slow_readers_are_no_fault(at, monkeypatch):
@@ -250,7 +250,7 @@ def test_a_file_that_says_its_size_may_be_large_and_slow_readers_are_no_fault(at
         with huggingface_hub.get_session().stream("GET", f"{url}/weights.safetensors") as response:
             got = b""
             for number, part in enumerate(response.iter_bytes(1 << 18)):
-                time.sleep(0.4 if number < 2 else 0)  # longer than IDLE_SECONDS
+                time.sleep(1.2 if number < 2 else 0)  # longer than IDLE_SECONDS
                 got += part
         assert got == content
         with pytest.raises(Unreachable, match="more than"):

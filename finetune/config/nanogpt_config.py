@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 
 from finetune.common.errors import UsageError
+from finetune.config.options import BOOLEANS
 
 ORIGIN = "nanoGPT's default"
 # of nanoGPT's train.py, where ours is another one; a config/*.py relies on them
@@ -69,7 +70,7 @@ def read_assignments(path: str, source: str, problems: list[str]) -> Iterator[tu
 
 def missing(given: Mapping[str, str]) -> dict[str, str]:
     """nanoGPT's defaults of the keys that are not `given`."""
-    is_constant = given.get("decay_lr", "").lower() in ("false", "no", "off", "0")
+    is_constant = BOOLEANS.get(given.get("decay_lr", "").lower()) is False
     defaults = DEFAULTS | (WITHOUT_DECAY if is_constant else SCHEDULE)
     if given.get("init_from", "").startswith("gpt2"):
         del defaults["block_size"]  # that of the model

@@ -236,7 +236,7 @@ class Recipe:
         if self.memory == "auto" and self.batch_size == "auto":
             yield "memory", "auto chooses batch_size too; give one of memory=auto and batch_size=auto"
         if self.require and self.eval_only:
-            yield "require", "has no effect with eval_only; finetune.eval takes it too"
+            yield "require", "has no effect with eval_only; finetune eval takes it too"
         for problem in problems_of_conditions(self.require, FIGURES):
             yield "require", problem
         for problem in problems_of_trackers(self.log_with):

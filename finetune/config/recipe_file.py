@@ -162,7 +162,7 @@ def _read_text(path: str) -> str:
     if len(raw) > MAX_RECIPE_BYTES:
         raise UsageError(f"{path}: over {MAX_RECIPE_BYTES // 1024} KB, which is no recipe")
     try:
-        return raw.decode("utf-8")
+        return raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: byte {error.start} is not UTF-8") from None
 

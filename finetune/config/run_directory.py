@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.common.commands import command
+from finetune.common.files import MANIFEST
 from finetune.config.options import BOOLEANS
 from finetune.config.recipe_file import Entry, read_recipe
 
 RUN_FILES = ("best", "last", "metrics.jsonl")  # by which a run is known
 RECIPE = "recipe.yaml"
+STATE_NAME = re.compile(r"step-\d{8,}")
 
 
 def is_run(directory: str | Path) -> bool:
@@ -20,7 +23,13 @@ def is_run(directory: str | Path) -> bool:
 
 def has_state(out_dir: str | Path) -> bool:
     """Whether a run can be resumed there."""
-    return any((path / "manifest.json").is_file() for path in Path(out_dir).glob("last/step-*"))
+    return any((path / MANIFEST).is_file() for path in states(out_dir))
+
+
+def states(out_dir: str | Path) -> list[Path]:
+    """The directories of all resumable states, newest first, damaged ones included."""
+    found = (path for path in Path(out_dir).glob("last/step-*") if STATE_NAME.fullmatch(path.name))
+    return sorted((path for path in found if path.is_dir()), reverse=True)
 
 
 def complete(entries: list[Entry], has_recipe: bool, problems: list[str]) -> list[Entry]:

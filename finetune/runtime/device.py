@@ -27,6 +27,7 @@ from finetune.runtime import fsdp
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # of torchrun, srun and mpirun
 TESTED_TORCH = "2.14"  # the newest release that the tests have run with
 # dense bfloat16 TFLOP/s from the manufacturers' data sheets; the keys are parts of CUDA's device names
 PEAK_TFLOPS = {
@@ -129,7 +130,7 @@ def start(recipe: Recipe) -> Device:
 
 def check_world_size(processes: int) -> None:
     """Raise UsageError if some processes did not join the group: each would be rank 0 and write the same files."""
-    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+    for name in SIZES:
         started = int(os.environ.get(name) or 1)
         if started > processes:
             apart = "" if name == "WORLD_SIZE" else f"; for independent runs unset {name}"

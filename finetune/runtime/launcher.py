@@ -17,10 +17,9 @@ from finetune.common.files import read_text
 from finetune.config.recipe import Recipe
 from finetune.config.recipe_file import MAX_RECIPE_BYTES
 from finetune.config.recipe_names import find_launch_file, recipes_directory
-from finetune.runtime.device import check_accumulation_divides
+from finetune.runtime.device import SIZES, check_accumulation_divides
 
-# variables of accelerate launch, torchrun, srun and mpirun
-SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+# variables of accelerate launch and torchrun
 LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK")
 
 
@@ -116,18 +115,26 @@ def _message(processes: int, gpus: int, num_processes: int | None) -> str:
 def _as_configured(path: Path, num_processes: int | None, gpus: int) -> Launch | None:
     """The Launch of a file. The files that come with finetune are for one process per GPU of this machine."""
     settings = _read(path)
-    machines, rank = int(settings.get("num_machines") or 1), settings.get("machine_rank")
+    machines, rank = _count(path, settings, "num_machines"), settings.get("machine_rank")
     if machines > 1 and (rank is None or settings.get("main_process_ip") is None):
         flags = f"--config_file={path} --machine_rank=0 --main_process_ip=ADDRESS"
         raise UsageError(
             f"{path}: is for {machines} machines; run on each: accelerate launch {flags} -m finetune.train"
         )
     is_ours = path.resolve().parent.parent == recipes_directory().resolve() and machines == 1
-    processes = num_processes or (gpus if is_ours and gpus else 0) or int(settings.get("num_processes") or 1)
-    sharded = settings["distributed_type"] != "NO" and settings["distributed_type"] != "MULTI_GPU"
+    processes = num_processes or (gpus if is_ours and gpus else 0) or _count(path, settings, "num_processes")
+    sharded = settings["distributed_type"] not in ("NO", "MULTI_GPU")
     if processes == 1 and not sharded:
         return None
     return Launch(path, processes, f"accelerate launch starts {processes} processes, as {path} says")
+
+
+def _count(path: Path, settings: dict[str, Any], name: str) -> int:
+    """A number in a launch file, 1 without it. Raises UsageError."""
+    try:
+        return int(settings.get(name) or 1)
+    except (TypeError, ValueError):
+        raise UsageError(f"{path}: {name}: expected a whole number, got {settings[name]!r}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
