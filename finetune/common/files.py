@@ -220,7 +220,6 @@ def replace_in_two(work: Path, target: Path) -> None:
     if target.exists():
         os.rename(target, work.with_name(f"old~{target.name}"))
     os.rename(work, target)
-    sync(target.parent)
 
 
 def read_json(path: str | Path) -> Any:
