@@ -30,16 +30,18 @@ COMMAND = re.compile(
 
 def commands():
     for page, text in TEXTS.items():
-        for block in re.findall(r"```sh\n(.*?)```", text, re.S):
-            for verb, rest in COMMAND.findall(block.replace("\\\n", " ")):
-                yield pytest.param(verb, rest, id=f"{page.name}: {verb}{rest}")
+        for block in re.findall(r"```sh\n(.*?)```|(?<!`)`(finetune \w+ [^`\n]+)`", text, re.S):
+            for verb, rest in COMMAND.findall("".join(block).replace("\\\n", " ")):
+                # an ellipsis stands for something, help ends at once, and the last needs a run
+                if verb in VERBS and not re.search(r"\.\.\.|--help|--init_from=resume --out_dir=out-mine", rest):
+                    yield pytest.param(verb, rest, id=f"{page.name}: {verb}{rest}")
 
 
 @pytest.mark.parametrize("verb, rest", list(commands()))
 def test_commands_are_understood(verb, rest, monkeypatch):
     monkeypatch.chdir(ROOT)
     options = importlib.import_module(f"finetune.{verb}").Options
-    rest = rest.replace("out-mine/recipe.yaml", "recipes/small.yaml")  # which a run would leave
+    rest = re.sub(r"(out-mine|copy)/recipe.yaml|RECIPE", "recipes/small.yaml", rest)  # which a run would leave
     parse(options, shlex.split(rest, comments=True), "")
 
 
@@ -182,6 +184,19 @@ def test_what_the_sizes_take_is_what_plan_computes(monkeypatch):
         parameters = num_parameters(plan.config)
         assert (count, fixed) == (f"{parameters:,}", f"{16 * parameters / 1e9:.1f} GB")
         assert peak == f"{plan.peak_bytes() / 1e9:.1f} GB" and disk == f"{plan.disk_needed / 1e9:.1f} GB"
+
+
+def test_the_guide_counts_as_we_do():
+    page = TEXTS[ROOT / "docs/guide.md"]
+    passes = {name: RECIPES[f"{name}.yaml"] for name in ("small", "medium", "large", "xl")}
+    for name, recipe in passes.items():
+        tokens = recipe["batch_size"] * recipe["gradient_accumulation_steps"] * 1024 * recipe["max_iters"]
+        assert re.search(rf"{tokens / 301_966:,.0f} (passes over tiny Shakespeare )?at `{name}`", page), name
+    sizes = re.findall(r"^\| ([\d,]+) \| .* \| ([\d.]+ GB) \|", page, re.M)
+    table = re.findall(
+        r"^\| \w+\.yaml \| ([\d,]+) \| [\d.]+ GB \| ([\d.]+ GB)", TEXTS[ROOT / "docs/quickstart.md"], re.M
+    )
+    assert sizes == table and len(sizes) == 4
 
 
 def test_rules_of_thumb_are_those_that_plan_applies():
