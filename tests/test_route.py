@@ -41,9 +41,6 @@ SKIPPED = {
     ),
     "python3 -m venv .venv && . .venv/bin/activate && pip install -e .": "installs",
     "finetune train recipes/quickstart.yaml": ("trains for a minute; test_commands.py runs it in short"),
-    "finetune train recipes/small.yaml --learning_rate=1e-5 --epochs=3 --batch_size=4": (
-        "shows flags, on a text that would be downloaded; test_docs.py parses it"
-    ),
     "finetune plan recipes/small.yaml --dataset=data/mine --quick=true": (
         "knows the shape of the real gpt2, to which these data are strange; test_plan.py runs it"
     ),
