@@ -49,17 +49,6 @@ SKIPPED = {
     "accelerate launch -m finetune.train recipes/medium.yaml --dataset=data/mine --out_dir=out-medium": (
         "asks about GPUs"
     ),
-    "\n".join(
-        f"finetune train recipes/{name}.yaml --dataset=data/{data} --out_dir=out-{out}"
-        for name, data, out in [
-            ("small_domain", "mine", "domain"),
-            ("medium_general", "mine", "general"),
-            ("large_diverse", "mine", "diverse"),
-            ("style", "mine", "style"),
-            ("instruction", "answers", "answers"),
-            ("code", "code", "code"),
-        ]
-    ): "step 5 again with other recipes; test_docs.py parses each",
 }
 
 # blocks beside the way, which take as long again: run with -m slow

@@ -1,6 +1,6 @@
 """Thresholds of the warning signs while training, of `plan` and of `diagnose`: one place for each phenomenon.
 
-Without a source they are rules of thumb, not measurements. docs/quickstart.md, docs/planning.md and
+Without a source they are rules of thumb, not measurements. docs/guide.md, docs/planning.md and
 docs/troubleshooting.md quote them."""
 
 import math

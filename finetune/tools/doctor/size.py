@@ -12,8 +12,8 @@ from finetune.data.tokenizer import Tokenizer
 from finetune.tools.doctor.batches import Batch
 
 BLOCK_SIZE = 1024  # GPT-2's positions
-MIN_TOKENS = 100_000  # fewer may overfit (docs/quickstart.md)
-# train tokens up to which docs/quickstart.md recommends a model, and the recipe for it
+MIN_TOKENS = 100_000  # fewer may overfit (docs/guide.md)
+# train tokens up to which docs/guide.md recommends a model, and the recipe for it
 SIZES = [
     (1_000_000, "GPT-2 small (124M)", "recipes/small.yaml"),
     (10_000_000, "GPT-2 medium (355M)", "recipes/medium.yaml"),
