@@ -1,4 +1,4 @@
-"""What docs/scaling.md says can be launched can be, as far as it goes without a cluster, and its tables are counted by
+"""What docs/scaling.md and docs/clusters.md say can be launched can be, as far as it goes without a cluster, and its tables are counted by
 the code."""
 
 import re
@@ -16,9 +16,9 @@ from finetune.config.recipe import Recipe
 from finetune.gpt import GPT, GPTConfig
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```\w*\n(.*?)```", TEXT, re.S)
-SHELL = re.findall(r"```sh\n(.*?)```", TEXT, re.S) + [block for block in BLOCKS if block.startswith("#!/bin/bash")]
+TEXT, CLUSTERS = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("scaling.md", "clusters.md"))
+BLOCKS = re.findall(r"```\w*\n(.*?)```", TEXT + CLUSTERS, re.S)
+SHELL = re.findall(r"```sh\n(.*?)```", TEXT + CLUSTERS, re.S) + [block for block in BLOCKS if block.startswith("#!/bin/bash")]
 (MANIFESTS,) = (list(yaml.safe_load_all(block)) for block in BLOCKS if block.startswith("apiVersion"))
 
 
