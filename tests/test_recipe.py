@@ -194,6 +194,22 @@ def test_lengths_follow_the_real_length_of_the_run():
     )
 
 
+@pytest.mark.parametrize("changes", [{}, {"lora_rank": 4, "init_from": "gpt2"}, {"max_iters": 5}, {"batch_size": 1}])
+@pytest.mark.parametrize("evaluated", [1, 100, 3000, 10**6])
+def test_evaluations_take_at_most_a_tenth_of_the_time(changes, evaluated):
+    """Counted in forward passes: a row of training is three of them, two where the weights are frozen."""
+    recipe = Recipe(dataset="x", **{"max_iters": 2000, "init_from": "scratch", **changes})
+    plan, usual = schedule(recipe, 10**6, evaluated), schedule(recipe, 10**6)
+    evaluations = len({*range(0, plan.length, plan.eval_interval), plan.length})
+    training = plan.length * recipe.blocks_per_update * (2 if recipe.lora_rank else 3)
+    assert evaluations == 2 or evaluations * evaluated <= (training + evaluations * evaluated) / 10
+    assert usual.eval_interval <= plan.eval_interval <= plan.length and plan.save_interval == usual.save_interval
+    # and no fewer than that allows
+    assert plan.eval_interval == usual.eval_interval or 9 * (evaluations + 2) * evaluated > training / 1.5
+    given = schedule(dataclasses.replace(recipe, eval_interval=3), 10**6, evaluated)
+    assert (given.eval_interval, given.save_interval) == (3, 3)
+
+
 def test_the_learning_rate_is_nanogpts(monkeypatch):
     import math
 

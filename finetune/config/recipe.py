@@ -113,7 +113,7 @@ class Recipe:
     )
 
     eval_interval: int | None = option(
-        None, "updates between evaluations [a twentieth of the run, at most 250]", ge=1, resume="free", derived=True
+        None, "updates between evaluations [a twentieth of the run, or more]", ge=1, resume="free", derived=True
     )
     eval_iters: int | None = option(
         None,
@@ -125,7 +125,11 @@ class Recipe:
     log_interval: int = option(10, "updates between log lines", ge=1, resume="free")
     patience: int | None = option(None, "evaluations without a new best before early stopping", ge=1, resume="free")
     save_interval: int | None = option(
-        None, "updates between resumable checkpoints [eval_interval]", ge=1, resume="free", derived=True
+        None,
+        "updates between checkpoints [eval_interval, or a twentieth of the run]",
+        ge=1,
+        resume="free",
+        derived=True,
     )
     always_save_checkpoint: bool = option(False, "keep the model of every evaluation, as out_dir/iter_N", resume="free")
 

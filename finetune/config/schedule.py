@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from finetune.config.recipe import Recipe
 
+EVALUATION_SHARE = 10  # evaluations take at most a tenth of the time
+
 
 @dataclass
 class Schedule:
@@ -20,8 +22,9 @@ class Schedule:
     save_interval: int
 
 
-def schedule(recipe: Recipe, num_rows: int) -> Schedule:
-    """The Schedule of a run over `num_rows` blocks; derived values follow the real length of the run."""
+def schedule(recipe: Recipe, num_rows: int, evaluated_rows: int = 0) -> Schedule:
+    """The Schedule of a run over `num_rows` blocks, of which each evaluation reads `evaluated_rows`; derived values
+    follow the real length of the run."""
     length = recipe.max_iters
     if recipe.epochs is not None:
         length = min(length, math.ceil(recipe.epochs * num_rows / recipe.blocks_per_update))
@@ -29,15 +32,24 @@ def schedule(recipe: Recipe, num_rows: int) -> Schedule:
     warmup = recipe.warmup_iters if recipe.warmup_iters is not None else min(100, tenth)
     if warmup > length // 2:  # meant for a longer run
         warmup = tenth
-    eval_interval = recipe.eval_interval or max(1, min(250, math.ceil(length / 20)))
+    twentieth = max(1, min(250, math.ceil(length / 20)))
+    eval_interval = recipe.eval_interval or max(twentieth, _affordable_interval(recipe, length, evaluated_rows))
     return Schedule(
         length=length,
         warmup_iters=warmup,
         lr_decay_iters=recipe.lr_decay_iters or max(length, 1),
         min_lr=recipe.min_lr if recipe.min_lr is not None else recipe.learning_rate / 10,
         eval_interval=eval_interval,
-        save_interval=recipe.save_interval or eval_interval,
+        save_interval=recipe.save_interval or recipe.eval_interval or twentieth,
     )
+
+
+def _affordable_interval(recipe: Recipe, length: int, evaluated_rows: int) -> int:
+    """The smallest interval at which evaluations take at most their share of the time, with the first and the last,
+    which every run has. A forward pass is a third of a row of training, half of one where the weights are frozen."""
+    in_updates = evaluated_rows / recipe.blocks_per_update / (2 if recipe.lora_rank else 3)
+    affordable = int(length / ((EVALUATION_SHARE - 1) * in_updates)) if in_updates else length + 1
+    return math.ceil(length / max(1, affordable - 1))
 
 
 def sizes_for(updates: int, recipe: Recipe, num_rows: int, processes: int) -> dict[str, int]:

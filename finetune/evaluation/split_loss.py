@@ -17,6 +17,11 @@ from finetune.runtime.memory import is_out_of_memory, rows_of_evaluation
 TRAIN_PROBE = 16384  # tokens of the train split, spread evenly over it, that every evaluation measures
 
 
+def blocks_of_evaluation(train: int, val: int, block_size: int, limit: int | None) -> tuple[int, int]:
+    """(blocks of train, blocks of val) that an evaluation reads of splits of so many."""
+    return min(train, limit or max(1, TRAIN_PROBE // block_size)), min(val, limit or val)
+
+
 def eval_rows(blocks: Blocks | ConcatBlocks, limit: int | None) -> np.ndarray:
     """The rows of an evaluation, the same every time: all with a target, or `limit` of these spread evenly over the
     split."""

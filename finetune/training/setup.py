@@ -18,6 +18,7 @@ from finetune.data.batches import Blocks, ConcatBlocks
 from finetune.data.dataset import Dataset, check_ids, facts_of, identity_key, scan
 from finetune.data.sampler import BlockSampler, MixtureSampler
 from finetune.data.tokenizer import prompt_ids
+from finetune.evaluation.split_loss import blocks_of_evaluation
 from finetune.gpt import GPT, lora
 from finetune.runs import checkpoints, state_format
 from finetune.runs.checkpoints import SavedState
@@ -50,7 +51,7 @@ def setup_run(
         found, datasets, prompt = _find_inputs(recipe, saved, say)
         train, val, hashes = _prepare_splits(recipe, found, datasets, device)
     identity = _identity(recipe, train, hashes)
-    schedule = schedules.schedule(recipe, train.num_rows)
+    schedule = _schedule(recipe, saved, train, val)
     if saved:
         check_resumed(recipe, identity, saved.state, say)
     if device.accelerator.is_main_process:
@@ -195,6 +196,14 @@ def _sampler(recipe: Recipe, train: Blocks | ConcatBlocks) -> BlockSampler | Mix
         sizes = [part.num_rows for part in train.parts]
         return MixtureSampler(sizes, weights, recipe.blocks_per_update, recipe.seed)
     return BlockSampler(train.num_rows, recipe.blocks_per_update, recipe.seed)
+
+
+def _schedule(
+    recipe: Recipe, saved: SavedState | None, train: Blocks | ConcatBlocks, val: Blocks | ConcatBlocks
+) -> schedules.Schedule:
+    limit = _max_eval_rows(recipe, saved)
+    evaluated = blocks_of_evaluation(train.num_rows, val.num_rows, train.block_size, limit)
+    return schedules.schedule(recipe, train.num_rows, sum(evaluated))
 
 
 def _max_eval_rows(recipe: Recipe, saved: SavedState | None) -> int | None:

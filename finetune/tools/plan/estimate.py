@@ -111,9 +111,8 @@ class Plan:
     @property
     def rows_of_evaluation(self) -> tuple[int, int]:
         """(blocks of train, blocks of val) of an evaluation."""
-        limit = self.max_eval_rows
-        train = limit or max(1, split_loss.TRAIN_PROBE // self.block_size)
-        return min(train, self.data.rows["train"]), min(limit or self.data.rows["val"], self.data.rows["val"])
+        rows = self.data.rows
+        return split_loss.blocks_of_evaluation(rows["train"], rows["val"], self.block_size, self.max_eval_rows)
 
     def estimate_memory(self, evaluated: int | None = None, **changes: Any) -> memory.MemoryEstimate:
         """Memory of a process with these changes of the recipe, and with `evaluated` blocks of an evaluation. Another
@@ -195,7 +194,9 @@ def plan(recipe: Recipe, origins: dict[str, str], tokens: int | None = None, pro
         data = data_size.imagined(recipe, tokens, model.config.block_size)
     config = dataclasses.replace(model.config, dropout=recipe.dropout)
     lora.check_rank(recipe, config)
-    schedule = schedules.schedule(recipe, data.rows["train"])
+    rows = data.rows["train"], data.rows["val"]
+    evaluated = split_loss.blocks_of_evaluation(*rows, model.config.block_size, recipe.max_eval_rows)
+    schedule = schedules.schedule(recipe, rows[0], sum(evaluated))
     device = devices.choose_device(recipe.device)
     made = Plan(
         recipe=recipe,

@@ -56,7 +56,7 @@ def _choose(plan: Plan, learning_rate: float | None) -> Choices:
     chosen["learning_rate"] = _choose_learning_rate(plan, learning_rate)
     for name in ("warmup_iters", "lr_decay_iters", "min_lr", "eval_interval", "save_interval"):
         chosen[name] = None, "follows the length"
-    chosen["patience"] = 5, "stop after a quarter of the run without a better validation loss"
+    chosen["patience"] = 5, "stop after five evaluations without a better validation loss"
     return chosen
 
 
