@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import write_bins
+from transformers import AutoTokenizer
 
-from finetune import GPT
+from finetune import GPT, GPTConfig
 from finetune.common.errors import UsageError
 from finetune.data import bin_formats, nanogpt_meta
 from finetune.data import dataset as datasets
@@ -226,6 +228,46 @@ def test_ids_of_an_unknown_vocabulary_are_not_pretrained_ones(command, hf_model)
     (directory / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 19}))
     code, _, error = command("train", "--init_from=model", "--dataset=d", "--max_iters=1")
     assert code == 2 and "holds ids of a vocabulary of 19 ids, but model uses a vocabulary of 101 ids" in error
+
+
+@pytest.fixture
+def theirs():
+    """A ckpt.pt of nanoGPT with LETTERS in the meta.pkl beside it."""
+    config = GPTConfig(block_size=16, vocab_size=len(LETTERS), n_layer=1, n_head=1, n_embd=8)
+    weights = {f"transformer.{name}": tensor for name, tensor in GPT.from_scratch(config, 0).state_dict().items()}
+    shape = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")}
+    Path("theirs").mkdir()
+    torch.save({"model": weights, "model_args": {**shape, "bias": True, "dropout": 0.0}}, "theirs/ckpt.pt")
+    Path("theirs/meta.pkl").write_bytes(pickle.dumps(FORKS["only itos"]))
+    Path("t.txt").write_text("abc def. ghi\n" * 400)
+    return "--init_from=theirs/ckpt.pt"
+
+
+MORE = [flag for flag in TRAIN if not flag.startswith(("--init_from", "--n_", "--block"))] + ["--block_size=8"]
+
+
+def test_a_ckpt_of_characters_trains_with_the_meta_pkl_beside_it(theirs, command):
+    code, out, error = command("train", theirs, "--dataset=t.txt", *MORE)
+    assert code == 0, error
+    assert (AutoTokenizer.from_pretrained("out/best")("b a")["input_ids"]) == [STOI[char] for char in "b a"]
+    assert command("prepare", "t.txt", "--tokenizer=theirs", "--out_dir=data/t")[0] == 0
+    assert np.fromfile("data/t/train.bin", "<u2")[:3].tolist() == [STOI[char] for char in "abc"]
+    Path("new.txt").write_text("abc \u6771 def\n" * 400)
+    code, _, error = command("train", theirs, "--dataset=new.txt", "--out_dir=new", *MORE)
+    assert code == 2 and "'\u6771' not among the 19 characters" in error and not Path("new").exists()
+    other = write_bins(Path("data/other"), text_ids(), text_ids())
+    swapped = [*LETTERS[1:], LETTERS[0]]
+    (other / "meta.pkl").write_bytes(pickle.dumps({"itos": swapped}))
+    code, _, error = command("train", theirs, "--dataset=other", "--out_dir=new", *MORE)
+    assert code == 2 and "uses another vocabulary of that size" in error and not Path("new").exists()
+
+
+@pytest.mark.parametrize("itos", [LETTERS[:-1], [*LETTERS, "!"], ["\n", "\n"]])
+def test_a_meta_pkl_beside_another_ckpt_is_refused(theirs, itos, command):
+    Path("theirs/meta.pkl").write_bytes(pickle.dumps({"itos": itos}))
+    for verb in (["train", "--dataset=t.txt", *MORE], ["sample"]):
+        code, _, error = command(*verb, theirs)
+        assert code == 2 and error.startswith("theirs/meta.pkl: ") and error.count("\n") == 1
 
 
 # bins alone are GPT-2's

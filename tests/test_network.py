@@ -118,6 +118,7 @@ def at(monkeypatch, tmp_path):
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("datasets.config.HF_ENDPOINT", url)
         monkeypatch.setattr("finetune.data.tokenizer.TIKTOKEN_URL", url)
+        monkeypatch.setattr("finetune.data.named_texts.SHAKESPEARE_URL", f"{url}/input.txt")
 
     return point
 
@@ -127,6 +128,11 @@ COMMANDS = {
     "train": ("train", "--init_from=owner/model", "--dataset=bins", "--out_dir=out", "--device=cpu"),
     "a data set": ("prepare", "owner/set", "--tokenizer=char", "--out_dir=data/set"),
     "the tokenizer": ("prepare", "t.txt", "--tokenizer=gpt2", "--out_dir=data/t"),
+    "a tokenizer of the Hub": ("prepare", "t.txt", "--tokenizer=owner/model", "--out_dir=data/t"),
+    "a named text": ("prepare", "shakespeare", "--tokenizer=char", "--out_dir=data/t"),
+    "plan": ("plan", "--init_from=owner/model", "--dataset=bins", "--quick"),
+    "a baseline": ("eval", "--init_from=model", "--dataset=bins", "--baseline=owner/model", "--device=cpu"),
+    "export": ("export", "--init_from=owner/model", "--to=new"),
     "push": ("export", "--init_from=model", "--to=exported", "--push_to_hub=me/it"),
 }
 
@@ -165,7 +171,7 @@ def test_a_bad_server_costs_each_command_one_line(name, at, command, monkeypatch
 SHA = "a" * 40
 
 
-def good_hub(files):
+def good_hub(files, more=""):
     """Honest answers about owner/model, but for the contents of its files."""
     listed = {"id": "owner/model", "modelId": "owner/model", "sha": SHA, "private": False}
     listed["siblings"] = [{"rfilename": name} for name in files]
@@ -176,8 +182,8 @@ def good_hub(files):
             return answer(body=json.dumps(tree if "/tree/" in path else listed).encode())
         name = path.rsplit("/", 1)[1].partition("?")[0]
         if method == "HEAD" and name in files:
-            more = f'ETag: "{"c" * 40}"\r\nX-Repo-Commit: {SHA}\r\n'
-            return answer(body=files[name], kind="text/plain", more=more).partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+            known = f'ETag: "{"c" * 40}"\r\nX-Repo-Commit: {SHA}\r\n{more}'
+            return answer(body=files[name], kind="text/plain", more=known).partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
         return None
 
     return honest
@@ -214,6 +220,25 @@ def test_a_busy_server_is_asked_again(at, monkeypatch):
         from huggingface_hub import HfApi
 
         assert HfApi().model_info("owner/model", timeout=1).sha == SHA and len(asked) == 3
+
+
+def test_files_come_within_the_limits_and_not_through_hf_xet(at, monkeypatch):
+    """hf_xet would wait for a storage server that drips."""
+    monkeypatch.delenv("HF_HUB_DISABLE_XET", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    asked, content = [], b'{"n_layer": 1}'
+    xet = f'X-Xet-Hash: {"d" * 64}\r\nLink: <https://huggingface.co/xet>; rel="xet-auth"\r\n'
+    good = good_hub({"config.json": content}, xet)
+
+    def honest(method, path):
+        asked.append(path)
+        file = answer(body=content, kind="text/plain") if method == "GET" and path.endswith("/config.json") else None
+        return file or good(method, path)
+
+    with serving(dripping(OK + b"\r\n"), honest) as url:
+        at(url)
+        assert Path(hub_client.hub_file("owner/model", "config.json")).read_bytes() == content
+    assert asked and not any("xet" in path for path in asked)
 
 
 def test_a_proxy_that_swallows_everything_is_given_up(at, command, monkeypatch):

@@ -116,13 +116,6 @@ def test_shakespeare_without_network_says_where_to_put_the_file():
         named_texts.shakespeare("http://127.0.0.1:9/input.txt")
 
 
-def test_what_is_downloaded_is_checked(tmp_path):
-    (tmp_path / "other.txt").write_text("not Shakespeare")
-    with pytest.raises(UsageError, match="sha256 differs"):
-        named_texts.shakespeare((tmp_path / "other.txt").as_uri())
-    assert not Path("data/shakespeare/input.txt").exists()
-
-
 def test_a_failed_preparation_leaves_what_was_there(corpus, tmp_path):
     prepare([corpus()], tmp_path / "data", "char")
     before = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()}

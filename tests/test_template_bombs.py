@@ -1,10 +1,14 @@
 """A chat template that came with a model cannot take all the time or memory of a machine."""
 
+import json
+import re
 import time
+from pathlib import Path
 
 import pytest
 
-from finetune.data import chat, template_trial
+from finetune.data import bounded_call, chat
+from finetune.data.new_tokenizers import train_tokenizer
 
 TALK = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
 PLAIN = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
@@ -24,8 +28,7 @@ BOMBS = {
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    monkeypatch.setattr(template_trial, "CPU_SECONDS", 1)
-    template_trial.tried.clear()
+    monkeypatch.setattr(bounded_call, "CPU_SECONDS", 0.5)
 
 
 @pytest.mark.parametrize("case", BOMBS)
@@ -35,19 +38,39 @@ def test_a_template_that_takes_too_much_is_refused_in_a_line(case):
         chat.call_template(BOMBS[case], TALK, {})
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
     if case != "recursion":
-        assert "for one conversation" in str(refused.value)
+        assert re.search("takes more than .* (seconds|of memory)", str(refused.value))
     assert time.perf_counter() - began < 15
 
 
-def test_a_usual_template_is_tried_once_and_costs_little():
+def test_a_usual_template_costs_little():
     (text,), _ = chat.call_template(PLAIN, TALK, {})
-    assert text == "user: Hello\nassistant: Hi\n" and template_trial.tried == {PLAIN}
+    assert text == "user: Hello\nassistant: Hi\n"
     began = time.perf_counter()
-    for _ in range(200):
+    for _ in range(1000):
         chat.call_template(PLAIN, TALK, {})
     assert time.perf_counter() - began < 20
-    chat.call_template(chat.TEMPLATE, TALK, {"eos_token": "<|endoftext|>"})
-    assert template_trial.tried == {PLAIN}
+
+
+LATER = {  # with the row that says boom
+    "loops": ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "seconds"),
+    "memory": ("{% set x = 'a' * 10 ** 10 %}", "GB of memory"),
+    "a text without an end": ("{% for a in range(9999) %}{{ 'too long' * 999 }}{% endfor %}", "characters of a"),
+    "a fault": ("{{ 1 // 0 }}", "zero"),
+}
+
+
+@pytest.mark.parametrize("case", LATER)
+def test_a_template_that_explodes_on_a_later_row_is_named_with_it(case, command, tmp_path):
+    bomb, told = LATER[case]
+    source = PLAIN.replace("{% endfor %}", "{% if 'boom' in m['content'] %}" + bomb + "{% endif %}{% endfor %}")
+    train_tokenizer(["the user says: hello assistant"] * 9, 300).save("model")
+    Path("model/chat_template.jinja").write_text(source)
+    talks = [[TALK[0], {"role": "assistant", "content": f"{i} {'boom' * (i == 700)}"}] for i in range(900)]
+    Path("t.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    began = time.perf_counter()
+    code, _, error = command("prepare", "t.jsonl", "--tokenizer=model", "--out_dir=data")
+    assert code == 2 and error.startswith("t.jsonl: row 701: ") and told in error and error.count("\n") == 1, error
+    assert not Path("data").exists() and time.perf_counter() - began < 30
 
 
 @pytest.mark.parametrize(

@@ -350,3 +350,62 @@ def test_other_tokenizers_do_not_pass_for_each_other(directories):
     assert bert.fingerprint == word_piece.fingerprint  # the same vocabulary in two forms
     assert len({tokenizer.fingerprint for tokenizer in found}) == len(found) - 1
     assert sum(one.extends(other) for one in found for other in found) < 3 * len(found)
+
+
+@pytest.mark.parametrize("family", [family.__name__ for family in FAMILIES])
+def test_what_a_tokenizer_does_not_keep_is_said(directories, family, tmp_path):
+    theirs = auto(directories[family])
+    texts = [f"{TEXT[1000 * number :][:900]} The 東 naïve" for number in range(9)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    data = prepare([tmp_path / "a.jsonl"], tmp_path / "data", directories[family])
+    warnings = [line for line in data.meta["read"] if line.startswith("warning: ")]
+    unknown = theirs.unk_token_id if "unk" in str(theirs.backend_tokenizer.model.__getstate__()) else None
+    count = sum(their_ids(theirs, text).count(unknown) for text in texts) if unknown is not None else 0
+    assert any(line.startswith(f"warning: {count:,} of ") for line in warnings) == bool(count)
+    parts = [part for text in texts for part in (text, *text.split()) if unknown not in their_ids(theirs, part)]
+    is_lossy = any(theirs.decode(their_ids(theirs, part)).strip(" ") != part.strip(" ") for part in parts)
+    assert any("does not keep a text" in line for line in warnings) == is_lossy
+
+
+def gaps(directory):
+    """Words whose ids are 0, 3, 5, 7, 9 ..."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    ids = {word: 2 * number + 5 for number, word in enumerate(sorted(set(TEXT.split())))}
+    backend = Tokenizer(models.WordLevel({**ids, "[UNK]": 0, "[EOS]": 3}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    families.wrap(directory, backend, eos_token="[EOS]", unk_token="[UNK]")
+
+
+def merged_gaps(directory):
+    """Byte-level BPE with a gap among the ids of its merges."""
+    from tokenizers import Tokenizer
+
+    saved = json.loads(families.byte_level().to_str())
+    saved["model"]["vocab"] = {token: i + 77 * (i >= 300) for token, i in saved["model"]["vocab"].items()}
+    families.wrap(directory, Tokenizer.from_str(json.dumps(saved)), eos_token="<|endoftext|>")
+
+
+@pytest.mark.parametrize("make", [gaps, merged_gaps])
+def test_a_vocabulary_with_gaps_goes_all_the_way(make, tmp_path, command, monkeypatch):
+    make(tmp_path / "tokens")
+    theirs, rows = auto(tmp_path / "tokens"), [TEXT[900 * number :][:800] for number in range(9)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    data = prepare([tmp_path / "a.jsonl"], tmp_path / "data", tmp_path / "tokens")
+    assert data.vocab_size == max(theirs.get_vocab().values()) + 1 > len(theirs)
+    shape = ["--n_layer=1", "--n_head=1", "--n_embd=4", "--block_size=16", "--batch_size=2", "--max_iters=2"]
+    flags = ["--init_from=scratch", "--dataset=data", "--gradient_accumulation_steps=1", "--device=cpu", *shape]
+    assert command("train", *flags)[0] == 0
+    code, _, error = command("export", "--out_dir=out", "--to=exported")
+    assert code == 0, error
+    assert [their_ids(auto("exported"), row) for row in rows] == [their_ids(theirs, row) for row in rows]
+    code, out, error = command("sample", "--out_dir=out", "--num_samples=1", "--max_new_tokens=40", "--start=the")
+    assert code == 0, error  # of 40 ids half are in no vocabulary
+
+
+def test_a_text_of_which_nothing_is_in_the_vocabulary_is_refused(tmp_path):
+    gaps(tmp_path / "tokens")
+    (tmp_path / "a.txt").write_text("東京 は 日本 " * 90)
+    with pytest.raises(UsageError, match=r"each token of the text is \[UNK\]"):
+        prepare([tmp_path / "a.txt"], tmp_path / "data", tmp_path / "tokens")
+    assert not (tmp_path / "data").exists()

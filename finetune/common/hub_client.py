@@ -50,13 +50,8 @@ def bound() -> None:
     """Let huggingface_hub keep the limits in this process. Releases before 1.0 have their own."""
     import huggingface_hub
 
-    limits = {
-        "CONNECT_TIMEOUT": network.CONNECT_SECONDS,
-        "READ_TIMEOUT": network.IDLE_SECONDS,
-        "RETRY_MAX_DURATION": 60,
-    }
-    for name, seconds in limits.items():
-        os.environ.setdefault(f"HF_XET_CLIENT_{name}", f"{seconds}s")  # of hf_xet, which transfers files by itself
+    if "HF_HUB_DISABLE_XET" not in os.environ:  # hf_xet transfers files by itself, and waits for a server that drips
+        huggingface_hub.constants.HF_HUB_DISABLE_XET = True
     usual = huggingface_hub.get_session()
     if hasattr(huggingface_hub, "set_client_factory") and not hasattr(usual, "keeps_limits"):
         kind, hooks = _bounded(type(usual)), usual.event_hooks

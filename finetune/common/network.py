@@ -64,6 +64,8 @@ def download(url: str, most: int) -> bytes:
     def read() -> bytes:
         with requests.get(url, stream=True, timeout=(CONNECT_SECONDS, IDLE_SECONDS)) as response:
             response.raise_for_status()
+            if response.headers.get("Content-Type", "").startswith("text/html"):
+                raise Unreachable(f"{server} answered with a web page instead of data")
             size = 0
             for part in response.iter_content(1 << 12):
                 progress.add(len(part))

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from finetune.common.errors import UsageError, first_line
-from finetune.data import bpe_files
+from finetune.data import bounded_call, bpe_files
 from finetune.data.bpe_files import END_OF_TEXT
 from finetune.data.documents import Chunk
 from finetune.data.rows import LeftOut, is_blank
-from finetune.data.template_trial import try_template
 from finetune.data.turns import Turn, turns_of
 
 Message = dict[str, str]  # role, content
 
+# what a template may make of a conversation; each turn repeats a role and, in some, the tools
+MORE_TEXT, MOST_TIMES = 1 << 20, 16
 GPT2_NAMES = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
 # the text of `chunks` as a chat_template of transformers, exported with the tokenizer
 TEMPLATE = (
@@ -119,16 +120,20 @@ def render(template: str, messages: Iterable[Message], names: Mapping[str, str] 
 
 def call_template(template: str, messages: list[Any], names: Mapping[str, str], **arguments: Any) -> Any:
     """What transformers' render_jinja_template gives for one conversation, in a sandbox. Raises ValueError of one
-    line, also for a template that takes too much time or memory."""
+    line, also for a template that takes too much time, memory or text."""
+    from transformers.utils import chat_template_utils  # noqa: F401  once, and not in each child
+
+    if template == TEMPLATE:
+        return _render(template, messages, {**names, **arguments})
+    return bounded_call.call(_render, template, messages, {**names, **arguments})
+
+
+def _render(template: str, messages: list[Any], names: dict[str, Any]) -> Any:
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    everything: dict[str, Any] = {**names, **arguments}
-    render = lambda: render_jinja_template([messages], chat_template=template, **everything)  # noqa: E731
     try:
-        if template != TEMPLATE:
-            try_template(template, render)
-        return render()
+        rendered = render_jinja_template([messages], chat_template=template, **names)
     except (
         TemplateError,
         TypeError,
@@ -139,3 +144,7 @@ def call_template(template: str, messages: list[Any], names: Mapping[str, str], 
         RecursionError,
     ) as error:
         raise ValueError(first_line(error)) from None
+    size, given = len(rendered[0][0]), len(str(messages)) + len(str(names.get("tools")))
+    if size > MORE_TEXT + MOST_TIMES * given:
+        raise ValueError(f"it makes {size:,} characters of a conversation of {given:,}")
+    return rendered

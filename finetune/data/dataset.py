@@ -176,12 +176,7 @@ def load(directory: str | Path) -> Dataset:
 def _load_nanogpt(directory: Path, meta_pkl: Path | None) -> Dataset:
     """The Dataset of nanoGPT's bins. Without their tokens they are GPT-2's if the ids allow it: some are merged tokens,
     and none is beyond the vocabulary."""
-    described = nanogpt_meta.NanoGPTMeta(GPT2_VOCAB, None)
-    try:
-        if meta_pkl:
-            described = nanogpt_meta.read(meta_pkl.read_bytes())
-    except ValueError as error:
-        raise UsageError(f"{meta_pkl}: {error}") from None
+    described = nanogpt_meta.read_file(meta_pkl) if meta_pkl else nanogpt_meta.NanoGPTMeta(GPT2_VOCAB, None)
     meta = {"vocab_size": described.vocab_size} if meta_pkl else {}
     if described.chars:
         return Dataset(directory, meta, tokenizers.CharTokenizer(described.chars))

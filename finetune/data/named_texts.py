@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from finetune.common import network
 from finetune.common.errors import UsageError
@@ -21,26 +20,14 @@ def python_docs() -> bytes:
     return "\n".join(topics.values()).encode("utf-8")
 
 
-def shakespeare(url: str = SHAKESPEARE_URL) -> Path:
+def shakespeare(url: str = "") -> Path:
     """Tiny Shakespeare (1,115,394 characters) as data/shakespeare/input.txt, downloaded if missing. Raises
     UsageError."""
-    import urllib.request
-
-    path = Path("data/shakespeare/input.txt")
+    path, url = Path("data/shakespeare/input.txt"), url or SHAKESPEARE_URL
     if path.is_file():
         return path
-    progress = network.Progress()
-
-    def read() -> bytes:
-        content = b""
-        with urllib.request.urlopen(url, timeout=network.CONNECT_SECONDS) as response:
-            while len(content) < 1 << 22 and (part := response.read1(1 << 16)):
-                progress.add(len(part))
-                content += part
-        return content
-
     try:
-        content = network.watched(read, urlsplit(url).netloc, progress)
+        content = network.download(url, most=1 << 22)
     except OSError as error:
         advice = f"Put the file {url} at {path} by hand, or use python_docs, which needs no download"
         raise UsageError(f"shakespeare: cannot be downloaded ({error}). {advice}") from None

@@ -6,6 +6,9 @@ import io
 import pickle
 import pickletools
 from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.common.errors import UsageError
 
 MAX_BYTES = 16 * 1024 * 1024
 MAX_IDS = 1 << 20
@@ -61,7 +64,7 @@ class NanoGPTMeta:
 def read(data: bytes) -> NanoGPTMeta:
     """The content of a meta.pkl. Raises ValueError, in one line, if it is not a valid vocabulary."""
     if len(data) > MAX_BYTES:
-        raise ValueError(f"{len(data):,} bytes are too many for a vocabulary")
+        raise ValueError(f"more than {MAX_BYTES:,} bytes are too many for a vocabulary")
     meta = _load(data)
     if not isinstance(meta, dict) or not {"vocab_size", "itos", "stoi"} & meta.keys():
         raise ValueError("expected a dictionary of vocab_size, stoi and itos")
@@ -72,6 +75,17 @@ def read(data: bytes) -> NanoGPTMeta:
     if tokens and vocab_size < len(tokens):
         raise ValueError("vocab_size, stoi and itos contradict each other")
     return NanoGPTMeta(vocab_size, tokens)
+
+
+def read_file(path: Path) -> NanoGPTMeta:
+    """As `read`. Raises UsageError."""
+    try:
+        with open(path, "rb") as file:
+            return read(file.read(MAX_BYTES + 1))
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _tokens(itos: object, stoi: object) -> list[str] | None:

@@ -17,7 +17,7 @@ from finetune.common.errors import UsageError
 from finetune.common.formatting import printable
 from finetune.common.machine import num_cores
 from finetune.common.progress import progress
-from finetune.data import chat_template, sources, target
+from finetune.data import chat_template, lossy, sources, target
 from finetune.data import dataset as datasets
 from finetune.data.base_tokenizer import SAFE_CUT
 from finetune.data.bin_writer import BinWriter
@@ -90,6 +90,8 @@ def _prepare(
         found = with_added_tokens(_new_tokenizer(tokenizer, surveys, split), options.add_tokens)
     stream, split_by, kept = split()
     eot = None if split_by == "text" else found.eot
+    sample: list[str] = []
+    stream = lossy.sampled(stream, sample)
     chunks = _cut_chunks(stream, found, options.group_characters, sum(each.characters for each in surveys.values()))
     with files.temporary_directory(out_dir) as work:
         splits, overflow_facts = _tokenize(chunks, found, eot, options, work)
@@ -106,7 +108,8 @@ def _prepare(
             "end_of_text": eot,
         }
         meta |= {} if split_by == "text" else {"overflow": overflow_facts}
-        meta |= {"read": report(texts), "sources": surveys["train"].sources}
+        remarks = map(printable, lossy.remarks(found, sample, work, splits))
+        meta |= {"read": [*report(texts), *remarks], "sources": surveys["train"].sources}
         meta |= {"val_sources": surveys["val"].sources} if texts["val"] else {}
         check_unused(out_dir, meta, options.overwrite)
         target.publish(work, out_dir, meta, found)

@@ -18,7 +18,7 @@ from finetune.common.files import read_text, sha256_of, write_file
 from finetune.common.formatting import shown
 from finetune.common.hub_client import hub_file
 from finetune.common.network import reach
-from finetune.data import bpe_files, hf_files
+from finetune.data import bpe_files, hf_files, nanogpt_meta
 from finetune.data.bpe_files import END_OF_TEXT
 from finetune.data.bpe_tokenizer import BPETokenizer
 from finetune.data.char_tokenizer import CharTokenizer
@@ -123,7 +123,9 @@ def from_directory(directory: str | Path) -> Tokenizer | None:
                 " AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR) writes where that is installed"
             )
         raise UsageError(problem) from None
-    return None
+    meta = directory / "meta.pkl"  # beside a ckpt.pt of nanoGPT
+    chars = nanogpt_meta.read_file(meta).chars if meta.is_file() else None
+    return CharTokenizer(chars) if chars else None
 
 
 def _plain_tokenizer(files: dict[str, bytes]) -> BPETokenizer | CharTokenizer | None:

@@ -42,6 +42,8 @@ def find_model(name: str | Path, shape_only: bool = False) -> ModelRef:
     path = pretrained.find(name)
     folder = _folder(path)
     config, tokenizer = pretrained.load_config(path), tokenizers.from_directory(folder)
+    if isinstance(tokenizer, CharTokenizer) and (meta := folder / "meta.pkl").is_file():
+        _check_characters(meta, tokenizer, path, config.vocab_size)
     return ModelRef(str(name), path, config, tokenizer, read_facts(folder))
 
 
@@ -121,17 +123,18 @@ def tokenizer_choice(recipe: Recipe, shape_only: bool = False) -> str | Tokenize
 
 
 def require_tokenizer(model: ModelRef) -> Tokenizer:
-    """The model's tokenizer: its own, the characters of nanoGPT's meta.pkl, or GPT-2's for GPT-2's vocabulary. Raises
-    UsageError when there is none."""
+    """The model's own tokenizer, or GPT-2's for GPT-2's vocabulary. Raises UsageError when there is none."""
     if model.tokenizer:
         return model.tokenizer
-    meta = model.folder / "meta.pkl"
-    if meta.is_file():
-        return _tokenizer_from_meta(meta, model)
-    if model.config.vocab_size == GPT2_VOCAB:
+    meta, ids = model.folder / "meta.pkl", model.config.vocab_size
+    tokens = nanogpt_meta.read_file(meta).tokens if meta.is_file() else None
+    if tokens is None and ids == GPT2_VOCAB:
         return tokenizers.gpt2()
+    if meta.is_file():
+        holds = "words, and nothing says how a text is cut into them" if tokens else "only the number of ids"
+        raise UsageError(f"{meta}: holds {holds}, so {model.path.name} has no tokenizer")
     beside = " (a nanoGPT model of characters needs its meta.pkl beside ckpt.pt)" if model.path.is_file() else ""
-    raise UsageError(f"{model.path}: has no tokenizer, and {model.config.vocab_size:,} ids are not GPT-2's{beside}")
+    raise UsageError(f"{model.path}: has no tokenizer, and {ids:,} ids are not GPT-2's{beside}")
 
 
 def find_baseline(name: str, model: ModelRef) -> ModelRef:
@@ -173,17 +176,7 @@ def _folder(path: Path) -> Path:
     return path.parent if path.is_file() else path
 
 
-def _tokenizer_from_meta(meta: Path, model: ModelRef) -> Tokenizer:
-    try:
-        described = nanogpt_meta.read(meta.read_bytes())
-    except ValueError as error:
-        raise UsageError(f"{meta}: {error}") from None
-    ids = model.config.vocab_size
-    if described.tokens is None and ids == GPT2_VOCAB:
-        return tokenizers.gpt2()
-    if described.chars is None:
-        holds = "words, and nothing says how a text is cut into them" if described.tokens else "only the number of ids"
-        raise UsageError(f"{meta}: holds {holds}, so {model.path.name} has no tokenizer")
-    if ids not in (described.vocab_size, len(described.chars)):
-        raise UsageError(f"{meta}: has {described.vocab_size} characters, and {model.path.name} {ids:,} ids")
-    return CharTokenizer(described.chars)
+def _check_characters(meta: Path, tokenizer: CharTokenizer, path: Path, ids: int) -> None:
+    """Raise UsageError unless the characters of a meta.pkl can be the ids of the model beside it, padding included."""
+    if ids not in (tokenizer.vocab_size, nanogpt_meta.read_file(meta).vocab_size):
+        raise UsageError(f"{meta}: has {tokenizer.vocab_size} characters, and {path.name} {ids:,} ids")

@@ -13,11 +13,12 @@ import urllib.error
 import urllib.request
 import uuid
 from dataclasses import dataclass
+from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.common.errors import describe_error
+from finetune.common.errors import describe_error, first_line
 from finetune.common.network import SECONDS
 
 if TYPE_CHECKING:
@@ -140,6 +141,10 @@ def _start_wandb(
             return _init("wandb", accelerator, place, {**options, "mode": mode}, not kept), identity
         except Exception as error:  # wandb raises errors of many kinds
             problem, mode = describe_error(error), "offline"
+            if kept:
+                wandb.teardown()  # its service holds the id
+            else:
+                identity["id"] = options["id"] = uuid.uuid4().hex[:8]
     tracker = _init("wandb", accelerator, place, {**options, "mode": mode}, not kept)
     if mode == "offline":
         why = f" ({problem})" if problem else ""
@@ -166,9 +171,9 @@ def wandb_problem() -> str:
             found[0] = ""
         except urllib.error.HTTPError as error:  # of the server, or of a proxy that does not reach it
             error.close()
-            found[0] = str(error) if error.code in (403, 407) or error.code >= 500 else ""
-        except (OSError, ValueError) as error:
-            found[0] = str(getattr(error, "reason", error))
+            found[0] = str(error) if error.code in (403, 407, 408, 429) or error.code >= 500 else ""
+        except (OSError, ValueError, HTTPException) as error:
+            found[0] = first_line(getattr(error, "reason", error))
 
     thread = threading.Thread(target=ask, daemon=True)  # looking up a name has no time limit
     thread.start()

@@ -1,0 +1,91 @@
+"""Calls that what came with a model decides, such as the rendering of a chat template, in a process of its own with
+bounds: a few characters of Jinja can ask for more time and memory than any machine has."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import threading
+import warnings
+from collections.abc import Callable
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+import psutil
+
+from finetune.common.errors import first_line
+
+T = TypeVar("T")
+CPU_SECONDS, MORE_BYTES = 5, 1 << 30  # a usual rendering takes a millisecond and some KB
+DEADLOCK_SECONDS = 60  # of a child that waits for a lock which another thread held
+TOO_LARGE = f"it takes more than {MORE_BYTES / 1e9:.0f} GB of memory"
+
+_lock = threading.Lock()
+_children: dict[int, tuple[int, Connection]] = {}  # the child of this process, by the id of this one
+
+
+def call(function: Callable[..., T], *arguments: Any) -> T:
+    """`function(*arguments)`, made by a child that stays for the next call; both go through pickle. Raises ValueError
+    if it needs more than the bounds, and with the first line of any error. Where there is no fork, it is made here."""
+    if not hasattr(os, "fork"):
+        return function(*arguments)
+    with _lock:
+        child, pipe = _children.get(os.getpid()) or _start()
+        try:
+            pipe.send_bytes(pickle.dumps((function, arguments, CPU_SECONDS)))
+            is_done, result = pickle.loads(pipe.recv_bytes())
+        except (EOFError, OSError):
+            del _children[os.getpid()]
+            pipe.close()
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            is_time = -code in (signal.SIGPROF, signal.SIGALRM)
+            raise ValueError(f"it takes more than {CPU_SECONDS} seconds" if is_time else TOO_LARGE) from None
+    if not is_done:
+        raise ValueError(result)
+    return result
+
+
+def _start() -> tuple[int, Connection]:
+    ours, theirs = Pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads; the child uses none
+        child = os.fork()
+    if not child:
+        try:
+            _answer(theirs)
+        finally:
+            os._exit(0)
+    theirs.close()
+    _children[os.getpid()] = child, ours
+    return _children[os.getpid()]
+
+
+def _answer(pipe: Connection) -> None:
+    """What the child does until its parent is gone."""
+    import resource
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends first
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, signal.SIG_DFL)
+    os.closerange(3, pipe.fileno())  # the locks of the parent, and its end of the pipe
+    os.closerange(pipe.fileno() + 1, 1 << 20)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError, ValueError):  # macOS has no such limit
+        most = psutil.Process().memory_info().vms + MORE_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    while True:
+        function, arguments, seconds = pickle.loads(pipe.recv_bytes())
+        signal.alarm(DEADLOCK_SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        try:
+            answer = pickle.dumps((True, function(*arguments)))
+        except MemoryError:
+            answer = pickle.dumps((False, TOO_LARGE))
+        except Exception as error:
+            answer = pickle.dumps((False, first_line(error)))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.alarm(0)
+        pipe.send_bytes(answer)
