@@ -5,7 +5,6 @@ finetune sample --out_dir=out-mine --start="Once upon a time"
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,7 +48,10 @@ class Options:
     ignore_eos: bool = option(False, "continue after end-of-text, which otherwise ends a sample")
     max_copy: int = option(0, "repeat at most this many consecutive tokens of the training data; 0 is off", ge=0)
     dataset: str = option("", "for max_copy: the prepared directory of the training data [that of the run]")
-    out: str = option("", "a .jsonl to write the samples to: an object a sample, with its ids and settings")
+    out: str = option(
+        "", "a .jsonl to write the samples to: an object a sample, with its ids; continued if it ends early"
+    )
+    overwrite: bool = option(False, "replace the file at --out")
     seed: int = option(1337, "the same seed gives the same samples", ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("auto", "arithmetic of the matrix products")
@@ -59,6 +61,8 @@ class Options:
             yield "out_dir", "give --out_dir=OUT of a run, or --init_from=MODEL, one of them"
         if not self.start:
             yield "start", "the prompt is empty; a model needs at least one token to go on from"
+        if self.overwrite and not self.out:
+            yield "overwrite", "has no effect without --out=FILE.jsonl"
         if self.dataset and not self.max_copy:
             yield "dataset", "has no effect without --max_copy=N"
         if self.max_copy > 0 and self.out_dir is None and not self.dataset:
@@ -154,43 +158,45 @@ def _wrong_paths(options: Options) -> Iterator[str]:
     for path in (start_file, options.prompts):
         if path and not Path(path).is_file():
             yield f"{path}: cannot be read: there is no such file"
-    out = Path(options.out)
-    if options.out and os.path.lexists(out):
-        yield f"out {out}: is there already; name another file"
-    if options.out and not out.parent.is_dir():
-        yield f"out {out}: cannot be written: there is no directory {out.parent}"
+    if options.out and not options.chat:
+        from finetune.runs import sample_file
+
+        if problem := sample_file.problem_of(Path(options.out), options.overwrite):
+            yield f"out {options.out}: {problem}"
 
 
 def write(
     model: GPT, found: ModelRef, starts: list[np.ndarray], options: Options, settings: dict[str, Any]
 ) -> list[str]:
-    """Write the samples of all prompts to options.out; return their texts with the prompts before them."""
-    import json
-
+    """Write the samples of all prompts to options.out, or those that are not there yet; return the texts of all with
+    the prompts before them. Raises UsageError if another command wrote the file."""
     from finetune.common.progress import progress
-    from finetune.gpt.sampling import draw_samples
+    from finetune.gpt.sampling import iterate_samples
+    from finetune.runs import sample_file
 
-    tokenizer, texts = found.tokenizer, []
+    tokenizer, number = found.tokenizer, options.num_samples
     assert tokenizer
-    how = {
-        "model": found.describe(),
-        "seed": options.seed,
-        **{key: getattr(options, key) for key in (*SETTINGS, "max_copy")},
-    }
-    with open(options.out, "x", encoding="utf-8") as file:
-        for start in progress(starts, unit=" prompts", leave=False):
-            for number, sample in enumerate(draw_samples(model, tokenizer, start, **settings)):
-                row = {
-                    "prompt": tokenizer.decode(start),
-                    "text": sample.text,
-                    "sample": number,
-                    "finish_reason": sample.finish_reason,
-                    "tokens": sample.ids,
-                }
-                file.write(json.dumps({**row, **how}, ensure_ascii=False) + "\n")
-                texts.append(row["prompt"] + row["text"])
-            file.flush()
-    print(f"wrote {len(starts) * options.num_samples:,} samples to {options.out}")
+    how = {"model": found.describe(), "seed": options.seed}
+    how |= {key: getattr(options, key) for key in (*SETTINGS, "max_copy")}
+    how |= {"dtype": str(model.wte.weight.dtype).removeprefix("torch.")}
+    how |= {"weights": sample_file.fingerprint(model, settings["copy_blocker"])}
+    wanted = sample_file.Wanted([tokenizer.decode(start) for start in starts], number, how)
+    with (
+        sample_file.continued(Path(options.out), wanted, options.overwrite) as (texts, file),
+        progress(total=wanted.total, initial=file.done, unit=" samples", leave=False) as bar,
+    ):
+        try:
+            for place in range(file.done // number, len(starts)):
+                skip = file.done - place * number
+                for sample in iterate_samples(model, tokenizer, starts[place], skip=skip, **settings):
+                    file.add(sample.text, sample.finish_reason, sample.ids)
+                    texts.append(wanted.prompts[place] + sample.text)
+                    bar.update(1)
+        except KeyboardInterrupt:
+            bar.close()
+            print(f"{file.done:,} of {wanted.total:,} samples are in {options.out}; the same command goes on")
+            raise
+    print(f"wrote {wanted.total:,} samples to {options.out}")
     return texts
 
 

@@ -61,6 +61,12 @@ def open_streams() -> None:
         sys.stderr.goes_on = True
 
 
+def printable(text: str) -> str:
+    """The text with ? for what the encoding of standard output lacks, which need not be a Console."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
+
+
 def go_on_without_output() -> None:
     """Let a full disk that standard output is a file on lose lines only, not the work."""
     if isinstance(sys.stdout, Console):

@@ -52,18 +52,19 @@ def complete(
 ) -> list[np.ndarray]:
     """The new ids of each prompt, int64, up to the first of the ids `ends`, the same on every process.
 
-    A batch has prompts of equal length and its own seed, so the samples depend on the batch size, but not on the number
-    of processes."""
+    The seed and the number of a prompt decide what is drawn, also in batches of another size or on more processes, up
+    to rounding. A batch has prompts of equal length."""
     from accelerate.utils import gather_object
 
-    batches, answers = list(enumerate(_batches(prompts, decoding.batch_size or BATCH_SIZE))), []
-    for number, batch in own_share(device, batches, title):
+    batches, answers = _batches(prompts, decoding.batch_size or BATCH_SIZE), []
+    for batch in own_share(device, batches, title):
         idx = torch.from_numpy(np.stack([prompts[prompt] for prompt in batch])).to(device.torch_device)
         out = generate(
             model,
             idx,
             decoding.max_new_tokens,
-            generator=torch.Generator(device.torch_device).manual_seed((decoding.seed + number) % 2**63),
+            generator=torch.Generator().manual_seed(decoding.seed),
+            rows=batch,
             callback=_stop_at(ends, len(idx)) if ends else None,
             callback_every=CHECK_EVERY,
             eos_token_id=None,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from finetune.gpt import streams
 from finetune.gpt.attention import KVCache
 from finetune.gpt.model import GPTConfig, Transformer
 
@@ -57,6 +58,7 @@ def generate(
     max_new_tokens: int,
     *,
     generator: torch.Generator | None = None,
+    rows: Sequence[int] | None = None,
     logits_processor: Callable[[Tensor, Tensor], Tensor] | None = None,
     callback: Callable[[Tensor], bool | None] | None = None,
     callback_every: int = 1,
@@ -68,6 +70,9 @@ def generate(
     `sampling` are the fields of `Sampler`: temperature, top_k, top_p, min_p, repetition_penalty. And `eos_token_id`, an
     id or a list, that ends a row: the model's own unless others are given, None for no end. Behind it stand pads, as in
     transformers: the model's pad_token_id, or else the first eos_token_id.
+
+    One number of `generator` and the number of a row decide what it draws, so a row is the same in any batch, up to
+    rounding. The numbers are `rows`, or 0 to B - 1.
 
     `logits_processor(ids, logits)` gets all ids so far and logits (B, V) in float32, and returns logits (B, V).
     `callback(ids)` gets the new ids (B, n) every `callback_every` tokens and at the end; True stops.
@@ -82,7 +87,8 @@ def generate(
     model.eval()
     out = torch.cat([idx, idx.new_empty(len(idx), max_new_tokens)], 1)
     endings, shown = _endings(model.config, eos_token_id, out), idx.size(1)
-    for end in decode_tokens(model, out, idx.size(1), sampler, logits_processor, generator):
+    keys = streams.step_keys(generator, range(len(idx)) if rows is None else rows, max_new_tokens, idx.device)
+    for end in decode_tokens(model, out, sampler, logits_processor, keys):
         is_last = (endings is not None and endings.add(out[:, end - 1], end)) or end == out.size(1)
         if callback is not None and (is_last or end - shown == callback_every):
             is_last = bool(callback(out[:, shown:end])) or is_last
@@ -126,13 +132,14 @@ def _endings(config: GPTConfig, ids: int | Sequence[int] | None | str, out: Tens
 def decode_tokens(
     model: Transformer,
     out: Tensor,
-    prompt_length: int,
     sampler: Sampler,
     logits_processor: Callable[[Tensor, Tensor], Tensor] | None,
-    generator: torch.Generator | None,
+    keys: Tensor,
 ) -> Iterator[int]:
-    """Fill `out` (B, prompt_length + new tokens) in place, and yield its length so far after each token."""
+    """Fill `out` (B, prompt and new tokens) in place, and yield its length so far after each token. `keys` (B, new
+    tokens) decide what is drawn."""
     block_size, end = model.config.block_size, out.size(1)
+    prompt_length = end - keys.size(1)
     penalty = sampler.repetition_penalty
     top_k = 1 if sampler.is_greedy else sampler.top_k
     head = _float32_head(model, top_k, whole=penalty != 1 or logits_processor is not None)
@@ -147,8 +154,7 @@ def decode_tokens(
             logits = penalize_repetition(logits, out[:, :t], penalty)
         if logits_processor is not None:
             logits = logits_processor(out[:, :t], logits)
-        choice = sample(logits, sampler, generator)
-        out[:, t : t + 1] = choice if ids is None else ids.gather(-1, choice)
+        out[:, t : t + 1] = sample(logits, ids, sampler, keys[:, t - prompt_length, None])
         yield t + 1
         if t + 1 == end:
             return
@@ -174,21 +180,25 @@ def penalize_repetition(logits: Tensor, idx: Tensor, penalty: float) -> Tensor:
     return logits.scatter(-1, idx, torch.where(seen < 0, seen * penalty, seen / penalty))
 
 
-def sample(logits: Tensor, sampler: Sampler, generator: torch.Generator | None) -> Tensor:
-    """The column (B, 1) of the chosen logit in each row of `logits` (B, V)."""
+def sample(logits: Tensor, ids: Tensor | None, sampler: Sampler, keys: Tensor) -> Tensor:
+    """The chosen id (B, 1) in each row of `logits` (B, K), which are those of `ids` (B, K) or of the vocabulary. `keys`
+    (B, 1) decide what is drawn."""
+    K = logits.size(-1)
     if sampler.is_greedy:
-        return logits.argmax(-1, keepdim=True)
-    ids, V = None, logits.size(-1)
-    if (sampler.top_k and sampler.top_k < V) or sampler.top_p < 1:
-        logits, ids = logits.topk(min(sampler.top_k or V, V))  # likeliest first
+        choice = logits.argmax(-1, keepdim=True)
+        return choice if ids is None else ids.gather(-1, choice)
+    if (sampler.top_k and sampler.top_k < K) or sampler.top_p < 1:
+        logits, columns = logits.topk(min(sampler.top_k or K, K))  # likeliest first
+        ids = columns if ids is None else ids.gather(-1, columns)
     p = F.softmax(logits / sampler.temperature, -1)
     if sampler.top_p < 1:
         p = p.masked_fill(p.cumsum(-1) - p >= sampler.top_p, 0.0)  # the ids before it reach top_p already
     if sampler.min_p > 0:
         p = p.masked_fill(p < sampler.min_p * p.amax(-1, keepdim=True), 0.0)
-    # a draw in proportion to p, without torch.multinomial's wait of the host for the GPU
-    choice = (p / torch.empty_like(p).exponential_(generator=generator)).argmax(-1, keepdim=True)
-    return choice if ids is None else ids.gather(-1, choice)
+    if ids is None:
+        ids = torch.arange(K, device=p.device).expand_as(p)
+    # a draw in proportion to p; each id has its own random number, so rounding changes a choice only in a near tie
+    return ids.gather(-1, (p / streams.exponential(keys, ids)).argmax(-1, keepdim=True))
 
 
 def _float32_head(

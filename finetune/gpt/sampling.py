@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import codecs
 import sys
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, SupportsInt
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.common.errors import UsageError
-from finetune.gpt import GPT
+from finetune.common.console import printable
+from finetune.common.errors import Failure, UsageError
+from finetune.common.free_memory import is_out_of_memory
+from finetune.gpt import GPT, pieces
 from finetune.gpt.generate import CHECK_EVERY, Sampler
 
 CopyBlocker = Callable[[list[int]], Iterable[SupportsInt]]  # ids of a sample -> ids that must not follow
@@ -103,17 +105,62 @@ def check_prompt(prompt: np.ndarray, model: str, vocab_size: int) -> None:
 def draw_samples(
     model: GPT, tokenizer: Tokenizer, prompt: np.ndarray, show: Callable[[Sample], None] | None = None, **options: Any
 ) -> list[Sample]:
-    """Continuations of a prompt (int64 ids), in one batch. `options` are the fields of `SampleOptions`.
+    """Continuations of a prompt (int64 ids). `options` are the fields of `SampleOptions`.
 
     `show(sample)` is called with the first sample after each of its tokens. Raises UsageError for a prompt with ids
-    that the model lacks."""
+    that the model lacks, and Failure if there is no memory for one sample."""
+    return list(iterate_samples(model, tokenizer, prompt, show, **options))
+
+
+def iterate_samples(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: np.ndarray,
+    show: Callable[[Sample], None] | None = None,
+    skip: int = 0,
+    **options: Any,
+) -> Iterator[Sample]:
+    """`draw_samples` in pieces that fit into memory, without the first `skip` samples.
+
+    The seed and its number decide what a sample is. For the same bits a piece is computed whole, also when its last
+    rows are not asked for."""
     asked = SampleOptions(**options)
     check_prompt(prompt, "the model", model.config.vocab_size)
-    device = model.wte.weight.device
-    seed = asked.seed
-    generator = seed if isinstance(seed, torch.Generator) else torch.Generator(device).manual_seed(seed)
+    most = pieces.most_rows(model, len(prompt), asked.max_new_tokens)
+    if isinstance(asked.seed, torch.Generator):  # no other samples are equal to these
+        most = min(most, asked.num_samples)
+        asked = replace(asked, seed=int(torch.randint(2**62, (), generator=asked.seed, device=asked.seed.device)))
+    elif pieces.is_lone(model, asked.num_samples):
+        most = 1
+    begin, shown = 0, 0  # `shown` characters of the first sample
+    while begin < asked.num_samples:
+        rows = range(begin, begin + pieces.rows_of_piece(begin, most))
+        if rows.stop > skip:
+            samples = _new_samples(model, tokenizer, asked, len(rows[: asked.num_samples - begin]))
+            samples[0].shown = shown
+            if not _fill(samples, rows, model, tokenizer, prompt, asked, None if begin else show):
+                shown, most = samples[0].shown, len(rows) // 2
+                continue
+            yield from samples[max(0, skip - begin) :]
+        begin = rows.stop
+
+
+def _new_samples(model: GPT, tokenizer: Tokenizer, asked: SampleOptions, number: int) -> list[Sample]:
     ends = frozenset() if asked.ignore_eos else ends_of(model, tokenizer).union(asked.other_ends)
-    samples = [Sample(tokenizer, ends, asked.stop) for _ in range(asked.num_samples)]
+    return [Sample(tokenizer, ends, asked.stop) for _ in range(number)]
+
+
+def _fill(
+    samples: list[Sample],
+    rows: range,
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: np.ndarray,
+    asked: SampleOptions,
+    show: Callable[[Sample], None] | None,
+) -> bool:
+    """Draw the samples, the first of the numbers `rows`. False after OOM; if it was one row, raises Failure."""
+    device = model.wte.weight.device
 
     def add_tokens(new: Tensor) -> bool:
         for sample, ids in zip(samples, new.tolist()):
@@ -122,31 +169,41 @@ def draw_samples(
             show(samples[0])
         return all(sample.finish_reason for sample in samples)
 
-    model.generate(
-        torch.from_numpy(prompt).to(device).expand(asked.num_samples, -1),
-        asked.max_new_tokens,
-        generator=generator,
-        logits_processor=_copy_processor(asked.copy_blocker, samples, tokenizer, ends) if asked.copy_blocker else None,
-        callback=add_tokens,
-        eos_token_id=None,  # `ends` are more
-        callback_every=1 if show or asked.copy_blocker or device.type == "cpu" else CHECK_EVERY,
-        **{field.name: getattr(asked, field.name) for field in fields(Sampler)},
-    )
+    blocker = asked.copy_blocker
+    assert isinstance(asked.seed, int)
+    try:
+        model.generate(
+            torch.from_numpy(prompt).to(device).expand(len(rows), -1),
+            asked.max_new_tokens,
+            generator=torch.Generator().manual_seed(asked.seed),
+            rows=rows,
+            logits_processor=_copy_processor(blocker, samples, tokenizer) if blocker else None,
+            callback=add_tokens,
+            eos_token_id=None,  # those of the samples are more
+            callback_every=1 if show or blocker or device.type == "cpu" else CHECK_EVERY,
+            **{field.name: getattr(asked, field.name) for field in fields(Sampler)},
+        )
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(rows) == 1:
+            raise Failure("out of memory with one sample; a smaller --max_new_tokens takes less", 1) from None
+        return False
     for sample in samples:
         sample.finish("length")
-    return samples
+    return True
 
 
 def _copy_processor(
-    copy_blocker: CopyBlocker, samples: list[Sample], tokenizer: Tokenizer, ends: Collection[int]
+    copy_blocker: CopyBlocker, samples: list[Sample], tokenizer: Tokenizer
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """A logits processor that excludes what `copy_blocker` names, also spelled in shorter tokens, but never `ends`."""
+    """A logits processor that excludes what `copy_blocker` names, also spelled in shorter tokens, but never an end."""
 
     def process(_: Tensor, logits: Tensor) -> Tensor:
         for sample, row in zip(samples, logits):
             if sample.finish_reason:
                 continue
-            blocked = {int(i) for i in copy_blocker(sample.ids)}.difference(ends)
+            blocked = {int(i) for i in copy_blocker(sample.ids)}.difference(sample.ends)
             blocked = sorted(blocked.union(*(tokenizer.beginnings(i) for i in blocked)))
             if len(blocked) == len(row):
                 sample.finish("max_copy")
@@ -159,18 +216,19 @@ def _copy_processor(
 
 def print_samples(model: GPT, tokenizer: Tokenizer, prompt: np.ndarray, **options: Any) -> list[Sample]:
     """`draw_samples`, and print each with the prompt before it; a terminal shows the first one token by token."""
-    print("---------------")
-    print(tokenizer.decode(prompt), end="", flush=True)
-    show = write_new_text if sys.stdout.isatty() else None
-    samples = draw_samples(model, tokenizer, prompt, show, **options)
-    write_new_text(samples[0])
-    print()
-    for sample in samples[1:]:
-        print(f"---------------\n{tokenizer.decode(prompt)}{sample.text}")
+    start = printable(tokenizer.decode(prompt))
+    print(f"---------------\n{start}", end="", flush=True)
+    samples: list[Sample] = []
+    for sample in iterate_samples(model, tokenizer, prompt, write_new_text if sys.stdout.isatty() else None, **options):
+        if samples:
+            print(f"---------------\n{start}", end="")
+        write_new_text(sample)
+        print()
+        samples.append(sample)
     print("---------------")
     return samples
 
 
 def write_new_text(sample: Sample) -> None:
-    sys.stdout.write(sample.new_text())
+    sys.stdout.write(printable(sample.new_text()))
     sys.stdout.flush()

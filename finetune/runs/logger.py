@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from finetune.common.console import printable
 from finetune.common.files import open_append, write_file
 from finetune.common.formatting import duration
 from finetune.common.json_output import finite
@@ -75,8 +76,7 @@ class RunLogger:
     def print(self, line: str) -> None:
         if not self.write:
             return
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        line = line.encode(encoding, "replace").decode(encoding)
+        line = printable(line)
         with contextlib.suppress(OSError):  # no reader, or a full disk: the run goes on
             self.bar.write(line) if self.bar else print(line, flush=True)
 

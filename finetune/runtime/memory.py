@@ -1,13 +1,13 @@
-"""Memory: the estimate of what a training process needs, and how much is free."""
+"""Memory: the estimate of what a training process needs, and, from `common.free_memory`, how much is free."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
+from finetune.common.free_memory import available_bytes as available_bytes
+from finetune.common.free_memory import is_out_of_memory as is_out_of_memory
 from finetune.config.recipe import Recipe
 from finetune.gpt import attention, lora, loss, size
 from finetune.gpt.model import GPTConfig
@@ -17,14 +17,6 @@ BASE_RSS = 400 << 20  # a process that has imported everything training uses, wi
 PEFT_RSS = 75 << 20  # importing peft
 LIBRARY_RSS = 70 << 20  # libraries in the first update
 HEAP_FRAGMENTATION = 0.15  # share of an update's memory that the heap loses
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception reports OOM of the device or the host."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in words)
 
 
 @dataclass(frozen=True)
@@ -159,20 +151,3 @@ def _evaluation(work: Workload) -> int:
     N = work.block_size * min(work.max_eval_rows, rows_of_evaluation(config, work.block_size, work.device_type))
     logits = 4 * min(loss.CHUNK, N) * V if work.on_cpu or N * V > loss.MANY_LOGITS else 8 * N * V
     return 4 * N * (10 * config.n_embd + 2 * config.mlp_width) + logits
-
-
-def available_bytes(device_type: str) -> int:
-    """Free memory of a device. On a CPU: what the system can give without swapping, within the container's limit."""
-    if device_type == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    if device_type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    free = psutil.virtual_memory().available
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())  # "max" without a limit
-        lines = (group / "memory.stat").read_text().splitlines()
-        used = next(int(line.split()[1]) for line in lines if line.startswith("anon "))
-        return min(free, limit - used)
-    except (OSError, ValueError, StopIteration):
-        return free

@@ -1,0 +1,230 @@
+"""Samples in pieces are those of one batch, and a file of samples is continued."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune import GPT, GPTConfig
+from finetune.data import tokenizer as tokenizers
+from finetune.gpt import pieces, streams
+from finetune.gpt.sampling import draw_samples
+
+GPT2 = {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257}
+
+
+@pytest.fixture
+def model(bpe_directory):
+    """A directory with a tiny random GPT-2 and a small byte-level BPE."""
+    directory = bpe_directory("Grüße, 世界! What? Nothing.\n" * 20, "model", vocab_size=300)
+    shape = {"block_size": 48, "n_layer": 2, "n_head": 2, "n_embd": 32}
+    vocab_size = tokenizers.from_directory(directory).vocab_size
+    GPT.from_scratch(GPTConfig(vocab_size=vocab_size, **shape)).save_pretrained(directory)
+    return str(directory)
+
+
+def ids_of(network, tokenizer, number, **options):
+    prompt = tokenizers.prompt_ids(tokenizer, "What?")
+    options = {"max_new_tokens": 60, "ignore_eos": True, "temperature": 0.8, "top_k": 200} | options
+    return [sample.ids for sample in draw_samples(network, tokenizer, prompt, num_samples=number, **options)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sample_does_not_depend_on_how_many_follow(model, dtype):
+    network, tokenizer = GPT.from_pretrained(model).to(dtype), tokenizers.from_directory(model)
+    for settings in ({}, {"top_k": 0, "top_p": 0.9}, {"repetition_penalty": 1.3, "min_p": 0.01}):
+        whole = ids_of(network, tokenizer, 70, **settings)
+        assert len({tuple(ids) for ids in whole}) == 70
+        for number in (1, 2, 16, 17, 33):
+            assert ids_of(network, tokenizer, number, **settings) == whole[:number]
+
+
+def test_pieces_are_one_batch(model):
+    """In float32, where rounding differs in the last bits only: the second road is `generate` of all rows at once."""
+    network, tokenizer = GPT.from_pretrained(model), tokenizers.from_directory(model)
+    idx = torch.from_numpy(tokenizers.prompt_ids(tokenizer, "What?")).expand(70, -1)
+    how = {"temperature": 0.8, "top_k": 200, "eos_token_id": None}
+    out = network.generate(idx, 60, generator=torch.Generator().manual_seed(1337), **how)
+    assert out[:, idx.size(1) :].tolist() == ids_of(network, tokenizer, 70)
+
+
+def test_less_memory_makes_smaller_pieces_and_oom_halves_them(model, monkeypatch):
+    network, tokenizer = GPT.from_pretrained(model), tokenizers.from_directory(model)
+    whole, rows, generate = ids_of(network, tokenizer, 40), [], GPT.generate
+
+    def limited(self, idx, *args, **how):
+        rows.append(len(idx))
+        if len(idx) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB")
+        return generate(self, idx, *args, **how)
+
+    monkeypatch.setattr(GPT, "generate", limited)
+    limit = 8
+    assert ids_of(network, tokenizer, 40) == whole and rows == [16, 8, 8, 8, 8, 8]
+    rows.clear()
+    row = pieces.bytes_of_row(network.config, 5, 60, 4)
+    monkeypatch.setattr(pieces, "available_bytes", lambda device: 5 * row)
+    assert ids_of(network, tokenizer, 10) == whole[:10] and rows == [4, 4, 4]
+    limit = 0
+    with pytest.raises(Exception, match="out of memory with one sample; a smaller --max_new_tokens"):
+        ids_of(network, tokenizer, 10)
+
+
+def test_random_numbers_are_exponential_and_independent():
+    """Against the distribution function, and the covariance of neighbours in each direction."""
+    device = torch.device("cpu")
+    keys = streams.step_keys(torch.Generator().manual_seed(1), range(40), 50, device)
+    assert torch.equal(keys[3:5, :9], streams.step_keys(torch.Generator().manual_seed(1), [3, 4], 9, device))
+    numbers = streams.exponential(keys.reshape(-1, 1), torch.arange(200)).view(40, 50, 200)
+    assert numbers.min() > 0 and numbers.isfinite().all()
+    u = (1 - (-numbers.double()).exp()).flatten().sort().values
+    distance = (u - torch.linspace(0, 1, u.numel(), dtype=torch.float64)).abs().max()
+    assert distance < 1.95 / u.numel() ** 0.5  # Kolmogorov-Smirnov, one in a thousand
+    centred = numbers.double() - 1
+    for dim in range(3):
+        n = centred.narrow(dim, 0, centred.size(dim) - 1)
+        product = (n * centred.narrow(dim, 1, centred.size(dim) - 1)).mean()
+        assert abs(product) < 4 / n.numel() ** 0.5
+
+
+FLAGS = ["--num_samples=20", "--max_new_tokens=30", "--dtype=float32", "--seed=5", "--start=What?"]
+
+
+def test_a_file_is_continued_from_wherever_it_was_cut(model, command):
+    flags = [f"--init_from={model}", *FLAGS]
+    assert command("sample", *flags, "--out=whole.jsonl")[0] == 0
+    whole = Path("whole.jsonl").read_bytes()
+    ends = [0, *(match.end() for match in re.finditer(b"\n", whole))]
+    for cut in (0, 1, 14, 40, ends[1], ends[1] + 1, ends[3] - 1, ends[16], ends[18] + 30, len(whole)):
+        Path("cut.jsonl").write_bytes(whole[:cut])
+        code, out, error = command("sample", *flags, "--out=cut.jsonl")
+        assert code == 0, error
+        assert Path("cut.jsonl").read_bytes() == whole
+        assert out.endswith("wrote 20 samples to cut.jsonl\n")
+    Path("cut.jsonl").write_bytes(whole[: ends[2]])  # more of the same are the same
+    assert command("sample", *flags, "--num_samples=24", "--out=cut.jsonl")[0] == 0
+    assert Path("cut.jsonl").read_bytes().startswith(whole) and Path("cut.jsonl").read_bytes().count(b"\n") == 24
+
+
+def test_several_prompts_are_continued(model, command):
+    Path("p.txt").write_text("What?\nNothing\nWorld\n")
+    flags = [f"--init_from={model}", "--prompts=p.txt", "--num_samples=3", "--max_new_tokens=9"]
+    assert command("sample", *flags, "--out=whole.jsonl")[0] == 0
+    whole = Path("whole.jsonl").read_bytes().splitlines(keepends=True)
+    for lines in range(10):
+        Path("cut.jsonl").write_bytes(b"".join(whole[:lines]) + b'{"prom' * (0 < lines < 9))
+        assert command("sample", *flags, "--out=cut.jsonl")[0] == 0
+        assert Path("cut.jsonl").read_bytes() == b"".join(whole)
+    code, _, error = command("sample", *flags, "--out=cut.jsonl", "--num_samples=2")
+    assert code == 2 and "line 3 is not by this command: its prompt is 'What?', here it is 'Nothing'" in error
+
+
+def other_weights(model):
+    network = GPT.from_pretrained(model)
+    with torch.no_grad():
+        network.h[1].mlp.c_fc.weight[3, 3] += 1e-3
+    network.save_pretrained(model)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--seed=6"], "line 1 is not by this command: its seed is 5, here it is 6; name another file, or --over"),
+        (["--temperature=0.5"], "its temperature is 0.8"),
+        (["--start=Why?"], "its prompt is 'What?', here it is 'Why?'"),
+        (["--num_samples=19"], "has more than the 19 samples"),
+        (["--dtype=bfloat16"], "its dtype is 'float32'"),
+        (other_weights, "its weights is"),
+        (b"mine\n", "is there already; name another file"),
+        (b"mine", "is there already; name another file"),
+        (b'{"prompt": "What?"}\n', "its sample is none"),
+        (b'{"prompt": "Who', "is no sample of this command"),
+        (b'{"prompt": "What?", "text": "x\n', "line 1 is not by this command: its prompt is none"),
+    ],
+    ids=str,
+)
+def test_what_another_command_wrote_is_refused_and_kept(model, command, change, message):
+    flags = [f"--init_from={model}", *FLAGS, "--out=out.jsonl"]
+    assert command("sample", *flags)[0] == 0
+    if isinstance(change, bytes):
+        Path("out.jsonl").write_bytes(change)
+    elif callable(change):
+        change(model)
+    before = Path("out.jsonl").read_bytes()
+    more = change if isinstance(change, list) else []
+    code, _, error = command("sample", *flags, *more)
+    assert code == 2 and message in error and len(error.splitlines()) == 1
+    assert Path("out.jsonl").read_bytes() == before
+    assert command("sample", *flags, *more, "--overwrite=true")[0] == 0
+    assert Path("out.jsonl").read_bytes() != before and Path("out.jsonl").read_bytes().count(b"\n") in (19, 20)
+
+
+def test_what_is_no_file_is_never_replaced(model, command):
+    Path("mine.txt").write_text("mine")
+    Path("link.jsonl").symlink_to("mine.txt")
+    Path("folder").mkdir()
+    for out in ("link.jsonl", "folder", "/dev/null"):
+        code, _, error = command("sample", f"--init_from={model}", f"--out={out}", "--overwrite=true")
+        assert code == 2 and "is there already and is no file" in error
+    assert Path("mine.txt").read_text() == "mine"
+    assert "no effect without --out" in command("sample", f"--init_from={model}", "--overwrite=true")[2]
+
+
+def start(flags, out):
+    return subprocess.Popen(
+        [sys.executable, "-m", "finetune.sample", *flags, f"--out={out}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_and_writes_the_same_bytes(model):
+    flags = [f"--init_from={model}", "--num_samples=200", "--max_new_tokens=150", "--dtype=float32"]
+    assert start(flags, "whole.jsonl").wait() == 0
+    whole, interrupted = Path("whole.jsonl").read_bytes(), 0
+    for how, lines in ((signal.SIGKILL, 1), (signal.SIGINT, 60), (signal.SIGKILL, 130)):
+        process = start(flags, "killed.jsonl")
+        while process.poll() is None:
+            if Path("killed.jsonl").exists() and Path("killed.jsonl").read_bytes().count(b"\n") >= lines:
+                second = start(flags, "killed.jsonl").communicate()[1] if lines == 130 and not interrupted else ""
+                process.send_signal(how)
+                interrupted += 1
+                assert process.wait() == (130 if how == signal.SIGINT else -how)
+                assert not second or "another command is writing it" in second
+                break
+            time.sleep(0.005)
+        assert whole.startswith(Path("killed.jsonl").read_bytes())
+    assert interrupted >= 2
+    assert start(flags, "killed.jsonl").wait() == 0
+    assert Path("killed.jsonl").read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_a_thousand_samples_of_gpt2_stay_below_4_gb(tmp_path):
+    """The most that is held does not depend on how many samples there are: two pieces of every size are drawn."""
+    script = f"""
+import torch
+from finetune import GPT, GPTConfig
+from finetune.gpt import pieces
+from finetune.gpt.sampling import iterate_samples
+from finetune.runtime import device
+from tests.test_sample_pieces import Numbers
+import numpy as np, itertools
+device.keep_heap()
+model = GPT.from_scratch(GPTConfig(**{GPT2}))
+samples = iterate_samples(model, Numbers(), np.array([5]), num_samples=1000, max_new_tokens=500, temperature=0.8, top_k=200)
+print(sum(1 for _ in itertools.islice(samples, 17)), pieces.most_rows(model, 1, 500), device.peak_memory())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == 0, done.stderr
+    number, most, peak = map(int, done.stdout.split())
+    assert number == 17 and most == 32 and peak < 4e9
