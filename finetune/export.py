@@ -32,7 +32,9 @@ appears."""
 @dataclass
 class Options:
     out_dir: str | None = option(None, "run directory; its best model is exported")
-    init_from: str | None = option(None, "another model: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt")
+    init_from: str | None = option(
+        None, "another model: a Hub id or id@revision, a Hugging Face directory or a nanoGPT ckpt.pt"
+    )
     to: str | None = option(None, "directory to write: a new one, or an earlier export, which is replaced")
     format: Literal["hf", "nanogpt", "peft", "gguf"] = option(
         "hf",

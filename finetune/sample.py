@@ -31,7 +31,9 @@ SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetit
 @dataclass
 class Options:
     out_dir: str | None = option(None, "run directory; its best model is sampled")
-    init_from: str | None = option(None, "another model: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt")
+    init_from: str | None = option(
+        None, "another model: a Hub id or id@revision, a Hugging Face directory or a nanoGPT ckpt.pt"
+    )
     start: str = option("\n", "the prompt, or FILE:path to read it from a file; <|endoftext|> is the token")
     prompts: str = option("", "a file of prompts instead: a line each, or .jsonl with prompt or messages")
     chat: bool = option(False, "chat with a model trained on conversations; a line of standard input is a turn")

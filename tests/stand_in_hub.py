@@ -10,7 +10,8 @@ import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_" + "standin" * 4
 LFS = (".safetensors", ".png", ".gguf")
@@ -22,7 +23,8 @@ class Hub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        # name: {"private", "files": {path: content}}, and of some "branches": {name: files} and "tags": {name: commit}
+        # name: {"private", "files": {path: content}}, and of some "branches": {name: files}, "tags": {name: commit} and
+        # "history": {commit: files}. A Space is under "spaces/USER/NAME", with its "sdk"
         self.repositories = {}
         self.objects = {}  # of LFS: sha256: content
         self.commits, self.puts, self.requests = [], [], []
@@ -40,6 +42,23 @@ def serving():
         thread.start()
         yield hub
         hub.shutdown()
+
+
+@contextlib.contextmanager
+def talking(monkeypatch, token=None):
+    """A Hub that this process talks to, with its own cache in the working directory, and with `token`."""
+    with serving() as hub:
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        if token:
+            monkeypatch.setenv("HF_TOKEN", token)
+        constants = {"HF_TOKEN_PATH": str(Path("no-token").resolve()), "HF_HUB_CACHE": str(Path("hf-cache").resolve())}
+        constants |= {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "ENDPOINT": hub.url}
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        constants["HUGGINGFACE_CO_URL_TEMPLATE"] = template
+        for name, value in constants.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        yield hub
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -84,6 +103,9 @@ class Handler(BaseHTTPRequestHandler):
         if path.startswith("api/models/"):
             name, rest = self.named(parts[2:])
             return self.api(name, rest, parse_qs(url.query))
+        if path.startswith("api/spaces/"):
+            name, rest = self.named(parts[1:])
+            return self.api(name, rest, parse_qs(url.query))
         if path.endswith(".git/info/lfs/objects/batch"):
             return self.batch(json.loads(self.body))
         name, rest = self.named(parts)
@@ -93,13 +115,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def named(self, parts):
         """A repository and the rest of an address. Some old ones, like gpt2, have no owner in their name."""
-        length = 1 if parts[0] in self.server.repositories else 2
+        length = 3 if parts[0] == "spaces" else 1 if parts[0] in self.server.repositories else 2
         return "/".join(parts[:length]), parts[length:]
 
     do_GET = do_POST = do_PUT = do_HEAD = handle_any
 
     def create(self, asked):
-        name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        name, kind = f"{asked.get('organization') or 'me'}/{asked['name']}", asked.get("type") or "model"
+        name = f"spaces/{name}" if kind == "space" else name
         private = asked.get("private", asked.get("visibility") == "private")
         if name in self.server.repositories:
             return self.answer(
@@ -108,6 +131,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.repositories[name] = {
             "private": private,
             "files": {".gitattributes": b"*.safetensors filter=lfs\n"},
+            **({"sdk": asked["sdk"]} if kind == "space" else {}),
         }
         return self.answer(200, {"url": f"{self.server.url}/{name}", "id": name, "name": name})
 
@@ -118,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
         if rest and rest[0] in ("branch", "tag", "refs"):
             return self.refs(repository, *rest)
         if not rest or rest[0] == "revision":
-            held = at(repository, rest[1] if rest else "main")
+            held = at(repository, unquote(rest[1]) if rest else "main")
             if held is None:
                 return self.answer(404, {"error": "no such revision"}, X_Error_Code="RevisionNotFound")
             siblings = [self.described(path, content, "blobs" in query) for path, content in held.items()]
@@ -198,11 +222,13 @@ class Handler(BaseHTTPRequestHandler):
         if tag in tags:
             return self.answer(409, {"error": "Tag reference exists already"})
         tags[tag] = name
+        repository.setdefault("history", {})[name] = at(repository, name)
         return self.answer(200, {})
 
     def commit(self, name, repository, branch, lines):
         before = repository.get("branches", {}).get(branch, repository["files"])
         files = dict(before)
+        repository.setdefault("history", {})[head(before)] = before
         for line in lines:
             value = line["value"]
             if line["key"] == "file":
@@ -225,7 +251,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def resolve(self, name, revision, path):
         repository = self.server.repositories.get(name)
-        held = at(repository, revision) if repository else None
+        held = at(repository, unquote(revision)) if repository else None
         if held is None or path not in held:
             return self.answer(
                 404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound" if repository else "RepoNotFound"
@@ -240,7 +266,7 @@ class Handler(BaseHTTPRequestHandler):
 def at(repository, revision):
     """The files at a branch or commit, None if there is no such one."""
     branches = {"main": repository["files"], **repository.get("branches", {})}
-    commits = {head(files): files for files in branches.values()}
+    commits = {**repository.get("history", {}), **{head(files): files for files in branches.values()}}
     return branches.get(revision) or commits.get(repository.get("tags", {}).get(revision, revision))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from stand_in_hub import TOKEN, serving
+from stand_in_hub import TOKEN, talking
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the client's own calls
 
@@ -25,13 +25,7 @@ AGAIN = f"again: finetune export {' '.join(FLAGS)}\n"
 @pytest.fixture
 def hub(monkeypatch):
     """A Hub that this process talks to as well; it has no token yet."""
-    with serving() as hub:
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(Path("no-token").resolve()))
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    with talking(monkeypatch) as hub:
         yield hub
 
 
@@ -280,21 +274,37 @@ def test_a_branch_gets_the_export_and_main_stays(hub, exported, push):
 
 
 def test_a_model_of_another_program_is_replaced_only_when_told(hub, exported, push):
-    theirs = {
-        "config.json": b"{}",
-        "model.safetensors": b"theirs",
-        "training_args.bin": b"x",
-        "README.md": b"# Hi\n\nMine.\n",
+    misleading = {
+        *("pytorch_model.bin", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "optimizer.pt"),
+        *("training_args.bin", "adapter_config.json", "checkpoint-500/model.safetensors", "old-F16.gguf", "vocab.txt"),
     }
+    replaced = {"config.json", "model.safetensors", "README.md"}
+    kept = {"data.csv", "train.bin", "runs/events.out"}
+    theirs = dict.fromkeys(misleading | kept | replaced, b"theirs")
+    theirs["README.md"] = b"# Hi\n\nMine.\n"
     hub.repositories["me/tiny"] = {"private": True, "files": dict(theirs)}
     code, _, error = push()
-    assert (
-        code == 4 and "config.json, model.safetensors, training_args.bin would be replaced: --overwrite=true" in error
-    )
+    assert code == 4 and "config.json, model.safetensors would be replaced, adapter_config.json, chec" in error
+    assert "and 4 more removed, train.bin left: --overwrite=true" in error and len(error.splitlines()) == 1
     assert held(hub) == theirs
     code, out, error = push("--overwrite=true")
-    assert code == 0 and "me/tiny: replacing README.md, config.json, model.safetensors" in out, error
-    assert held(hub) == {**here(), "training_args.bin": b"x"} and b"\nMine.\n" in held(hub)["README.md"]
+    assert code == 0 and "me/tiny: replacing README.md, config.json, model.safetensors\n" in out, error
+    assert f"me/tiny: removing {', '.join(sorted(misleading))}, of the model that was there\n" in out
+    assert "the words in its README.md stay" in out and b"\nMine.\n" in held(hub)["README.md"]
+    assert held(hub) == {**here(), **dict.fromkeys(kept, b"theirs")} and len(hub.commits) == 1
+    code, out, error = push()
+    assert code == 0 and "nothing to push" in out, error
+
+
+def test_a_program_that_pushed_over_an_export_is_noticed(hub, exported, push):
+    push()
+    files = hub.repositories["me/tiny"]["files"]
+    files |= {"model.safetensors": b"trained on", "pytorch_model.bin": b"older", "mine.gguf": b"the owner's"}
+    code, _, error = push()
+    assert code == 4 and "model.safetensors would be replaced, mine.gguf, pytorch_model.bin removed" in error
+    del files["pytorch_model.bin"], files["model.safetensors"]
+    code, out, error = push()
+    assert code == 0 and held(hub) == {**here(), "mine.gguf": b"the owner's"}, error
 
 
 def test_what_the_card_cannot_say_is_refused(command):

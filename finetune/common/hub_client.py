@@ -19,17 +19,19 @@ SMALL = (".json", ".txt", ".model", ".md", ".jinja")
 BUSY = (408, 429, 500, 502, 503, 504)  # answers that another try may change
 
 
-def hub_file(repo: str, name: str) -> str:
+def hub_file(repo: str, name: str, revision: str | None = None) -> str:
     """The path of a file of a Hub repository in the local cache, downloaded if needed. Raises the errors of
     huggingface_hub within seconds."""
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
-    path = try_to_load_from_cache(repo, name)
+    path = try_to_load_from_cache(repo, name, revision=revision)
     if isinstance(path, str):
         return path
     bound()
-    HfApi().model_info(repo, timeout=network.SECONDS)  # fails at once; a download would retry for half a minute
-    return hf_hub_download(repo, name, etag_timeout=network.SECONDS)
+    HfApi().model_info(
+        repo, revision=revision, timeout=network.SECONDS
+    )  # fails at once; a download would retry for half a minute
+    return hf_hub_download(repo, name, revision=revision, etag_timeout=network.SECONDS)
 
 
 def plainer(error: Exception, repo: str) -> Exception:

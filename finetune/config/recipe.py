@@ -30,9 +30,9 @@ LORA_RATE = 2e-4  # the learning rate at which GPT-2 was adapted first (Hu et al
 class Recipe:
     init_from: str = option(
         "gpt2",
-        "the weights to start from: gpt2|gpt2-medium|gpt2-large|gpt2-xl, any Hub id of a GPT-2 model, a Hugging Face "
-        "directory, a run's out_dir, a nanoGPT ckpt.pt, scratch (random weights), resume (continue out_dir), or auto "
-        "(resume if out_dir has a state, else as the recipe says without it)",
+        "the weights to start from: gpt2|gpt2-medium|gpt2-large|gpt2-xl, any Hub id of a GPT-2 model, also as "
+        "id@revision, a Hugging Face directory, a run's out_dir, a nanoGPT ckpt.pt, scratch (random weights), resume "
+        "(continue out_dir), or auto (resume if out_dir has a state, else as the recipe says without it)",
         resume="free",
         path=True,
     )

@@ -18,7 +18,9 @@ FIGURES = ("val_loss", "loss", "perplexity", "bits_per_byte", "accuracy")
 @dataclass
 class Options:
     out_dir: str | None = option(None, "run directory; its best model is measured")
-    init_from: str | None = option(None, "another model: a Hub id, a Hugging Face directory or a nanoGPT ckpt.pt")
+    init_from: str | None = option(
+        None, "another model: a Hub id or id@revision, a Hugging Face directory or a nanoGPT ckpt.pt"
+    )
     dataset: str | None = option(None, "a prepared directory, or a text [that of the run]", derived=True)
     split: str = option("val", "val, train, or the name of another .bin of the dataset")
     block_size: int | None = option(None, "tokens of context [all that the model has]", ge=1, derived=True)

@@ -21,7 +21,7 @@ from finetune.common.errors import UsageError
 from finetune.common.files import read_json_object
 from finetune.common.formatting import is_number, shown
 from finetune.config.recipe import Recipe, lora_alpha
-from finetune.gpt import convert, size
+from finetune.gpt import convert, hub_model, pretrained, size
 from finetune.gpt.model import GPTConfig, Transformer
 from finetune.gpt.pretrained import write_tensors
 
@@ -134,7 +134,8 @@ def read(directory: Path, config: GPTConfig) -> Adapter:
     if not is_number(dropout) or not 0 <= dropout < 1:
         raise UsageError(f"{path}: lora_dropout must be at least 0 and below 1, got {shown(dropout)}")
     tensors = (directory / "adapter_model.safetensors").read_bytes()
-    return Adapter(tensors, rank, alpha, dropout, str(found.get("base_model_name_or_path")))
+    base, revision = str(found.get("base_model_name_or_path")), found.get("revision")
+    return Adapter(tensors, rank, alpha, dropout, f"{base}@{revision}" if revision else base)
 
 
 def write(directory: Path, adapter: Adapter, base: str | None = None) -> None:
@@ -144,12 +145,14 @@ def write(directory: Path, adapter: Adapter, base: str | None = None) -> None:
 
 
 def _save_config(directory: Path, rank: int, alpha: float, dropout: float, base: str) -> None:
+    name, revision = hub_model.split_revision(base) if pretrained.is_hub_id(base) else (base, None)
     # fan_in_fan_out: Conv1D matrices of a GPT2LMHeadModel are stored (in, out)
     config = _peft_config(
         rank,
         alpha,
         dropout,
-        base_model_name_or_path=base,
+        base_model_name_or_path=name,
+        revision=revision,
         task_type="CAUSAL_LM",
         fan_in_fan_out=True,
         inference_mode=True,

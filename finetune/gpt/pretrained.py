@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import zipfile
 from collections.abc import Mapping
@@ -14,15 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from finetune.common import hub_client, network
 from finetune.common.errors import UsageError, first_line
 from finetune.common.files import read_json, write_json
 from finetune.common.formatting import shown
 from finetune.common.opened import refuse_links_out
-from finetune.gpt import convert, size
-from finetune.gpt.model import SHAPES, GPTConfig
-
-MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model"]
+from finetune.gpt import convert, hub_model, size
+from finetune.gpt.hub_model import MODEL_FILES
+from finetune.gpt.model import GPTConfig
 
 LINKED = (*MODEL_FILES, "pytorch_model*.bin", "adapter/*", "additional_chat_templates/*")  # that are read or copied
 
@@ -37,7 +34,7 @@ def find(source: str | Path) -> Path:
         return _find_in(path, source)
     if not is_hub_id(source):
         raise UsageError(f"{source}: no such file or directory")
-    return _from_hub(str(source))
+    return hub_model.download(str(source), _is_whole, _has_weights)
 
 
 def _find_in(path: Path, source: str | Path) -> Path:
@@ -56,10 +53,10 @@ def _find_in(path: Path, source: str | Path) -> Path:
 
 
 def is_hub_id(source: str | Path) -> bool:
-    """Whether `source` can only be the id of a Hub model."""
+    """Whether `source` can only be the id of a Hub model, with or without a revision."""
     if Path(source).expanduser().exists():
         return False
-    name = str(source)
+    name = hub_model.split_revision(str(source))[0]
     return name.count("/") <= 1 and not name.startswith((".", "/", "~")) and not name.endswith((".pt", ".safetensors"))
 
 
@@ -73,13 +70,15 @@ def load_config(source: str | Path) -> GPTConfig:
     return config
 
 
-def load_hub_config(repo: str) -> GPTConfig:
+def load_hub_config(source: str) -> GPTConfig:
     """The GPTConfig of a Hub model, of which at most config.json is downloaded. Raises UsageError."""
-    try:
-        path = hub_client.hub_file(repo, "config.json")
-    except Exception as error:  # each network failure has its own class
-        raise _hub_error(repo, error) from None
-    return _read_config(Path(path))
+    return _read_config(hub_model.config_file(source))
+
+
+def pinned(source: str, path: Path) -> str:
+    """`source`, which was found at `path`; a branch or a tag of the Hub as the commit that it means now."""
+    has_revision = is_hub_id(source) and "@" in source
+    return f"{hub_model.split_revision(source)[0]}@{path.name}" if has_revision else source
 
 
 def load(source: str | Path) -> tuple[GPTConfig, dict[str, Tensor]]:
@@ -217,56 +216,14 @@ def _read_pickle(path: Path) -> Any:
         raise ValueError(f"{path.name} cannot be read as weights only: {reason}") from None
 
 
-def _from_hub(repo: str) -> Path:
-    """The directory of a Hub model in the local cache, downloaded if incomplete."""
-    from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    folder = None
-    try:
-        cached = try_to_load_from_cache(repo, "config.json")
-        folder = Path(cached).parent if isinstance(cached, str) else None
-        if folder and _has_weights(folder) and _has_tokenizer(folder):
-            return folder
-        hub_client.bound()
-        names = [file.rfilename for file in HfApi().model_info(repo, timeout=network.SECONDS).siblings or []]
-        has_safetensors = any(name.endswith(".safetensors") for name in names)
-        patterns = MODEL_FILES if has_safetensors else [*MODEL_FILES, "pytorch_model*.bin"]
-        return Path(
-            snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*/*"], etag_timeout=network.SECONDS)
-        )
-    except Exception as error:  # each network failure has its own class
-        if folder and _has_weights(folder) and not isinstance(error, RepositoryNotFoundError):
-            return folder
-        raise _hub_error(repo, error) from None
-
-
-def _hub_error(repo: str, error: Exception) -> UsageError:
-    """An error of huggingface_hub as a message for the user."""
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-
-    if isinstance(error, HFValidationError):
-        problem = "no such directory, and not the name of a Hub model either"
-    elif isinstance(error, GatedRepoError):
-        problem = "the Hub asks for permission; log in with `hf auth login` and accept its terms"
-    elif isinstance(error, RepositoryNotFoundError):
-        problem = "no such directory, and no such model on the Hub (or it is private: `hf auth login`)"
-    else:
-        problem = (
-            "no such directory, not in the local cache, and the Hub cannot be reached"
-            f" ({network.explain(error)}). Run `hf download {repo}` while online, or give the directory of a downloaded"
-            " model"
-        )
-    close = difflib.get_close_matches(repo.lower(), SHAPES, n=1, cutoff=0.7)
-    return UsageError(
-        f"{repo}: {problem}" + (f". Did you mean {close[0]}?" if close and close[0] != repo.lower() else "")
-    )
-
-
 def _has_weights(folder: Path) -> bool:
     """Whether configuration and weights are there."""
     files = _weight_files(folder)
     return (folder / "config.json").exists() and bool(files) and all(file.exists() for file in files)
+
+
+def _is_whole(folder: Path) -> bool:
+    return _has_weights(folder) and _has_tokenizer(folder)
 
 
 def _has_tokenizer(folder: Path) -> bool:

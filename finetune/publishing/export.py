@@ -28,7 +28,7 @@ from finetune.publishing.run_report import REPORT, public_report
 from finetune.publishing.summary import summary
 from finetune.runs.events import read_metrics
 from finetune.runs.inputs import find_model, require_tokenizer
-from finetune.runs.model_card import model_card, without_folders
+from finetune.runs.model_card import base_of, model_card, without_folders
 from finetune.runs.model_ref import read_facts
 
 VERIFICATION, CARD = "verification.json", "README.md"
@@ -235,7 +235,7 @@ def _write(work: Path, content: Export, directory: str, card: str | None) -> Non
     elif format != "gguf":
         if content.adapter is not None:
             # over the Hub's base if the run started from one
-            lora.write(work, content.adapter, content.facts.get("base_model"))
+            lora.write(work, content.adapter, base_of(content.facts))
         else:
             pretrained.save(work, in_dtype, content.config)
         content.tokenizer.save(work, content.config.block_size)

@@ -13,7 +13,7 @@ from finetune.common.formatting import is_number, perplexity, printable
 from finetune.config.paths import split_paths
 from finetune.data.description import COUNTS
 from finetune.data.tokenizer import Tokenizer
-from finetune.gpt import GPTConfig, size
+from finetune.gpt import GPTConfig, hub_model, size
 from finetune.gpt.model import SHAPES
 from finetune.runs.model_ref import HUB_ID
 
@@ -77,7 +77,14 @@ def model_card(
 
 def hub_id(init_from: str) -> str | None:
     """The Hub id of the base model; None for `scratch` and for a local path. `init_from` must have been loaded."""
-    return None if init_from == "scratch" or Path(init_from).expanduser().exists() else init_from
+    is_local = init_from == "scratch" or Path(init_from).expanduser().exists()
+    return None if is_local else hub_model.split_revision(init_from)[0]
+
+
+def base_of(facts: dict[str, Any]) -> str | None:
+    """The Hub id of the base in finetune.json, with the commit of a run that started from NAME@REVISION."""
+    base, source = facts.get("base_model"), str(facts.get("init_from"))
+    return source if base and source.startswith(f"{base}@") else base
 
 
 class History:
@@ -94,6 +101,7 @@ class History:
         self.facts = facts
         base = facts.get("base_model")  # which the Hub must know by this name
         self.base_model: str | None = base if isinstance(base, str) and HUB_ID.fullmatch(base) else None
+        self.base_revision = hub_model.split_revision(base_of(facts) or "")[1] if self.base_model else None
         self.mixture: dict[str, Any] | None = facts.get("interpolation")
         self.recipe: dict[str, Any] = newest.get("recipe", {})
         self.machine: str | None = newest.get("machine")
@@ -238,7 +246,7 @@ def _number(value: float) -> str:
 def without_folders(name: object) -> str:
     """A name without local folders; a Hub id stays as it is."""
     text = str(name)
-    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not Path(text).exists()
+    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+(@[0-9a-f]{40})?", text) and not Path(text).exists()
     return _one_line(text if is_hub_id else Path(text).name or text)
 
 

@@ -19,7 +19,7 @@ from finetune.data.dataset import Dataset, check_ids, facts_of, identity_key, sc
 from finetune.data.sampler import BlockSampler, MixtureSampler
 from finetune.data.tokenizer import prompt_ids
 from finetune.evaluation.split_loss import blocks_of_evaluation
-from finetune.gpt import GPT, lora
+from finetune.gpt import GPT, lora, pretrained
 from finetune.runs import checkpoints, state_format
 from finetune.runs.checkpoints import SavedState
 from finetune.runs.datasets import is_isolated
@@ -45,10 +45,10 @@ def setup_run(
     find_batch_size = recipe.batch_size == "auto" and not previous
     choose_mode = recipe.memory == "auto" and not previous and not recipe.eval_only
     recipe_in_use = previous or recipe  # with what batch_size=auto or memory=auto chose
-    if device.sharding:
-        _check_sharded(recipe_in_use, choose_mode, find_batch_size)
+    _check_sharded(device, recipe_in_use, choose_mode, find_batch_size)
     with device.accelerator.local_main_process_first():  # one process builds caches, the others find them
         found, datasets, prompt = _find_inputs(recipe, saved, say)
+        recipe = dataclasses.replace(recipe, init_from=pretrained.pinned(recipe.init_from, found.path))
         train, val, hashes = _prepare_splits(recipe, found, datasets, device)
     identity = _identity(recipe, train, hashes)
     schedule = _schedule(recipe, saved, train, val)
@@ -108,8 +108,8 @@ def _previous_choice(recipe: Recipe, saved: SavedState, device: Device, say: Cal
     return None
 
 
-def _check_sharded(recipe: Recipe, choose_mode: bool, find_batch_size: bool) -> None:
-    """Raise UsageError for keys that cannot apply to sharded weights."""
+def _check_sharded(device: Device, recipe: Recipe, choose_mode: bool, find_batch_size: bool) -> None:
+    """Raise UsageError for keys that cannot apply if weights are sharded."""
     problems = {
         "batch_size: auto cannot try what fits when weights are sharded, because a process that fails leaves the"
         " others waiting": find_batch_size,
@@ -120,7 +120,7 @@ def _check_sharded(recipe: Recipe, choose_mode: bool, find_batch_size: bool) -> 
         "memory: auto counts for whole weights, not for shards; choose gradient_checkpointing by hand": choose_mode,
     }
     for problem, applies in problems.items():
-        if applies:
+        if applies and device.sharding:
             raise UsageError(problem)
 
 
