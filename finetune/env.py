@@ -28,7 +28,7 @@ path, no secret. --lock prints name==version of finetune and of every package th
 again with pip install -r."""
 DISTRIBUTION = "finetune-gpt2"
 PACKAGES = "torch transformers datasets accelerate tokenizers tiktoken safetensors huggingface_hub numpy peft".split()
-EXTRAS = ("lora", "gguf", "metrics", "documents", "trackers")
+EXTRAS = ("lora", "gguf", "onnx", "metrics", "documents", "trackers")
 VARIABLES = """
     CUDA_VISIBLE_DEVICES CUDA_LAUNCH_BLOCKING PYTORCH_ALLOC_CONF PYTORCH_CUDA_ALLOC_CONF CUBLAS_WORKSPACE_CONFIG
     NCCL_P2P_DISABLE NCCL_IB_DISABLE OMP_NUM_THREADS MKL_NUM_THREADS TOKENIZERS_PARALLELISM HF_HUB_OFFLINE

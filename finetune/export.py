@@ -21,6 +21,7 @@ from finetune.config.recipe import repository_problem
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|multilingual|code")
 TAG = re.compile(r"[\w.:-]{1,100}")
+ONNX = ("onnx", "onnxscript", "onnxruntime")  # packages of format=onnx
 BRANCH = re.compile(r"\w[\w./-]*(?<![./])")
 
 USAGE = """usage: finetune export --out_dir=OUT --to=DIR [--key=value ...]
@@ -36,10 +37,10 @@ class Options:
         None, "another model: a Hub id or id@revision, a Hugging Face directory or a nanoGPT ckpt.pt"
     )
     to: str | None = option(None, "directory to write: a new one, or an earlier export, which is replaced")
-    format: Literal["hf", "nanogpt", "peft", "gguf"] = option(
+    format: Literal["hf", "nanogpt", "peft", "gguf", "onnx"] = option(
         "hf",
         "hf for transformers, nanogpt a ckpt.pt for nanoGPT's sample.py, peft only the adapters of a LoRA run, gguf one"
-        " file for llama.cpp and Ollama",
+        " file for llama.cpp and Ollama, onnx as hf with a model.onnx",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the weights in the files")
     gguf_type: Literal["f32", "f16", "q8_0"] | None = option(
@@ -75,6 +76,8 @@ class Options:
             if find_spec("peft") is None:
                 install = "pip install 'finetune-gpt2[lora]'"
                 yield "format", f"peft needs the package peft, which reads the export back: {install}"
+        if self.format == "onnx" and (missing := [name for name in ONNX if find_spec(name) is None]):
+            yield "format", f"onnx needs the package {missing[0]}: pip install 'finetune-gpt2[onnx]'"
         yield from self._problems_of_gguf()
         if self.push_to_hub is not None and (problem := repository_problem(self.push_to_hub)):
             yield "push_to_hub", problem

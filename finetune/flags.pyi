@@ -115,6 +115,7 @@ class SampleFlags(TypedDict, total=False):
     max_copy: int
     dataset: Texts
     out: Text
+    overwrite: bool
     seed: int
     device: Literal["auto", "cpu", "cuda", "mps"]
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
@@ -148,7 +149,7 @@ class ExportFlags(TypedDict, total=False):
     out_dir: Text | None
     init_from: Text | None
     to: Text | None
-    format: Literal["hf", "nanogpt", "peft", "gguf"]
+    format: Literal["hf", "nanogpt", "peft", "gguf", "onnx"]
     dtype: Literal["float32", "bfloat16", "float16"]
     gguf_type: Literal["f32", "f16", "q8_0"] | None
     interpolate: Text | None

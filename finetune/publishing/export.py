@@ -1,5 +1,5 @@
-"""A model as a directory for others: for Hugging Face, peft, llama.cpp or nanoGPT. Files are read back and compared
-before the directory appears."""
+"""A model as a directory for others: for Hugging Face, peft, ONNX, llama.cpp or nanoGPT. Files are read back and
+compared before the directory appears."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from finetune.data.tokenizer import CharTokenizer, Tokenizer
 from finetune.gpt import GPT, GPTConfig, convert, lora, pretrained
 from finetune.publishing import card as cards
 from finetune.publishing import interpolate as interpolation
-from finetune.publishing import ollama, verify
+from finetune.publishing import llama_cpp, ollama, onnx_file, verify
 from finetune.publishing.run_report import REPORT, public_report
 from finetune.publishing.summary import summary
 from finetune.runs.events import read_metrics
@@ -82,16 +82,16 @@ def export(
     """Write the model `name` to the directory `to`, verify it, and return the directory.
 
     `repository` is the name on the model card, by default that of the directory, and `card` its license, language and
-    tags. With `gguf_type`, a GGUF file is written too. What its owner wrote in the card of an earlier export stays. If
-    `to` holds the same export, nothing is written. Raises UsageError, or Failure when verification fails; then `to`
-    does not change."""
+    tags. With `gguf_type` there is a GGUF file too. What its owner wrote in the card of an earlier export stays. The
+    same export is not written twice. Raises UsageError, or Failure when files differ; then `to` does not change."""
     to = destination(to)
     source = pretrained.find(name)
     is_run = (source / "finetune.json").is_file() and (source.parent / "metrics.jsonl").is_file()
     run_dir = source.parent if is_run else None
     asked: dict[str, Any] = {"format": format, "dtype": dtype, "interpolate": interpolate}
-    asked |= {"name": repository or to.name, "gguf_type": gguf_type or ("f32" if format == "gguf" else None)}
-    asked |= card or {}
+    gguf_type = gguf_type or ("f32" if format == "gguf" else None)
+    asked |= {"name": repository or to.name, "gguf_type": gguf_type, **(card or {})}
+    asked |= {"llama_cpp": llama_cpp.installed()} if gguf_type else {}
 
     def read(place: Path) -> Source | None:
         if format == "peft":
@@ -241,12 +241,13 @@ def _write(work: Path, content: Export, directory: str, card: str | None) -> Non
         content.tokenizer.save(work, content.config.block_size)
         model = GPT.from_state(content.config, weights).eval()
         verified |= verify.hugging_face(work, model, content.tokenizer, content.base)
+        if format == "onnx":
+            verified["onnx"] = onnx_file.write(work, model)
         write_json(work / "finetune.json", content.facts)
     if kind := verified["request"]["gguf_type"]:
         title = verified["request"]["name"].split("/")[-1]
-        rounded = {name: tensor.float() for name, tensor in in_dtype.items()}
-        verified["gguf"] = ollama.write(work, title, content.config, rounded, content.tokenizer, kind)
-    if format in ("hf", "peft"):
+        verified["gguf"] = ollama.write(work, title, content.config, weights, content.tokenizer, kind)
+    if format in ("hf", "peft", "onnx"):
         _write_card(work, content, card)
     write_json(work / VERIFICATION, verified)
 

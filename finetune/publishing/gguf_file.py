@@ -17,7 +17,7 @@ from finetune.data.char_tokenizer import CharTokenizer
 from finetune.data.hf_tokenizer import HFTokenizer
 from finetune.data.tokenizer import Tokenizer
 from finetune.gpt import GPT, GPTConfig
-from finetune.publishing import verify
+from finetune.publishing import llama_cpp, verify
 from finetune.runs.chat_session import turn_ends
 
 NAMES = {
@@ -59,7 +59,7 @@ def write(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return _verify(path, config, weights)
+    return _verify(path, config, weights, tokenizer, kind)
 
 
 def end_ids(config: GPTConfig, tokenizer: Tokenizer) -> list[int]:
@@ -171,9 +171,11 @@ def _tokenizer_json(tokenizer: BPETokenizer | HFTokenizer) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _verify(path: Path, config: GPTConfig, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _verify(
+    path: Path, config: GPTConfig, weights: dict[str, torch.Tensor], tokenizer: Tokenizer, kind: str
+) -> dict[str, Any]:
     """Read a GGUF file back and compare each tensor, exactly or within the rounding of its type. Returns the counts,
-    and how far a logit moves. Raises Failure."""
+    how far a logit moves, and what an installed llama.cpp says. Raises Failure."""
     from gguf import GGUFReader, quants
 
     found = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
@@ -190,7 +192,8 @@ def _verify(path: Path, config: GPTConfig, weights: dict[str, torch.Tensor]) -> 
     ours = GPT.from_state(config, weights).eval()
     theirs = GPT.from_state(dataclasses.replace(config, activation_function="gelu_new"), read).eval()  # llama.cpp's
     difference, largest = verify.compare(ours, theirs, [verify.every_position(config)])
-    return {"tensors_compared": len(read), "max_difference": difference, "largest_logit": largest}
+    compared = {"tensors_compared": len(read), "max_difference": difference, "largest_logit": largest}
+    return {**compared, "llama_cpp": llama_cpp.check(path, theirs, tokenizer, kind)}
 
 
 def _bound(values: np.ndarray, kind: str) -> np.ndarray | float:

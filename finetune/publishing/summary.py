@@ -24,13 +24,29 @@ def summary(to: Path, verified: dict[str, Any]) -> str:
     ids, logits = f"{verified['ids_compared']:,} ids equal", f"{verified['logits_compared']:,} logits"
     moved = f"; {verified['dtype']} moves them by at most {verified['rounding']:.1e}" if "rounding" in verified else ""
     found = f"{ids}, {logits} differ by at most {verified['max_difference']:.1e}{moved}"
+    if "onnx" in verified:
+        lines.insert(0, _onnx(verified["onnx"]))
     with_transformers = f"verified with transformers {verified['versions']['transformers']}: {found}"
     return "\n".join([with_transformers, *lines, f"exported to {to}"])
 
 
+def _onnx(onnx: dict[str, Any]) -> str:
+    found = f"{onnx['logits_compared']:,} logits differ by at most {onnx['max_difference']:.1e}"
+    return f"verified model.onnx with onnxruntime {onnx['versions']['onnxruntime']}: {found}"
+
+
 def _summary_of_gguf(to: Path, gguf: dict[str, Any]) -> str:
     found = f"verified {gguf['file']}: {gguf['tensors_compared']} tensors read back are as they were written"
-    moved = f"logits move by at most {gguf['max_difference']:.1e}"
+    lines = [f"{found}; logits move by at most {gguf['max_difference']:.1e}", _llama_cpp(gguf["llama_cpp"])]
     if gguf["modelfile"]:
-        return f"{found}; {moved}\nfor Ollama: {shlex.join(['ollama', 'create', to.name, '-f', f'{to}/Modelfile'])}"
-    return f"{found}; {moved}\nno Modelfile: Ollama's templates cannot write what this chat template does"
+        create = shlex.join(["ollama", "create", to.name, "-f", f"{to}/Modelfile"])
+        return "\n".join([*lines, f"for Ollama: {create}"])
+    return "\n".join([*lines, "no Modelfile: Ollama's templates cannot write what this chat template does"])
+
+
+def _llama_cpp(found: dict[str, Any]) -> str:
+    if "not_checked" in found:
+        return f"not checked with llama.cpp: {found['not_checked']}"
+    prompts = f"ids of {found['prompts']} prompts and " if "prompts" in found else ""
+    ties = f", {found['ties']} more within rounding" if found["ties"] else ""
+    return f"checked with llama.cpp ({found['by']}): {prompts}{found['greedy_ids']} greedy ids equal{ties}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,18 +46,12 @@ def hugging_face(directory: Path, model: GPT, tokenizer: Tokenizer, base: GPT | 
     tokenizer: ids of real prompts, logits of these and of a full context. Returns counts and the largest difference.
     Raises Failure when they differ."""
     from transformers import AutoTokenizer
-    from transformers.utils import logging
 
-    had_bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with no_bar():
         theirs = _load_adapters(directory, base) if base else _load_model(directory)
-    finally:
-        if had_bar:
-            logging.enable_progress_bar()
     their_tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     block_size, rows, ids_compared = model.config.block_size, [], 0
-    for prompt in _prompts_for(tokenizer):
+    for prompt in prompts_for(tokenizer):
         ours = tokenizer.encode(prompt, special=True).tolist()
         if their_tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"] != ours:
             problem = f"transformers' tokenizer gives other ids for {prompt!r}"
@@ -77,6 +72,20 @@ def hugging_face(directory: Path, model: GPT, tokenizer: Tokenizer, base: GPT | 
         "largest_logit": largest,
         "tolerance": TOLERANCE * max(1.0, largest),
     }
+
+
+@contextlib.contextmanager
+def no_bar() -> Generator[None]:
+    """Context in which transformers shows no progress bar."""
+    from transformers.utils import logging
+
+    had_bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if had_bar:
+            logging.enable_progress_bar()
 
 
 def _load_model(directory: Path) -> PreTrainedModel:
@@ -138,7 +147,7 @@ def compare(
     return difference, largest
 
 
-def _prompts_for(tokenizer: Tokenizer) -> Sequence[str]:
+def prompts_for(tokenizer: Tokenizer) -> Sequence[str]:
     """The prompts, with one of the added tokens; for a character vocabulary all its characters, and the characters of
     each prompt that it has."""
     if not isinstance(tokenizer, CharTokenizer):

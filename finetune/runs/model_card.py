@@ -63,6 +63,7 @@ def model_card(
         picture=picture,
         report=(verified or {}).get("report"),
         gguf=(verified or {}).get("gguf"),
+        onnx=(verified or {}).get("onnx"),
         has_chat_template=bool(tokenizer and tokenizer.chat_template),
         tokenizer=tokenizer.describe()["name"] if tokenizer else None,
         columns=_counts(run.data) if run.data else [],
