@@ -1,5 +1,5 @@
-"""Runs that are forked, so that a start costs milliseconds, and killed. A process of its own: python harness.py
-JOB.json
+"""Runs that are forked, so that a start costs milliseconds, and killed. A process of its own: forked.run("harness",
+"JOB.json"), or python harness.py JOB.json
 
 torch is imported once and never used here, because a fork of a process that has computed with several threads hangs.
 The job is {"recipe": {...}, "world": N} with, to be killed at random, {"kills": K, "seed": S, "slowest": seconds}, or,
@@ -32,14 +32,14 @@ import torch.distributed.fsdp  # noqa: F401
 from finetune.common import files
 from finetune.common.errors import Failure
 from finetune.config.recipe import Recipe
-from finetune.runs import checkpoints
+from finetune.runs import checkpoints, loss_plot
 from finetune.runtime import device as devices
 from finetune.runtime import fsdp
-from finetune.training import session, trainer
+from finetune.training import trainer
 from finetune.training.state import Hooks
 
 devices.peak_flops = lambda device, dtype: (1e12, "not measured")  # a matrix product would only cost time
-session.plot_loss = lambda out_dir: None
+loss_plot.plot_loss = lambda *given, **named: None
 
 
 def poison(rank, iteration):
@@ -183,7 +183,11 @@ def outcome(job):
     return found
 
 
-if __name__ == "__main__":
-    with open(sys.argv[1], encoding="utf-8") as file:
+def main(argv):
+    with open(argv[0], encoding="utf-8") as file:
         asked = json.load(file)
     print(json.dumps([outcome(job) for job in asked] if isinstance(asked, list) else outcome(asked)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Commands that are forked and killed at random moments. A process of its own, as harness.py: python kills.py JOB.json
+"""Commands that are forked and killed at random moments. A process of its own: forked.run("kills", "JOB.json")
 
 The jobs are a list of {"argv": [verb, flags...], "kills": K, "seed": S, "shows": [paths]}. A command is run twice to
 its end; then it is killed K times at a random moment of its time, and run to its end after every fifth kill. `shows`
@@ -16,10 +16,6 @@ import sys
 import time
 import traceback
 from pathlib import Path
-
-import harness  # noqa: F401  which imports what forks need
-import matplotlib.backends.backend_agg  # noqa: F401
-import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 
 from finetune.common.errors import Failure, UsageError
 from finetune.common.files import WORK
@@ -97,7 +93,11 @@ def killed(argv, kills, seed, shows):
     return found
 
 
-if __name__ == "__main__":
-    with open(sys.argv[1], encoding="utf-8") as file:
+def main(argv):
+    with open(argv[0], encoding="utf-8") as file:
         jobs = json.load(file)
     print(json.dumps([killed(**job) for job in jobs]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -33,7 +33,8 @@ def zipf(count, vocab_size, seed=0):
 def text_ids(letters="abcdefghij klmnop.\n"):
     rng = random.Random(0)
     text = "".join(rng.choices(letters, k=9000))
-    return np.array([sorted(set(text)).index(char) for char in text])
+    place = {char: number for number, char in enumerate(sorted(set(text)))}
+    return np.array([place[char] for char in text])
 
 
 GPT2_IDS, LARGE_IDS, CHAR_IDS = zipf(9000, 50257), zipf(9000, 128_000), text_ids()

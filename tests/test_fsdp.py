@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -19,7 +20,6 @@ from finetune.runs.events import read_metrics
 from finetune.runtime import device, fsdp
 from finetune.training import setup, trainer
 
-HARNESS = Path(__file__).with_name("harness.py")
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
@@ -30,7 +30,7 @@ def job(recipe, world=2, environment=FSDP, **more):
 def harness(*jobs):
     """The outcomes of jobs, run one after the other in a process that forks, and its stderr."""
     Path("jobs.json").write_text(json.dumps(jobs))
-    done = subprocess.run([sys.executable, HARNESS, "jobs.json"], capture_output=True, text=True, timeout=150)
+    done = forked.run("harness", "jobs.json", timeout=150)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
 

@@ -1,31 +1,37 @@
 """The package never executes files that it reads, and writes no secrets."""
 
 import ast
+import functools
 import json
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "finetune"
-TREES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
+NAMES = [str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")]
 
 
-def calls(tree):
-    for node in ast.walk(tree):
+@functools.cache
+def tree(name):
+    return ast.parse((PACKAGE / name).read_text(encoding="utf-8"))
+
+
+def calls(parsed):
+    for node in ast.walk(parsed):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", NAMES)
 def test_nothing_that_runs_what_it_reads(name):
-    for function, keywords in calls(TREES[name]):
+    for function, keywords in calls(tree(name)):
         assert function not in ("eval", "exec", "compile", "__import__", "os.system"), function
         assert not function.endswith(("yaml.load", "yaml.unsafe_load", "yaml.full_load")), function
         assert (
             keywords.get("weights_only") != "False" and "trust_remote_code" not in keywords and "shell" not in keywords
         )
         assert function != "torch.load" or keywords.get("weights_only") == "True"
-    for node in ast.walk(TREES[name]):
+    for node in ast.walk(tree(name)):
         imported = (
             [alias.name for alias in node.names]
             if isinstance(node, ast.Import)
@@ -37,24 +43,24 @@ def test_nothing_that_runs_what_it_reads(name):
         assert not {"pickle", "dill", "marshal", "shelve", "joblib"} & set(imported) - allowed, imported
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_module_needs_unix_to_be_imported(name):
-    for node in TREES[name].body:
+    for node in tree(name).body:
         if isinstance(node, ast.Import):
             assert not {"fcntl", "resource", "pwd", "grp", "termios"} & {alias.name for alias in node.names}
 
 
-def ours(tree):
+def ours(parsed):
     """Modules of ours that a tree imports, also inside functions."""
-    for node in ast.walk(tree):
+    for node in ast.walk(parsed):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "finetune":
             yield from ([node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names])
 
 
 def test_the_network_stands_alone():
-    assert set(ours(TREES["gpt/model.py"])) == {"gpt"}, "its own attention and loss, nothing else"
+    assert set(ours(tree("gpt/model.py"))) == {"gpt"}, "its own attention and loss, nothing else"
     for name in ("gpt/attention.py", "gpt/loss.py"):
-        assert not list(ours(TREES[name])), name
+        assert not list(ours(tree(name))), name
 
 
 def test_tokens_appear_in_nothing_that_a_run_writes(tiny_run, monkeypatch):

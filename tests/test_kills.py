@@ -4,13 +4,11 @@ KILLS=N sets the number of kills of each command in the long variant, 200 by its
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
-SCRIPT = Path(__file__).with_name("kills.py")
 MANY = pytest.param(int(os.environ.get("KILLS", 200)), marks=pytest.mark.slow)
 SHAPE = "--n_layer=1 --n_head=1 --n_embd=16 --block_size=16 --batch_size=4 --gradient_accumulation_steps=1".split()
 PREPARE = ["prepare", "text.txt", "--tokenizer=char", "--out_dir=data", "--doctor=false"]
@@ -35,7 +33,7 @@ def test_kills(corpus, command, kills):
         assert code == 0, error
     jobs = [{"argv": argv, "kills": kills, "seed": kills, "shows": shows} for argv, shows in SERIES.values()]
     Path("jobs.json").write_text(json.dumps(jobs))
-    done = subprocess.run([sys.executable, SCRIPT, "jobs.json"], capture_output=True, text=True)
+    done = forked.run("kills", "jobs.json", timeout=None)
     assert done.returncode == 0, done.stderr
     for name, found in zip(SERIES, json.loads(done.stdout)):
         print(name, found)

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -23,14 +24,12 @@ from finetune.training import monitor
 from finetune.training import trainer as trainers
 from finetune.training.state import Hooks, MicroBatch
 
-HARNESS = Path(__file__).with_name("harness.py")
-
 
 def harness(recipe, world=1, **job):
     """The outcome of a job in a process that forks its runs."""
     path = Path(f"job-{len(list(Path('.').glob('job-*')))}.json")
     path.write_text(json.dumps({"recipe": dataclasses.asdict(recipe), "world": world, **job}))
-    done = subprocess.run([sys.executable, HARNESS, path], capture_output=True, text=True, timeout=240)
+    done = forked.run("harness", path, timeout=240)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -104,13 +103,14 @@ def test_another_number_of_processes_reads_the_same_rows_and_learns_the_same(tin
 def command(recipe, *launcher):
     usual = dataclasses.asdict(Recipe())
     flags = [f"--{name}={value}" for name, value in dataclasses.asdict(recipe).items() if value != usual[name]]
-    return [*(launcher or [sys.executable, "-m"]), "finetune.train", *flags]
+    return [*launcher, "finetune.train", *flags]
 
 
 def launch(recipe, *launcher, **options):
-    return subprocess.Popen(
-        command(recipe, *launcher), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+    argv = command(recipe, *launcher)
+    if not launcher:
+        return forked.Process(*argv)
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 def until(process, words):

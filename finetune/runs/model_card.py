@@ -4,6 +4,7 @@ This module collects the values; the text is in model_card.md.j2. The card omits
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -213,6 +214,7 @@ def _measurements(event: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "longest passage copied from there (tokens)", str(copied["longest"])
 
 
+@functools.cache
 def _template() -> Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
