@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     if options.json:
         print_json({"out_dir": options.out_dir, "findings": [dataclasses.asdict(finding) for finding in findings]})
     else:
-        print(diagnosis.to_text(findings) or f"{options.out_dir}: nothing to say")
+        print(diagnosis.to_text(findings) or diagnosis.no_findings(found))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
 import contextlib
 import json
 import math
+import re
 import sys
 from collections.abc import Generator
 from typing import Any
+
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 @contextlib.contextmanager
@@ -26,3 +29,12 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(part) for part in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def printable_json(value: Any) -> Any:
+    """A JSON value without control characters, which steer a terminal, and without lone surrogates."""
+    if isinstance(value, str):
+        return UNPRINTABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {printable_json(name): printable_json(part) for name, part in value.items()}
+    return [printable_json(part) for part in value] if isinstance(value, list) else value

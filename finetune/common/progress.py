@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -25,3 +27,39 @@ def progress(*args: Any, disable: bool | None = None, **options: Any) -> tqdm:
     if disable is None and in_notebook():
         disable = False
     return tqdm(*args, disable=disable, **options)
+
+
+class LinesAbove:
+    """A terminal with a bar at the bottom: what anyone prints appears above it, in whole lines."""
+
+    def __init__(self, stream: TextIO, bar: tqdm) -> None:
+        self.stream, self.bar, self.unfinished = stream, bar, ""
+
+    def write(self, text: str) -> int:
+        lines, newline, self.unfinished = (self.unfinished + text).rpartition("\n")
+        if newline:
+            with self.bar.external_write_mode(file=self.bar.fp):
+                self.stream.write(lines + newline)
+                self.stream.flush()
+        return len(text)
+
+    def finish(self) -> None:
+        self.stream.write(self.unfinished)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def lines_above(bar: tqdm) -> Generator[None]:
+    """Inside this block whatever is printed to a terminal appears above the bar."""
+    before = sys.stdout, sys.stderr
+    above = [LinesAbove(stream, bar) if stream.isatty() else stream for stream in before]
+    sys.stdout, sys.stderr = above  # pyrefly: ignore[bad-assignment]
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+        for stream in above:
+            if isinstance(stream, LinesAbove):
+                stream.finish()

@@ -15,12 +15,15 @@ from finetune.common.console import printable
 from finetune.common.files import open_append, write_file
 from finetune.common.formatting import duration
 from finetune.common.json_output import finite
-from finetune.common.progress import in_notebook, progress
+from finetune.common.progress import in_notebook, lines_above, progress
 from finetune.runs.events import Event, events_until, read_metrics
 from finetune.runs.trackers import Trackers
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+PARTS = ("status", "loss", "best", "speed", "memory", "mfu")  # of the bar; a narrow terminal drops the last ones
+ROOM = 3  # columns that stay free, for the ^C of the user's Ctrl-C
 
 
 class RunLogger:
@@ -31,8 +34,9 @@ class RunLogger:
         self.write = write
         self.trackers: Trackers | None = None
         self.bar: tqdm | None = None
-        self.best = ""  # for the bar: the best evaluation so far
-        self.speed = ""  # for the bar: figures of the last "iter" event
+        self.shown = contextlib.ExitStack()  # the bar, and the streams that write above it
+        self.left = ""  # for the bar: the time left
+        self.parts: dict[str, str] = {}  # for the bar: what it shows besides, the most important first
         self.file: TextIO | None = None
         self.pending = b""  # lines that the disk has not taken yet
         self.warned = False  # that the disk is full
@@ -42,12 +46,16 @@ class RunLogger:
     ) -> None:
         """Start the metrics of a run of `length` updates, or continue those of a run resumed at `step`."""
         self.rewrite(step, evaluations)
+        self.parts = dict.fromkeys(PARTS, "")
         if best:
-            self.best = _describe_best(best)
+            self.parts["best"] = _describe_best(best)
         if self.write and (sys.stderr.isatty() or in_notebook()):
             bar = "{bar}" if in_notebook() else "{bar:10}"
             layout = f"{{desc}}iter {{n:,}}/{{total:,}} {bar}{{postfix}}"
-            self.bar = progress(total=length, initial=step or 0, dynamic_ncols=True, bar_format=layout)
+            options: dict[str, Any] = {"dynamic_ncols": True, "bar_format": layout, "leave": in_notebook()}
+            self.bar = self.shown.enter_context(progress(total=length, initial=step or 0, **options))
+            if not in_notebook():
+                self.shown.enter_context(lines_above(self.bar))
 
     def rewrite(self, step: int | None = None, evaluations: Sequence[Event] = ()) -> None:
         """Drop the events after the step that a run was put back to; without a step, drop all."""
@@ -78,13 +86,13 @@ class RunLogger:
             return
         line = printable(line)
         with contextlib.suppress(OSError):  # no reader, or a full disk: the run goes on
-            self.bar.write(line) if self.bar else print(line, flush=True)
+            print(line, flush=True)
 
     def record(self, event: str, **values: Any) -> None:
         """Append an event to metrics.jsonl in one write, and send it to the trackers. On a full disk lines are
         kept and written with the next event."""
         if event == "best":
-            self.best = _describe_best(values)
+            self.parts["best"] = _describe_best(values)
         if self.file:
             line = json.dumps({"event": event, "time": round(time.time(), 3), **finite(values)}, allow_nan=False)
             self.pending += line.encode() + b"\n"
@@ -97,7 +105,8 @@ class RunLogger:
 
         iter 10: loss 2.9234, time 156.78ms, mfu 15.23%, 418,000 tok/s, 3m 12s left"""
         mfu, speed, remaining = event["mfu"], f"{event['tokens_per_second']:,.0f} tok/s", f"{duration(left)} left"
-        self.speed = f", {speed}, mfu {mfu:.1%}, {event['memory'] / 1e9:.1f} GB, {remaining}"
+        self.left = f"{remaining}, "
+        self.parts |= {"speed": speed, "memory": f"{event['memory'] / 1e9:.1f} GB", "mfu": f"mfu {mfu:.1%}"}
         if not (self.bar and (sys.stdout.isatty() or in_notebook())):
             loss, milliseconds = f"loss {event['loss']:.4f}", f"{event['seconds'] * 1000:.2f}ms"
             self.print(f"iter {event['iter']}: {loss}, time {milliseconds}, mfu {mfu:.2%}, {speed}, {remaining}")
@@ -106,8 +115,8 @@ class RunLogger:
     def update_bar(self, iteration: int, loss: float) -> None:
         """Move the bar past an iteration, forward or back."""
         if self.bar:
-            self.bar.set_description_str("", refresh=False)
-            self.bar.set_postfix_str(f"loss {loss:.4f}{self.best}{self.speed}", refresh=False)
+            self.parts |= {"status": "", "loss": f"loss {loss:.4f}"}
+            self._fill_bar(refresh=False)
             if iteration < self.bar.n:  # after a rollback
                 self.bar.reset(self.bar.total)
             self.bar.update(iteration + 1 - self.bar.n)
@@ -115,12 +124,26 @@ class RunLogger:
     def status(self, what: str) -> None:
         """Show in the bar what is running, until it moves again."""
         if self.bar:
-            self.bar.set_description_str(f"{what}, ")
+            self.parts["status"] = what
+            self._fill_bar(refresh=True)
+
+    def _fill_bar(self, refresh: bool) -> None:
+        """Show the time left, and of the parts the first ones that the terminal has space for."""
+        assert self.bar
+        columns = None if in_notebook() else self.bar.format_dict["ncols"]
+        parts = [part for part in self.parts.values() if part]
+        self.bar.set_description_str(self.left, refresh=False)
+        self.bar.set_postfix_str(", ".join(parts), refresh=False)
+        while columns and parts and len(_plain(self.bar)) > columns - ROOM:
+            parts.pop()
+            self.bar.set_postfix_str(", ".join(parts), refresh=False)
+        if refresh:
+            self.bar.refresh()
 
     def close_bar(self) -> None:
-        if self.bar:
-            self.bar.close()
-            self.bar = None
+        """Take the bar away; a notebook keeps it."""
+        self.shown.close()
+        self.bar = None
 
     def close(self) -> None:
         self.close_bar()
@@ -144,4 +167,10 @@ class RunLogger:
 
 
 def _describe_best(best: Mapping[str, Any]) -> str:
-    return f", best val loss {best['val_loss']:.4f} at {best['step']:,}"
+    return f"best val loss {best['val_loss']:.4f} at {best['step']:,}"
+
+
+def _plain(bar: tqdm) -> str:
+    """The line of a bar, not cut."""
+    meter: dict[str, Any] = {**bar.format_dict, "ncols": None}
+    return bar.format_meter(**meter)

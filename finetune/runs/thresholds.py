@@ -59,6 +59,7 @@ FORGOTTEN = 1.0  # nats lost on a general text
 # speed
 LOW_MFU = 0.1  # on a GPU; 0.15 to 0.25 is typical for models of this size
 SLOWER = 2.0  # time of a late update / time of an early one
+ENOUGH_LINES = 4  # of the log, before the speed is judged
 SHORT_RUN = 600  # seconds: no shorter run counts as slow
 DAY = 86_400  # seconds; longer is slow on a CPU
 LONG_RUN = 3 * DAY  # seconds; `plan` mentions it

@@ -236,31 +236,40 @@ def record_failure(setup: Setup, state: TrainState, logger: RunLogger) -> Genera
 def sample(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     """Print and record samples of the model at this step."""
     state.last_sampled = state.step
+    if texts := draw_and_record(setup, state, logger):
+        logger.print(f"\nsamples at step {state.step}")
+        for text in texts:
+            logger.print(f"---------------\n{text}")
+        logger.print("---------------\n")
+
+
+def draw_and_record(setup: Setup, state: TrainState, logger: RunLogger, event: str = "samples") -> list[str]:
+    """Record samples of the model at this step. Returns their texts on rank 0, [] elsewhere and without a prompt."""
     if setup.prompt is None or setup.tokenizer is None:
-        return
+        return []
     logger.status("sampling")
     tensors = model_weights(setup)
     if not setup.device.accelerator.is_main_process:
-        return
+        return []
     config = dataclasses.replace(setup.model.config)
     model = GPT.from_state(config, convert.without_padding(tensors, config))
     model = model.to(setup.device.torch_device, setup.device.dtype).eval()
     samples = draw_samples(model, setup.tokenizer, setup.prompt, **_sample_options(setup.recipe))
-    for text in _record_samples(setup, logger, state.step, samples):
-        logger.print(f"---------------\n{text}")
-    logger.print("---------------")
+    return _record_samples(setup, logger, state.step, samples, event)
 
 
 def _sample_options(recipe: Recipe) -> dict[str, Any]:
     return {name: getattr(recipe, name) for name in ("num_samples", "max_new_tokens", "temperature", "top_k", "seed")}
 
 
-def _record_samples(setup: Setup, logger: RunLogger, step: int, samples: list[Sample]) -> list[str]:
+def _record_samples(
+    setup: Setup, logger: RunLogger, step: int, samples: list[Sample], event: str = "samples"
+) -> list[str]:
     """Record samples of the model of a step; return their texts with the prompt before them."""
     assert setup.tokenizer and setup.prompt is not None
     start = setup.tokenizer.decode(setup.prompt)
     texts = [start + sample.text for sample in samples]
-    logger.record("samples", step=step, start=setup.recipe.start, texts=texts, **_sample_options(setup.recipe))
+    logger.record(event, step=step, start=setup.recipe.start, texts=texts, **_sample_options(setup.recipe))
     return texts
 
 

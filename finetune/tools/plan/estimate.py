@@ -168,7 +168,7 @@ class Plan:
             "updates": self.remaining * update,
             "evaluations": self.evaluations * sum(self.rows_of_evaluation) * timing.row / share,
             "checkpoints": saved * timing.byte,
-            "samples": sample * (1 + self.samplings) if recipe.num_samples else 0.0,
+            "samples": sample * (1 + self.samplings + (self.done == 0)) if recipe.num_samples else 0.0,
         }
 
     def largest_batch(self, **changes: Any) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from finetune.tools.report import rules
+from finetune.tools.report import remedies, rules
 from finetune.tools.report.record import Record
 from finetune.tools.report.rules import Finding
 
@@ -27,10 +27,16 @@ EXPLAINS = {
 }
 
 
+CHOSEN_ENDS = ("SIGINT", "callback")  # whoever stops a run knows why
+EVEN_THEN = ("missing_checkpoint",)  # what keeps such a run from going on
+
+
 def diagnose(run: Record) -> list[Finding]:
-    """The findings of a run, the gravest first; [] for a healthy run."""
+    """The findings of a run, the gravest first; [] for a healthy run, and for one that its user stopped."""
     found = {}
     for label, (_, rule) in ISSUES.items():
+        if run.stop_signal in CHOSEN_ENDS and label not in EVEN_THEN:
+            continue
         if finding := rule(run):
             found[label] = finding
     explained = set().union(*(EXPLAINS.get(label, set()) for label in found))
@@ -50,6 +56,13 @@ def to_text(findings: list[Finding]) -> str:
         if finding.command:
             lines.append(f"     {finding.command}")
     return "\n".join(lines)
+
+
+def no_findings(run: Record) -> str:
+    """A line for a run without findings: nothing to say, or how a stopped run goes on."""
+    if run.stop_signal is None:
+        return f"{run.out_dir}: nothing to say"
+    return f"{run.out_dir}: stopped by {run.stop_signal} after {run.done:,} updates; to go on: {remedies.resume(run)}"
 
 
 def brief(findings: list[Finding]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 import sys
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from finetune.common import files
 from finetune.common.commands import command
 from finetune.common.errors import UsageError
 from finetune.common.formatting import is_number
+from finetune.common.json_output import printable_json
 from finetune.common.lock import is_locked
 from finetune.config.paths import split_paths
 from finetune.data import dataset, description
@@ -24,7 +24,6 @@ from finetune.runs.events import Event, read_metrics
 
 BEGINS, ENDS = ("start", "resume"), ("end", "stop", "failed")  # of a session; a resumed run has several
 MISSING = "does not exist"
-UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 ROWS = "rows per iteration (batch_size x gradient_accumulation_steps)"  # a key of a run's identity
 SIZES = ("n_embd", "n_layer", "vocab_size", "n_positions", "n_inner")  # whole numbers of config.json
 
@@ -148,6 +147,11 @@ class Record:
         return self.failure["problem"].splitlines()[0] if self.failure else ""
 
     @property
+    def stop_signal(self) -> str | None:
+        """The signal that ended the newest session; "callback" if a callback did."""
+        return next((event.get("signal", "a signal") for event in self.in_session("stop")), None)
+
+    @property
     def ended_early(self) -> bool:
         """Whether early stopping ended it."""
         return self.ended and self.done < self.length
@@ -187,8 +191,9 @@ class Record:
 
     @property
     def evaluation(self) -> Event:
-        """The newest result of finetune.eval, or {}."""
-        return next(reversed(self.of("evaluation")), {})
+        """The newest result of finetune.eval since best/ was last written, or {}."""
+        newest = [event for event in self.events if event["event"] in ("best", "evaluation")][-1:]
+        return next((event for event in newest if event["event"] == "evaluation"), {})
 
     def median(self, name: str) -> float | None:
         """Median of a number in the log lines since the newest start, without the first, which is the slowest. None if
@@ -211,13 +216,13 @@ def load(out_dir: str | Path, verify: bool = False) -> Record:
     if not (out_dir / "metrics.jsonl").is_file() and not best.is_dir():
         raise UsageError(_no_run(out_dir))
     found_events = read_metrics(out_dir / "metrics.jsonl", lambda line: print(line, file=sys.stderr))
-    events = [_printable(event) for event in found_events if has_numbers(event, "time")]
+    events = [printable_json(event) for event in found_events if has_numbers(event, "time")]
     problems = {path: _damage(path, verify) for path in [best, *saved]}
     found = Record(
         out_dir,
         events,
         _config(best / "config.json"),
-        _printable(files.read_json_object(best / "finetune.json")),
+        printable_json(files.read_json_object(best / "finetune.json")),
         data=[],
         damaged={str(path.relative_to(out_dir)): problem for path, problem in problems.items() if problem},
         states=[path for path in saved if not problems[path]],
@@ -269,7 +274,7 @@ def _damage(directory: Path, verify: bool) -> str | None:
 
 def _meta(path: Path) -> dict[str, Any]:
     """A meta.json; {} if it describes no data."""
-    found = _printable(files.read_json_object(path))
+    found = printable_json(files.read_json_object(path))
     try:
         description.check(found)
     except (ValueError, KeyError, TypeError):
@@ -279,21 +284,12 @@ def _meta(path: Path) -> dict[str, Any]:
 
 def _config(path: Path) -> dict[str, Any]:
     """A config.json, without sizes that are none."""
-    found = _printable(files.read_json_object(path))
+    found = printable_json(files.read_json_object(path))
     return {name: value for name, value in found.items() if name not in SIZES or _is_size(value)}
 
 
 def _is_size(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 < value < 1 << 32
-
-
-def _printable(value: Any) -> Any:
-    """A JSON value without control characters, which steer a terminal, and without lone surrogates."""
-    if isinstance(value, str):
-        return UNPRINTABLE.sub("\ufffd", value)
-    if isinstance(value, dict):
-        return {_printable(name): _printable(part) for name, part in value.items()}
-    return [_printable(part) for part in value] if isinstance(value, list) else value
 
 
 def has_numbers(event: Event, *names: str) -> bool:

@@ -8,7 +8,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.common.formatting import duration
+from finetune.common.formatting import duration, is_number
 from finetune.runs import thresholds
 from finetune.runs.warning_signs import warning_signs
 from finetune.tools.report import remedies
@@ -25,10 +25,10 @@ class Finding:
 
 def out_of_memory(run: Record) -> Finding | None:
     used = next((event["memory"] for event in reversed(run.session) if "memory" in event), 0)
-    total = run.started.get("memory") or 0
+    total, machine = run.started.get("memory") or 0, run.started.get("machine", "")  # a full GPU raises an error
     if run.failure and "out of memory" in run.failure["problem"]:
         evidence = [run.failure_line]
-    elif run.killed and total and used > thresholds.FULL_MEMORY * total:
+    elif run.killed and total and " on cuda" not in machine and used > thresholds.FULL_MEMORY * total:
         memory = f"{used / 1e9:.1f} of {total / 1e9:.1f} GB of memory in use"
         evidence = [f"it ended without an error after {run.done:,} updates, with {memory}"]
     else:
@@ -44,7 +44,8 @@ def missing_checkpoint(run: Record) -> Finding | None:
     if run.running:
         return None
     refused, failed, damaged = run.in_session("save_failed"), run.failure, run.damaged
-    if failed and not refused:  # a run that failed before its first evaluation has no best/ yet
+    # a run that failed or was stopped before its first evaluation has no best/ yet
+    if (failed and not refused) or (run.stop_signal and not run.evaluations):
         damaged = {name: problem for name, problem in damaged.items() if problem != MISSING}
     if not damaged and not (refused and failed):
         return None
@@ -102,9 +103,11 @@ def gibberish(run: Record) -> Finding | None:
 
 
 def not_learning(run: Record) -> Finding | None:
-    if not run.evaluations or run.done - run.evaluations[0]["step"] < thresholds.ENOUGH_UPDATES:
+    if not run.evaluations:
         return None
-    first, best = run.evaluations[0], run.best
+    first, best, last = run.evaluations[0], run.best, run.evaluations[-1]
+    if last["step"] - first["step"] < thresholds.ENOUGH_UPDATES:  # later updates have not been evaluated
+        return None
     least_train = min(evaluation["train_loss"] for evaluation in run.evaluations)
     gained = max(first["val_loss"] - best["val_loss"], first["train_loss"] - least_train)
     least_gain, least_rate = thresholds.LEAST_GAIN, thresholds.LEAST_RATE
@@ -116,7 +119,7 @@ def not_learning(run: Record) -> Finding | None:
     rate, tokens, signs = run.recipe.get("learning_rate") or 0.0, run.train_tokens, _warning_signs(run)
     evidence = [
         f"val loss {first['val_loss']:.4f} at step {first['step']} -> {best['val_loss']:.4f} at best, train loss"
-        f" {first['train_loss']:.4f} -> {run.evaluations[-1]['train_loss']:.4f}, after {run.done:,} updates",
+        f" {first['train_loss']:.4f} -> {last['train_loss']:.4f}, after {last['step']:,} updates",
         f"learning_rate {rate:g}",
     ]
     if "known" in signs:
@@ -162,11 +165,14 @@ def slow(run: Record) -> Finding | None:
     seconds, speed, mfu = run.median("seconds"), run.median("tokens_per_second"), run.median("mfu")
     if seconds is None or speed is None or mfu is None or seconds * run.length < thresholds.SHORT_RUN:
         return None
+    if len(run.in_session("iter")) < thresholds.ENOUGH_LINES:  # the first update also compiles and allocates
+        return None
     machine, total = run.started.get("machine", ""), seconds * run.length
     pace = f"{speed:,.0f} tok/s, mfu {mfu:.1%}, {machine}"
     if changed := _slowed_down(run):
         evidence = [f"an update took {changed[0]:.2f}s at first and {changed[1]:.2f}s lately", pace]
-        return Finding("slow", evidence, "another process uses this computer now: look with top or nvidia-smi")
+        advice = "see whether another process used this computer: top or nvidia-smi show those of now"
+        return Finding("slow", evidence, advice)
     whole = f"{run.length:,} updates at {duration(seconds)} each take {duration(total)}"
     if " on cuda" in machine:
         return _slow_on_gpu(run, [pace, whole]) if mfu < thresholds.LOW_MFU else None
@@ -177,7 +183,7 @@ def slow(run: Record) -> Finding | None:
         check = "python -c 'import torch; print(torch.version.cuda)'"
         evidence.append(f"there is an NVIDIA driver, but PyTorch sees no CUDA: {check}")
     updates = max(1, int(thresholds.DAY / seconds))
-    advice = f"a GPU; or {updates:,} updates, which take a day on this CPU"
+    advice = f"a GPU; or {updates:,} updates, which take a day on this computer"
     return Finding("slow", evidence, advice, remedies.train_another(run, max_iters=updates, lr_decay_iters=None))
 
 
@@ -211,8 +217,8 @@ def _no_better_than_base(run: Record) -> Finding | None:
 
 def _forgot(run: Record) -> Finding | None:
     general = run.evaluation.get("general") or {}
-    before, after = general.get("baseline_loss", 0), general.get("loss", 0)
-    if after - before <= thresholds.FORGOTTEN:
+    before, after = general.get("baseline_loss"), general.get("loss")
+    if not is_number(before) or not is_number(after) or after - before <= thresholds.FORGOTTEN:
         return None
     evidence = f"on a general text, loss {before:.4f} before and {after:.4f} after training: the model forgot it"
     command = remedies.train_at_rate(run, (run.recipe.get("learning_rate") or 3e-5) / 3)
@@ -234,7 +240,8 @@ def _still_falling(run: Record) -> Finding | None:
     in_last_fifth = 0.2 * best["step"] * lately / max(1, best["step"] - before["step"])
     if lately < thresholds.LEAST_GAIN or in_last_fifth < thresholds.STILL_FALLING * gained:
         return None
-    evidence = f"val loss {_change(before, best)}, the end: still falling, {lately / gained:.0%} of all that was gained"
+    share = min(1.0, lately / gained)
+    evidence = f"val loss {_change(before, best)}, the end: still falling, {share:.0%} of all that was gained"
     flags: dict[str, remedies.Flag] = {"max_iters": 2 * run.length}
     if run.recipe.get("epochs") and run.length < run.recipe.get("max_iters", 0):
         flags = {"epochs": 2 * run.recipe["epochs"]}
@@ -255,7 +262,9 @@ def _warning_signs(run: Record) -> dict[str, str]:
 
 def _slowed_down(run: Record) -> tuple[float, float] | None:
     """Seconds of an update in the first and in the last quarter, if updates became much slower."""
-    seconds = [event["seconds"] for event in run.in_session("iter") if "seconds" in event][1:]
+    pace = run.in_session("iter", "out_of_memory", "batch_size")
+    changes = [place for place, event in enumerate(pace) if event["event"] != "iter"]  # then an update takes longer
+    seconds = [event["seconds"] for event in pace[changes[-1] + 1 if changes else 0 :] if "seconds" in event][1:]
     quarter = len(seconds) // 4
     if quarter < 3:
         return None
