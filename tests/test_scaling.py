@@ -1,5 +1,5 @@
-"""What docs/scaling.md and docs/clusters.md say can be launched can be, as far as it goes without a cluster, and its tables are counted by
-the code."""
+"""What docs/scaling.md and docs/clusters.md say can be launched can be, as far as one machine shows it, and the tables
+are counted by the code."""
 
 import re
 import shlex
@@ -18,7 +18,9 @@ from finetune.gpt import GPT, GPTConfig
 ROOT = Path(__file__).parents[1]
 TEXT, CLUSTERS = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("scaling.md", "clusters.md"))
 BLOCKS = re.findall(r"```\w*\n(.*?)```", TEXT + CLUSTERS, re.S)
-SHELL = re.findall(r"```sh\n(.*?)```", TEXT + CLUSTERS, re.S) + [block for block in BLOCKS if block.startswith("#!/bin/bash")]
+SHELL = re.findall(r"```sh\n(.*?)```", TEXT + CLUSTERS, re.S) + [
+    block for block in BLOCKS if block.startswith("#!/bin/bash")
+]
 (MANIFESTS,) = (list(yaml.safe_load_all(block)) for block in BLOCKS if block.startswith("apiVersion"))
 
 

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 VERBS = tuple(
-    "prepare doctor plan train sample eval export diagnose report compare recipes env completion".split()
+    "prepare doctor plan train sample eval export diagnose report compare recipes tour env completion".split()
 )  # in the order of a first project, then what is about finetune itself
 
 
