@@ -128,3 +128,32 @@ def test_deep_json_in_a_cell_a_prompt_and_a_text_is_a_line(command):
     Path("p.jsonl").write_text(deep + "\n")
     with pytest.raises(UsageError, match="not JSON"):
         prompts.read("p.jsonl")
+
+
+BAD_NAMES = {
+    "x" * 300: "a name of 300 bytes",
+    "a\nb": "the character",
+    "\x1b[31m": "the character",
+    "\udcff": "not UTF-8",
+}
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+@pytest.mark.parametrize(
+    "argv",
+    [["train", "{}"], ["plan", "{}"], ["report", "{}"], ["train", "--config={}"], ["sample", "--start=FILE:{}"]]
+    + [["prepare", "{}"], ["doctor", "{}"], ["recipes", "{}"], ["train", "out_dir={}"]],
+)
+def test_names_that_no_file_can_have_are_one_line(name, argv, command):
+    code, _, error = command(*(word.format(name) for word in argv))
+    assert code == 2 and error.count("\n") == 1 and BAD_NAMES[name] in error, error
+    assert error.isprintable() or error.strip().isprintable()
+
+
+def test_columns_and_flags_with_line_ends_are_one_line(command):
+    Path("t.jsonl").write_text(json.dumps({"a\nb\x1b[2J": "x", "c": "y"}) + "\n")
+    for flags in ([], ["--text_column=q\nr"]):
+        code, _, error = command("prepare", "t.jsonl", "--tokenizer=char", *flags)
+        assert code == 2 and error.count("\n") == 1 and error.strip().isprintable(), error
+    code, _, error = command("train", "--nothing\nlike=1")
+    assert code == 2 and error.count("\n") == 1, error

@@ -175,6 +175,32 @@ def test_links_in_circles_are_read_once():
     assert found("d/**/**/*.txt")[0] == {"train": files}
 
 
+def test_links_out_of_a_directory_are_said_and_those_above_it_not_followed(command):
+    make("e.txt", folder="elsewhere")
+    make("a.txt", folder="top/d")
+    make("secret.txt", folder="top")
+    for name, target in (("up", "../.."), ("all", "/"), ("e.txt", Path("elsewhere/e.txt").absolute())):
+        Path("top/d", name).symlink_to(target)
+    assert found("top/d", Path("top/d"))[0] == {"train": ["a.txt", "e.txt"]}
+    said = command("prepare", "top/d", "--tokenizer=char", "--dry_run")[1]
+    assert f"top/d: one file is elsewhere, behind links, such as {Path('elsewhere/e.txt').absolute()}" in said
+    blobs = Path("hub/datasets--o--n/blobs")
+    blobs.mkdir(parents=True)
+    (blobs / "abc").write_text("some text")
+    make("b.txt", folder="hub/datasets--o--n/snapshots/1")
+    Path("hub/datasets--o--n/snapshots/1/c.txt").symlink_to("../../blobs/abc")
+    assert not find_files("hub/datasets--o--n/snapshots/1", is_readable).outside
+
+
+@pytest.mark.skipif(not Path("/proc/self/root").exists(), reason="no /proc")
+def test_a_link_into_proc_is_no_error_and_its_names_are_few(command):
+    make("a.txt")
+    Path("d/p").symlink_to("/proc/self/map_files")
+    Path("d/q").symlink_to("/proc/self")
+    code, out, error = command("prepare", "d", "--tokenizer=char", "--dry_run")
+    assert code == 0 and max(map(len, out.splitlines())) < 2000, error
+
+
 def test_the_home_directory_is_found(monkeypatch):
     make("a.txt", folder="home/texts")
     monkeypatch.setenv("HOME", str(Path("home").absolute()))

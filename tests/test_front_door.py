@@ -19,6 +19,7 @@ import front_door_flags
 import front_door_json
 import front_door_objects
 import front_door_people
+import front_door_sent
 import front_door_tables
 import front_door_texts
 import front_door_turns
@@ -41,6 +42,7 @@ MODULES = (
     front_door_json,
     front_door_objects,
     front_door_people,
+    front_door_sent,
     front_door_tables,
     front_door_texts,
     front_door_turns,

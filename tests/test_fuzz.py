@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from finetune.config.recipe import Recipe
 
-SHARES = {"arguments": 600, "numbers": 300, "recipes": 300, "texts": 400, "data": 200, "runs": 200}
+SHARES = {"arguments": 500, "numbers": 300, "recipes": 250, "texts": 350, "data": 200, "runs": 200, "models": 150}
+SHARES |= {"network": 50}
 SHAPE = "--n_layer=1 --n_head=1 --n_embd=8 --block_size=8 --batch_size=2 --gradient_accumulation_steps=1".split()
 FAST = [*SHAPE, "--dtype=float32", "--device=cpu", "--cpu_threads=1", "--max_iters=1", "--eval_iters=1"]
 SCRATCH = ["--init_from=scratch", "--dataset=data", "--out_dir=new", *FAST]
@@ -85,7 +86,29 @@ def base(tmp_path_factory):
         flags = [*SHAPE, "--dtype=float32", "--device=cpu", "--cpu_threads=1", "--max_iters=2", "--eval_interval=1"]
         sound = fuzz.call("train", "--init_from=scratch", "--dataset=data", "--out_dir=run", *flags)
         assert sound.code == 0, sound.err
+        write_model(Path("model"))
+        talk = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+        Path("talks.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 6)
     return place
+
+
+def write_model(folder):
+    """A model as somebody else may have made it, with every file that is read."""
+    from finetune import GPT, GPTConfig
+    from finetune.data.new_tokenizers import train_tokenizer
+
+    end = "<|endoftext|>"
+    train_tokenizer(["the quick brown fox jumps"] * 9, 290).save(folder)
+    GPT.from_scratch(GPTConfig(8, 290, 1, 1, 8)).save_pretrained(folder)
+    files = {
+        "special_tokens_map.json": {"eos_token": end, "pad_token": {"content": end, "lstrip": False}},
+        "generation_config.json": {"eos_token_id": [0, 1], "temperature": 0.7, "top_k": 5, "max_new_tokens": 9},
+        "added_tokens.json": {end: 289},
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    template = "{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
 
 
 def write_files(folder, rows):
@@ -313,6 +336,47 @@ OVER_RUNS = [
     ["train", "run/recipe.yaml", "--init_from=resume", "--max_iters=3"],
     ["train", "--init_from=run/best", "--dataset=data", "--out_dir=new", "--max_iters=1", "--eval_only=true"],
 ]
+
+
+@examples("models")
+@given(st.data())
+def test_models_of_others(base, data):
+    """Damaged parts of a model and its tokenizer, in every command that takes one."""
+    with fuzz.example(base):
+        path = data.draw(st.sampled_from(sorted(path for path in Path("model").iterdir() if path.suffix != ".txt")))
+        change(data, path)
+        verb, *argv = data.draw(st.sampled_from(OVER_MODELS))
+        fuzz.check(verb, *argv)
+
+
+OVER_MODELS = [
+    ["sample", "--init_from=model", "--num_samples=1", "--max_new_tokens=2", "--device=cpu"],
+    ["export", "--init_from=model", "--to=new"],
+    ["export", "--init_from=model", "--to=new", "--format=gguf"],
+    ["plan", "--quick", "--init_from=model", "--dataset=text.txt"],
+    ["prepare", "text.txt", "--tokenizer=model", "--out_dir=new", "--doctor=false"],
+    ["prepare", "talks.jsonl", "--tokenizer=model", "--out_dir=new", "--doctor=false"],
+    ["train", "--init_from=model", "--dataset=text.txt", "--out_dir=new", "--max_iters=1", "--eval_only=true"],
+    ["eval", "--out_dir=run", "--baseline=model", "--device=cpu"],
+]
+
+
+@examples("network")
+@given(st.data())
+def test_names_of_the_hub_without_one(base, data):
+    """Flags that reach the network, with any names, where nothing can be reached."""
+    flags = [("export", "push_to_hub"), ("export", "init_from"), ("sample", "init_from"), ("prepare", "tokenizer")]
+    flags += [("prepare", "SOURCE"), ("eval", "baseline"), ("train", "init_from"), ("export", "revision")]
+    verb, flag = data.draw(st.sampled_from(flags))
+    name = data.draw(
+        st.one_of(st.sampled_from(["owner/name", "a/b/c", "owner/", "/", "a//b", "a/..", "o/n@x"]), fuzz.words)
+    )
+    with pytest.MonkeyPatch.context() as patch, fuzz.example(base):
+        patch.setenv("HF_TOKEN", "hf_x")
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "cache")
+        patch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+        more = ["--push_to_hub=owner/name"] if flag == "revision" else []
+        fuzz.check(verb, *SOUND[verb], *more, name if flag == "SOURCE" else f"--{flag}={name}")
 
 
 def change(data, path):

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.common.errors import UsageError
+from finetune.common.formatting import shown
 from finetune.config import nanogpt_config, run_directory
 from finetune.config.nearest_key import nearest, similar
-from finetune.config.options import BOOLEANS, describe_type
+from finetune.config.options import BOOLEANS, describe_type, problem_of_name
 from finetune.config.paths import expand_home
 from finetune.config.recipe import Recipe
 from finetune.config.recipe_file import SUFFIXES, Entry, read_recipe
@@ -76,10 +77,10 @@ class Reader:
         elif arg.startswith("--"):
             self._read_flag(arg)
         elif SHORT_FLAG.fullmatch(arg):
-            self.problems.append(f"unknown flag {arg}." + nearest(short, [*self.names, "config"], "--"))
+            self.problems.append(f"unknown flag {shown(arg)}." + nearest(short, [*self.names, "config"], "--"))
             self._skip_value(arg)
         elif arg.startswith(DASHES):
-            self.problems.append(f"{arg}: begins with a long dash, not with --; type the flag again")
+            self.problems.append(f"{shown(arg)}: begins with a long dash, not with --; type the flag again")
             self._skip_value(arg)
         else:
             self._read_positional(arg)
@@ -103,7 +104,7 @@ class Reader:
                 self.problems.append(f"{word}: takes no value; write --{positive}=true or --{positive}=false")
             self.flags.append(Entry(positive, "false", f"--{positive}"))
         else:
-            self.problems.append(f"unknown flag {word}." + nearest(name, [*self.names, "config"], "--"))
+            self.problems.append(f"unknown flag {shown(word)}." + nearest(name, [*self.names, "config"], "--"))
             self._skip_value(arg)
 
     def _take_value(self, word: str, name: str) -> str | None:
@@ -142,6 +143,8 @@ class Reader:
             self._read_flag(f"--{arg}")
         elif "sources" in self.fields:
             self.sources.append(arg)
+        elif problem := problem_of_name(arg):
+            self.problems.append(problem)
         elif arg.endswith(SUFFIXES):
             self._read_recipe(arg)
         elif self.trains:
@@ -152,6 +155,9 @@ class Reader:
             self._read_recipe(arg)
 
     def _read_recipe(self, name: str) -> None:
+        if problem := problem_of_name(name):
+            self.problems.append(problem)
+            return
         try:
             path = find_recipe(expand_home(name))
         except UsageError as error:

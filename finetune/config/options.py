@@ -57,10 +57,12 @@ def find_problems(options: DataclassInstance) -> Iterator[tuple[str, str]]:
             yield field.name, f"must be {wanted}, got {shown(value)}"
         elif isinstance(value, int) and abs(value) >= MOST:
             yield field.name, f"must be below {MOST:,}, got {shown(value)}"
-        texts = value if isinstance(value, list) else [value]
-        for text in texts if field.name not in FREE else ():
+        texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+        if field.name in FREE:
+            texts = [text.removeprefix("FILE:") for text in texts if text.startswith("FILE:")]
+        for text in texts:
             most = MOST_BYTES_OF_NAME - 75 * (field.name == "to")  # a temporary name holds it, the machine and the pid
-            if isinstance(text, str) and (problem := problem_of_name(text, most)):
+            if problem := problem_of_name(text, most):
                 yield "SOURCE" if field.name == "sources" else field.name, problem
     if problems := getattr(options, "problems", None):
         yield from problems()

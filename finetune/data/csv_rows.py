@@ -24,7 +24,11 @@ FOOTER = re.compile(
     r"(\(\d[\d,]* rows?( affected)?\)|\d[\d,]* rows? (in set|selected|affected).{0,20}|\[\d+ rows x \d+ columns\]"
     r"|\\\.|\x1a+)\s*$"
 )  # of psql, mysql, SQL Server, pandas, COPY and DOS
+NOTE = re.compile(
+    r"[*\u2020\u2021]|(source|note|quelle|hinweis|fuente|remarques?|generated|exported|downloaded)s?\b.{0,60}$", re.I
+)  # below a table
 FOOTER_STARTS = frozenset("([\\\x1a0123456789")
+WORD = re.compile(r"[^\W\d]\w*$")
 LINE_END = re.compile(r"\r\n|\r|\n")
 SWALLOWED = 3  # lines in a cell that are rows: a quote was not closed
 SWALLOWED_TEXTS = 20  # the same of a single column, where a line can be anything
@@ -164,6 +168,46 @@ def _kind_of(cell: str) -> tuple[str, str]:
     return cell[: 1 if cell[:1] == " " else 0], kind
 
 
+class _Blocks:
+    """Finds a second table below an empty line."""
+
+    def __init__(self) -> None:
+        self.next_line = self.rows = 0
+        self.has_gaps = False  # between the rows of one table
+        self.kinds: list[set[str]] = []  # of the cells of each column
+
+    def begins_another(self, line: int, cells: list[str], lines: int) -> bool:
+        """Whether cells are names, below the first empty line, in columns that held other things."""
+        is_apart, self.next_line = 0 < self.next_line < line and not self.has_gaps, line + lines
+        self.has_gaps |= is_apart
+        kinds = [_kind_of(cell)[1] for cell in cells]
+        if is_apart and self.rows > 1:
+            are_names = all(map(WORD.match, cells)) and len({*cells}) == len(cells)
+            return are_names and any(kind not in seen for kind, seen in zip(kinds, self.kinds))
+        if not self.has_gaps and self.rows < SAMPLE_ROWS:
+            self.kinds = self.kinds or [set() for _ in kinds]
+            for kind, seen in zip(kinds, self.kinds):
+                seen.add(kind)
+            self.rows += 1
+        return False
+
+
+class _Notes:
+    """Holds the only row that begins as a note does, which is none of the rows if it is the last."""
+
+    def __init__(self) -> None:
+        self.held: list[Row] = []
+        self.has_more = False
+
+    def pass_on(self, row: Row, text: str) -> Iterator[Row]:
+        yield from self.held
+        self.has_more, self.held = self.has_more or bool(self.held), []
+        if text and not self.has_more and NOTE.match(text) and row.number > 1:
+            self.held = [row]
+        else:
+            yield row
+
+
 def _rows(
     rows: Iterable[Cells], names: list[str], full: int, dialect: Dialect, swallowed: _Swallowed, left_out: Counter[str]
 ) -> Iterator[Row]:
@@ -171,6 +215,7 @@ def _rows(
     width, number = len(names), 0
     columns = csv_header.shown(names)
     starts = {start for one in names for start in (one, "\ufeff" + one) if one}
+    blocks, notes = _Blocks(), _Notes()
     for line, cells, lines in rows:
         while full >= len(cells) > width and not cells[-1].strip():
             cells.pop()
@@ -185,7 +230,12 @@ def _rows(
             problem = "repeats the header; delete it"
         elif len(cells) != width:
             problem = _wrong_width(cells, width, dialect, full)
-        yield Row(number, None if problem else dict(zip(columns, cells)), line, problem)
+        elif width > 1 and blocks.begins_another(line, cells, lines):
+            problem = f"another table begins here, below an empty line: {cells[0]!r}; write it to a file of its own"
+        row = Row(number, None if problem else dict(zip(columns, cells)), line, problem)
+        yield from notes.pass_on(row, cells[0] if width == 1 else "")
+    if notes.held:
+        left_out["line below the rows"] += 1
 
 
 def _wrong_width(cells: list[str], width: int, dialect: Dialect, full: int) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from finetune.common.errors import UsageError
 from finetune.common.files import read_json_object
 from finetune.data.encodings import is_binary, is_utf8
+from finetune.data.row_shape import shortened
 from finetune.data.text_files import TEXT_SUFFIXES, suffix_of
 
 SPLITS: dict[str, str] = {
@@ -29,7 +30,7 @@ RECORDS = (
     "dataset_info.json dataset_infos.json dataset_dict.json removed.jsonl requirements.txt package.json"
     " package-lock.json config.json generation_config.json tokenizer_config.json"
 ).split()
-BROKEN = "broken link"
+BROKEN, MAX_KINDS = "broken link", 20
 SAVED = ("dataset_info.json", "state.json")  # together, beside the .arrow files of datasets.save_to_disk
 
 
@@ -42,15 +43,23 @@ class Found:
     files: dict[str, list[Path]] = field(default_factory=lambda: {"train": [], "val": [], "test": []})
     left_out: Counter[str] = field(default_factory=Counter)
     others: list[Path] = field(default_factory=list)  # that are not readable
+    outside: list[Path] = field(default_factory=list)  # that links lead to
 
     def describe_left_out(self) -> str:
         """`2 .docx, 1 .pdf, README.md`; empty if nothing is left out."""
-        return ", ".join(
+        said = [
             name
             if count == 1 and not re.match(r"[.]|other |broken ", name)
             else f"{count:,} {name}{'s' * (count > 1 and name == BROKEN)}"
             for name, count in sorted(self.left_out.items())
-        )
+        ]
+        return shortened(said, MAX_KINDS)
+
+    def describe_outside(self) -> str:
+        """`2 files are elsewhere, behind links, such as /home/me/b.txt`; empty if none is."""
+        count = len(self.outside)
+        files = f"{count:,} files are" if count > 1 else "one file is"
+        return f"{files} elsewhere, behind links, such as {self.outside[0].resolve()}" if count else ""
 
     def way_in(self, name: str) -> str:
         """What a directory leaves out where nothing is read, and the pattern that takes the texts among it."""
@@ -71,14 +80,15 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
     is_directory = os.path.isdir(name)
     base = Path(name) if is_directory else _fixed_part(name)
     paths = list(_walk(base) if is_directory else _expand(name))
-    files = _once(path for path in paths if path.is_file() and path.stat().st_size)
+    files = _once(path for path in paths if os.path.isfile(path) and path.stat().st_size)
     names_suffix = bool(Path(name).suffix) and not glob.has_magic(Path(name).suffix)
     takes_all = not is_directory and (names_suffix or not any(map(is_readable, files)))
     readable = [path for path in files if takes_all or is_readable(path)]
     others = sorted(set(files).difference(readable))
     found = Found(left_out=Counter(map(_kind, others)), others=others)
-    found.left_out.update(BROKEN for path in paths if not path.exists())
+    found.left_out.update(BROKEN for path in paths if not os.path.exists(path))
     data = _without_records(readable)
+    found.outside = [path for path in data if is_directory and _is_outside(path, base.resolve())]
     found.left_out.update(
         path.name for path in set(readable).difference(data) if path.name not in (*SAVED, "dataset_dict.json")
     )
@@ -102,15 +112,16 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
 def _walk(directory: Path) -> Iterator[Path]:
     """The files in a directory and below it, also behind links. Hidden names are left out."""
     for folder in _folders(directory):
-        yield from (Path(entry.path) for entry in _entries(folder) if not entry.is_dir())
+        yield from (Path(entry.path) for entry in _entries(folder) if not os.path.isdir(entry))
 
 
 def _folders(directory: Path) -> Iterator[Path]:
-    """A directory and those below it, also behind links, but each real one once. Hidden ones are left out."""
-    seen, level = {directory.resolve()}, [directory]
+    """A directory and those below it, also behind links, but each real one once. Hidden ones are left out, and those
+    above it, to which a link may lead."""
+    seen, level = {directory.resolve(), *directory.resolve().parents}, [directory]
     while level:
         yield from level
-        below = sorted(Path(entry.path) for folder in level for entry in _entries(folder) if entry.is_dir())
+        below = sorted(Path(entry.path) for folder in level for entry in _entries(folder) if os.path.isdir(entry))
         level = []
         for folder in below:
             if folder.resolve() not in seen:
@@ -125,6 +136,12 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise UsageError(f"{folder}: cannot be read: {error.strerror}") from None
+
+
+def _is_outside(path: Path, directory: Path) -> bool:
+    """Whether a file is elsewhere than in a directory or, of a snapshot in the Hub's cache, in the blobs beside it."""
+    real = path.resolve()
+    return not real.is_relative_to(directory) and real.parent.name != "blobs"
 
 
 def _expand(pattern: str) -> Iterator[Path]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from finetune.common.formatting import shown
 from finetune.data.rows import Row, name_of_value
 
 FIELD = re.compile(r"\{([^{}]+)\}")  # of a prompt template
@@ -65,7 +66,7 @@ def fields_of(template: str) -> list[str]:
 def shortened(names: Sequence[str], count: int = 12) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - count:,} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+    return ", ".join(map(shown, names[:count])) + more
 
 
 def fill_template(template: str, row: dict[str, Any]) -> str:

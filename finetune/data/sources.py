@@ -14,7 +14,7 @@ from typing import Any
 from finetune.common.errors import UsageError
 from finetune.common.files import read_chunks
 from finetune.common.network import reach
-from finetune.data import archives, compressed, converted, directories, disguised, named_texts
+from finetune.data import archives, compressed, converted, directories, disguised, named_texts, transfer
 from finetune.data.bpe_files import END_OF_TEXT
 from finetune.data.chat_template import ChatTemplate
 from finetune.data.documents import CHUNK_CHARACTERS, Chunk, cut
@@ -121,9 +121,11 @@ class Source:
             yield from read_document(str(path), io.BytesIO(content), digest)
             return
         chunks = read_file(path, digest, options=self.options.text_options())
-        if disguised.may_be(suffix_of(path)) and self.options.documents == "auto":
+        if self.options.documents == "auto":
             first = next(chunks)
-            disguised.check(first.text, str(path))
+            transfer.check(first.text, str(path))
+            if disguised.may_be(suffix_of(path)):
+                disguised.check(first.text, str(path))
             yield first
         yield from chunks
 
@@ -239,6 +241,7 @@ class Finder:
             raise UsageError(f"{name}: no text there; {READ}{found.way_in(name)}")
         train = sources["train"]
         train.left_out = found.describe_left_out()
+        train.notes += [f"{name}: {said}" for said in [found.describe_outside()] if said]
         if "val" in sources or found.files.get("test"):
             each = {"train": "trains", "val": "is left out" if self.has_val else "validates", "test": "is left out"}
             said = [f"{directories.names(files, place)} {each[split]}" for split, files in found.files.items() if files]

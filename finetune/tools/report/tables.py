@@ -115,7 +115,7 @@ def splits(part: Data) -> Table:
 def sources(part: Data) -> Table:
     listed = [*part.meta.get("sources", []), *part.meta.get("val_sources", [])]
     rows = [
-        (source.get("name"), f"{source.get('bytes', 0):,}", str(source.get("sha256", ""))[:16])
+        (source.get("name"), f"{source.get('bytes') or 0:,}", str(source.get("sha256", ""))[:16])
         for source in listed[:MAX_SOURCES]
     ]
     return Table(("source", "bytes", "sha256"), rows)

@@ -1,0 +1,85 @@
+"""Texts in ASCII that hide their letters, and what stands below or behind a table."""
+
+import base64
+import json
+import quopri
+
+from front_door import plain, reads, refuses
+
+P = plain()
+GERMAN = "".join(f"{line}. Größe und Übermut tun selten gut.\n" for line in P)
+ASCII = "".join(f"{line}, and it stays so.\n" for line in P)
+QUOTED, BASE64 = quopri.encodestring(GERMAN.encode()), base64.encodebytes(GERMAN.encode())
+WAY_OUT = "--documents=file"
+
+
+def mail(encoding, body, first=b""):
+    head = f"From: a@b.de\nSubject: Hello\nMIME-Version: 1.0\nContent-Transfer-Encoding: {encoding}\n\n"
+    return first + head.encode() + body + b"\n"
+
+
+MBOX = b"From a@b.de Mon Jan  1 10:00:00 2024\n"
+TWEETS = [{"tweet": {"id": str(i), "full_text": text}} for i, text in enumerate(P)]
+HIDDEN = [
+    refuses("UTF-7", {"a.txt": GERMAN.encode("utf-7")}, ["UTF-7", "iconv -f UTF-7", WAY_OUT]),
+    refuses("UTF-7, Japanese", {"a.txt": ("東京は日本の首都。\n" * 20).encode("utf-7")}, "UTF-7"),
+    refuses("UTF-7, markdown", {"a.md": GERMAN.encode("utf-7")}, "UTF-7"),
+    refuses("base64", {"a.txt": BASE64}, ["base64", WAY_OUT]),
+    refuses("quoted-printable", {"a.txt": QUOTED}, ["quoted-printable", WAY_OUT]),
+    refuses("mail in base64", {"a.eml": mail("base64", BASE64)}, ["mail in base64", WAY_OUT]),
+    refuses("mail in quoted-printable", {"a.eml": mail("quoted-printable", QUOTED)}, "mail in quoted-printable"),
+    refuses("mail as .txt", {"a.txt": mail("Base64", BASE64)}, "mail in base64"),
+    refuses("mbox", {"a.mbox": mail("7bit", ASCII.encode(), MBOX) + mail("base64", BASE64, MBOX)}, "mail in base64"),
+    refuses("tweets.js", {"tweets.js": f"window.YTD.tweets.part0 = {json.dumps(TWEETS)}"}, ["Twitter", "sed '1s/"]),
+    refuses(
+        "tweets.js over lines", {"tweet.js": f"window.YTD.tweet.part1 = {json.dumps(TWEETS, indent=1)}"}, "Twitter"
+    ),
+    reads("mail in 7bit", {"a.eml": mail("7bit", ASCII.encode())}, [mail("7bit", ASCII.encode()).decode()]),
+    reads(
+        "a sum with plus",
+        {"a.txt": "A+B=C and x+1 is +2- fine, C++ +- Java -\n" * 20},
+        ["A+B=C and x+1 is +2- fine, C++ +- Java -\n" * 20],
+    ),
+    reads(
+        "an address",
+        {"a.txt": "https://a.b/?q=a+few+words+here&x=%20\n" * 20},
+        ["https://a.b/?q=a+few+words+here&x=%20\n" * 20],
+    ),
+    reads("genes", {"a.txt": ("ACGTTGCA" * 8 + "\n") * 20}, [("ACGTTGCA" * 8 + "\n") * 20]),
+    reads("assignments", {"a.txt": "x=3D and y=2A or z=FF\n" * 20}, ["x=3D and y=2A or z=FF\n" * 20]),
+    reads("UTF-7 as it is", {"a.txt": GERMAN.encode("utf-7")}, [GERMAN.encode("utf-7").decode()], "--documents=file"),
+]
+
+
+def table(*more, head="text,label\n", rows=P):
+    return {"a.csv": head + "".join(f"{text},good\n" for text in rows) + "".join(more)}
+
+
+ONE = {"head": "text\n"}
+BELOW = [
+    refuses("a second table", table("\nname,city\n", "Ann,Rome\nBob,Oslo\n"), ["another table", "line 15"]),
+    refuses("a second table, further", table("\n\n,\nname,city\n", "Ann,Rome\n"), "another table"),
+    reads("an empty line between rows", table(f"\n{P[0]} again,bad\n"), [*P, f"{P[0]} again"]),
+    reads("a word behind an empty line", table("\nThanks!,good\n"), [*P, "Thanks!"]),
+    reads(
+        "empty lines between all rows",
+        {"a.csv": "text,label\n" + "".join(f"{t},x\n\n" for t in [*P, "Thanks"])},
+        [*P, "Thanks"],
+    ),
+    *[
+        reads(
+            f"a note below: {note}",
+            {"a.csv": "text\n" + "".join(f"{t}\n" for t in P) + note + "\n"},
+            P,
+            says="left out 1 line below",
+        )
+        for note in ("* figures are preliminary", "Source: Eurostat", "Generated on 2024-01-01", "Note: not complete")
+    ],
+    reads("a list with stars", {"a.csv": "text\n" + "".join(f"* {t}\n" for t in P)}, [f"* {t}" for t in P]),
+    reads(
+        "notes among rows",
+        {"a.csv": f"text\nNote: a\n{P[0]}\nNote: b\n{P[1]}\n{P[2]}\n"},
+        ["Note: a", P[0], "Note: b", *P[1:3]],
+    ),
+]
+CASES = [*HIDDEN, *BELOW]
