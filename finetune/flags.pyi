@@ -103,6 +103,7 @@ class SampleFlags(TypedDict, total=False):
     start: Text
     prompts: Text
     chat: bool
+    system: Text
     num_samples: int
     max_new_tokens: int
     temperature: float

@@ -37,6 +37,7 @@ class Options:
     start: str = option("\n", "the prompt, or FILE:path to read it from a file; <|endoftext|> is the token")
     prompts: str = option("", "a file of prompts instead: a line each, or .jsonl with prompt or messages")
     chat: bool = option(False, "chat with a model trained on conversations; a line of standard input is a turn")
+    system: str = option("", "for chat: the system prompt, which begins the conversation")
     num_samples: int = option(10, "samples of each prompt", ge=1, le=10_000)
     max_new_tokens: int = option(500, "length limit of a sample, in tokens", ge=1, le=MANY)
     temperature: float = option(0.8, "below 1.0 more predictable, above more random; 0 is greedy", ge=0)
@@ -65,6 +66,8 @@ class Options:
             yield "start", "the prompt is empty; a model needs at least one token to go on from"
         if self.overwrite and not self.out:
             yield "overwrite", "has no effect without --out=FILE.jsonl"
+        if self.system and not self.chat:
+            yield "system", "has no effect without --chat=true"
         if self.dataset and not self.max_copy:
             yield "dataset", "has no effect without --max_copy=N"
         if self.max_copy > 0 and self.out_dir is None and not self.dataset:
@@ -87,7 +90,7 @@ def main(argv: list[str]) -> None:
     settings = read_settings(options, found)
     model = load(options, found)
     if template:
-        chat_session.run_chat(model, found.tokenizer, template, options.seed, settings)
+        chat_session.run_chat(model, found.tokenizer, template, options.seed, settings, options.system)
         return
     settings |= {"num_samples": options.num_samples, "seed": options.seed}
     if options.out:
@@ -148,7 +151,9 @@ def load(options: Options, found: ModelRef) -> GPT:
 def _contradictions(options: Options, given: Collection[str]) -> list[str]:
     """Flags that another flag leaves without effect."""
     pairs = [("prompts", "start")] if options.prompts else []
-    pairs += [("chat", name) for name in ("start", "prompts", "num_samples", "out")] if options.chat else []
+    pairs += (
+        [("chat", name) for name in ("start", "prompts", "num_samples", "out", "overwrite")] if options.chat else []
+    )
     return [f"--{name}: cannot go with --{other}, which decides that" for other, name in pairs if name in given]
 
 
