@@ -24,10 +24,13 @@ SECONDS = 300  # of one call
 # llama.cpp computes with f16 in its cache and GELU, and multiplies q8_0 by 8-bit activations, so near ties may turn.
 # In standard deviations of the logits at a position; a wrong tensor moves them by about one
 TIES = {"f32": 0.1, "f16": 0.1, "q8_0": 0.3}
+# run in a process of its own, which may crash; weights as they are in the file, not rearranged for one processor
 PYTHON = """
 import itertools, json, sys
-from llama_cpp import Llama
-asked = json.load(sys.stdin)
+from llama_cpp import Llama, llama_cpp
+asked, defaults = json.load(sys.stdin), llama_cpp.llama_model_default_params()
+defaults.use_extra_bufts = False
+llama_cpp.llama_model_default_params = lambda: defaults
 model = Llama(asked["path"], n_ctx=0, n_gpu_layers=0, verbose=False)
 ids = [model.tokenize(text.encode(), add_bos=False, special=True) for text in asked["prompts"]]
 new = itertools.islice(model.generate(asked["ids"], temp=0.0, top_k=1, repeat_penalty=1.0), asked["new_tokens"])
@@ -93,7 +96,10 @@ def _compare_ids(asked: dict[str, Any], model: GPT, tokenizer: Tokenizer, tie: f
 def _ask_program(program: str, path: Path, prompt: str, new_tokens: int, context: int) -> str:
     """The text that a program of llama.cpp writes after a prompt. Raises NotChecked."""
     flags = ["-m", str(path), "-p", prompt, "-n", str(new_tokens), "-c", str(context), "--temp", "0"]
-    return _run([program, *flags, "-no-cnv", "--no-display-prompt", "--no-escape", "--simple-io"])
+    _, found, text = _run([program, *flags, "-no-cnv", "--no-escape", "--simple-io"]).partition(prompt)
+    if not found:
+        raise NotChecked("its output does not hold the prompt")
+    return text
 
 
 def _compare_text(
