@@ -4,9 +4,10 @@
         process.send_signal(signal.SIGTERM)
     done = forked.run("finetune.export", "--out_dir=out", "--to=mine")
 
-They are processes with a directory, an environment and streams of their own, as python -m MODULE starts them; what a
-library reads when it is imported (HF_HOME, HF_ENDPOINT, OMP_NUM_THREADS) can no longer be given to them. torch is
-never used in the process that forks, because a fork of one that has computed with several threads hangs."""
+They are processes with a directory, an environment and streams of their own, as `python -m MODULE` or `python FILE.py`
+starts them. What a library reads when it is imported (HF_HOME, HF_ENDPOINT, OMP_NUM_THREADS) can no longer be given to
+them. torch is never used in the process that forks, because a fork of one that has computed with several threads
+hangs."""
 
 import atexit
 import multiprocessing
@@ -16,7 +17,9 @@ import subprocess
 import sys
 import threading
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
+from runpy import run_path
 
 WARM = """accelerate datasets matplotlib.backends.backend_agg torch torch._dynamo torch.distributed.fsdp
     transformers.models.gpt2.modeling_gpt2 finetune.export finetune.report finetune.train finetune.training.trainer
@@ -25,14 +28,16 @@ forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(WARM)
 
 
-def become(module, argv, environment, directory, out, error):
+def become(program, argv, environment, directory, new_session, out, error):
     """In the fork: be the command."""
+    if new_session:
+        os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:0] = [str(Path(__file__).parent), "."]
-    sys.argv = [module, *argv]
+    sys.argv = [program, *argv]
     os.dup2(out.fileno(), 1)
     os.dup2(error.fileno(), 2)
     out.close()
@@ -41,7 +46,11 @@ def become(module, argv, environment, directory, out, error):
     from finetune.config.cli import run
 
     try:
-        run(import_module(module).main)
+        if program.endswith(".py"):
+            run_path(program, run_name="__main__")
+        else:
+            main = import_module(program).main
+            run(main if signature(main).parameters else lambda _: main())
     finally:
         threading._shutdown()
         atexit._run_exitfuncs()
@@ -50,10 +59,12 @@ def become(module, argv, environment, directory, out, error):
 class Process:
     """A command that runs, with what tests need of subprocess.Popen."""
 
-    def __init__(self, module, *argv, env=None):
+    def __init__(self, program, *argv, env=None, cwd=None, start_new_session=False):
         pipes = [forks.Pipe(duplex=False) for _ in range(2)]
         environment = dict(os.environ if env is None else env)
-        job = (module, list(map(str, argv)), environment, os.getcwd(), *(write for _, write in pipes))
+        place = str(cwd or os.getcwd())
+        writing = [write for _, write in pipes]
+        job = (str(program), list(map(str, argv)), environment, place, start_new_session, *writing)
         self.process = forks.Process(target=become, args=job)
         self.process.start()
         for _, write in pipes:
@@ -72,6 +83,10 @@ class Process:
     def poll(self):
         return self.process.exitcode
 
+    @property
+    def returncode(self):
+        return self.poll()
+
     def wait(self, timeout=None):
         self.process.join(timeout)
         if self.poll() is None:
@@ -88,25 +103,26 @@ class Process:
     def communicate(self, timeout=None):
         """What it prints until its end: (standard output, standard error)."""
         told = {}
-        streams = {"out": self.stdout, "error": self.stderr}
-        readers = [
-            threading.Thread(target=lambda name=name, stream=stream: told.update({name: stream.read()}), daemon=True)
-            for name, stream in streams.items()
-        ]
+
+        def read(stream):
+            with stream:
+                told[stream] = stream.read()
+
+        readers = [threading.Thread(target=read, args=(stream,), daemon=True) for stream in (self.stdout, self.stderr)]
         for reader in readers:
             reader.start()
         self.wait(timeout)
         for reader in readers:
             reader.join(timeout)
-        return told["out"], told["error"]
+        return told[self.stdout], told[self.stderr]
 
 
-def run(module, *argv, timeout=100, env=None):
+def run(program, *argv, timeout=200, **options):
     """Run a command to its end, as subprocess.run does."""
-    with Process(module, *argv, env=env) as process:
+    with Process(program, *argv, **options) as process:
         try:
             out, error = process.communicate(timeout)
         except subprocess.TimeoutExpired:
             process.kill()
             raise
-    return subprocess.CompletedProcess([module, *argv], process.poll(), out, error)
+    return subprocess.CompletedProcess([program, *argv], process.returncode, out, error)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from finetune.config import cli
 
-SECONDS, BYTES = 20, 2 << 30
+SECONDS, BYTES = 60, 2 << 30
 MAY_FAIL = ("plan",)  # 1 if memory or disk are too small; everywhere else 1 would be an error that nobody foresaw
 CODES = {0, 2, 3, 4, 5}
 

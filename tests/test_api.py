@@ -14,6 +14,7 @@ import threading
 import warnings
 from pathlib import Path
 
+import forked
 import matplotlib
 import numpy as np
 import pytest
@@ -370,7 +371,9 @@ values = VALUES
 notebook_launcher(work, (sys.argv[1], values), num_processes=2, use_port="29671")
 """
     values = {**TINY, "gradient_accumulation_steps": 2}
-    run_python(code.replace("VALUES", repr(values)), notes)
+    Path("launch.py").write_text(code.replace("VALUES", repr(values)))
+    done = forked.run("launch.py", notes)
+    assert done.returncode == 0, done.stderr
     alone = train(dataset=notes, out_dir="alone", **values)
     for name in ("one", "two"):
         losses = [row["val_loss"] for row in Run.open(name).history]

@@ -178,11 +178,11 @@ def test_a_huge_shape_over_a_small_file_is_refused_before_anything_is_built(key,
     directory = model()
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**config, key: value}))
-    began = time.perf_counter()
+    began = time.process_time()
     assert "n_layer must be" in refusal(directory) or "and its weights have 1" in refusal(directory)
     with pytest.raises(UsageError):
         pretrained.load_config(directory)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize(

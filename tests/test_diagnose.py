@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 
 from finetune.common import files
@@ -409,21 +410,10 @@ def test_only_the_rank_out_of_memory_prints_the_diagnosis(tiny, rank):
             "WORLD_SIZE": "2",
             "LOCAL_WORLD_SIZE": "2",
         }
+    Path("two.py").write_text(TWO)
+    environment = {**os.environ, **place, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO, str(rank), *flags],
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={
-                **os.environ,
-                **place,
-                "RANK": str(number),
-                "LOCAL_RANK": str(number),
-                "ACCELERATE_USE_CPU": "true",
-                "OMP_NUM_THREADS": "1",
-            },
-        )
+        forked.Process("two.py", rank, *flags, env=environment | {"RANK": str(number), "LOCAL_RANK": str(number)})
         for number in range(2)
     ]
     output = [process.communicate(timeout=120) for process in processes]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -330,21 +331,16 @@ def test_two_processes_measure_and_write_what_one_does(documents, published):
     published("base", documents)
     published("out", documents, seed=1)
     Path("script.py").write_text(SCRIPT)
-    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node=2"]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "script.py"]
     environment = {
         **os.environ,
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
-    running = [
-        subprocess.Popen(
-            [*launcher, "script.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        )
-        for launcher in ([sys.executable], torchrun)
-    ]
+    running = [forked.Process(*program, env=environment) for program in (["script.py"], torchrun)]
     (one, written), (two, written_by_two) = (
-        json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in running
+        json.loads(process.communicate(timeout=200)[0].splitlines()[-1]) for process in running
     )
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-6) and two["targets"] == one["targets"] > 0
     assert two["difference"] == pytest.approx(one["difference"], abs=1e-6)

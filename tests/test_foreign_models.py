@@ -330,7 +330,7 @@ def test_mutated_json_of_a_model_is_read_or_refused_in_a_line(model, capfd):
         (model / name).write_text(text)
         if name.endswith("index.json"):
             os.rename("m/model.safetensors", "whole")
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             found = find_model("m")
             if found.tokenizer and number % 4 == 0:
@@ -340,7 +340,7 @@ def test_mutated_json_of_a_model_is_read_or_refused_in_a_line(model, capfd):
         except UsageError as error:
             refused += 1
             assert len(str(error)) < 500 and formatting.printable(str(error)).count("\n") == 0, (name, str(error))
-        assert time.perf_counter() - began < 20, (name, text[:300])
+        assert time.process_time() - began < 20, (name, text[:300])
         if name.endswith("index.json"):
             os.rename("whole", "m/model.safetensors")
         (model / name).unlink() if name in MORE else (model / name).write_text(json.dumps(originals[name]))

@@ -30,7 +30,7 @@ def job(recipe, world=2, environment=FSDP, **more):
 def harness(*jobs):
     """The outcomes of jobs, run one after the other in a process that forks, and its stderr."""
     Path("jobs.json").write_text(json.dumps(jobs))
-    done = forked.run("harness", "jobs.json", timeout=150)
+    done = forked.run("harness", "jobs.json", timeout=400)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
 
@@ -148,7 +148,7 @@ def test_sharded_runs_survive_kills_and_nan(tiny):
     jobs = job(whole), job(killed, signal=fault | {"number": 9}), job(nan, nan=fault), job(unsaved, nan=fault)
     outcomes, error = harness(*jobs, job(dataclasses.replace(killed, init_from="resume")))
     ends = [outcome["codes"] for outcome in outcomes]
-    assert ends[1][1] == -9 and ends[1][0] != 0 and outcomes[1]["seconds"] < 30
+    assert ends[1][1] == -9 and ends[1][0] != 0 and outcomes[1]["seconds"] < 120
     assert [codes for number, codes in enumerate(ends) if number != 1] == [[0, 0]] * 4, error
     assert numbers("killed") == numbers("whole")
     for name in ("model", "optimizer"):
@@ -238,7 +238,7 @@ def test_a_process_holds_its_shard_and_no_more(tiny):
     script = ["script.py", json.dumps(dataclasses.asdict(recipe))]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*launch, *policy, *usual, *script], capture_output=True, text=True, timeout=100, env=environment
+        [*launch, *policy, *usual, *script], capture_output=True, text=True, timeout=200, env=environment
     )
     assert done.returncode == 0, done.stderr
     for rank in range(2):

@@ -3,11 +3,11 @@
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 
 from finetune.common.errors import UsageError
@@ -102,19 +102,18 @@ def test_nothing_is_started_behind_another_launcher(gpus, monkeypatch, name, val
 
 def start(*flags, **options):
     Path("t.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
-    argv = [sys.executable, "-m", "finetune.train", *TINY, *flags]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options)
+    return forked.Process("finetune.train", *TINY, *flags, env=environment, **options)
 
 
 def test_two_processes_on_a_cpu_and_a_refusal_in_one_line():
     process = start("--num-processes", "2", "--max_iters=2")
-    out, error = process.communicate(timeout=100)
+    out, error = process.communicate(timeout=200)
     assert process.returncode == 0, error
     assert out.startswith("accelerate launch starts 2 CPU processes\n") and "2 processes on cpu" in out
     assert Path("out/best/model.safetensors").exists() and out.count("step 2: ") == 1
     process = start("--launch=cpu", "--max_iters=2")  # only the processes see that out_dir holds a run
-    out, error = process.communicate(timeout=100)
+    out, error = process.communicate(timeout=200)
     assert process.returncode == 2
     assert re.fullmatch(r"out_dir out: holds a run already .*\n", error), error
 

@@ -183,10 +183,10 @@ def test_a_meta_pkl_that_would_run_code_is_refused_and_does_not(protocol):
     ],
 )
 def test_odd_pickles_are_refused_quickly(data):
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ValueError):
         nanogpt_meta.read(data)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 def sized(opcode, size, body=b"abc"):

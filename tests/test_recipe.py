@@ -125,9 +125,9 @@ def test_a_yaml_bomb_is_one_short_line():
     lines = ["a: &a [x,x,x,x,x,x,x,x,x]"] + [
         f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]" for i in range(8)
     ]
-    began = time.perf_counter()
+    began = time.process_time()
     lines = problems("\n".join(lines))
-    assert time.perf_counter() - began < 1 and len(lines) == 9
+    assert time.process_time() - began < 1 and len(lines) == 9
     assert "KB, which is no recipe" in problems("#" * 300_000)[0]
 
 
@@ -251,14 +251,15 @@ def test_every_key_says_what_changing_it_on_resume_means():
 
 @pytest.mark.parametrize("verb", ["prepare", "plan", "train", "sample", "export", "__main__"])
 def test_help_answers_at_once(verb):
-    began = time.perf_counter()
+    before = os.times()
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", f"finetune.{verb}", "--help"],
         capture_output=True,
         text=True,
         env=os.environ,
     )
-    assert time.perf_counter() - began < 1.0
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1.0
     assert done.returncode == 0 and "usage:" in done.stdout
     assert "torch" not in done.stderr and "transformers" not in done.stderr
 

@@ -1,6 +1,7 @@
 """The shape of the code: narrow lines, short files and functions, typed signatures, imports that point down."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -52,12 +53,16 @@ def module_name(path):
 
 
 SOURCES = {module_name(path): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
-TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def functions(tree):
-    return [node for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
+@functools.cache
+def tree(name):
+    return ast.parse(SOURCES[name])
+
+
+def functions(parsed):
+    return [node for node in ast.walk(parsed) if isinstance(node, FUNCTIONS)]
 
 
 def depth(node):
@@ -81,13 +86,13 @@ def parameters(function):
 def imports(name):
     """Modules of the package that a module imports, also inside functions."""
     found = set()
-    for node in ast.walk(TREES[name]):
+    for node in ast.walk(tree(name)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "finetune":
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
-                found.add(full if full in TREES else node.module)
+                found.add(full if full in SOURCES else node.module)
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name in TREES}
+            found |= {alias.name for alias in node.names if alias.name in SOURCES}
     return found - {name}
 
 
@@ -96,31 +101,31 @@ def part(name):
     return name.split(".")[1] if "." in name else ""
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", SOURCES)
 def test_lines_and_files_are_short(name):
     lines = SOURCES[name].splitlines()
     assert not [number for number, line in enumerate(lines, 1) if len(line) > WIDTH]
     assert len(lines) <= FILE_LINES
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", SOURCES)
 def test_functions_are_short_flat_and_take_few_parameters(name):
-    for function in functions(TREES[name]):
+    for function in functions(tree(name)):
         where = f"{name}.{function.name}"
         assert function.end_lineno - function.lineno + 1 <= FUNCTION_LINES, where
         assert depth(function) <= DEPTH, where
         assert len(parameters(function)) <= PARAMETERS, where
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", SOURCES)
 def test_every_signature_is_typed(name):
-    for function in functions(TREES[name]):
+    for function in functions(tree(name)):
         missing = [parameter.arg for parameter in parameters(function) if parameter.annotation is None]
         assert not missing, f"{name}.{function.name}: {missing}"
         assert function.returns is not None, f"{name}.{function.name}: no return annotation"
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", SOURCES)
 def test_imports_point_down(name):
     here = part(name)
     for imported in imports(name):
@@ -136,7 +141,7 @@ def test_imports_point_down(name):
 
 def test_no_import_goes_in_a_circle():
     # `finetune` only says where its names come from
-    remaining = {name: imports(name) - {"finetune"} for name in TREES}
+    remaining = {name: imports(name) - {"finetune"} for name in SOURCES}
     while free := [name for name, needed in remaining.items() if not needed & remaining.keys()]:
         for name in free:
             del remaining[name]
@@ -149,11 +154,15 @@ def test_the_model_stands_alone():
 
 
 def test_nothing_has_an_old_name():
-    assert not [name for name in OLD_MODULES if f"finetune.{name}" in TREES]
-    for name, tree in TREES.items():
-        defined = {node.name for node in ast.walk(tree) if isinstance(node, FUNCTIONS | ast.ClassDef)}
+    assert not [name for name in OLD_MODULES if f"finetune.{name}" in SOURCES]
+    for name in SOURCES:
+        defined = {node.name for node in ast.walk(tree(name)) if isinstance(node, FUNCTIONS | ast.ClassDef)}
         constants = {
-            t.id for node in tree.body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)
+            t.id
+            for node in tree(name).body
+            if isinstance(node, ast.Assign)
+            for t in node.targets
+            if isinstance(t, ast.Name)
         }
         assert not (defined | constants) & set(OLD_NAMES), name
 

@@ -39,16 +39,16 @@ def test_a_template_that_takes_too_much_is_refused_in_a_line(case):
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
     if case != "recursion":
         assert re.search("takes more than .* (seconds|of memory)", str(refused.value))
-    assert time.perf_counter() - began < 15
+    assert time.perf_counter() - began < 60
 
 
 def test_a_usual_template_costs_little():
     (text,), _ = chat.call_template(PLAIN, TALK, {})
     assert text == "user: Hello\nassistant: Hi\n"
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(1000):
         chat.call_template(PLAIN, TALK, {})
-    assert time.perf_counter() - began < 20
+    assert time.process_time() - began < 20
 
 
 LATER = {  # with the row that says boom
@@ -70,7 +70,7 @@ def test_a_template_that_explodes_on_a_later_row_is_named_with_it(case, command,
     began = time.perf_counter()
     code, _, error = command("prepare", "t.jsonl", "--tokenizer=model", "--out_dir=data")
     assert code == 2 and error.startswith("t.jsonl: row 701: ") and told in error and error.count("\n") == 1, error
-    assert not Path("data").exists() and time.perf_counter() - began < 30
+    assert not Path("data").exists() and time.perf_counter() - began < 120
 
 
 @pytest.mark.parametrize(

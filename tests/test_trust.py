@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -29,7 +28,7 @@ def harness(recipe, world=1, **job):
     """The outcome of a job in a process that forks its runs."""
     path = Path(f"job-{len(list(Path('.').glob('job-*')))}.json")
     path.write_text(json.dumps({"recipe": dataclasses.asdict(recipe), "world": world, **job}))
-    done = forked.run("harness", path, timeout=240)
+    done = forked.run("harness", path, timeout=400)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -107,10 +106,7 @@ def command(recipe, *launcher):
 
 
 def launch(recipe, *launcher, **options):
-    argv = command(recipe, *launcher)
-    if not launcher:
-        return forked.Process(*argv)
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return forked.Process(*command(recipe, *launcher), **options)
 
 
 def until(process, words):
@@ -138,7 +134,7 @@ def test_a_signal_saves_and_ends_and_the_resumed_run_is_the_same(tiny, number, c
     with launch(recipe) as process:
         until(process, "iter 12:")
         process.send_signal(number)
-        assert process.wait(30) == code
+        assert process.wait(100) == code
         error = process.stderr.read()
     assert f"stopped by {number.name} after" in error and "--init_from=resume" in error and "Traceback" not in error
     trainers.train(dataclasses.replace(recipe, init_from="resume"))
@@ -150,23 +146,23 @@ def test_sigusr1_saves_and_goes_on(tiny):
     with launch(recipe) as process:
         until(process, "iter 12:")
         process.send_signal(signal.SIGUSR1)
-        deadline = time.time() + 20
+        deadline = time.time() + 100
         while not list(Path("out/last").glob("step-*")) and time.time() < deadline:
             time.sleep(0.01)
         assert list(Path("out/last").glob("step-*")) and process.poll() is None
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
+        assert process.wait(100) == 143
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 def test_a_trainer_does_not_outlive_its_launcher(tiny):
     recipe = tiny(max_iters=100_000, save_interval=100_000, eval_interval=100_000)
-    launcher = [str(Path(sys.executable).parent / "accelerate"), "launch", "--num_processes=1", "-m"]
+    launcher = ["accelerate.commands.accelerate_cli", "launch", "--num_processes=1", "-m"]
     with launch(recipe, *launcher) as process:
         until(process, "iter 5:")
         trainer = int(Path("out/.lock").read_text().split()[1])
         process.kill()
-    deadline = time.time() + 20
+    deadline = time.time() + 100
     while (
         Path(f"/proc/{trainer}").exists()
         and "Z" not in Path(f"/proc/{trainer}/stat").read_text().split()[2]
@@ -351,7 +347,7 @@ def test_one_process_that_gets_a_signal_ends_all_with_a_state(tiny):
 def test_torchrun_and_forked_processes_are_the_same_run(tiny):
     recipe = tiny(max_iters=4)
     assert harness(dataclasses.replace(recipe, out_dir="forked"), world=3)["codes"] == [0, 0, 0]
-    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node=3", "-m"]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node=3", "-m"]
     with launch(recipe, *torchrun, env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}) as process:
         out, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
@@ -377,7 +373,7 @@ def test_one_process_that_dies_takes_the_others_along_and_the_run_goes_on(tiny):
     recipe = tiny(max_iters=12)
     assert harness(dataclasses.replace(recipe, out_dir="whole"), world=3)["codes"] == [0, 0, 0]
     outcome = harness(recipe, world=3, signal={"rank": 1, "number": 9, "iteration": 6})
-    assert outcome["codes"][1] == -9 and 0 not in outcome["codes"] and outcome["seconds"] < 30
+    assert outcome["codes"][1] == -9 and 0 not in outcome["codes"] and outcome["seconds"] < 120
     assert harness(dataclasses.replace(recipe, init_from="resume"), world=3)["codes"] == [0, 0, 0]
     same_run("whole", "out")
 
@@ -449,7 +445,7 @@ def test_a_bad_number_that_always_comes_back_ends_after_max_rollbacks(tiny):
 
 def test_a_bad_number_on_one_of_three_processes_stops_all_of_them(tiny):
     outcome = harness(tiny(max_rollbacks=0), world=3, nan={"rank": 1, "iteration": 5})
-    assert outcome["codes"] == [3, 3, 3] and outcome["seconds"] < 30
+    assert outcome["codes"] == [3, 3, 3] and outcome["seconds"] < 120
     assert events("out", "diverged")[0]["step"] == 5
     assert Path("out/last/step-00000005").exists()
 
