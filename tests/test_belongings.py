@@ -88,7 +88,7 @@ files.write_directory("best", fill)
     assert {path.name for path in tmp_path.iterdir()} == {"best", "other"}
 
 
-@pytest.mark.parametrize("name", ["recipe.yaml", "report.html", "loss.png"])
+@pytest.mark.parametrize("name", ["recipe.yaml", "report.html", "share.png", "loss.png"])
 def test_files_that_no_run_wrote_are_not_replaced(command, corpus, name):
     Path("mine").mkdir()
     Path("mine", name).write_text("# my notes\n")
@@ -118,7 +118,7 @@ def test_nothing_is_written_through_a_link(command, tiny_run, tmp_path, name):
     assert (contents(precious) if precious.is_dir() else precious.read_bytes()) == before
 
 
-@pytest.mark.parametrize("name", ["loss.png", "recipe.yaml", "report.html", "trackers.json"])
+@pytest.mark.parametrize("name", ["loss.png", "recipe.yaml", "report.html", "share.png", "trackers.json"])
 def test_a_link_is_replaced_and_what_it_points_to_stays(tiny_run, tmp_path, name):
     tiny_run("out", "--max_iters=2")
     precious = tmp_path / "precious"

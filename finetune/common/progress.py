@@ -36,11 +36,12 @@ class LinesAbove:
         self.stream, self.bar, self.unfinished = stream, bar, ""
 
     def write(self, text: str) -> int:
-        lines, newline, self.unfinished = (self.unfinished + text).rpartition("\n")
-        if newline:
-            with self.bar.external_write_mode(file=self.bar.fp):
-                self.stream.write(lines + newline)
-                self.stream.flush()
+        with self.bar.get_lock():  # trackers print from threads
+            lines, newline, self.unfinished = (self.unfinished + text).rpartition("\n")
+            if newline:
+                with self.bar.external_write_mode(file=self.bar.fp):
+                    self.stream.write(lines + newline)
+                    self.stream.flush()
         return len(text)
 
     def finish(self) -> None:

@@ -24,7 +24,7 @@ from finetune.gpt import GPT, GPTConfig, convert, lora, pretrained
 from finetune.publishing import card as cards
 from finetune.publishing import interpolate as interpolation
 from finetune.publishing import llama_cpp, ollama, onnx_file, verify
-from finetune.publishing.run_report import REPORT, public_report
+from finetune.publishing.run_report import copy_report
 from finetune.publishing.summary import summary
 from finetune.runs.events import read_metrics
 from finetune.runs.inputs import find_model, require_tokenizer
@@ -253,7 +253,7 @@ def _write(work: Path, content: Export, directory: str, card: str | None) -> Non
 
 
 def _write_card(work: Path, content: Export, before: str | None) -> None:
-    """Write README.md, with the owner's words of the card `before`, and of a run its loss curve and its report."""
+    """Write README.md, with the owner's words of the card `before`, and of a run its loss curve and report."""
     facts, verified, run_dir = content.facts, content.verified, content.run_dir
     name, picture = verified["request"]["name"], None
     events = read_metrics(run_dir / "metrics.jsonl", print) if run_dir else []
@@ -263,9 +263,8 @@ def _write_card(work: Path, content: Export, before: str | None) -> None:
         picture = "loss.png"
         plot_loss(run_dir, work / picture, title=name)
     started = [event for event in events if event["event"] in ("start", "resume")]
-    if run_dir and started and (report := public_report(run_dir, started[-1].get("recipe", {}))):
-        (work / REPORT).write_text(report, encoding="utf-8")
-        verified["report"] = REPORT
+    if run_dir and started:
+        verified |= copy_report(run_dir, work, started[-1].get("recipe", {}))
     title = name.split("/")[-1]
     card = model_card(title, name, content.config, facts, events, content.tokenizer, picture, verified)
     card = card if before is None else cards.merge(before, card, chosen_keys(verified))

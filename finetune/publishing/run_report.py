@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import html
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 from finetune.runs.model_card import without_folders
 
-REPORT = "report.html"
+REPORT, SHARE = "report.html", "share.png"
 FOLDER = re.compile(r"(?<![\w.</:])(?:/[\w.+-]+){2,}|[A-Za-z]:\\[\w.+\\-]+|~/[\w./+-]+")  # of an absolute path
+
+
+def copy_report(run_dir: Path, to: Path, recipe: dict[str, Any]) -> dict[str, str]:
+    """Copy the report of a run and its picture to a directory for others. Returns {what: its file name}."""
+    copied = {}
+    if report := public_report(run_dir, recipe):
+        (to / REPORT).write_text(report, encoding="utf-8")
+        copied["report"] = REPORT
+    if (run_dir / SHARE).is_file():
+        shutil.copyfile(run_dir / SHARE, to / SHARE)
+        copied["share"] = SHARE
+    return copied
 
 
 def public_report(run_dir: Path, recipe: dict[str, Any]) -> str | None:

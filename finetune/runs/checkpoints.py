@@ -131,7 +131,7 @@ def remove_run(out_dir: str | Path) -> None:
     for path in directories_of_run(out_dir):
         if files.files_in_manifest(path) and not path.is_symlink():
             files.remove(path)
-    for name in ("metrics.jsonl", "trackers.json", "loss.png", "report.html"):
+    for name in ("metrics.jsonl", "trackers.json", "loss.png", "report.html", "share.png"):
         (out_dir / name).unlink(missing_ok=True)
 
 

@@ -86,7 +86,7 @@ class RunLogger:
             return
         line = printable(line)
         with contextlib.suppress(OSError):  # no reader, or a full disk: the run goes on
-            print(line, flush=True)
+            print(f"{line}\n", end="", flush=True)  # in one write, as other threads print too
 
     def record(self, event: str, **values: Any) -> None:
         """Append an event to metrics.jsonl in one write, and send it to the trackers. On a full disk lines are

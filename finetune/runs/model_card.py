@@ -59,7 +59,7 @@ def model_card(
         run=run,
         is_adapter=is_adapter,
         base=run.base_model,
-        metadata=_metadata(title, run, is_adapter, (verified or {}).get("request", {})),
+        metadata=_metadata(title, run, is_adapter, verified or {}),
         losses=list(_losses(run)),
         picture=picture,
         report=(verified or {}).get("report"),
@@ -126,11 +126,13 @@ class History:
         return ", ".join(_one_line(Path(name).name) for name in split_paths(given))
 
 
-def _metadata(title: str, run: History, is_adapter: bool, asked: dict[str, Any]) -> str:
+def _metadata(title: str, run: History, is_adapter: bool, verified: dict[str, Any]) -> str:
     """The YAML front matter: what the Hub indexes, with the measured figures as model-index. The license is the one
     `asked` for, or else that of the base."""
     from huggingface_hub import EvalResult, ModelCardData
 
+    asked = verified.get("request", {})
+    repository, share = asked.get("name", ""), verified.get("share")
     named = [source["name"].split(":")[0] for source in run.data.get("sources", []) if source.get("bytes") is None]
     results = [
         EvalResult("text-generation", dataset, dataset, metric, value, metric_name=name, dataset_split="validation")
@@ -145,6 +147,7 @@ def _metadata(title: str, run: History, is_adapter: bool, asked: dict[str, Any])
         base_model=run.base_model,
         tags=list(dict.fromkeys(tags)),
         datasets=[name for name in named if "/" in name] or None,
+        thumbnail=f"https://huggingface.co/{repository}/resolve/main/{share}" if share and "/" in repository else None,
         model_name=title if results else None,
         eval_results=results or None,
     )

@@ -76,7 +76,7 @@ def _problem_of_new_run(out_dir: Path, overwrite: bool | str) -> str | None:
     if checkpoints.is_unfinished(out_dir) and (overwrite or not (out_dir / "best").exists()):
         return None
     ran = [name for name in RUN_FILES if (out_dir / name).exists()]
-    others = [name for name in ("loss.png", "report.html", "recipe.yaml") if (out_dir / name).exists()]
+    others = [name for name in ("loss.png", "report.html", "share.png", "recipe.yaml") if (out_dir / name).exists()]
     if not ran and "recipe.yaml" in others:
         rename = shlex.join(["mv", f"{out_dir}/recipe.yaml", f"{out_dir}.yaml"])
         return f"holds a recipe.yaml that no run wrote, and a run writes its own; {rename}"

@@ -39,6 +39,7 @@ def _report(recipe: Recipe, began: float, alone: bool = False) -> list[str]:
     if recipe.eval_only or (rank != 0 and not alone):
         return []
     try:
+        from finetune.runs.loss_plot import plot_loss
         from finetune.tools.report import diagnosis, html_report, record
 
         run = record.load(recipe.out_dir)
@@ -46,6 +47,8 @@ def _report(recipe: Recipe, began: float, alone: bool = False) -> list[str]:
         failed_elsewhere = run.failure and run.failure.get("rank", 0) != rank  # that rank writes the report
         if is_older or failed_elsewhere:
             return []
+        if not run.ended and (run.updates or run.evaluations):  # a run that ended has drawn its losses
+            plot_loss(run.out_dir)
         findings = diagnosis.diagnose(run)
         return [*diagnosis.brief(findings), f"report in {html_report.write(run, findings)}"]
     except UsageError:

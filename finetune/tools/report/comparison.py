@@ -16,20 +16,34 @@ def to_text(runs: Sequence[Record]) -> str:
     """The comparison as an aligned table, with notes below."""
     empty = [""] * len(runs)
     differences = _recipes(runs) or [("the recipes are the same", *empty)]
-    rows = [("", *(str(run.out_dir) for run in runs)), *_results(runs), ("", *empty), *differences]
+    best = winner(runs)
+    names = [f"{run.out_dir} *" if run is best else str(run.out_dir) for run in runs]
+    rows = [("", *names), *_results(runs), ("", *empty), *differences]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = []
     for name, *cells in rows:
         line = [name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:]))]
         lines.append("  ".join(line).rstrip())
-    if notes := _notes(runs):
+    mark = [f"* the lowest validation loss: {best.best['val_loss']:.4f} in {best.out_dir}"] if best else []
+    if notes := mark + _notes(runs):
         lines += ["", *notes]
     return "\n".join(lines)
 
 
+def winner(runs: Sequence[Record]) -> Record | None:
+    """The run with the lowest validation loss; None if two share it, or if they were not validated on the same
+    blocks."""
+    evaluated = sorted((run for run in runs if run.best), key=lambda run: run.best["val_loss"])
+    measured_on = {(_data_identity(run, "val"), *_evaluated_blocks(run)) for run in evaluated}
+    if len(evaluated) < 2 or len(measured_on) > 1 or () in {_data_identity(run, "val") for run in evaluated}:
+        return None
+    first, second = (run.best["val_loss"] for run in evaluated[:2])
+    return evaluated[0] if first < second else None
+
+
 def facts(runs: Sequence[Record]) -> dict[str, Any]:
-    """The comparison as JSON: `first`, `best` and `last` are evaluations, `seconds` is the median of an update, and
-    `different` are the keys in which the recipes differ."""
+    """The comparison as JSON: `first`, `best` and `last` are evaluations, `seconds` is the median of an update,
+    `different` are the keys in which the recipes differ, and `lowest` is the out_dir of the winner or None."""
     described = []
     for run in runs:
         found = run.evaluations
@@ -37,7 +51,9 @@ def facts(runs: Sequence[Record]) -> dict[str, Any]:
         medians = {name: run.median(name) for name in ("tokens_per_second", "mfu", "seconds")}
         facts = {"out_dir": str(run.out_dir), "running": run.running, "updates": run.done, "length": run.length}
         described.append({**facts, **evaluations, "parameters": run.parameters, **medians, "recipe": run.recipe})
-    return {"runs": described, "different": [row[0] for row in _recipes(runs)], "notes": _notes(runs)}
+    best, different = winner(runs), [row[0] for row in _recipes(runs)]
+    lowest = str(best.out_dir) if best else None
+    return {"runs": described, "different": different, "lowest": lowest, "notes": _notes(runs)}
 
 
 def _recipes(runs: Sequence[Record]) -> list[Row]:
@@ -90,6 +106,12 @@ def _notes(runs: Sequence[Record]) -> list[str]:
     if () in {_data_identity(run, "val") for run in runs}:
         lines.append("some of them do not record their validation data")
     return lines + [f"{run.out_dir}: is still running" for run in runs if run.running]
+
+
+def _evaluated_blocks(run: Record) -> tuple[object, ...]:
+    """What says how many blocks an evaluation reads; () for the whole split."""
+    keys = ("eval_iters", "batch_size", "block_size")
+    return tuple(run.recipe.get(key) for key in keys) if run.recipe.get("eval_iters") else ()
 
 
 def _data_identity(run: Record, split: str) -> tuple[tuple[str, str], ...]:

@@ -11,6 +11,7 @@ from finetune.common.commands import command
 from finetune.common.files import write_file
 from finetune.common.formatting import is_number, setting
 from finetune.config.recipe import Recipe
+from finetune.runs import loss_axis
 from finetune.tools.report import comparison, diagnosis, remedies, svg_chart, tables
 from finetune.tools.report.record import Event, Record
 from finetune.tools.report.rules import Finding
@@ -27,9 +28,9 @@ TILES = (
 # with a line in every chart
 MARKED_EVENTS = ("resume", "out_of_memory", "diverged", "rollback", "save_failed", "stop", "failed")
 OTHER_CURVES = [
-    ("lr", "Learning rate", "d"),
-    ("tokens_per_second", "Tokens per second", "e"),
-    ("grad_norm", "Gradient norm", "b"),
+    ("lr", "Learning rate", "learning rate", "d"),
+    ("tokens_per_second", "Speed", "tokens per second", "e"),
+    ("grad_norm", "Gradient norm", "norm before clipping", "b"),
 ]
 DATA_TABLES = (tables.splits, tables.sources, tables.findings, tables.sample)
 MAX_SAMPLES = 5  # of one step
@@ -38,12 +39,16 @@ Setting = tuple[str, str, str, str]  # key, value, origin, reason or help
 
 
 def write(run: Record, findings: list[Finding], path: str | Path | None = None) -> Path:
-    """Write the report of a run, by default to report.html in its out_dir; return the path. Raises OSError."""
-    path = Path(path or run.out_dir / "report.html")
+    """Write the report of a run, by default to report.html in its out_dir, with share.png beside it; return the path
+    of the report. Raises OSError."""
+    given_path, path = path, Path(path or run.out_dir / "report.html")
     given, defaults = _settings(run)
     figures = comparison.figures(run)
+    pairs = tables.side_by_side(run)
     html = _render(
         run=run,
+        title=tables.title(run),
+        colours=loss_axis.COLOURS,
         state=_state(run),
         tiles=[(name, figures[name]) for name in TILES if name in figures],
         findings=[(diagnosis.ISSUES[finding.label][0], finding) for finding in findings],
@@ -51,7 +56,8 @@ def write(run: Record, findings: list[Finding], path: str | Path | None = None) 
         svg=svg_chart,
         before_and_after=tables.before_and_after(run),
         measurements=tables.evaluation(run.evaluation),
-        samples=[_samples(event) for event in _evenly_spaced(run.of("samples"), MAX_SAMPLE_STEPS)],
+        pairs=pairs[:MAX_SAMPLES],
+        samples=_other_samples(run, bool(pairs)),
         events=tables.events(run),
         data=[(part, *(table(part) for table in DATA_TABLES)) for part in run.data],
         given=given,
@@ -61,6 +67,10 @@ def write(run: Record, findings: list[Finding], path: str | Path | None = None) 
         resume=remedies.resume(run),
     )
     write_file(path, html.encode("utf-8", "replace"))  # the name of out_dir may not be UTF-8
+    if run.evaluations and given_path is None:
+        from finetune.tools.report import share_picture  # matplotlib takes a while
+
+        share_picture.write(run, path.with_name(share_picture.NAME))
     return path
 
 
@@ -86,7 +96,7 @@ def _state(run: Record) -> str:
 
 def _charts(run: Record) -> list[Chart]:
     best, evaluations, updates = run.best, run.evaluations, run.updates
-    ring = (best["step"], best["val_loss"], f"best: {best['val_loss']:.4f} at step {best['step']}") if best else None
+    named = (best["step"], best["val_loss"], f"best {best['val_loss']:.4f} at {best['step']:,}") if best else None
     marks = [
         (tables.step_of(event), event["event"].replace("_", " "), f"{event['event']}: {tables.text_of(event)}")
         for event in run.events
@@ -95,12 +105,13 @@ def _charts(run: Record) -> list[Chart]:
     losses = [
         Line("single updates", [(event["iter"], event["loss"]) for event in updates], "c"),
         Line("train", [(event["step"], event["train_loss"]) for event in evaluations], "b", dots=True),
-        Line("validation", [(event["step"], event["val_loss"]) for event in evaluations], "a", dots=True, ring=ring),
+        Line("validation", [(event["step"], event["val_loss"]) for event in evaluations], "a", dots=True, best=named),
     ]
-    charts = [chart("Loss, nats per token", losses, marks, run.done)]
-    for name, title, style in OTHER_CURVES:
+    bounds = loss_axis.loss_bounds(updates, evaluations)
+    charts = [chart("Loss", "nats per token", losses, marks, run.done, bounds)]
+    for name, title, y_title, style in OTHER_CURVES:
         points = [(event["iter"], event[name]) for event in updates if is_number(event.get(name))]
-        charts.append(chart(title, [Line(title.lower(), points, style)], marks, run.done))
+        charts.append(chart(title, y_title, [Line(title.lower(), points, style)], marks, run.done))
     return [made for made in charts if made]
 
 
@@ -108,6 +119,12 @@ def _evenly_spaced(events: list[Event], most: int) -> list[Event]:
     """At most so many events, with the first and the last."""
     count = min(most, len(events))
     return [events[round(number * (len(events) - 1) / max(1, count - 1))] for number in range(count)]
+
+
+def _other_samples(run: Record, has_pairs: bool) -> list[tuple[str, list[str]]]:
+    """The recorded samples, oldest first, without those of the best model if they stand beside the first ones."""
+    events = [event for event in run.of("samples") if not has_pairs or event.get("step") != run.best.get("step")]
+    return [_samples(event) for event in _evenly_spaced(events, MAX_SAMPLE_STEPS)]
 
 
 def _samples(event: Event) -> tuple[str, list[str]]:

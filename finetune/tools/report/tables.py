@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from finetune.common.formatting import duration, is_number
+from finetune.common.formatting import duration, is_number, perplexity
+from finetune.config.paths import split_paths
 from finetune.data.description import COUNTS
 from finetune.tools.report.record import Data, Event, Record
 
@@ -20,12 +22,40 @@ TEXTS = {
 }
 MEASUREMENTS = ("loss", "perplexity", "bits_per_byte", "accuracy")
 MAX_SOURCES = 20
+SAME = ("start", "num_samples", "max_new_tokens", "temperature", "top_k", "seed")  # of samples to be compared
 
 
 class Table(NamedTuple):
     head: Sequence[str]
     rows: Sequence[Sequence[object]]
     long: tuple[int, ...] = ()  # columns that hold sentences
+
+
+class Pair(NamedTuple):
+    """A sample of the model before its first update, and one of the best model."""
+
+    prompt: str
+    before: str
+    after: str
+
+
+def title(run: Record) -> tuple[str, str]:
+    """(title, date): the model and its data, and the day on which the run began."""
+    model = "GPT-2 from scratch" if run.init_from == "scratch" else Path(run.init_from or run.out_dir.resolve()).name
+    names = [Path(name).name for name in split_paths(run.recipe.get("dataset"))]
+    began = next((event["time"] for event in run.of("start")), None)
+    date = time.strftime("%Y-%m-%d", time.localtime(began)) if began is not None else "not dated"
+    return f"{model} on {', '.join(names)}" if names else model, date
+
+
+def side_by_side(run: Record) -> list[Pair]:
+    """Samples before and after training, of the same prompt, seed and settings."""
+    base = next(iter(run.of("base_samples")), {})
+    best = [event for event in run.of("samples") if event.get("step") == run.best.get("step")][-1:]
+    if not base or not best or any(base.get(name) != best[0].get(name) for name in SAME):
+        return []
+    prompt, texts = str(base.get("start", "")), zip(base.get("texts", []), best[0].get("texts", []))
+    return [Pair(prompt, str(before).removeprefix(prompt), str(after).removeprefix(prompt)) for before, after in texts]
 
 
 def before_and_after(run: Record) -> Table:
@@ -39,7 +69,7 @@ def before_and_after(run: Record) -> Table:
     if "val_losses" in best:
         of_datasets = first.get("val_losses", {}).items()
         pairs += [(f"validation loss of {name}", loss, best["val_losses"].get(name)) for name, loss in of_datasets]
-    pairs.append(("perplexity", math.exp(min(first["val_loss"], 50)), math.exp(min(best["val_loss"], 50))))
+    pairs.append(("perplexity", perplexity(first["val_loss"]), perplexity(best["val_loss"])))
     if (bits := run.bits_per_byte(first["val_loss"])) is not None:
         pairs.append(("bits per byte", bits, run.bits_per_byte(best["val_loss"])))
     rows = [
