@@ -74,6 +74,18 @@ assert "torch" not in sys.modules
     run_python(code)
 
 
+def test_a_run_on_a_cpu_imports_no_compiler(data):
+    code = """
+import sys
+from finetune import train
+shape = dict(n_layer=1, n_head=1, n_embd=8, block_size=8, batch_size=1, gradient_accumulation_steps=1, max_iters=2)
+train(init_from="scratch", dataset=sys.argv[1], out_dir="run", device="cpu", cpu_threads=1, eval_iters=1, **shape)
+slow = {"torch._dynamo", "torch.distributed.tensor", "transformers", "wandb", "evaluate", "peft", "scipy"}
+assert not slow & set(sys.modules), slow & set(sys.modules)
+"""
+    run_python(code, data)
+
+
 def test_functions_stay_functions_whoever_imports_the_modules_first():
     """The submodules have the same names."""
     after = """

@@ -93,7 +93,7 @@ def files(out_dir):
     return sorted(
         str(path.relative_to(out_dir))
         for path in Path(out_dir).rglob("*")
-        if path.is_file() and path.name != "report.html"
+        if path.is_file() and path.name not in ("report.html", "share.png")
     )
 
 

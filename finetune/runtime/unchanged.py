@@ -77,8 +77,7 @@ def _torch_settings() -> Generator[None]:
 
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     precision = torch.get_float32_matmul_precision()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic = _determinism()
     utils, cudnn = torch.utils.deterministic, torch.backends.cudnn
     filled, benchmark = utils.fill_uninitialized_memory, cudnn.benchmark  # pyrefly: ignore[missing-attribute]
     cudnn_sdp = torch.backends.cuda.cudnn_sdp_enabled()
@@ -88,10 +87,18 @@ def _torch_settings() -> Generator[None]:
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
         torch.set_float32_matmul_precision(precision)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        if _determinism() != deterministic:  # setting it imports torch's compiler
+            torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         utils.fill_uninitialized_memory = filled  # pyrefly: ignore[missing-attribute]
         cudnn.benchmark = benchmark
         torch.backends.cuda.enable_cudnn_sdp(cudnn_sdp)
+
+
+def _determinism() -> tuple[bool, bool]:
+    """Whether algorithms must be deterministic, and whether others only warn."""
+    import torch
+
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 @contextlib.contextmanager

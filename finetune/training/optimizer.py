@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -30,8 +31,12 @@ def adamw(model: torch.nn.Module, recipe: Recipe) -> AdamW:
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's own, with the attributes that an update sets before a step."""
+    """torch's own, with the attributes that an update sets before a step, and without decorators whose only effect here
+    is to import torch's compiler: half a second before the first update."""
 
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
     moments_dtype = torch.float32
     found_inf: torch.Tensor | None = None  # where it is 1, the fused kernel changes nothing
     seed = 0  # of CompactAdamW's noise

@@ -251,8 +251,10 @@ def wrap_model_and_make_optimizer(
         compile_model(model, whole=model.config.n_layer <= MAX_LAYERS_COMPILED_WHOLE and alone and not isolated)
     if sharding:
         wrapped_model = fsdp.shard(model, sharding, device.torch_device)
-    else:
+    elif device.accelerator.num_processes > 1:
         wrapped_model = device.accelerator.prepare_model(model)
+    else:  # nothing to wrap, and accelerate would import what only several processes need: half a second
+        wrapped_model = model
     return wrapped_model, adamw(model, recipe)
 
 
