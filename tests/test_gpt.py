@@ -18,6 +18,8 @@ SHAPES = {
         "layer_norm_epsilon": 1e-6,
     },
     "exact gelu": {"activation_function": "gelu"},
+    "scaled by the layer": {"n_layer": 3, "scale_attn_by_inverse_layer_idx": True},
+    "scores not scaled": {"n_layer": 3, "scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True},
     "124M": {
         "n_layer": 12,
         "n_head": 12,
@@ -161,7 +163,6 @@ def test_attention_is_one_fused_kernel(hf_model):
 @pytest.mark.parametrize(
     "change, named",
     [
-        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ({"activation_function": "relu"}, "activation_function=relu"),
         ({"add_cross_attention": True}, "add_cross_attention=True"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),

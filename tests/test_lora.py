@@ -186,6 +186,8 @@ def test_an_export_for_peft_is_the_adapters_alone_and_is_read_back_over_the_base
     code, out, error = command("export", "--out_dir=out", "--to=mine", "--format=peft")
     assert code == 0 and "logits differ by at most" in out, error
     assert not Path("mine/model.safetensors").exists() and Path("mine/tokenizer.json").is_file()
+    for found in (json.loads(Path("mine/verification.json").read_text())[of] for of in ("source", "base")):
+        assert found["logits_compared"] and found["max_difference"] < 1e-4 * found["largest_logit"]
     described = json.loads(Path("mine/adapter_config.json").read_text())
     assert (described["base_model_name_or_path"], described["r"], described["fan_in_fan_out"]) == ("./base", 4, True)
     idx = torch.arange(24).reshape(2, 12) % 20

@@ -8,11 +8,12 @@ model.save_pretrained("mine")                  # a Hugging Face directory
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.gpt import convert, pretrained, size
 from finetune.gpt.generate import generate
@@ -66,10 +67,16 @@ class GPT(Transformer):
         return model
 
     @classmethod
-    def from_hf(cls, hf_model: GPT2LMHeadModel) -> Self:
-        """A float32 copy of a transformers model."""
-        config = convert.config_from_hf(hf_model.config.to_dict())
-        state = convert.from_hf(hf_model.state_dict(), config)
+    def from_hf(cls, hf_model: nn.Module) -> Self:
+        """A float32 copy of a transformers model, which may be compiled, wrapped by DDP, or have adapters of peft: they
+        are merged into the copy. Raises ValueError for what is no GPT-2."""
+        theirs = _unwrapped(hf_model)
+        if not hasattr(getattr(theirs, "config", None), "to_dict"):
+            raise ValueError(f"{type(theirs).__name__} is not a model of transformers; it has no config")
+        # of a GGUF file transformers makes floats and keeps this key; what is still quantized is no float
+        keys = {key: value for key, value in theirs.config.to_dict().items() if key != "quantization_config"}
+        config = convert.config_from_hf(keys)
+        state = convert.from_hf(theirs.state_dict(), config)
         return cls.from_state(config, {name: tensor.detach().clone().float() for name, tensor in state.items()})
 
     def num_parameters(self) -> int:
@@ -91,3 +98,20 @@ class GPT(Transformer):
         pretrained.save(directory, self.state_dict(), self.config)
 
     generate = generate
+
+
+def _unwrapped(model: Any) -> Any:
+    """The transformers model within torch.compile and DDP; of peft a copy with its adapters merged in."""
+    inner = dict(model.named_children())
+    for name in ("_orig_mod", "module"):
+        if name in inner:
+            return _unwrapped(inner[name])
+    if not hasattr(model, "peft_config"):
+        return model
+    if not hasattr(model, "merge_and_unload"):
+        raise ValueError("its adapters cannot be merged; merge_and_unload() is of a PeftModel with LoRA or the like")
+    if any(".lora_" in name and ("wte" in name or "lm_head" in name) for name in model.state_dict()):
+        raise ValueError(
+            "it has adapters of the embedding or the head, which share their weights; they cannot be merged"
+        )
+    return copy.deepcopy(model).merge_and_unload()

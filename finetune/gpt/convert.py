@@ -14,29 +14,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from finetune.common.formatting import shown
+from finetune.gpt.config_names import ACTIVATIONS, own_names, refuse_unknown
 from finetune.gpt.model import GPTConfig
 from finetune.gpt.size import shapes
 
 # keys with the same name in config.json and GPTConfig
 SAME_KEYS = (
     "vocab_size", "n_layer", "n_head", "n_embd", "n_inner", "layer_norm_epsilon", "bos_token_id", "eos_token_id",
+    "scale_attn_weights", "scale_attn_by_inverse_layer_idx",
 )  # fmt: skip
 # keys of config.json that GPTConfig lacks, with the only value it can represent
-FIXED_KEYS = {
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False,
-    "tie_word_embeddings": True,
-}
+FIXED_KEYS = {"tie_word_embeddings": True}
 # keys without a meaning here, for a model whose source does not set them
-DEFAULTS = {"initializer_range": 0.02, "use_cache": True}
-CODE_KEYS = ("auto_map", "custom_pipelines", "custom_generate")  # name code that transformers would run
+DEFAULTS = {"initializer_range": 0.02, "use_cache": True, "reorder_and_upcast_attn": False}
+# name code that transformers would run; an attention implementation can be a kernel of the Hub
+CODE_KEYS = (
+    "auto_map", "custom_pipelines", "custom_generate",
+    "attn_implementation", "_attn_implementation", "experts_implementation",
+)  # fmt: skip
 # keys of a source's config.json that would be wrong in another directory
 DROPPED_KEYS = ("_name_or_path", "transformers_version", *CODE_KEYS)
 # fields of GPTConfig that nanoGPT lacks, in the `config` of its checkpoint
 KEPT_IN_NANOGPT = ("activation_function", "bos_token_id", "eos_token_id", "generation_config", "other_keys")
 SHORT_CONTEXT = 512  # pipeline() generates 256 tokens where a model does not say how many
-PREFIXES = re.compile(r"(_orig_mod\.|module\.)*(transformer\.)?")  # of torch.compile and DDP, then of GPT2LMHeadModel
+# of torch.compile, FSDP and activation checkpointing, around the network or a part of it
+WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+PREFIXES = ("module.", "model.", "transformer.")  # of DDP, of Lightning and of GPT2LMHeadModel
+NANOGPT_ARGS = {"n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "dropout"}
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 TASKS = "task_specific_params"
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -47,9 +51,9 @@ def from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
 
     Raises ValueError for a head that is not tied to the embedding, and for tensors that are missing, unknown, there
     twice, no floating point numbers, or of another shape than `config` says."""
-    state = _network(state)
-    state = {name: tensor.t().contiguous() if name.endswith(CONV1D) else tensor for name, tensor in state.items()}
-    return _checked(state, config)
+    expected = {name: shape[::-1] if name.endswith(CONV1D) else shape for name, shape in shapes(config).items()}
+    state = _checked(_network(state), expected)
+    return {name: tensor.t().contiguous() if name.endswith(CONV1D) else tensor for name, tensor in state.items()}
 
 
 def to_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
@@ -68,6 +72,7 @@ def from_nanogpt(checkpoint: dict[str, Any]) -> tuple[GPTConfig, dict[str, Tenso
     args, trained_with, model = checkpoint["model_args"], checkpoint.get("config"), checkpoint["model"]
     if not (isinstance(args, dict) and isinstance(model, dict) and all(map(torch.is_tensor, model.values()))):
         raise ValueError("not a nanoGPT checkpoint: its 'model' does not hold tensors, or its 'model_args' no object")
+    refuse_unknown(args, NANOGPT_ARGS)
     trained_with = trained_with if isinstance(trained_with, dict) else {}
     vocab_size = 50257 if args["vocab_size"] == 50304 else args["vocab_size"]
     end = 50256 if vocab_size == 50257 else None
@@ -78,31 +83,47 @@ def from_nanogpt(checkpoint: dict[str, Any]) -> tuple[GPTConfig, dict[str, Tenso
         dropout=args.get("dropout", 0.0),
         **{key: trained_with.get(key, value) for key, value in defaults.items()},
     )
-    state = _network(model)
+    state, expected = _network(model), shapes(config)
     state["wte.weight"] = state["wte.weight"][:vocab_size]
-    for name in shapes(config):
+    for name, shape in expected.items():
         if name.endswith("bias") and name not in state:
-            state[name] = torch.zeros(len(state[f"{name.removesuffix('bias')}weight"]))
-    return config, _checked(state, config)
+            state[name] = torch.zeros(shape)
+    return config, _checked(state, expected)
 
 
 def _network(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of the network under our names, without the tied head and the buffers of old files."""
     found: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        ours = PREFIXES.sub("", name)
+    for (name, tensor), ours in zip(state.items(), _without_prefixes([*state])):
+        if ".lora_" in ours or ".base_layer." in ours:
+            raise ValueError(f"{shown(name)} is of adapters; merge_and_unload() of peft merges them into the weights")
         if ours.endswith((".attn.bias", ".attn.masked_bias")):
             continue
         if ours in found:
             raise ValueError(f"{shown(name)} is there a second time under another name")
         if tensor.dtype not in FLOATS:
             raise ValueError(f"{shown(name)} is {str(tensor.dtype).removeprefix('torch.')}, and weights are floats")
+        if tensor.layout != torch.strided:
+            raise ValueError(f"{shown(name)} is a sparse tensor, and weights are dense")
         found[ours] = tensor
     head, wte = found.pop("lm_head.weight", None), found.get("wte.weight")
+    if head is not None and wte is not None and head.dtype != wte.dtype:
+        head, wte = head.float(), wte.float()
     is_tied = head is None or wte is None or torch.equal(head, wte)
     if not is_tied and not torch.equal(head.nan_to_num(), wte.nan_to_num()):  # NaN equals nothing, and is named later
         raise ValueError("lm_head.weight differs from wte.weight; only a GPT-2 with a tied head can be represented")
     return found
+
+
+def _without_prefixes(names: list[str]) -> list[str]:
+    """The names without what wraps a network, and without the prefixes that all of them have, but for the head."""
+    found = [WRAPPERS.sub("", name) for name in names]
+    while body := [name for name in found if not name.startswith("lm_head.")]:
+        prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in body)), None)
+        if prefix is None:
+            break
+        found = [name.removeprefix(prefix) for name in found]
+    return [name.removeprefix("transformer.") for name in found]
 
 
 def to_nanogpt(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Any]:
@@ -112,6 +133,8 @@ def to_nanogpt(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Any]:
     Without padding, because rows of zeros give logits of 0, far above those of GPT-2."""
     if config.n_inner not in (None, 4 * config.n_embd):
         raise ValueError(f"n_inner={config.n_inner}: nanoGPT's is four times n_embd={config.n_embd}")
+    if config.has_own_scale:
+        raise ValueError("scale_attn_weights or scale_attn_by_inverse_layer_idx: nanoGPT has neither")
     if config.layer_norm_epsilon != 1e-5:
         raise ValueError(f"layer_norm_epsilon={config.layer_norm_epsilon:g}: nanoGPT's is 1e-05")
     model = {f"transformer.{name}": tensor.contiguous() for name, tensor in without_padding(state, config).items()}
@@ -152,21 +175,22 @@ def config_from_hf(hf: dict[str, Any]) -> GPTConfig:
     fixed = {**FIXED_KEYS, "add_cross_attention": False}
     refused = [f"{key}={shown(hf[key])}" for key, value in fixed.items() if hf.get(key, value) != value]
     activation = hf.get("activation_function", "gelu_new")
-    if activation not in ("gelu_new", "gelu_pytorch_tanh", "gelu"):
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         refused.append(f"activation_function={shown(activation)}")
+    if type(hf.get("reorder_and_upcast_attn", False)) is not bool:  # another order of the same sums
+        refused.append(f"reorder_and_upcast_attn={shown(hf['reorder_and_upcast_attn'])}")
     if refused:
         raise ValueError(f"a GPT-2 with {', '.join(refused)} cannot be represented")
+    if hf.get("quantization_config"):
+        raise ValueError("quantization_config: its weights are quantized; give the model that it was made from")
+    hf = own_names(hf)
     _check_ids("eos_token_id", hf.get("eos_token_id"))
     _check_ids("bos_token_id", hf.get("bos_token_id"))
     given: dict[str, Any] = {"bos_token_id": 50256, "eos_token_id": 50256} | {
         key: hf[key] for key in SAME_KEYS if key in hf
     }
     try:
-        config = GPTConfig(
-            block_size=hf.get("n_positions", 1024),
-            activation_function="gelu" if activation == "gelu" else "gelu_new",
-            **given,
-        )
+        config = GPTConfig(block_size=hf.get("n_positions", 1024), activation_function=ACTIVATIONS[activation], **given)
     except TypeError as error:
         raise ValueError(f"not a GPT-2 configuration: {error}") from None
     ours = {*config_to_hf(config), *DROPPED_KEYS} - DEFAULTS.keys() - {TASKS}
@@ -245,14 +269,14 @@ def _lengths_of_tasks(config: GPTConfig) -> dict[str, Any]:
     return {TASKS: {**tasks, "text-generation": generation}}
 
 
-def _checked(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """`state` in the order of `shapes(config)`. Raises ValueError if names or shapes differ."""
-    expected = shapes(config)
+def _checked(state: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """`state` in the order of `expected`. Raises ValueError if names or shapes differ."""
     missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
     found = (("missing", missing), ("unknown", unknown))
     problems = [f"{len(names)} {what}, such as {shown(min(names))}" for what, names in found if names]
     if problems:
-        raise ValueError(f"tensors do not match a GPT-2 of {config.n_layer} layers: {'; '.join(problems)}")
+        layers = sum(name.endswith("ln_1.weight") for name in expected)
+        raise ValueError(f"tensors do not match a GPT-2 of {layers} layers: {'; '.join(problems)}")
     for name, shape in expected.items():
         if tuple(state[name].shape) != shape:
             raise ValueError(f"{name} has shape {tuple(state[name].shape)}, the configuration says {shape}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 
 from finetune.common import hub_client, network
 from finetune.common.errors import UsageError
+from finetune.gpt import foreign
 from finetune.gpt.model import SHAPES
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model"]
@@ -43,10 +45,17 @@ def download(source: str, is_whole: Callable[[Path], bool], has_weights: Callabl
             return folder
         hub_client.bound()
         info = HfApi().model_info(repo, revision=revision, timeout=network.SECONDS)
-        has_safetensors = any(file.rfilename.endswith(".safetensors") for file in info.siblings or [])
+        names = [file.rfilename for file in info.siblings or []]
+        if not any(
+            fnmatch(name, pattern) for name in names for pattern in ("model*.safetensors", "pytorch_model*.bin")
+        ):
+            raise UsageError(f"{source}: {foreign.kind(names) or 'no model.safetensors and no pytorch_model.bin'}")
+        has_safetensors = any(name.endswith(".safetensors") for name in names)
         patterns = MODEL_FILES if has_safetensors else [*MODEL_FILES, "pytorch_model*.bin"]
         files = {"allow_patterns": patterns, "ignore_patterns": ["*/*"]}
         return Path(snapshot_download(repo, revision=revision, etag_timeout=network.SECONDS, **files))
+    except UsageError:
+        raise
     except Exception as error:  # each network failure has its own class
         if folder and has_weights(folder) and not isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
             return folder

@@ -44,6 +44,8 @@ class GPTConfig:
     n_inner: int | None = None  # width of the MLP; None is 4 * n_embd
     activation_function: str = "gelu_new"  # GPT-2's tanh GELU; "gelu" is the exact one, as in nanoGPT
     layer_norm_epsilon: float = 1e-5
+    scale_attn_weights: bool = True  # divides the scores of attention by the root of the head size
+    scale_attn_by_inverse_layer_idx: bool = False  # divides them by the number of the layer too, counted from 1
     dropout: float = 0.0
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -60,6 +62,9 @@ class GPTConfig:
         for name in ("layer_norm_epsilon", "dropout"):
             if not (type(value := getattr(self, name)) in (int, float) and 0 <= value <= 1):
                 raise ValueError(f"{name} must be a number from 0 to 1, got {value!r:.80}")
+        for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx"):
+            if type(value := getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be true or false, got {value!r:.80}")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} cannot be divided among n_head={self.n_head} heads")
         if self.activation_function not in ("gelu_new", "gelu"):
@@ -68,6 +73,17 @@ class GPTConfig:
     @property
     def mlp_width(self) -> int:
         return self.n_inner or 4 * self.n_embd
+
+    def q_scale(self, layer: int) -> float:
+        """What queries of a layer are multiplied by, beside the kernels' division by the root of the head size; 1 in
+        OpenAI's models."""
+        scale = 1.0 if self.scale_attn_weights else math.sqrt(self.n_embd // self.n_head)
+        return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+    @property
+    def has_own_scale(self) -> bool:
+        """Whether scores of attention are scaled unlike in OpenAI's models."""
+        return any(self.q_scale(layer) != 1 for layer in range(self.n_layer))
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -224,6 +240,7 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.layer = layer  # index in the cache
         self.n_head = config.n_head
+        self.q_scale = config.q_scale(layer)
         self.use_flex_attention = False  # within documents; set by runtime.attention_check
         self.c_attn = UninitializedLinear(config.n_embd, 3 * config.n_embd)
         self.c_proj = UninitializedLinear(config.n_embd, config.n_embd)
@@ -237,6 +254,8 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        if self.q_scale != 1:
+            q = q * self.q_scale
         if cache is not None:
             y = cache.attend(self.layer, q, k, v)
         else:

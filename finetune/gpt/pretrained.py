@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from finetune.common.errors import UsageError, first_line
+from finetune.common.errors import UsageError
 from finetune.common.files import read_json, write_json
 from finetune.common.formatting import shown
 from finetune.common.opened import refuse_links_out
-from finetune.gpt import convert, hub_model, size
+from finetune.gpt import convert, foreign, hub_model, size, torch_file
 from finetune.gpt.hub_model import MODEL_FILES
 from finetune.gpt.model import GPTConfig
 
@@ -40,6 +38,11 @@ def find(source: str | Path) -> Path:
 def _find_in(path: Path, source: str | Path) -> Path:
     for candidate in (path / "best", path):
         if (candidate / "config.json").is_file():
+            if (candidate / "adapter_config.json").is_file():
+                problem = (
+                    "has adapters of PEFT in one directory with config.json, which transformers would put over them"
+                )
+                raise UsageError(f"{source}: {problem}; move adapter_config.json and its adapters elsewhere")
             refuse_links_out(candidate, (file for pattern in LINKED for file in candidate.glob(pattern)))
             return candidate
     if (path / "ckpt.pt").is_file():
@@ -49,7 +52,8 @@ def _find_in(path: Path, source: str | Path) -> Path:
         if path.name == "adapter" and (path.parent / "config.json").is_file():
             instead = f"use {path.parent}, where they are merged"
         raise UsageError(f"{source}: holds adapters alone, without the model they belong to; {instead}")
-    raise UsageError(f"{source}: no model here; expected config.json, best/config.json or ckpt.pt")
+    found = foreign.kind(file.name for file in path.iterdir())
+    raise UsageError(f"{source}: {found or 'no model here'}; expected config.json, best/config.json or ckpt.pt")
 
 
 def is_hub_id(source: str | Path) -> bool:
@@ -66,7 +70,7 @@ def load_config(source: str | Path) -> GPTConfig:
     if path.is_file():
         return load(path)[0]
     config = _read_config(path / "config.json")
-    _check_size(path, config)
+    _check_size(path, config, _weight_files(path))
     return config
 
 
@@ -90,7 +94,7 @@ def load(source: str | Path) -> tuple[GPTConfig, dict[str, Tensor]]:
             config, weights = _load_nanogpt(path)
         else:
             config, tensors = _read_config(path / "config.json"), _read_tensors(path)
-            _check_size(path, config)
+            _check_size(path, config, _weight_files(path))
             weights = convert.from_hf(tensors, config)
             del tensors
             # Copied, because one tensor that is still mapped keeps the whole file in memory; Conv1D is copied already
@@ -106,14 +110,16 @@ def load(source: str | Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     return config, weights
 
 
-def _check_size(directory: Path, config: GPTConfig) -> None:
-    """Raise UsageError if the weights are too small a file for the configuration, of 2 bytes a parameter at least."""
-    parameters = size.num_parameters(config)
-    sizes = [file.stat().st_size for file in _weight_files(directory) if file.is_file()]
-    num_bytes = sum(sizes)
-    if sizes and num_bytes < 2 * parameters:
-        described = f"config.json describes a shape of {parameters:,} parameters"
-        raise UsageError(f"{directory}: {described}, and its weights have {num_bytes:,} bytes")
+def _check_size(source: Path, config: GPTConfig, files: list[Path]) -> None:
+    """Raise UsageError if the weights are too small for the configuration, with less than a byte for each parameter."""
+    files = [file for file in files if file.is_file()]
+    for file in files:
+        if found := foreign.kind_of_bytes(file):
+            raise UsageError(f"{source}: {found}")
+    parameters, num_bytes = size.num_parameters(config), sum(file.stat().st_size for file in files)
+    if files and num_bytes < parameters:
+        described = f"its configuration describes {parameters:,} parameters"
+        raise UsageError(f"{source}: {described}, and its weights have {num_bytes:,} bytes")
 
 
 def _check_finite(weights: dict[str, Tensor]) -> None:
@@ -154,12 +160,13 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
     """All tensors of a Hugging Face directory."""
     files = _weight_files(directory)
     if not files:
-        raise ValueError("no model.safetensors and no pytorch_model.bin")
+        found = foreign.kind(file.name for file in directory.iterdir())
+        raise ValueError(f"no model.safetensors and no pytorch_model.bin{f'; {found}' if found else ''}")
     tensors = {}
     for file in files:
         if not file.is_file():
             raise ValueError(f"its index names {file.name}, which is not there")
-        more = load_file(file) if file.suffix == ".safetensors" else _read_pickle(file)
+        more = load_file(file) if file.suffix == ".safetensors" else torch_file.weights(torch_file.read(file))
         if not isinstance(more, dict) or not all(map(torch.is_tensor, more.values())):
             raise ValueError(f"{file.name} holds no tensors by name")
         if twice := tensors.keys() & more.keys():
@@ -195,25 +202,15 @@ def _shards(index: Path) -> list[str]:
 
 
 def _load_nanogpt(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
-    checkpoint = _read_pickle(path)
+    if found := foreign.kind_of_file(path):
+        raise UsageError(f"{path.parent}: {found}")
+    checkpoint = torch_file.read(path)
     if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= checkpoint.keys():
-        raise ValueError("not a nanoGPT checkpoint: it has no 'model' and 'model_args'")
+        way = "weights without them are read as pytorch_model.bin in a directory with the model's config.json"
+        raise ValueError(f"not a nanoGPT checkpoint: it has no 'model' and 'model_args'; {way}")
     config, weights = convert.from_nanogpt(checkpoint)
+    _check_size(path, config, [path])
     return config, {name: tensor.float() for name, tensor in weights.items()}
-
-
-def _read_pickle(path: Path) -> Any:
-    """The contents of a torch file. Raises ValueError if it holds more than tensors and plain values."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as parts:
-                if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
-                    raise ValueError("it is compressed, and torch writes such files without")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # from the pickle, zipfile and torch modules
-        unsafe = "Weights only" in str(error)
-        reason = "it holds more than weights, which could run code" if unsafe else first_line(error)
-        raise ValueError(f"{path.name} cannot be read as weights only: {reason}") from None
 
 
 def _has_weights(folder: Path) -> bool:

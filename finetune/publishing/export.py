@@ -1,5 +1,4 @@
-"""A model as a directory for others: for Hugging Face, peft, ONNX, llama.cpp or nanoGPT. Files are read back and
-compared before the directory appears."""
+"""A model as a directory for others: Hugging Face, peft, ONNX, llama.cpp, nanoGPT, read back before it appears."""
 
 from __future__ import annotations
 
@@ -34,12 +33,8 @@ from finetune.runs.model_ref import read_facts
 VERIFICATION, CARD = "verification.json", "README.md"
 # the files of a model that decide the content of its export
 SOURCE_FILES = (
-    *pretrained.MODEL_FILES,
-    "adapter/*",
-    "additional_chat_templates/*",
-    *bpe_files.FILES,
-    "pytorch_model*.bin",
-    "meta.pkl",
+    *(*pretrained.MODEL_FILES, "pytorch_model*.bin", *bpe_files.FILES, "meta.pkl"),
+    *("adapter/*", "additional_chat_templates/*"),
 )
 
 
@@ -53,6 +48,7 @@ class Source:
     tokenizer: Tokenizer
     facts: dict[str, Any]  # finetune.json of a run
     adapter: lora.Adapter | None  # of format=peft
+    compared: dict[str, Any]  # with transformers' reading of the directory
 
 
 @dataclass
@@ -178,7 +174,8 @@ def _read(place: Path, source: Path, run_dir: Path | None, request: dict[str, An
     adapter = lora.read(place / "adapter", config) if request["format"] == "peft" else None
     # only a run's figures and base are believed
     facts = model.facts if run_dir else {}
-    return Source(request, dataclasses.replace(config, dropout=0.0), weights, tokenizer, facts, adapter)
+    config = dataclasses.replace(config, dropout=0.0)
+    return Source(request, config, weights, tokenizer, facts, adapter, verify.source(place, config, weights))
 
 
 def _gather(source: Path, run_dir: Path | None, found: Source) -> Export:
@@ -186,7 +183,7 @@ def _gather(source: Path, run_dir: Path | None, found: Source) -> Export:
     request, config, weights, facts = found.request, found.config, found.weights, found.facts
     format, dtype, share = request["format"], request["dtype"], request["interpolate"]
     verified: dict[str, Any] = {"finetune": finetune.__version__, "request": request, "versions": verify.versions()}
-    verified |= {"format": format, "dtype": dtype}
+    verified |= {"format": format, "dtype": dtype, "source": found.compared}
     if share:
         if run_dir is None:
             raise UsageError(f"interpolate: {source} is not the model of a run, so its base is unknown; give --out_dir")
@@ -197,6 +194,8 @@ def _gather(source: Path, run_dir: Path | None, found: Source) -> Export:
     base = None
     if format == "peft":
         base = GPT.from_state(config, interpolation.load_base("format=peft", config, facts))
+        origin = pretrained.find(str(facts["init_from"]))
+        verified["base"] = verify.source(origin, *pretrained.load(origin))
     if "init_from" in facts:
         facts = {**facts, "init_from": without_folders(facts["init_from"])}  # local paths stay private
     if dtype != "float32":

@@ -43,6 +43,9 @@ def write(
     compared. Raises UsageError for a model that the format cannot hold, and Failure when tensors differ."""
     from gguf import GGUFWriter
 
+    if config.has_own_scale:
+        problem = "llama.cpp's GPT-2 has no scale_attn_weights and no scale_attn_by_inverse_layer_idx"
+        raise UsageError(f"format: gguf cannot hold this model: {problem}")
     writer = GGUFWriter(path, "gpt2")
     writer.add_name(path.stem)
     writer.add_context_length(config.block_size)

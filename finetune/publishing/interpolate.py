@@ -24,6 +24,11 @@ from finetune.runs.model_card import without_folders
 from finetune.runtime import device as devices
 
 SWEEP = [a / 10 for a in range(11)]
+# what the shapes of the tensors do not tell
+COMPUTES = (
+    *("n_head", "activation_function", "layer_norm_epsilon"),
+    *("scale_attn_weights", "scale_attn_by_inverse_layer_idx"),
+)
 Weights = dict[str, torch.Tensor]
 
 
@@ -70,7 +75,7 @@ def load_base(what: str, config: GPTConfig, facts: dict[str, Any]) -> Weights:
     if facts.get("new_tokens"):
         base = convert.with_vocabulary(base, config.vocab_size)
     shapes = {name: tuple(tensor.shape) for name, tensor in base.items()}
-    if base_config.activation_function != config.activation_function or shapes != size.shapes(config):
+    if shapes != size.shapes(config) or any(getattr(base_config, key) != getattr(config, key) for key in COMPUTES):
         raise UsageError(f"{what}: {source} is no longer the model that this run began with; its shape is another")
     return base
 

@@ -41,7 +41,7 @@ def write(directory: Path, model: GPT) -> dict[str, Any]:
     at several lengths and batch sizes. Returns the counts and the largest difference. Raises Failure."""
     ids, mask = torch.zeros(2, 2, dtype=torch.long), torch.ones(2, 2, dtype=torch.long)  # 1 would become a constant
     axes = {0: "batch", 1: "sequence"}
-    with warnings.catch_warnings(), verify.no_bar():
+    with warnings.catch_warnings(), verify.quiet():
         warnings.simplefilter("ignore")  # torch of its own names, and of torchvision
         logging.disable(logging.WARNING)
         try:

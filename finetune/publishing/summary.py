@@ -9,6 +9,12 @@ from typing import Any
 
 def summary(to: Path, verified: dict[str, Any]) -> str:
     """The last lines that the command prints."""
+    unknown = {of: verified[of]["not_compared"] for of in ("source", "base") if "not_compared" in verified.get(of, {})}
+    why = [f"not compared with its {of}: {reason}" for of, reason in unknown.items()]
+    return "\n".join([*why, _summary(to, verified)])
+
+
+def _summary(to: Path, verified: dict[str, Any]) -> str:
     if verified["format"] == "nanogpt":
         equal = f"{verified['tensors_compared']} tensors read back are equal"
         gelu = f"nanoGPT's exact GELU moves logits by at most {verified['max_difference_by_exact_gelu']:.1e}"

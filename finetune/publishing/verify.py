@@ -1,4 +1,4 @@
-"""Reads an export back, with the library of its users, and compares it with the model."""
+"""Compares a model with what transformers itself reads: in the directory that it came from, and in its export."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune.common.errors import Failure
+from finetune.common.errors import Failure, first_line
+from finetune.common.files import read_json_object
 from finetune.data.tokenizer import CharTokenizer, Tokenizer
-from finetune.gpt import GPT, GPTConfig, pretrained
+from finetune.gpt import GPT, GPTConfig, convert, pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,13 +42,42 @@ def versions() -> dict[str, str]:
 
 
 @torch.no_grad()
+def source(directory: Path, config: GPTConfig, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Compare a model with the directory that it was read from, as transformers reads its config.json and its weights.
+    Returns counts and the largest difference, or `not_compared`, with the reason. Raises Failure when they differ."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    if directory.is_file():
+        return {"not_compared": "a nanoGPT checkpoint, which transformers does not read"}
+    keys = read_json_object(directory / "config.json")
+    try:
+        their_config = GPT2Config.from_dict({key: keys[key] for key in keys if key not in convert.CODE_KEYS})
+        with quiet():
+            loaded: Any = GPT2LMHeadModel.from_pretrained(
+                directory, config=their_config, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
+    except Exception as error:  # of any library below transformers
+        return {"not_compared": f"transformers cannot load it ({first_line(error).replace(str(directory), 'it')})"}
+    theirs, loading = loaded
+    if unread := _unread(loading):
+        kind, names = next(iter(unread.items()))
+        return {"not_compared": f"transformers finds {len(names)} {kind.replace('_', ' ')} in it, such as {names[0]}"}
+    rows = [every_position(config)]
+    difference, largest = compare(GPT.from_state(config, weights).eval(), lambda idx: theirs(idx).logits, rows)
+    if not difference <= TOLERANCE * max(1.0, largest):
+        problem = f"logits of its source in transformers differ by {difference:.2g} from those of the model"
+        raise Failure(f"{problem} that was read; nothing was exported", 1)
+    return {"logits_compared": len(rows[0]) * config.vocab_size, "max_difference": difference, "largest_logit": largest}
+
+
+@torch.no_grad()
 def hugging_face(directory: Path, model: GPT, tokenizer: Tokenizer, base: GPT | None = None) -> dict[str, Any]:
     """Load `directory` with transformers, with peft over `base` if it holds adapters, and compare with our model and
     tokenizer: ids of real prompts, logits of these and of a full context. Returns counts and the largest difference.
     Raises Failure when they differ."""
     from transformers import AutoTokenizer
 
-    with no_bar():
+    with quiet():
         theirs = _load_adapters(directory, base) if base else _load_model(directory)
     their_tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     block_size, rows, ids_compared = model.config.block_size, [], 0
@@ -74,20 +104,6 @@ def hugging_face(directory: Path, model: GPT, tokenizer: Tokenizer, base: GPT | 
     }
 
 
-@contextlib.contextmanager
-def no_bar() -> Generator[None]:
-    """Context in which transformers shows no progress bar."""
-    from transformers.utils import logging
-
-    had_bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if had_bar:
-            logging.enable_progress_bar()
-
-
 def _load_model(directory: Path) -> PreTrainedModel:
     """The model as transformers loads it. Raises Failure when tensors are missing or left over."""
     from transformers import AutoModelForCausalLM
@@ -95,10 +111,31 @@ def _load_model(directory: Path) -> PreTrainedModel:
     theirs, loading = AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
     )
-    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    if unread := {kind: sorted(loading[kind]) for kind in kinds if loading.get(kind)}:
+    if unread := _unread(loading):
         raise Failure(f"{directory.name}: transformers does not read it as it was written: {unread}", 1)
     return theirs
+
+
+def _unread(loading: dict[str, Any]) -> dict[str, list[Any]]:
+    """What transformers says of tensors that it did not find, did not expect, or that have another shape."""
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    return {kind: sorted(loading[kind]) for kind in kinds if loading.get(kind)}
+
+
+@contextlib.contextmanager
+def quiet() -> Generator[None]:
+    """Context in which transformers shows no progress and no warnings."""
+    from transformers.utils import logging
+
+    had_bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bar:
+            logging.enable_progress_bar()
 
 
 def _load_adapters(directory: Path, base: GPT) -> Any:
