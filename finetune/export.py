@@ -57,6 +57,12 @@ class Options:
     license: str | None = option(None, "of the card, as the Hub names it, such as mit [that of the base]", derived=True)
     language: str | None = option(None, "of the texts, for the card: codes such as en or en,de")
     tags: str | None = option(None, "more tags of the card, with commas between them")
+    space: str | None = option(None, "USER/NAME of a Space on the Hub that shows the model, made if needed")
+    space_sdk: Literal["static", "gradio"] | None = option(
+        None,
+        "of the Space: static, a page with the run's report, or gradio, which runs the model [static]",
+        derived=True,
+    )
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if (self.out_dir is None) == (self.init_from is None):
@@ -86,9 +92,25 @@ class Options:
         for key in ("revision", "overwrite") if not self.push_to_hub else ():
             if getattr(self, key):
                 yield key, "has no effect without --push_to_hub=USER/NAME"
-        if not self.private and not self.push_to_hub:
+        if not self.private and not self.push_to_hub and not self.space:
             yield "private", "has no effect without --push_to_hub=USER/NAME"
         yield from self._problems_of_card()
+        yield from self._problems_of_space()
+
+    def _problems_of_space(self) -> Iterator[tuple[str, str]]:
+        if self.space is None:
+            if self.space_sdk is not None:
+                yield "space_sdk", "has no effect without --space=USER/NAME"
+            return
+        if problem := repository_problem(self.space):
+            yield "space", problem
+        if self.format not in ("hf", "onnx"):
+            yield "space", f"shows a model of format=hf, and format={self.format} writes none"
+        if self.space_sdk == "gradio" and not self.push_to_hub:
+            yield "space_sdk", "a gradio Space loads the model from the Hub; give --push_to_hub=USER/NAME too"
+        if self.space_sdk != "gradio" and not self.out_dir:
+            ways = "give --out_dir=OUT, or --space_sdk=gradio with --push_to_hub=USER/NAME"
+            yield "space", f"a static Space shows the report of a run; {ways}"
 
     def _problems_of_gguf(self) -> Iterator[tuple[str, str]]:
         if self.format != "gguf" and self.gguf_type is None:
@@ -133,9 +155,16 @@ def export_and_push(options: Options, argv: Sequence[str]) -> Path:
     names the command with `argv` that tries again."""
     if problem := check_run_dir(options.out_dir):
         raise UsageError(problem)
-    from finetune.publishing import export, hub
+    from finetune.publishing import export, hub, space
 
-    name, to = options.out_dir or options.init_from or "", options.to or ""
+    if options.space:
+        space.check(options.out_dir, options.space_sdk or "static")
+    name, to, again, commit = (
+        options.out_dir or options.init_from or "",
+        options.to or "",
+        command("export", *argv),
+        None,
+    )
     written = export.export(
         name,
         to,
@@ -146,10 +175,13 @@ def export_and_push(options: Options, argv: Sequence[str]) -> Path:
         options.gguf_type,
         options.card(),
     )
+    commit = None
     if options.push_to_hub:
-        hub.push(
-            written, options.push_to_hub, options.private, command("export", *argv), options.revision, options.overwrite
-        )
+        commit = hub.push(written, options.push_to_hub, options.private, again, options.revision, options.overwrite)
+    if options.space:
+        run_dir = Path(options.out_dir) if options.out_dir else None
+        shown = space.Shown(written, run_dir, options.push_to_hub, commit)
+        space.publish(options.space, options.space_sdk or "static", shown, options.private, again)
     return written
 
 

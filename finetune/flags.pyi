@@ -161,6 +161,8 @@ class ExportFlags(TypedDict, total=False):
     license: Text | None
     language: Texts | None
     tags: Texts | None
+    space: Text | None
+    space_sdk: Literal["static", "gradio"] | None
 
 class PlanFlags(TrainFlags, total=False):
     tokens: int | None

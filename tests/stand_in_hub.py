@@ -267,7 +267,9 @@ def at(repository, revision):
     """The files at a branch or commit, None if there is no such one."""
     branches = {"main": repository["files"], **repository.get("branches", {})}
     commits = {**repository.get("history", {}), **{head(files): files for files in branches.values()}}
-    return branches.get(revision) or commits.get(repository.get("tags", {}).get(revision, revision))
+    if revision in branches:
+        return branches[revision]
+    return commits.get(repository.get("tags", {}).get(revision, revision))
 
 
 def head(files):

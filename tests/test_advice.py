@@ -193,6 +193,14 @@ def test_an_export_by_hand(tiny_run, command):
     assert parse(Options, words, USAGE)[0].push_to_hub == "me/it"
 
 
+@scene("publishing/space.check")
+def test_a_space_without_a_report(tiny_run, command):
+    tiny_run("out 1", "--max_iters=1")
+    Path("out 1/report.html").unlink()
+    follow(command("export", "--out_dir=out 1", "--to=mine", "--space=me/it")[2], command)
+    assert Path("out 1/report.html").is_file()
+
+
 @scene("tools/report/html_report.write")
 def test_the_commands_of_a_report(tiny_run, command):
     tiny_run("my runs/out", "--max_iters=1")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from stand_in_hub import TOKEN, talking
+from stand_in_hub import TOKEN, at, talking
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the client's own calls
 
@@ -216,35 +216,45 @@ def test_words_of_the_owner_stay_and_ours_are_new(hub, exported, push, command, 
     """Push with license, tags and a GGUF file; the owner edits the card on the Hub; push again after more training."""
     card = ("--license=cc-by-4.0", "--language=en,de", "--tags=tiny,mine", "--gguf_type=f16")
     code, out, error = push(*card)
-    assert code == 0 and len(hub.commits) == 1 and "tiny-F16.gguf" in hub.commits[0][1], error
+    assert code == 0 and len(hub.commits) == 1, error
+    together = {"model.safetensors", "tiny-F16.gguf", "Modelfile", "template", "params", "report.html", "README.md"}
+    assert together <= {*hub.commits[0][1]}
     files = hub.repositories["me/tiny"]["files"]
     assert files["tiny-F16.gguf"][:4] == b"GGUF" and b"ollama run hf.co/me/tiny" in files["README.md"]
     found = front_matter(files["README.md"].decode())
     assert (found["license"], found["language"]) == ("cc-by-4.0", ["en", "de"])
     assert found["tags"][-2:] == ["tiny", "mine"]
+    assert b"](report.html)" in files["README.md"]
     [tag] = hub.repositories["me/tiny"]["tags"]
     assert re.fullmatch(r"step-\d+-[0-9a-f]{8}", tag)
+    first = held(hub)
     text = (
         files["README.md"]
         .decode()
         .replace("license: cc-by-4.0", "license: mit\nwidget: hello")
         .replace("- mine", "- mine\n- hers")
+        .replace("- de\n", "- de\n- fr\n")
     )
     text = text.replace("# tiny", "# My tiny model\n\nWritten by hand, above.").replace(
         "<!-- finetune:usage -->", "Between, too.\n\n<!-- finetune:usage -->"
     )
     files["README.md"] = (text + "\n## Thanks\n\nTo you.\n").encode()
     tiny_run("out", "--max_iters=9", "--overwrite=true")
-    code, out, error = push(*card[1:])
+    code, out, error = push(*card[2:])  # nothing is said of license and language
     assert code == 0 and len(hub.commits) == 2, error
+    assert together <= {*hub.commits[1][1]}
+    tags = hub.repositories["me/tiny"]["tags"]
+    old = at(hub.repositories["me/tiny"], tags[tag])
+    assert len(tags) == 2 and old["model.safetensors"] == first["model.safetensors"] != held(hub)["model.safetensors"]
     new = hub.repositories["me/tiny"]["files"]["README.md"].decode()
     for words in ("# My tiny model\n\nWritten by hand, above.\n", "Between, too.\n", "\n## Thanks\n\nTo you.\n"):
         assert words in new
     assert "| max_iters | 9 |" in new and "| max_iters | 4 |" not in new and new.count("## How to use it") == 1
     found = front_matter(new)
+    assert found["language"] == ["en", "de", "fr"]
     assert found["license"] == "mit" and found["widget"] == "hello" and {"hers", "mine", "gpt2"} <= {*found["tags"]}
     assert held(hub) == here() and len(hub.repositories["me/tiny"]["tags"]) == 2
-    code, out, error = push(*card[1:])
+    code, out, error = push(*card[2:])
     assert code == 0 and "nothing to push" in out and len(hub.commits) == 2, error
     code, out, error = push(*card)  # what the command line says goes before what the owner says
     assert code == 0 and front_matter(held(hub)["README.md"].decode())["license"] == "cc-by-4.0", error

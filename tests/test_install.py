@@ -67,7 +67,14 @@ def test_the_wheel_has_all_that_the_package_needs(built):
     in_wheel = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "finetune").rglob("*.py")}
     data = {
-        f"finetune/{path}" for path in ("py.typed", "flags.pyi", "runs/model_card.md.j2", "tools/report/report.html.j2")
+        f"finetune/{path}"
+        for path in (
+            "py.typed",
+            "flags.pyi",
+            "runs/model_card.md.j2",
+            "tools/report/report.html.j2",
+            "publishing/space.html.j2",
+        )
     }
     recipes = {path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*.yaml")}
     recipes = {f"finetune/packaged_recipes/{path}" for path in recipes}

@@ -60,7 +60,7 @@ def model_card(
         is_adapter=is_adapter,
         base=run.base_model,
         metadata=_metadata(title, run, is_adapter, verified or {}),
-        losses=list(_losses(run)),
+        losses=losses(run),
         picture=picture,
         report=(verified or {}).get("report"),
         gguf=(verified or {}).get("gguf"),
@@ -71,7 +71,7 @@ def model_card(
         settings=[(name, run.recipe[name]) for name in SETTINGS if run.recipe.get(name) is not None],
         made_with=_made_with(facts),
         measurements=list(_measurements(run.evaluation)) if run.evaluation else [],
-        samples=run.samples.get("texts", [])[:MAX_SAMPLES] if run.samples else [],
+        samples=samples(run),
         verified=verified,
     )
     return card if verified else MARK.sub("", card)
@@ -168,17 +168,24 @@ def _indexed_figures(run: History) -> Iterator[tuple[str, str, str, float]]:
             yield dataset, metric, name, round(measured[metric], 4)
 
 
-def _losses(run: History) -> Iterator[tuple[str, float, bool]]:
+def losses(run: History) -> list[tuple[str, float, bool]]:
     """(model, validation loss, whether it is this model): before and after training, or of each mixture."""
+    found = []
     if run.mixture:
         base, chosen = without_folders(run.mixture["base"]), run.mixture["weight"]
         for weight, loss in run.mixture["losses"]:
-            yield f"{weight:g} of the trained weights, {1 - weight:g} of {base}'s", loss, weight == chosen
-        return
+            found.append((f"{weight:g} of the trained weights, {1 - weight:g} of {base}'s", loss, weight == chosen))
+        return found
     if run.first and run.first["step"] == 0 and is_number(run.first["val_loss"]):
-        yield "before training", run.first["val_loss"], False
+        found.append(("before training", run.first["val_loss"], False))
     if is_number(run.facts.get("val_loss")) and "step" in run.facts:
-        yield f"after {run.facts['step']:,} updates", run.facts["val_loss"], True
+        found.append((f"after {run.facts['step']:,} updates", run.facts["val_loss"], True))
+    return found
+
+
+def samples(run: History) -> list[str]:
+    """The first samples of these weights."""
+    return run.samples.get("texts", [])[:MAX_SAMPLES] if run.samples else []
 
 
 def _made_with(facts: dict[str, Any]) -> str:
