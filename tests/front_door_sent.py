@@ -34,6 +34,8 @@ HIDDEN = [
     refuses(
         "tweets.js over lines", {"tweet.js": f"window.YTD.tweet.part1 = {json.dumps(TWEETS, indent=1)}"}, "Twitter"
     ),
+    refuses("short Hebrew", {"a.txt": "שלום עולם".encode("cp1255")}, "--encoding=cp1255"),
+    refuses("short Hebrew among others", {"a.txt": "Hello, שלום עולם.\n".encode("cp1255")}, "--encoding=cp1255"),
     reads("mail in 7bit", {"a.eml": mail("7bit", ASCII.encode())}, [mail("7bit", ASCII.encode()).decode()]),
     reads(
         "a sum with plus",

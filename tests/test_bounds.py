@@ -141,8 +141,14 @@ BAD_NAMES = {
 @pytest.mark.parametrize("name", BAD_NAMES)
 @pytest.mark.parametrize(
     "argv",
-    [["train", "{}"], ["plan", "{}"], ["report", "{}"], ["train", "--config={}"], ["sample", "--start=FILE:{}"]]
-    + [["prepare", "{}"], ["doctor", "{}"], ["recipes", "{}"], ["train", "out_dir={}"]],
+    [
+        ["train", "{}"],
+        ["plan", "{}"],
+        ["report", "{}"],
+        ["train", "--config={}"],
+        ["sample", "--init_from=m", "--start=FILE:{}"],
+    ]
+    + [["prepare", "{}"], ["doctor", "{}"], ["recipes", "{}"], ["train", "--dataset=d", "out_dir={}"]],
 )
 def test_names_that_no_file_can_have_are_one_line(name, argv, command):
     code, _, error = command(*(word.format(name) for word in argv))

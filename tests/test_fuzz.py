@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from finetune.config.recipe import Recipe
 
-SHARES = {"arguments": 500, "numbers": 300, "recipes": 250, "texts": 350, "data": 200, "runs": 200, "models": 150}
-SHARES |= {"network": 50}
+SHARES = {"arguments": 550, "numbers": 300, "recipes": 250, "texts": 350, "data": 200, "runs": 200, "models": 120}
+SHARES |= {"network": 30}
 SHAPE = "--n_layer=1 --n_head=1 --n_embd=8 --block_size=8 --batch_size=2 --gradient_accumulation_steps=1".split()
 FAST = [*SHAPE, "--dtype=float32", "--device=cpu", "--cpu_threads=1", "--max_iters=1", "--eval_iters=1"]
 SCRATCH = ["--init_from=scratch", "--dataset=data", "--out_dir=new", *FAST]
@@ -87,6 +87,8 @@ def base(tmp_path_factory):
         sound = fuzz.call("train", "--init_from=scratch", "--dataset=data", "--out_dir=run", *flags)
         assert sound.code == 0, sound.err
         write_model(Path("model"))
+        sound = fuzz.call("prepare", "text.txt", "--tokenizer=model", "--out_dir=tokens", "--doctor=false")
+        assert sound.code == 0, sound.err
         talk = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
         Path("talks.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 6)
     return place
@@ -353,10 +355,10 @@ OVER_MODELS = [
     ["sample", "--init_from=model", "--num_samples=1", "--max_new_tokens=2", "--device=cpu"],
     ["export", "--init_from=model", "--to=new"],
     ["export", "--init_from=model", "--to=new", "--format=gguf"],
-    ["plan", "--quick", "--init_from=model", "--dataset=text.txt"],
+    ["plan", "--quick", "--init_from=model", "--dataset=tokens"],
     ["prepare", "text.txt", "--tokenizer=model", "--out_dir=new", "--doctor=false"],
     ["prepare", "talks.jsonl", "--tokenizer=model", "--out_dir=new", "--doctor=false"],
-    ["train", "--init_from=model", "--dataset=text.txt", "--out_dir=new", "--max_iters=1", "--eval_only=true"],
+    ["train", "--init_from=model", "--dataset=tokens", "--out_dir=new", "--max_iters=1", "--eval_only=true"],
     ["eval", "--out_dir=run", "--baseline=model", "--device=cpu"],
 ]
 

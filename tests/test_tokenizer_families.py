@@ -241,6 +241,18 @@ def test_unknown_words_without_a_token_for_them_are_named(tmp_path):
     assert not (tmp_path / "data").exists()
 
 
+def test_a_pattern_that_takes_too_long_is_one_line(tmp_path, command):
+    """The library gives up such a pattern with a panic, which is no Exception."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    backend = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1, "</s>": 2}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    families.wrap(tmp_path / "tokens", backend, eos_token="</s>", unk_token="[UNK]")
+    (tmp_path / "a.txt").write_text("a" * 60 + "b" + " a" * 400)
+    code, _, error = command("prepare", str(tmp_path / "a.txt"), f"--tokenizer={tmp_path / 'tokens'}", "--out_dir=data")
+    assert code == 2 and "cannot encode this text: Onig: Regex search error" in error, error
+
+
 def test_files_without_tokenizer_json(directories, tmp_path, bpe_directory):
     from transformers import GPT2Tokenizer
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import signal
 import threading
 import warnings
@@ -28,21 +27,25 @@ _children: dict[int, tuple[int, Connection]] = {}  # the child of this process, 
 
 
 def call(function: Callable[..., T], *arguments: Any) -> T:
-    """`function(*arguments)`, made by a child that stays for the next call; both go through pickle. Raises ValueError
+    """`function(*arguments)`, made by a child that stays for the next call; both go through a pipe. Raises ValueError
     if it needs more than the bounds, and with the first line of any error. Where there is no fork, it is made here."""
     if not hasattr(os, "fork"):
         return function(*arguments)
     with _lock:
         child, pipe = _children.get(os.getpid()) or _start()
         try:
-            pipe.send_bytes(pickle.dumps((function, arguments, CPU_SECONDS)))
-            is_done, result = pickle.loads(pipe.recv_bytes())
+            pipe.send((function, arguments, CPU_SECONDS))
+            is_done, result = pipe.recv()
         except (EOFError, OSError):
             del _children[os.getpid()]
             pipe.close()
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             is_time = -code in (signal.SIGPROF, signal.SIGALRM)
             raise ValueError(f"it takes more than {CPU_SECONDS} seconds" if is_time else TOO_LARGE) from None
+        except BaseException:  # Ctrl-C: what the child still says is not the answer to the next call
+            del _children[os.getpid()]
+            pipe.close()
+            raise
     if not is_done:
         raise ValueError(result)
     return result
@@ -77,15 +80,15 @@ def _answer(pipe: Connection) -> None:
         most = psutil.Process().memory_info().vms + MORE_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
     while True:
-        function, arguments, seconds = pickle.loads(pipe.recv_bytes())
+        function, arguments, seconds = pipe.recv()
         signal.alarm(DEADLOCK_SECONDS)
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
-            answer = pickle.dumps((True, function(*arguments)))
+            answer = True, function(*arguments)
         except MemoryError:
-            answer = pickle.dumps((False, TOO_LARGE))
+            answer = False, TOO_LARGE
         except Exception as error:
-            answer = pickle.dumps((False, first_line(error)))
+            answer = False, first_line(error)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
-        pipe.send_bytes(answer)
+        pipe.send(answer)

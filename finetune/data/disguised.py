@@ -10,6 +10,7 @@ import re
 from json import JSONDecodeError
 
 from finetune.common.errors import UsageError
+from finetune.data import transfer
 from finetune.data.csv_dialect import SEP_LINE
 
 SUFFIX = re.compile(r"(\.(txt|text|dat|data|log|out|bak|old|\d+))?")  # that promises no kind of text
@@ -30,23 +31,21 @@ AS_TEXT = "or take it as the text that it is with --documents=file"
 Rows = list[list[str]]
 
 
-def may_be(suffix: str) -> bool:
-    """Whether a file with this suffix can hold anything."""
-    return bool(SUFFIX.fullmatch(suffix))
-
-
-def check(text: str, name: str) -> None:
+def check(text: str, name: str, suffix: str) -> None:
     """Raise UsageError if a text, of which the beginning is given, is surely no plain text: what it is and the ways
-    out."""
+    out. A suffix such as .md promises some kind of text."""
+    transfer.check(text, name, AS_TEXT)
+    if not SUFFIX.fullmatch(suffix):
+        return
     is_cut = len(text) > LOOK_CHARACTERS
     head = text[:LOOK_CHARACTERS]
     if WEB_PAGE.match(head):
         raise UsageError(
             f"{name}: is a web page, not plain text; name it with the suffix .html to convert it, {AS_TEXT}"
         )
-    if suffix := _json_kind(head, is_cut):
-        what = "JSON lines" if suffix == ".jsonl" else "JSON"
-        raise UsageError(f"{name}: holds {what}, not plain text; name it with the suffix {suffix}, {AS_TEXT}")
+    if kind := _json_kind(head, is_cut):
+        what = "JSON lines" if kind == ".jsonl" else "JSON"
+        raise UsageError(f"{name}: holds {what}, not plain text; name it with the suffix {kind}, {AS_TEXT}")
     if _is_python(head):
         raise UsageError(
             f"{name}: holds rows as Python prints them, not plain text; write them with json.dumps to a file with the"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsInt
 
 import numpy as np
 
-from finetune.common.errors import UsageError
+from finetune.common.errors import UsageError, first_line
 from finetune.data import bpe_files
 from finetune.data.base_tokenizer import SAFE_CUT, SPACE_CUT, BaseTokenizer, touches, without_surrogates
 from finetune.data.bpe_files import END_OF_TEXT
@@ -159,8 +159,8 @@ class HFTokenizer(BaseTokenizer):
         backend = self.backend if special else self._plain
         try:  # the call for batches lets other threads run
             [encoding] = backend.encode_batch_fast([text], add_special_tokens=False)
-        except Exception as error:  # the library has no class of its own
-            raise self._unknown(text, error) from None
+        except BaseException as error:  # the library has no class of its own, and a panic of it is no Exception
+            raise self._failure(text, error) from None
         return np.array(encoding.ids, dtype=self.dtype)
 
     def encode_marked(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -168,17 +168,19 @@ class HFTokenizer(BaseTokenizer):
         text = without_surrogates(text)
         try:
             encoding = self.backend.encode(text, add_special_tokens=False)
-        except Exception as error:
-            raise self._unknown(text, error) from None
+        except BaseException as error:
+            raise self._failure(text, error) from None
         first, end = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
         return np.array(encoding.ids, dtype=self.dtype), touches(first, end, spans)
 
-    def _unknown(self, text: str, error: Exception) -> UsageError:
+    def _failure(self, text: str, error: BaseException) -> BaseException:
         """What to raise when the library cannot encode a text: the words or characters that fail alone."""
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            return error
         has_words = self.pipeline["model"]["type"] == "WordLevel" and any(len(token) > 1 for token in self.base_ids)
         failing = [part for part in dict.fromkeys(text.split() if has_words else text) if not self._is_known(part)]
-        if not failing:
-            return UsageError(f"the tokenizer cannot encode this text: {error}")
+        if not failing or not isinstance(error, Exception):
+            return UsageError(f"the tokenizer cannot encode this text: {first_line(error)}")
         examples = ", ".join(map(repr, failing[:5]))
         return UsageError(
             f"{examples} not in this vocabulary of {self.vocab_size:,} ids, which has no token for unknown"
@@ -187,7 +189,9 @@ class HFTokenizer(BaseTokenizer):
     def _is_known(self, text: str) -> bool:
         try:
             self._plain.encode(text, add_special_tokens=False)
-        except Exception:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+                raise
             return False
         return True
 

@@ -49,6 +49,10 @@ BROKEN_LATIN = re.compile(
     r"|[A-Za-z][„…•€°§£©®™·×½¼¾²³«»¿¡—–](?=[a-z])"
     r"|[^\W\d_A-Za-z]{5}"
 )
+# Hebrew: no letters of ASCII beside its own, and some end only words
+HEBREW = re.compile(r"[\x00-\x7f\xa0א-ת–—‘’“”₪]*")
+NO_HEBREW = re.compile("[A-Za-z][א-ת]|[א-ת][A-Za-z]|[ךםןףץ][א-ת]")
+FINAL = re.compile(r"[א-ת][ךםןףץ]\b")
 ENOUGH, NEARLY = 0.9, 0.02
 ENOUGH_OF_OTHERS = 0.7  # whose rare letters count less
 LOOK_BYTES = 1 << 13
@@ -59,6 +63,9 @@ def guess(data: bytes) -> str | None:
     data = data[:LOOK_BYTES]
     if _is_ebcdic(data):
         return max(EBCDIC, key=lambda codec: (_latin(data.decode(codec), LATIN[-1][0]), -EBCDIC.index(codec)))
+    hebrew = _decode(data, "cp1255") or ""
+    if HEBREW.fullmatch(hebrew) and FINAL.search(hebrew) and not NO_HEBREW.search(hebrew):
+        return "cp1255"
     found: dict[str, float] = {}
     for languages, score_of, enough in ((LATIN, _latin, ENOUGH), (OTHERS, _other, ENOUGH_OF_OTHERS)):
         for letters, encodings in languages:

@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune.common import files
 from finetune.common.errors import UsageError
-from finetune.common.formatting import printable
+from finetune.common.formatting import shown
 from finetune.common.machine import num_cores
 from finetune.common.progress import progress
 from finetune.data import chat_template, lossy, sources, target
@@ -30,6 +30,8 @@ from finetune.data.run_notes import check_unused
 from finetune.data.sources import Source
 from finetune.data.split import OverflowFilter, SplitBy, Stream, Survey, split_documents, survey_documents
 from finetune.data.tokenizer import CharTokenizer, Tokenizer, from_directory, gpt2
+
+MOST_SHOWN = 2000  # characters of a line about what was read
 
 
 @dataclass
@@ -108,7 +110,7 @@ def _prepare(
             "end_of_text": eot,
         }
         meta |= {} if split_by == "text" else {"overflow": overflow_facts}
-        remarks = map(printable, lossy.remarks(found, sample, work, splits))
+        remarks = [shown(line, MOST_SHOWN) for line in lossy.remarks(found, sample, work, splits)]
         meta |= {"read": [*report(texts), *remarks], "sources": surveys["train"].sources}
         meta |= {"val_sources": surveys["val"].sources} if texts["val"] else {}
         check_unused(out_dir, meta, options.overwrite)
@@ -162,7 +164,7 @@ def use_tokenizer(texts: dict[str, list[Source]], tokenizer: Tokenizer | None) -
 
 def report(texts: dict[str, list[Source]]) -> list[str]:
     """What was read, a line for each source, after it was read. Names in them do not steer a terminal."""
-    return [printable(line) for found in texts.values() for source in found for line in source.report()]
+    return [shown(line, MOST_SHOWN) for found in texts.values() for source in found for line in source.report()]
 
 
 def _tokenize(

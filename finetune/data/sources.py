@@ -14,7 +14,7 @@ from typing import Any
 from finetune.common.errors import UsageError
 from finetune.common.files import read_chunks
 from finetune.common.network import reach
-from finetune.data import archives, compressed, converted, directories, disguised, named_texts, transfer
+from finetune.data import archives, compressed, converted, directories, disguised, named_texts
 from finetune.data.bpe_files import END_OF_TEXT
 from finetune.data.chat_template import ChatTemplate
 from finetune.data.documents import CHUNK_CHARACTERS, Chunk, cut
@@ -123,9 +123,7 @@ class Source:
         chunks = read_file(path, digest, options=self.options.text_options())
         if self.options.documents == "auto":
             first = next(chunks)
-            transfer.check(first.text, str(path))
-            if disguised.may_be(suffix_of(path)):
-                disguised.check(first.text, str(path))
+            disguised.check(first.text, str(path), suffix_of(path))
             yield first
         yield from chunks
 

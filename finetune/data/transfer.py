@@ -8,7 +8,6 @@ import quopri
 import re
 
 from finetune.common.errors import UsageError
-from finetune.data.disguised import AS_TEXT
 from finetune.data.encodings import is_binary, is_surely_utf8, is_utf8
 
 MIN_FOREIGN, MIN_LINES, LOOK_CHARACTERS = 4, 4, 1 << 16
@@ -21,23 +20,23 @@ ARCHIVE = re.compile(r"\s*window\.YTD\.[\w.]+\s*=")
 QUOTED = re.compile(r"=[0-9A-F]{2}|=\n")
 
 
-def check(text: str, name: str) -> None:
+def check(text: str, name: str, way_out: str) -> None:
     """Raise UsageError for a text, of which the beginning is given, whose letters are hidden behind others."""
     head = text[:LOOK_CHARACTERS]
     head = head if head.isascii() else ""
     if MAIL.match(text) and (found := ENCODED.search(text)):
         way = "save the messages as text from a mail program"
-        raise UsageError(f"{name}: is mail in {found[1].lower()}, so its words are hidden; {way}, {AS_TEXT}")
+        raise UsageError(f"{name}: is mail in {found[1].lower()}, so its words are hidden; {way}, {way_out}")
     if ARCHIVE.match(head):
         way = f"sed '1s/^[^=]*=//' '{name}' writes it to a file with the suffix .json"
-        raise UsageError(f"{name}: is JSON of Twitter's archive behind the name of a variable; {way}, {AS_TEXT}")
+        raise UsageError(f"{name}: is JSON of Twitter's archive behind the name of a variable; {way}, {way_out}")
     if _is_utf7(head):
         way = f"iconv -f UTF-7 -t UTF-8 '{name}' converts it"
-        raise UsageError(f"{name}: is in UTF-7, so its letters are hidden; {way}, {AS_TEXT}")
+        raise UsageError(f"{name}: is in UTF-7, so its letters are hidden; {way}, {way_out}")
     for kind, is_kind in (("base64", _is_base64), ("quoted-printable", _is_quoted)):
         if is_kind(head):
             way = f"Python's {'base64' if kind == 'base64' else 'quopri'} module converts it"
-            raise UsageError(f"{name}: is in {kind}, so its letters are hidden; {way}, {AS_TEXT}")
+            raise UsageError(f"{name}: is in {kind}, so its letters are hidden; {way}, {way_out}")
 
 
 def _is_utf7(head: str) -> bool:
