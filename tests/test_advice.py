@@ -119,6 +119,28 @@ def test_a_checkpoint_that_is_missing_comes_back(run, command):
     assert "missing_checkpoint" not in command("diagnose", f"--out_dir={run}")[1]
 
 
+@scene("runs/checkpoints._way_without_states")
+@pytest.mark.parametrize("best", ["whole", "damaged"])
+@pytest.mark.parametrize("way", ["resume", "auto"])
+def test_a_run_whose_states_are_all_damaged(run, command, way, best):
+    """Refused, and nothing starts anew in silence: best/ goes on elsewhere, or the run is started again."""
+    damaged = [
+        *Path(run).glob("last/step-*/model.safetensors"),
+        *Path(run).glob("best/config.json" * (best != "whole")),
+    ]
+    for path in damaged:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    before = sorted(Path(run).rglob("*"))
+    code, _, told = command("train", f"{run}/recipe.yaml", f"--init_from={way}")
+    assert code == 2 and told.count("model.safetensors is not what was written") == 4, told
+    assert sorted(Path(run).rglob("*")) == before
+    assert ("best/ is whole, with the weights of step" in told) == (best == "whole")
+    follow(told, command)
+    assert Path(f"{run}-2/best" if best == "whole" else f"{run}/best", "config.json").is_file()
+
+
 @scene("tools/report/after_training._report")
 def test_a_report_again(run, command):
     follow(f"finetune report '--out_dir={run}'", command)
@@ -180,6 +202,9 @@ def test_the_data_of_a_run(run, command):
     found = record.load(run)
     follow(str(remedies.examine_data(found)), command)
     assert remedies.prepare_again(found).endswith("corpus.txt --tokenizer=gpt2 --out_dir=data/again")
+    for part in found.data:  # a text that is not here any more, or bins of others: no command is right
+        part.meta = {**part.meta, "sources": [{"name": "gone.txt"}, {}]}
+    assert remedies.prepare_again(found) is None
 
 
 @scene("train._export_and_push")

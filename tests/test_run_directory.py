@@ -1,6 +1,10 @@
 """A run is where its recipe.yaml lies: copied, moved, ended early, of an older release, or the source of the next."""
 
+import copy
+import hashlib
 import json
+import math
+import random
 import shutil
 from pathlib import Path
 
@@ -9,7 +13,9 @@ import pytest
 from finetune.common.errors import UsageError
 from finetune.config.cli import parse
 from finetune.config.recipe import Recipe
+from finetune.data.dataset import facts_of, scan
 from finetune.runs import state_format
+from finetune.runs.datasets import find_datasets
 
 STATES = Path(__file__).parent / "states"
 LONGER = ("--max_iters=12", "--lr_decay_iters=12")
@@ -184,6 +190,42 @@ def test_a_state_of_an_older_release_goes_on(number, command):
         ({"watch": {"recent": []}}, "high is missing"),
         ({"evaluations": [{"step": 1}]}, "train_loss is missing"),
         ({"iteration": "2"}, "iteration is of another type"),
+        ({"iteration": True}, "iteration is of another type"),
+        ({"iteration": -1}, "iteration must be a whole number and not negative"),
+        ({"iteration": 2.0}, "iteration is of another type"),
+        ({"updates": 10**30}, "updates is of another type"),
+        ({"evaluations": {}}, "evaluations is of another type"),
+        ({"evaluations": [3]}, "evaluations is of another type"),
+        ({"evaluations": [{"step": 0, "train_loss": math.nan, "val_loss": 1.0}]}, "train_loss is of another type"),
+        ({"evaluations": [{"step": 0, "train_loss": 1.0, "val_loss": "1"}]}, "val_loss is of another type"),
+        ({"watch": {"recent": [1.0, {}], "high": 0, "overflows": 0}}, "recent is of another type"),
+        ({"watch": {"recent": [math.inf], "high": 0, "overflows": 0}}, "recent is of another type"),
+        ({"watch": {"recent": [], "high": [], "overflows": 0}}, "high is of another type"),
+        ({"lr_scale": "1e400"}, "lr_scale must be above 0"),
+        ({"lr_scale": math.nan}, "lr_scale must be above 0"),
+        ({"lr_scale": 2}, "lr_scale must be above 0 and at most 1"),
+        ({"rollbacks": []}, "rollbacks must be a whole number"),
+        ({"eval_rows": -3}, "eval_rows must be a whole number"),
+        ({"scaler": {"scale": 1.0}}, "is missing"),
+        ({"scaler": {"scale": "big"}}, "scale is of another type"),
+        ({"init_from": []}, "init_from is of another type"),
+        ({"identity": [[[]]]}, "identity is of another type"),
+        ({"config": "gpt2"}, "config is of another type"),
+        ({"config": {"n_layer": 1_000_000}}, "n_layer must be a whole number from 1 to 1,000"),
+        ({"config": {"n_embd": "16"}}, "n_embd must be"),
+        ({"config": {"eos_token_id": {"a": 1}}}, "eos_token_id is of another type"),
+        ({"config": {"generation_config": "x"}}, "generation_config is of another type"),
+        ({"config": {"new_tokens": 1e308}}, "new_tokens is of another type"),
+        (
+            {"recipe": {"gradient_accumulation_steps": 0}},
+            "gradient_accumulation_steps in its recipe must be at least 1",
+        ),
+        ({"recipe": {"gradient_accumulation_steps": "8"}}, "gradient_accumulation_steps is of another type"),
+        ({"recipe": {"batch_size": [8]}}, "batch_size is of another type"),
+        ({"recipe": {"learning_rate": None}}, "learning_rate is of another type"),
+        ({"recipe": {"eval_iters": {}}}, "eval_iters is of another type"),
+        ({"recipe": {"chunked_loss": 3}}, "chunked_loss is of another type"),
+        ({"recipe": {"out_dir": "a\x00b"}}, "out_dir in its recipe"),
     ],
 )
 def test_a_state_that_cannot_be_read_is_refused_in_a_line(change, told):
@@ -204,3 +246,87 @@ def test_keys_that_states_lacked_at_first_have_their_defaults():
         del state[key]
     del state["recipe"]["lora_rank"]
     assert state_format.read_state(state, "out") == whole
+
+
+def leaves(value, path=()):
+    """The paths of all values inside a JSON value."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in pairs:
+        yield (*path, key)
+        yield from leaves(each, (*path, key))
+
+
+STRANGE = [
+    None,
+    "x",
+    "",
+    -1,
+    0,
+    3,
+    True,
+    1e308,
+    10**30,
+    math.nan,
+    [],
+    {},
+    [[1]],
+    ["a"],
+    {"a": [{}]},
+    "a\x00b",
+    "../../x",
+]
+
+
+def changed(whole, number, seed):
+    """Copies of a JSON value, each with one strange value somewhere in it."""
+    rng, places = random.Random(seed), list(leaves(whole))
+    for _ in range(number):
+        value, (*above, last) = copy.deepcopy(whole), rng.choice(places)
+        part = value
+        for key in above:
+            part = part[key]
+        part[last] = rng.choice(STRANGE)
+        yield value
+
+
+def test_a_state_with_any_strange_value_is_read_or_refused_in_a_line():
+    whole = json.loads((STATES / "format-1/last/step-00000002/state.json").read_text())
+    refused = 0
+    for state in changed(whole, 300, seed=1):
+        try:
+            state_format.read_state(state, "out")
+        except UsageError as error:
+            assert str(error).startswith("out: its state cannot be resumed: ") and "\n" not in str(error)
+            assert len(str(error)) < 300
+            refused += 1
+    assert 100 < refused < 300
+
+
+def test_a_resumed_run_refuses_a_strange_state_that_is_sealed(command):
+    shutil.copytree(STATES / "format-1", ".", dirs_exist_ok=True)
+    place = Path("last/step-00000002")
+    state, manifest = (json.loads((place / f"{name}.json").read_text()) for name in ("state", "manifest"))
+    text = json.dumps({**state, "watch": {**state["watch"], "recent": [{}]}}).encode()
+    manifest["files"]["state.json"] = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    (place / "state.json").write_bytes(text)
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    Path("out").mkdir()
+    shutil.move("last", "out")
+    shutil.move("recipe.yaml", "out")
+    code, _, error = command("train", "out/recipe.yaml", "--init_from=resume")
+    assert code == 2 and error == "out: its state cannot be resumed: recent is of another type in it\n"
+
+
+def test_a_meta_json_with_any_strange_value_is_read_or_refused_in_a_line():
+    shutil.copytree(STATES / "format-1/d", "d")
+    whole = json.loads(Path("d/meta.json").read_text())
+    for meta in changed(whole, 300, seed=2):
+        Path("d/meta.json").write_text(json.dumps(meta))
+        try:
+            found = find_datasets(Recipe(dataset="d", init_from="scratch"), lambda: "char")
+            for split in ("train", "val"):
+                scan(found[0], split)
+                found[0].document_ends(split)
+            json.dumps(facts_of(found))
+        except UsageError as error:
+            assert "\n" not in str(error)

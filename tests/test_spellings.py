@@ -235,6 +235,21 @@ def test_it_is_refused_in_one_line_that_says_what_to_type(typed):
     assert str(error.value) == REFUSED[typed]
 
 
+@pytest.mark.parametrize(
+    ("verb", "key"),
+    [
+        *[(verb, "out_dir") for verb in ("prepare", "train", "sample", "eval", "export", "report", "diagnose")],
+        *[("eval", key) for key in ("baseline", "general", "no_worse_than", "dataset")],
+        *[("prepare", "val"), ("sample", "prompts"), ("sample", "out"), ("export", "to"), ("train", "tokenizer")],
+    ],
+)
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "a,../x", "'\"../x,y\"'"])
+def test_no_recipe_of_any_command_reaches_above_the_working_directory(verb, key, path, command):
+    Path("reach.yaml").write_text(f"{key}: {path}\n")
+    code, _, error = command(verb, "--config=reach.yaml")
+    assert code == 2 and f"reach.yaml:1: {key}: a recipe must not reach above the working directory" in error
+
+
 def test_problems_of_all_files_and_flags_are_told_at_once():
     with pytest.raises(UsageError) as error:
         parse(Recipe, ["typo.yaml", "--lr", "3", "-o", "out", "--seed"], "")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune.config.cli import parse
-from finetune.config.paths import expand_home, split_paths
+from finetune.config.paths import expand_home, join_paths, split_paths
 from finetune.config.recipe import Recipe
 from finetune.prepare import Options as PrepareOptions
 from finetune.sample import Options as SampleOptions
@@ -70,6 +70,17 @@ def test_an_existing_path_with_a_comma_is_one_path(command):
     assert split_paths("a,b.txt") == ["a,b.txt"]
     assert split_paths("c.txt, a,b.txt,d, x,y") == ["c.txt", "a,b.txt", "d", "x,y"]
     assert split_paths("") == split_paths(None) == []
+    assert split_paths("d,") == ["d", ""]
+    assert split_paths("""c.txt, "no, such.txt",'my "own", text',x""") == [
+        "c.txt",
+        "no, such.txt",
+        'my "own", text',
+        "x",
+    ]
+    assert split_paths('"quoted"') == ["quoted"] and split_paths("it's,o'clock") == ["it's", "o'clock"]
+    several = ["a,b.txt", "new, one", 'my "own", text', "x"]
+    assert split_paths(join_paths(several)) == several
+    assert expand_home('"~/no, such.txt",x') == f'"{Path.home()}/no, such.txt",x'
     shape = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8", "--max_iters=1", "--batch_size=1"]
     code, _, err = command("train", "a,b.txt", "--init_from=scratch", "--tokenizer=char", *shape)
     assert code == 0, err

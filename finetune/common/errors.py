@@ -13,7 +13,12 @@ class _Shown(Exception):
 
 
 class UsageError(_Shown, ValueError):
-    """A mistake in the user's recipe, data or arguments, one line per problem. The command ends with exit code 2."""
+    """A mistake in the user's recipe, data or arguments, one line per problem. The command ends with exit code 2. As of
+    a Failure, `alone` says which rank prints it."""
+
+    def __init__(self, message: str = "", alone: bool = False) -> None:
+        super().__init__(message)
+        self.alone = alone
 
 
 class Failure(_Shown):

@@ -156,6 +156,6 @@ def _not_for_recipes(field: dataclasses.Field[Any], text: str | None, value: obj
         return f"can only be given on the command line, as --{field.name}={text}"
     if str(text).startswith("FILE:"):
         return f"a recipe must not read a file into a run ({text}); give it as --{field.name}={text}"
-    if field.metadata.get("path") and ".." in re.split(r"[/\\,]", str(text)):
+    if field.name in PATH_KEYS and ".." in re.split(r"""[/\\,"']""", str(text)):
         return f"a recipe must not reach above the working directory ({text}); give it as --{field.name}={text}"
     return None

@@ -38,7 +38,6 @@ def option(default: T, help: str, **metadata: object) -> T:
 
     ge, gt, le, lt: bounds of a number.
     derived=True: None means "derived from other keys".
-    path=True: a path, which must not contain `..` in a recipe, because that may come from somebody else.
     flag_only=True: only the command line can set it.
     """
     metadata["help"] = help
@@ -48,7 +47,14 @@ def option(default: T, help: str, **metadata: object) -> T:
 
 
 def find_problems(options: DataclassInstance) -> Iterator[tuple[str, str]]:
-    """(key, message) of each number out of its bounds, then those of `options.problems()`, if it has that method."""
+    """(key, message) of each value out of its bounds, then those of `options.problems()`, if it has that method."""
+    yield from find_out_of_bounds(options)
+    if problems := getattr(options, "problems", None):
+        yield from problems()
+
+
+def find_out_of_bounds(options: DataclassInstance) -> Iterator[tuple[str, str]]:
+    """(key, message) of each number out of its bounds, and of each text that can be no name."""
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         bounds = {name: field.metadata[name] for name in BOUNDS if name in field.metadata}
@@ -64,8 +70,6 @@ def find_problems(options: DataclassInstance) -> Iterator[tuple[str, str]]:
             most = MOST_BYTES_OF_NAME - 75 * (field.name == "to")  # a temporary name holds it, the machine and the pid
             if problem := problem_of_name(text, most):
                 yield "SOURCE" if field.name == "sources" else field.name, problem
-    if problems := getattr(options, "problems", None):
-        yield from problems()
 
 
 def problem_of_name(text: str, most: int = MOST_BYTES_OF_NAME) -> str | None:

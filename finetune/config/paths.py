@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 # options that hold a path, of every command
 KEYS = frozenset(
     "out_dir init_from dataset tokenizer to baseline general val keep_split launch prompts out no_worse_than".split()
 )
+QUOTED = re.compile(r"""\s*(["'])(.+?)\1\s*(?:,|$)""")  # a path, and the comma after it
 
 
 def expand_home(text: str) -> str:
     """The path, or the paths, with `~` at the beginning as the home directory; a file of that name stays."""
     if "~" not in text or os.path.lexists(text):
         return text
-    return ",".join(part if os.path.lexists(part) else os.path.expanduser(part) for part in text.split(","))
+    return join_paths(part if os.path.lexists(part) else os.path.expanduser(part) for part in split_paths(text))
 
 
 def split_paths(text: str | None) -> list[str]:
-    """The paths in a text, separated by commas. What exists, here or under data/, is one path in spite of a comma."""
-    found, parts = [], text.split(",") if text else []
-    while parts:
+    """The paths in a text, separated by commas. One in quotes may hold commas. What exists, here or under data/, is one
+    path in spite of a comma."""
+    found, rest = [], text or None
+    while rest is not None:
+        if quoted := QUOTED.match(rest):
+            found.append(quoted[2])
+            rest = rest[quoted.end() :] if quoted[0].endswith(",") else None
+            continue
+        parts = rest.split(",")
         ends = range(len(parts), 1, -1)
         end = next((n for n in ends if _exists(",".join(parts[:n]).strip())), 1)
         found.append(",".join(parts[:end]).strip())
-        parts = parts[end:]
+        rest = ",".join(parts[end:]) if parts[end:] else None
     return found
+
+
+def join_paths(paths: Iterable[str]) -> str:
+    """The paths as a text for `split_paths`, where what holds a comma is quoted."""
+    return ",".join(path if "," not in path else f"'{path}'" if '"' in path else f'"{path}"' for path in paths)
 
 
 def _exists(path: str) -> bool:

@@ -34,13 +34,11 @@ class Recipe:
         "id@revision, a Hugging Face directory, a run's out_dir, a nanoGPT ckpt.pt, scratch (random weights), resume "
         "(continue out_dir), or auto (resume if out_dir has a state, else as the recipe says without it)",
         resume="free",
-        path=True,
     )
     dataset: str = option(
         "",
         "a prepared directory, its name under data/, a text file, or shakespeare|python_docs; several: with commas",
         resume="identity",
-        path=True,
     )
     dataset_weights: str | None = option(
         None, "sampling weights of several datasets, such as 0.7,0.3; else each block once per pass", resume="identity"
@@ -48,7 +46,7 @@ class Recipe:
     isolate_documents: Literal["auto", "true", "false"] = option(
         "auto", "pack whole documents, without attention between them; auto: for instruction data", resume="identity"
     )
-    out_dir: str = option("out", "directory of the run", resume="free", path=True)
+    out_dir: str = option("out", "directory of the run", resume="free")
     overwrite: bool | Literal["unfinished"] = option(
         False,
         "let a new run replace the run in out_dir; unfinished: only one that was ended before it saved a state",
@@ -57,7 +55,7 @@ class Recipe:
     )
 
     tokenizer: str = option(
-        "auto", "for a text: auto (that of init_from), gpt2, char, or a model directory", resume="identity", path=True
+        "auto", "for a text: auto (that of init_from), gpt2, char, or a model directory", resume="identity"
     )
     val_fraction: float | None = option(
         None, "for a text: fraction kept for validation [0.1]", gt=0, le=0.5, resume="identity", derived=True

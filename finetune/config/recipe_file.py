@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetune.common.errors import UsageError
 from finetune.config import nanogpt_config
-from finetune.config.paths import expand_home, split_paths
+from finetune.config.paths import KEYS, expand_home, join_paths, split_paths
 from finetune.config.recipe_names import find_recipe
 
 if TYPE_CHECKING:
@@ -208,13 +208,13 @@ def dump(recipe: Recipe, derived: Mapping[str, Any]) -> str:
             note = f"  # {derived[field.name]} in this run" if derived.get(field.name) is not None else ""
             lines.append(f"{field.name}: null{note}")
             continue
-        lines.append(f"{field.name}: {scalar(without_parents(value) if field.metadata.get('path') else value)}")
+        lines.append(f"{field.name}: {scalar(without_parents(value) if field.name in KEYS else value)}")
     return "\n".join(lines) + "\n"
 
 
 def without_parents(paths: str) -> str:
     """Paths, separated by commas, as a recipe may hold them: absolute where they had `..`."""
-    return ",".join(str(Path(part).resolve()) if ".." in Path(part).parts else part for part in split_paths(paths))
+    return join_paths(str(Path(part).resolve()) if ".." in Path(part).parts else part for part in split_paths(paths))
 
 
 def scalar(value: str | bool | float) -> str:

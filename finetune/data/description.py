@@ -16,6 +16,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "split_by": (str,),
     "val_fraction": (float, int, type(None)),
     "vocab_size": (int,),
+    "end_of_text": (int, type(None)),
     "chat_template": (str, type(None)),
 }
 COUNTS = ("tokens", "targets", "characters", "bytes", "documents")

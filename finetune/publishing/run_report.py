@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from finetune.config.paths import split_paths
 from finetune.runs.model_card import without_folders
 
 REPORT, SHARE = "report.html", "share.png"
@@ -32,7 +33,7 @@ def public_report(run_dir: Path, recipe: dict[str, Any]) -> str | None:
         text = (run_dir / REPORT).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None
-    names = [part.strip() for value in recipe.values() if isinstance(value, str) for part in value.split(",")]
+    names = [path for value in recipe.values() if isinstance(value, str) for path in split_paths(value)]
     folders = {str(run_dir), str(run_dir.resolve()), *(name for name in names if "/" in name or "\\" in name)}
     for folder in sorted(folders, key=len, reverse=True):
         text = text.replace(html.escape(folder), html.escape(without_folders(folder)))

@@ -9,6 +9,7 @@ renames. A state that differs from its manifest is not loaded. Files are safeten
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from finetune.common import files
+from finetune.common.commands import command
 from finetune.common.errors import UsageError
 from finetune.config.recipe import Recipe
-from finetune.config.run_directory import states
+from finetune.config.run_directory import RECIPE, states
 from finetune.config.schedule import Schedule
 from finetune.gpt import lora, size
 from finetune.gpt.model import GPTConfig
@@ -95,8 +97,19 @@ def load_state(out_dir: str | Path, log: Callable[[str], object] = print) -> Sav
         problems.append(f"{directory}: {problem}")
         log(f"skipping {problems[-1]}")
     if problems:
-        raise UsageError("\n".join(["every state to resume from is damaged:", *problems]))
+        raise UsageError("\n".join(["every state to resume from is damaged:", *problems, _way_without_states(out_dir)]))
     raise UsageError(nothing_to_resume(out_dir))
+
+
+def _way_without_states(out_dir: str | Path) -> str:
+    """A line with the command that goes on from best/ in another directory, or starts anew if it is damaged too."""
+    recipe, best = Path(out_dir, RECIPE), read_best(out_dir)
+    if not best:
+        return f"best/ is damaged too; from the start: {command('train', recipe, overwrite='true')}"
+    another = next(name for number in itertools.count(2) if not Path(name := f"{out_dir}-{number}").exists())
+    shape = dict.fromkeys(("n_layer", "n_head", "n_embd"), "none")  # best/ has its own
+    way = command("train", recipe, init_from=Path(out_dir, "best"), out_dir=another, **shape)
+    return f"best/ is whole, with the weights of step {best['step']:,}; another run from there: {way}"
 
 
 def nothing_to_resume(out_dir: str | Path) -> str:

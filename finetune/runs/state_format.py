@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import types
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from finetune.common.errors import UsageError
 from finetune.common.formatting import is_number, shown
-from finetune.config.options import MOST
+from finetune.config.options import MOST, find_out_of_bounds
 from finetune.config.recipe import Recipe
 from finetune.gpt.model import GPTConfig
 
 STATE_FORMAT = 1  # of state.json, its "format"; another content gets another number
-KEYS: dict[str, type] = {
+EVALUATION = {"step": int, "train_loss": float, "val_loss": float}
+WATCH = {"recent": list[float], "high": int, "overflows": int}
+SCALER = dict.fromkeys(torch.amp.GradScaler("cpu").state_dict(), float)
+KEYS: dict[str, Any] = {
     "iteration": int,
     "updates": int,
-    "evaluations": list,
+    "evaluations": list[dict],
     "watch": dict,
     "init_from": str,
     "identity": dict,
@@ -25,8 +32,6 @@ KEYS: dict[str, type] = {
     "recipe": dict,
 }
 ADDED: dict[str, Any] = {"eval_rows": None, "lr_scale": 1.0, "rollbacks": 0, "scaler": None}  # states may lack them
-EVALUATION = {"step": int, "train_loss": float, "val_loss": float}
-WATCH = {"recent": list, "high": int, "overflows": int}
 
 
 def read_state(found: Any, out_dir: str | Path) -> dict[str, Any]:
@@ -46,12 +51,18 @@ def _read(found: Any) -> dict[str, Any]:
     _check(found["watch"], WATCH)
     for evaluation in found["evaluations"]:
         _check(evaluation, EVALUATION)
-    fields = {field.name for field in dataclasses.fields(GPTConfig)}
-    if unknown := found["config"].keys() - fields:
+    kinds = typing.get_type_hints(GPTConfig)
+    if unknown := found["config"].keys() - kinds.keys():
         raise ValueError(f"config holds {min(unknown)}, which this finetune does not know")
     GPTConfig(**found["config"])  # raises ValueError
+    _check(found["config"], {name: kinds[name] for name in found["config"]})
     _check_numbers({**ADDED, **found})
     defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    given = {name: value for name, value in found["recipe"].items() if name in defaults}
+    kinds = typing.get_type_hints(Recipe)
+    _check(given, {name: kinds[name] for name in given})
+    for name, problem in find_out_of_bounds(Recipe(**given)):
+        raise ValueError(f"{name} in its recipe {problem}")
     watch = {name: found["watch"][name] for name in WATCH}
     return {**ADDED, **found, "recipe": {**defaults, **found["recipe"]}, "watch": watch}
 
@@ -66,14 +77,30 @@ def _check_numbers(found: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be a whole number and not negative, got {shown(value)}")
     if not is_number(found["lr_scale"]) or not 0 < found["lr_scale"] <= 1:
         raise ValueError(f"lr_scale must be above 0 and at most 1, got {shown(found['lr_scale'])}")
-    if not isinstance(found["scaler"], dict | None):
-        raise ValueError("scaler is of another type in it")
+    if found["scaler"]:
+        _check(found["scaler"], SCALER)
 
 
-def _check(part: Any, kinds: Mapping[str, type]) -> None:
+def _check(part: Any, kinds: Mapping[str, Any]) -> None:
     """Raise ValueError unless `part` is an object with these keys of these types."""
     for name, kind in kinds.items():
         if not isinstance(part, dict) or name not in part:
             raise ValueError(f"{name} is missing in it")
-        if not isinstance(part[name], kind):
+        if not _fits(part[name], kind):
             raise ValueError(f"{name} is of another type in it")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON has the type of an annotation."""
+    choices, origin = typing.get_args(kind), typing.get_origin(kind) or kind
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, choice) for choice in choices)
+    if origin is typing.Literal:
+        return isinstance(value, str) and value in choices
+    if origin is float:
+        return is_number(value)
+    if origin is int:
+        return type(value) is int and abs(value) < MOST
+    if origin is list:
+        return isinstance(value, list) and all(_fits(one, choices[0]) for one in value)
+    return kind is Any or isinstance(value, origin)

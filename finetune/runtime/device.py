@@ -22,12 +22,11 @@ import torch
 from finetune.common.errors import UsageError
 from finetune.common.machine import drop_stray_ranks, num_cores, read_proc
 from finetune.config.recipe import Recipe
-from finetune.runtime import fsdp
+from finetune.runtime import fsdp, process_group
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # of torchrun, srun and mpirun
 TESTED_TORCH = "2.14"  # the newest release that the tests have run with
 # dense bfloat16 TFLOP/s from the manufacturers' data sheets; the keys are parts of CUDA's device names
 PEAK_TFLOPS = {
@@ -95,6 +94,7 @@ def start(recipe: Recipe) -> Device:
     from accelerate.utils import InitProcessGroupKwargs
 
     drop_stray_ranks()
+    process_group.check_variables()
     sharding = fsdp.from_launcher()
     device = choose_device(recipe.device)
     if device.type == "cpu":
@@ -105,6 +105,7 @@ def start(recipe: Recipe) -> Device:
     # the training loop accumulates gradients; with this variable accelerate would divide the loss a second time
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
     # `Device.autocast` sets the precision, so that evaluation and sampling can use another
+    met = process_group.wait_for_all()
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",
@@ -112,10 +113,11 @@ def start(recipe: Recipe) -> Device:
         # ranks wait while one downloads weights or prepares a large text
         kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=2))],
     )
+    del met
     known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
     if accelerator.distributed_type not in known:
         raise UsageError(f"the launcher is configured for {accelerator.distributed_type.value}, which is not supported")
-    check_world_size(accelerator.num_processes)
+    process_group.check_world_size(accelerator.num_processes)
     check_accumulation_divides(recipe, accelerator.num_processes)
     dtype = best_dtype(recipe.dtype, device)
     if sharding and sharding.cpu_offload and dtype == torch.float16:
@@ -126,25 +128,6 @@ def start(recipe: Recipe) -> Device:
         sharding = None
     compiled = recipe.compile == "true" or (recipe.compile == "auto" and device.type == "cuda")
     return Device(accelerator, dtype, compiled, sharding)
-
-
-def check_world_size(processes: int) -> None:
-    """Raise UsageError if some processes did not join the group: each would be rank 0 and write the same files."""
-    for name in SIZES:
-        started = int(os.environ.get(name) or 1)
-        if started > processes:
-            apart = "" if name == "WORLD_SIZE" else f"; for independent runs unset {name}"
-            raise UsageError(
-                f"{started} processes were started ({name}) that do not all see each other; start them with torchrun,"
-                f" or with accelerate launch and a file of recipes/accelerate{apart}"
-            )
-    # accelerate launch --cpu --num_processes=2 sets up two processes but starts one
-    has_address, has_size = "MASTER_ADDR" in os.environ, "WORLD_SIZE" in os.environ
-    if processes == 1 and fsdp.is_true("ACCELERATE_USE_CPU") and has_address and not has_size:
-        raise UsageError(
-            "accelerate launch --cpu starts a single process; for several use"
-            " --config_file=recipes/accelerate/cpu.yaml --num_processes=N"
-        )
 
 
 def check_accumulation_divides(recipe: Recipe, processes: int) -> None:

@@ -17,7 +17,8 @@ from finetune.common.files import read_text
 from finetune.config.recipe import Recipe
 from finetune.config.recipe_file import MAX_RECIPE_BYTES
 from finetune.config.recipe_names import find_launch_file, recipes_directory
-from finetune.runtime.device import SIZES, check_accumulation_divides
+from finetune.runtime.device import check_accumulation_divides
+from finetune.runtime.process_group import SIZES, check_variables
 
 # variables of accelerate launch and torchrun
 LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK")
@@ -41,6 +42,7 @@ def is_launched() -> bool:
 
 def choose(recipe: Recipe, num_processes: int | None, launch: str | None) -> Launch | None:
     """What to start for a run; None if this process trains by itself. Raises UsageError."""
+    check_variables()
     if is_launched():
         for name, value in (("launch", launch), ("num_processes", num_processes)):
             if value is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from finetune.common.commands import command
 from finetune.common.formatting import two_digits
 from finetune.config import recipe_file
+from finetune.config.paths import KEYS
 from finetune.config.recipe import LORA_RATE, Recipe
 from finetune.gpt import size as sizes
 from finetune.gpt.model import SHAPES
@@ -19,7 +20,6 @@ from finetune.tools.plan.estimate import Plan
 UPDATES_PER_PASS = 256  # wanted, within TOKENS_OF_UPDATE
 UPDATES_FROM_SCRATCH = 5000  # nanoGPT's for small models
 MAX_ITERS = 5000  # the recipes' ceiling
-PATHS = {field.name for field in dataclasses.fields(Recipe) if field.metadata.get("path")}
 Choices = dict[str, tuple[Any, str]]  # {key: (value, reason)}
 
 
@@ -35,7 +35,7 @@ def recipe(plan: Plan, path: str = "FILE.yaml", learning_rate: float | None = No
     if not plan.data.exists:
         chosen["dataset"] = "data/mine", "your dataset, which does not exist yet"
         chosen["out_dir"] = "out-mine", "where the run is written"
-    for name in PATHS & chosen.keys():
+    for name in KEYS & chosen.keys():
         chosen[name] = recipe_file.without_parents(chosen[name][0]), chosen[name][1]
     names = [name for name in fields if name in chosen and chosen[name][0] is not None]
     pairs = [f"{name}: {recipe_file.scalar(chosen[name][0])}" for name in names]

@@ -9,6 +9,7 @@ import yaml
 from finetune.common.commands import command
 from finetune.config import run_directory
 from finetune.config.recipe import LORA_RATE
+from finetune.data.sources import NAMED
 from finetune.tools.report.record import Record
 
 SMALLER_MODEL = {"gpt2-xl": "gpt2-large", "gpt2-large": "gpt2-medium", "gpt2-medium": "gpt2"}
@@ -76,10 +77,12 @@ def newest_size(run: Record, name: str) -> int | None:
     return changes[-1][name] if changes else run.recipe.get(name)
 
 
-def prepare_again(run: Record) -> str:
-    """The command that prepares the text with the tokenizer of the model."""
-    sources = [source.get("name") for part in run.data for source in part.meta.get("sources", [])]
-    source = str(sources[0]) if sources else "SOURCE"
+def prepare_again(run: Record) -> str | None:
+    """The command that prepares the text with the tokenizer of the model; None if no text of it is here."""
+    sources = [str(source.get("name")) for part in run.data for source in part.meta.get("sources", [])]
+    source = next((name for name in sources if name in NAMED or Path(name).exists()), None)
+    if source is None:
+        return None
     tokenizer = run.init_from if run.init_from and Path(run.init_from).is_dir() else "gpt2"
     return command("prepare", source, tokenizer=tokenizer, out_dir="data/again")
 

@@ -1,0 +1,80 @@
+"""Variables of a launcher that are left in the environment: refused in a line, at once or after a bounded time."""
+
+import re
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from finetune.common.errors import UsageError
+from finetune.config.recipe import Recipe
+from finetune.runtime import device as devices
+from finetune.runtime import process_group
+
+GROUP = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        ({**GROUP, "WORLD_SIZE": "0"}, "WORLD_SIZE=0 in the environment is not what a launcher gives"),
+        ({**GROUP, "WORLD_SIZE": "two"}, "WORLD_SIZE=two in the environment is not"),
+        ({**GROUP, "RANK": "-1"}, "RANK=-1 in the environment is not"),
+        ({**GROUP, "RANK": "2"}, "RANK=2 and WORLD_SIZE=2 in the environment contradict each other"),
+        ({**GROUP, "LOCAL_RANK": "7"}, "LOCAL_RANK=7 and WORLD_SIZE=2 in the environment contradict"),
+        ({**GROUP, "MASTER_PORT": "70000"}, "MASTER_PORT=70000 in the environment is not"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE=0 in the environment is not"),
+        ({"SLURM_STEP_NUM_TASKS": "x"}, "SLURM_STEP_NUM_TASKS=x in the environment is not"),
+        ({"WORLD_SIZE": "2"}, "2 processes were started (WORLD_SIZE) that do not all see each other"),
+        ({"PMI_SIZE": "2", "PMI_RANK": "0"}, "2 processes were started (PMI_SIZE) that do not all"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "2 processes were started (OMPI_COMM_WORLD_SIZE)"),
+    ],
+)
+def test_variables_of_a_launcher_that_cannot_be_right_are_refused(left, told, command, corpus, monkeypatch):
+    corpus("text.txt", words=100)
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    code, _, error = command("train", "text.txt", "--tokenizer=char", "--init_from=scratch")
+    assert code == 2 and error.startswith(told) and "unset " in error and error.count("\n") == 1
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        GROUP,
+        {**GROUP, "RANK": "1", "LOCAL_RANK": "1"},
+        {**GROUP, "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none"},
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "MASTER_ADDR": "localhost"},
+        {"PMI_SIZE": "3", "PMI_RANK": "0", "MASTER_ADDR": "localhost"},
+    ],
+)
+def test_other_ranks_that_never_come_are_not_awaited_for_ever(left, monkeypatch):
+    """Variables of another job: the process ends with a line, whichever rank it takes itself for."""
+    for name, value in {**left, "MASTER_PORT": str(free_port())}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(process_group, "SECONDS", 1)
+    began = time.monotonic()
+    with pytest.raises(UsageError) as refused:
+        devices.start(Recipe(dataset="x", device="cpu"))
+    told = str(refused.value)
+    assert time.monotonic() - began < 10 and refused.value.alone and "\n" not in told
+    assert "processes came within 1 s; if another job left them: unset " in told
+    assert set(left) - {"TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RUN_ID"} <= set(re.findall("[A-Z_]+", told))
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        for name, value in {**GROUP, "MASTER_PORT": str(taken.getsockname()[1])}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UsageError, match="MASTER_PORT=.* in the environment is in use by another program; if"):
+            devices.start(Recipe(dataset="x", device="cpu"))
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
