@@ -9,6 +9,7 @@
     python scripts/bench.py processes                 tokens/s of two processes that share the cores of one
     python scripts/bench.py packing                   tokens/s where documents are isolated
     python scripts/bench.py sample                    tokens/s of sampling
+    python scripts/bench.py sample-memory             peak memory of 1,000 samples
     python scripts/bench.py command --nanogpt=PATH    the same of the whole command, as users run it
     python scripts/bench.py load    --nanogpt=PATH    cost of a batch
     python scripts/bench.py prepare                   a gigabyte of text to train.bin and val.bin
@@ -56,8 +57,8 @@ WARM_UP = 2  # updates that are not timed: allocators, first optimizer state, co
 class Options:
     sources: list = option(
         [],
-        "what to measure: train, start, memory, modes, plan, processes, packing, sample, command, load, prepare,"
-        " doctor, convert, char or gpu",
+        "what to measure: train, start, memory, modes, plan, processes, packing, sample, sample-memory, command,"
+        " load, prepare, doctor, convert, char or gpu",
     )
     nanogpt: str = option("", "a checkout of nanoGPT to compare with")
     before: str = option("", "train, doctor: a checkout of an older commit of this project to compare with")
@@ -66,7 +67,7 @@ class Options:
     batch_size: int = option(1, "train: blocks of an update")
     block_size: int = option(1024, "train, memory, load: tokens of a block")
     steps: int = option(6, "train: updates, the first two of which are not timed")
-    tokens: int = option(200, "sample: new tokens of each sample")
+    tokens: int = option(200, "sample, sample-memory: new tokens of each sample")
     text: str = option("shakespeare", "the text for char: tiny Shakespeare, or a file")
     out: str = option(str(ROOT / "docs" / "benchmarks"), "directory for the results")
 
@@ -557,6 +558,31 @@ def sample(options, work):
         " median (lowest to highest) of the rounds"
     )
     return report(options, "sample", f"Sampling from {options.size}", setting, rows, contenders)
+
+
+def sample_memory(options, work):
+    """Peak of the command that draws 1,000 samples, after 64 of them: two of its largest pieces have then begun."""
+    from finetune import GPT, GPTConfig
+
+    n_layer, n_head, n_embd = SIZES[options.size]
+    GPT.from_scratch(GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd)).save_pretrained(work / "model")
+    out, new = work / "samples.jsonl", options.tokens
+    flags = [f"--init_from={work / 'model'}", f"--out={out}", f"--max_new_tokens={new}", "--start=Hello"]
+    flags += ["--num_samples=1000", "--dtype=float32", "--ignore_eos=true"]
+    process = subprocess.Popen([sys.executable, "-m", "finetune.sample", *flags])
+    peaks, samples = [0], 0
+    while process.poll() is None and samples < 64:
+        time.sleep(5)
+        status = Path("/proc", str(process.pid), "status").read_text()
+        peaks += [int(found[1]) / 1e3 for found in re.finditer(r"VmHWM:\s+(\d+)", status)]
+        samples = out.read_text().count("\n") if out.exists() else 0
+    process.kill()
+    process.wait()
+    row = {"tool": "finetune sample", "samples asked for": "1,000", "drawn when ended": samples}
+    row["peak MB"] = f"{max(peaks):,.0f}"
+    title = f"Peak memory of 1,000 samples of {options.tokens} tokens from {options.size}"
+    setting = "float32, the largest resident size of the process until 64 samples were written"
+    return report(options, "sample-memory", title, setting, [row], [])
 
 
 def command(options, work):
@@ -1168,6 +1194,7 @@ LANES = {
     "processes": processes,
     "packing": packing,
     "sample": sample,
+    "sample-memory": sample_memory,
     "command": command,
     "load": load,
     "prepare": prepare,

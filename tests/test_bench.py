@@ -41,7 +41,9 @@ def test_ratios_are_of_the_same_round(bench):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lane", ["train", "start", "memory", "modes", "processes", "packing", "sample"])
+@pytest.mark.parametrize(
+    "lane", ["train", "start", "memory", "modes", "processes", "packing", "sample", "sample-memory"]
+)
 def test_lanes_run_on_a_toy(lane, tmp_path):
     command = [
         sys.executable,

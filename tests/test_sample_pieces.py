@@ -1,5 +1,7 @@
 """Samples in pieces are those of one batch, and a file of samples is continued."""
 
+import io
+import json
 import os
 import re
 import signal
@@ -258,3 +260,40 @@ except ZeroDivisionError:
     assert done.returncode == 0, done.stderr
     most, peak = map(int, done.stdout.split())
     assert most == 32 and peak < 4e9
+
+
+@pytest.mark.parametrize("temperature", ["1e-40", "1e-21", "0"])
+def test_almost_no_temperature_is_greedy(model, command, temperature):
+    flags = [f"--init_from={model}", *FLAGS, "--num_samples=2"]
+    assert command("sample", *flags, f"--temperature={temperature}", "--out=cold.jsonl")[0] == 0
+    rows = [json.loads(line) for line in Path("cold.jsonl").read_text().splitlines()]
+    prompt = torch.from_numpy(tokenizers.prompt_ids(tokenizers.from_directory(model), "What?"))[None]
+    greedy = GPT.from_pretrained(model).generate(prompt, 30, temperature=0, eos_token_id=None)[0, prompt.size(1) :]
+    assert all(row["tokens"] == greedy[: len(row["tokens"])].tolist() for row in rows) and rows[0]["tokens"]
+
+
+def test_every_end_of_the_model_ends_a_sample(model, command):
+    tokenizer = tokenizers.from_directory(model)
+    ends = [ids_of(GPT.from_pretrained(model), tokenizer, 1)[0][at] for at in (7, 3)]
+    Path(model, "generation_config.json").write_text(json.dumps({"eos_token_id": [299, *ends]}))
+    flags = [f"--init_from={model}", *FLAGS, "--out=a.jsonl"]
+    assert command("sample", *flags, "--top_k=0")[0] == 0
+    rows = [json.loads(line) for line in Path("a.jsonl").read_text().splitlines()]
+    assert {row["finish_reason"] for row in rows} == {"end_of_text", "length"} or len(rows) == 20
+    assert all(not {299, *ends} & set(row["tokens"]) for row in rows)
+    assert any(row["finish_reason"] == "end_of_text" and len(row["tokens"]) < 30 for row in rows)
+
+
+def test_a_console_without_the_characters_shows_a_replacement_in_training_too(monkeypatch):
+    from finetune import train
+
+    Path("text.txt").write_text("Grüße, 世界! ½ naïve 🙂 ñandú øre.\n" * 60, encoding="utf-8")
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", console)
+    shape = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 16, "max_iters": 2, "device": "cpu"}
+    how = {"num_samples": 3, "max_new_tokens": 40, "sample_interval": 1, "start": "世界"}
+    run = train(init_from="scratch", dataset="text.txt", tokenizer="char", out_dir="out", **shape, **how)
+    texts = run.sample("ß", num_samples=2, max_new_tokens=9)
+    console.flush()
+    shown = console.buffer.getvalue().decode("ascii")
+    assert run.status == "finished" and shown.count("---------------\n??") >= 6 and texts[0].startswith("ß")
