@@ -108,16 +108,18 @@ def test_generation_settings_and_tokenizer_travel(places):
             assert (place / name).read_bytes() == Path("chat", name).read_bytes()
         theirs, source = (AutoTokenizer.from_pretrained(one) for one in (place, "chat"))
         assert theirs("a <|im_start|>b")["input_ids"] == source("a <|im_start|>b")["input_ids"]
-        assert theirs.special_tokens_map == source.special_tokens_map
+        assert theirs.special_tokens_map == source.special_tokens_map | {"pad_token": "<|endoftext|>"}
 
 
-def test_max_length_of_the_source_is_kept(places):
-    settings = {"max_length": 20, "eos_token_id": 5}
-    Path("chat/generation_config.json").write_text(json.dumps(settings))
-    GPT.from_pretrained("chat").save_pretrained("saved")
-    assert read("saved/generation_config.json") == settings
-    GPT.from_pretrained("chat", block_size=16).save_pretrained("cropped")
-    assert read("cropped/generation_config.json") == {**settings, "max_length": 16}
+def test_max_length_of_the_source_counts_new_tokens(places):
+    """A max_length would make calls with max_new_tokens warn."""
+    for settings, wanted in (({"max_length": 12}, 12), ({"max_length": 20}, 16), ({"max_new_tokens": 20}, 20)):
+        Path("chat/generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [5, 7]}))
+        GPT.from_pretrained("chat").save_pretrained("saved")
+        assert read("saved/generation_config.json") == {"max_new_tokens": wanted, "eos_token_id": [5, 7]}
+        assert read("saved/config.json")["task_specific_params"]["text-generation"] == {"max_new_tokens": wanted}
+        GPT.from_pretrained("chat", block_size=16).save_pretrained("cropped")
+        assert read("cropped/generation_config.json")["max_new_tokens"] == 8
 
 
 def test_plain_data_keeps_the_larger_vocabulary(places, command):

@@ -529,34 +529,6 @@ def test_what_others_put_beside_an_export_is_not_removed(runs, command):
     assert Path("mine/notes.txt").read_text() == "to be kept"
 
 
-def test_pipeline_stays_inside_a_short_context(model_directory, bpe_directory, command):
-    import logging
-
-    from transformers import pipeline
-
-    model_directory(tokenizers.from_directory(bpe_directory(HARD * 3)))
-    for name in ("generation_config.json", "tokenizer_config.json"):
-        Path("model", name).unlink()
-    code, _, error = command("export", "--init_from=model", "--to=mine")
-    assert code == 0, error
-    config, generation = (
-        json.loads(Path("mine", name).read_text()) for name in ("config.json", "generation_config.json")
-    )
-    assert generation["max_new_tokens"] == 16 and "max_length" not in generation
-    # where pipeline() of transformers 4 looks
-    assert config["task_specific_params"] == {"text-generation": {"max_new_tokens": 16}}
-    told = []
-    handler = logging.Handler()
-    handler.emit = lambda record: told.append(record.getMessage())
-    logging.getLogger("transformers").addHandler(handler)
-    write = pipeline("text-generation", "mine")
-    write("Hello", do_sample=False)  # more than 32 tokens would be past the last position
-    write("Hello", max_new_tokens=4, do_sample=False)
-    texts = write(["Hello", "the end", "na\u00efve"], batch_size=3, max_new_tokens=4, do_sample=False)
-    logging.getLogger("transformers").removeHandler(handler)
-    assert len(texts) == 3 and not [text for text in told if "max_length" in text]
-
-
 def test_a_report_for_others_names_no_folders(runs):
     from finetune.publishing.run_report import public_report
 

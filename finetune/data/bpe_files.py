@@ -205,8 +205,9 @@ def write_characters(directory: str | Path, chars: list[str], block_size: int | 
 
 
 def write_tokenizer_config(directory: str | Path, config: dict[str, Any], block_size: int | None = None) -> None:
-    """Write tokenizer_config.json, with `block_size` as model_max_length if given."""
-    config |= {"model_max_length": block_size} if block_size else {}
+    """Write tokenizer_config.json, with `block_size` as model_max_length if given. A batch is padded on the left, where
+    the source says nothing: behind padding on the right, a model would write something else."""
+    config = {"padding_side": "left"} | config | ({"model_max_length": block_size} if block_size else {})
     write_json(Path(directory) / "tokenizer_config.json", config, ensure_ascii=False)
 
 

@@ -272,14 +272,17 @@ class HFTokenizer(BaseTokenizer):
         return {"kind": "hf", "name": name, "sha256": self.fingerprint}
 
     def save(self, directory: str | Path, block_size: int | None = None) -> None:
-        """Write the files that it came from. tokenizer_config.json gets `block_size` as model_max_length, and a class
-        if it named none: AutoTokenizer would choose one by config.json, which may read the files in another way."""
+        """Write the files that it came from. tokenizer_config.json gets `block_size` as model_max_length, a token that
+        fills a batch, and a class if it named none: AutoTokenizer would choose one by config.json, which may read the
+        files in another way."""
         bpe_files.write_files(directory, self.files)
         config = bpe_files.read_object(self.files, "tokenizer_config.json")
         if block_size or "tokenizer_class" not in config:
             name = type(self.auto).__name__
             generic = ("TokenizersBackend", "PreTrainedTokenizerFast")
             config.setdefault("tokenizer_class", "PreTrainedTokenizerFast" if name in generic else name)
+            if self.eot_text and not self.named.get("pad_token"):
+                config["pad_token"] = self.eot_text
             bpe_files.write_tokenizer_config(directory, config, block_size)
 
 

@@ -239,8 +239,9 @@ def _check_ids(key: str, value: object) -> None:
 
 def generation_config(config: GPTConfig) -> dict[str, Any]:
     """The contents of generation_config.json: as they were in the model's source, with `max_new_tokens` where
-    pipeline() would run past the last position. A `max_length` would make every call with max_new_tokens warn."""
-    found = dict(config.generation_config or {})
+    pipeline() would run past the last position, and in place of a `max_length`, which makes every call with
+    max_new_tokens warn, and is not read by the pipeline() of transformers 4."""
+    found = {key: value for key, value in (config.generation_config or {}).items() if key != "max_length"}
     if config.generation_config is None:
         tokens = {key: getattr(config, key) for key in ("bos_token_id", "eos_token_id")}
         tokens["pad_token_id"] = config.pad_id
@@ -251,11 +252,14 @@ def generation_config(config: GPTConfig) -> dict[str, Any]:
 
 
 def _max_new_tokens(config: GPTConfig) -> int | None:
-    """Half the context, where pipeline() would run past the last position; None where the source or nothing limits."""
+    """The limit of the source, or half the context where pipeline() would run past the last position."""
     given = config.generation_config or {}
-    wanted = given.get("max_new_tokens")
-    is_short = config.block_size < SHORT_CONTEXT if wanted is None else wanted >= config.block_size
-    return max(1, config.block_size // 2) if is_short and given.get("max_length") is None else None
+    wanted, half = given.get("max_new_tokens"), max(1, config.block_size // 2)
+    if wanted is not None:
+        return wanted if wanted < config.block_size else half
+    if (length := given.get("max_length")) is not None:  # with the prompt
+        return max(1, min(length, half))
+    return half if config.block_size < SHORT_CONTEXT else None
 
 
 def _lengths_of_tasks(config: GPTConfig) -> dict[str, Any]:

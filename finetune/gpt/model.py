@@ -197,9 +197,6 @@ class Transformer(nn.Module):
         self.config.block_size = block_size
         self.wpe.num_embeddings = block_size
         self.wpe.weight = nn.Parameter(self.wpe.weight[:block_size].clone())
-        generation = self.config.generation_config or {}
-        if (generation.get("max_length") or 0) > block_size:
-            self.config.generation_config = {**generation, "max_length": block_size}
 
     def set_dropout(self, dropout: float) -> None:
         """Set the probability of every dropout."""
