@@ -18,14 +18,28 @@ import sys
 import threading
 from importlib import import_module
 from inspect import signature
+from multiprocessing import forkserver
 from pathlib import Path
 from runpy import run_path
+from unittest import mock
 
 WARM = """accelerate datasets matplotlib.backends.backend_agg torch torch._dynamo torch.distributed.fsdp
     transformers.models.gpt2.modeling_gpt2 finetune.export finetune.report finetune.train finetune.training.trainer
     finetune.runs.loss_plot finetune.tools.report.after_training""".split()
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(WARM)
+first_environment = dict(os.environ)
+
+
+def warm():
+    """Start the process that forks, if it is not there, with no variable of the test that is the first to want it."""
+    with mock.patch.dict(os.environ, first_environment, clear=True):
+        forkserver.ensure_running()
+
+
+def pool(processes):
+    warm()
+    return forks.Pool(processes)
 
 
 def become(program, argv, environment, directory, new_session, out, error):
@@ -65,6 +79,7 @@ class Process:
         place = str(cwd or os.getcwd())
         writing = [write for _, write in pipes]
         job = (str(program), list(map(str, argv)), environment, place, start_new_session, *writing)
+        warm()
         self.process = forks.Process(target=become, args=job)
         self.process.start()
         for _, write in pipes:

@@ -147,7 +147,7 @@ def _open_in_child(directory):
 def test_processes_that_build_at_once_end_with_one_valid_cache(tmp_path):
     ids = np.random.default_rng(0).integers(0, 60000, 200_000, dtype=np.uint16)
     write_bins(tmp_path, ids, ids)
-    with forked.forks.Pool(3) as pool:
+    with forked.pool(3) as pool:
         results = pool.map(_open_in_child, [tmp_path] * 3)
     assert results == [_open_in_child(tmp_path)] * 3
     assert [path.suffix for path in (tmp_path / ".arrow").iterdir()] == [".arrow"]
@@ -169,7 +169,7 @@ def test_checking_takes_constant_memory(tmp_path):
     del ids
     for split in ("train", "val"):
         arrow_cache.open_cache(dataset, split, 1024, data_dataset.scan(dataset, split))
-    with forked.forks.Pool(1) as pool:  # the peak of this process is that of other tests
+    with forked.pool(1) as pool:  # the peak of this process is that of other tests
         assert pool.apply(_growth_by_checking, [tmp_path]) < 50
 
 

@@ -317,7 +317,7 @@ def test_interpolation_needs_its_base_and_its_data(runs, command):
     assert not Path("mixed").exists()
 
 
-def test_the_card_says_what_was_recorded(runs, command):
+def test_the_card_says_what_was_recorded(runs, command, pictures):
     from huggingface_hub import ModelCard
 
     shutil.copytree(runs / "tuned", "tuned")

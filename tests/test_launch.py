@@ -231,6 +231,7 @@ def test_every_configuration_is_understood_by_accelerates_launcher(path, monkeyp
     chosen = []
     for kind in ("simple", "multi_gpu"):
         monkeypatch.setattr(launching, f"{kind}_launcher", lambda args, kind=kind: chosen.append((kind, args)))
+    monkeypatch.setattr(environments, "is_port_in_use", lambda port: False)  # by another run on this machine
     launching.launch_command(launching.launch_command_parser().parse_args(words[2:]))
     [(kind, args)] = chosen
     assert kind == {"one_gpu": "simple"}.get(path.stem, "multi_gpu")

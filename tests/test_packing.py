@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -341,10 +342,8 @@ def test_a_document_that_the_split_cuts_overflows_too(tokenizer, command):  # no
 
 
 def test_blocks_are_the_same_whoever_builds_them(tokenizer, monkeypatch):  # noqa: F811
-    import multiprocessing
-
     prepare([write(conversations())], "data", tokenizer)
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with forked.pool(2) as pool:
         one, other = pool.map(_rows_in_child, [str(Path("data").resolve())] * 2)
     assert one == other == _rows_in_child("data")
     assert len(list(Path("data/.arrow").iterdir())) == 1

@@ -16,6 +16,7 @@ from finetune.runs.events import read_metrics
 from finetune.runs.loss_plot import loss_figure, plot_loss
 from finetune.tools.report import html_report, record, share_picture, svg_chart, tables
 
+pytestmark = pytest.mark.usefixtures("pictures")
 FLAT = [(10.9, 10.95), (3.4, 3.5), (3.2, 3.3), (3.1, 3.2), (3.05, 3.18)]  # all but the first within 0.5 nats
 OKABE_ITO = {"#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"}
 

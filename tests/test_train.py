@@ -45,7 +45,7 @@ def independent_loss(directory, ids, block_size):
     return total / (len(ids) - 1)
 
 
-def test_a_run_leaves_what_it_promises(tiny_run):
+def test_a_run_leaves_what_it_promises(tiny_run, pictures):
     out = Path(tiny_run("out", "--eval_interval=5"))
     assert {path.name for path in out.iterdir()} >= {"recipe.yaml", "metrics.jsonl", "best", "last", "loss.png"}
     best = {path.name for path in (out / "best").iterdir()}
