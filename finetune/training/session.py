@@ -22,8 +22,7 @@ from finetune.config.run_directory import RUN_FILES, resume_command
 from finetune.config.trackers import chosen_trackers
 from finetune.data.batches import ConcatBlocks
 from finetune.data.run_notes import note_run
-from finetune.gpt import GPT, convert, lora, pretrained
-from finetune.gpt.sampling import Sample, draw_samples, print_samples
+from finetune.gpt import lora, pretrained
 from finetune.runs import checkpoints
 from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
@@ -34,7 +33,7 @@ from finetune.runtime import device as devices
 from finetune.training import optimizer as optimizers
 from finetune.training.micro_batch import describe_shares
 from finetune.training.monitor import EXIT_CODES
-from finetune.training.saving import model_weights
+from finetune.training.samples import sample_best
 from finetune.training.state import Setup, TrainState, recipe_in_use
 from finetune.training.validation import is_out_of_patience, worse_than_at_start
 
@@ -233,46 +232,6 @@ def record_failure(setup: Setup, state: TrainState, logger: RunLogger) -> Genera
         logger.close()
 
 
-def sample(setup: Setup, state: TrainState, logger: RunLogger) -> None:
-    """Print and record samples of the model at this step."""
-    state.last_sampled = state.step
-    if texts := draw_and_record(setup, state, logger):
-        logger.print(f"\nsamples at step {state.step}")
-        for text in texts:
-            logger.print(f"---------------\n{text}")
-        logger.print("---------------\n")
-
-
-def draw_and_record(setup: Setup, state: TrainState, logger: RunLogger, event: str = "samples") -> list[str]:
-    """Record samples of the model at this step. Returns their texts on rank 0, [] elsewhere and without a prompt."""
-    if setup.prompt is None or setup.tokenizer is None:
-        return []
-    logger.status("sampling")
-    tensors = model_weights(setup)
-    if not setup.device.accelerator.is_main_process:
-        return []
-    config = dataclasses.replace(setup.model.config)
-    model = GPT.from_state(config, convert.without_padding(tensors, config))
-    model = model.to(setup.device.torch_device, setup.device.dtype).eval()
-    samples = draw_samples(model, setup.tokenizer, setup.prompt, **_sample_options(setup.recipe))
-    return _record_samples(setup, logger, state.step, samples, event)
-
-
-def _sample_options(recipe: Recipe) -> dict[str, Any]:
-    return {name: getattr(recipe, name) for name in ("num_samples", "max_new_tokens", "temperature", "top_k", "seed")}
-
-
-def _record_samples(
-    setup: Setup, logger: RunLogger, step: int, samples: list[Sample], event: str = "samples"
-) -> list[str]:
-    """Record samples of the model of a step; return their texts with the prompt before them."""
-    assert setup.tokenizer and setup.prompt is not None
-    start = setup.tokenizer.decode(setup.prompt)
-    texts = [start + sample.text for sample in samples]
-    logger.record(event, step=step, start=setup.recipe.start, texts=texts, **_sample_options(setup.recipe))
-    return texts
-
-
 def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     """Record the end, draw the loss curve and sample from the best model."""
     recipe, accelerator = setup.recipe, setup.device.accelerator
@@ -300,8 +259,6 @@ def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
         logger.trackers.add_picture(Path(recipe.out_dir) / "loss.png")
     logger.print(f"best val loss {state.best['val_loss']:.4f} at step {state.best['step']}, in {recipe.out_dir}/best")
     if setup.prompt is not None and setup.tokenizer is not None:
-        best = GPT.from_pretrained(f"{recipe.out_dir}/best").to(setup.device.torch_device, setup.device.dtype)
-        samples = print_samples(best, setup.tokenizer, setup.prompt, **_sample_options(recipe))
-        _record_samples(setup, logger, state.best["step"], samples)
+        sample_best(setup, state, logger)
     elif recipe.num_samples:
         logger.print("no samples: these bins came without their tokenizer")

@@ -23,16 +23,9 @@ from finetune.training.callbacks import Update
 from finetune.training.micro_batch import fit_micro_batch, handle_oom
 from finetune.training.monitor import EXIT_CODES, Diverged
 from finetune.training.recovery import check_all_resume, roll_back
+from finetune.training.samples import sample, sample_base
 from finetune.training.saving import save_state
-from finetune.training.session import (
-    check_out_dir,
-    draw_and_record,
-    finish_run,
-    log_setup,
-    open_run,
-    record_failure,
-    sample,
-)
+from finetune.training.session import check_out_dir, finish_run, log_setup, open_run, record_failure
 from finetune.training.setup import setup_run
 from finetune.training.state import Hooks, Setup, TrainState
 from finetune.training.step import UpdateResult, update
@@ -64,8 +57,7 @@ def train(
                 open_run(setup, state, logger, reasons)
                 with setup.signals.caught():
                     fit_micro_batch(setup, state, logger)  # nothing to do on one process with a given batch_size
-                    if setup.recipe.init_from != "resume":
-                        draw_and_record(setup, state, logger, "base_samples")
+                    sample_base(setup, state, logger)
                     run_updates(setup, state, logger, Clock(setup, state.step, peak_flops))
                 finish_run(setup, state, logger)
         device.accelerator.wait_for_everyone()

@@ -57,8 +57,7 @@ def chart(
 ) -> Chart | None:
     """The chart of these lines, None without a value. x begins at 0 and ends at `x_max` or later. `bounds` are the
     lowest and highest y to show; values beyond them are cut off."""
-    lines = [line for line in lines if line.points]
-    if not lines:
+    if not (lines := [line for line in lines if line.points]):
         return None
     x_max = max(x_max, *(line.points[-1][0] for line in lines))
     y_low, y_high = bounds or _bounds(lines)
