@@ -36,7 +36,7 @@ OLD_MODULES = """
     cli recipe network data.bins data.pieces data.cache data.similar data.encoding data.doctor data.copied
     data.columns data.parts evaluation.evaluation evaluation.compare evaluation.losses evaluation.report
     evaluation.inputs gpt.ops gpt.weights planning publishing.directory reporting training.card training.progress
-    training.checkpoint training.corpus training.lora training.samples training.machine training.sharding
+    training.checkpoint training.corpus training.lora training.sampling training.machine training.sharding
     training.memory training.isolation training.guard training.start training.loop training.optim training.recover
 """.split()
 OLD_NAMES = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import shutil
@@ -161,7 +162,7 @@ def verify(work: Path, kind: Kind, shown: Shown) -> None:
     """Raise Refused unless the pages hold no tag that a text could have brought, or the app continues a prompt with
     the exported model."""
     if kind == "gradio":
-        compile((work / "app.py").read_text(encoding="utf-8"), "app.py", "exec")
+        ast.parse((work / "app.py").read_text(encoding="utf-8"))
         settings = read_json_object(work / "space.json") | {"model": str(shown.directory), "revision": None}
         said = space_app.generate(space_app.load(settings), settings, settings["start"], 2, 0.0)
         if not isinstance(said, str):
