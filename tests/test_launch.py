@@ -89,7 +89,7 @@ def notes(ranks):
 
 
 def files(out_dir):
-    """What training wrote; the page is made by the command that ends with it."""
+    """What training wrote; the page and its picture are made by the command that ends with it."""
     return sorted(
         str(path.relative_to(out_dir))
         for path in Path(out_dir).rglob("*")
