@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from finetune import GPT
+from finetune.gpt import streams
 
 
 def uncached(model, idx, steps):
@@ -225,3 +226,20 @@ def test_texts_end_where_those_of_transformers_end(hf_model, pad, by_config):
         asked = {} if by_config else {"eos_token_id": ends}
         found = ours.generate(idx, 20, temperature=0, callback=lambda ids: shown.append(ids.clone()), **asked)  # noqa: B023
         assert torch.equal(found, expected) and torch.equal(torch.cat([idx, *shown], 1), expected)
+
+
+def test_random_numbers_are_exponential_and_independent():
+    """Against the distribution function, and the covariance of neighbours in each direction."""
+    device = torch.device("cpu")
+    keys = streams.step_keys(torch.Generator().manual_seed(1), range(40), 50, device)
+    assert torch.equal(keys[3:5, :9], streams.step_keys(torch.Generator().manual_seed(1), [3, 4], 9, device))
+    numbers = streams.exponential(keys.reshape(-1, 1), torch.arange(200)).view(40, 50, 200)
+    assert numbers.min() > 0 and numbers.isfinite().all()
+    u = (1 - (-numbers.double()).exp()).flatten().sort().values
+    distance = (u - torch.linspace(0, 1, u.numel(), dtype=torch.float64)).abs().max()
+    assert distance < 1.95 / u.numel() ** 0.5  # Kolmogorov-Smirnov, one in a thousand
+    centred = numbers.double() - 1
+    for dim in range(3):
+        n = centred.narrow(dim, 0, centred.size(dim) - 1)
+        product = (n * centred.narrow(dim, 1, centred.size(dim) - 1)).mean()
+        assert abs(product) < 4 / n.numel() ** 0.5

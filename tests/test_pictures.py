@@ -186,7 +186,6 @@ def test_the_winner_of_a_comparison_is_marked(tiny_run, command, corpus):
 
 
 def test_a_run_goes_on_without_memory_for_its_first_samples(tiny_run, monkeypatch):
-    from finetune.training import sampling
 
     calls = []
 
@@ -194,7 +193,7 @@ def test_a_run_goes_on_without_memory_for_its_first_samples(tiny_run, monkeypatc
         calls.append(1)
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(samples, "draw_samples", exhausted)
+    monkeypatch.setattr(run_samples, "draw_samples", exhausted)
     tiny_run("out", "--max_iters=2", "--num_samples=1", "--max_new_tokens=5")
     assert calls and [event["event"] for event in read_metrics("out/metrics.jsonl")][-2:] == ["end", "samples"]
     assert tables.side_by_side(record.load("out")) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from pathlib import Path
 
 import psutil
@@ -33,3 +35,10 @@ def available_bytes(device_type: str) -> int:
         return min(free, limit - used)
     except (OSError, ValueError, StopIteration):
         return free
+
+
+def give_back_heap() -> None:
+    """Give memory that was freed back to the system; glibc may keep it (`runtime.device.keep_heap`), in holes that
+    the next large tensor does not fit into."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from finetune.common.console import printable
 from finetune.common.errors import Failure, UsageError
-from finetune.common.free_memory import is_out_of_memory
+from finetune.common.free_memory import give_back_heap, is_out_of_memory
 from finetune.gpt import GPT, pieces
 from finetune.gpt.generate import CHECK_EVERY, Sampler
 
@@ -142,6 +142,8 @@ def iterate_samples(
                 shown, most = samples[0].shown, len(rows) // 2
                 continue
             yield from samples[max(0, skip - begin) :]
+            if rows.stop < asked.num_samples:
+                give_back_heap()
         begin = rows.stop
 
 

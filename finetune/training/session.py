@@ -33,7 +33,7 @@ from finetune.runtime import device as devices
 from finetune.training import optimizer as optimizers
 from finetune.training.micro_batch import describe_shares
 from finetune.training.monitor import EXIT_CODES
-from finetune.training.sampling import sample_best
+from finetune.training.run_samples import sample_best
 from finetune.training.state import Setup, TrainState, recipe_in_use
 from finetune.training.validation import is_out_of_patience, worse_than_at_start
 

@@ -23,7 +23,7 @@ from finetune.training.callbacks import Update
 from finetune.training.micro_batch import fit_micro_batch, handle_oom
 from finetune.training.monitor import EXIT_CODES, Diverged
 from finetune.training.recovery import check_all_resume, roll_back
-from finetune.training.sampling import sample, sample_base
+from finetune.training.run_samples import sample, sample_base
 from finetune.training.saving import save_state
 from finetune.training.session import check_out_dir, finish_run, log_setup, open_run, record_failure
 from finetune.training.setup import setup_run
