@@ -242,7 +242,7 @@ def test_words_of_the_owner_stay_and_ours_are_new(hub, exported, push, command, 
     tiny_run("out", "--max_iters=9", "--overwrite=true")
     code, out, error = push(*card[2:])  # nothing is said of license and language
     assert code == 0 and len(hub.commits) == 2, error
-    assert together <= {*hub.commits[1][1]}
+    assert {"model.safetensors", "tiny-F16.gguf", "report.html", "README.md"} <= {*hub.commits[1][1]}
     tags = hub.repositories["me/tiny"]["tags"]
     old = at(hub.repositories["me/tiny"], tags[tag])
     assert len(tags) == 2 and old["model.safetensors"] == first["model.safetensors"] != held(hub)["model.safetensors"]
@@ -295,7 +295,9 @@ def test_a_model_of_another_program_is_replaced_only_when_told(hub, exported, pu
     hub.repositories["me/tiny"] = {"private": True, "files": dict(theirs)}
     code, _, error = push()
     assert code == 4 and "config.json, model.safetensors would be replaced, adapter_config.json, chec" in error
-    assert "and 4 more removed, train.bin left: --overwrite=true" in error and len(error.splitlines()) == 1
+    assert (
+        "and 4 more would be removed, train.bin would stay: --overwrite=true" in error and len(error.splitlines()) == 1
+    )
     assert held(hub) == theirs
     code, out, error = push("--overwrite=true")
     assert code == 0 and "me/tiny: replacing README.md, config.json, model.safetensors\n" in out, error
@@ -311,7 +313,7 @@ def test_a_program_that_pushed_over_an_export_is_noticed(hub, exported, push):
     files = hub.repositories["me/tiny"]["files"]
     files |= {"model.safetensors": b"trained on", "pytorch_model.bin": b"older", "mine.gguf": b"the owner's"}
     code, _, error = push()
-    assert code == 4 and "model.safetensors would be replaced, mine.gguf, pytorch_model.bin removed" in error
+    assert code == 4 and "model.safetensors would be replaced, mine.gguf, pytorch_model.bin would be removed" in error
     del files["pytorch_model.bin"], files["model.safetensors"]
     code, out, error = push()
     assert code == 0 and held(hub) == {**here(), "mine.gguf": b"the owner's"}, error

@@ -54,7 +54,11 @@ def _push(directory: Path, target: Repository, private: bool, overwrite: bool) -
     theirs = _files_of_another_program(target, earlier)
     misleading = {name for name in theirs - sent if MODEL.fullmatch(name) or BESIDE_MODEL.fullmatch(name)}
     if theirs and not overwrite:
-        done = {"would be replaced": theirs & sent, "removed": misleading, "left": theirs - sent - misleading}
+        done = {
+            "would be replaced": theirs & sent,
+            "would be removed": misleading,
+            "would stay": theirs - sent - misleading,
+        }
         changes = ", ".join(f"{names(files)} {what}" for what, files in done.items() if files)
         way_out = "--overwrite=true does that, or choose another name"
         raise Refused(f"it holds a model that was not exported by finetune; {changes}: {way_out}")
@@ -65,7 +69,7 @@ def _push(directory: Path, target: Repository, private: bool, overwrite: bool) -
         print(f"{target.name} ({target.visibility}) holds this export already; nothing to push")
     else:
         if theirs:
-            _announce(target, target.files.keys() & sent, misleading)
+            _announce(target, target.files.keys() & target.different(files), misleading)
         size = sum(path.stat().st_size for path in files.values())
         print(f"pushing {len(files)} files, {size / 1e6:,.1f} MB, to {target.name} ({target.visibility})")
         url = target.commit(files, stale, "Export by finetune")
@@ -90,7 +94,8 @@ def _is_as_exported(held: Any, entry: dict[str, Any]) -> bool:
 
 def _announce(target: Repository, replaced: set[str], removed: set[str]) -> None:
     """Say what a push does to the files of another program."""
-    print(f"{target.name}: replacing {names(replaced, 20)}")
+    if replaced:
+        print(f"{target.name}: replacing {names(replaced, 20)}")
     if removed:
         print(f"{target.name}: removing {names(removed, 20)}, of the model that was there")
     if CARD in replaced:
