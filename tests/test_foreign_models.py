@@ -347,3 +347,11 @@ def test_mutated_json_of_a_model_is_read_or_refused_in_a_line(model, capfd):
     assert 60 < refused < 290
     find_model("m").load()
     assert "panicked" not in capfd.readouterr().err
+
+
+def test_added_tokens_without_ids_are_refused(byte_tokenizer, command, hf_model):
+    hf_model(vocab_size=257).save_pretrained("m")
+    shutil.copy(byte_tokenizer[0] / "tokenizer.json", "m")
+    Path("m/added_tokens.json").write_text('{"<|endoftext|>": null}')
+    code, _, error = command("export", "--init_from=m", "--to=new")
+    assert code == 2 and "added_tokens.json: the ids" in error and error.count("\n") == 1 and not Path("new").exists()

@@ -87,6 +87,8 @@ def chat_template(files: dict[str, bytes]) -> str | None:
 def tokens_of_config(files: dict[str, bytes]) -> set[str]:
     """All tokens that the files beside tokenizer.json name."""
     config, added = read_object(files, "tokenizer_config.json"), read_object(files, "added_tokens.json")
+    if not all(type(i) is int for i in added.values()):
+        raise ValueError("added_tokens.json: the ids of its tokens are no whole numbers")
     names: list[Any] = [*added, *config.get("added_tokens_decoder", {}).values()]
     for place in (config, read_object(files, "special_tokens_map.json")):
         names += [place.get(name) for name in NAMED_TOKENS]

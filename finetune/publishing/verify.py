@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune.common.errors import Failure, first_line
+from finetune.common.errors import Failure, UsageError, first_line
 from finetune.common.files import read_json_object
 from finetune.data.tokenizer import CharTokenizer, Tokenizer
 from finetune.gpt import GPT, GPTConfig, convert, pretrained
@@ -77,9 +77,15 @@ def hugging_face(directory: Path, model: GPT, tokenizer: Tokenizer, base: GPT | 
     Raises Failure when they differ."""
     from transformers import AutoTokenizer
 
-    with quiet():
-        theirs = _load_adapters(directory, base) if base else _load_model(directory)
-    their_tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    try:
+        with quiet():
+            theirs = _load_adapters(directory, base) if base else _load_model(directory)
+        their_tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (UsageError, Failure):
+        raise
+    except Exception as error:  # of a model of others; it raises all kinds
+        reason = first_line(error).replace(str(directory), "it")
+        raise UsageError(f"{directory.name}: transformers cannot load it ({reason}); nothing was exported") from None
     block_size, rows, ids_compared = model.config.block_size, [], 0
     for prompt in prompts_for(tokenizer):
         ours = tokenizer.encode(prompt, special=True).tolist()
