@@ -2,8 +2,9 @@
 
 The jobs are a list of {"argv": [verb, flags...], "kills": K, "seed": S, "shows": [paths]}. A command is run twice to
 its end; then it is killed K times at a random moment of its time, and run to its end after every fifth kill. `shows`
-are the files that hold the result: they must be whole after every kill. The outcomes are printed as JSON: how many
-kills, results lost, restarts that failed and what was left behind."""
+are the files that hold the result: they must be whole after every kill. Of a command that "makes" a directory they must
+be the same after every end, and the directory is removed then, so that the next kills meet its beginning. The outcomes
+are printed as JSON: how many kills, results lost, restarts that failed and what was left behind."""
 
 import hashlib
 import importlib
@@ -59,10 +60,16 @@ def content(paths):
     return found
 
 
-def killed(argv, kills, seed, shows):
+def remove(directory):
+    if directory:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def killed(argv, kills, seed, shows, makes=None):
     rng = random.Random(seed)
     seconds = []
     for _ in range(2):  # the first reads libraries from disk
+        remove(makes)
         code, took = finish(argv)
         seconds.append(took)
         assert code == 0, Path("kills.log").read_text()
@@ -70,6 +77,7 @@ def killed(argv, kills, seed, shows):
     assert None not in result.values(), result
     found = {"kills": 0, "too_late": 0, "lost": [], "failed": [], "inside": 0}
     window = min(seconds)
+    remove(makes)
     while found["kills"] < kills:
         for cache in Path(".").rglob(".arrow"):
             shutil.rmtree(cache)
@@ -80,15 +88,17 @@ def killed(argv, kills, seed, shows):
             found["too_late"] += 1
             assert found["too_late"] < 20 + kills, f"{argv[0]} is over before every kill"
             window *= 0.9
+            remove(makes)
             continue
         found["kills"] += 1
         found["inside"] += any(Path(".").rglob(WORK))
-        if (now := content(shows)) != result:
+        if not makes and (now := content(shows)) != result:
             found["lost"].append([found["kills"], [path for path in shows if now[path] != result[path]]])
         if found["kills"] % 5 == 0 or found["kills"] == kills:
             code, _ = finish(argv)
             if code or content(shows) != result:
                 found["failed"].append([found["kills"], code, Path("kills.log").read_text()[-500:]])
+            remove(makes)
     found["left"] = sorted(map(str, Path(".").rglob(WORK)))
     return found
 

@@ -107,10 +107,10 @@ class RunLogger:
         mfu, speed, remaining = event["mfu"], f"{event['tokens_per_second']:,.0f} tok/s", f"{duration(left)} left"
         self.left = f"{remaining}, "
         self.parts |= {"speed": speed, "memory": f"{event['memory'] / 1e9:.1f} GB", "mfu": f"mfu {mfu:.1%}"}
+        self.record("iter", **event)  # first, so that no SIGKILL loses what was printed
         if not (self.bar and (sys.stdout.isatty() or in_notebook())):
             loss, milliseconds = f"loss {event['loss']:.4f}", f"{event['seconds'] * 1000:.2f}ms"
             self.print(f"iter {event['iter']}: {loss}, time {milliseconds}, mfu {mfu:.2%}, {speed}, {remaining}")
-        self.record("iter", **event)
 
     def update_bar(self, iteration: int, loss: float) -> None:
         """Move the bar past an iteration, forward or back."""

@@ -30,8 +30,8 @@ def validate(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     if by_dataset:
         line += f" ({', '.join(f'{name} {loss:.4f}' for name, loss in by_dataset.items())})"
         more = {"val_losses": by_dataset}
-    logger.print(line)
     logger.record("eval", **evaluation, **more)
+    logger.print(line)
     if recipe.eval_only:
         return
     if not math.isfinite(val_loss + train_loss):
@@ -44,8 +44,8 @@ def validate(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     published = is_best and publish_model(setup, state, logger, "best", facts)
     if published:
         state.best = {"val_loss": val_loss, "step": step}
-        logger.print(f"saving checkpoint to {recipe.out_dir}")
         logger.record("best", step=step, val_loss=val_loss)
+        logger.print(f"saving checkpoint to {recipe.out_dir}")
     if recipe.always_save_checkpoint:
         publish_model(setup, state, logger, f"iter_{step:06d}", facts)
     warn(setup, state, logger)
