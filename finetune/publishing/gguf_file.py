@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +60,13 @@ def write(
     for name, tensor in weights.items():
         values, stored = _quantized(name, tensor.float().numpy(), kind)
         writer.add_tensor(_tensor_name(name), values, raw_dtype=stored)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    except OSError as error:  # numpy says of a full disk only how much it wrote
+        raise error if error.errno else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
     return _verify(path, config, weights, tokenizer, kind)
 
 
