@@ -186,6 +186,7 @@ def test_the_winner_of_a_comparison_is_marked(tiny_run, command, corpus):
 
 
 def test_a_run_goes_on_without_memory_for_its_first_samples(tiny_run, monkeypatch):
+    from finetune.training import run_samples
 
     calls = []
 
