@@ -355,3 +355,15 @@ def test_added_tokens_without_ids_are_refused(byte_tokenizer, command, hf_model)
     Path("m/added_tokens.json").write_text('{"<|endoftext|>": null}')
     code, _, error = command("export", "--init_from=m", "--to=new")
     assert code == 2 and "added_tokens.json: the ids" in error and error.count("\n") == 1 and not Path("new").exists()
+
+
+@pytest.mark.parametrize("config", [{"pad_token": {}}, {"tokenizer_class": None}, {"eos_token": {"lstrip": True}}])
+def test_a_tokenizer_config_with_empty_values_ends_in_no_traceback(config, byte_tokenizer, command):
+    Path("m").mkdir()
+    shutil.copy(byte_tokenizer[0] / "tokenizer.json", "m")
+    Path("m/tokenizer_config.json").write_text(json.dumps(config))
+    talk = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    Path("t.jsonl").write_text((json.dumps(talk) + "\n") * 9)
+    Path("m/chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    code, _, error = command("prepare", "t.jsonl", "--tokenizer=m", "--out_dir=data")
+    assert code in (0, 2) and error.count("\n") <= 1, error

@@ -100,7 +100,7 @@ def tokens_of_config(files: dict[str, bytes]) -> set[str]:
 
 def content(token: Any) -> str:
     """The text of a token in a configuration, where it is a text or a description; "" for None."""
-    return token["content"] if isinstance(token, dict) else token or ""
+    return (token.get("content") if isinstance(token, dict) else token) or ""
 
 
 def from_tokenizer_json(saved: dict[str, Any]) -> Vocabulary:

@@ -112,7 +112,7 @@ def special_names(tokenizer: Tokenizer) -> dict[str, str]:
     else:
         files: dict[str, bytes] = getattr(tokenizer, "files", {})
         config = bpe_files.read_object(files, "tokenizer_config.json")
-        is_gpt2 = config.get("tokenizer_class", "GPT2Tokenizer").startswith("GPT2Tokenizer")
+        is_gpt2 = (config.get("tokenizer_class") or "GPT2Tokenizer").startswith("GPT2Tokenizer")
         names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), end) if is_gpt2 and end else {}
         for known in (bpe_files.read_object(files, "special_tokens_map.json"), config):
             names |= {key: text for key in bpe_files.NAMED_TOKENS if (text := bpe_files.content(known.get(key)))}
