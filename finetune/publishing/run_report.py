@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ def copy_report(run_dir: Path, to: Path, recipe: dict[str, Any]) -> dict[str, st
         (to / REPORT).write_text(report, encoding="utf-8")
         copied["report"] = REPORT
     if (run_dir / SHARE).is_file():
-        shutil.copyfile(run_dir / SHARE, to / SHARE)
+        (to / SHARE).write_bytes((run_dir / SHARE).read_bytes())
         copied["share"] = SHARE
     return copied
 

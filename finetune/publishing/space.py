@@ -139,7 +139,7 @@ def _write_page(work: Path, title: str, about: str, shown: Shown, run: model_car
 
 def _write_app(work: Path, title: str, about: str, shown: Shown, context: int) -> None:
     """app.py, its settings and its requirements."""
-    shutil.copyfile(space_app.__file__, work / "app.py")
+    (work / "app.py").write_bytes(Path(space_app.__file__).read_bytes())
     start = "Once upon a time"
     settings = {"model": shown.model, "revision": shown.commit, "context": context, "start": start}
     write_json(work / "space.json", {"title": title, "about": f"{about}: {shown.model}", **settings})
