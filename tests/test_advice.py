@@ -124,17 +124,15 @@ def test_a_checkpoint_that_is_missing_comes_back(run, command):
 @pytest.mark.parametrize("way", ["resume", "auto"])
 def test_a_run_whose_states_are_all_damaged(run, command, way, best):
     """Refused, and nothing starts anew in silence: best/ goes on elsewhere, or the run is started again."""
-    damaged = [
-        *Path(run).glob("last/step-*/model.safetensors"),
-        *Path(run).glob("best/config.json" * (best != "whole")),
-    ]
+    damaged = [*Path(run).glob("last/step-*/model.safetensors")]
+    damaged += [Path(run, "best/config.json")] if best == "damaged" else []
     for path in damaged:
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
     before = sorted(Path(run).rglob("*"))
     code, _, told = command("train", f"{run}/recipe.yaml", f"--init_from={way}")
-    assert code == 2 and told.count("model.safetensors is not what was written") == 4, told
+    assert code == 2 and told.count("model.safetensors is not what was written") == 2, told
     assert sorted(Path(run).rglob("*")) == before
     assert ("best/ is whole, with the weights of step" in told) == (best == "whole")
     follow(told, command)
