@@ -58,7 +58,6 @@ def generate(
     max_new_tokens: int,
     *,
     generator: torch.Generator | None = None,
-    rows: Sequence[int] | None = None,
     logits_processor: Callable[[Tensor, Tensor], Tensor] | None = None,
     callback: Callable[[Tensor], bool | None] | None = None,
     callback_every: int = 1,
@@ -72,7 +71,7 @@ def generate(
     transformers: the model's pad_token_id, or else the first eos_token_id.
 
     One number of `generator` and the number of a row decide what it draws, so a row is the same in any batch, up to
-    rounding. The numbers are `rows`, or 0 to B - 1.
+    rounding. The numbers are `rows`, else 0 to B - 1.
 
     `logits_processor(ids, logits)` gets all ids so far and logits (B, V) in float32, and returns logits (B, V).
     `callback(ids)` gets the new ids (B, n) every `callback_every` tokens and at the end; True stops.
@@ -80,6 +79,7 @@ def generate(
     The model sees the last block_size tokens. Beyond these all positions move with each token, so every step computes
     the whole window, without the cache. Raises ValueError for an empty prompt and for values out of range."""
     eos_token_id: int | Sequence[int] | Literal["model"] | None = sampling.pop("eos_token_id", "model")
+    rows: Sequence[int] = sampling.pop("rows", range(len(idx)))
     sampler = Sampler(**sampling)
     if idx.size(1) == 0:
         raise ValueError("the prompt is empty; a model needs at least one token to go on from")
@@ -87,7 +87,7 @@ def generate(
     model.eval()
     out = torch.cat([idx, idx.new_empty(len(idx), max_new_tokens)], 1)
     endings, shown = _endings(model.config, eos_token_id, out), idx.size(1)
-    keys = streams.step_keys(generator, range(len(idx)) if rows is None else rows, max_new_tokens, idx.device)
+    keys = streams.step_keys(generator, rows, max_new_tokens, idx.device)
     for end in decode_tokens(model, out, sampler, logits_processor, keys):
         is_last = (endings is not None and endings.add(out[:, end - 1], end)) or end == out.size(1)
         if callback is not None and (is_last or end - shown == callback_every):
