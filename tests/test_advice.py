@@ -2,6 +2,7 @@
 
 import ast
 import html
+import inspect
 import os
 import pickle
 import re
@@ -137,6 +138,15 @@ def test_a_run_whose_states_are_all_damaged(run, command, way, best):
     assert ("best/ is whole, with the weights of step" in told) == (best == "whole")
     follow(told, command)
     assert Path(f"{run}-2/best" if best == "whole" else f"{run}/best", "config.json").is_file()
+
+
+@scene("tour._prepare")
+@scene("tour.steps")
+def test_the_tour():
+    """Its commands are run in their order by tests/test_tour.py."""
+    from test_tour import test_every_step_is_a_command_that_works as test
+
+    assert "tour.steps()" in inspect.getsource(test)
 
 
 @scene("tools/report/after_training._report")
