@@ -43,7 +43,7 @@ class Prepared:
 
 @takes_flags(PrepareOptions)
 def prepare(*sources: Place, **flags: Unpack[PrepareFlags]) -> Prepared:
-    """Tokenize texts into train.bin and val.bin: files, directories, patterns, archives, data sets of the Hub.
+    """Tokenize texts into train.bin and val.bin: files, directories, patterns, archives, datasets of the Hub.
 
     Returns the directory with the counts of each split. Raises UsageError, and writes nothing, for what cannot be read
     or is unclear. With `dry_run=True` nothing is written.

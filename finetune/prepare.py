@@ -24,20 +24,20 @@ EXAMINED = 2_000_000_000  # bytes of text that `doctor=auto` examines, in about 
 USAGE = """usage: finetune prepare SOURCE... --out_dir=DIR [--key=value ...]
 
 Tokenizes text into train.bin and val.bin. SOURCE is a file (txt, md, jsonl, json, csv, tsv, parquet, arrow; also
-compressed), a directory, zip or tar of such files, a pattern, - (standard input), a data set of the Hub (owner/name or
+compressed), a directory, zip or tar of such files, a pattern, - (standard input), a dataset of the Hub (owner/name or
 owner/name:config), shakespeare (downloaded) or python_docs (part of Python)."""
 
 
 @dataclass
 class Options(ReadOptions):
-    sources: list[str] = option([], "files, directories, patterns, data sets, or the names of texts")
+    sources: list[str] = option([], "files, directories, patterns, datasets, or the names of texts")
     out_dir: str = option("", "directory to write; data/SOURCE for a single source")
     tokenizer: str = option(
         "gpt2", "gpt2 (BPE), a model directory; from scratch only: char (one id a character), train:8000 (a new BPE)"
     )
     add_tokens: str = option("", "special tokens to add to the tokenizer: <|user|>,<|bot|>")
-    split: str = option("train", "the split of a Hub data set to read")
-    revision: str | None = option(None, "the revision of a Hub data set")
+    split: str = option("train", "the split of a Hub dataset to read")
+    revision: str | None = option(None, "the revision of a Hub dataset")
     val_fraction: float = option(0.1, "validation share: of the documents, or the end of one text", gt=0, le=0.5)
     val: str | None = option(None, "validation source instead; several are separated by commas")
     keep_split: str | None = option(None, "a prepared directory: its documents stay in its train and its val")

@@ -6,7 +6,7 @@
 
 hf jobs uv run --flavor=a10g-small --timeout=4h --secrets=HF_TOKEN scripts/hf_job.py TEXT USER/NAME [--key=value ...]
 
-TEXT is a data set of the Hub, or a file under a volume of the job. Further flags are those of training.
+TEXT is a dataset of the Hub, or a file under a volume of the job. Further flags are those of training.
 """
 
 import sys

@@ -12,7 +12,7 @@ ROWS = {
 TRAIN, VALIDATION = [f"train {text}" for text in P], [f"validation {text}" for text in P]
 TEXTS = {f"d/{i:02}.txt": text for i, text in enumerate(P)}
 PAIRS = json_lines({"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(12))
-CARD = "---\nlicense: mit\n---\n# A data set\nIt holds rows.\n"
+CARD = "---\nlicense: mit\n---\n# A dataset\nIt holds rows.\n"
 
 
 def linked(*links):

@@ -44,7 +44,7 @@ def cells(line):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A Hub that answers, and a `datasets` that streams one data set of it."""
+    """A Hub that answers, and a `datasets` that streams one dataset of it."""
     import datasets
 
     with serving() as server:

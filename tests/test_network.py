@@ -126,7 +126,7 @@ def at(monkeypatch, tmp_path):
 COMMANDS = {
     "sample": ("sample", "--init_from=owner/model"),
     "train": ("train", "--init_from=owner/model", "--dataset=bins", "--out_dir=out", "--device=cpu"),
-    "a data set": ("prepare", "owner/set", "--tokenizer=char", "--out_dir=data/set"),
+    "a dataset": ("prepare", "owner/set", "--tokenizer=char", "--out_dir=data/set"),
     "the tokenizer": ("prepare", "t.txt", "--tokenizer=gpt2", "--out_dir=data/t"),
     "a tokenizer of the Hub": ("prepare", "t.txt", "--tokenizer=owner/model", "--out_dir=data/t"),
     "a named text": ("prepare", "shakespeare", "--tokenizer=char", "--out_dir=data/t"),

@@ -35,7 +35,7 @@ def hub_file(repo: str, name: str, revision: str | None = None) -> str:
 
 
 def plainer(error: Exception, repo: str) -> Exception:
-    """An error of `datasets` about a data set of the Hub, or what is behind it: that library says little of a server.
+    """An error of `datasets` about a dataset of the Hub, or what is behind it: that library says little of a server.
     The Hub is asked once more for that."""
     from huggingface_hub import HfApi
 

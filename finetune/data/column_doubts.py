@@ -185,7 +185,7 @@ class Splits:
                 )
 
     def _way(self, name: str, split: str) -> str:
-        if IN_SPLIT.fullmatch(name) or not name.isidentifier() or self.kind == "a data set":
+        if IN_SPLIT.fullmatch(name) or not name.isidentifier() or self.kind == "a dataset":
             return ""
         if self.kind == "json":
             return f" (jq -c 'select(.{name} == \"{split}\")')"

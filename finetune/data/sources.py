@@ -37,7 +37,7 @@ MAX_LINES = 12  # of a report, for a source of many files
 
 @dataclass
 class Source:
-    """One source as the user named it: files in order, bytes in memory, or a Hub data set."""
+    """One source as the user named it: files in order, bytes in memory, or a Hub dataset."""
 
     name: str
     files: list[Path] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Source:
         return self.content is not None or (len(self.files) == 1 and not is_table(self.files[0]) and not is_split)
 
     def size(self) -> int | None:
-        """Length in bytes; None for a Hub data set."""
+        """Length in bytes; None for a Hub dataset."""
         if self.content is not None:
             return len(self.content)
         return sum(path.stat().st_size for path in self.files) if self.files else None
@@ -68,7 +68,7 @@ class Source:
     def chunks(self, digest: Digest = None) -> Iterator[Chunk]:
         """Its documents in Chunks of some megabytes, line ends as \\n: one per text file, one per row of a table.
 
-        `digest` is fed the bytes of the files, of a Hub data set the texts. Raises UsageError with file and place."""
+        `digest` is fed the bytes of the files, of a Hub dataset the texts. Raises UsageError with file and place."""
         self.taken = []
         counter = LiteralCounter(self.eot or END_OF_TEXT)
         chunks = counter.pass_on(self._chunks(digest))
@@ -158,7 +158,7 @@ class Finder:
     """How names become sources."""
 
     options: ReadOptions = field(default_factory=ReadOptions)
-    split: str = "train"  # of Hub data sets
+    split: str = "train"  # of Hub datasets
     revision: str | None = None
     has_val: bool = False  # other sources validate
 
@@ -254,10 +254,10 @@ def find(
     revision: str | None = None,
     read_options: ReadOptions | None = None,
 ) -> list[Source]:
-    """A Source for each name: a file, a directory, a pattern with *, an archive, `-`, a Hub data set (owner/name,
+    """A Source for each name: a file, a directory, a pattern with *, an archive, `-`, a Hub dataset (owner/name,
     owner/name:config), `shakespeare` or `python_docs`.
 
-    `columns` are those of tables, `split` and `revision` those of Hub data sets. Raises UsageError."""
+    `columns` are those of tables, `split` and `revision` those of Hub datasets. Raises UsageError."""
     return make_finder(columns, split, revision, read_options).find(names)["train"]
 
 
@@ -295,5 +295,5 @@ def _check_hub(name: str) -> None:
             raise OSError("HF_HUB_OFFLINE is set")
         reach(constants.ENDPOINT)
     except OSError as error:
-        message = "no such file or directory, and the Hub cannot be asked for a data set of this name"
+        message = "no such file or directory, and the Hub cannot be asked for a dataset of this name"
         raise UsageError(f"{name}: {message} ({error})") from None

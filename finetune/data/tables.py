@@ -1,4 +1,4 @@
-"""Tables of text: every row of a JSON, csv, parquet or Arrow file, or of a Hub data set, is a document.
+"""Tables of text: every row of a JSON, csv, parquet or Arrow file, or of a Hub dataset, is a document.
 
 A row is plain text (one column), a conversation (a list of messages), or a prompt and a completion (two columns)."""
 
@@ -137,7 +137,7 @@ class Taken:
     """What was read of a file: for the line that says so, and for meta.json."""
 
     name: str
-    kind: str  # json, csv, arrow or a data set
+    kind: str  # json, csv, arrow or a dataset
     rows: int = 0
     shape: Shape | None = None
     facts: dict[str, Any] = field(default_factory=dict)  # separator, header, quotes, encoding
@@ -201,8 +201,8 @@ def _rows(path: Path, name: str, options: ReadOptions, taken: Taken) -> Iterator
 def read_hub(
     name: str, arguments: dict[str, Any], options: ReadOptions, template: ChatTemplate | None = None
 ) -> tuple[Iterator[Chunk], Taken]:
-    """The same of a Hub data set; `arguments` are those of datasets.load_dataset."""
-    taken = Taken(name, "a data set")
+    """The same of a Hub dataset; `arguments` are those of datasets.load_dataset."""
+    taken = Taken(name, "a dataset")
     return documents(_hub_rows(name, arguments), taken, options, template), taken
 
 
@@ -218,7 +218,7 @@ def _hub_rows(name: str, arguments: dict[str, Any]) -> Iterator[Row]:
         raise
     except Exception as error:
         lines = str(hub_client.plainer(error, arguments["path"])).strip().splitlines() or [type(error).__name__]
-        raise UsageError(f"{name}: cannot be read as a data set: {lines[0]}") from None
+        raise UsageError(f"{name}: cannot be read as a dataset: {lines[0]}") from None
 
 
 def documents(
