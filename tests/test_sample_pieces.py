@@ -145,7 +145,7 @@ def other_weights(model):
         (b'{"prompt": "Who', "is no sample of this command"),
         (b'{"prompt": "What?", "text": "x\n', "line 1 is not by this command: its prompt is none"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", None),
 )
 def test_what_another_command_wrote_is_refused_and_kept(model, command, change, message):
     flags = [f"--init_from={model}", *FLAGS, "--out=out.jsonl"]
