@@ -1,6 +1,7 @@
 """Three people's routes, docs/routes/*.md: every command as it is written, in order, with what those people bring."""
 
 import csv
+import io
 import json
 import re
 import shlex
@@ -85,6 +86,7 @@ def test_a_route_leads_to_its_end(name, gpt2, command, monkeypatch):
     else:
         {"writer": brings_texts, "support": brings_table}[name]()
     for verb, *argv in commands(PAGES[name]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("How do I reset it?\n/exit\n"))  # which chat reads
         code, out, error = command(verb, *argv)
         assert code == 0, f"{verb} {argv}\n{out}\n{error}"
     events = [json.loads(line) for line in next(Path().glob("out-*/metrics.jsonl")).read_text().splitlines()]
