@@ -576,6 +576,8 @@ def sample_memory(options, work):
         status = Path("/proc", str(process.pid), "status").read_text()
         peaks += [int(found[1]) / 1e3 for found in re.finditer(r"VmHWM:\s+(\d+)", status)]
         samples = out.read_text().count("\n") if out.exists() else 0
+    if process.poll():
+        sys.exit(f"finetune.sample ended with exit code {process.returncode}")
     process.kill()
     process.wait()
     row = {"tool": "finetune sample", "samples asked for": "1,000", "drawn when ended": samples}
