@@ -159,12 +159,7 @@ def export_and_push(options: Options, argv: Sequence[str]) -> Path:
 
     if options.space:
         space.check(options.out_dir, options.space_sdk or "static")
-    name, to, again, commit = (
-        options.out_dir or options.init_from or "",
-        options.to or "",
-        command("export", *argv),
-        None,
-    )
+    name, to, again = options.out_dir or options.init_from or "", options.to or "", command("export", *argv)
     written = export.export(
         name,
         to,

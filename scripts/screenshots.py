@@ -3,13 +3,14 @@ wide, light and dark. A small run is trained, pushed to the stand-in Hub of the 
 
 pip install playwright markdown pillow, and a chromium:
 
-python scripts/screenshots.py --text=FILE
+python scripts/screenshots.py --text=FILE [--chromium=PROGRAM]
 """
 
 import argparse
 import html
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -88,10 +89,10 @@ def write_pages(work, repositories):
     return {"card": card, "report": work / "model" / "report.html", "space": work / "space" / "index.html"}
 
 
-def take(pages, to):
+def take(pages, to, chromium):
     """Write the pictures; complain of a page that is wider than its window."""
     with sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        browser = engine.chromium.launch(executable_path=chromium, chromium_sandbox=os.getuid() != 0)
         for width in WIDTHS:
             for scheme in SCHEMES:
                 page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -110,11 +111,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", required=True, type=Path)
     parser.add_argument("--to", default=ROOT / "docs" / "images", type=Path)
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    parser.add_argument("--chromium", default=found, help="program of the browser [%(default)s]")
     given = parser.parse_args()
+    if not given.chromium:
+        parser.error("no chromium on PATH; give --chromium=PROGRAM")
     given.to.mkdir(exist_ok=True, parents=True)
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
-        take(write_pages(work, push(work, given.text.resolve())), given.to)
+        take(write_pages(work, push(work, given.text.resolve())), given.to, given.chromium)
 
 
 if __name__ == "__main__":

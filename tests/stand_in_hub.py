@@ -128,9 +128,13 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(
                 409, {"error": "You already created this model repo", "url": f"{self.server.url}/{name}"}
             )
+        begun = {"index.html": b"<h1>Welcome to your static Space!</h1>", "style.css": b"h1 {font-size: 16px}"}
         self.server.repositories[name] = {
             "private": private,
-            "files": {".gitattributes": b"*.safetensors filter=lfs\n"},
+            "files": {
+                ".gitattributes": b"*.safetensors filter=lfs\n",
+                **(begun if asked.get("sdk") == "static" else {}),
+            },
             **({"sdk": asked["sdk"]} if kind == "space" else {}),
         }
         return self.answer(200, {"url": f"{self.server.url}/{name}", "id": name, "name": name})

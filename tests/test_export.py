@@ -538,3 +538,29 @@ def test_a_report_for_others_names_no_folders(runs):
     )
     assert public_report(Path(), started["recipe"]) == "<p>tuned from base, tuned; poem.txt, https://a.b/c/d</p>"
     assert public_report(runs, {}) is None
+
+
+def test_a_report_for_others_names_no_folders_in_other_spellings(runs, monkeypatch):
+    from jinja2 import Environment
+
+    from finetune.common.commands import command as spelled
+    from finetune.publishing.run_report import public_report
+
+    monkeypatch.setenv("HOME", "/home/John Q")
+    recipe = {"dataset": "/srv/it's mine/poem's.txt", "eval": "/data/A & B/c"}
+    for text, told in {
+        recipe["dataset"]: "poem's.txt",
+        "/srv/it's mine/other/x.txt": "x.txt",
+        spelled("train", dataset=recipe["dataset"]): spelled("train", dataset="poem's.txt"),
+        "/data/A & B/d/e.txt": "e.txt",
+        "/home/John Q/texts/x.txt, /home/John Q": "x.txt, ~",
+        "file:///srv/acme/x file:/srv/y file:///z": "x y z",
+        "0.5:/home/me/x": "0.5:x",
+        "../../john/secret and ./../me/b": "secret and b",
+        r"C:\Users\me\x C:/Users/me/y \\server\share\z": "x y z",
+        "~john/a/b": "b",
+        "https://a.b/c/d, 1/2, and/or/not, ~5/6, ... a:b": "https://a.b/c/d, 1/2, and/or/not, ~5/6, ... a:b",
+    }.items():
+        page = Environment(autoescape=True).from_string("<p>{{ text }}</p>")
+        Path("report.html").write_text(page.render(text=text))
+        assert public_report(Path(), recipe) == page.render(text=told), text

@@ -15,6 +15,8 @@ import torch
 import yaml
 from stand_in_hub import TOKEN, at, talking
 
+from finetune.gpt import GPT
+
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the client's own calls
 
 FLAGS = ("--out_dir=out", "--to=mine", "--push_to_hub=me/tiny")
@@ -78,12 +80,13 @@ def test_a_push_is_one_commit_that_comes_back_as_it_was(hub, exported, push):
 
     code, out, error = python(hub, *EXPORT)
     assert code == 0 and error == "", error
-    assert "hashes agree" in out and len(hub.commits) == 1 and len(hub.puts) == 2  # weights and picture
+    assert "hashes agree" in out and len(hub.commits) == 1 and len({*hub.puts}) == 2  # weights and pictures
+    puts = len(hub.puts)
     assert held(hub) == here() and hub.repositories["me/tiny"]["private"] is True
     assert TOKEN.encode() not in b"".join(here().values())
     code, out, error = push()
     assert code == 0 and "holds this export already; nothing to push" in out, error
-    assert len(hub.commits) == 1 and len(hub.puts) == 2
+    assert len(hub.commits) == 1 and len(hub.puts) == puts
     code, out, error = python(hub, "-c", "import huggingface_hub; print(huggingface_hub.snapshot_download('me/tiny'))")
     assert code == 0, error
     pulled, ours = (AutoModelForCausalLM.from_pretrained(place).state_dict() for place in (out.strip(), "out/best"))
@@ -111,10 +114,11 @@ def test_a_push_that_fails_leaves_the_export_whole_and_says_how_to_go_on(hub, ex
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     hub.before = lambda method, path: 403 if "/commit/" in path else None  # the weights are up, the commit is not made
     failed("this token may not write there")
-    assert len(hub.puts) == 2
+    puts = len(hub.puts)
+    assert len({*hub.puts}) == 2
     hub.before = lambda method, path: None
     code, out, error = push()
-    assert code == 0 and len(hub.commits) == 1 and len(hub.puts) == 2, error  # nothing was sent twice
+    assert code == 0 and len(hub.commits) == 1 and len(hub.puts) == puts, error  # nothing was sent twice
     assert held(hub) == before
 
 
@@ -167,10 +171,61 @@ def test_what_is_not_ours_or_is_public_is_not_pushed_to(hub, exported, push):
 
 def test_what_the_next_export_does_not_have_is_removed(hub, exported, push):
     push()
+    config = here()["config.json"]
     hub.repositories["me/tiny"]["files"] |= {"merges.txt": b"old", "mine.gguf": b"the user's own"}
-    code, _, error = push()
+    hub.repositories["me/tiny"]["files"] |= {"generation_config.json": b"{}"}
+    code, out, error = push()
     assert code == 0 and len(hub.commits) == 2, error
+    assert "me/tiny: replacing generation_config.json\nme/tiny: removing merges.txt\n" in out
+    hub.repositories["me/tiny"]["files"]["config.json"] = config[:-2] + b" }"  # of the same size
+    code, _, error = push()
+    assert code == 4 and "config.json would be replaced" in error, error
+    hub.repositories["me/tiny"]["files"]["config.json"] = config
     assert held(hub) == {**here(), "mine.gguf": b"the user's own"}
+
+
+def test_files_of_an_owner_without_a_model_stay(hub, exported, push):
+    own = {"vocab.json": b"{}", "loss.png": b"drawn by hand", "notes.txt": b"mine"}
+    hub.repositories["me/tiny"] = {"private": True, "files": dict(own)}
+    code, out, error = push()
+    assert code == 0 and "me/tiny: replacing loss.png\n" in out and "removing" not in out, error
+    assert held(hub) == {**own, **here()}
+
+
+def test_what_fails_after_the_commit_is_not_called_a_failed_push(hub, exported, push):
+    def refuse(method, path):
+        return 500 if method == "GET" and hub.commits and "/revision/" not in path else None
+
+    hub.before = refuse
+    code, _, error = push()
+    assert code == 4 and error.startswith("me/tiny was pushed, and not compared: ") and error.endswith(AGAIN)
+    assert len(hub.commits) == 1 and len(error.splitlines()) == 1
+    hub.before = lambda method, path: None
+    code, out, error = push()
+    assert code == 0 and "nothing to push" in out and len(hub.commits) == 1, error
+
+
+def test_a_push_interrupted_at_its_tag_is_made(hub, exported, push, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_tag", interrupted)
+    code, out, error = push()
+    assert code == 130 and "not pushed" not in error
+    assert "all 12 hashes agree" in out and re.search(r"without the tag step-4-\w+: interrupted\n", out)
+    assert held(hub) == here()
+
+
+def test_weights_beside_adapters_and_in_folders_are_read(hub, hf_model, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    theirs = hf_model()
+    torch.save(theirs.state_dict(), "w.bin")
+    files = {"config.json": theirs.config.to_json_string().encode(), "pytorch_model.bin": Path("w.bin").read_bytes()}
+    files |= dict.fromkeys(("adapter_model.safetensors", "onnx/model.safetensors", "model.fp16.safetensors"), b"x")
+    hub.repositories["me/old"] = {"private": True, "files": files}
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.allclose(GPT.from_pretrained("me/old").eval()(ids), theirs(ids).logits, atol=1e-4)
 
 
 def test_train_pushes_only_when_it_is_told_to_on_the_command_line(hub, corpus, command, monkeypatch):
@@ -273,6 +328,24 @@ def test_words_in_both_places_are_not_chosen_between(hub, exported, push):
     assert code == 0 and b"\nOn the Hub.\n" in held(hub)["README.md"] and held(hub) == here(), error
 
 
+def test_our_thumbnail_is_no_word_of_the_owner(hub, exported, push, command):
+    push()
+    assert front_matter(here()["README.md"].decode())["thumbnail"].endswith("/me/tiny/resolve/main/share.png")
+    Path("mine/README.md").write_text(Path("mine/README.md").read_text() + "\nMy own words.\n")
+    code, _, error = push()
+    assert code == 0 and b"My own words." in held(hub)["README.md"], error
+    code, _, error = command("export", "--out_dir=out", "--to=other", "--push_to_hub=me/tiny")
+    assert code == 0 and b"My own words." in held(hub)["README.md"], error
+    code, _, error = command("export", "--out_dir=out", "--to=other", "--push_to_hub=me/second")
+    found = front_matter(held(hub, "me/second")["README.md"].decode())
+    assert code == 0 and found["thumbnail"] == "https://huggingface.co/me/second/resolve/main/share.png", error
+    files = hub.repositories["me/second"]["files"]  # a picture of the owner's own
+    files["README.md"] = files["README.md"].replace(b"/me/second/resolve/main/share.png", b"/me/second/cat.png")
+    code, _, error = command("export", "--out_dir=out", "--to=third", "--push_to_hub=me/second")
+    found = front_matter(held(hub, "me/second")["README.md"].decode())
+    assert code == 0 and found["thumbnail"] == "https://huggingface.co/me/second/cat.png", error
+
+
 def test_a_branch_gets_the_export_and_main_stays(hub, exported, push):
     push()
     main = held(hub)
@@ -287,6 +360,7 @@ def test_a_model_of_another_program_is_replaced_only_when_told(hub, exported, pu
     misleading = {
         *("pytorch_model.bin", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "optimizer.pt"),
         *("training_args.bin", "adapter_config.json", "checkpoint-500/model.safetensors", "old-F16.gguf", "vocab.txt"),
+        *("onnx/model.onnx", "onnx/model.onnx_data", "model.onnx.data", "merges.txt"),
     }
     replaced = {"config.json", "model.safetensors", "README.md"}
     kept = {"data.csv", "train.bin", "runs/events.out"}
@@ -296,7 +370,7 @@ def test_a_model_of_another_program_is_replaced_only_when_told(hub, exported, pu
     code, _, error = push()
     assert code == 4 and "config.json, model.safetensors would be replaced, adapter_config.json, chec" in error
     assert (
-        "and 4 more would be removed, train.bin would stay: --overwrite=true" in error and len(error.splitlines()) == 1
+        "and 8 more would be removed, train.bin would stay: --overwrite=true" in error and len(error.splitlines()) == 1
     )
     assert held(hub) == theirs
     code, out, error = push("--overwrite=true")

@@ -21,6 +21,9 @@ FAKES = {  # module, and what the export says of it
     "import os; os.abort()": "not checked with llama.cpp: it crashed: Aborted",
     "import time; time.sleep(60)": "not checked with llama.cpp: it took more than 2 seconds",
     "raise ValueError('no such processor')": "not checked with llama.cpp: ValueError: no such processor",
+    "import sys; raise OSError(eval(sys.stdin.read())['path'] + ' in /opt/my/lib.so')": (
+        "not checked with llama.cpp: OSError: {name} in lib.so"
+    ),
     "print('welcome'); raise SystemExit": "not checked with llama.cpp: its answer is no JSON",
 }
 
@@ -42,9 +45,10 @@ def fake(monkeypatch, tmp_path):
 def test_a_llama_cpp_that_gives_no_answer_is_told(models, command, fake, monkeypatch):  # noqa: F811
     models("bpe")
     monkeypatch.setattr(llama_cpp, "SECONDS", 2)
-    for source, told in FAKES.items():
+    for number, (source, told) in enumerate(FAKES.items()):
         fake(source)
-        code, out, error = command("export", "--init_from=bpe", f"--to=g{len(told)}", "--format=gguf")
+        code, out, error = command("export", "--init_from=bpe", f"--to=g{number}", "--format=gguf")
+        told = told.format(name=f"g{number}-F32.gguf")
         assert code == 0 and f"\n{told}\n" in out and "exported to" in out, out + error
 
 

@@ -43,6 +43,7 @@ def test_a_page_with_the_report(hub, run, command):
     assert code == 0 and "published the Space me/demo (private)" in out and "hashes agree" in out, error
     files = held(hub)
     assert {*files} == {"README.md", "index.html", "manifest.json", "report.html"} and len(hub.commits) == 1
+    assert "removing style.css" in out  # which the Hub puts into a new Space
     assert hub.repositories["spaces/me/demo"] | {"files": 0} == {
         **{"private": True, "sdk": "static", "files": 0},
         "history": hub.repositories["spaces/me/demo"]["history"],
@@ -60,6 +61,17 @@ def test_a_page_with_the_report(hub, run, command):
     assert told == {name: len(content) for name, content in files.items() if name != "manifest.json"}
     code, out, error = command(*EXPORT)
     assert code == 0 and "shows this already; nothing to publish" in out and len(hub.commits) == 1, error
+
+
+def test_a_space_that_was_made_and_not_filled_is_filled_later(hub, run, command):
+    hub.before = lambda method, path: 500 if "/commit/" in path else None
+    assert command(*EXPORT)[0] == 4 and {*held(hub)} == {"index.html", "style.css"}
+    hub.before = lambda method, path: None
+    code, _, error = command(*EXPORT)
+    assert code == 0 and {*held(hub)} == {"README.md", "index.html", "manifest.json", "report.html"}, error
+    hub.repositories["spaces/me/demo"]["files"] = {"index.html": b"my own page", "style.css": b""}
+    code, _, error = command(*EXPORT)
+    assert code == 4 and "edited: index.html, style.css;" in error
 
 
 def test_words_of_the_owner_stay_and_the_page_is_new(hub, run, command, tiny_run):
@@ -152,7 +164,7 @@ def test_the_app_answers_in_chats():
     class Tokenizer:
         chat_template = "a template"
 
-        def apply_chat_template(self, messages, return_dict):
+        def apply_chat_template(self, messages, return_dict, add_generation_prompt):
             return {"input_ids": list(messages[0]["content"])}
 
     said = {}
@@ -167,6 +179,26 @@ def test_the_app_answers_in_chats():
     answer = space_app.generate(Generator(), {"context": 10, "start": "x"}, "hi", 30, 0.5)
     assert answer == "hello" and said["max_new_tokens"] == 8 and said["return_full_text"] is False
     assert said["messages"] == [{"role": "user", "content": "hi"}] and said["temperature"] == 0.5
+
+
+def test_the_app_answers_long_prompts_in_chats(tmp_path):
+    """The real pipeline, and a template whose answer begins with four tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"?": 0, "a": 1, "b": 2}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", pad_token="?")
+    tokenizer.chat_template = "{{ messages[0].content }}{% if add_generation_prompt %} b b b b{% endif %}"
+    tokenizer.save_pretrained(tmp_path)
+    config = GPT2Config(vocab_size=3, n_positions=16, n_layer=1, n_head=1, n_embd=8, eos_token_id=None)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    settings = {"model": str(tmp_path), "revision": None, "context": 16, "start": "x"}
+    generator = space_app.load(settings)
+    for count in range(9, 17):
+        said = space_app.generate(generator, settings, " ".join("a" * count), 30, 0)
+        assert said.startswith("This prompt is too long") == (count > 11), (count, said)
+        assert count > 11 or len(said.split()) == 12 - count
 
 
 def test_names_cannot_become_tags(tmp_path):

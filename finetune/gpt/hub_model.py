@@ -46,11 +46,10 @@ def download(source: str, is_whole: Callable[[Path], bool], has_weights: Callabl
         hub_client.bound()
         info = HfApi().model_info(repo, revision=revision, timeout=network.SECONDS)
         names = [file.rfilename for file in info.siblings or []]
-        if not any(
-            fnmatch(name, pattern) for name in names for pattern in ("model*.safetensors", "pytorch_model*.bin")
-        ):
+        top = [name for name in names if "/" not in name]
+        if not any(fnmatch(name, kind) for name in top for kind in ("model*.safetensors", "pytorch_model*.bin")):
             raise UsageError(f"{source}: {foreign.kind(names) or 'no model.safetensors and no pytorch_model.bin'}")
-        has_safetensors = any(name.endswith(".safetensors") for name in names)
+        has_safetensors = "model.safetensors" in top or "model.safetensors.index.json" in top
         patterns = MODEL_FILES if has_safetensors else [*MODEL_FILES, "pytorch_model*.bin"]
         files = {"allow_patterns": patterns, "ignore_patterns": ["*/*"]}
         return Path(snapshot_download(repo, revision=revision, etag_timeout=network.SECONDS, **files))

@@ -13,6 +13,7 @@ from finetune.common.errors import UsageError, first_line
 SECTION = re.compile(r"<!-- finetune:(\w+) -->\n.*?<!-- /finetune:\1 -->\n", re.S)
 FRONT = re.compile(r"\A---\n(.*?\n)??---\n", re.S)
 OURS = ("library_name", "pipeline_tag", "base_model", "model_name", "model-index")  # keys that are written anew
+OUR_PICTURE = re.compile(r"https://huggingface\.co/[^/]+/[^/]+/resolve/main/share\.png")  # thumbnail of an export
 CHOSEN = ("license", "language")  # on the command line, or by the owner
 LISTS = ("tags", "datasets")  # keys that the owner adds to
 
@@ -21,7 +22,10 @@ def merge(old: str, new: str, chosen: Collection[str] = ()) -> str:
     """The card `old` with the sections and the metadata of `new`; the owner's words and other metadata stay. Keys
     `chosen` on the command line are those of `new`. Raises UsageError for metadata that are no YAML."""
     was, now = metadata(old), metadata(new)
-    merged = {**now, **{key: value for key, value in was.items() if key not in (*OURS, *LISTS, *chosen)}}
+    merged = {
+        **now,
+        **{key: value for key, value in was.items() if not _is_ours(key, value) and key not in (*LISTS, *chosen)},
+    }
     for key in LISTS:
         if lists := [*_listed(now.get(key)), *_listed(was.get(key))]:
             merged[key] = list(dict.fromkeys(lists))
@@ -56,7 +60,9 @@ def owner_words(text: str) -> str:
     """What the owner wrote besides a title, and metadata that we never write: "" if that is nothing."""
     body = SECTION.sub("", FRONT.sub("", text))
     lines = [line for line in body.splitlines() if line.strip() and not line.startswith("# ")]
-    others = {key: value for key, value in metadata(text).items() if key not in (*OURS, *LISTS, *CHOSEN)}
+    others = {
+        key: value for key, value in metadata(text).items() if not _is_ours(key, value) and key not in (*LISTS, *CHOSEN)
+    }
     return "\n".join([*lines, *(f"{key}: {value}" for key, value in others.items())])
 
 
@@ -70,6 +76,10 @@ def metadata(text: str) -> dict[str, Any]:
     if found is not None and not isinstance(found, dict):
         raise UsageError("README.md: its metadata between the lines --- are no keys with values")
     return found or {}
+
+
+def _is_ours(key: str, value: Any) -> bool:
+    return key in OURS or key == "thumbnail" and OUR_PICTURE.fullmatch(str(value)) is not None
 
 
 def _listed(value: Any) -> list[Any]:

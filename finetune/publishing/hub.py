@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ MODEL = re.compile(
 )
 # what else is of that model: other formats, files of its tokenizer, its figures
 BESIDE_MODEL = re.compile(
-    r".*\.(gguf|onnx)|added_tokens\.json|special_tokens_map\.json|spiece\.model|vocab\.txt|chat_template\.json"
-    r"|(all|train|eval)_results\.json"
+    r".*\.(gguf|onnx([._]data)?)|added_tokens\.json|special_tokens_map\.json|spiece\.model|vocab\.txt"
+    r"|chat_template\.json|(all|train|eval)_results\.json"
 )
 WEIGHTS = (".safetensors", ".bin")  # of some model
 
@@ -43,16 +45,20 @@ def push(
     There is one commit at the end, so an interrupted push changes nothing, and the next one sends only missing files.
     Raises Failure with exit code 4, on one line with the command `again`, unless the repository holds these files."""
     what, way_out = f"{repository} was not pushed", f"The export in {directory} is whole; again: {again}"
+    target = Repository(repository, branch=revision)
     with sending(what, way_out):
-        return _push(Path(directory), Repository(repository, branch=revision), private, overwrite)
+        _push(Path(directory), target, private, overwrite)
+    _tag(target, Path(directory))
+    return target.info.sha
 
 
-def _push(directory: Path, target: Repository, private: bool, overwrite: bool) -> str:
+def _push(directory: Path, target: Repository, private: bool, overwrite: bool) -> None:
     target.open(private)
     earlier = target.manifest() if VERIFICATION in target.files else {}
     sent = {*files_in_manifest(directory), MANIFEST}
     theirs = _files_of_another_program(target, earlier)
-    misleading = {name for name in theirs - sent if MODEL.fullmatch(name) or BESIDE_MODEL.fullmatch(name)}
+    left = (OPTIONAL_FILES & target.files.keys()) - sent if theirs or earlier else set()
+    misleading = {name for name in theirs - sent if MODEL.fullmatch(name) or BESIDE_MODEL.fullmatch(name)} | left
     if theirs and not overwrite:
         done = {
             "would be replaced": theirs & sent,
@@ -64,41 +70,41 @@ def _push(directory: Path, target: Repository, private: bool, overwrite: bool) -
         raise Refused(f"it holds a model that was not exported by finetune; {changes}: {way_out}")
     hub_card.take_over(target, directory, earlier)
     files = {name: directory / name for name in sorted(sent)}
-    stale = sorted((((OPTIONAL_FILES | earlier.keys()) & target.files.keys()) | misleading) - sent)
+    stale = sorted((earlier.keys() & target.files.keys() | misleading) - sent)
     if not stale and not target.different(files):
         print(f"{target.name} ({target.visibility}) holds this export already; nothing to push")
     else:
-        if theirs:
-            _announce(target, target.files.keys() & target.different(files), misleading)
+        _announce(target, target.files.keys() & target.different(files), stale, bool(theirs))
         size = sum(path.stat().st_size for path in files.values())
         print(f"pushing {len(files)} files, {size / 1e6:,.1f} MB, to {target.name} ({target.visibility})")
         url = target.commit(files, stale, "Export by finetune")
         print(f"pushed to {url}; all {len(files)} hashes agree")
-    _tag(target, directory)
-    return target.info.sha
 
 
 def _files_of_another_program(target: Repository, earlier: dict[str, dict[str, Any]]) -> set[str]:
     """Files of a model that another program pushed, none if there is no such model. `earlier` is the manifest of an
     export there, over which another program may have pushed since."""
-    held = target.files
-    kept = {name for name, entry in earlier.items() if name in held and _is_as_exported(held[name], entry)}
-    others = held.keys() - kept
-    model = {name for name in others if MODEL.fullmatch(name) or not earlier and name.endswith(WEIGHTS)}
-    return model | {name for name in others if model and BESIDE_MODEL.fullmatch(name)}
+    parts = {name for name in target.files if MODEL.fullmatch(name) or not earlier and name.endswith(WEIGHTS)}
+    model = {name for name in parts if not _is_as_exported(target, name, earlier)}
+    beside = {name for name in target.files if model and BESIDE_MODEL.fullmatch(name)}
+    return model | {name for name in beside if not _is_as_exported(target, name, earlier)}
 
 
-def _is_as_exported(held: Any, entry: dict[str, Any]) -> bool:
-    return held.size == entry.get("bytes") and (not held.lfs or held.lfs["sha256"] == entry.get("sha256"))
+def _is_as_exported(target: Repository, name: str, earlier: dict[str, dict[str, Any]]) -> bool:
+    held, entry = target.files[name], earlier.get(name, {})
+    if held.size != entry.get("bytes"):
+        return False
+    summed = held.lfs["sha256"] if held.lfs else hashlib.sha256(target.read(name) or b"").hexdigest()
+    return summed == entry.get("sha256")
 
 
-def _announce(target: Repository, replaced: set[str], removed: set[str]) -> None:
-    """Say what a push does to the files of another program."""
+def _announce(target: Repository, replaced: set[str], removed: Collection[str], is_theirs: bool) -> None:
+    """Say what a push does to files that are there."""
     if replaced:
         print(f"{target.name}: replacing {names(replaced, 20)}")
     if removed:
-        print(f"{target.name}: removing {names(removed, 20)}, of the model that was there")
-    if CARD in replaced:
+        print(f"{target.name}: removing {names(removed, 20)}{', of the model that was there' if is_theirs else ''}")
+    if is_theirs and CARD in replaced:
         print(f"{target.name}: the words in its {CARD} stay; change those about the model that was there")
 
 
@@ -115,5 +121,7 @@ def _tag(target: Repository, directory: Path) -> None:
         if tag not in {one.name for one in refs.tags}:
             HfApi().create_tag(target.name, tag=tag, revision=target.info.sha, exist_ok=True)
             print(f"tagged {tag}")
-    except Exception as error:  # each kind of network failure has its own class
+    except (Exception, KeyboardInterrupt) as error:  # each kind of network failure has its own class
         print(f"without the tag {tag}: {reason(error)}")
+        if isinstance(error, KeyboardInterrupt):
+            raise

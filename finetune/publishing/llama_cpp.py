@@ -17,6 +17,7 @@ from finetune.common.errors import Failure
 from finetune.data.tokenizer import Tokenizer
 from finetune.gpt import GPT
 from finetune.publishing import verify
+from finetune.publishing.run_report import last_parts
 
 PROGRAMS = ("llama-completion", "llama-cli")  # the newer name first; llama-cli only chats since 2026
 NEW_TOKENS = 32
@@ -70,7 +71,8 @@ def check(path: Path, model: GPT, tokenizer: Tokenizer, kind: str) -> dict[str, 
             return {"by": by, **_compare_ids(asked, model, tokenizer, TIES[kind])}
         text = _ask_program(by, path, prompt, new_tokens, block_size)
     except NotChecked as error:
-        return {"by": by, "not_checked": str(error)}
+        told = str(error).replace(str(path), path.name).replace(f"{path.parent}/", "")
+        return {"by": by, "not_checked": last_parts(told)}
     return {"by": by, **_compare_text(path, text, model, tokenizer, ids, new_tokens, TIES[kind])}
 
 

@@ -21,6 +21,10 @@ class Refused(Exception):
     """Nothing was sent."""
 
 
+class Sent(Exception):
+    """The commit was made, and what came after it failed."""
+
+
 @contextlib.contextmanager
 def sending(what: str, way_out: str) -> Generator[None]:
     """Raise Failure with exit code 4, on one line, for whatever fails inside: `what` could not be done, and `way_out`.
@@ -38,6 +42,8 @@ def sending(what: str, way_out: str) -> Generator[None]:
         if not get_token():
             raise Refused("there is no token; run `hf auth login` or set HF_TOKEN")
         yield
+    except Sent as error:
+        raise Failure(f"{what.replace(' was not ', ' was ')}, {error}. {way_out}", 4) from error
     except (Exception, KeyboardInterrupt) as error:  # each kind of network failure has its own class
         told = str(error) if isinstance(error, Refused | UsageError) else reason(error)
         raise Failure(f"{what}: {told}. {way_out}", 4) from error
@@ -55,6 +61,7 @@ class Repository:
     branch: str | None = None
     info: Any = None
     options: dict[str, Any] = field(default_factory=dict)  # of a repository to be made
+    is_new: bool = False  # made by open()
 
     def open(self, private: bool) -> None:
         """Find the repository and its branch; make what is not there. Raises Refused for a public one if `private`."""
@@ -64,6 +71,7 @@ class Repository:
         self.info = self._find()  # fails within seconds if the Hub cannot be reached
         if self.info is None:
             api.create_repo(self.name, private=private, repo_type=self.kind, **self.options)
+            self.is_new = True
             self.info = self._find()
         if self.info is None:
             raise Refused("the repository was made and cannot be seen")
@@ -104,17 +112,21 @@ class Repository:
             return {}
 
     def commit(self, files: dict[str, Path], removed: Collection[str], message: str) -> str:
-        """Add files and remove others in one commit; return its URL. Raises Refused if the Hub holds something else
-        then."""
+        """Add files and remove others in one commit; return its URL. Raises Sent if the Hub holds something else
+        then, or does not say what it holds."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
         added = [CommitOperationAdd(name, path) for name, path in files.items()]
         operations = [*added, *(CommitOperationDelete(name) for name in removed)]
         place: dict[str, Any] = {"repo_type": self.kind, "revision": self.branch, "parent_commit": self.info.sha}
         done = HfApi().create_commit(self.name, operations, commit_message=message, **place)
-        self.info = self._find(self.branch)
-        if changed := self.different(files):
-            raise Refused(f"what the Hub holds now is not what was sent: {', '.join(changed)}")
+        try:
+            self.info = self._find(self.branch)
+            changed = self.different(files)
+        except (Exception, KeyboardInterrupt) as error:
+            raise Sent(f"and not compared: {reason(error)}") from error
+        if changed:
+            raise Sent(f"but what the Hub holds now is not what was sent: {', '.join(changed)}")
         return done.commit_url
 
     def different(self, files: dict[str, Path]) -> list[str]:

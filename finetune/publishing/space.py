@@ -30,6 +30,7 @@ from finetune.runs.events import read_metrics
 GRADIO = "6.31.0"  # which app.py was run with
 PAGE = "index.html"
 OURS = ("sdk", "sdk_version", "app_file", "models")  # keys of the card that are written anew
+WELCOME = b"Welcome to your static Space!"  # on the page that the Hub puts into a new Space
 ACTIVE = {
     "base",
     "embed",
@@ -77,7 +78,8 @@ def _publish(target: Repository, kind: Kind, shown: Shown, private: bool, work: 
     verify(work, kind, shown)
     target.open(private)
     earlier, held = target.manifest(), target.files.keys() - {".gitattributes"}
-    if theirs := {name for name in held - {CARD} if not _is_ours(target, name, earlier)}:
+    theirs = {name for name in held - {CARD} if not _is_ours(target, name, earlier)}
+    if theirs and not target.is_new and not _are_placeholders(target, theirs):
         way_out = "choose another name, or remove them there"
         raise Refused(f"it holds files that finetune did not write, or that were edited: {names(theirs)}; {way_out}")
     if edited := target.read(CARD):
@@ -105,6 +107,11 @@ def _is_ours(target: Repository, name: str, earlier: dict[str, dict[str, Any]]) 
         return PAGE in earlier or "app.py" in earlier
     content = target.read(name) if name in earlier else None
     return content is not None and hashlib.sha256(content).hexdigest() == earlier[name].get("sha256")
+
+
+def _are_placeholders(target: Repository, files: set[str]) -> bool:
+    """Whether the Hub put these files there when a Space was made, which was not filled then."""
+    return files == {PAGE, "style.css"} and WELCOME in (target.read(PAGE) or b"")
 
 
 def write(work: Path, kind: Kind, title: str, shown: Shown) -> None:

@@ -17,7 +17,8 @@ def generate(generator: Any, settings: dict[str, Any], prompt: str, length: floa
     `length` tokens, and no more than its context has room for; temperature 0 takes the likeliest token each time."""
     is_chat = bool(generator.tokenizer.chat_template)
     asked: Any = [{"role": "user", "content": prompt}] if is_chat else prompt or settings["start"]
-    ids = generator.tokenizer.apply_chat_template(asked, return_dict=True) if is_chat else generator.tokenizer(asked)
+    tokenizer, as_asked = generator.tokenizer, {"return_dict": True, "add_generation_prompt": True}
+    ids = tokenizer.apply_chat_template(asked, **as_asked) if is_chat else tokenizer(asked)
     room = settings["context"] - len(ids["input_ids"])
     if room < 1:
         return f"This prompt is too long: the model reads {settings['context']} tokens."
