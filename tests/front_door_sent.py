@@ -19,6 +19,14 @@ def mail(encoding, body, first=b""):
 
 
 MBOX = b"From a@b.de Mon Jan  1 10:00:00 2024\n"
+MULTIPART = (
+    b"From: a@b.de\nContent-Type: multipart/mixed;\n boundary=x\n\nSome text.\n--x\nContent-Type: text/plain\n"
+    b"Content-Transfer-Encoding: base64\n\n"
+)
+ABOUT = (
+    "I learned what a mail holds.\n\nContent-Transfer-Encoding: base64\nstood above it.\n\n"
+    "Content-Transfer-Encoding: quoted-printable\nstood above another, and x =3D 1 in it.\n"
+)
 TWEETS = [{"tweet": {"id": str(i), "full_text": text}} for i, text in enumerate(P)]
 HIDDEN = [
     refuses("UTF-7", {"a.txt": GERMAN.encode("utf-7")}, ["UTF-7", "iconv -f UTF-7", WAY_OUT]),
@@ -36,6 +44,22 @@ HIDDEN = [
     ),
     refuses("short Hebrew", {"a.txt": "שלום עולם".encode("cp1255")}, "--encoding=cp1255"),
     refuses("short Hebrew among others", {"a.txt": "Hello, שלום עולם.\n".encode("cp1255")}, "--encoding=cp1255"),
+    refuses("mail in base64, in a part", {"a.eml": MULTIPART + BASE64 + b"--x--\n"}, "mail in base64"),
+    refuses(
+        "an mbox in quoted-printable",
+        {"a.mbox": mail("7bit", ASCII.encode(), MBOX) + mail("quoted-printable", QUOTED, MBOX)},
+        "mail in quoted-printable",
+    ),
+    refuses("mail with \\r\\n", {"a.eml": mail("base64", BASE64).replace(b"\n", b"\r\n")}, "mail in base64"),
+    *[
+        reads(f"prose that begins with {first!r}", {"a.txt": first + ABOUT}, [first + ABOUT])
+        for first in ("Subject: my first day\n", "To: my sister\n\n", "Date: a play\n\n", "From Rome: a letter\n\n")
+    ],
+    reads(
+        "mail of plain words",
+        {"a.eml": mail("quoted-printable", b"Hello.\n")},
+        [mail("quoted-printable", b"Hello.\n").decode()],
+    ),
     reads("mail in 7bit", {"a.eml": mail("7bit", ASCII.encode())}, [mail("7bit", ASCII.encode()).decode()]),
     reads(
         "a sum with plus",
@@ -61,6 +85,24 @@ ONE = {"head": "text\n"}
 BELOW = [
     refuses("a second table", table("\nname,city\n", "Ann,Rome\nBob,Oslo\n"), ["another table", "line 15"]),
     refuses("a second table, further", table("\n\n,\nname,city\n", "Ann,Rome\n"), "another table"),
+    refuses("a second table with numbers", table("\nName,Age\n", "Ann,12\n"), ["another table", "line 15"]),
+    refuses("a second table of texts", table("\ntitle,genre\n", "The long way,drama\n"), "another table"),
+    *[
+        reads(
+            f"no second table: {label} and {', '.join(below)}",
+            {"a.csv": "text,label\n" + "".join(f"{t},{label}\n" for t in P) + "\n" + "".join(f"{r}\n" for r in below)},
+            [*P, *(row.partition(",")[0] for row in below)],
+        )
+        for label, *below in (
+            ("1", "Great,pos"),
+            ("1", "Great,pos", "This was bad,0"),
+            ("It was so", "Hello,Hi"),
+            ("It was so", "hello,hi", "thanks,welcome"),
+            ("It was so", "Hello,Hi", "How are you?,I am fine"),
+            ("It was so", "Hello,Hi", "Thanks,Welcome"),
+            ("good", "Hello,Hi", "How are you?,Fine"),
+        )
+    ],
     reads("an empty line between rows", table(f"\n{P[0]} again,bad\n"), [*P, f"{P[0]} again"]),
     reads("a word behind an empty line", table("\nThanks!,good\n"), [*P, "Thanks!"]),
     reads(
@@ -75,7 +117,28 @@ BELOW = [
             P,
             says="left out 1 line below",
         )
-        for note in ("* figures are preliminary", "Source: Eurostat", "Generated on 2024-01-01", "Note: not complete")
+        for note in (
+            "* figures are preliminary",
+            "Source: Eurostat",
+            "Generated on 2024-01-01",
+            "Note: not complete",
+            "Sources : Eurostat",
+            "*1 estimated",
+            "Downloaded from Eurostat",
+            "† estimated",
+        )
+    ],
+    *[
+        reads(f"a last row: {row}", {"a.csv": "text\n" + "".join(f"{t}\n" for t in [*P, row])}, [*P, row])
+        for row in (
+            "Note that he came late.",
+            "Notes from the underground.",
+            "*laughs* That is funny",
+            "**Bold** is this",
+            "Source code is text.",
+            "Generated texts are long.",
+            "Remarques sur la ville.",
+        )
     ],
     reads("a list with stars", {"a.csv": "text\n" + "".join(f"* {t}\n" for t in P)}, [f"* {t}" for t in P]),
     reads(

@@ -425,3 +425,58 @@ def test_a_text_of_which_nothing_is_in_the_vocabulary_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"each token of the text is \[UNK\]"):
         prepare([tmp_path / "a.txt"], tmp_path / "data", tmp_path / "tokens")
     assert not (tmp_path / "data").exists()
+
+
+def remarks_on(directory, rows, tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    data = prepare([tmp_path / "a.jsonl"], tmp_path / "data", directory)
+    return data, [line for line in data.meta["read"] if line.startswith("warning: ")]
+
+
+def words_that_end(directory):
+    """Words, with one token for the unknown and for the end."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    backend = Tokenizer(models.WordLevel({"<e>": 0, "river": 1, "garden": 2}, unk_token="<e>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    families.wrap(directory, backend, eos_token="<e>", unk_token="<e>")
+
+
+@pytest.mark.parametrize(("word", "count"), [("river", 0), ("東京", 3)])
+def test_the_end_of_documents_is_not_unknown(word, count, tmp_path, monkeypatch):
+    monkeypatch.setattr("finetune.data.lossy.SLICE", 4)
+    words_that_end(tmp_path / "tokens")
+    rows = ["garden river"] * 9 + [f"garden {word}"] * 3
+    data, warnings = remarks_on(tmp_path / "tokens", rows, tmp_path)
+    total = sum(their_ids(auto(tmp_path / "tokens"), row).count(0) for row in rows)
+    assert total == count and len(warnings) == bool(count)
+    assert not count or warnings[0].startswith("warning: 3 of 36 tokens (8.3%) are <e>")
+
+
+def test_a_document_of_unknown_words_alone_is_refused_if_they_end_it_too(tmp_path):
+    words_that_end(tmp_path / "tokens")
+    with pytest.raises(UsageError, match="each token of the text is <e>"):
+        remarks_on(tmp_path / "tokens", ["東京 日本"] * 9, tmp_path)
+
+
+def test_bytes_have_nothing_unknown(tmp_path):
+    from tokenizers import pre_tokenizers
+
+    backend = families.bpe(pre_tokenizers.ByteLevel(use_regex=False), ["<|endoftext|>"], unk_token="<|endoftext|>")
+    families.wrap(tmp_path / "tokens", backend, eos_token="<|endoftext|>", unk_token="<|endoftext|>")
+    assert remarks_on(tmp_path / "tokens", ["<|endoftext|> ends, 東京", "naïve"] * 5, tmp_path)[1] == []
+
+
+def test_no_loss_is_said_of_the_name_of_a_token_that_stays_text(tmp_path):
+    from tokenizers import AddedToken, pre_tokenizers
+
+    end = AddedToken("<|endoftext|>", lstrip=True, special=True)
+    steps = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    families.wrap(tmp_path / "tokens", families.bpe(steps, [end]), eos_token=end)
+    data, warnings = remarks_on(tmp_path / "tokens", ["the river <|endoftext|> ends it"] * 9, tmp_path)
+    [document, *_] = documents_of_bin(data, "train", data.tokenizer)
+    assert document.text == "the river <|endoftext|> ends it" and warnings == []
+
+
+def test_spaces_that_decoding_moves_are_no_loss(directories, tmp_path):
+    assert remarks_on(directories["word_piece"], ["the king , said ."] * 9, tmp_path)[1] == []

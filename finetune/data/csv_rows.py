@@ -25,7 +25,9 @@ FOOTER = re.compile(
     r"|\\\.|\x1a+)\s*$"
 )  # of psql, mysql, SQL Server, pandas, COPY and DOS
 NOTE = re.compile(
-    r"[*\u2020\u2021]|(source|note|quelle|hinweis|fuente|remarques?|generated|exported|downloaded)s?\b.{0,60}$", re.I
+    r"\*+[\s\d]|[\u2020\u2021]|((source|note|quelle|hinweis|fuente|remarque|generated|exported|downloaded)s?\s*:"
+    r"|(generated|exported|downloaded) (on|by|from|at)\b).{0,60}$",
+    re.I,
 )  # below a table
 FOOTER_STARTS = frozenset("([\\\x1a0123456789")
 WORD = re.compile(r"[^\W\d]\w*$")
@@ -176,20 +178,25 @@ class _Blocks:
         self.has_gaps = False  # between the rows of one table
         self.kinds: list[set[str]] = []  # of the cells of each column
 
-    def begins_another(self, line: int, cells: list[str], lines: int) -> bool:
-        """Whether cells are names, below the first empty line, in columns that held other things."""
+    def begins_another(self, line: int, cells: list[str], lines: int, following: list[str]) -> bool:
+        """Whether cells are names, below the first empty line, in columns that held other things, and head what
+        follows: numbers in columns that held other things, or capital letters below names without."""
         is_apart, self.next_line = 0 < self.next_line < line and not self.has_gaps, line + lines
         self.has_gaps |= is_apart
-        kinds = [_kind_of(cell)[1] for cell in cells]
         if is_apart and self.rows > 1:
-            are_names = all(map(WORD.match, cells)) and len({*cells}) == len(cells)
-            return are_names and any(kind not in seen for kind, seen in zip(kinds, self.kinds))
+            are_names = all(map(WORD.match, cells)) and len({*cells}) == len(cells) and self._are_other(cells)
+            has_capitals = any(cell[:1].isupper() for cell in following)
+            has_numbers = any(map(csv_header.NUMBER.match, map(str.strip, following))) and self._are_other(following)
+            return are_names and (has_numbers or (has_capitals and all(map(str.islower, cells))))
         if not self.has_gaps and self.rows < SAMPLE_ROWS:
-            self.kinds = self.kinds or [set() for _ in kinds]
-            for kind, seen in zip(kinds, self.kinds):
-                seen.add(kind)
+            self.kinds = self.kinds or [set() for _ in cells]
+            for cell, seen in zip(cells, self.kinds):
+                seen.add(_kind_of(cell)[1])
             self.rows += 1
         return False
+
+    def _are_other(self, cells: list[str]) -> bool:
+        return any(_kind_of(cell)[1] not in seen for cell, seen in zip(cells, self.kinds))
 
 
 class _Notes:
@@ -216,7 +223,7 @@ def _rows(
     columns = csv_header.shown(names)
     starts = {start for one in names for start in (one, "\ufeff" + one) if one}
     blocks, notes = _Blocks(), _Notes()
-    for line, cells, lines in rows:
+    for (line, cells, lines), (_, following, _) in itertools.pairwise(itertools.chain(rows, [(0, [], 0)])):
         while full >= len(cells) > width and not cells[-1].strip():
             cells.pop()
         if width > 1 and not cells[0].strip() and not any(cell.strip() for cell in cells):
@@ -230,7 +237,7 @@ def _rows(
             problem = "repeats the header; delete it"
         elif len(cells) != width:
             problem = _wrong_width(cells, width, dialect, full)
-        elif width > 1 and blocks.begins_another(line, cells, lines):
+        elif width > 1 and blocks.begins_another(line, cells, lines, following):
             problem = f"another table begins here, below an empty line: {cells[0]!r}; write it to a file of its own"
         row = Row(number, None if problem else dict(zip(columns, cells)), line, problem)
         yield from notes.pass_on(row, cells[0] if width == 1 else "")

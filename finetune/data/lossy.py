@@ -10,45 +10,75 @@ import numpy as np
 
 from finetune.common.errors import UsageError
 from finetune.data.base_tokenizer import without_surrogates
+from finetune.data.bpe_files import bytes_to_unicode
 from finetune.data.split import Stream
 from finetune.data.tokenizer import HFTokenizer, Tokenizer
 
 FIRST, EACH, MOST = 20, 997, 50  # chunks that are sampled: the first ones, then one of so many
 CHARACTERS, SHOWN = 2000, 20  # of a chunk, and of a difference
+SLICE = 1 << 24  # tokens that are counted at a time
+
+Sample = list[tuple[str, bool]]  # (text, whether tokens spelled in it are tokens)
 
 
-def sampled(stream: Stream, sample: list[str]) -> Stream:
+def sampled(stream: Stream, sample: Sample) -> Stream:
     """The stream, some of whose texts go into `sample`."""
     for number, (split, chunk) in enumerate(stream):
         if (number < FIRST or number % EACH == 0) and len(sample) < MOST:
-            sample.append(chunk.text[:CHARACTERS])
+            sample.append((chunk.text[:CHARACTERS], chunk.special or chunk.spans is not None))
         yield split, chunk
 
 
 def remarks(
-    tokenizer: Tokenizer, sample: list[str], directory: Path, splits: dict[str, dict[str, Any]]
+    tokenizer: Tokenizer, eot: int | None, sample: Sample, directory: Path, splits: dict[str, dict[str, Any]]
 ) -> Iterator[str]:
-    """A line for each way in which the prepared tokens are not the text. Raises UsageError if nothing of it is left."""
+    """A line for each way in which the prepared tokens, with `eot` after documents, are not the text. Raises UsageError
+    if nothing of it is left."""
     if not isinstance(tokenizer, HFTokenizer):
         return
     name, unknown = _unknown(tokenizer)
-    bins = [np.memmap(directory / f"{split}.bin", tokenizer.dtype, "r") for split in splits]
-    total = sum(map(len, bins))
-    if unknown is not None and (count := sum(int(np.count_nonzero(ids == unknown)) for ids in bins)):
-        ends = sum(int(np.count_nonzero(ids == tokenizer.eot)) for ids in bins) if tokenizer.eot is not None else 0
-        if count + ends == total:
-            raise UsageError(f"tokenizer: each token of the text is {name}, so nothing of it would be learned")
-        yield f"warning: {count:,} of {total:,} tokens ({count / total:.1%}) are {name}, for what the vocabulary lacks"
     model = tokenizer.pipeline["model"]
-    if model["type"] == "BPE" and not (name or tokenizer.is_byte_level or model.get("byte_fallback")):
+    is_byte_bpe = model["type"] == "BPE" and tokenizer.is_byte_level
+    has_all_bytes = is_byte_bpe and tokenizer.base_ids.keys() >= {*bytes_to_unicode().values()}
+    is_end = unknown == eot and any("targets" in facts for facts in splits.values())  # of some of the turns
+    if unknown is not None and not (has_all_bytes or is_end):
+        bins = [np.memmap(directory / f"{split}.bin", tokenizer.dtype, "r") for split in splits]
+        count, total = _count(bins, unknown), sum(map(len, bins))
+        if unknown == eot:
+            ends = sum(facts["documents"] for facts in splits.values())
+            count -= ends
+        else:
+            ends = 0 if tokenizer.eot is None or tokenizer.eot == unknown else _count(bins, tokenizer.eot)
+        if count > 0 and count + ends == total:
+            raise UsageError(f"tokenizer: each token of the text is {name}, so nothing of it would be learned")
+        if count > 0:
+            share = f"{count:,} of {total:,} tokens ({count / total:.1%})"
+            yield f"warning: {share} are {name}, for what the vocabulary lacks"
+    if model["type"] == "BPE" and not (name or has_all_bytes or model.get("byte_fallback")):
         yield "warning: the tokenizer leaves out characters that its vocabulary lacks"
-    for text in map(without_surrogates, sample):
+    if difference := _first_loss(tokenizer, unknown, sample):
+        yield f"warning: the tokenizer does not keep a text as it is: {difference}"
+
+
+def _count(bins: list[np.memmap], token: int) -> int:
+    slices = (ids[first : first + SLICE] for ids in bins for first in range(0, len(ids), SLICE))
+    return sum(int(np.count_nonzero(part == token)) for part in slices)
+
+
+def _first_loss(tokenizer: HFTokenizer, unknown: int | None, sample: Sample) -> str | None:
+    """The first difference of a text from what its tokens spell."""
+    decoder = tokenizer.pipeline["decoder"] or {}
+    # then decoding moves the spaces beside punctuation
+    moves_spaces = decoder.get("type") == "WordPiece" or tokenizer.auto.clean_up_tokenization_spaces
+    for text, special in sample:
+        text = without_surrogates(text)
         for part in (text, *text.split()):  # a word where the text has something unknown
-            ids = tokenizer.encode(part, special=True)
+            ids = tokenizer.encode(part, special=special)
             kept, part = tokenizer.decode(ids).strip(" "), part.strip(" ")
-            if unknown not in ids and kept != part:
-                yield f"warning: the tokenizer does not keep a text as it is: {_difference(part, kept)}"
-                return
+            is_kept = kept.replace(" ", "") == part.replace(" ", "") if moves_spaces else kept == part
+            if unknown not in ids and not is_kept:
+                return _difference(part, kept)
+    return None
 
 
 def _unknown(tokenizer: HFTokenizer) -> tuple[str | None, int | None]:

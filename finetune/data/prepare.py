@@ -92,7 +92,7 @@ def _prepare(
         found = with_added_tokens(_new_tokenizer(tokenizer, surveys, split), options.add_tokens)
     stream, split_by, kept = split()
     eot = None if split_by == "text" else found.eot
-    sample: list[str] = []
+    sample: lossy.Sample = []
     stream = lossy.sampled(stream, sample)
     chunks = _cut_chunks(stream, found, options.group_characters, sum(each.characters for each in surveys.values()))
     with files.temporary_directory(out_dir) as work:
@@ -110,7 +110,7 @@ def _prepare(
             "end_of_text": eot,
         }
         meta |= {} if split_by == "text" else {"overflow": overflow_facts}
-        remarks = [shown(line, MOST_SHOWN) for line in lossy.remarks(found, sample, work, splits)]
+        remarks = [shown(line, MOST_SHOWN) for line in lossy.remarks(found, eot, sample, work, splits)]
         meta |= {"read": [*report(texts), *remarks], "sources": surveys["train"].sources}
         meta |= {"val_sources": surveys["val"].sources} if texts["val"] else {}
         check_unused(out_dir, meta, options.overwrite)

@@ -15,18 +15,21 @@ MAIL = re.compile(
     r"(From \S+.*\n)?(From|To|Date|Subject|Received|Return-Path|Message-ID|MIME-Version|Delivered-To|X-[\w-]+):",
     re.IGNORECASE,
 )
+# of a message, of the next one in a file of several, and of a part of a message
+HEADERS = re.compile(r"(?:^(?:From |--)\S.*\n|\A)(?:[\w-]+:.*\n|[ \t]+\S.*\n)*", re.MULTILINE)
 ENCODED = re.compile(r"^Content-Transfer-Encoding:\s*(base64|quoted-printable)", re.IGNORECASE | re.MULTILINE)
 ARCHIVE = re.compile(r"\s*window\.YTD\.[\w.]+\s*=")
-QUOTED = re.compile(r"=[0-9A-F]{2}|=\n")
+QUOTED = re.compile(r"=[0-9A-F]{2}|=\r?\n")
+BASE64_LINE = re.compile(r"\s*[A-Za-z0-9+/]+={0,2}\s*$", re.MULTILINE)
 
 
 def check(text: str, name: str, way_out: str) -> None:
     """Raise UsageError for a text, of which the beginning is given, whose letters are hidden behind others."""
     head = text[:LOOK_CHARACTERS]
     head = head if head.isascii() else ""
-    if MAIL.match(text) and (found := ENCODED.search(text)):
+    if MAIL.match(text) and (kind := _mail_kind(text)):
         way = "save the messages as text from a mail program"
-        raise UsageError(f"{name}: is mail in {found[1].lower()}, so its words are hidden; {way}, {way_out}")
+        raise UsageError(f"{name}: is mail in {kind}, so its words are hidden; {way}, {way_out}")
     if ARCHIVE.match(head):
         way = f"sed '1s/^[^=]*=//' '{name}' writes it to a file with the suffix .json"
         raise UsageError(f"{name}: is JSON of Twitter's archive behind the name of a variable; {way}, {way_out}")
@@ -37,6 +40,16 @@ def check(text: str, name: str, way_out: str) -> None:
         if is_kind(head):
             way = f"Python's {'base64' if kind == 'base64' else 'quopri'} module converts it"
             raise UsageError(f"{name}: is in {kind}, so its letters are hidden; {way}, {way_out}")
+
+
+def _mail_kind(text: str) -> str | None:
+    """The encoding that hides the words below one of the headers."""
+    for headers in HEADERS.finditer(text):
+        if found := ENCODED.search(headers[0]):
+            kind = found[1].lower()
+            if BASE64_LINE.match(text, headers.end()) if kind == "base64" else QUOTED.search(text, headers.end()):
+                return kind
+    return None
 
 
 def _is_utf7(head: str) -> bool:
