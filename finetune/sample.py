@@ -201,7 +201,8 @@ def write(
                     bar.update(1)
         except KeyboardInterrupt:
             bar.close()
-            print(f"{file.done:,} of {wanted.total:,} samples are in {options.out}; the same command goes on")
+            same = "the same command without --overwrite" if options.overwrite else "the same command"
+            print(f"{file.done:,} of {wanted.total:,} samples are in {options.out}; {same} goes on")
             raise
     print(f"wrote {wanted.total:,} samples to {options.out}")
     return texts

@@ -1,5 +1,6 @@
 """What can be typed in a chat."""
 
+import errno
 import io
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from finetune import GPT, GPTConfig
+from finetune.common.errors import UsageError
 from finetune.data import chat
 from finetune.data import tokenizer as tokenizers
 
@@ -115,6 +117,37 @@ def test_a_saved_conversation_is_data(model, talk, command):
     assert "/save: no/a.jsonl cannot be written: No such file" in out
     code, _, error = command("prepare", "a b.jsonl", "--out_dir=data", f"--tokenizer={directory}", "--dry_run=true")
     assert code == 0, error
+
+
+def test_a_turn_that_fails_is_forgotten(model, talk, monkeypatch):
+    directory, refused = model(), []
+
+    def check(prompt, *how):
+        if not refused:
+            refused.append(prompt)
+            raise UsageError("the prompt is refused")
+
+    monkeypatch.setattr("finetune.gpt.sampling.check_prompt", check)
+    prompts, out = talk(directory, "What?", "Nothing", "x" * 90, "/save a.jsonl")
+    assert "the prompt is refused\n" in out and prompts[0] == "User:\nNothing\n\nAssistant:\n"
+    messages = json.loads(Path("a.jsonl").read_text(encoding="utf-8"))["messages"]
+    assert [one["role"] for one in messages] == ["user", "assistant"] * 2 and messages[0]["content"] == "Nothing"
+
+
+@pytest.mark.parametrize("name", ["~nobody-has-this-name/a", "a\0b", "x" * 300, "no/a", "/proc/a", "."])
+def test_a_file_that_cannot_be_written_does_not_end_a_chat(name, model, talk):
+    prompts, out = talk(model(), "What?", f"/save {name}", "Nothing")
+    assert len(prompts) == 2 and out.count("/save: ") == 1 and len(out.splitlines()) >= 3
+
+
+def test_a_terminal_that_was_closed_ends_a_chat(model, command, monkeypatch):
+    class Closed(io.StringIO):
+        def readline(self, *size):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("sys.stdin", Closed())
+    code, _, error = command("sample", f"--init_from={model()}", *FLAGS)
+    assert code == 0 and error == ""
 
 
 class Terminal:

@@ -207,6 +207,48 @@ def test_generation_keeps_the_mode_of_the_model_and_refuses_nonsense(hf_model):
         model.generate(torch.zeros(1, 1, dtype=torch.long), 2, temprature=0.5)
 
 
+def test_a_generation_that_fails_keeps_the_mode_of_the_model(hf_model):
+    model = GPT.from_hf(hf_model()).train()
+
+    def fail(ids):
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        model.generate(torch.zeros(1, 1, dtype=torch.long), 2, callback=fail)
+    assert model.training
+
+
+def test_no_rows_are_no_rows_and_each_row_has_one_number(hf_model):
+    model = GPT.from_hf(hf_model())
+    for options in ({}, {"temperature": 0}, {"top_k": 5, "top_p": 0.9, "repetition_penalty": 1.2}):
+        assert model.generate(torch.zeros(0, 3, dtype=torch.long), 4, **options).shape == (0, 7)
+    for rows in ([0], range(3)):
+        with pytest.raises(ValueError, match="rows must have a number for each of the 2 rows"):
+            model.generate(torch.zeros(2, 3, dtype=torch.long), 4, rows=rows)
+
+
+def test_equal_prompts_are_computed_once_and_each_row_is_as_alone(hf_model):
+    model, idx, lengths = GPT.from_hf(hf_model()), torch.arange(9).expand(5, -1), []
+    model.h[0].register_forward_hook(lambda block, inputs, out: lengths.append(inputs[0].shape[:2].numel()))
+    how = {"eos_token_id": None, "top_k": 9}
+    whole = model.generate(idx, 40, generator=torch.Generator().manual_seed(1), **how)  # also beyond the context
+    assert lengths[:2] == [9, 5] and len({tuple(row) for row in whole.tolist()}) == 5
+    for row in range(5):
+        alone = model.generate(idx[:1], 40, generator=torch.Generator().manual_seed(1), rows=[row], **how)
+        assert torch.equal(alone[0], whole[row])
+    other = torch.cat([idx[:1] + 1, idx])  # prompts that are not equal
+    beside = model.generate(other, 40, generator=torch.Generator().manual_seed(1), rows=[9, *range(5)], **how)
+    assert torch.equal(beside[1:], whole)
+
+
+def test_every_bit_of_a_seed_counts():
+    keys = [
+        streams.step_keys(torch.Generator().manual_seed(seed), range(2), 3, torch.device("cpu"))
+        for seed in (7, 7 + 2**32, 7 + 2**40, 7 + 2**62, 2**63 - 1, 2**32 - 1, -7)
+    ]
+    assert len({tuple(one.flatten().tolist()) for one in keys}) == 7
+
+
 @pytest.mark.parametrize("pad", [None, 3])
 @pytest.mark.parametrize("by_config", [True, False])
 def test_texts_end_where_those_of_transformers_end(hf_model, pad, by_config):

@@ -2,15 +2,18 @@
 
 import io
 import json
+import os
 import random
 from pathlib import Path
 
 import pytest
 
 from finetune import GPT, GPTConfig
+from finetune.common import console
 from finetune.data import chat
 from finetune.data import tokenizer as tokenizers
-from finetune.gpt.sampling import Sample, draw_samples, print_samples
+from finetune.gpt.sampling import Sample, draw_samples, print_samples, write_new_text
+from finetune.sample import main
 
 TEXT = "Grüße, 世界! 🙂 naïve façade\n" * 20
 
@@ -149,6 +152,62 @@ def test_a_terminal_shows_the_first_sample_as_it_is_written_and_the_same_text(mo
         monkeypatch.undo()
     assert terminal.getvalue() == plain.getvalue()
     assert sum(map(bool, terminal.writes)) > 40
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """A function that makes standard output a stream whose reader is gone."""
+
+    streams = []
+
+    def make(goes_on=False):
+        ours, theirs = os.pipe()
+        os.close(ours)
+        stream = console.Console(open(theirs, "wb"), encoding="utf-8", line_buffering=True)
+        stream.goes_on = goes_on
+        monkeypatch.setattr("sys.stdout", stream)
+        streams.append(stream)
+
+    yield make
+    for stream in streams:
+        stream.close()
+
+
+def test_nothing_is_drawn_when_nobody_reads_it(model, unread, monkeypatch):
+    directory = model(template=chat.TEMPLATE)
+    drawn, generate = [], GPT.generate
+    monkeypatch.setattr(GPT, "generate", lambda self, *args, **how: drawn.append(1) or generate(self, *args, **how))
+    flags = [f"--init_from={directory}", "--max_new_tokens=5", "--dtype=float32"]
+    for more in (["--num_samples=1000"], ["--chat=true"]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("What?\n" * 50))
+        unread()
+        with pytest.raises(SystemExit) as ended:
+            main([*flags, *more])
+        assert ended.value.code == 0 and not drawn
+    unread()
+    main([*flags, "--num_samples=40", "--out=a.jsonl"])
+    assert len(rows_of("a.jsonl")) == 40
+    unread(goes_on=True)  # in training
+    tokenizer, network = tokenizers.from_directory(directory), GPT.from_pretrained(directory)
+    prompt = tokenizers.prompt_ids(tokenizer, "a")
+    assert len(print_samples(network, tokenizer, prompt, num_samples=40, max_new_tokens=5)) == 40
+
+
+def test_a_reader_that_goes_ends_it_between_tokens(model, unread, monkeypatch):
+    directory = model()
+    tokenizer, network = tokenizers.from_directory(directory), GPT.from_pretrained(directory)
+    prompt, shown = tokenizers.prompt_ids(tokenizer, "a"), []
+
+    def show(sample):
+        shown.append(len(sample.ids))
+        if len(shown) == 3:
+            unread()
+        write_new_text(sample)
+
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    with pytest.raises(SystemExit):
+        draw_samples(network, tokenizer, prompt, show, max_new_tokens=500, ignore_eos=True)
+    assert 3 <= len(shown) < 20
 
 
 @pytest.mark.parametrize("stop", ["", "zzz"])

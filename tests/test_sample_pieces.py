@@ -18,6 +18,8 @@ from finetune import GPT, GPTConfig
 from finetune.data import tokenizer as tokenizers
 from finetune.gpt import pieces
 from finetune.gpt.sampling import draw_samples
+from finetune.runs import sample_file
+from finetune.sample import main
 
 GPT2 = {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257}
 
@@ -108,6 +110,35 @@ def test_a_file_is_continued_from_wherever_it_was_cut(model, command):
     Path("cut.jsonl").write_bytes(whole[: ends[2]])  # more of the same are the same
     assert command("sample", *flags, "--num_samples=24", "--out=cut.jsonl")[0] == 0
     assert Path("cut.jsonl").read_bytes().startswith(whole) and Path("cut.jsonl").read_bytes().count(b"\n") == 24
+
+
+def test_ctrl_c_names_the_command_that_goes_on(model, monkeypatch, capsys):
+    flags, add = [f"--init_from={model}", *FLAGS, "--out=a.jsonl"], sample_file.SampleWriter.add
+
+    def add_three(writer, *sample):
+        if writer.done == 3:
+            raise KeyboardInterrupt
+        add(writer, *sample)
+
+    for more, same in (([], "the same command"), (["--overwrite=true"], "the same command without --overwrite")):
+        monkeypatch.setattr(sample_file.SampleWriter, "add", add_three)
+        with pytest.raises(KeyboardInterrupt):
+            main([*flags, *more])
+        assert f"\n3 of 20 samples are in a.jsonl; {same} goes on\n" in capsys.readouterr().out
+        monkeypatch.setattr(sample_file.SampleWriter, "add", add)
+        three = Path("a.jsonl").read_bytes()
+        main(flags)
+        assert three.count(b"\n") == 3 and Path("a.jsonl").read_bytes().startswith(three)
+        Path("a.jsonl").unlink()
+
+
+def test_bytes_that_are_not_utf_8_are_written_and_continued(model, command):
+    flags = [f"--init_from={model}", *FLAGS, "--stop=\udcff", "--out=a.jsonl"]
+    assert command("sample", *flags)[0] == 0
+    whole = Path("a.jsonl").read_bytes()
+    assert json.loads(whole.decode("utf-8").splitlines()[0])["stop"] == "\udcff"
+    Path("a.jsonl").write_bytes(whole[: len(whole) // 2])
+    assert command("sample", *flags)[0] == 0 and Path("a.jsonl").read_bytes() == whole
 
 
 def test_several_prompts_are_continued(model, command):

@@ -198,6 +198,21 @@ def test_a_file_of_another_kind_is_named(name, content, words, command):
     assert code == 2 and words in error and error.count("\n") == 1, error
 
 
+@pytest.mark.parametrize(
+    "name", ["best.pth", "model.bin", "m.ckpt", "last.ckpt", "adapter_model.pt", "a-of-b.bin", "x.h5"]
+)
+def test_a_nanogpt_checkpoint_may_have_any_name(name):
+    nanogpt()
+    Path("ckpt.pt").rename(name)
+    assert pretrained.load(name)[0].vocab_size == 11
+    torch.save({"weight": torch.zeros(2)}, name)
+    with pytest.raises(UsageError, match=f"^{name}: not a nanoGPT checkpoint: it has no 'model' and 'model_args'; "):
+        pretrained.load(name)
+    Path(name).write_bytes(b"\x80\2nothing")
+    with pytest.raises(UsageError, match=f"^{name}: {name} cannot be read as weights only: "):
+        pretrained.load(name)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_way_out_of_a_gguf_file_leads_out(model, command):
     pytest.importorskip("gguf")

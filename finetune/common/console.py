@@ -19,6 +19,7 @@ class Console(io.TextIOWrapper):
 
     goes_on = False  # also when it cannot be written, as on a full disk
     warned = False  # that it cannot
+    gone = False  # its reader
 
     def write(self, text: str) -> int:
         try:
@@ -35,6 +36,7 @@ class Console(io.TextIOWrapper):
 
     def _lost(self, error: OSError) -> None:
         if error.errno in READER_GONE:
+            self.gone = True
             discard(self.fileno())
             return
         problem = f"standard output cannot be written: {error.strerror}"
@@ -71,6 +73,12 @@ def go_on_without_output() -> None:
     """Let a full disk that standard output is a file on lose lines only, not the work."""
     if isinstance(sys.stdout, Console):
         sys.stdout.goes_on = True
+
+
+def end_unread() -> None:
+    """End a command that only writes to standard output, once nobody reads that; training goes on."""
+    if isinstance(sys.stdout, Console) and sys.stdout.gone and not sys.stdout.goes_on:
+        sys.exit(0)
 
 
 def write_out() -> Failure | None:

@@ -44,11 +44,6 @@ def kind(names: Iterable[str]) -> str | None:
     return None
 
 
-def kind_of_file(path: Path) -> str | None:
-    """The same of a file, by its first bytes or its name."""
-    return kind_of_bytes(path) or kind([path.name])
-
-
 def kind_of_bytes(path: Path) -> str | None:
     """The same of a file by its first bytes alone, also where its name promises something else."""
     with path.open("rb") as file:

@@ -83,20 +83,24 @@ def generate(
     sampler = Sampler(**sampling)
     if idx.size(1) == 0:
         raise ValueError("the prompt is empty; a model needs at least one token to go on from")
-    was_training = model.training
-    model.eval()
+    if len(rows) != len(idx):
+        raise ValueError(f"rows must have a number for each of the {len(idx)} rows, got {len(rows)}")
     out = torch.cat([idx, idx.new_empty(len(idx), max_new_tokens)], 1)
     endings, shown = _endings(model.config, eos_token_id, out), idx.size(1)
     keys = streams.step_keys(generator, rows, max_new_tokens, idx.device)
-    for end in decode_tokens(model, out, sampler, logits_processor, keys):
-        is_last = (endings is not None and endings.add(out[:, end - 1], end)) or end == out.size(1)
-        if callback is not None and (is_last or end - shown == callback_every):
-            is_last = bool(callback(out[:, shown:end])) or is_last
-            shown = end
-        if is_last:
-            out = out[:, :end]
-            break
-    model.train(was_training)
+    was_training = model.training
+    model.eval()
+    try:
+        for end in decode_tokens(model, out, sampler, logits_processor, keys):
+            is_last = (endings is not None and endings.add(out[:, end - 1], end)) or end == out.size(1)
+            if callback is not None and (is_last or end - shown == callback_every):
+                is_last = bool(callback(out[:, shown:end])) or is_last
+                shown = end
+            if is_last:
+                out = out[:, :end]
+                break
+    finally:
+        model.train(was_training)
     return out if endings is None else out[:, : idx.size(1) + endings.longest()]
 
 
@@ -145,7 +149,9 @@ def decode_tokens(
     head = _float32_head(model, top_k, whole=penalty != 1 or logits_processor is not None)
     shape = (len(out), model.config.n_head, min(end, block_size), model.config.n_embd // model.config.n_head)
     cache = KVCache(model.config.n_layer, shape, out.device)
-    x = forward_cached(model, out[:, :prompt_length][:, -block_size:], cache)
+    prompt = out[:, :prompt_length][:, -block_size:]
+    is_one = len(prompt) > 1 and bool((prompt == prompt[0]).all())  # then one row is computed, for the cache of all
+    x = forward_cached(model, prompt[:1] if is_one else prompt, cache).expand(len(prompt), -1, -1)
     use_graph = out.is_cuda and min(end, block_size) - prompt_length >= MIN_GRAPH_STEPS
     step = CUDAGraphStep(model, cache) if use_graph else None
     for t in range(prompt_length, end):

@@ -202,11 +202,15 @@ def _shards(index: Path) -> list[str]:
 
 
 def _load_nanogpt(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
-    if found := foreign.kind_of_file(path):
-        raise UsageError(f"{path.parent}: {found}")
-    checkpoint = torch_file.read(path)
+    if found := foreign.kind_of_bytes(path):
+        raise ValueError(found)
+    found = foreign.kind([path.name])  # only when it cannot be read: a nanoGPT checkpoint may have any name
+    try:
+        checkpoint = torch_file.read(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {found}" if found else error) from None
     if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= checkpoint.keys():
-        way = "weights without them are read as pytorch_model.bin in a directory with the model's config.json"
+        way = found or "weights without them are read as pytorch_model.bin in a directory with the model's config.json"
         raise ValueError(f"not a nanoGPT checkpoint: it has no 'model' and 'model_args'; {way}")
     config, weights = convert.from_nanogpt(checkpoint)
     _check_size(path, config, [path])

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.common.console import printable
+from finetune.common.console import end_unread, printable
 from finetune.common.errors import Failure, UsageError
 from finetune.common.free_memory import give_back_heap, is_out_of_memory
-from finetune.gpt import GPT, pieces
+from finetune.gpt import GPT, pieces, streams
 from finetune.gpt.generate import CHECK_EVERY, Sampler
 
 CopyBlocker = Callable[[list[int]], Iterable[SupportsInt]]  # ids of a sample -> ids that must not follow
@@ -129,7 +129,7 @@ def iterate_samples(
     most = pieces.most_rows(model, len(prompt), asked.max_new_tokens)
     if isinstance(asked.seed, torch.Generator):  # no other samples are equal to these
         most = min(most, asked.num_samples)
-        asked = replace(asked, seed=int(torch.randint(2**62, (), generator=asked.seed, device=asked.seed.device)))
+        asked = replace(asked, seed=int(streams.draw(asked.seed)))
     elif pieces.is_lone(model, asked.num_samples):
         most = 1
     begin, shown = 0, 0  # `shown` characters of the first sample
@@ -220,6 +220,7 @@ def print_samples(model: GPT, tokenizer: Tokenizer, prompt: np.ndarray, **option
     """`draw_samples`, and print each with the prompt before it; a terminal shows the first one token by token."""
     start = printable(tokenizer.decode(prompt))
     print(f"---------------\n{start}", end="", flush=True)
+    end_unread()
     samples: list[Sample] = []
     for sample in iterate_samples(model, tokenizer, prompt, write_new_text if sys.stdout.isatty() else None, **options):
         if samples:
@@ -232,5 +233,7 @@ def print_samples(model: GPT, tokenizer: Tokenizer, prompt: np.ndarray, **option
 
 
 def write_new_text(sample: Sample) -> None:
+    """Print what is new in a sample; a command that nobody reads ends here."""
     sys.stdout.write(printable(sample.new_text()))
     sys.stdout.flush()
+    end_unread()

@@ -17,11 +17,17 @@ BITS = 23  # of a random number; with half a step more it is exact in float32 an
 
 
 def step_keys(generator: torch.Generator | None, rows: Sequence[int], steps: int, device: torch.device) -> Tensor:
-    """Keys (B, steps) for `exponential`: a number that `generator` draws decides, the row's number, and the step's."""
-    place = generator.device if generator else "cpu"
-    seed = torch.randint(-(2**63), 2**63 - 1, (1, 1), generator=generator, device=place).to(device)
-    row_keys = _mix(_mix(seed) + GAMMA * torch.tensor(rows, device=device)[:, None])
+    """Keys (B, steps) for `exponential`: what `draw` returns decides, the row's number, and the step's."""
+    seed, numbers = draw(generator).to(device), torch.tensor(rows, dtype=torch.long, device=device)
+    row_keys = _mix(_mix(seed) + GAMMA * numbers[:, None])
     return _mix(row_keys + GAMMA * torch.arange(steps, device=device))
+
+
+def draw(generator: torch.Generator | None) -> Tensor:
+    """An int64 number (1, 1). The upper half of the seed is added, which a generator on the CPU ignores."""
+    generator = generator or torch.default_generator
+    drawn = torch.randint(-(2**63), 2**63 - 1, (1, 1), generator=generator, device=generator.device)
+    return drawn + (generator.initial_seed() >> 32)
 
 
 def exponential(keys: Tensor, ids: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.common.console import printable
+from finetune.common.console import end_unread, printable
 from finetune.common.errors import UsageError
 from finetune.common.files import write_file
 from finetune.data import chat
@@ -43,6 +44,7 @@ def run_chat(
     while (line := _read_line(len(session.messages) // 2, is_terminal)) is not None:
         if line.rstrip() == "/exit":
             return
+        end_unread()
         try:
             if line.startswith("/"):
                 session.obey(*line.rstrip().partition(" ")[::2])
@@ -96,18 +98,20 @@ class ChatSession:
         """Write the conversation as a line of JSON. Raises UsageError."""
         if not name or not self.messages:
             raise UsageError("/save: name a file, /save FILE" if not name else "/save: nothing was said yet")
-        path = Path(name).expanduser()
-        if os.path.lexists(path):
-            raise UsageError(f"/save: {name} is there already; name another file")
         try:
+            path = Path(name).expanduser()
+            if os.path.lexists(path):
+                raise UsageError(f"/save: {name} is there already; name another file")
             write_file(path, json.dumps({"messages": self._system() + self.messages}, ensure_ascii=False) + "\n")
-        except (OSError, UnicodeEncodeError) as error:
+        except UsageError:
+            raise
+        except (OSError, ValueError, RuntimeError) as error:
             raise UsageError(f"/save: {name} cannot be written: {getattr(error, 'strerror', None) or error}") from None
         print(printable(f"wrote {name}"), flush=True)
 
     def answer(self, line: str, is_terminal: bool) -> None:
         """Answer a line of the user, and print that. Ctrl-C on a terminal ends the answer. Raises UsageError."""
-        prompt = self._add_turn(line)
+        messages, first, prompt = self._with_turn(line)
         is_shown, seen = sys.stdout.isatty(), Sample(self.tokenizer)
 
         def show(sample: Sample) -> None:
@@ -126,21 +130,20 @@ class ChatSession:
             seen.finish("interrupted")
         write_new_text(seen)
         print("\n" if is_terminal else "", flush=True)  # and an empty line on a terminal
-        self.messages.append({"role": "assistant", "content": seen.text})
+        self.messages, self.first = [*messages, {"role": "assistant", "content": seen.text}], first
 
     def _system(self) -> list[dict[str, str]]:
         return [{"role": "system", "content": self.system}] if self.system else []
 
-    def _add_turn(self, line: str) -> np.ndarray:
-        """Add a line of the user; return the prompt, without the oldest turns if it would be too long. Raises
-        UsageError, and adds nothing."""
+    def _with_turn(self, line: str) -> tuple[list[dict[str, str]], int, np.ndarray]:
+        """`messages` with a line of the user, `first`, and the prompt, without the oldest turns if it would be too
+        long. Raises UsageError."""
         messages, first = [*self.messages, {"role": "user", "content": line}], self.first
         while True:
             text = chat.render(self.template, self._system() + messages[first:], special_names(self.tokenizer))
             prompt = encode_prompt(self.tokenizer, text, "this turn")
-            if len(prompt) <= self.max_prompt or first == len(messages) - 1:
-                self.messages, self.first = messages, first
-                return prompt
+            if len(prompt) <= self.max_prompt or first >= len(messages) - 1:
+                return messages, first, prompt
             first += 2
 
 
@@ -164,5 +167,9 @@ def _read_line(turns: int, is_terminal: bool) -> str | None:
         return input("> " if is_terminal else "")
     except EOFError:
         return None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return None  # the terminal was closed
     except UnicodeDecodeError as error:
         raise UsageError(f"standard input: the text after turn {turns} is not UTF-8 ({error.reason})") from None

@@ -91,7 +91,7 @@ class SampleWriter:
         known = self.wanted.beginning(self.done)
         first = {"prompt": known["prompt"], "text": text, "sample": known["sample"]}
         row = {**first, "finish_reason": finish_reason, "tokens": ids, **self.wanted.how}
-        self.file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        self.file.write(_encode(row) + b"\n")
         self.file.flush()
         self.done += 1
 
@@ -120,11 +120,15 @@ def _read(file: BinaryIO, out: Path, wanted: Wanted) -> tuple[list[str], int]:
 def _check_beginning(line: bytes, where: str, wanted: Wanted, place: int) -> None:
     """Raise UsageError for a last line that is no beginning of sample number `place`."""
     if place < wanted.total:
-        prompt = json.dumps({"prompt": wanted.beginning(place)["prompt"], "text": ""}, ensure_ascii=False)
-        begin = prompt.removesuffix('"}').encode()
+        begin = _encode({"prompt": wanted.beginning(place)["prompt"], "text": ""}).removesuffix(b'"}')
         if line.startswith(begin) or begin.startswith(line):
             return
     raise UsageError(f"{where} is no sample of this command; {WAY_OUT}")
+
+
+def _encode(row: dict[str, Any]) -> bytes:
+    """A row as JSON; a byte of the command line that is not UTF-8 is written as \\udcXX, which JSON reads back."""
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def _parse(line: bytes) -> dict[str, Any]:
