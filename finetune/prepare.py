@@ -100,7 +100,7 @@ def prepare_and_examine(options: Options) -> Dataset:
     for line in dataset.meta["read"]:
         print(line)
     print(summary(dataset))
-    print(f"wrote {out_dir}/train.bin, val.bin and meta.json ({dataset.meta['tokenizer']['name']})")
+    print(f"wrote {Path(out_dir, 'train.bin')}, val.bin and meta.json ({dataset.meta['tokenizer']['name']})")
     for run_dir in runs_on(out_dir):
         print(f"the same data as before: the run {run_dir} was trained on them")
     is_small = sum(facts["bytes"] for facts in dataset.meta["splits"].values()) <= EXAMINED

@@ -44,9 +44,9 @@ def main(argv: list[str]) -> None:
     if os.path.lexists(place):
         raise UsageError(f"out_dir: {place} exists; give another, or remove it")
     began = time.monotonic()
-    write_texts(place / "texts")
+    number = write_texts(place / "texts")
     print(
-        f"{TEXTS} texts with faults are in {printable(str(place / 'texts'))}. The commands below run one level above."
+        f"{number} texts with faults are in {printable(str(place / 'texts'))}. The commands below run one level above."
     )
     for number, (title, line) in enumerate(steps(), 1):
         print(f"\n{number}/{len(steps())}  {title}\n$ {line}", flush=True)
@@ -77,8 +77,9 @@ def _prepare(source: str, out_dir: str) -> str:
     return command("prepare", source, tokenizer="char", out_dir=out_dir)
 
 
-def write_texts(directory: Path) -> None:
-    """Python's manual by topic, with faults: texts that are there twice, and letters that were decoded wrongly."""
+def write_texts(directory: Path) -> int:
+    """Python's manual by topic, with faults: texts that are there twice, and letters that were decoded wrongly. Returns
+    their number, as no Python has all topics of another."""
     from pydoc_data.topics import topics
 
     directory.mkdir(parents=True)
@@ -87,6 +88,7 @@ def write_texts(directory: Path) -> None:
     texts[5] += "\n\nA caf\u00c3\u00a9, and the manual\u00e2\u20ac\u2122s own words.\n"  # UTF-8, read as cp1252
     for number, text in enumerate(texts):
         (directory / f"{number:02}.txt").write_text(text + "\n", encoding="utf-8")
+    return len(texts)
 
 
 def _run(line: str, place: Path, stop: bool) -> None:

@@ -132,7 +132,7 @@ def test_a_run_whose_states_are_all_damaged(run, command, way, best):
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
     before = sorted(Path(run).rglob("*"))
-    code, _, told = command("train", f"{run}/recipe.yaml", f"--init_from={way}")
+    code, _, told = command("train", f"{run}/recipe.yaml", f"--init_from={way}", f"--out_dir={run}/")
     assert code == 2 and told.count("model.safetensors is not what was written") == 2, told
     assert sorted(Path(run).rglob("*")) == before
     assert ("best/ is whole, with the weights of step" in told) == (best == "whole")

@@ -52,6 +52,8 @@ CASES = {  # (what is there, command, part of the line)
     "any number": (None, ["train", "--dataset=x", "--max_iters=1e300"], "must be below 9,223,372,036,854,775,808"),
     "a long name": (None, ["train", "--dataset=x", f"--out_dir={'a' * 300}"], "a name of 300 bytes; 255 are possible"),
     "a long source": (None, ["prepare", f"{'a' * 300}.txt"], "a name of 304 bytes"),
+    "many names": (None, ["train", f"--dataset={','.join(f'dataset{n}' for n in range(40))}"], "dataset0: no such "),
+    "names of a few levels": (None, ["train", f"--dataset={','.join(['a/b/c/d/e/f'] * 150)}"], "a/b/c/d/e/f: no such "),
     "many levels": (None, ["train", "--dataset=x", f"--out_dir={'y/' * 1900}"], "has 1,900 levels; 200 are possible"),
     "a long path": (None, ["report", f"--out_dir={('a' * 250 + '/') * 20}"], "has 5,020 bytes; 4,000 are possible"),
     "a long target": (None, ["recipes", "small", f"--to={'a' * 240}.yaml"], "180 are possible"),

@@ -1,5 +1,6 @@
 """The pictures of a run: loss.png, share.png and the curves of the report show the same, and show it well."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -35,6 +36,8 @@ def test_a_high_first_loss_does_not_flatten_the_rest():
     everything = [(4.0, 4.0), (3.8, 3.8), (3.6, 3.6), (3.5, 3.5)]
     low, high = loss_axis.loss_bounds([], evaluations(*everything))
     assert low < 3.5 and high > 4.0, "all is shown where that flattens nothing"
+    low, high = loss_axis.loss_bounds([], evaluations((3.0, 3.0), (4.9, 5.0), (4.9, 4.98), (4.9, 4.99)))
+    assert low < 3.0 and high > 5.0, "the base was the best model"
     spikes = [{"iter": n, "loss": 3.3} for n in range(50, 250)] + [{"iter": 100, "loss": 40.0}]
     assert loss_axis.loss_bounds(spikes, evaluations(*FLAT))[1] < 3.7
     assert loss_axis.loss_bounds([{"iter": 0, "loss": "nan"}], []) is None
@@ -170,7 +173,9 @@ def test_samples_of_other_settings_do_not_stand_beside_each_other():
 
 
 def test_the_winner_of_a_comparison_is_marked(tiny_run, command, corpus):
-    text = corpus()
+    words, text = Path(corpus()).read_text().split(), "documents.jsonl"
+    parts = [" ".join(words[n : n + 40]) for n in range(0, len(words), 40)]
+    Path(text).write_text("".join(json.dumps({"text": part}) + "\n" for part in parts))
     tiny_run("one", "--max_iters=4", "--eval_interval=2", "--learning_rate=1e-4", text=text)
     tiny_run("two", "--max_iters=4", "--eval_interval=2", text=text)
     best = record.load("two").best["val_loss"]
@@ -181,6 +186,10 @@ def test_the_winner_of_a_comparison_is_marked(tiny_run, command, corpus):
     assert "*" not in command("compare", "two", "two")[1], "a draw"
     tiny_run("few", "--max_iters=4", "--eval_interval=2", "--eval_iters=1", text=text)
     assert "*" not in command("compare", "two", "few")[1], "evaluated on other blocks"
+    for number, change in enumerate(("--block_size=16", "--isolate_documents=true")):
+        tiny_run(f"cut{number}", "--max_iters=2", change, text=text)
+        out = command("compare", "two", f"cut{number}")[1]
+        assert "*" not in out and "these runs were validated on different data or blocks" in out, change
     tiny_run("other", "--max_iters=4", text=corpus("other.txt", words=4800, seed=1))
     assert "*" not in command("compare", "two", "other")[1], "other data"
 

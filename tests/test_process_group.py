@@ -43,6 +43,24 @@ def test_variables_of_a_launcher_that_cannot_be_right_are_refused(left, told, co
 @pytest.mark.parametrize(
     "left",
     [
+        dict.fromkeys(("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"), ""),
+        dict.fromkeys(("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "MPI_LOCALNRANKS"), ""),
+        {"WORLD_SIZE": "", "RANK": "3", "MASTER_ADDR": "localhost"},
+        {"PMI_RANK": "-1"},
+        {"OMPI_COMM_WORLD_LOCAL_RANK": "x", "RANK": "y"},
+        {"MASTER_PORT": "0"},
+    ],
+)
+def test_variables_that_name_no_group_stop_no_single_process(left, tiny_run, monkeypatch):
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    out = tiny_run("r1/", "--max_iters=1")
+    assert Path(out, "best/config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
         GROUP,
         {**GROUP, "RANK": "1", "LOCAL_RANK": "1"},
         {**GROUP, "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none"},

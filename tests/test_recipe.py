@@ -196,18 +196,32 @@ def test_lengths_follow_the_real_length_of_the_run():
 
 @pytest.mark.parametrize("changes", [{}, {"lora_rank": 4, "init_from": "gpt2"}, {"max_iters": 5}, {"batch_size": 1}])
 @pytest.mark.parametrize("evaluated", [1, 100, 3000, 10**6])
-def test_evaluations_take_at_most_a_tenth_of_the_time(changes, evaluated):
+def test_evaluations_take_at_most_a_tenth_of_the_time_or_are_ten(changes, evaluated):
     """Counted in forward passes: a row of training is three of them, two where the weights are frozen."""
     recipe = Recipe(dataset="x", **{"max_iters": 2000, "init_from": "scratch", **changes})
     plan, usual = schedule(recipe, 10**6, evaluated), schedule(recipe, 10**6)
     evaluations = len({*range(0, plan.length, plan.eval_interval), plan.length})
     training = plan.length * recipe.blocks_per_update * (2 if recipe.lora_rank else 3)
-    assert evaluations == 2 or evaluations * evaluated <= (training + evaluations * evaluated) / 10
+    assert evaluations > min(10, plan.length)
+    if plan.eval_interval != max(1, plan.length // 10):
+        assert evaluations * evaluated <= (training + evaluations * evaluated) / 10
     assert usual.eval_interval <= plan.eval_interval <= plan.length and plan.save_interval == usual.save_interval
     # and no fewer than that allows
     assert plan.eval_interval == usual.eval_interval or 9 * (evaluations + 2) * evaluated > training / 1.5
     given = schedule(dataclasses.replace(recipe, eval_interval=3), 10**6, evaluated)
     assert (given.eval_interval, given.save_interval) == (3, 3)
+
+
+@pytest.mark.parametrize("length", range(1, 200))
+def test_a_run_with_a_large_validation_split_has_ten_evaluations_after_the_first(length):
+    plan = schedule(Recipe(dataset="x", max_iters=length, patience=5), 10**6, 10**6)
+    assert len({*range(0, length, plan.eval_interval), length}) > min(10, length)
+
+
+@pytest.mark.parametrize("name, rows, updates", [("small", 450, 36), ("xl_lora", 200, 125)])
+def test_a_recipe_with_as_much_to_validate_as_to_train_still_finds_its_best_model(name, rows, updates):
+    plan = schedule(parse(Recipe, [str(RECIPES[0].parent / f"{name}.yaml")], "")[0], rows, rows)
+    assert plan.length == updates and plan.length // plan.eval_interval >= 10
 
 
 def test_the_learning_rate_is_nanogpts(monkeypatch):

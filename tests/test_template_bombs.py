@@ -1,7 +1,9 @@
 """A chat template that came with a model cannot take all the time or memory of a machine."""
 
 import json
+import os
 import re
+import signal
 import time
 from pathlib import Path
 
@@ -49,6 +51,33 @@ def test_a_usual_template_costs_little():
     for _ in range(1000):
         chat.call_template(PLAIN, TALK, {})
     assert time.process_time() - began < 20
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_was_ended_between_two_calls_is_started_again(number, ignored, monkeypatch):
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        for wait in (0, 0.1):
+            assert bounded_call.call(len, "four") == 4
+            os.kill(bounded_call._children[os.getpid()][0], number)
+            time.sleep(wait)
+            assert bounded_call.call(len, "three") == 5
+        with pytest.raises(ValueError, match="takes more than 0.5 seconds"):
+            chat.call_template(BOMBS["nested loops"], TALK, {})
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def end_this(number):
+    os.kill(os.getpid(), number)
+
+
+def test_a_process_that_a_signal_ends_is_not_called_too_large():
+    with pytest.raises(ValueError, match="^its process ended with signal 9$"):
+        bounded_call.call(end_this, signal.SIGKILL)
+    with pytest.raises(ValueError, match="of memory$"):
+        bounded_call.call(bytes, 700 << 20)  # the answer is made, but has no place in the pipe
 
 
 LATER = {  # with the row that says boom

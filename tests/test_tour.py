@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_every_step_is_a_command_that_works(command):
-    tour.write_texts(Path("texts"))
+    assert tour.write_texts(Path("texts")) == len(list(Path("texts").iterdir()))
     outputs = {}
     for _, line in tour.steps():
         name, verb, *argv = shlex.split(line)

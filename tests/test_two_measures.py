@@ -78,7 +78,9 @@ def test_an_existing_path_with_a_comma_is_one_path(command):
         "x",
     ]
     assert split_paths('"quoted"') == ["quoted"] and split_paths("it's,o'clock") == ["it's", "o'clock"]
-    several = ["a,b.txt", "new, one", 'my "own", text', "x"]
+    Path("'z'").touch()
+    assert split_paths("'z','y'") == ["'z'", "y"]
+    several = ["a,b.txt", "new, one", 'my "own", text', "x", "'new'", "'z'"]
     assert split_paths(join_paths(several)) == several
     assert expand_home('"~/no, such.txt",x') == f'"{Path.home()}/no, such.txt",x'
     shape = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8", "--max_iters=1", "--batch_size=1"]

@@ -29,7 +29,7 @@ def read_proc(name: str) -> str:
 def drop_stray_ranks() -> None:
     """Forget a RANK that no launcher has given to this process: one comes with the size of its group and an address."""
     given = [name for name in ("RANK", "LOCAL_RANK") if name in os.environ]
-    lacks = [name for name in ("WORLD_SIZE", "MASTER_ADDR") if name not in os.environ]
+    lacks = [name for name in ("WORLD_SIZE", "MASTER_ADDR") if not os.environ.get(name)]
     if given and lacks:
         for name in given:
             del os.environ[name]

@@ -77,8 +77,9 @@ def problem_of_name(text: str, most: int = MOST_BYTES_OF_NAME) -> str | None:
     if found := STEERING.search(text):
         what = "a byte that is not UTF-8" if found[0] >= "\ud800" else f"the character {found[0]!r}"
         return f"{shown(text)} holds {what}; give it another name"
-    if text.count("/") > MOST_LEVELS:
-        return f"{shown(text)} has {text.count('/'):,} levels; {MOST_LEVELS} are possible"
+    levels = max(path.count("/") for path in text.split(","))
+    if levels > MOST_LEVELS:
+        return f"{shown(text)} has {levels:,} levels; {MOST_LEVELS} are possible"
     longest = max(len(name.encode()) for name in re.split(r"[/\\,]", text))
     if longest > most:
         return f"{shown(text)} holds a name of {longest:,} bytes; {most} are possible"

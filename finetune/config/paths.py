@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 # options that hold a path, of every command
 KEYS = frozenset(
@@ -23,25 +22,30 @@ def expand_home(text: str) -> str:
 
 def split_paths(text: str | None) -> list[str]:
     """The paths in a text, separated by commas. One in quotes may hold commas. What exists, here or under data/, is one
-    path in spite of a comma."""
+    path in spite of a comma or of quotes."""
     found, rest = [], text or None
     while rest is not None:
-        if quoted := QUOTED.match(rest):
+        parts = rest.split(",")
+        ends = range(len(parts), 0, -1)
+        end = next((n for n in ends if _exists(",".join(parts[:n]).strip())), None)
+        if end is None and (quoted := QUOTED.match(rest)):
             found.append(quoted[2])
             rest = rest[quoted.end() :] if quoted[0].endswith(",") else None
             continue
-        parts = rest.split(",")
-        ends = range(len(parts), 1, -1)
-        end = next((n for n in ends if _exists(",".join(parts[:n]).strip())), 1)
+        end = end or 1
         found.append(",".join(parts[:end]).strip())
         rest = ",".join(parts[end:]) if parts[end:] else None
     return found
 
 
 def join_paths(paths: Iterable[str]) -> str:
-    """The paths as a text for `split_paths`, where what holds a comma is quoted."""
-    return ",".join(path if "," not in path else f"'{path}'" if '"' in path else f'"{path}"' for path in paths)
+    """The paths as a text for `split_paths`, where what holds a comma, or has quotes of its own, is quoted."""
+    return ",".join(_quote(path) if "," in path or QUOTED.match(path) else path for path in paths)
+
+
+def _quote(path: str) -> str:
+    return f"'{path}'" if '"' in path else f'"{path}"'
 
 
 def _exists(path: str) -> bool:
-    return os.path.lexists(path) or Path("data", path).exists()
+    return os.path.lexists(path) or os.path.exists(os.path.join("data", path))

@@ -111,7 +111,7 @@ class Recipe:
     )
 
     eval_interval: int | None = option(
-        None, "updates between evaluations [a twentieth of the run, or more]", ge=1, resume="free", derived=True
+        None, "updates between evaluations [a twentieth to a tenth of the run]", ge=1, resume="free", derived=True
     )
     eval_iters: int | None = option(
         None,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from finetune.config.recipe import Recipe
 
-EVALUATION_SHARE = 10  # evaluations take at most a tenth of the time
+EVALUATION_SHARE = 10  # evaluations take at most a tenth of the time,
+EVALUATIONS = 10  # but there are so many after the first, or best/ and early stopping have no choice
 
 
 @dataclass
@@ -33,7 +34,9 @@ def schedule(recipe: Recipe, num_rows: int, evaluated_rows: int = 0) -> Schedule
     if warmup > length // 2:  # meant for a longer run
         warmup = tenth
     twentieth = max(1, min(250, math.ceil(length / 20)))
-    eval_interval = recipe.eval_interval or max(twentieth, _affordable_interval(recipe, length, evaluated_rows))
+    longest = max(1, length // EVALUATIONS)
+    affordable = min(_affordable_interval(recipe, length, evaluated_rows), longest)
+    eval_interval = recipe.eval_interval or max(twentieth, affordable)
     return Schedule(
         length=length,
         warmup_iters=warmup,

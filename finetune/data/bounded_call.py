@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from multiprocessing import Pipe
@@ -18,8 +19,15 @@ import psutil
 from finetune.common.errors import first_line
 
 T = TypeVar("T")
+
+
+class Ended(ValueError):
+    """Something else than its bounds ended the child."""
+
+
 CPU_SECONDS, MORE_BYTES = 5, 1 << 30  # a usual rendering takes a millisecond and some KB
 DEADLOCK_SECONDS = 60  # of a child that waits for a lock which another thread held
+NO_MEMORY = 3  # an exit code
 TOO_LARGE = f"it takes more than {MORE_BYTES / 1e9:.0f} GB of memory"
 
 _lock = threading.Lock()
@@ -31,24 +39,37 @@ def call(function: Callable[..., T], *arguments: Any) -> T:
     if it needs more than the bounds, and with the first line of any error. Where there is no fork, it is made here."""
     if not hasattr(os, "fork"):
         return function(*arguments)
+    request = function, arguments, CPU_SECONDS
     with _lock:
-        child, pipe = _children.get(os.getpid()) or _start()
         try:
-            pipe.send((function, arguments, CPU_SECONDS))
-            is_done, result = pipe.recv()
-        except (EOFError, OSError):
-            del _children[os.getpid()]
-            pipe.close()
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            is_time = -code in (signal.SIGPROF, signal.SIGALRM)
-            raise ValueError(f"it takes more than {CPU_SECONDS} seconds" if is_time else TOO_LARGE) from None
-        except BaseException:  # Ctrl-C: what the child still says is not the answer to the next call
-            del _children[os.getpid()]
-            pipe.close()
-            raise
+            is_done, result = _ask(request)
+        except Ended:  # perhaps before it was asked
+            is_done, result = _ask(request)
     if not is_done:
         raise ValueError(result)
     return result
+
+
+def _ask(request: tuple[Any, ...]) -> tuple[bool, Any]:
+    child, pipe = _children.get(os.getpid()) or _start()
+    began = time.monotonic()
+    try:
+        pipe.send(request)
+        return pipe.recv()
+    except BaseException as error:  # after Ctrl-C, what the child still says is not the answer to the next call
+        del _children[os.getpid()]
+        pipe.close()
+        if not isinstance(error, EOFError | OSError):
+            raise
+    try:
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except ChildProcessError:  # this process ignores SIGCHLD, or waits for all children elsewhere
+        code = -signal.SIGPROF if time.monotonic() - began > CPU_SECONDS else None
+    if code in (-signal.SIGPROF, -signal.SIGALRM):
+        return False, f"it takes more than {CPU_SECONDS} seconds"
+    if code == NO_MEMORY:
+        return False, TOO_LARGE
+    raise Ended(f"its process ended with signal {-code}" if code and code < 0 else "its process ended")
 
 
 def _start() -> tuple[int, Connection]:
@@ -59,6 +80,8 @@ def _start() -> tuple[int, Connection]:
     if not child:
         try:
             _answer(theirs)
+        except MemoryError:  # for a question or an answer
+            os._exit(NO_MEMORY)
         finally:
             os._exit(0)
     theirs.close()

@@ -106,7 +106,7 @@ def _way_without_states(out_dir: str | Path) -> str:
     recipe, best = Path(out_dir, RECIPE), read_best(out_dir)
     if not best:
         return f"best/ is damaged too; from the start: {command('train', recipe, overwrite='true')}"
-    another = next(name for number in itertools.count(2) if not Path(name := f"{out_dir}-{number}").exists())
+    another = next(name for number in itertools.count(2) if not Path(name := f"{Path(out_dir)}-{number}").exists())
     shape = dict.fromkeys(("n_layer", "n_head", "n_embd"), "none")  # best/ has its own
     way = command("train", recipe, init_from=Path(out_dir, "best"), out_dir=another, **shape)
     return f"best/ is whole, with the weights of step {best['step']:,}; another run from there: {way}"

@@ -16,7 +16,7 @@ ABOVE, BELOW = 0.05, 0.14  # margins; the name of the best point stands below it
 
 def loss_bounds(updates: Sequence[Event], evaluations: Sequence[Event]) -> tuple[float, float] | None:
     """The lowest and the highest loss to show, None without losses. If the losses before the second evaluation would
-    flatten the rest, they lie above."""
+    flatten the rest, they lie above; the best one is always shown."""
     evaluated = [(event["step"], float(event[key])) for event in evaluations for key in ("train_loss", "val_loss")]
     updated = [(event["iter"], float(event["loss"])) for event in updates]
     everything = [loss for _, loss in evaluated + updated if math.isfinite(loss)]
@@ -27,7 +27,8 @@ def loss_bounds(updates: Sequence[Event], evaluations: Sequence[Event]) -> tuple
     cut = math.ceil(len(later) * OUTLIERS) if len(later) >= 20 else 0
     shown = later[cut : len(later) - cut]
     shown += [loss for step, loss in evaluated if step >= begin and math.isfinite(loss)]
-    low, high = min(shown or everything), max(shown or everything)
+    best = [float(event["val_loss"]) for event in filter(None, [best_of(evaluations)])]  # it may be the first
+    low, high = min([*(shown or everything), *best]), max(shown or everything)
     if begin and max(everything) - low <= ZOOM * (high - low):
         high = max(everything)
     span = high - low or 0.05 * abs(high) or 1.0

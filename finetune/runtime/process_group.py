@@ -25,9 +25,15 @@ SECONDS, SECONDS_OF_MACHINES = 45, 600  # until all processes of a machine, or o
 
 
 def check_variables() -> None:
-    """Raise UsageError for what no launcher says."""
-    least = dict.fromkeys((*SIZES, *LOCAL_SIZES, "MASTER_PORT"), 1) | dict.fromkeys((*RANKS, *LOCAL_RANKS), 0)
-    found = {name: text for name in least if (text := os.environ.get(name))}
+    """Raise UsageError for what no launcher says. What is empty, or a rank in no group, is forgotten."""
+    in_group = bool(_given(SIZES, LOCAL_SIZES, ["MASTER_ADDR"]))
+    strays = () if in_group else (*RANKS[1:], *LOCAL_RANKS[1:])  # of torch's own, drop_stray_ranks has told
+    for name in (*SIZES, *RANKS, *LOCAL_SIZES, *LOCAL_RANKS, *PLACE):
+        if name in strays or not os.environ.get(name):
+            os.environ.pop(name, None)
+    least = dict.fromkeys((*SIZES, *LOCAL_SIZES), 1) | dict.fromkeys((*RANKS, *LOCAL_RANKS), 0)
+    least |= {"MASTER_PORT": 1} if in_group else {}
+    found = {name: os.environ[name] for name in least if name in os.environ}
     numbers = {name: int(text) for name, text in found.items() if text.isascii() and text.isdecimal()}
     for name, text in found.items():
         if not least[name] <= numbers.get(name, -1) < 65536:

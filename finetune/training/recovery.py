@@ -119,7 +119,7 @@ def resume(setup: Setup, state: TrainState, saved: SavedState, say: Callable[[st
             " start afresh"
         )
     elif not state.best:
-        say(f"{recipe.out_dir}/best: there is none, or it is damaged; the next evaluation writes it")
+        say(f"{Path(recipe.out_dir, 'best')}: there is none, or it is damaged; the next evaluation writes it")
         if state.evaluations and state.evaluations[-1]["step"] == state.step:
             state.evaluations.pop()  # measured again here, or a run that is done would never write it
 

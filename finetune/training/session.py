@@ -242,7 +242,8 @@ def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
         )
     if not state.best:
         raise Failure(
-            f"out_dir {recipe.out_dir}: best/ could not be saved; the last state is in {recipe.out_dir}/last", 1
+            f"out_dir {recipe.out_dir}: best/ could not be saved; the last state is in {Path(recipe.out_dir, 'last')}",
+            1,
         )
     if line := worse_than_at_start(state):
         logger.print(f"warning: {line}")
@@ -257,7 +258,8 @@ def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     plot_loss(recipe.out_dir)
     if logger.trackers:
         logger.trackers.add_picture(Path(recipe.out_dir) / "loss.png")
-    logger.print(f"best val loss {state.best['val_loss']:.4f} at step {state.best['step']}, in {recipe.out_dir}/best")
+    place = Path(recipe.out_dir, "best")
+    logger.print(f"best val loss {state.best['val_loss']:.4f} at step {state.best['step']}, in {place}")
     if setup.prompt is not None and setup.tokenizer is not None:
         sample_best(setup, state, logger)
     elif recipe.num_samples:

@@ -99,8 +99,8 @@ def figures(run: Record) -> dict[str, str]:
 def _notes(runs: Sequence[Record]) -> list[str]:
     """Why the figures may not be comparable."""
     lines = []
-    if len({_data_identity(run, "val") for run in runs}) > 1:
-        lines.append("these runs were validated on different data, so their losses cannot be compared")
+    if len({(_data_identity(run, "val"), *_evaluated_blocks(run)) for run in runs}) > 1:
+        lines.append("these runs were validated on different data or blocks, so their losses cannot be compared")
     elif len({_data_identity(run, "train") for run in runs}) > 1:
         lines.append("these runs were trained on different data")
     if () in {_data_identity(run, "val") for run in runs}:
@@ -109,9 +109,10 @@ def _notes(runs: Sequence[Record]) -> list[str]:
 
 
 def _evaluated_blocks(run: Record) -> tuple[object, ...]:
-    """What says how many blocks an evaluation reads; () for the whole split."""
-    keys = ("eval_iters", "batch_size", "block_size")
-    return tuple(run.recipe.get(key) for key in keys) if run.recipe.get("eval_iters") else ()
+    """What says into which blocks the split is cut, and how many an evaluation reads."""
+    values = run.recipe | run.started.get("identity", {})  # where `auto` is decided
+    keys = ["block_size", "isolate_documents", "eval_iters", *(["batch_size"] if values.get("eval_iters") else [])]
+    return tuple(values.get(key) for key in keys)
 
 
 def _data_identity(run: Record, split: str) -> tuple[tuple[str, str], ...]:
