@@ -51,11 +51,12 @@ def test_variables_of_a_launcher_that_cannot_be_right_are_refused(left, told, co
         {"MASTER_PORT": "0"},
     ],
 )
-def test_variables_that_name_no_group_stop_no_single_process(left, tiny_run, monkeypatch):
+def test_variables_that_name_no_group_stop_no_single_process(left, tiny_run, command, monkeypatch):
     for name, value in left.items():
         monkeypatch.setenv(name, value)
     out = tiny_run("r1/", "--max_iters=1")
-    assert Path(out, "best/config.json").is_file()
+    code, said, _ = command("train", f"{out}recipe.yaml", f"--out_dir={out}", "--init_from=resume", "--max_iters=2")
+    assert code == 0 and ", in r1/best\n" in said
 
 
 @pytest.mark.parametrize(

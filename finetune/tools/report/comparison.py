@@ -117,5 +117,4 @@ def _evaluated_blocks(run: Record) -> tuple[object, ...]:
 
 def _data_identity(run: Record, split: str) -> tuple[tuple[str, str], ...]:
     """The entries for a split in the identity of a run, () if it is not recorded."""
-    identity = run.started.get("identity", {})
-    return tuple(sorted((name, str(value)) for name, value in identity.items() if name.startswith(split)))
+    return tuple(sorted((key, str(it)) for key, it in run.started.get("identity", {}).items() if key.startswith(split)))
