@@ -3,8 +3,9 @@
 The jobs are a list of {"argv": [verb, flags...], "kills": K, "seed": S, "shows": [paths]}. A command is run twice to
 its end; then it is killed K times at a random moment of its time, and run to its end after every fifth kill. `shows`
 are the files that hold the result: they must be whole after every kill. Of a command that "makes" a directory they must
-be the same after every end, and the directory is removed then, so that the next kills meet its beginning. The outcomes
-are printed as JSON: how many kills, results lost, restarts that failed and what was left behind."""
+be the same after every end, and the directory is removed then, so that the next kills meet its beginning; so is what a
+server holds, by the address "forget". The outcomes are printed as JSON: how many kills, results lost, restarts that
+failed and what was left behind."""
 
 import hashlib
 import importlib
@@ -16,6 +17,7 @@ import signal
 import sys
 import time
 import traceback
+import urllib.request
 from pathlib import Path
 
 from finetune.common.errors import Failure, UsageError
@@ -60,16 +62,18 @@ def content(paths):
     return found
 
 
-def remove(directory):
+def begin_anew(directory, url):
     if directory:
         shutil.rmtree(directory, ignore_errors=True)
+    if url:
+        urllib.request.urlopen(url).close()
 
 
-def killed(argv, kills, seed, shows, makes=None):
+def killed(argv, kills, seed, shows, makes=None, forget=None):
     rng = random.Random(seed)
     seconds = []
     for _ in range(2):  # the first reads libraries from disk
-        remove(makes)
+        begin_anew(makes, forget)
         code, took = finish(argv)
         seconds.append(took)
         assert code == 0, Path("kills.log").read_text()
@@ -77,7 +81,7 @@ def killed(argv, kills, seed, shows, makes=None):
     assert None not in result.values(), result
     found = {"kills": 0, "too_late": 0, "lost": [], "failed": [], "inside": 0}
     window = min(seconds)
-    remove(makes)
+    begin_anew(makes, forget)
     while found["kills"] < kills:
         for cache in Path(".").rglob(".arrow"):
             shutil.rmtree(cache)
@@ -88,7 +92,7 @@ def killed(argv, kills, seed, shows, makes=None):
             found["too_late"] += 1
             assert found["too_late"] < 20 + kills, f"{argv[0]} is over before every kill"
             window *= 0.9
-            remove(makes)
+            begin_anew(makes, forget)
             continue
         found["kills"] += 1
         found["inside"] += any(Path(".").rglob(WORK))
@@ -98,7 +102,7 @@ def killed(argv, kills, seed, shows, makes=None):
             code, _ = finish(argv)
             if code or content(shows) != result:
                 found["failed"].append([found["kills"], code, Path("kills.log").read_text()[-500:]])
-            remove(makes)
+            begin_anew(makes, forget)
     found["left"] = sorted(map(str, Path(".").rglob(WORK)))
     return found
 
