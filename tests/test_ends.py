@@ -35,6 +35,14 @@ def send_at(step, *numbers):
     return Hooks(before_update)
 
 
+@pytest.fixture(autouse=True)
+def signals_of_a_terminal():
+    """Whoever started the tests may ignore SIGHUP, as nohup does."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number, code", ENDING)
 @pytest.mark.parametrize("place", ["update", "evaluation", "sampling", "save"])
 def test_a_signal_saves_wherever_it_comes(place, number, code, tiny, monkeypatch):

@@ -342,7 +342,7 @@ def test_a_document_that_the_split_cuts_overflows_too(tokenizer, command):  # no
 
 
 def test_blocks_are_the_same_whoever_builds_them(tokenizer, monkeypatch):  # noqa: F811
-    prepare([write(conversations())], "data", tokenizer)
+    prepare([write(conversations(43))], "data", tokenizer)  # a cache of the same data elsewhere would be found
     with forked.pool(2) as pool:
         one, other = pool.map(_rows_in_child, [str(Path("data").resolve())] * 2)
     assert one == other == _rows_in_child("data")

@@ -272,6 +272,7 @@ def test_weights_of_a_byte_are_named_by_their_type(hf_model):
         pretrained.load("m")
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")  # of torch 2.14
 def test_sparse_weights_and_a_head_of_another_type(hf_model):
     theirs = hf_model()
     theirs.config.save_pretrained("m")

@@ -81,7 +81,7 @@ def _options(kind: str, place: Place, kept: dict[str, Any]) -> dict[str, Any]:
     if kind == "tensorboard":
         return {"purge_step": kept["purge_step"]} if kept else {}
     if kind == "trackio":
-        return {"name": known or _unused_trackio_name(place), "resume": "must" if known else "never"}
+        return {"name": known or _unused_trackio_name(place), "resume": "allow" if known else "never"}
     if kind == "comet_ml":
         return {"experiment_key": known or fresh}
     if kind == "aim":
