@@ -1,4 +1,4 @@
-"""A tour of two minutes, without a download: from texts with faults to an exported model, each step as its command.
+"""A tour without a download: from texts with faults to an exported model, each step as its command.
 
 finetune tour
 """
@@ -34,7 +34,7 @@ INTERRUPTED = 130
 
 @dataclass
 class Options:
-    out_dir: str = option("finetune-tour", "directory of the tour, a new one", path=True)
+    out_dir: str = option("finetune-tour", "directory of the tour, a new one")
     open: bool = option(False, "show the report in a browser at the end")
 
 
@@ -44,10 +44,9 @@ def main(argv: list[str]) -> None:
     if os.path.lexists(place):
         raise UsageError(f"out_dir: {place} exists; give another, or remove it")
     began = time.monotonic()
-    number = write_texts(place / "texts")
-    print(
-        f"{number} texts with faults are in {printable(str(place / 'texts'))}. The commands below run one level above."
-    )
+    texts = write_texts(place / "texts")
+    print(f"{texts} texts with faults are in {printable(str(place / 'texts'))}")
+    print(f"the commands run in {printable(str(place))}")
     for number, (title, line) in enumerate(steps(), 1):
         print(f"\n{number}/{len(steps())}  {title}\n$ {line}", flush=True)
         _run(line, place, stop=line == TRAIN)

@@ -63,7 +63,7 @@ def open_streams() -> None:
         sys.stderr.goes_on = True
 
 
-def printable(text: str) -> str:
+def encodable(text: str) -> str:
     """The text with ? for what the encoding of standard output lacks, which need not be a Console."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)

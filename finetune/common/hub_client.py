@@ -28,9 +28,8 @@ def hub_file(repo: str, name: str, revision: str | None = None) -> str:
     if isinstance(path, str):
         return path
     bound()
-    HfApi().model_info(
-        repo, revision=revision, timeout=network.SECONDS
-    )  # fails at once; a download would retry for half a minute
+    # fails at once; a download would retry for half a minute
+    HfApi().model_info(repo, revision=revision, timeout=network.SECONDS)
     return hf_hub_download(repo, name, revision=revision, etag_timeout=network.SECONDS)
 
 

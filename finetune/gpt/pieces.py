@@ -43,7 +43,7 @@ def bytes_of_row(config: GPTConfig, prompt_length: int, new_tokens: int, itemsiz
 
 
 def is_lone(model: Transformer, num_samples: int) -> bool:
-    """Whether a sample is drawn in a batch of one row, which in float32 on a CPU takes a third of the time of
-    FIRST and rounds alike but for the last bits."""
+    """Whether a sample is drawn in a batch of one row, which in float32 on a CPU takes less time than FIRST
+    and rounds alike but for the last bits."""
     weight = model.wte.weight
     return num_samples == 1 and weight.device.type == "cpu" and weight.dtype == torch.float32

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.common.console import end_unread, printable
+from finetune.common.console import encodable, end_unread
 from finetune.common.errors import Failure, UsageError
 from finetune.common.free_memory import give_back_heap, is_out_of_memory
 from finetune.gpt import GPT, pieces, streams
@@ -218,7 +218,7 @@ def _copy_processor(
 
 def print_samples(model: GPT, tokenizer: Tokenizer, prompt: np.ndarray, **options: Any) -> list[Sample]:
     """`draw_samples`, and print each with the prompt before it; a terminal shows the first one token by token."""
-    start = printable(tokenizer.decode(prompt))
+    start = encodable(tokenizer.decode(prompt))
     print(f"---------------\n{start}", end="", flush=True)
     end_unread()
     samples: list[Sample] = []
@@ -234,6 +234,6 @@ def print_samples(model: GPT, tokenizer: Tokenizer, prompt: np.ndarray, **option
 
 def write_new_text(sample: Sample) -> None:
     """Print what is new in a sample; a command that nobody reads ends here."""
-    sys.stdout.write(printable(sample.new_text()))
+    sys.stdout.write(encodable(sample.new_text()))
     sys.stdout.flush()
     end_unread()

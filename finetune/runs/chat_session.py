@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.common.console import end_unread, printable
+from finetune.common.console import encodable, end_unread
 from finetune.common.errors import UsageError
 from finetune.common.files import write_file
 from finetune.data import chat
@@ -51,7 +51,7 @@ def run_chat(
             elif line.strip():
                 session.answer(line, is_terminal)
         except UsageError as error:
-            print(printable(str(error)), flush=True)
+            print(encodable(str(error)), flush=True)
 
 
 class ChatSession:
@@ -76,7 +76,7 @@ class ChatSession:
         elif name == "/system" and argument:
             self.set_system(argument)
         elif name == "/system":
-            print(printable(self.system or "no system prompt"), flush=True)
+            print(encodable(self.system or "no system prompt"), flush=True)
         elif name == "/save":
             self.save(argument.strip())
         else:
@@ -107,7 +107,7 @@ class ChatSession:
             raise
         except (OSError, ValueError, RuntimeError) as error:
             raise UsageError(f"/save: {name} cannot be written: {getattr(error, 'strerror', None) or error}") from None
-        print(printable(f"wrote {name}"), flush=True)
+        print(encodable(f"wrote {name}"), flush=True)
 
     def answer(self, line: str, is_terminal: bool) -> None:
         """Answer a line of the user, and print that. Ctrl-C on a terminal ends the answer. Raises UsageError."""

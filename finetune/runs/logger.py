@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from finetune.common.console import printable
+from finetune.common.console import encodable
 from finetune.common.files import open_append, write_file
 from finetune.common.formatting import duration
 from finetune.common.json_output import finite
@@ -84,7 +84,7 @@ class RunLogger:
     def print(self, line: str) -> None:
         if not self.write:
             return
-        line = printable(line)
+        line = encodable(line)
         with contextlib.suppress(OSError):  # no reader, or a full disk: the run goes on
             print(f"{line}\n", end="", flush=True)  # in one write, as other threads print too
 
