@@ -129,6 +129,7 @@ def killed(recipe, world, kills, seed, slowest):
     last."""
     rng = random.Random(seed)
     acknowledged, lost, inside_save, broken = 0, 0, 0, []
+    work = f"{recipe.out_dir}/last/{files.WORK}"
     for number in range(kills + 1):
         read, write = os.pipe()
         resumed = any(files.find_damage(state) is None for state in checkpoints.states(recipe.out_dir))
@@ -145,11 +146,14 @@ def killed(recipe, world, kills, seed, slowest):
                 "inside_save": inside_save,
                 "broken": broken,
             }
-        # wait until it has begun to save, then a random while
+        # wait until it has begun to save, then a random while, and every second time until it saves again
         text = b""
         ready, _, _ = select.select([read], [], [], 30)
         if ready:
             time.sleep(rng.uniform(0.0, slowest))
+        patience = time.monotonic() + 2 * (number % 2)
+        while not os.path.isdir(work) and time.monotonic() < patience:
+            pass
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         for pid in pids:
@@ -158,7 +162,7 @@ def killed(recipe, world, kills, seed, slowest):
             text += chunk
         os.close(read)
         acknowledged = max([acknowledged, *map(int, text.split())])
-        inside_save += os.path.isdir(f"{recipe.out_dir}/last/{files.WORK}")
+        inside_save += os.path.isdir(work)
         valid = []
         for state in checkpoints.states(recipe.out_dir):
             problem = files.find_damage(state)

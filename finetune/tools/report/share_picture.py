@@ -52,7 +52,7 @@ def _figures(run: Record) -> list[tuple[str, str]]:
     if run.train_tokens is not None:
         facts.append(("trained on", f"{figure(run.train_tokens)} tokens"))
     facts.append(("best model", f"after {run.best['step']:,} of {run.length:,} updates"))
-    return facts[:4] if len(facts) > 4 else facts
+    return facts[:4]
 
 
 def _text(picture: Figure, x: float, y: float, text: str, size: int, colour: str, weight: str = "normal") -> None:
