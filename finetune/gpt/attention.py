@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-QUERY_BLOCK = 128  # queries in a block of BlockwiseAttention
+from finetune.common import machine
+
+QUERY_BLOCK = 256  # queries in a block of BlockwiseAttention
+FLASH_TOKENS = 512  # of a row, from which on PyTorch's kernel is fast with AMX
 MAX_SAVED = 1 << 24  # most probabilities kept for a backward pass; 19 MB in bfloat16, as half of each row is masked
 
 
@@ -33,10 +36,24 @@ def causal_attention(
         return flex_attention(q, k, v, document_starts)
     bfloat16 = q.dtype == k.dtype == torch.bfloat16
     if q.device.type == "cpu" and not dropout_p and (document_starts is not None or bfloat16):
-        return BlockwiseAttention.apply(q, k, v, document_starts)
+        if document_starts is not None or not _is_flash_faster(q):
+            return BlockwiseAttention.apply(q, k, v, document_starts)
     if document_starts is not None:
         return F.scaled_dot_product_attention(q, k, v, within_documents(document_starts), dropout_p)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
+
+
+def _is_flash_faster(q: Tensor) -> bool:
+    """Whether PyTorch's kernel is faster than BlockwiseAttention, which it is on a processor with AMX for long rows of
+    which no probabilities are kept (docs/log.md)."""
+    trains = torch.is_grad_enabled() and q.requires_grad
+    return machine.has_amx() and q.size(2) >= FLASH_TOKENS and not (trains and keeps_probabilities(q.shape))
+
+
+def keeps_probabilities(shape: torch.Size) -> bool:
+    """Whether BlockwiseAttention keeps the probabilities of queries (B, H, T, D) for its backward pass."""
+    B, H, T, _ = shape
+    return B * H * T**2 <= MAX_SAVED
 
 
 def find_document_starts(position_ids: Tensor) -> Tensor:
@@ -114,7 +131,7 @@ class BlockwiseAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, document_starts: Tensor | None = None) -> Tensor:
         q, k, v = (q * q.size(-1) ** -0.5).contiguous(), k.contiguous(), v.contiguous()
-        keep = any(ctx.needs_input_grad) and q.size(0) * q.size(1) * q.size(2) ** 2 <= MAX_SAVED
+        keep = any(ctx.needs_input_grad) and keeps_probabilities(q.shape)
         out, kept = _empty_heads(q), []
         for queries, keys in _blocks(q, document_starts):
             p = _probabilities(q, k, queries, keys, document_starts)
