@@ -1,6 +1,8 @@
 """Benchmarks against the tools people would otherwise use, each in its own process, written to docs/benchmarks/.
 
     python scripts/bench.py train   --nanogpt=PATH    tokens/s of updates, at matched and at default settings
+    python scripts/bench.py roofline                  rates of matrix products and of memory, and what a perfect update
+    would take
     python scripts/bench.py start                     time from the start of the process to the first update
     python scripts/bench.py memory                    peak memory of training
     python scripts/bench.py modes                     the same and time with moments in bfloat16, recomputed activations
@@ -57,8 +59,8 @@ WARM_UP = 2  # updates that are not timed: allocators, first optimizer state, co
 class Options:
     sources: list = option(
         [],
-        "what to measure: train, start, memory, modes, plan, processes, packing, sample, sample-memory, command,"
-        " load, prepare, doctor, convert, char or gpu",
+        "what to measure: train, roofline, start, memory, modes, plan, processes, packing, sample, sample-memory,"
+        " command, load, prepare, doctor, convert, char or gpu",
     )
     nanogpt: str = option("", "a checkout of nanoGPT to compare with")
     before: str = option("", "train, doctor: a checkout of an older commit of this project to compare with")
@@ -173,7 +175,40 @@ def train(options, work):
         " timed; "
     )
     setting += "AdamW, weight decay 0.1, gradients clipped at 1; ratios are median (lowest to highest) of the rounds"
+    import roofline as measured
+
+    perfect = measured.of_an_update(SIZES[options.size], tokens)["perfect_seconds"]
+    share = perfect * statistics.median(speeds[0]) / tokens
+    setting += f"; a perfect update takes {perfect:.2f} s here (scripts/roofline.py), {share:.0%} of finetune's time"
     return report(options, name, title, setting, rows, contenders)
+
+
+def roofline(options, work):
+    """Rates of this processor at the shapes of an update."""
+    import roofline as measured
+
+    found = measured.of_an_update(SIZES[options.size], options.batch_size * options.block_size)
+    rows = [
+        {"what": p["product"], "ms an update": f"{1e3 * p['seconds']:.0f}", "rate": f"{p['rate'] / 1e9:,.0f} GFLOP/s"}
+        for p in found["products"]
+    ]
+    rows += [
+        {"what": "all products", "ms an update": f"{1e3 * found['products_seconds']:.0f}", "rate": ""},
+        {
+            "what": "optimizer and conversion of weights, at the rate of a copy",
+            "ms an update": f"{1e3 * found['traffic_seconds']:.0f}",
+            "rate": f"{found['bandwidth'] / 1e9:,.0f} GB/s",
+        },
+        {
+            "what": "a perfect update: all products at the best rate, and this traffic",
+            "ms an update": f"{1e3 * found['perfect_seconds']:.0f}",
+            "rate": f"{found['peak'] / 1e9:,.0f} GFLOP/s",
+        },
+    ]
+    title = f"Roofline of {options.size}: {options.batch_size} x {options.block_size} tokens an update"
+    setting = "bfloat16; least of seven tries; every product and tensor alone, warm in the cache"
+    name = f"roofline-{options.batch_size}x{options.block_size}"
+    return report(options, name, title, setting, rows, [])
 
 
 def start(options, work):
@@ -1189,6 +1224,7 @@ def versions():
 
 LANES = {
     "train": train,
+    "roofline": roofline,
     "start": start,
     "memory": memory,
     "modes": modes,
