@@ -140,6 +140,43 @@ BELOW = [
             "Remarques sur la ville.",
         )
     ],
+    *[
+        reads(
+            f"sums below: {below!r}",
+            {"a.csv": "text,score\n" + "".join(f"{t},3\n" for t in P) + below + "\n"},
+            P,
+            says=f"left out {below.count(',') - below.count(chr(10) + ',')} line",
+        )
+        for below in (
+            "Total,60",
+            "\nTOTAL: ,60.0",
+            "Average,3\nGrand total,60",
+            "Summe,60%",
+            "Total,60\n,",
+            "Total: 60,",
+            "Source: Eurostat,",
+        )
+    ],
+    reads(
+        "sums below an id",
+        {"a.csv": "id,text,score\n" + "".join(f"{i},{t},3\n" for i, t in enumerate(P)) + "Total,,60\n"},
+        P,
+        says="left out 1 line",
+    ),
+    reads(
+        "a sum of one column",
+        {"a.csv": "text\n" + "".join(f"{t}\n" for t in P) + "Total: 1234\n"},
+        P,
+        says="left out 1 line",
+    ),
+    *[
+        reads(f"no sums: {row}", {"a.csv": "text,score\n" + "".join(f"{t},3\n" for t in P) + row + "\n"}, [*P, text])
+        for row, text in (
+            ("Sum of all it was,60", "Sum of all it was"),
+            ("Total war is over,3", "Total war is over"),
+            ("The count,of Monte Cristo", "The count"),
+        )
+    ],
     reads("a list with stars", {"a.csv": "text\n" + "".join(f"* {t}\n" for t in P)}, [f"* {t}" for t in P]),
     reads(
         "notes among rows",

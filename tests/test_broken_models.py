@@ -100,6 +100,25 @@ def test_every_verb_refuses_them(model, command, byte_tokenizer, verb, flags):
     assert not Path("new").exists()
 
 
+def test_weights_whose_logits_overflow_have_no_loss(model, command, byte_tokenizer):
+    write_bins(Path("d"), range(100), range(100))
+    model(lambda tensors: tensors[WTE].fill_(1e38), vocab_size=257)
+    shutil.copy(byte_tokenizer[0] / "tokenizer.json", "m")
+    code, out, error = command("eval", "--init_from=m", "--dataset=d", "--dtype=float32")
+    assert code == 2 and error == "m: its loss is not finite in float32; its weights are too large\n", out + error
+    code, _, error = command("export", "--init_from=m", "--to=new")
+    assert code == 1 and error.count("\n") == 1 and "~" not in error and not Path("new").exists(), error
+
+
+def test_an_export_that_transformers_cannot_load_is_named_as_it_was_given(model, command, byte_tokenizer):
+    config = json.loads((model(vocab_size=257) / "config.json").read_text())
+    Path("m/config.json").write_text(json.dumps({**config, "id2label": {"a": "\x1b[2J"}}))
+    shutil.copy(byte_tokenizer[0] / "tokenizer.json", "m")
+    code, _, error = command("export", "--init_from=m", "--to=new")
+    assert code == 2 and error.startswith("new: transformers cannot load it ("), error
+    assert error.count("\n") == 1 and error.strip().isprintable() and not Path("new").exists()
+
+
 def test_a_tensor_in_two_shards_is_refused(hf_model):
     hf_model().save_pretrained("m", max_shard_size="20KB")
     index = json.loads(Path("m", SHARDED).read_text())

@@ -169,27 +169,36 @@ def test_links_in_circles_are_read_once():
     Path("d/gone.txt").symlink_to("nowhere")
     make("e.txt", folder="elsewhere")
     Path("d/link").symlink_to(Path("elsewhere").absolute())
-    files = ["a.txt", "link/e.txt", "sub/b.txt", "sub/z.txt"]
+    files = ["a.txt", "sub/b.txt", "sub/z.txt"]
     assert found("d") == ({"train": files}, "1 broken link")
     assert found("d/**/*.txt")[0] == {"train": files}
     assert found("d/**/**/*.txt")[0] == {"train": files}
 
 
-def test_links_out_of_a_directory_are_said_and_those_above_it_not_followed(command):
+def test_links_out_of_a_directory_are_left_out_and_said(command):
     make("e.txt", folder="elsewhere")
     make("a.txt", folder="top/d")
     make("secret.txt", folder="top")
     for name, target in (("up", "../.."), ("all", "/"), ("e.txt", Path("elsewhere/e.txt").absolute())):
         Path("top/d", name).symlink_to(target)
-    assert found("top/d", Path("top/d"))[0] == {"train": ["a.txt", "e.txt"]}
-    said = command("prepare", "top/d", "--tokenizer=char", "--dry_run")[1]
-    assert f"top/d: one file is elsewhere, behind links, such as {Path('elsewhere/e.txt').absolute()}" in said
+    Path("top/d/folder").symlink_to("../../elsewhere")
+    told = f"one file is elsewhere, behind links, such as {Path('elsewhere/e.txt').absolute()}, and left out"
+    for name in ("top/d", "top/d/*.txt", "top/d/**/*"):
+        assert found(name, Path("top/d"))[0] == {"train": ["a.txt"]}
+        assert f"{name}: {told}" in command("prepare", name, "--tokenizer=char", "--dry_run")[1]
+    Path("top/d/a.txt").unlink()
+    code, _, error = command("prepare", "top/d", "--tokenizer=char", "--out_dir=data")
+    assert code == 2 and told in error and error.count("\n") == 1 and not Path("data").exists(), error
+    assert command("prepare", "top/d/e.txt", "--tokenizer=char", "--dry_run")[0] == 0  # that the user named
     blobs = Path("hub/datasets--o--n/blobs")
     blobs.mkdir(parents=True)
     (blobs / "abc").write_text("some text")
     make("b.txt", folder="hub/datasets--o--n/snapshots/1")
     Path("hub/datasets--o--n/snapshots/1/c.txt").symlink_to("../../blobs/abc")
     assert not find_files("hub/datasets--o--n/snapshots/1", is_readable).outside
+    make("1.txt", folder="blobs")  # a name that anybody can give
+    Path("hub/datasets--o--n/snapshots/1/d.txt").symlink_to(Path("blobs/1.txt").absolute())
+    assert len(find_files("hub/datasets--o--n/snapshots/1", is_readable).outside) == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/root").exists(), reason="no /proc")

@@ -87,6 +87,8 @@ def test_only_adapters_are_trained_and_kept_in_states(adapted, capsys):
     state = sorted(Path("out/last").glob("step-*"))[-1]
     for name, expected in (("model", count), ("optimizer", 2 * count)):
         assert sum(tensor.numel() for tensor in load_file(state / f"{name}.safetensors").values()) == expected
+    held = {name: tuple(tensor.shape) for name, tensor in load_file(state / "model.safetensors").items()}
+    assert held == lora.shapes(run.model.config, 4)
 
 
 def test_adapters_are_counted_with_any_mlp_width():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import forked
 import pytest
+from test_network import FAULTS, serving
 
 from finetune.runs.events import read_metrics
 from finetune.runs.trackers import rows_of
@@ -225,6 +226,50 @@ def test_a_proxy_without_network_means_offline_at_once(monkeypatch, url):
         began = time.monotonic()
         assert "503" in wandb_problem() and time.monotonic() - began < 15
         server.shutdown()
+
+
+ANSWERS = (
+    "a page of a proxy",
+    "no JSON",
+    "other JSON",
+    "a body that drips",
+    "a body without an end",
+)  # to the question
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_bad_server_of_wandb_is_a_line_within_seconds(name, monkeypatch):
+    from finetune.runs import tracker_kinds
+
+    monkeypatch.setattr(tracker_kinds, "SECONDS", 1)
+    with serving(FAULTS[name][0]) as url:
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        began = time.monotonic()
+        problem = tracker_kinds.wandb_problem()
+    assert time.monotonic() - began < 5 and problem.isprintable() and len(problem) < 300
+    assert problem or name in ANSWERS or "redirects" in name or "bomb" in name
+
+
+@pytest.mark.parametrize("name", ["429 for an hour", "garbage", "silence", "other JSON"])
+def test_a_bad_server_of_wandb_means_offline(tiny_run, monkeypatch, name):
+    """What it answers to the first question, or to the start of a run, is no point of the run."""
+    import wandb
+
+    from finetune.runs import tracker_kinds
+
+    wandb.teardown()  # it reads the environment once in a process
+    monkeypatch.setattr(tracker_kinds, "SECONDS", 1)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    lines = []
+    monkeypatch.setattr("builtins.print", lambda *parts, **_: lines.append(" ".join(map(str, parts))))
+    with serving(FAULTS[name][0]) as url:
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        tiny_run("out", "--log_with=wandb", "--max_iters=3")
+    [said] = [line for line in lines if line.startswith(("wandb: logging", "warning: wandb"))]
+    assert said.startswith("wandb: logging offline (") and said.isprintable(), said
+    assert len(losses("out")) == 3 and list(Path("out/wandb").glob("offline-run-*"))
+    wandb.teardown()
 
 
 @pytest.mark.skipif("tensorboard" not in KINDS, reason="tensorboard is not installed")

@@ -4,6 +4,8 @@ import contextlib
 import re
 from collections.abc import Generator
 
+from finetune.common.formatting import printable
+
 
 class _Shown(Exception):
     """An error whose message says it all: a notebook shows it without a traceback."""
@@ -44,10 +46,10 @@ def disk_errors() -> Generator[None]:
 
 def describe_error(error: BaseException) -> str:
     """`ValueError: the first line of its message`."""
-    message = str(error).strip().partition("\n")[0]
+    message = printable(str(error).strip().partition("\n")[0])
     return f"{type(error).__name__}: {message}"
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its class if it has none; at most 200 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(": ")[:200]
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(": ")[:200])

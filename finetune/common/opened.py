@@ -43,18 +43,24 @@ def refuse_links_out(directory: Path, paths: Iterable[Path]) -> None:
     for path in paths:
         if not path.is_symlink() and (path.parent == directory or not path.parent.is_symlink()):
             continue
-        real, target = directory.resolve(), path.resolve()
-        if target.is_file() and not (target.is_relative_to(real) or _is_blob(target, real)):
+        target = path.resolve()
+        if target.is_file() and leads_out(path, directory.resolve()):
             raise UsageError(f"{path}: is a link to {target}, outside its directory; put the file itself there")
 
 
-def _is_blob(target: Path, directory: Path) -> bool:
-    """Whether a file is a blob of the snapshot `directory`, or of the user's own cache."""
+def leads_out(path: Path, directory: Path) -> bool:
+    """Whether a path leads to a file that is not in a real directory, and no blob of the snapshot that the directory
+    belongs to, or of the user's own cache."""
+    target = path.resolve()
+    if target.is_relative_to(directory):
+        return False
+    snapshots = [place for place in (directory, *directory.parents) if place.parent.name == "snapshots"]
+    if any(target.parent == place.parents[1] / "blobs" for place in snapshots):
+        return False
+
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    if directory.parent.name == "snapshots" and target.parent == directory.parents[1] / "blobs":
-        return True
-    return target.parent.name == "blobs" and target.is_relative_to(Path(HF_HUB_CACHE).resolve())
+    return target.parent.name != "blobs" or not target.is_relative_to(Path(HF_HUB_CACHE).resolve())
 
 
 @contextlib.contextmanager

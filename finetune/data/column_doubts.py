@@ -38,18 +38,26 @@ def check_rows(profile: Profile) -> None:
         raise UsageError(
             f"{profile.place}: {media!r} belongs to the conversations, and only text is learned; leave such rows out"
         )
-    talks = [[name] for name in map(profile.column, MESSAGES) if name and profile.holds_messages(name)]
-    pairs = [[name for name in map(profile.column, pair) if name] for pair in PAIRS]
-    columns = next((found for found in (*(pair for pair in pairs if len(pair) == 2), *talks)), [])
+    columns = answered_columns(profile)
     label = next(
         (name for name in profile.names if name not in columns and tells_good_from_bad(name, profile.values[name])),
         None,
     )
     if columns and label:
-        raise UsageError(
-            f"{profile.place}: {label!r} tells good completions from bad ones; leave the bad ones out, and"
-            f" name {_flags(columns)}"
-        )
+        raise verdict(profile.place, label, columns)
+
+
+def answered_columns(profile: Profile) -> list[str]:
+    """The columns of a prompt and its completion, or of conversations, by their names; [] if there are none."""
+    talks = [[name] for name in map(profile.column, MESSAGES) if name and profile.holds_messages(name)]
+    pairs = [[name for name in map(profile.column, pair) if name] for pair in PAIRS]
+    return next((found for found in (*(pair for pair in pairs if len(pair) == 2), *talks)), [])
+
+
+def verdict(place: str, label: str, columns: list[str]) -> UsageError:
+    """The error of a column that is a verdict on answers."""
+    way = f"leave the bad ones out, and name {_flags(columns)}"
+    return UsageError(f"{place}: {label!r} tells good completions from bad ones; {way}")
 
 
 def check_preferences(profile: Profile) -> None:
@@ -114,8 +122,9 @@ def _asked(profile: Profile, name: str) -> list[str]:
     return [other for other in profile.names if other != name and profile.holds_messages(other)]
 
 
-def check_pair(profile: Profile, shape: Shape) -> None:
-    """Raise UsageError if a column that belongs to the prompt is not read."""
+def check_pair(profile: Profile, shape: Shape, begins_later: bool = False) -> None:
+    """Raise UsageError if a column that belongs to the prompt is not read. One that `begins_later` than the first rows
+    cannot be named in a template."""
     prompt, completion = shape.prompt or "", shape.completion or ""
     read = sum(profile.size(name) for name in shape.used() if name != completion)
     asked = profile.given(*shape.used())
@@ -130,7 +139,7 @@ def check_pair(profile: Profile, shape: Shape) -> None:
         if is_input and any(profile.values[name]) and not profile.is_known(name, prompt, completion):
             rest = _flags([prompt, completion])
             way = f"--prompt_template='{{{prompt}}}\\n{{{name}}}' --completion_column={completion} reads it"
-            if not profile.holds(name, str):
+            if begins_later or not profile.holds(name, str):
                 way = "write it into the prompt"
             raise UsageError(
                 f"{profile.place}: {name!r} is not read, and may belong to the prompt: {way}; {rest} leaves it out"

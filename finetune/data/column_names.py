@@ -115,6 +115,11 @@ def tells_good_from_bad(name: str, values: list[Any]) -> bool:
     return is_sure and any(found <= {*words.split()} for words in known)
 
 
+def can_be_verdict(words: set[str]) -> bool:
+    """Whether words, as `as_word` makes them, can be part of a verdict."""
+    return any(words <= {*known.split()} for known in (*VERDICTS, *PLAIN_VERDICTS))
+
+
 def split_of(name: str, value: Any) -> str | None:
     """The split that a cell names, if its column does that."""
     word = as_word(value)

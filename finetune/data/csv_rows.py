@@ -29,6 +29,13 @@ NOTE = re.compile(
     r"|(generated|exported|downloaded) (on|by|from|at)\b).{0,60}$",
     re.I,
 )  # below a table
+SUM = re.compile(
+    r"((grand|sub|overall)?[ -]?totals?|sums?|averages?|avg|mean|median|count|summe|gesamt(summe)?|insgesamt|mittelwert"
+    r"|durchschnitt|somme|moyenne|suma|soma|promedio|m[eé]dia|totale|somma|totaal|итого|всего|合计|总计|合計|総計|합계)"
+    r"\s*[:=]?",
+    re.I,
+)  # in the first cell of a row of sums below a table
+SUMS = re.compile(SUM.pattern + r"\s*[-+]?\d[\d.,]*%?$", re.I)  # in a single cell
 FOOTER_STARTS = frozenset("([\\\x1a0123456789")
 WORD = re.compile(r"[^\W\d]\w*$")
 LINE_END = re.compile(r"\r\n|\r|\n")
@@ -199,17 +206,22 @@ class _Blocks:
         return any(_kind_of(cell)[1] not in seen for cell, seen in zip(cells, self.kinds))
 
 
-class _Notes:
-    """Holds the only row that begins as a note does, which is none of the rows if it is the last."""
+class _Below:
+    """Holds rows that are none of the rows if they are the last: the only one that begins as a note does, and sums."""
 
     def __init__(self) -> None:
         self.held: list[Row] = []
-        self.has_more = False
+        self.has_notes = False  # among the rows
 
-    def pass_on(self, row: Row, text: str) -> Iterator[Row]:
+    def pass_on(self, row: Row, cells: list[str]) -> Iterator[Row]:
+        filled = [cell.strip() for cell in cells if cell.strip()] if row.value and row.number > 1 else []
+        is_sum = len(filled) > 1 and bool(SUM.fullmatch(filled[0])) and all(map(csv_header.NUMBER.match, filled[1:]))
+        if is_sum:
+            self.held.append(row)
+            return
         yield from self.held
-        self.has_more, self.held = self.has_more or bool(self.held), []
-        if text and not self.has_more and NOTE.match(text) and row.number > 1:
+        self.has_notes, self.held = self.has_notes or bool(self.held), []
+        if len(filled) == 1 and cells[0] and not self.has_notes and (NOTE.match(cells[0]) or SUMS.match(cells[0])):
             self.held = [row]
         else:
             yield row
@@ -222,7 +234,7 @@ def _rows(
     width, number = len(names), 0
     columns = csv_header.shown(names)
     starts = {start for one in names for start in (one, "\ufeff" + one) if one}
-    blocks, notes = _Blocks(), _Notes()
+    blocks, below = _Blocks(), _Below()
     for (line, cells, lines), (_, following, _) in itertools.pairwise(itertools.chain(rows, [(0, [], 0)])):
         while full >= len(cells) > width and not cells[-1].strip():
             cells.pop()
@@ -240,9 +252,9 @@ def _rows(
         elif width > 1 and blocks.begins_another(line, cells, lines, following):
             problem = f"another table begins here, below an empty line: {cells[0]!r}; write it to a file of its own"
         row = Row(number, None if problem else dict(zip(columns, cells)), line, problem)
-        yield from notes.pass_on(row, cells[0] if width == 1 else "")
-    if notes.held:
-        left_out["line below the rows"] += 1
+        yield from below.pass_on(row, cells)
+    if below.held:
+        left_out["line below the rows"] += len(below.held)
 
 
 def _wrong_width(cells: list[str], width: int, dialect: Dialect, full: int) -> str:

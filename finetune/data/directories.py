@@ -12,6 +12,7 @@ from pathlib import Path
 
 from finetune.common.errors import UsageError
 from finetune.common.files import read_json_object
+from finetune.common.opened import leads_out
 from finetune.data.encodings import is_binary, is_utf8
 from finetune.data.row_shape import shortened
 from finetune.data.text_files import TEXT_SUFFIXES, suffix_of
@@ -43,7 +44,7 @@ class Found:
     files: dict[str, list[Path]] = field(default_factory=lambda: {"train": [], "val": [], "test": []})
     left_out: Counter[str] = field(default_factory=Counter)
     others: list[Path] = field(default_factory=list)  # that are not readable
-    outside: list[Path] = field(default_factory=list)  # that links lead to
+    outside: list[Path] = field(default_factory=list)  # links out of it, which are not followed
 
     def describe_left_out(self) -> str:
         """`2 .docx, 1 .pdf, README.md`; empty if nothing is left out."""
@@ -56,10 +57,13 @@ class Found:
         return shortened(said, MAX_KINDS)
 
     def describe_outside(self) -> str:
-        """`2 files are elsewhere, behind links, such as /home/me/b.txt`; empty if none is."""
+        """`2 files are elsewhere, behind links, such as /home/me/b.txt, and left out; ...`; empty if none is."""
+        if not self.outside:
+            return ""
         count = len(self.outside)
         files = f"{count:,} files are" if count > 1 else "one file is"
-        return f"{files} elsewhere, behind links, such as {self.outside[0].resolve()}" if count else ""
+        where = f"{files} elsewhere, behind links, such as {self.outside[0].resolve()}"
+        return f"{where}, and left out; name them, or put the files themselves there"
 
     def way_in(self, name: str) -> str:
         """What a directory leaves out where nothing is read, and the pattern that takes the texts among it."""
@@ -67,11 +71,12 @@ class Found:
         way = ""
         if suffixes:
             way = f"; texts of other suffixes are named by a pattern: '{name}/**/*{suffixes.most_common(1)[0][0]}'"
-        return way + (f"; left out: {self.describe_left_out()}" if self.left_out else "")
+        way += f"; left out: {self.describe_left_out()}" if self.left_out else ""
+        return way + (f"; {self.describe_outside()}" if self.outside else "")
 
 
 def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
-    """The files of a directory or a pattern that `is_readable`, sorted; each file once, also behind links.
+    """The files of a directory or a pattern that `is_readable`, sorted; each file once, also behind links within it.
 
     Without hidden and empty files. A pattern with a suffix, such as src/**/*.py, takes every file that it matches, and
     so does one that matches none of the known suffixes.
@@ -81,14 +86,16 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
     base = Path(name) if is_directory else _fixed_part(name)
     paths = list(_walk(base) if is_directory else _expand(name))
     files = _once(path for path in paths if os.path.isfile(path) and path.stat().st_size)
+    real = base.resolve()
+    outside = [path for path in files if leads_out(path, real)]
+    files = sorted({*files}.difference(outside))
     names_suffix = bool(Path(name).suffix) and not glob.has_magic(Path(name).suffix)
     takes_all = not is_directory and (names_suffix or not any(map(is_readable, files)))
     readable = [path for path in files if takes_all or is_readable(path)]
     others = sorted(set(files).difference(readable))
-    found = Found(left_out=Counter(map(_kind, others)), others=others)
+    found = Found(left_out=Counter(map(_kind, others)), others=others, outside=outside)
     found.left_out.update(BROKEN for path in paths if not os.path.exists(path))
     data = _without_records(readable)
-    found.outside = [path for path in data if is_directory and _is_outside(path, base.resolve())]
     found.left_out.update(
         path.name for path in set(readable).difference(data) if path.name not in (*SAVED, "dataset_dict.json")
     )
@@ -136,12 +143,6 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise UsageError(f"{folder}: cannot be read: {error.strerror}") from None
-
-
-def _is_outside(path: Path, directory: Path) -> bool:
-    """Whether a file is elsewhere than in a directory or, of a snapshot in the Hub's cache, in the blobs beside it."""
-    real = path.resolve()
-    return not real.is_relative_to(directory) and real.parent.name != "blobs"
 
 
 def _expand(pattern: str) -> Iterator[Path]:

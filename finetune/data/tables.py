@@ -20,8 +20,8 @@ from finetune.config.options import option
 from finetune.data import arrow_rows, csv_cells, csv_rows, json_rows, utterances
 from finetune.data.chat_template import ChatTemplate
 from finetune.data.column_choice import find_shape
-from finetune.data.column_doubts import Splits
 from finetune.data.documents import Chunk
+from finetune.data.later_rows import LaterRows
 from finetune.data.row_documents import document_of
 from finetune.data.row_shape import FIELD, Shape, fields_of, sample_of, shortened
 from finetune.data.rows import LeftOut, Row
@@ -230,13 +230,13 @@ def documents(
     bad = next((row for row in sample if row.problem), None)
     if bad and options.on_bad_row == "error":
         raise _refused(bad, str(bad.problem), taken)
-    splits = None
     place = f"{taken.name}: {taken.facts['rows_of']!r}" if "rows_of" in taken.facts else taken.name
-    if not options.columns() and not prompt:
+    is_found, values = not options.columns() and not prompt, []
+    if is_found:
         values = [row.value for row in sample if isinstance(row.value, dict)]
         utterances.check(values, taken.facts.get("rows_of"), taken.name, taken.kind == "json")
-        splits = Splits(values, place, taken.kind)
     taken.shape = find_shape(sample, options.columns(), prompt, place)
+    watch = LaterRows(values, taken.shape, place, taken.kind) if is_found else None
     rows = itertools.chain(sample, rows)
     if taken.kind == "csv":
         columns = {name: [row.value[name] for row in sample if row.value] for name in taken.shape.used()}
@@ -244,8 +244,8 @@ def documents(
         rows = csv_cells.checked(rows, has_sentences, taken.facts)
     for row in rows:
         taken.rows += 1
-        if splits and isinstance(row.value, dict):
-            splits.check(row.value)
+        if watch and isinstance(row.value, dict):
+            watch.check(row.value)
         try:
             if row.problem:
                 raise ValueError(row.problem)
@@ -257,6 +257,7 @@ def documents(
                 raise _refused(row, str(error), taken) from None
             taken.left_out["row that cannot be used"] += 1
             taken.first_bad = taken.first_bad or f"row {row.number:,}: {error}{row.suffix()}"
+    taken.shape = watch.shape if watch else taken.shape
     if taken.shape.kind == "pair" and taken.rows == taken.left_out["row without a question"] > 0:
         answer = f"the answers as texts: --text_column={taken.shape.completion}"
         raise UsageError(f"{place}: no row has a question in {taken.shape.prompt!r}; to learn {answer}")

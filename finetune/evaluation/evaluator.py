@@ -63,6 +63,9 @@ def evaluate(options: Options) -> tuple[dict[str, Any], bool]:
         if dataset.note:
             print(dataset.note)
     sums = loss.measure(device, loaded, stream, inputs.windows, options.batch_size, options.split)
+    for number, ref in enumerate(inputs.models):
+        if not np.isfinite(sums.nats[number]).all():
+            raise UsageError(f"{ref.name}: its loss is not finite in {options.dtype}; its weights are too large")
     event: dict[str, Any] = {
         "model": model.name,
         **({"step": model.facts["step"]} if "step" in model.facts else {}),

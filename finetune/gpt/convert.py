@@ -43,6 +43,7 @@ PREFIXES = ("module.", "model.", "transformer.")  # of DDP, of Lightning and of 
 NANOGPT_ARGS = {"n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "dropout"}
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 TASKS = "task_specific_params"
+LAYER = re.compile(r"\bh\.\d+\.")
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
@@ -52,7 +53,7 @@ def from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     Raises ValueError for a head that is not tied to the embedding, and for tensors that are missing, unknown, there
     twice, no floating point numbers, or of another shape than `config` says."""
     expected = {name: shape[::-1] if name.endswith(CONV1D) else shape for name, shape in shapes(config).items()}
-    state = _checked(_network(state), expected)
+    state = check_shapes(_network(state), expected)
     return {name: tensor.t().contiguous() if name.endswith(CONV1D) else tensor for name, tensor in state.items()}
 
 
@@ -88,7 +89,7 @@ def from_nanogpt(checkpoint: dict[str, Any]) -> tuple[GPTConfig, dict[str, Tenso
     for name, shape in expected.items():
         if name.endswith("bias") and name not in state:
             state[name] = torch.zeros(shape)
-    return config, _checked(state, expected)
+    return config, check_shapes(state, expected)
 
 
 def _network(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -273,13 +274,13 @@ def _lengths_of_tasks(config: GPTConfig) -> dict[str, Any]:
     return {TASKS: {**tasks, "text-generation": generation}}
 
 
-def _checked(state: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """`state` in the order of `expected`. Raises ValueError if names or shapes differ."""
+def check_shapes(state: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """`state` in the order of `expected`, {name: shape}. Raises ValueError if names or shapes differ."""
     missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
     found = (("missing", missing), ("unknown", unknown))
     problems = [f"{len(names)} {what}, such as {shown(min(names))}" for what, names in found if names]
     if problems:
-        layers = sum(name.endswith("ln_1.weight") for name in expected)
+        layers = len({layer[0] for name in expected if (layer := LAYER.search(name))})
         raise ValueError(f"tensors do not match a GPT-2 of {layers} layers: {'; '.join(problems)}")
     for name, shape in expected.items():
         if tuple(state[name].shape) != shape:

@@ -52,6 +52,16 @@ def num_adapter_parameters(config: GPTConfig, rank: int) -> int:
     return rank * config.n_layer * (8 * config.n_embd + 2 * config.mlp_width) + embedding
 
 
+def shapes(config: GPTConfig, rank: int) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of what adapters train, as `trained` names it, without padding."""
+    found: dict[str, tuple[int, ...]] = {"wte.weight": (config.vocab_size, config.n_embd)} if config.new_tokens else {}
+    for name, shape in size.shapes(config).items():
+        if name.endswith(convert.CONV1D):
+            stem = name.removesuffix(".weight")
+            found |= {f"{stem}.lora_A.weight": (rank, shape[1]), f"{stem}.lora_B.weight": (shape[0], rank)}
+    return found
+
+
 def strip_peft_names(name: str) -> str:
     """The name of a parameter without peft's additions."""
     return name.replace(".base_layer.", ".").replace(f".{ADAPTER}.", ".")

@@ -100,7 +100,7 @@ def load(source: str | Path) -> tuple[GPTConfig, dict[str, Tensor]]:
             # Copied, because one tensor that is still mapped keeps the whole file in memory; Conv1D is copied already
             for name in weights:
                 weights[name] = weights[name].to(torch.float32, copy=not name.endswith(convert.CONV1D))
-        _check_finite(weights)
+        check_finite(weights)
     except UsageError:
         raise
     except KeyError as error:
@@ -122,7 +122,7 @@ def _check_size(source: Path, config: GPTConfig, files: list[Path]) -> None:
         raise UsageError(f"{source}: {described}, and its weights have {num_bytes:,} bytes")
 
 
-def _check_finite(weights: dict[str, Tensor]) -> None:
+def check_finite(weights: dict[str, Tensor], what: str = "weights") -> None:
     """Raise ValueError naming the tensors with values that are NaN or infinite."""
     found = []
     for name, tensor in weights.items():
@@ -130,7 +130,7 @@ def _check_finite(weights: dict[str, Tensor]) -> None:
             found.append(f"{name} has {count:,} of {tensor.numel():,}")
     if found:
         more = f" and {len(found) - 3:,} more tensors" if len(found) > 3 else ""
-        raise ValueError(f"weights that are NaN or infinite: {', '.join(found[:3])}{more}; this model is broken")
+        raise ValueError(f"{what} that are NaN or infinite: {', '.join(found[:3])}{more}; this model is broken")
 
 
 def save(directory: str | Path, weights: dict[str, Tensor], config: GPTConfig) -> None:

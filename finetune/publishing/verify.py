@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from finetune.common.errors import Failure, UsageError, first_line
-from finetune.common.files import read_json_object
+from finetune.common.files import WORK, read_json_object
 from finetune.data.tokenizer import CharTokenizer, Tokenizer
 from finetune.gpt import GPT, GPTConfig, convert, pretrained
 
@@ -85,13 +85,13 @@ def hugging_face(directory: Path, model: GPT, tokenizer: Tokenizer, base: GPT | 
         raise
     except Exception as error:  # of a model of others; it raises all kinds
         reason = first_line(error).replace(str(directory), "it")
-        raise UsageError(f"{directory.name}: transformers cannot load it ({reason}); nothing was exported") from None
+        raise UsageError(f"{_name(directory)}: transformers cannot load it ({reason}); nothing was exported") from None
     block_size, rows, ids_compared = model.config.block_size, [], 0
     for prompt in prompts_for(tokenizer):
         ours = tokenizer.encode(prompt, special=True).tolist()
         if their_tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"] != ours:
             problem = f"transformers' tokenizer gives other ids for {prompt!r}"
-            raise Failure(f"{directory.name}: {problem}; nothing was exported", 1)
+            raise Failure(f"{_name(directory)}: {problem}; nothing was exported", 1)
         ids_compared += len(ours)
         rows.append(torch.tensor(ours[:block_size]))
     rows = [row for row in rows if not len(row) or row.max() < model.config.vocab_size]  # a tokenizer may have more ids
@@ -99,7 +99,7 @@ def hugging_face(directory: Path, model: GPT, tokenizer: Tokenizer, base: GPT | 
     difference, largest = compare(model, lambda idx: theirs(idx).logits, [row for row in rows if len(row)])
     if not difference <= TOLERANCE * max(1.0, largest):
         problem = f"logits of transformers differ by {difference:.2g} from ours"
-        raise Failure(f"{directory.name}: {problem}; nothing was exported", 1)
+        raise Failure(f"{_name(directory)}: {problem}; nothing was exported", 1)
     return {
         "prompts": len(rows) - 1,
         "ids_compared": ids_compared,
@@ -110,6 +110,11 @@ def hugging_face(directory: Path, model: GPT, tokenizer: Tokenizer, base: GPT | 
     }
 
 
+def _name(directory: Path) -> str:
+    """The name of a directory, or the one that it gets where `write_directory` fills it."""
+    return directory.name.partition("~")[2] if directory.parent.name == WORK else directory.name
+
+
 def _load_model(directory: Path) -> PreTrainedModel:
     """The model as transformers loads it. Raises Failure when tensors are missing or left over."""
     from transformers import AutoModelForCausalLM
@@ -118,7 +123,7 @@ def _load_model(directory: Path) -> PreTrainedModel:
         directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
     )
     if unread := _unread(loading):
-        raise Failure(f"{directory.name}: transformers does not read it as it was written: {unread}", 1)
+        raise Failure(f"{_name(directory)}: transformers does not read it as it was written: {unread}", 1)
     return theirs
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from finetune.common import files
 from finetune.common.commands import command
 from finetune.common.errors import UsageError
+from finetune.common.formatting import is_number, shown
 from finetune.config.recipe import Recipe
 from finetune.config.run_directory import RECIPE, states
 from finetune.config.schedule import Schedule
@@ -29,6 +30,7 @@ from finetune.gpt.model import GPTConfig
 from finetune.gpt.pretrained import write_tensors
 from finetune.runs.events import read_metrics
 
+PARTS = ("model.safetensors", "optimizer.safetensors", "state.json")  # of a state
 KEEP = 2  # resumable states: if the newest is damaged, there is another
 
 
@@ -47,9 +49,9 @@ def save_state(
     """Write a resumable state, then remove all but the newest KEEP. `state` is JSON data with its `iteration`."""
 
     def fill(directory: Path) -> None:
-        write_tensors(directory / "model.safetensors", weights)
-        write_tensors(directory / "optimizer.safetensors", optimizer)
-        files.write_json(directory / "state.json", state)
+        write_tensors(directory / PARTS[0], weights)
+        write_tensors(directory / PARTS[1], optimizer)
+        files.write_json(directory / PARTS[2], state)
 
     target = state_directory(out_dir, state["iteration"])
     if not target.parent.is_dir():
@@ -69,7 +71,8 @@ def read_best(out_dir: str | Path) -> dict[str, Any]:
     if not directory.is_dir() or files.find_damage(directory):
         return {}
     facts = files.read_json_object(directory / "finetune.json")
-    return {name: facts[name] for name in ("val_loss", "step")} if {"val_loss", "step"} <= facts.keys() else {}
+    best = {name: facts.get(name) for name in ("val_loss", "step")}
+    return best if is_number(best["val_loss"]) and type(best["step"]) is int and best["step"] >= 0 else {}
 
 
 def delete_state(out_dir: str | Path, iteration: int) -> None:
@@ -85,10 +88,15 @@ def load_state(out_dir: str | Path, log: Callable[[str], object] = print) -> Sav
     problems = []
     for directory in states(out_dir):
         problem = files.find_damage(directory)
+        if lacking := sorted({*PARTS} - {*files.files_in_manifest(directory)}):
+            problem = problem or f"its {files.MANIFEST} does not list {lacking[0]}"
         if problem is None:
             try:
-                state = files.read_json(directory / "state.json")
-                weights, optimizer = (load_file(directory / f"{name}.safetensors") for name in ("model", "optimizer"))
+                weights, optimizer = (load_file(directory / name) for name in PARTS[:2])
+                state = files.read_json(directory / PARTS[2])
+                step = state.get("iteration") if isinstance(state, dict) else None
+                if directory.name != f"step-{str(step).zfill(8)}":
+                    raise ValueError(f"it holds the state of step {shown(step)}")
                 if problems:
                     log(f"using {directory}")
                 return SavedState(weights, optimizer, state)

@@ -13,15 +13,14 @@ import torch
 from finetune.common.errors import Failure, UsageError
 from finetune.common.formatting import gigabytes
 from finetune.config.recipe import Recipe
-from finetune.gpt import GPT, GPTConfig, convert, lora
-from finetune.gpt.size import num_parameters
+from finetune.gpt import GPT, GPTConfig, convert, lora, pretrained, size
 from finetune.runs import checkpoints
 from finetune.runs.checkpoints import SavedState
 from finetune.runs.logger import RunLogger
 from finetune.runtime import fsdp, memory
 from finetune.runtime.device import Device
 from finetune.training.monitor import Diverged, LossMonitor
-from finetune.training.optimizer import fill_optimizer
+from finetune.training.optimizer import MOMENTS, fill_optimizer
 from finetune.training.saving import save_state
 from finetune.training.state import Setup, TrainState
 
@@ -167,10 +166,8 @@ def load_weights(recipe: Recipe, config: GPTConfig, saved: SavedState | None, sa
     """The model that a run starts from, without adapters."""
     if saved:
         say(f"resuming {recipe.out_dir} at iteration {saved.state['iteration']}")
+        _check_tensors(saved, config, recipe)
         if not recipe.lora_rank:
-            held, wanted = sum(weight.numel() for weight in saved.weights.values()), num_parameters(config)
-            if held < wanted:  # nothing of that size is built
-                raise UsageError(f"{recipe.out_dir}: its state holds {held:,} weights, and its config has {wanted:,}")
             return GPT.from_state(config, saved.weights, dropout=recipe.dropout)
         try:
             return _load_source(saved.state["init_from"], config, recipe)
@@ -179,7 +176,7 @@ def load_weights(recipe: Recipe, config: GPTConfig, saved: SavedState | None, sa
                 f"{recipe.out_dir}: holds adapters and not the weights they were trained over: {error}"
             ) from None
     if recipe.init_from == "scratch":
-        needed, free = 4 * num_parameters(config), memory.available_bytes("cpu")
+        needed, free = 4 * size.num_parameters(config), memory.available_bytes("cpu")
         if needed > free:
             sizes = f"the weights take {gigabytes(needed)}, and {gigabytes(free)} of memory are free"
             raise UsageError(f"n_layer, n_embd: {sizes}; take fewer layers or a smaller width")
@@ -189,6 +186,28 @@ def load_weights(recipe: Recipe, config: GPTConfig, saved: SavedState | None, sa
         return model
     say(f"initializing from {recipe.init_from}")
     return _load_source(recipe.init_from, config, recipe)
+
+
+def _check_tensors(saved: SavedState, config: GPTConfig, recipe: Recipe) -> None:
+    """Raise UsageError unless a state holds the weights and moments of a run of this model."""
+    weights = lora.shapes(config, recipe.lora_rank) if recipe.lora_rank else size.shapes(config)
+    moments = {f"{kind}.{name}": shape for kind in MOMENTS for name, shape in weights.items()}
+    parts = (
+        ("model", "weights", saved.weights, weights, [torch.float32]),
+        ("optimizer", "moments", saved.optimizer, moments, [torch.float32, torch.bfloat16]),
+    )
+    for name, what, tensors, shapes, dtypes in parts:
+        try:
+            for key, tensor in convert.check_shapes(tensors, shapes).items():
+                if tensor.dtype not in dtypes:
+                    raise ValueError(f"{key} is {str(tensor.dtype).removeprefix('torch.')}, which no run writes")
+                if key.startswith("exp_avg_sq.") and tensor.min() < 0:
+                    raise ValueError(f"{key} holds negative numbers, and it is of squares")
+            pretrained.check_finite(tensors, what)
+        except ValueError as error:
+            directory = checkpoints.state_directory(recipe.out_dir, saved.state["iteration"])
+            way = f"without {directory} the run resumes from the state before it"
+            raise UsageError(f"{directory / name}.safetensors: {error}; {way}") from None
 
 
 def _load_source(source: str, config: GPTConfig, recipe: Recipe) -> GPT:

@@ -51,7 +51,7 @@ def check_out_dir(recipe: Recipe) -> None:
 
 
 def _problem_of_links(out_dir: Path) -> str | None:
-    for name in ("best", "metrics.jsonl"):
+    for name in ("best", "metrics.jsonl", files.WORK, f"last/{files.WORK}"):
         if (out_dir / name).is_symlink():
             return f"its {name} is a link, and a run replaces it; make the whole directory the link"
     return None
@@ -75,7 +75,8 @@ def _problem_of_new_run(out_dir: Path, overwrite: bool | str) -> str | None:
     if checkpoints.is_unfinished(out_dir) and (overwrite or not (out_dir / "best").exists()):
         return None
     ran = [name for name in RUN_FILES if (out_dir / name).exists()]
-    others = [name for name in ("loss.png", "report.html", "share.png", "recipe.yaml") if (out_dir / name).exists()]
+    written = ("loss.png", "report.html", "share.png", "trackers.json", "recipe.yaml")
+    others = [name for name in written if (out_dir / name).exists()]
     if not ran and "recipe.yaml" in others:
         rename = shlex.join(["mv", f"{out_dir}/recipe.yaml", f"{out_dir}.yaml"])
         return f"holds a recipe.yaml that no run wrote, and a run writes its own; {rename}"
