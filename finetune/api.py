@@ -52,14 +52,15 @@ def prepare(*sources: Place, **flags: Unpack[PrepareFlags]) -> Prepared:
     >>> sorted(data.splits)
     ['train', 'val']
     """
-    options, _ = parse_keywords(PrepareOptions, sources, flags)
+    options, given = parse_keywords(PrepareOptions, sources, flags)
     from finetune.runtime.unchanged import unchanged
 
     with unchanged():
         if options.dry_run:
             dry_run(options)
-            return Prepared(Path(options.out_dir or default_dir(options.sources[0])), {}, options.tokenizer)
-        dataset = prepare_and_examine(options)
+        dataset = None if options.dry_run else prepare_and_examine(options, given)
+    if dataset is None:  # or jobs of a cluster prepare it
+        return Prepared(Path(options.out_dir or default_dir(options.sources[0])), {}, options.tokenizer)
     return Prepared(Path(dataset.directory), dataset.meta["splits"], dataset.meta["tokenizer"]["name"])
 
 

@@ -5,12 +5,13 @@ finetune prepare my.txt --out_dir=data/mine
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from finetune.common.commands import command
+from finetune.common.errors import UsageError
 from finetune.config.cli import parse, run
 from finetune.config.options import option
 from finetune.config.paths import split_paths
@@ -19,6 +20,7 @@ from finetune.data.tables import ReadOptions
 
 if TYPE_CHECKING:
     from finetune.data.dataset import Dataset
+    from finetune.data.tokenizer import Tokenizer
 
 EXAMINED = 2_000_000_000  # bytes of text that `doctor=auto` examines, in about a minute
 USAGE = """usage: finetune prepare SOURCE... --out_dir=DIR [--key=value ...]
@@ -48,6 +50,14 @@ class Options(ReadOptions):
     max_tokens: int = option(1024, "longest document, end-of-text included; give your block_size", ge=2)
     num_proc: int = option(0, "tokenizer threads; 0 is one per core", ge=0, le=1024)
     overwrite: bool = option(False, "replace prepared data that a run was trained on")
+    executor: Literal["local", "slurm", "ray"] | None = option(
+        None, "prepare a corpus by many processes, jobs of SLURM or tasks of Ray, without its duplicates"
+    )
+    tasks: int = option(0, "with executor: parts that the files are read in; 0 is one per core", ge=0, le=100_000)
+    duplicates: Literal["drop", "keep"] = option(
+        "drop", "with executor: of documents that are nearly equal (MinHash) only the first stays, or all do"
+    )
+    slurm: str = option("", "with executor=slurm: partition=NAME,time=24:00:00 and more, for datatrove and sbatch")
     doctor: Literal["auto", "true", "false"] = option("auto", "run finetune doctor at the end; auto: up to 2 GB")
     dry_run: bool = option(False, "read everything, say what it is and show three documents; nothing is written")
 
@@ -59,44 +69,43 @@ class Options(ReadOptions):
             yield "out_dir", "several sources need --out_dir=DIR"
         if self.keep_split and self.val:
             yield "keep_split", "cannot go with --val, which decides what val holds"
+        if (self.executor == "slurm") != bool(self.slurm):
+            yield "slurm", "goes with --executor=slurm: --slurm=partition=NAME,time=24:00:00"
+        if self.executor is None:
+            given = [("tasks", self.tasks), ("duplicates", self.duplicates == "keep")]
+            yield from ((name, "goes with --executor=local, slurm or ray") for name, is_given in given if is_given)
+            remote = [name for name in (*self.sources, *split_paths(self.val)) if "://" in name]
+            yield from (("SOURCE", f"{name} is read with --executor=local, slurm or ray") for name in remote)
+            return
+        for name in ("keep_split", "dry_run"):
+            if getattr(self, name):
+                yield name, "cannot go with --executor, where nobody sees all documents at once"
+        if self.tokenizer == "char" or self.tokenizer.startswith("train:"):
+            problem = "is made from all of the text at once; prepare a sample without --executor"
+            yield "tokenizer", f"{self.tokenizer} {problem}, and name its directory as --tokenizer"
 
 
 def main(argv: list[str]) -> None:
-    options, _ = parse(Options, argv, USAGE)
+    options, given = parse(Options, argv, USAGE)
     if options.dry_run:
         dry_run(options)
     else:
-        prepare_and_examine(options)
+        prepare_and_examine(options, given)
 
 
-def prepare_and_examine(options: Options) -> Dataset:
-    """Write the dataset, print what was read and what the doctor found. Raises UsageError."""
-    from finetune.data.new_tokenizers import names_of
-    from finetune.data.prepare import TokenizeOptions, prepare, summary
+def prepare_and_examine(options: Options, given: Container[str] = ()) -> Dataset | None:
+    """Write the dataset, print what was read and what the doctor found; `given` are the keys that the user named. None
+    where jobs of a cluster write it. Raises UsageError."""
+    from finetune.data.prepare import summary
     from finetune.data.run_notes import runs_on
     from finetune.tools.doctor.quality import examine_dataset
     from finetune.tools.doctor.report import page
 
     out_dir = options.out_dir or default_dir(options.sources[0])
-    dataset = prepare(
-        options.sources,
-        out_dir,
-        _find_tokenizer(options.tokenizer),
-        options.val_fraction,
-        split_paths(options.val),
-        options.seed,
-        TokenizeOptions(
-            options.overflow,
-            options.max_tokens,
-            options.num_proc,
-            add_tokens=names_of(options.add_tokens),
-            keep_split=options.keep_split,
-            overwrite=options.overwrite,
-        ),
-        read_options=options,
-        split=options.split,
-        revision=options.revision,
-    )
+    dataset = _prepare(options, out_dir, given)
+    if dataset is None:
+        print("submitted; when the jobs have ended, the same command says what they made")
+        return None
     for line in dataset.meta["read"]:
         print(line)
     print(summary(dataset))
@@ -109,6 +118,85 @@ def prepare_and_examine(options: Options) -> Dataset:
     elif options.doctor == "auto":
         print(f"not examined, because it is large: {command('doctor', out_dir)}")
     return dataset
+
+
+def _prepare(options: Options, out_dir: str, given: Container[str]) -> Dataset | None:
+    from finetune.data import token_folders
+    from finetune.data.new_tokenizers import names_of, with_added_tokens
+    from finetune.data.prepare import TokenizeOptions, find_tokenizer, prepare
+
+    if any(map(token_folders.token_paths, options.sources)):
+        return _prepare_tokens(options, out_dir, given)
+    tokenizer, val = _find_tokenizer(options.tokenizer), split_paths(options.val)
+    reading = {"split": options.split, "revision": options.revision}
+    names = names_of(options.add_tokens)
+    if options.executor:
+        return _prepare_corpus(options, out_dir, with_added_tokens(find_tokenizer(tokenizer), names), val, reading)
+    return prepare(
+        options.sources,
+        out_dir,
+        tokenizer,
+        options.val_fraction,
+        val,
+        options.seed,
+        TokenizeOptions(
+            options.overflow,
+            options.max_tokens,
+            options.num_proc,
+            add_tokens=names,
+            keep_split=options.keep_split,
+            overwrite=options.overwrite,
+        ),
+        read_options=options,
+        **reading,
+    )
+
+
+def _prepare_corpus(
+    options: Options, out_dir: str, tokenizer: Tokenizer, val: list[str], reading: dict[str, str | None]
+) -> Dataset | None:
+    """By many processes or machines."""
+    from finetune.common.machine import num_cores
+    from finetune.corpus.prepare import Cluster, Plan, prepare_corpus
+
+    plan = Plan(
+        [],
+        ReadOptions().updated(options, None),
+        tokenizer.fingerprint,
+        options.tasks or num_cores(),
+        options.val_fraction,
+        options.seed,
+        options.overflow,
+        options.max_tokens,
+        options.duplicates,
+        overwrite=options.overwrite,
+    )
+    cluster = Cluster(options.executor or "local", options.num_proc, options.slurm)
+    return prepare_corpus(options.sources, val, out_dir, tokenizer, plan, cluster, **reading)
+
+
+def _prepare_tokens(options: Options, out_dir: str, given: Container[str]) -> Dataset:
+    """A folder that datatrove wrote, which is tokenized already. Raises UsageError for an option without effect."""
+    from finetune.data import token_folders
+    from finetune.data.prepare import find_tokenizer
+    from finetune.data.split import OverflowFilter
+
+    folder = options.sources[0]
+    if len(options.sources) > 1:
+        raise UsageError(f"{folder}: holds tokens of datatrove; prepare it by itself")
+    used = ("sources", "out_dir", "tokenizer", "val_fraction", "seed", "overflow", "max_tokens", "overwrite", "doctor")
+    unused = [each.name for each in fields(options) if each.name in given and each.name not in used]
+    if unused:
+        raise UsageError(f"{unused[0]}: has no effect, because {folder} holds tokens of datatrove")
+    if "tokenizer" in given:
+        tokenizer = find_tokenizer(_find_tokenizer(options.tokenizer))
+        token_folders.check_tokenizer(folder, tokenizer)
+    else:
+        tokenizer = token_folders.known_tokenizer(folder)
+    overflow = OverflowFilter(options.overflow, options.max_tokens)
+    return token_folders.prepare_tokens(
+        folder, out_dir, tokenizer, options.val_fraction, options.seed, overflow, options.overwrite
+    )
 
 
 def default_dir(source: str) -> str:

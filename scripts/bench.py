@@ -15,6 +15,7 @@
     python scripts/bench.py command --nanogpt=PATH    the same of the whole command, as users run it
     python scripts/bench.py load    --nanogpt=PATH    cost of a batch
     python scripts/bench.py prepare                   a gigabyte of text to train.bin and val.bin
+    python scripts/bench.py corpus   [--gb=2]         a corpus with planted duplicates, local and by Ray, killed twice
     python scripts/bench.py doctor                    what finetune.doctor says of a prepared text and of documents
     python scripts/bench.py convert                   train.bin to an Arrow cache
     python scripts/bench.py char    --nanogpt=PATH    character-level tiny Shakespeare from scratch: whole commands,
@@ -59,8 +60,8 @@ WARM_UP = 2  # updates that are not timed: allocators, first optimizer state, co
 class Options:
     sources: list = option(
         [],
-        "what to measure: train, roofline, start, memory, modes, plan, processes, packing, sample, sample-memory,"
-        " command, load, prepare, doctor, convert, char or gpu",
+        "what to measure: train, roofline, start, memory, modes, plan, processes, packing,"
+        " sample, sample-memory, command, load, prepare, corpus, doctor, convert, char or gpu",
     )
     nanogpt: str = option("", "a checkout of nanoGPT to compare with")
     before: str = option("", "train, doctor: a checkout of an older commit of this project to compare with")
@@ -70,6 +71,7 @@ class Options:
     block_size: int = option(1024, "train, memory, load: tokens of a block")
     steps: int = option(6, "train: updates, the first two of which are not timed")
     tokens: int = option(200, "sample, sample-memory: new tokens of each sample")
+    gb: float = option(2.0, "corpus: gigabytes of text", gt=0)
     text: str = option("shakespeare", "the text for char: tiny Shakespeare, or a file")
     out: str = option(str(ROOT / "docs" / "benchmarks"), "directory for the results")
 
@@ -744,6 +746,15 @@ def prepare(options, work):
     return report(options, "prepare", "A text to train.bin and val.bin", setting, rows, results)
 
 
+def corpus(options, work):
+    """prepare --executor: equal bins whatever runs the tasks, without the duplicates, and the rates."""
+    from corpus_lane import measure
+
+    rows, results, setting = measure(work, int(options.gb * 1e9), _pieces())
+    title = "A corpus prepared in parts, by datatrove"
+    return report(options, "corpus", title, setting, rows, []) | {"results": results}
+
+
 def doctor(options, work):
     """What the doctor takes for a text of random words in lines, and for documents of 300 bytes to 10 kB."""
     from finetune.data.prepare import prepare
@@ -1236,6 +1247,7 @@ LANES = {
     "command": command,
     "load": load,
     "prepare": prepare,
+    "corpus": corpus,
     "doctor": doctor,
     "convert": convert,
     "char": char,

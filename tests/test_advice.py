@@ -11,6 +11,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -213,6 +214,16 @@ def test_the_data_of_a_run(run, command):
     for part in found.data:  # a text that is not here any more, or bins of others: no command is right
         part.meta = {**part.meta, "sources": [{"name": "gone.txt"}, {}]}
     assert remedies.prepare_again(found) is None
+
+
+@scene("data/token_folders.known_tokenizer")
+def test_tokens_of_an_unknown_tokenizer(bpe_directory, command):
+    bpe_directory("some words", name="DIR")
+    Path("tokens").mkdir()
+    np.arange(40, dtype="<u2").tofile("tokens/a.ds")
+    np.arange(2, 42, 2, dtype="<u8").tofile("tokens/a.ds.index")
+    told = command("train", "--init_from=scratch", "--dataset=tokens", "--out_dir=out")[2]
+    assert "20 documents" in follow(told, command) and Path("data/tokens/train.bin").is_file()
 
 
 @scene("train._export_and_push")

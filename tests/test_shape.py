@@ -18,7 +18,7 @@ LAYERS = (
     {"common"},
     {"config"},
     {"gpt", "data"},
-    {"runtime"},
+    {"runtime", "corpus"},
     {"runs"},
     {"evaluation"},
     {"training"},

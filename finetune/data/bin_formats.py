@@ -34,7 +34,6 @@ KINDS = (
     (rb"\x80[\x04\x05]\x95.{4}\0\0\0\0|\x80[\x02\x03](?:[\]}]q\0|c[a-z_]{4,})", "a pickle", PREPARE),
 )
 OTHERS = {  # files of a directory without train.bin
-    ".ds": "tokens of datatrove",
     ".npy": "numpy arrays",
     ".npz": "numpy arrays",
     ".idx": "tokens of Megatron-LM",

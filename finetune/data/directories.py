@@ -99,6 +99,20 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
     found.left_out.update(
         path.name for path in set(readable).difference(data) if path.name not in (*SAVED, "dataset_dict.json")
     )
+    found.files = _by_split(name, data, base, is_readable)
+    for path in set(data).difference(*found.files.values()):
+        found.left_out[path.name if CARD.match(path.name) else f"other {suffix_of(path)}"] += 1
+    return found
+
+
+def of_splits(
+    name: str, files: Iterable[Path], base: Path, is_readable: Callable[[Path], bool]
+) -> dict[str, list[Path]]:
+    """The same of files elsewhere, below `base`: those of each split, sorted. Raises UsageError."""
+    return _by_split(name, _without_records(sorted(filter(is_readable, files))), base, is_readable)
+
+
+def _by_split(name: str, data: list[Path], base: Path, is_readable: Callable[[Path], bool]) -> dict[str, list[Path]]:
     splits = {path: _split_of(path.relative_to(base) if path.is_relative_to(base) else path) for path in data}
     splits = _splits_within(splits)
     if {*splits.values()} == {"val", "test"}:
@@ -106,14 +120,8 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
             f"{name}: has files for validation and test, and none that is named train; name the files to train on"
         )
     if not _has_splits(splits, is_readable):
-        found.files["train"] = data
-        return found
-    for path, split in splits.items():
-        if split:
-            found.files[split].append(path)
-        else:
-            found.left_out[path.name if CARD.match(path.name) else f"other {suffix_of(path)}"] += 1
-    return found
+        return {"train": data, "val": [], "test": []}
+    return {split: [path for path in data if splits[path] == split] for split in ("train", "val", "test")}
 
 
 def _walk(directory: Path) -> Iterator[Path]:

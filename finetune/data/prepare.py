@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 from collections import deque
@@ -20,7 +19,6 @@ from finetune.common.progress import progress
 from finetune.data import chat_template, lossy, sources, target
 from finetune.data import dataset as datasets
 from finetune.data.base_tokenizer import SAFE_CUT
-from finetune.data.bin_writer import BinWriter
 from finetune.data.dataset import Dataset
 from finetune.data.documents import Chunk, Encoded, cut
 from finetune.data.encode import encode_chunks
@@ -30,6 +28,7 @@ from finetune.data.run_notes import check_unused
 from finetune.data.sources import Source
 from finetune.data.split import OverflowFilter, SplitBy, Stream, Survey, split_documents, survey_documents
 from finetune.data.tokenizer import CharTokenizer, Tokenizer, from_directory, gpt2
+from finetune.data.write_bins import write_bins
 
 MOST_SHOWN = 2000  # characters of a line about what was read
 
@@ -96,7 +95,8 @@ def _prepare(
     stream = lossy.sampled(stream, sample)
     chunks = _cut_chunks(stream, found, options.group_characters, sum(each.characters for each in surveys.values()))
     with files.temporary_directory(out_dir) as work:
-        splits, overflow_facts = _tokenize(chunks, found, eot, options, work)
+        overflow = OverflowFilter(options.overflow, options.max_tokens)
+        splits = write_bins(_encode(chunks, found, eot, options), found, eot, overflow, work)
         meta: dict[str, Any] = {
             "format": datasets.FORMAT,
             "tokenizer": found.describe(),
@@ -109,7 +109,7 @@ def _prepare(
             "seed": seed,
             "end_of_text": eot,
         }
-        meta |= {} if split_by == "text" else {"overflow": overflow_facts}
+        meta |= {} if split_by == "text" else {"overflow": overflow.facts()}
         remarks = [shown(line, MOST_SHOWN) for line in lossy.remarks(found, eot, sample, work, splits)]
         meta |= {"read": [*report(texts), *remarks], "sources": surveys["train"].sources}
         meta |= {"val_sources": surveys["val"].sources} if texts["val"] else {}
@@ -167,41 +167,20 @@ def report(texts: dict[str, list[Source]]) -> list[str]:
     return [shown(line, MOST_SHOWN) for found in texts.values() for source in found for line in source.report()]
 
 
-def _tokenize(
-    stream: Stream, tokenizer: Tokenizer, eot: int | None, options: TokenizeOptions, directory: Path
-) -> tuple[dict[str, dict], dict]:
-    """Write train.bin and val.bin; return the entries `splits` and `overflow` of meta.json."""
+def _encode(
+    stream: Stream, tokenizer: Tokenizer, eot: int | None, options: TokenizeOptions
+) -> Iterator[tuple[str, list[Encoded]]]:
+    """(split, chunks with their ids) in the order of the stream, encoded in threads."""
     threads = options.num_proc or num_cores()
     pending: deque[tuple[str, Future[list[Encoded]]]] = deque()
-    overflow_filter = OverflowFilter(options.overflow, options.max_tokens)
-    with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
-        writers = {}
-        for split in ("train", "val"):
-            writers[split] = stack.enter_context(BinWriter(directory / f"{split}.bin", eot, tokenizer.dtype))
-
-        def write_oldest() -> None:
-            split, encoded = pending.popleft()
-            if kept := overflow_filter.filter(split, encoded.result()):
-                writers[split].add(kept)
-
+    with ThreadPoolExecutor(threads) as pool:
         for split, group in _groups(stream, options):
             pending.append((split, pool.submit(encode_chunks, group, tokenizer, eot)))
             if len(pending) > 4 * threads:
-                write_oldest()
-        while pending:
-            write_oldest()
-        for split, encoded in overflow_filter.flush():
-            writers[split].add(encoded)
-        splits = {split: writer.close() for split, writer in writers.items()}
-    for split, facts in splits.items():
-        if not facts["tokens"]:
-            problem = f"each of its documents has more than {options.max_tokens:,} tokens"
-            raise UsageError(f"{split}.bin would be empty: {problem}; --overflow=split keeps them")
-        if tokenizer.eot is None and "targets" in facts:
-            problem = "have no end-of-text, so nobody could learn where an answer ends"
-            advice = "instruction data needs gpt2 or the tokenizer of a model directory"
-            raise UsageError(f"tokenizer: {tokenizer.describe()['name']} {problem}; {advice}")
-    return splits, overflow_filter.facts()
+                split, encoded = pending.popleft()
+                yield split, encoded.result()
+        for split, encoded in pending:
+            yield split, encoded.result()
 
 
 def _groups(stream: Stream, options: TokenizeOptions) -> Iterator[tuple[str, list[Chunk]]]:

@@ -19,7 +19,7 @@ from finetune.common.errors import UsageError
 from finetune.config.paths import split_paths
 from finetune.config.recipe import Recipe
 from finetune.data import dataset as prepared
-from finetune.data import directories, sources
+from finetune.data import directories, sources, token_folders
 from finetune.data.bin_formats import other_files
 from finetune.data.dataset import Dataset
 from finetune.data.prepare import find_texts, find_tokenizer, prepare
@@ -62,13 +62,18 @@ def find_dataset(name: str, tokenizer: Callable[[], str | Tokenizer], val_fracti
     if path.is_dir():
         if (path / "val.bin").is_file():
             return prepared.load(path)  # raises: one of the two bins is missing
+        if token_folders.token_paths(path):
+            return _prepare_tokens_once(path, val_fraction)
         if problem := other_files(path):
             raise UsageError(problem)
         if not _holds_text(path):
             raise UsageError(f"{name}: holds neither train.bin nor a text; name a text, or what finetune prepare wrote")
         return _prepare_once(name, tokenizer(), val_fraction)
-    if (DATA / name).is_dir() and (problem := other_files(DATA / name)):
-        raise UsageError(problem)
+    if (DATA / name).is_dir():
+        if token_folders.token_paths(DATA / name):
+            return _prepare_tokens_once(DATA / name, val_fraction)
+        if problem := other_files(DATA / name):
+            raise UsageError(problem)
     if path.suffix in (".bin", ".ds") and path.is_file():
         raise UsageError(f"dataset {name}: is a file of token ids; name the directory of train.bin and val.bin")
     if name not in sources.NAMED and not path.is_file():
@@ -187,13 +192,27 @@ def _prepare_into(name: str, choice: str | Tokenizer, val_fraction: float) -> Da
     if choice != "char":
         choice = find_tokenizer(choice)
         kind, fingerprint = choice.kind, choice.fingerprint
-    made_from = [*digests, fingerprint, val_fraction, prepared.FORMAT]
-    digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
-    stem = Path(name).stem.encode()[:200].decode(errors="ignore")  # a name has 255 bytes at most
-    directory = DATA / f"{stem}-{kind}-{digest[:8]}"
+    directory = _place_of(name, kind, [*digests, fingerprint, val_fraction])
     if (directory / "meta.json").is_file():
         return prepared.load(directory)
     return prepare([name], texts_directory.get() / directory.name, choice, val_fraction)
+
+
+def _prepare_tokens_once(folder: Path, val_fraction: float) -> Dataset:
+    """The same of a folder of tokens. Raises UsageError."""
+    tokenizer = token_folders.known_tokenizer(folder)
+    made_from = [token_folders.describe(folder)["sha256"], tokenizer.fingerprint, val_fraction]
+    directory = _place_of(str(folder), tokenizer.kind, made_from)
+    if (directory / "meta.json").is_file():
+        return prepared.load(directory)
+    return token_folders.prepare_tokens(folder, texts_directory.get() / directory.name, tokenizer, val_fraction)
+
+
+def _place_of(name: str, kind: str, made_from: list[Any]) -> Path:
+    """Where a text or a folder of tokens is prepared, whose name changes with the content."""
+    digest = hashlib.sha256(json.dumps([*made_from, prepared.FORMAT]).encode()).hexdigest()
+    stem = Path(name).stem.encode()[:200].decode(errors="ignore")  # a name has 255 bytes at most
+    return DATA / f"{stem}-{kind}-{digest[:8]}"
 
 
 def _with_way_out(error: UsageError, name: str) -> UsageError:

@@ -1,0 +1,1 @@
+"""A corpus prepared by many processes or machines: a pipeline of datatrove around our reader, tokenizer and writer."""
