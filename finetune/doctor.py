@@ -18,7 +18,7 @@ from finetune.data.tables import ReadOptions
 T = TypeVar("T")
 USAGE = """usage: finetune doctor DIR|SOURCE... [--fix=dedup,leaks,encoding --out_dir=DIR] [--key=value ...]
 
-Looks for duplicates, for documents that train and val share and for faults of encoding, and recommends a model for the
+Looks for duplicates, for documents in both train and val, and for encoding errors, and recommends a model for the
 size of the corpus. DIR is what finetune prepare wrote; SOURCE is whatever it reads. Findings do not change the exit
 code."""
 

@@ -23,9 +23,8 @@ from finetune.config.options import option
 
 USAGE = """usage: finetune env [--lock] [--json]
 
-Prints versions, devices and memory on one screen, to paste into a report of a bug: no name of a user or a machine, no
-path, no secret. --lock prints name==version of finetune and of every package that it needs, to install the same
-again with pip install -r."""
+Prints versions, devices and memory on one screen, to paste into a bug report. It shows no user name, machine name, path
+or secret. --lock prints name==version of every package that a run needs, for pip install -r."""
 DISTRIBUTION = "finetune-gpt2"
 PACKAGES = "torch transformers datasets accelerate tokenizers tiktoken safetensors huggingface_hub numpy peft".split()
 EXTRAS = ("lora", "gguf", "onnx", "metrics", "documents", "trackers")

@@ -42,9 +42,9 @@ class Options:
         "hf for transformers, nanogpt a ckpt.pt for nanoGPT's sample.py, peft only the adapters of a LoRA run, gguf one"
         " file for llama.cpp and Ollama, onnx as hf with a model.onnx",
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the weights in the files")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "dtype of the weights in the files")
     gguf_type: Literal["f32", "f16", "q8_0"] | None = option(
-        None, "of the weights in a GGUF file [f32]; with format=hf, write such a file too", derived=True
+        None, "type of the weights in a GGUF file [f32]; with format=hf, also write such a file", derived=True
     )
     interpolate: str | None = option(
         None,
@@ -53,14 +53,16 @@ class Options:
     push_to_hub: str | None = option(None, "USER/NAME: push the export there, with HF_TOKEN or after `hf auth login`")
     private: bool = option(True, "make the repository private")
     revision: str | None = option(None, "branch of the repository to push to, made if needed [main]", derived=True)
-    overwrite: bool = option(False, "replace the model in the repository though another program pushed it")
-    license: str | None = option(None, "of the card, as the Hub names it, such as mit [that of the base]", derived=True)
-    language: str | None = option(None, "of the texts, for the card: codes such as en or en,de")
-    tags: str | None = option(None, "more tags of the card, with commas between them")
+    overwrite: bool = option(False, "replace the model in the repository even if another program pushed it")
+    license: str | None = option(
+        None, "license for the card, as the Hub names it, such as mit [that of the base]", derived=True
+    )
+    language: str | None = option(None, "language of the texts, for the card: codes such as en or en,de")
+    tags: str | None = option(None, "more tags for the card, separated by commas")
     space: str | None = option(None, "USER/NAME of a Space on the Hub that shows the model, made if needed")
     space_sdk: Literal["static", "gradio"] | None = option(
         None,
-        "of the Space: static, a page with the run's report, or gradio, which runs the model [static]",
+        "kind of Space: static, a page with the run's report, or gradio, which runs the model [static]",
         derived=True,
     )
 
@@ -76,7 +78,7 @@ class Options:
                 yield "interpolate", f"expected auto or a number from 0 to 1, got {self.interpolate!r}"
         if self.format == "peft":
             if self.interpolate is not None:
-                yield "interpolate", "mixes whole weights, and format=peft has none; leave one of the two out"
+                yield "interpolate", "mixes whole weights, and format=peft writes only adapters; give one of the two"
             if self.dtype != "float32":
                 yield "dtype", "format=peft writes the adapters in float32, as they were trained"
             if find_spec("peft") is None:

@@ -32,10 +32,6 @@ class PrepareFlags(TypedDict, total=False):
     max_tokens: int
     num_proc: int
     overwrite: bool
-    executor: Literal["local", "slurm", "ray"] | None
-    tasks: int
-    duplicates: Literal["drop", "keep"]
-    slurm: Text
     doctor: Literal["auto", "true", "false"] | bool
     dry_run: bool
 

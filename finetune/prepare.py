@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 EXAMINED = 2_000_000_000  # bytes of text that `doctor=auto` examines, in about a minute
 USAGE = """usage: finetune prepare SOURCE... --out_dir=DIR [--key=value ...]
 
-Tokenizes text into train.bin and val.bin. SOURCE is a file (txt, md, jsonl, json, csv, tsv, parquet, arrow; also
-compressed), a directory, zip or tar of such files, a pattern, - (standard input), a dataset of the Hub (owner/name or
-owner/name:config), shakespeare (downloaded) or python_docs (part of Python)."""
+Tokenizes text into train.bin and val.bin. SOURCE is a file, a directory, zip or tar of files, a pattern,
+or - (standard input). Files are txt, md, jsonl, json, csv, tsv, parquet or arrow, also compressed. SOURCE can also be a
+dataset of the Hub (owner/name or owner/name:config), shakespeare (downloaded) or python_docs (part of Python)."""
 
 
 @dataclass
@@ -41,9 +41,11 @@ class Options(ReadOptions):
     split: str = option("train", "the split of a Hub dataset to read")
     revision: str | None = option(None, "the revision of a Hub dataset")
     val_fraction: float = option(0.1, "validation share: of the documents, or the end of one text", gt=0, le=0.5)
-    val: str | None = option(None, "validation source instead; several are separated by commas")
-    keep_split: str | None = option(None, "a prepared directory: its documents stay in its train and its val")
-    seed: int = option(1337, "random seed of the choice of validation documents", ge=0)
+    val: str | None = option(None, "another source for validation; several are separated by commas")
+    keep_split: str | None = option(
+        None, "a prepared directory, whose documents stay in train or val as they are there"
+    )
+    seed: int = option(1337, "random seed that chooses the validation documents", ge=0)
     overflow: Literal["split", "drop", "error"] = option(
         "split", "documents of more than max_tokens: cut in training, left out, or refused"
     )

@@ -37,13 +37,15 @@ class Options:
     start: str = option("\n", "the prompt, or FILE:path to read it from a file; <|endoftext|> is the token")
     prompts: str = option("", "a file of prompts instead: a line each, or .jsonl with prompt or messages")
     chat: bool = option(False, "chat with a model trained on conversations; a line of standard input is a turn")
-    system: str = option("", "for chat: the system prompt, which begins the conversation")
+    system: str = option("", "for chat: the system prompt at the beginning of the conversation")
     num_samples: int = option(10, "samples of each prompt", ge=1, le=10_000)
     max_new_tokens: int = option(500, "length limit of a sample, in tokens", ge=1, le=MANY)
     temperature: float = option(0.8, "below 1.0 more predictable, above more random; 0 is greedy", ge=0)
     top_k: int = option(200, "sample from the k likeliest tokens; 0 is all", ge=0)
     top_p: float = option(1.0, "sample from the likeliest tokens that sum to this probability; 1 is all", gt=0, le=1)
-    min_p: float = option(0.0, "sample from tokens with this share of the highest probability; 0 is all", ge=0, le=1)
+    min_p: float = option(
+        0.0, "sample from tokens with at least this share of the highest probability; 0 is all", ge=0, le=1
+    )
     repetition_penalty: float = option(
         1.0, "above 1, tokens that already occurred become less likely; 1 is off", ge=1e-6, le=1e6
     )
@@ -52,7 +54,7 @@ class Options:
     max_copy: int = option(0, "repeat at most this many consecutive tokens of the training data; 0 is off", ge=0)
     dataset: str = option("", "for max_copy: the prepared directory of the training data [that of the run]")
     out: str = option(
-        "", "a .jsonl to write the samples to: an object a sample, with its ids; continued if it ends early"
+        "", "a .jsonl for the samples, an object each, with its ids; the same command continues a file that ended early"
     )
     overwrite: bool = option(False, "replace the file at --out")
     seed: int = option(1337, "the same seed gives the same samples", ge=0, lt=2**63)

@@ -1,4 +1,4 @@
-"""A tour without a download: from texts with faults to an exported model, each step as its command.
+"""A tour without a download: from texts with errors to an exported model, each step as its command.
 
 finetune tour
 """
@@ -21,9 +21,9 @@ from finetune.config.options import option
 
 USAGE = """usage: finetune tour [--out_dir=DIR] [--open=true]
 
-Writes some texts with faults to DIR, and goes the way from them to an exported model: finds the faults, mends them,
-plans, trains a tiny model, stops and resumes it, samples, measures, exports and reports. Each step is printed as the
-command that you would type in DIR. Nothing is downloaded."""
+Writes some texts with errors to DIR, then runs every step from them to an exported model. It finds and fixes the
+errors, plans, trains a tiny model, stops and resumes the run, samples, measures, exports and reports. Each step is
+printed as the command that you would type in DIR. Nothing is downloaded."""
 TEXTS = 60
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64, "batch_size": 16, "gradient_accumulation_steps": 1}
 LENGTH = {"max_iters": 300, "learning_rate": 3e-3, "log_interval": 20}
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"out_dir: {place} exists; give another, or remove it")
     began = time.monotonic()
     texts = write_texts(place / "texts")
-    print(f"{texts} texts with faults are in {printable(str(place / 'texts'))}")
+    print(f"{texts} texts with errors are in {printable(str(place / 'texts'))}")
     print(f"the commands run in {printable(str(place))}")
     for number, (title, line) in enumerate(steps(), 1):
         print(f"\n{number}/{len(steps())}  {title}\n$ {line}", flush=True)

@@ -225,7 +225,7 @@ CASES = {
         bins_with,
         "train",
         ["--dataset=d", "--init_from=nobody/nothing", "--out_dir=out"],
-        "hf download nobody/nothing",
+        "hf download nobody/nothing --include=",
     ),
     "not the name of a Hub model": (
         bins_with,

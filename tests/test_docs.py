@@ -6,6 +6,7 @@ import importlib
 import re
 import shlex
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -41,7 +42,9 @@ def commands():
 def test_commands_are_understood(verb, rest, monkeypatch):
     monkeypatch.chdir(ROOT)
     options = importlib.import_module(f"finetune.{verb}").Options
-    rest = re.sub(r"(out-mine|copy)/recipe.yaml|RECIPE", "recipes/small.yaml", rest)  # which a run would leave
+    rest = re.sub(
+        r"(out-mine|out-novels|copy)/recipe.yaml|RECIPE", "recipes/small.yaml", rest
+    )  # which a run would leave
     parse(options, shlex.split(rest, comments=True), "")
 
 
@@ -86,12 +89,37 @@ def test_every_block_is_checked():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_relative_links_resolve(page):
-    for target in re.findall(r"\]\(([^)]+)", TEXTS[page]):
+    for target in re.findall(r"""(?:\]\(|src=")([^)"]+)""", TEXTS[page]):
         if not target.startswith("http"):
             path, _, anchor = target.partition("#")
             there = page.parent / path if path else page
             assert there.exists(), target
             assert not anchor or anchor in anchors(there.read_text(encoding="utf-8")), target
+
+
+def test_pictures_are_small_and_shown():
+    shown = {Path(name).name for text in TEXTS.values() for name in re.findall(r"images/[\w.-]+", text)}
+    pictures = {path.name: path for path in (ROOT / "docs/images").iterdir()}
+    assert {"flow.svg", "terminal.svg", "compare.svg", "curve-healthy.webp", "curve-overfitting.webp"} <= shown
+    assert shown <= pictures.keys() and len(re.findall(r"<img|!\[", TEXTS[ROOT / "README.md"])) <= 2
+    for path in pictures.values():
+        assert path.stat().st_size < 100_000, path.name
+        if path.suffix == ".svg":
+            tags = {element.tag.rpartition("}")[2] for element in ElementTree.parse(path).iter()}
+            assert "text" in tags and "script" not in tags
+
+
+def test_the_picture_of_a_terminal_shows_what_is_printed():
+    """Lines that a run and a comparison begin with, against the words of the code."""
+    for name, verb, words in (
+        ("terminal", "train", ("step 0: train loss ", "saving checkpoint to ", "best val loss ")),
+        ("compare", "compare", ("* the lowest validation loss: ", "validation loss")),
+    ):
+        lines = [text.text or "" for text in ElementTree.parse(ROOT / f"docs/images/{name}.svg").iter() if text.text]
+        command = next(line for line in lines if line.startswith("$ finetune "))
+        assert command.startswith(f"$ finetune {verb} ")
+        parse(importlib.import_module(f"finetune.{verb}").Options, shlex.split(command)[3:], "")
+        assert all(any(word in line for line in lines) for word in words)
 
 
 def anchors(text):
@@ -124,6 +152,7 @@ def test_flags_named_in_prose_exist():
         " multi_gpu".split()
     )  # accelerate
     known |= set("tag user signals shm volume flavor timeout secrets env cluster".split())  # docker, hf jobs and sky
+    known |= {"include"}  # hf download
     known |= {"write", "compare", "before"}  # scripts/golden.py and scripts/bench.py
     known |= set("nodes ntasks gpus cpus time signal requeue kill".split())  # SLURM
     for page, text in TEXTS.items():

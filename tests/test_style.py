@@ -1,10 +1,16 @@
-"""The prose of README and docs: short sentences, one spelling of a term; for whom a page is, and what is next."""
+"""The prose of README, docs, --help and messages: short sentences, one spelling of a term; for whom a page is, and what
+is next."""
 
+import ast
+import importlib
 import re
 import statistics
 from pathlib import Path
 
 import pytest
+
+from finetune.config.recipe import Recipe
+from finetune.config.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
 # lists of facts, in the form of their kind
@@ -48,7 +54,21 @@ TWICE = (
     "for whoever",
     "taken up again",
     "the house",
+    "shall",
+    "for ever",
+    "by heart",
+    "gravest",
+    "goes on with",
+    "(written|comes back|decided) otherwise",
+    "is no single",
+    "stands so",
+    "in the place of",
+    "nobody could",
+    "at all events",
+    "of its kind",
+    "as it is meant to",
 )
+SHORT_MESSAGE = 9  # words of a sentence of a message, on average
 
 
 def sentences(page):
@@ -59,7 +79,7 @@ def sentences(page):
     for paragraph in re.split(r"\n\s*\n|\n\s*[-*] |\n\d+\. ", text):
         if not paragraph.lstrip().startswith(("#", "More: ", "Next: ")):
             yield from (
-                " ".join(part.split()) for part in re.split(r"(?<=[.!?:;])\)?\**\s+", paragraph) if part.strip()
+                " ".join(part.split()) for part in re.split(r"(?<=[.!?:;])\)?\**\s+|\s->\s", paragraph) if part.strip()
             )
 
 
@@ -71,14 +91,80 @@ def test_sentences_are_short(name):
     assert not [sentence for sentence in found if len(sentence.split()) > LONGEST]
 
 
+def wrong_words(text):
+    """What is spelled in another way, or had to be read twice."""
+    for wrong, right in SPELLINGS.items():
+        if found := re.search(rf"(?<![\w/.-]){wrong}(?![\w/])", text):
+            yield f"{found[0]}: write {right}"
+    for phrase in TWICE:
+        if found := re.search(rf"\b{phrase}\b", text):
+            yield found[0]
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_words_are_those_of_the_field(name):
     text = re.sub(r"`[^`\n]*`|```.*?```|\]\([^)]*\)", "", PAGES[name], flags=re.S)
-    for wrong, right in SPELLINGS.items():
-        found = re.search(rf"(?<![\w/.-]){wrong}(?![\w/])", text)
-        assert not found, f"{name}: {found[0]}: write {right}"
-    for phrase in TWICE:
-        assert not re.search(phrase, text), f"{name}: {phrase}"
+    assert not list(wrong_words(text))
+    if name not in LISTS:
+        commands = PAGES[name].partition("## What is where")[0]
+        assert not re.search(rf"(?<!-m )`finetune\.({'|'.join(VERBS)})`", commands), "write `finetune VERB`"
+
+
+def spoken(node):
+    """The text of a literal, with X for a value in it; "" of another node."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
+    return ""
+
+
+def texts_in(node):
+    """The literals of four words and more below a node, without docstrings."""
+    if text := spoken(node):
+        if len(text.split()) >= 4 and not re.search(r"[{}]{2}|\$|</|def |import ", text):
+            yield node.lineno, text
+        return
+    body = list(ast.iter_child_nodes(node))
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+        body.remove(node.body[0])
+    for child in body:
+        yield from texts_in(child)
+
+
+MESSAGES = [
+    (f"{path.relative_to(ROOT)}:{line}", text)
+    for path in sorted((ROOT / "finetune").rglob("*.py"))
+    for line, text in texts_in(ast.parse(path.read_text(encoding="utf-8")))
+]
+
+
+def lengths(texts):
+    """Words of each sentence; a part between semicolons is one, and so is what stands after a colon."""
+    parts = (part for text in texts for part in re.split(r"[.!?:;](?:\s+|$)|\n", text))
+    return [len(part.split()) for part in parts if len(part.split()) > 1]
+
+
+def test_messages_are_short_and_in_the_words_of_the_field():
+    assert len(MESSAGES) > 1000
+    found = [f"{place}: {wrong}" for place, text in MESSAGES for wrong in wrong_words(text)]
+    assert not found
+    assert statistics.mean(lengths(text for _, text in MESSAGES)) <= SHORT_MESSAGE
+    assert not [(place, text) for place, text in MESSAGES if max(lengths([text]), default=0) > LONGEST]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_is_short_and_in_the_words_of_the_field(verb):
+    module = importlib.import_module(f"finetune.{verb}")
+    fields = {**module.Options.__dataclass_fields__, **(Recipe.__dataclass_fields__ if verb == "train" else {})}
+    helps = {name: field.metadata["help"] for name, field in fields.items() if "help" in field.metadata}
+    assert helps
+    for name, text in {**helps, "usage": module.USAGE}.items():
+        assert not list(wrong_words(text)), name
+        assert name == "usage" or text.endswith("...") or not text.endswith("."), f"{name}: a phrase, not a sentence"
+    prose = module.USAGE.partition("\n\n")[2]
+    assert prose and statistics.mean(lengths([" ".join(prose.split())])) <= WORDS
+    assert max(lengths(helps.values())) <= 30
 
 
 @pytest.mark.parametrize("name", sorted(name for name in set(PAGES) - LISTS if name.startswith("docs/")))

@@ -98,4 +98,4 @@ def _text_of(value: object) -> str | None:
         return str(value).lower()
     if isinstance(value, int | float):
         return repr(value)
-    raise ValueError(f"{value!r} is no single value")
+    raise ValueError(f"{value!r} is not a single value")

@@ -30,9 +30,9 @@ LORA_RATE = 2e-4  # the learning rate at which GPT-2 was adapted first (Hu et al
 class Recipe:
     init_from: str = option(
         "gpt2",
-        "the weights to start from: gpt2|gpt2-medium|gpt2-large|gpt2-xl, any Hub id of a GPT-2 model, also as "
-        "id@revision, a Hugging Face directory, a run's out_dir, a nanoGPT ckpt.pt, scratch (random weights), resume "
-        "(continue out_dir), or auto (resume if out_dir has a state, else as the recipe says without it)",
+        "the weights to start from: gpt2|gpt2-medium|gpt2-large|gpt2-xl, the Hub id of any GPT-2 model, id@revision, a "
+        "Hugging Face directory, a run's out_dir, or a nanoGPT ckpt.pt; scratch: random weights; resume: continue the "
+        "run in out_dir; auto: resume if out_dir has a checkpoint, else start as the recipe says",
         resume="free",
     )
     dataset: str = option(
@@ -49,7 +49,7 @@ class Recipe:
     out_dir: str = option("out", "directory of the run", resume="free")
     overwrite: bool | Literal["unfinished"] = option(
         False,
-        "let a new run replace the run in out_dir; unfinished: only one that was ended before it saved a state",
+        "let a new run replace the run in out_dir; unfinished: only one that ended before it saved a checkpoint",
         resume="free",
         flag_only=True,
     )
@@ -129,10 +129,13 @@ class Recipe:
         resume="free",
         derived=True,
     )
-    always_save_checkpoint: bool = option(False, "keep the model of every evaluation, as out_dir/iter_N", resume="free")
+    always_save_checkpoint: bool = option(False, "keep the model of every evaluation in out_dir/iter_N", resume="free")
 
     max_rollbacks: int = option(
-        3, "most rollbacks after divergence, each to the last state at half the learning rate", ge=0, resume="free"
+        3,
+        "most rollbacks after divergence, each to the last checkpoint with half the learning rate",
+        ge=0,
+        resume="free",
     )
     deterministic: bool = option(
         False, "bit-identical results on a GPU, slower; a CPU always gives them", resume="free"

@@ -164,7 +164,7 @@ def _compression(path: Path) -> str:
 def _explain(error: Exception, path: Path) -> str:
     """What is wrong with an archive, in words."""
     if isinstance(error, NotImplementedError):
-        return "packed in a way that is not known here; unpack it with 7z x"
+        return "compressed by a method that is not supported; unpack it with 7z x"
     if isinstance(error, ValueError | RuntimeError):
         return str(error)
     suffix, message = _compression(path), str(error)

@@ -54,9 +54,7 @@ class ChatTemplate:
             return [(start, end) for (start, end), turn in zip(marked, spoken) if turn.is_target]
         if all(turn.is_target for turn in spoken):
             return list(marked)
-        raise ValueError(
-            "its chat template marks other turns than those of the assistant, so a weight of 0 has no place"
-        )
+        raise ValueError("its chat template marks turns of other roles than assistant, so a weight of 0 cannot apply")
 
     def _found(self, conversation: Conversation, text: str) -> list[tuple[int, int]]:
         """The spans from the generation prompt to the end of each turn of the assistant."""

@@ -102,7 +102,7 @@ class _Choice:
             raise UsageError(f"{self.place}: which column is the answer? name it with --completion_column=")
         if completion in (named.get("prompt"), *fields_of(template or "")):
             raise UsageError(
-                f"{self.place}: {completion!r} is the question too; name another with --completion_column="
+                f"{self.place}: {completion!r} is also the column of questions; name another with --completion_column="
             )
         if named.get("prompt") == "instruction":  # Alpaca's rows
             beside |= self.beside(extra=self.extra(), history="history")

@@ -91,7 +91,7 @@ def check_conversations(profile: Profile, name: str, used: list[str]) -> None:
             content = "value" if "from" in messages[0] else "content"
             role, who = ("from", "gpt") if content == "value" else ("role", "assistant")
             raise UsageError(
-                f"{profile.place}: {name!r} ends in a question, and its answer stands in {answer!r}; add it as a"
+                f"{profile.place}: {name!r} ends in a question, and its answer is in {answer!r}; add it as a"
                 f""" message: jq -c '.{name} += [{{{role}: "{who}", {content}: .{answer}}}]'"""
             )
     if key := _message_verdict(profile.values[name]):
@@ -188,7 +188,7 @@ class Splits:
             if len(seen) > 1:
                 splits = [str(value) for value in seen.values()]
                 raise UsageError(
-                    f"{self.place}: {name!r} gives its rows to splits ({', '.join(splits)}), and all would be trained"
+                    f"{self.place}: {name!r} assigns rows to splits ({', '.join(splits)}), and all would be trained"
                     f" on; write each into a file of its name{self._way(name, splits[0])}, and prepare their directory;"
                     " to take all rows, name their columns (--text_column=, ...)"
                 )

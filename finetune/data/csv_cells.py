@@ -47,9 +47,7 @@ def _note_quotes(row: Row, cell: str, facts: dict[str, Any]) -> Row:
     """Count a cell that begins with a quote; the row gets a problem if only csv could have written it."""
     are_characters = "quotes" in facts
     if are_characters and has_doubled_quotes(cell):
-        problem = (
-            "a cell in quotes with doubled ones in it is csv, where other cells are not; quote all of them or none"
-        )
+        problem = "this cell is quoted as in csv, with doubled quotes, and other cells are not; quote all cells or none"
         return row._replace(problem=problem)
     if (are_characters and cell[0] == '"') or (cell[0] != '"' and KEPT.match(cell)):
         count, line = facts.get("kept", (0, row.line))

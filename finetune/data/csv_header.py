@@ -114,7 +114,7 @@ def _check_long_separator(rows: list[list[str]], place: str, dialect: Dialect) -
     is_enclosed = len(around) == 1 and re.fullmatch(r"[^\w\s\"']", max(around))
     if is_doubled or is_enclosed:
         long = 2 * dialect.separator if is_doubled else dialect.separator.join(2 * max(around))
-        way = f"--separator= takes one character: put one in its place, or name {dialect.separator!r} if that is it"
+        way = f"--separator= takes one character: write one instead, or name {dialect.separator!r} if that is it"
         raise UsageError(f"{place}: {long!r} separates cells; {way}")
 
 
@@ -125,9 +125,9 @@ def _check_separator(name: str, cells: list[str], place: str, header: str, diale
         if header != "auto" and (len(cells) < FEW_ROWS or len(counts) > 1 or between in ":/"):
             continue
         if between == dialect.separator:
-            raise UsageError(f"{place}: {name[:40]!r} is one cell; whole lines stand in quotes: take these out")
+            raise UsageError(f"{place}: {name[:40]!r} is one cell; whole lines are in quotes: remove these")
         if len(between) > 1:
-            way = f"--separator= takes one character: put one in the place of {between!r}"
+            way = f"--separator= takes one character: write one instead of {between!r}"
         else:
             spelled = between if between.isprintable() else f"\\x{ord(between):02x}"
             way = f"name the separator with --separator='{spelled}', or with --separator=, if it is one"

@@ -54,7 +54,7 @@ def keep_split(
     is_new = ~in_val & ~in_train
     if is_new.all():
         problem = f"none of the {len(found):,} documents is in {directory}; were they prepared with other columns"
-        raise _refused(f"{problem} or another template? Leave it out for unlike data")
+        raise _refused(f"{problem} or another template? If the data are different ones, leave keep_split out")
     new, first = np.unique(found[is_new], return_index=True)
     new = new[np.argsort(first)]  # in the order of the source
     chosen = np.random.default_rng(seed).choice(new, round(len(new) * val_fraction), replace=False)

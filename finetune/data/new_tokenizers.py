@@ -22,7 +22,7 @@ def size_to_train(choice: object) -> int | None:
     number = choice.removeprefix(TRAIN).replace("_", "")
     if not number.isdecimal() or not SMALLEST <= int(number) <= LARGEST:
         limits = f"from {SMALLEST:,} (the bytes and end-of-text) to {LARGEST:,}"
-        raise UsageError(f"tokenizer {choice}: behind train: stands the size of the vocabulary, {limits}")
+        raise UsageError(f"tokenizer {choice}: write train:SIZE, with a vocabulary size {limits}")
     return int(number)
 
 

@@ -58,7 +58,7 @@ class ReadOptions:
     prompt_template: str | None = option(None, 'prompt made of columns, such as "{context}\\n{question}"')
     separator: str | None = option(None, "separator of a csv file: , ; | or tab [found]", derived=True)
     header: Literal["auto", "true", "false"] = option(
-        "auto", "whether a csv file has one; without, columns are 1, 2, ..."
+        "auto", "whether a csv file has a header; without one, columns are 1, 2, ..."
     )
     documents: str = option(
         "auto",
@@ -109,7 +109,7 @@ class ReadOptions:
             columns.get("prompt"),
             *fields_of(self.prompt_template or ""),
         ):
-            yield "completion_column", f"{columns['completion']!r} is the question too"
+            yield "completion_column", f"{columns['completion']!r} is also the column of questions"
         if len(columns.keys() - {"completion"}) > 1 or (self.prompt_template and columns.keys() & {"text", "messages"}):
             message = "a table holds text, prompts with completions, or messages: name the columns of one of them"
             yield "text_column", message

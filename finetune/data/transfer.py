@@ -29,17 +29,17 @@ def check(text: str, name: str, way_out: str) -> None:
     head = head if head.isascii() else ""
     if MAIL.match(text) and (kind := _mail_kind(text)):
         way = "save the messages as text from a mail program"
-        raise UsageError(f"{name}: is mail in {kind}, so its words are hidden; {way}, {way_out}")
+        raise UsageError(f"{name}: is mail in {kind}, so its text is encoded; {way}, {way_out}")
     if ARCHIVE.match(head):
         way = f"sed '1s/^[^=]*=//' '{name}' writes it to a file with the suffix .json"
         raise UsageError(f"{name}: is JSON of Twitter's archive behind the name of a variable; {way}, {way_out}")
     if _is_utf7(head):
         way = f"iconv -f UTF-7 -t UTF-8 '{name}' converts it"
-        raise UsageError(f"{name}: is in UTF-7, so its letters are hidden; {way}, {way_out}")
+        raise UsageError(f"{name}: is in UTF-7, so its text is encoded; {way}, {way_out}")
     for kind, is_kind in (("base64", _is_base64), ("quoted-printable", _is_quoted)):
         if is_kind(head):
             way = f"Python's {'base64' if kind == 'base64' else 'quopri'} module converts it"
-            raise UsageError(f"{name}: is in {kind}, so its letters are hidden; {way}, {way_out}")
+            raise UsageError(f"{name}: is in {kind}, so its text is encoded; {way}, {way_out}")
 
 
 def _mail_kind(text: str) -> str | None:

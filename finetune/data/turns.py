@@ -141,7 +141,7 @@ def _role(given: str) -> str:
     spelling = re.sub(r"[\s-]+", "_", given.strip().lower())
     if spelling in CALL_ROLES:
         raise ValueError(
-            f"the role {given!r} is a call of a tool as text; write it as tool_calls of a message of the assistant,"
+            f"the role {given!r} is a tool call as text; write it as tool_calls in a message of the assistant,"
             " which a chat template of the tokenizer's own can render: --tokenizer=DIR"
         )
     if spelling not in ROLE_OF:
@@ -155,9 +155,11 @@ def _is_learned(given: dict[str, Any], role: str) -> bool:
     for key, choice in given.items():
         if key not in LEARN + HIDE:
             if role == "assistant" and choice != []:
-                raise ValueError(f"a message has {key}, which is not known; its weight, 0 or 1, says what is learned")
+                raise ValueError(
+                    f"a message has {key}, which is not known; give weight, 0 or 1, to say what is learned"
+                )
         elif choice not in (0, 1):
-            raise ValueError(f"{key} of a message is 0 or 1, not {choice!r}; parts of a weight are not supported")
+            raise ValueError(f"{key} of a message is 0 or 1, not {choice!r}; a weight in between is not supported")
         elif choice and role != "assistant" and key.startswith("train"):
             raise ValueError(f"{key} of a message by the {role}: only messages of the assistant can be learned")
     return all(given.get(key, True) for key in LEARN) and not any(given.get(key) for key in HIDE)

@@ -36,8 +36,8 @@ def check(rows: list[dict[str, Any]], rows_of: str | None, place: str, is_json: 
         return  # each speaks once, as the authors of documents
     ways = f"write it as one text of lines such as '{people[0]}: ...'{_jq(rows, speaker, said) if is_json else ''}"
     raise UsageError(
-        f"{place}: is a talk, a row is what one person says ({speaker!r}: {shortened(people, 3)}), and rows as"
-        f" documents lose who speaks; {ways}, or take them so with --text_column={said}"
+        f"{place}: is a talk with a row for each utterance ({speaker!r}: {shortened(people, 3)}); as documents,"
+        f" rows lose who speaks; {ways}, or read them as documents with --text_column={said}"
     )
 
 

@@ -79,7 +79,7 @@ def document_spans(dataset: Dataset, split: str, asked_by: str) -> np.ndarray:
     option `asked_by`."""
     ends = dataset.document_ends(split)
     if dataset.is_running_text(split):
-        raise UsageError(f"{asked_by}: {dataset.bin(split)} is one running text and no documents")
+        raise UsageError(f"{asked_by}: {dataset.bin(split)} is one running text, without documents")
     return np.stack([np.append(0, ends[:-1]), ends], 1)
 
 

@@ -12,6 +12,7 @@ from finetune.common.errors import UsageError
 from finetune.gpt import foreign
 from finetune.gpt.model import SHAPES
 
+INCLUDE = "*.[jst][aisx]*"  # .json, .jinja, .safetensors and .txt in one pattern, as not every `hf` takes several
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model"]
 
 
@@ -82,7 +83,7 @@ def _error(source: str, error: Exception) -> UsageError:
     elif isinstance(error, RevisionNotFoundError):
         problem = f"the model {repo} of the Hub has no branch, tag or commit {revision}"
     else:
-        get = f"hf download {repo}" + (f" --revision={revision}" if revision else "")
+        get = f"hf download {repo}" + (f" --revision={revision}" if revision else "") + f' --include="{INCLUDE}"'
         problem = (
             "no such directory, not in the local cache, and the Hub cannot be reached"
             f" ({network.explain(error)}). Run `{get}` while online, or give the directory of a downloaded model"

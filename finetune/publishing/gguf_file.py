@@ -113,7 +113,9 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, config: GPTConfig) -> None
         begin = config.bos_token_id
         writer.add_bos_token_id(begin if begin is not None and 0 <= begin < config.vocab_size else ends[0])
     if len(ends) > len(END_KEYS):
-        raise UsageError(f"format: gguf has {len(END_KEYS)} ids that end a text, and this model {len(ends)}")
+        raise UsageError(
+            f"format: gguf holds at most {len(END_KEYS)} ids that end a text, and this model has {len(ends)}"
+        )
     for key, i in zip(END_KEYS, ends):
         getattr(writer, f"add_{key}_token_id")(i)
     if config.pad_id is not None and 0 <= config.pad_id < config.vocab_size:
@@ -160,7 +162,9 @@ def _add_bpe(writer: Any, saved: dict[str, Any], vocab_size: int) -> None:
     for token in added:
         types[token["id"]] = CONTROL if token.get("special") else USER_DEFINED
     if len(set(tokens)) < len(tokens):
-        raise UsageError("format: gguf needs another name for each token, and this vocabulary has one like [unused7]")
+        raise UsageError(
+            "format: gguf needs a different name for each token, and padding would repeat one, such as [unused7]"
+        )
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in saved["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")

@@ -90,7 +90,7 @@ def _compare_ids(asked: dict[str, Any], model: GPT, tokenizer: Tokenizer, tie: f
     logits = model(torch.tensor([before + new[:-1]]))[0, len(before) - 1 :]
     for number, (row, theirs) in enumerate(zip(logits, new, strict=True), 1):
         if row.max() - row[theirs] > tie * row.std():
-            raise Failure(f"{name}: greedy id {number} of llama.cpp is another; nothing was exported", 1)
+            raise Failure(f"{name}: llama.cpp's greedy id {number} differs; nothing was exported", 1)
     equal = int((logits.argmax(dim=1) == torch.tensor(new)).sum())
     return {"prompts": len(asked["prompts"]), "greedy_ids": equal, "ties": len(new) - equal}
 
@@ -115,7 +115,7 @@ def _compare_text(
         row = model(torch.tensor([ids + new[:equal]]))[0, -1]
         best, second = row.topk(2).values
         if best - second > tie * row.std():
-            raise Failure(f"{path.name}: greedy id {equal + 1} of llama.cpp is another; nothing was exported", 1)
+            raise Failure(f"{path.name}: llama.cpp's greedy id {equal + 1} differs; nothing was exported", 1)
     return {"greedy_ids": equal, "ties": int(equal < len(new))}
 
 

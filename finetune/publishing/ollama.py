@@ -123,13 +123,13 @@ def _split(text: str, content: str) -> tuple[str, str]:
 
 def _rest(text: str, start: str) -> str:
     if not text.startswith(start):
-        raise ValueError("earlier turns are written otherwise")
+        raise ValueError("earlier turns are written differently")
     return text[len(start) :]
 
 
 def _without(text: str, end: str) -> str:
     if not text.endswith(end):
-        raise ValueError("the first turn is written otherwise")
+        raise ValueError("the first turn is written differently")
     return text[: len(text) - len(end)]
 
 

@@ -74,7 +74,7 @@ class Repository:
             self.is_new = True
             self.info = self._find()
         if self.info is None:
-            raise Refused("the repository was made and cannot be seen")
+            raise Refused("the repository was made, but the Hub does not show it")
         if private and not self.info.private:
             raise Refused("it is public already; --private=false pushes to it, or choose another name")
         if self.branch is not None:

@@ -173,7 +173,7 @@ def verify(work: Path, kind: Kind, shown: Shown) -> None:
         settings = read_json_object(work / "space.json") | {"model": str(shown.directory), "revision": None}
         said = space_app.generate(space_app.load(settings), settings, settings["start"], 2, 0.0)
         if not isinstance(said, str):
-            raise Refused(f"its app says {type(said).__name__} and no text")
+            raise Refused(f"its app returned {type(said).__name__}, not text")
         return
     for name in (PAGE, REPORT):
         tags = _Tags((work / name).read_text(encoding="utf-8"))

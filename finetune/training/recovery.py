@@ -104,8 +104,8 @@ def resume(setup: Setup, state: TrainState, saved: SavedState, say: Callable[[st
         state.lr_scale = 1.0
     if state.lr_scale != 1.0:
         say(
-            f"learning rates are times {state.lr_scale:g} after {state.rollbacks} rollbacks; another learning_rate"
-            " would start afresh"
+            f"after {state.rollbacks} rollbacks learning rates are multiplied by {state.lr_scale:g}; a new"
+            " learning_rate would undo that"
         )
     state.best = checkpoints.read_best(recipe.out_dir)
     before, now = (

@@ -83,8 +83,8 @@ def save_state(setup: Setup, state: TrainState, logger: RunLogger, must_succeed:
         setup.notify(Save(state.step, checkpoints.state_directory(setup.recipe.out_dir, state.step)))
     elif must_succeed:
         raise Failure(
-            f"out_dir {setup.recipe.out_dir}: the state after {state.step} updates could not be saved; the one before"
-            " it is whole",
+            f"out_dir {setup.recipe.out_dir}: the state after {state.step} updates could not be saved; the"
+            " previous one is complete",
             1,
         )
 
@@ -98,8 +98,8 @@ def _write_on_main(setup: Setup, state: TrainState, logger: RunLogger, name: str
             write()
         except OSError as error:
             problem = (
-                f"{name} at step {state.step} could not be saved: {error.strerror or error}; what was there before"
-                " is untouched"
+                f"{name} at step {state.step} could not be saved: {error.strerror or error}; the previous files"
+                " are unchanged"
             )
             logger.print(f"warning: {problem}")
             logger.record("save_failed", step=state.step, problem=problem)

@@ -198,7 +198,7 @@ def _too_few_updates(setup: Setup) -> str | None:
         return None
     way = command("train", Path(recipe.out_dir, "recipe.yaml"), **sizes, overwrite="true")
     more = math.ceil(recipe.epochs * rows / blocks)
-    return f"{length} updates in {recipe.epochs:g} epochs teach little; smaller ones make {more:,}: {way}"
+    return f"{length} updates in {recipe.epochs:g} epochs teach little; smaller updates make {more:,} of them: {way}"
 
 
 def _write_recipe(setup: Setup, used: Recipe, derived: dict[str, Any]) -> None:
