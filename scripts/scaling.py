@@ -1,11 +1,22 @@
 """Write the tables of docs/scaling.md: memory, communication and time on several processes, counted from shapes and
-data sheets.
+data sheets; and tokens/s, predicted by the same formulas.
 
-python scripts/scaling.py
-"""
+    python scripts/scaling.py              the page
+    python scripts/scaling.py --measure    first measure what this machine can, 1 to 4 gloo processes (10 minutes)
 
+The prediction for this machine takes from it the time of a micro-batch, of an update of the weights and of an
+all-reduce; what it predicts for more processes is measured too, in turns with them."""
+
+import json
 import math
+import os
 import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 from finetune.config.cli import parse
@@ -31,6 +42,13 @@ LINKS = {
     "NVLink 3 (A100)": 300e9,
     "NVLink 4 (H100)": 450e9,
 }
+PER_MACHINE, NETWORK = 8, "100 Gbit Ethernet, InfiniBand EDR"
+GPUS = (1, 8, 16, 128, 1024)
+BACKWARD = 2 / 3  # of computing, which hides the exchange on a GPU
+# what is measured here: tokens are few, so that exchanging takes a good part of an update
+SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 128, "batch_size": 1}
+STEPS, COUNTS, ROUNDS, UPDATES = (1, 4), (1, 2, 3, 4), 5, 8  # micro-batches a process and update, processes
+MEASURED = "scaling_*.json"  # in docs/benchmarks
 NAMES = {"gpt2": "small", "gpt2-medium": "medium", "gpt2-large": "large", "gpt2-xl": "xl"}  # of recipes
 
 
@@ -168,9 +186,43 @@ def hidden():
     )
 
 
+def update_seconds(compute, steps, weights, exchange, hides, crowd=1.0):
+    """Seconds of an update: `steps` micro-batches that take `compute` each, then `weights` for the optimizer; and an
+    `exchange` of gradients, of which the part that takes no longer than `hides` is hidden. `crowd` processes share
+    what computes and copies."""
+    return crowd * (steps * compute + weights + max(0.0, exchange - hides))
+
+
+def tokens_per_second(config, B, gpus, steps):
+    """Of data-parallel GPUs. Rings over several machines are as fast as their slowest link."""
+    link = next(name for name in LINKS if GPU in name) if gpus <= PER_MACHINE else NETWORK
+    compute, exchange = seconds(config, B), sent(config, "DDP", gpus, steps) / LINKS[link]
+    return gpus * steps * B * T / update_seconds(compute, steps, 0.0, exchange, BACKWARD * compute)
+
+
+def simulation():
+    def cell(config, B, gpus, steps):
+        speed = tokens_per_second(config, B, gpus, steps)
+        share = speed / gpus / tokens_per_second(config, B, 1, steps)
+        return f"{float(f'{speed:.3g}'):,.0f}, {share:.0%}"
+
+    columns = [(name, config, recipe.batch_size, steps) for name, config, recipe in sizes() for steps in (1, 8)]
+    columns = [column for column in columns if column[0] in ("gpt2", "gpt2-xl")]
+    rows = [[f"{gpus:,}", *(cell(*column[1:3], gpus, column[3]) for column in columns)] for gpus in GPUS]
+    head = [f"`{name}`, {steps} micro-batch{'es' * (steps > 1)}" for name, _, _, steps in columns]
+    return table(["GPUs", *head], rows)
+
+
+def measured():
+    """What was predicted for this machine beside what was measured, from the newest file."""
+    found = sorted((ROOT / "docs" / "benchmarks").glob(MEASURED), key=lambda path: path.stem[-10:])
+    rows = json.loads(found[-1].read_text(encoding="utf-8"))["rows"] if found else []
+    return table(list(rows[0]), [list(row.values()) for row in rows]) if rows else "| not measured yet |\n|---|"
+
+
 def page(text):
     """The page with each table below its mark made anew."""
-    for make in (memory, choice, communication, links, hidden):
+    for make in (memory, choice, communication, links, hidden, simulation, measured):
         text, found = re.subn(
             rf"(<!-- {make.__name__} -->\n)(\|.*\n)*", lambda mark, make=make: f"{mark[1]}{make()}\n", text
         )
@@ -178,6 +230,114 @@ def page(text):
     return text
 
 
+def torchrun(processes, *argv):
+    """Run a module or a file to its end in so many processes of a thread each; return what it printed."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *argv]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(launcher, check=True, env=environment, capture_output=True, text=True).stdout
+
+
+def flags(work, out_dir, steps):
+    """Of a run with so many micro-batches an update, over all processes."""
+    values = {**SMALL, "gradient_accumulation_steps": steps, "out_dir": out_dir, "dataset": work / "data"}
+    values |= {"init_from": "scratch", "max_iters": UPDATES, "eval_interval": UPDATES, "eval_iters": 1}
+    values |= {"log_interval": 1, "device": "cpu", "dtype": "float32", "cpu_threads": 1}
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
+def median_update(out_dir):
+    """Seconds, without the first updates, which allocate; the run is removed."""
+    events = map(json.loads, (out_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    found = [event["seconds"] for event in events if event["event"] == "iter"][2:]
+    shutil.rmtree(out_dir)
+    return statistics.median(found)
+
+
+def beside_others(work, steps, copies):
+    """Seconds of an update of one process, while each other core computes the same for itself."""
+    outs = [work / f"alone-{number}" for number in range(copies)]
+    argv = [sys.executable, "-m", "finetune.train"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    options = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    running = [subprocess.Popen([*argv, *flags(work, out, steps)], **options) for out in outs]
+    codes = [process.wait() for process in running]
+    assert not any(codes)
+    return statistics.mean([median_update(out) for out in outs])
+
+
+def all_reduce(gradients):
+    """Print the seconds of an all-reduce of float32 gradients, in DDP's buckets of 25 MB. Runs in each process."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    buckets, took = torch.zeros(gradients).split(25 * 2**20 // 4), []
+    for _ in range(10):
+        torch.distributed.barrier()
+        began = time.perf_counter()
+        for bucket in buckets:
+            torch.distributed.all_reduce(bucket)
+        took.append(time.perf_counter() - began)
+    if torch.distributed.get_rank() == 0:
+        print(statistics.median(took[2:]))
+    torch.distributed.destroy_process_group()
+
+
+def measure(work):
+    """Measure in turns what a prediction takes and what it predicts; write both to docs/benchmarks."""
+    import numpy as np
+    from bench import write
+
+    from finetune.common.machine import num_cores
+
+    (work / "data").mkdir()
+    for split, size in (("train", 100_000), ("val", 2_000)):
+        np.random.default_rng(0).integers(0, 50_000, size, dtype=np.uint16).tofile(work / "data" / f"{split}.bin")
+    config = GPTConfig(**{name: SMALL[name] for name in ("n_layer", "n_head", "n_embd", "block_size")})
+    parameters, cores = sent(config, "DDP", 2, 1) // 4, num_cores()
+    taken = {name: [] for name in ["exchange", *STEPS, *((count, steps) for count in COUNTS for steps in STEPS)]}
+    for turn in range(ROUNDS):
+        taken["exchange"].append(float(torchrun(2, __file__, f"--all_reduce={parameters:.0f}")))
+        for steps in STEPS:
+            taken[steps].append(beside_others(work, steps, cores))
+        for count, steps in [(count, steps) for count in COUNTS for steps in STEPS][:: 1 if turn % 2 == 0 else -1]:
+            torchrun(count, "-m", "finetune.train", *flags(work, work / "out", count * steps))
+            taken[count, steps].append(median_update(work / "out"))
+        print(f"round {turn + 1} of {ROUNDS}", flush=True)
+    middle = {name: statistics.median(values) for name, values in taken.items()}
+    few, many = STEPS
+    compute = (middle[many] - middle[few]) / (many - few)
+    weights, rate = middle[few] - few * compute, sent(config, "DDP", 2, 1) / middle["exchange"]
+    rows = []
+    for count in COUNTS:
+        row = {"processes": f"{count}"}
+        for steps in STEPS:
+            exchange = sent(config, "DDP", count, steps) / rate
+            predicted = update_seconds(compute, steps, weights, exchange, 0.0, max(1.0, count / cores))
+            tokens = count * steps * SMALL["batch_size"] * SMALL["block_size"]
+            each = f"{steps} micro-batch{'es' * (steps > 1)}"
+            row |= {f"predicted, {each}": f"{tokens / predicted:,.0f}"}
+            error = middle[count, steps] / predicted - 1  # of the predicted speed
+            row |= {f"measured, {each} (error)": f"{tokens / middle[count, steps]:,.0f} ({error:+.0%})"}
+        rows.append(row)
+    setting = (
+        f"GPT-2 with {num_parameters(config) / 1e6:.0f}M parameters, micro-batches of {SMALL['batch_size']} x"
+        f" {SMALL['block_size']} tokens, float32, one thread a process, gloo over the loopback device; medians of"
+        f" {ROUNDS} rounds in turns. Taken from the machine: {compute:.3f} s for a micro-batch and {weights:.3f} s for"
+        f" the weights by one process while each other core does the same, {rate / 1e9:.2f} GB/s of an all-reduce by 2"
+    )
+    result = {"what": "scaling", "title": "Tokens/s of 1 to 4 processes, predicted and measured", "setting": setting}
+    result |= {"command": "python scripts/scaling.py --measure", "rows": rows}
+    write(result | {"results": {str(name): values for name, values in taken.items()}}, ROOT / "docs" / "benchmarks")
+
+
 if __name__ == "__main__":
+    given = sys.argv[1] if len(sys.argv) > 1 else ""
+    if given.startswith("--all_reduce="):
+        all_reduce(int(given.partition("=")[2]))
+        sys.exit()
+    if given == "--measure":
+        with tempfile.TemporaryDirectory() as work:
+            measure(Path(work))
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"wrote {PAGE}")

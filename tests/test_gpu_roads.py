@@ -66,10 +66,11 @@ def test_a_stopped_sky_run_goes_on(tmp_path):
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout.splitlines()
 
-    first = arguments()
-    assert first == ["train", "small", "--dataset=my text.txt", "--out_dir=out-sky"]
-    Path("out-sky/last").mkdir(parents=True)
-    assert arguments() == [*first, "--init_from=resume"]
+    assert arguments() == ["train", "small", "--dataset=my text.txt", "--out_dir=out-sky", "--init_from=auto"]
+    assert parse(Recipe, arguments()[1:], "")[0].init_from == "gpt2"
+    state = Path("out-sky/last/step-00000010")
+    state.mkdir(parents=True)
+    (state / "manifest.json").touch()
     assert parse(Recipe, arguments()[1:], "")[0].init_from == "resume"
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Options = TypeVar("Options", bound="DataclassInstance")
+FINAL = (2, 3, 4, 5)  # exit codes of errors that another start would meet again
 # torch.distributed's errors when another process of the run has ended
 CONNECTION_LOST = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe", re.IGNORECASE)
 
@@ -63,11 +64,14 @@ def _print_error(error: Exception) -> int | None:
     # rank 0, and the first rank of each node
     prints_errors = "0" in (os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK"))
     if isinstance(error, (UsageError, Failure)):
-        if prints_errors or getattr(error, "alone", False):
-            print(message_lines(error), file=sys.stderr)
+        code = 2 if isinstance(error, UsageError) else error.code
+        if prints_errors or error.alone:
+            print(message_lines(error), file=sys.stderr, flush=True)
         else:
             time.sleep(1)  # a launcher ends all processes after the first: rank 0 must print before that
-        return 2 if isinstance(error, UsageError) else error.code
+        if prints_errors and code in FINAL and not error.alone:
+            _end_torchrun()
+        return code
     if isinstance(error, OSError):
         print(f"{type(error).__name__}: {message_lines(error)} (--debug=true shows where)", file=sys.stderr)
         return 1
@@ -86,6 +90,14 @@ def die_with_launcher() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:  # the launcher died before prctl
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _end_torchrun() -> None:
+    """Ask torchrun to end where it would start the processes again."""
+    starts_left = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0)
+    starts_left -= int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+    if starts_left > 0 and sys.platform != "win32":
+        os.kill(os.getppid(), signal.SIGTERM)
 
 
 def check_run_dir(out_dir: str | None) -> str | None:

@@ -195,6 +195,9 @@ class Recipe:
         resume="free",
     )
     cpu_threads: int = option(0, "CPU threads per process; 0 shares the cores", ge=0, le=1024, resume="free")
+    timeout: float = option(
+        600, "seconds after which a process that hangs is named and ends the run", ge=5, le=MANY, resume="free"
+    )
 
     def as_recipe(self) -> Recipe:
         """The keys of a recipe alone, of options that have more."""

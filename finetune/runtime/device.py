@@ -33,6 +33,8 @@ PEAK_TFLOPS = {
     "H200": 989, "H100": 989, "GH200": 989, "B200": 2250, "A100": 312, "A10G": 70, "A10": 125, "L40S": 362, "L4": 121,
     "RTX 4090": 165, "RTX 3090": 71, "V100": 125, "T4": 65,
 }  # fmt: skip
+# of ranks for one that downloads weights or prepares a large text; a heartbeat tells that from one that hangs
+MOST_WAITING = datetime.timedelta(hours=2)
 PEAK_TRIES, PEAK_SECONDS = (6, 30), 0.5  # of the matrix product that is measured where no data sheet is known
 
 
@@ -42,6 +44,7 @@ class Device:
     dtype: torch.dtype  # of matrix products
     compile: bool
     sharding: fsdp.FSDP | None = None  # None: DDP if there are several processes
+    group: process_group.Group | None = None  # the processes, if there are several
 
     @property
     def torch_device(self) -> torch.device:
@@ -105,15 +108,15 @@ def start(recipe: Recipe) -> Device:
     # the training loop accumulates gradients; with this variable accelerate would divide the loss a second time
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
     # `Device.autocast` sets the precision, so that evaluation and sampling can use another
-    met = process_group.wait_for_all()
+    group = process_group.wait_for_all()
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",
         gradient_accumulation_steps=1,
-        # ranks wait while one downloads weights or prepares a large text
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=2))],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(init_method=group.init_method if group else None, timeout=MOST_WAITING)
+        ],
     )
-    del met
     known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
     if accelerator.distributed_type not in known:
         raise UsageError(f"the launcher is configured for {accelerator.distributed_type.value}, which is not supported")
@@ -127,7 +130,7 @@ def start(recipe: Recipe) -> Device:
             raise UsageError("fsdp_offload_params: cannot apply without a launcher; use accelerate launch")
         sharding = None
     compiled = recipe.compile == "true" or (recipe.compile == "auto" and device.type == "cuda")
-    return Device(accelerator, dtype, compiled, sharding)
+    return Device(accelerator, dtype, compiled, sharding, group)
 
 
 def check_accumulation_divides(recipe: Recipe, processes: int) -> None:

@@ -6,7 +6,11 @@ import datetime
 import os
 import socket
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 
@@ -22,6 +26,32 @@ LOCAL_RANKS = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "M
 BELOW = [*zip(RANKS, JOINED), *zip(LOCAL_RANKS, LOCAL_SIZES), *zip(LOCAL_RANKS, JOINED)]
 PLACE = ("MASTER_ADDR", "MASTER_PORT")
 SECONDS, SECONDS_OF_MACHINES = 45, 600  # until all processes of a machine, or of several, have come
+
+
+@dataclass(frozen=True)
+class Group:
+    """Processes that have come together. `store` has what this start of them has written, and nothing older."""
+
+    store: torch.distributed.Store
+    name: str  # of the start
+    rank: int
+    size: int
+
+    @property
+    def init_method(self) -> str:
+        """Where torch finds the store."""
+        return f"finetune://{self.name}"
+
+
+def rendezvous(url: str, **options: Any) -> Generator[tuple[torch.distributed.Store, int, int]]:
+    """torch's env://, in the part of the store that has the name in the URL."""
+    parts = urlsplit(url)
+    store, rank, size = next(torch.distributed.rendezvous(f"env://?{parts.query}", **options))
+    yield torch.distributed.PrefixStore(parts.netloc, store), rank, size
+
+
+if torch.distributed.is_available():
+    torch.distributed.register_rendezvous_handler("finetune", rendezvous)
 
 
 def check_variables() -> None:
@@ -43,9 +73,9 @@ def check_variables() -> None:
             raise _stray(f"{rank}={numbers[rank]} and {size}={numbers[size]} in the environment contradict each other")
 
 
-def wait_for_all() -> torch.distributed.Store | None:
-    """Wait until all processes that the environment names have come. The store at which they met must live until they
-    are a group. Raises UsageError if some do not come: a group would wait for them for hours."""
+def wait_for_all() -> Group | None:
+    """Wait until all processes that the environment names have come; None if this one is alone. Raises UsageError if
+    some do not come: torch would wait for them for hours."""
     size, rank = _first(JOINED), _first(RANKS) or 0
     if "MASTER_ADDR" not in os.environ:
         check_world_size(1)
@@ -58,9 +88,7 @@ def wait_for_all() -> torch.distributed.Store | None:
     try:
         _reach(rank, seconds)
         store, _, _ = next(torch.distributed.rendezvous("env://", rank, size, timeout=limit))
-        store.set(f"finetune/{rank}", "came")
-        store.wait([f"finetune/{number}" for number in range(size)], limit)
-        return store
+        return _meet(store, rank, size, seconds)
     except (OSError, RuntimeError) as error:  # as all errors of a store
         if "EADDRINUSE" in str(error):
             problem = f"MASTER_PORT={os.environ['MASTER_PORT']} in the environment is in use by another program"
@@ -68,6 +96,36 @@ def wait_for_all() -> torch.distributed.Store | None:
             said = ", ".join(f"{name}={os.environ[name]}" for name in _given(JOINED, RANKS, PLACE))
             problem = f"{said} in the environment, and not all of {size:,} processes came within {seconds} s"
         raise _stray(problem, alone=store is None or rank == 0) from None
+
+
+def _meet(shared: torch.distributed.Store, rank: int, size: int, seconds: float) -> Group:
+    """The group of all processes that come to a store. torchrun's store outlives a restart, with what dead processes
+    wrote. So each process writes a random word, and rank 0 repeats the words that it finds until every process has
+    found its own among them; the word of rank 0 is the name of this start. Raises OSError and RuntimeError."""
+    word, end = uuid.uuid4().hex, time.monotonic() + seconds
+    words, beats = [f"finetune/{number}" for number in range(size)], [beat_of(number) for number in range(size)]
+    shared.set(words[rank], word)
+    while rank > 0 and shared.get("finetune").decode().split()[rank : rank + 1] != [word]:
+        _pause(end)
+    name = word if rank == 0 else shared.get("finetune").decode().split()[0]
+    store = torch.distributed.PrefixStore(name, shared)
+    store.set(beat_of(rank), f"{os.getpid()} {socket.gethostname()} 0")
+    while rank == 0 and not store.check(beats):
+        shared.set("finetune", " ".join(found.decode() for found in shared.multi_get(words)))
+        _pause(end)
+    store.wait(beats, datetime.timedelta(seconds=seconds))
+    return Group(store, name, rank, size)
+
+
+def beat_of(rank: int) -> str:
+    """The key of a rank's heartbeat: `PID HOST NUMBER`."""
+    return f"beat/{rank}"
+
+
+def _pause(end: float) -> None:
+    if time.monotonic() > end:
+        raise TimeoutError
+    time.sleep(0.1)
 
 
 def check_world_size(processes: int) -> None:

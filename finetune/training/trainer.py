@@ -19,6 +19,7 @@ from finetune.gpt import lora
 from finetune.gpt.size import flops_per_token
 from finetune.runs.logger import RunLogger
 from finetune.runtime import device as devices
+from finetune.runtime.heartbeat import beating
 from finetune.training.callbacks import Update
 from finetune.training.micro_batch import fit_micro_batch, handle_oom
 from finetune.training.monitor import EXIT_CODES, Diverged
@@ -38,10 +39,10 @@ def train(
     """Train as the recipe says; return the run's Setup and last state. `reasons`, from `comments_by_key`, are recorded
     with the recipe. Raises UsageError before anything is written, and Failure when the run ends early."""
     device = devices.start(recipe)
-    check_all_resume(recipe, device)
     is_main = device.accelerator.is_main_process
     writes_run = is_main and not recipe.eval_only
-    with lock(recipe.out_dir) if writes_run else contextlib.nullcontext():
+    with beating(device.group, recipe.timeout), lock(recipe.out_dir) if writes_run else contextlib.nullcontext():
+        check_all_resume(recipe, device)
         if is_main:
             check_out_dir(recipe)
         logger = RunLogger(recipe.out_dir, write=is_main)
