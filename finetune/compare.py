@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from finetune.common.json_output import print_json
 from finetune.config.cli import parse, run
+from finetune.config.mirror import local_copy
 from finetune.config.options import option
 
 USAGE = """usage: finetune compare OUT OUT...
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> None:
     options, _ = parse(Options, argv, USAGE)
     from finetune.tools.report import comparison, record
 
-    runs = [record.load(out_dir) for out_dir in options.sources]
+    runs = [record.load(local_copy(out_dir)) for out_dir in options.sources]
     if options.json:
         print_json(comparison.facts(runs))
     else:

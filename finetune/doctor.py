@@ -30,7 +30,7 @@ class Options(ReadOptions):
     tokenizer: str = option("", "gpt2 or a model directory, to count tokens [gpt2]; a prepared directory has its own")
     fix: str = option("", "what to fix, some of dedup,leaks,encoding: writes cleaned documents to out_dir")
     json: bool = option(False, "print one JSON document instead of text")
-    out_dir: str = option("", "directory for the cleaned documents, a new one or without such files")
+    out_dir: str = option("", "directory for the cleaned documents, a new one or without such files", local=True)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.sources:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from finetune.common.errors import Failure, UsageError
 from finetune.config.cli import parse
+from finetune.config.mirror import local_copy
 from finetune.config.options import describe_default, describe_type
 from finetune.config.run_directory import is_run
 
@@ -133,7 +134,8 @@ def path_flags(model: str | os.PathLike[str] | None, flags: Mapping[str, Any]) -
     """The flags with `model` as out_dir if it is the directory of a run, else as init_from."""
     if model is None:
         return dict(flags)
-    name = "out_dir" if is_run(os.fspath(model)) else "init_from"
+    model = local_copy(os.fspath(model))
+    name = "out_dir" if is_run(model) else "init_from"
     if name in flags:
         raise UsageError(f"{name}: given twice, as {os.fspath(model)!r} and as {flags[name]!r}")
     return {name: model, **flags}

@@ -33,7 +33,7 @@ dataset of the Hub (owner/name or owner/name:config), shakespeare (downloaded) o
 @dataclass
 class Options(ReadOptions):
     sources: list[str] = option([], "files, directories, patterns, datasets, or the names of texts")
-    out_dir: str = option("", "directory to write; data/SOURCE for a single source")
+    out_dir: str = option("", "directory to write; data/SOURCE for a single source", local=True)
     tokenizer: str = option(
         "gpt2", "gpt2 (BPE), a model directory; from scratch only: char (one id a character), train:8000 (a new BPE)"
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.api import Place, sample
 from finetune.common.errors import Failure, UsageError
 from finetune.common.formatting import is_number
+from finetune.config.mirror import local_copy
 from finetune.config.recipe import Recipe
 from finetune.config.run_directory import RECIPE
 from finetune.keywords import parse_keywords, takes_flags
@@ -57,6 +58,7 @@ class Run:
     @classmethod
     def open(cls, out_dir: Place) -> Run:
         """The run in a directory. Raises UsageError if there is none."""
+        out_dir = local_copy(os.fspath(out_dir))
         if not (Path(out_dir) / "metrics.jsonl").is_file():
             raise UsageError(
                 f"{os.fspath(out_dir)}: holds no run (no metrics.jsonl); give the out_dir of a training run"

@@ -34,7 +34,7 @@ INTERRUPTED = 130
 
 @dataclass
 class Options:
-    out_dir: str = option("finetune-tour", "directory of the tour, a new one")
+    out_dir: str = option("finetune-tour", "directory of the tour, a new one", local=True)
     open: bool = option(False, "show the report in a browser at the end")
 
 

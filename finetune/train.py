@@ -74,13 +74,15 @@ def _print_plan(recipe: Recipe, origins: dict[str, str], processes: int, began: 
 
 def train_and_push(recipe: Recipe, origins: dict[str, str], hooks: Hooks | None = None) -> None:
     """Train, write the report, and push the best model if the recipe says so. Raises UsageError and Failure."""
+    from finetune.runs.uploads import uploading
     from finetune.tools.report.after_training import report_after
+    from finetune.training.state import Hooks
     from finetune.training.trainer import train
     from finetune.training.validation import figures
 
-    with_hooks = {"hooks": hooks} if hooks else {}
-    with report_after(recipe):
-        setup, state = train(recipe, comments_by_key(origins), **with_hooks)
+    hooks = hooks or Hooks()
+    with uploading(recipe) as uploads, report_after(recipe):
+        setup, state = train(recipe, comments_by_key(origins), uploads.after(hooks) if uploads else hooks)
     if lines := unmet(recipe.require, figures(state)):  # nothing is pushed then
         raise Failure("\n".join(f"require: {line}" for line in lines), EXIT_CODE)
     if recipe.push_to_hub and not recipe.eval_only and setup.device.accelerator.is_main_process:

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from finetune.common import console
+from finetune.common.addresses import address_of, is_address, mirror_of, problem_of_address
 from finetune.common.errors import Failure, UsageError
 from finetune.common.formatting import message_lines
 from finetune.common.machine import drop_stray_ranks
+from finetune.config import mirror
 from finetune.config.arguments import read_arguments
 from finetune.config.auto_batch import count_blocks
 from finetune.config.nearest_key import nearest
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 Options = TypeVar("Options", bound="DataclassInstance")
 FINAL = (2, 3, 4, 5)  # exit codes of errors that another start would meet again
+WRITTEN = ("out_dir", "to", "out")  # keys of directories and files that a command writes
 # torch.distributed's errors when another process of the run has ended
 CONNECTION_LOST = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe", re.IGNORECASE)
 
@@ -133,6 +136,9 @@ def parse(cls: type[Options], argv: list[str], usage: str) -> tuple[Options, dic
     problems += [f"{Entry(name, None, origins.get(name, '')).place}: {message}" for name, message in found]
     if problems:
         raise UsageError("\n".join(problems))
+    for name in {entry.key for entry in entries if is_address(entry.text)} & values.keys():
+        if address_of(values[name]):
+            mirror.fetch(Path(values[name]))
     return options, origins
 
 
@@ -151,7 +157,7 @@ def _convert_entries(
             problems.append(f"{place}." + nearest(name, fields, "--" if entry.is_flag else ""))
             continue
         try:
-            values[name] = convert(expand_home(text) if text and name in PATH_KEYS else text, hints[name])
+            values[name] = convert(_local(fields[name], text) if text and name in PATH_KEYS else text, hints[name])
         except ValueError as error:
             problems.append(f"{entry.place}: {error}")
             continue
@@ -160,6 +166,18 @@ def _convert_entries(
         if entry.in_recipe and (problem := _not_for_recipes(fields[name], entry.text, values[name])):
             problems.append(f"{entry.place}: {problem}")
     return values, origins
+
+
+def _local(field: dataclasses.Field[Any], text: str) -> str:
+    """A path with ~ as the home directory; an address as the directory here for it. Raises ValueError."""
+    if not is_address(text):
+        return expand_home(text)
+    is_run = field.name == "out_dir" and not field.metadata.get("local")
+    if is_run or field.name == "init_from":
+        return str(mirror_of(text))
+    if field.name in WRITTEN:
+        raise ValueError(problem_of_address(text) or f"{text} is an address, and this command writes to a directory")
+    return text
 
 
 def _not_for_recipes(field: dataclasses.Field[Any], text: str | None, value: object) -> str | None:

@@ -39,6 +39,7 @@ def option(default: T, help: str, **metadata: object) -> T:
     ge, gt, le, lt: bounds of a number.
     derived=True: None means "derived from other keys".
     flag_only=True: only the command line can set it.
+    local=True: a directory here, and no address of storage.
     """
     metadata["help"] = help
     if isinstance(default, list):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune.common.addresses import address_of
 from finetune.common.commands import command
 from finetune.common.files import MANIFEST
 from finetune.config.options import BOOLEANS
@@ -77,6 +78,8 @@ def _is_same(place: str | Path, other: str | Path) -> bool:
 def resume_command(out_dir: str | Path, **flags: object) -> str:
     """The command that goes on with the run in a directory, or starts it if it has saved no state yet."""
     way = "resume" if has_state(out_dir) else "auto"
+    if address := address_of(out_dir):
+        return command("train", out_dir=address, init_from=way, **flags)
     return command("train", Path(out_dir, RECIPE), init_from=way, **out_dir_flag(out_dir), **flags)
 
 

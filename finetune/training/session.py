@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune.common import files
+from finetune.common.addresses import address_of
 from finetune.common.commands import command
 from finetune.common.errors import Failure, UsageError
 from finetune.config import recipe as recipes
 from finetune.config import recipe_file
 from finetune.config import schedule as schedules
+from finetune.config.mirror import check_storage
 from finetune.config.recipe import Recipe
 from finetune.config.run_directory import RUN_FILES, resume_command
 from finetune.config.trackers import chosen_trackers
@@ -48,6 +50,8 @@ def check_out_dir(recipe: Recipe) -> None:
         problem = problem or _problem_of_sources(recipe) or _problem_of_new_run(out_dir, recipe.overwrite)
     if problem:
         raise UsageError(f"out_dir {out_dir}: {problem}, or choose another out_dir")
+    if not recipe.eval_only:
+        check_storage(out_dir, is_new=recipe.init_from != "resume" and not recipe.overwrite)
 
 
 def _problem_of_links(out_dir: Path) -> str | None:
@@ -204,6 +208,7 @@ def _too_few_updates(setup: Setup) -> str | None:
 def _write_recipe(setup: Setup, used: Recipe, derived: dict[str, Any]) -> None:
     """Write the recipe that makes this run again to out_dir/recipe.yaml."""
     changes: dict[str, Any] = {"init_from": setup.init_from, "memory": "recipe", "overwrite": False, "push": False}
+    changes["out_dir"] = address_of(used.out_dir) or used.out_dir
     if setup.recipe.batch_size == "auto":
         changes |= {name: getattr(setup.recipe, name) for name in ("batch_size", "gradient_accumulation_steps")}
     if setup.init_from == "scratch":

@@ -1,0 +1,244 @@
+"""A run, or a model, that lies at an address: what is there is fetched into its mirror, the directory here.
+
+Where a run was trained here and the mirror is as far as the address, the mirror is what counts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from finetune.common import files
+from finetune.common.addresses import address_of, is_address, mirror_of, problem_of_address
+from finetune.common.commands import command
+from finetune.common.errors import UsageError
+from finetune.common.lock import is_locked
+from finetune.common.network import Unreachable
+from finetune.common.storage import Sizes, Storage, fetch_sealed
+from finetune.config.recipe_file import Entry
+from finetune.config.run_directory import STATE_NAME, is_run, states
+
+METRICS = "metrics.jsonl"
+SINGLE_FILES = (METRICS, "recipe.yaml", "trackers.json", "loss.png", "report.html", "share.png")
+PROBE = f"{files.WORK}/probe"  # shows whether an address can be written to
+SOURCE = ".source.json"  # in the mirror of a directory without a manifest: what was fetched
+
+
+@contextmanager
+def storage_lock(mirror: Path) -> Generator[None]:
+    """Held while files go between a mirror and its address."""
+    mirror.mkdir(parents=True, exist_ok=True)
+    with FileLock(mirror / ".storage.lock"):
+        yield
+
+
+def staged(directory: str) -> str:
+    """Where the new content of a directory lies until it has replaced the old."""
+    return f"{files.WORK}/{directory}"
+
+
+def begin_time(metrics: bytes) -> float | None:
+    """When the run of a metrics.jsonl was started, by which it is known; None if that does not say."""
+    with suppress(ValueError, AttributeError):
+        event = files.parse_json(metrics.partition(b"\n")[0])
+        return event.get("time") if event.get("event") == "start" else None
+    return None
+
+
+def is_trained_here(mirror: Path) -> bool:
+    return (mirror / ".lock").exists()
+
+
+def whole_states(storage: Storage, sizes: Sizes) -> dict[int, dict[str, Any]]:
+    """{step: manifest} of the states that are at an address in full, newest first."""
+    names = {name.split("/")[1] for name in sizes if name.startswith("last/") and name.count("/") > 1}
+    found = {}
+    for name in sorted(filter(STATE_NAME.fullmatch, names), key=_step, reverse=True):
+        if manifest := storage.manifest(sizes, f"last/{name}"):
+            found[_step(name)] = manifest
+    return found
+
+
+def fetch_run(mirror: Path, to_resume: bool = False, model: str = "best") -> None:
+    """Bring a mirror up to date: a model, the metrics, and, `to_resume`, the newest state. Raises UsageError."""
+    address = address_of(mirror)
+    assert address
+    with storage_lock(mirror):
+        if is_locked(mirror):  # a run on this machine writes it
+            return
+        storage = Storage(address)
+        try:
+            sizes = storage.files()
+            if not any(name.split("/")[0] in ("best", "last", METRICS) for name in sizes):
+                if not to_resume and not is_run(mirror):
+                    raise UsageError(f"{address}: holds no run")
+                return
+            _fetch(storage, sizes, mirror, to_resume, model)
+        except Unreachable as error:
+            if to_resume or not is_run(mirror):
+                raise UsageError(f"{error}; nothing has changed, the same command tries again") from None
+            print(f"warning: {error}; what was fetched before is used", file=sys.stderr)
+
+
+def _fetch(storage: Storage, sizes: Sizes, mirror: Path, to_resume: bool, model: str) -> None:
+    _check_same_run(storage, sizes, mirror)
+    here = next((_step(path.name) for path in states(mirror) if not files.find_damage(path)), -1)
+    there = whole_states(storage, sizes)
+    is_newer = not is_trained_here(mirror) or next(iter(there), -1) > here
+    if is_newer or files.find_damage(mirror / model):
+        _fetch_model(storage, sizes, mirror, model)
+    for name in SINGLE_FILES if is_newer else ():
+        if name in sizes:
+            with files.replacing(mirror / name) as path:
+                storage.fetch(name, path)
+    for step, manifest in there.items() if to_resume else ():
+        name = f"last/step-{step:08d}"
+        if step <= here or _fetch_directory(storage, name, manifest, mirror / name):
+            return
+
+
+def _check_same_run(storage: Storage, sizes: Sizes, mirror: Path) -> None:
+    """Forget what was fetched of another run. Raises UsageError if one was trained here, which may not be there."""
+    path = mirror / METRICS
+    here = begin_time(path.read_bytes()) if path.is_file() else None
+    there = begin_time(storage.read(METRICS)) if METRICS in sizes else None
+    if here is None or there is None or here == there:
+        return
+    if is_trained_here(mirror):
+        raise UsageError(
+            f"{storage.address}: holds another run than {mirror}, which was trained here; move that directory away to"
+            " go on with the one there"
+        )
+    for directory in states(mirror):
+        files.remove(directory)
+
+
+def _fetch_model(storage: Storage, sizes: Sizes, mirror: Path, model: str) -> None:
+    for place in (model, staged(model)):  # the second if its replacement was interrupted
+        if manifest := storage.manifest(sizes, place):
+            same = files.read_json_object(mirror / model / files.MANIFEST) == manifest
+            if same and not files.find_damage(mirror / model):
+                return
+            if _fetch_directory(storage, place, manifest, mirror / model):
+                return
+
+
+def _fetch_directory(storage: Storage, name: str, manifest: dict[str, Any], target: Path) -> bool:
+    """Fetch a directory with a manifest; say whether it is what was sent."""
+    print(f"fetching {storage.address}/{name}", file=sys.stderr)
+    try:
+        files.write_directory(target, lambda work: fetch_sealed(storage, name, manifest, work))
+    except Unreachable as error:
+        if "sha256" not in str(error):
+            raise
+        print(f"skipping {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def local_copy(name: str) -> str:
+    """What an address holds, fetched into its mirror; any other name as it is. Raises UsageError."""
+    if not is_address(name):
+        return name
+    if problem := problem_of_address(name):
+        raise UsageError(problem)
+    fetch(mirror := mirror_of(name))
+    return str(mirror)
+
+
+def fetch(path: Path) -> None:
+    """Bring the mirror of any address up to date: a run, a model of a run, another directory, or a file. Raises
+    UsageError."""
+    run = path.parent if path.name == "best" or path.name.startswith("iter_") else path
+    address = address_of(path)
+    assert address
+    storage = Storage(str(address_of(run)))
+    try:
+        sizes = storage.files()
+        is_of_run = METRICS in sizes
+        if not is_of_run:
+            storage = Storage(address)
+            sizes = storage.files()
+    except Unreachable as error:
+        if not path.exists():
+            raise UsageError(f"{error}; nothing has changed, the same command tries again") from None
+        print(f"warning: {error}; what was fetched before is used", file=sys.stderr)
+        return
+    if is_of_run:
+        fetch_run(run, model=path.name if run != path else "best")
+    elif sizes:
+        _fetch_others(storage, sizes, path)
+    else:
+        _fetch_file(storage, path)
+
+
+def _fetch_others(storage: Storage, sizes: Sizes, path: Path) -> None:
+    """Fetch what no run wrote, unless it is here as it is there."""
+    now = {name: storage.key(name) for name in sizes}
+    with storage_lock(path.parent):
+        if files.read_json_object(path / SOURCE) == now:
+            return
+        print(f"fetching {storage.address}", file=sys.stderr)
+
+        def fill(work: Path) -> None:
+            for name in sizes:
+                (work / name).parent.mkdir(parents=True, exist_ok=True)
+                storage.fetch(name, work / name)
+            files.write_json(work / SOURCE, now)
+
+        try:
+            files.write_directory(path, fill)
+        except Unreachable as error:
+            raise UsageError(str(error)) from None
+
+
+def _fetch_file(storage: Storage, path: Path) -> None:
+    try:
+        with storage_lock(path.parent), files.replacing(path) as work:
+            storage.fetch("", work)
+    except Unreachable as error:
+        raise UsageError(str(error)) from None
+
+
+def fetch_out_dir(entries: list[Entry], problems: list[str]) -> list[Entry]:
+    """The entries of a training run with mirrors in the place of addresses, the one of a run that goes on fetched."""
+    found = []
+    for entry in entries:
+        if entry.key == "out_dir" and is_address(entry.text):
+            if problem := problem_of_address(str(entry.text)):
+                problems.append(f"{entry.place}: {problem}")
+                continue
+            entry = entry._replace(text=str(mirror_of(str(entry.text))))
+        found.append(entry)
+    given = {entry.key: str(entry.text) for entry in found}
+    mirror = given.get("out_dir")
+    if mirror and address_of(mirror) and given.get("init_from") in ("resume", "auto") and not problems:
+        fetch_run(Path(mirror), to_resume=True)
+    return found
+
+
+def check_storage(mirror: Path, is_new: bool) -> None:
+    """Raise UsageError if a run cannot be sent to its address, or `is_new` and would mix with the one there."""
+    address = address_of(mirror)
+    if not address:
+        return
+    storage = Storage(address)
+    try:
+        found = sorted({name.split("/")[0] for name in storage.files()} & {"best", "last", METRICS})
+        if not (is_new and found):
+            storage.write(PROBE, b"finetune")
+            storage.remove([PROBE])
+            return
+    except Unreachable as error:
+        raise UsageError(f"out_dir {error}") from None
+    way = command("train", out_dir=address, init_from="auto")
+    held = f"holds a run already ({', '.join(found)})"
+    raise UsageError(f"out_dir {address}: {held}; go on: {way}, start anew with --overwrite=true")
+
+
+def _step(name: str) -> int:
+    return int(name.removeprefix("step-"))
