@@ -156,7 +156,7 @@ def train(*recipes: Place, callbacks: Sequence[object] = (), **flags: Unpack[Tra
     run, began = Run(recipe.out_dir), time.time()
     try:
         with unchanged():
-            train_and_push(recipe, origins, Hooks(notify=called.notify))
+            train_and_push(recipe, origins, Hooks(notify=called.notify) if callbacks else None)
     except (Failure, KeyboardInterrupt) as end:
         has_begun = any(one["time"] >= began - 0.001 for one in run._events("start", "resume"))
         if not has_begun or getattr(end, "code", STOPPED) != STOPPED:

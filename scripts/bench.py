@@ -7,6 +7,7 @@
     python scripts/bench.py memory                    peak memory of training
     python scripts/bench.py modes                     the same and time with moments in bfloat16, recomputed activations
     and LoRA
+    python scripts/bench.py saves                     how long a save of the state holds the loop
     python scripts/bench.py plan                      what finetune.plan says of time and memory, and what they then are
     python scripts/bench.py processes                 tokens/s of two processes that share the cores of one
     python scripts/bench.py packing                   tokens/s where documents are isolated
@@ -53,6 +54,7 @@ SIZES = {
     "1558M": (48, 25, 1600),
     "tiny": (2, 2, 64),
 }
+SAVE_EVERY = 8  # updates, in `saves`
 WARM_UP = 2  # updates that are not timed: allocators, first optimizer state, compilation
 
 
@@ -60,7 +62,7 @@ WARM_UP = 2  # updates that are not timed: allocators, first optimizer state, co
 class Options:
     sources: list = option(
         [],
-        "what to measure: train, roofline, start, memory, modes, plan, processes, packing,"
+        "what to measure: train, roofline, start, saves, memory, modes, plan, processes, packing,"
         " sample, sample-memory, command, load, prepare, corpus, doctor, convert, char or gpu",
     )
     nanogpt: str = option("", "a checkout of nanoGPT to compare with")
@@ -356,6 +358,41 @@ def modes(options, work):
     )
     title = f"Memory modes of training {options.size}: {options.batch_size} x {options.block_size} tokens an update"
     return report(options, "modes", title, setting, rows, contenders)
+
+
+def saves(options, work):
+    """What a save of the state costs the loop, written in the background or at once, as with callbacks of the user."""
+    options.steps = 3 * SAVE_EVERY
+    shared = prepared(options, work, tokens=max(40, 2 * options.steps * options.batch_size) * options.block_size)
+    flags = {"save_interval": SAVE_EVERY}
+    contenders = [
+        Contender("in the background", {"tool": "finetune", "options": flags, "at_once": False}),
+        Contender("at once, as with callbacks", {"tool": "finetune", "options": flags, "at_once": True}),
+    ]
+    rotate(contenders, options.rounds, {**shared, "what": "saves"})
+    gate(contenders)
+
+    def shares(contender, what):
+        return [seconds / result["update"] for result in contender.results for seconds in result[what]]
+
+    rows = [
+        {
+            "how": c.name,
+            "an update": f"{statistics.median(result['update'] for result in c.results):.2f} s",
+            "the loop is held for": f"{statistics.median(each for r in c.results for each in r['held']):.3f} s",
+            "of an update": f"{statistics.median(held):.1%} ({min(held):.1%} to {max(held):.1%})",
+            "updates meanwhile take longer by": f"{statistics.median(shares(c, 'slowed')):.0%} of an update",
+        }
+        for c in contenders
+        for held in [shares(c, "held")]
+    ]
+    setting = (
+        f"{options.rounds} rounds, {options.steps} updates of {options.batch_size} x {options.block_size} tokens, with"
+        f" a save every {SAVE_EVERY}, of which all but the last count; medians; held: from the call of the save to its"
+        " return, and where the optimizer waits for the copies; meanwhile: updates while the state is written, which"
+        " share the cores with that"
+    )
+    return report(options, "saves", f"A save of the state of {options.size}", setting, rows, contenders)
 
 
 def _flags(given):
@@ -1239,6 +1276,7 @@ LANES = {
     "start": start,
     "memory": memory,
     "modes": modes,
+    "saves": saves,
     "plan": plan,
     "processes": processes,
     "packing": packing,

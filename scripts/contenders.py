@@ -27,7 +27,7 @@ def main(path):
 
 # training: which updates were told of (the first is 0), their losses, when each was done (seconds since the process was
 # started), and peak memory in MB: on a GPU from the first update to the last, on a CPU of the whole process
-def finetune_train(job):
+def finetune_train(job, hooks=None):
     from finetune.config import recipe
     from finetune.config.cli import parse
     from finetune.runs.events import read_metrics
@@ -36,7 +36,7 @@ def finetune_train(job):
 
     _without_datasets()
     if not job["saves"]:
-        validation.publish_model = lambda *args, **more: True
+        validation.publish_model = lambda *args, **more: None
         trainers.save_state = lambda *args, **more: None
         session.plot_loss = lambda out_dir: None
     out_dir = Path(job["work"], "out")
@@ -70,9 +70,42 @@ def finetune_train(job):
         return outcome
 
     trainers.update = watched
-    trainers.train(recipe)
+    trainers.train(recipe, hooks=hooks)
     updates = [event for event in read_metrics(out_dir / "metrics.jsonl") if event["event"] == "iter"]
     return _training(job, peak, [(event["iter"], event["loss"], event["time"]) for event in updates])
+
+
+def finetune_saves(job):
+    """The seconds of an update, those that each save holds the loop for, and by how much it slows updates down. The
+    last save does not count: the run waits for it."""
+    import statistics
+
+    from finetune.training import trainer as trainers
+    from finetune.training.state import Hooks
+
+    update, save_state = trainers.update, trainers.save_state
+    updates, saves = [], []  # (seconds, number of the save that is written meanwhile or None), seconds held
+
+    def timed_update(setup, *args):
+        writing, held, began = bool(setup.saves.begun), setup.saves.seconds_held, time.perf_counter()
+        result = update(setup, *args)
+        if saves:
+            saves[-1] += setup.saves.seconds_held - held
+        updates.append((time.perf_counter() - began, len(saves) - 1 if writing and saves else None))
+        return result
+
+    def timed_save(*args, must_succeed):
+        began = time.perf_counter()
+        save_state(*args, must_succeed=must_succeed)
+        if not must_succeed:
+            saves.append(time.perf_counter() - began)
+
+    trainers.update, trainers.save_state = timed_update, timed_save
+    at_once = Hooks(notify=lambda moment: False) if job["at_once"] else Hooks()
+    result = finetune_train(job, at_once)
+    usual = statistics.median(seconds for seconds, number in updates[2:] if number is None)
+    slowed = [sum(seconds - usual for seconds, at in updates if at == number) for number in range(len(saves))]
+    return {**result, "update": usual, "held": saves, "slowed": slowed}
 
 
 def trainer_train(job):

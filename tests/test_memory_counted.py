@@ -13,7 +13,11 @@ SMALL = {"gpt2, three layers": (3, 12, 768)}
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt2, three layers", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "gpt2-medium", "gpt2-large"))]
+    "name",
+    [
+        "gpt2, three layers",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "gpt2-medium", "gpt2-large")),
+    ],
 )
 def test_an_update_needs_what_the_formula_says(name):
     n_layer, n_head, n_embd = {**SHAPES, **SMALL}[name]

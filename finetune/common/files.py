@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -65,16 +65,18 @@ def write_file(path: str | Path, content: str | bytes) -> None:
         work.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_directory(target: str | Path, fill: Callable[[Path], object]) -> None:
+def write_directory(target: str | Path, fill: Callable[[Path], object], sums: Mapping[str, str] | None = None) -> None:
     """Replace `target` by the directory that `fill(directory)` writes; files in it that were not written so are kept.
-    It is on disk when this returns. Raises OSError, and then nothing has changed."""
+    `sums` holds the sha256 of files that `fill` summed while it wrote them. It is on disk when this returns. Raises
+    OSError, and then nothing has changed."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _working(target) as work:
         work.mkdir()
         fill(work)
         found = sorted(work.rglob("*"))
-        entries = {str(path.relative_to(work)): _manifest_entry(path) for path in found if path.is_file()}
+        paths = {str(path.relative_to(work)): path for path in found if path.is_file()}
+        entries = {name: _manifest_entry(path, (sums or {}).get(name)) for name, path in paths.items()}
         for path in found:  # directories too: they hold the names of the files
             sync(path)
         write_json(work / MANIFEST, {"format": 1, "files": entries})
@@ -292,5 +294,5 @@ def sha256_of(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _manifest_entry(path: Path) -> dict[str, int | str]:
-    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+def _manifest_entry(path: Path, sha256: str | None = None) -> dict[str, int | str]:
+    return {"bytes": path.stat().st_size, "sha256": sha256 or sha256_of(path)}

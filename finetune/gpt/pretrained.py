@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import itertools
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from finetune.common.direct_file import write_summed
 from finetune.common.errors import UsageError
 from finetune.common.files import read_json, write_json
 from finetune.common.formatting import shown
@@ -19,6 +23,7 @@ from finetune.gpt import convert, foreign, hub_model, size, torch_file
 from finetune.gpt.hub_model import MODEL_FILES
 from finetune.gpt.model import GPTConfig
 
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 LINKED = (*MODEL_FILES, "pytorch_model*.bin", "adapter/*", "additional_chat_templates/*")  # that are read or copied
 
 
@@ -133,16 +138,17 @@ def check_finite(weights: dict[str, Tensor], what: str = "weights") -> None:
         raise ValueError(f"{what} that are NaN or infinite: {', '.join(found[:3])}{more}; this model is broken")
 
 
-def save(directory: str | Path, weights: dict[str, Tensor], config: GPTConfig) -> None:
+def save(directory: str | Path, weights: dict[str, Tensor], config: GPTConfig) -> str:
     """Write `model.safetensors`, `config.json` and `generation_config.json` into an existing directory, in the dtype of
-    the weights and without the padding of the vocabulary."""
+    the weights and without the padding of the vocabulary. Return the sha256 of the first."""
     directory = Path(directory)
     # to the CPU before `to_hf` makes transposed copies, for which a GPU may lack memory
     weights = {name: tensor.detach().cpu() for name, tensor in weights.items()}
-    write_tensors(directory / "model.safetensors", convert.to_hf(weights, config))
+    sha256 = write_tensors(directory / "model.safetensors", convert.to_hf(weights, config))
     dtype = str(weights["wte.weight"].dtype).removeprefix("torch.")
     write_json(directory / "config.json", convert.config_to_hf(config, dtype))
     write_json(directory / "generation_config.json", convert.generation_config(config))
+    return sha256
 
 
 def _read_config(path: Path) -> GPTConfig:
@@ -232,12 +238,20 @@ def _has_tokenizer(folder: Path) -> bool:
     return vocab_and_merges or any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt", "spiece.model"))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file as transformers does. Raises OSError if that fails."""
-    try:
-        save_file(dict(tensors), path, metadata={"format": "pt"})
-        umask = os.umask(0)  # which cannot be read without setting it
-        os.umask(umask)
-        os.chmod(path, 0o666 & ~umask)  # safetensors lets only the owner read the file
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write a safetensors file, to the byte as transformers does; return its sha256, summed while it is written. Raises
+    OSError."""
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in ordered.items():
+        first, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [first, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    begin = np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)
+    return write_summed(path, itertools.chain([begin], map(_bytes, ordered.values())))
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()

@@ -48,21 +48,29 @@ def save_state(
 ) -> None:
     """Write a resumable state, then remove all but the newest KEEP. `state` is JSON data with its `iteration`."""
 
+    sums: dict[str, str] = {}
+
     def fill(directory: Path) -> None:
-        write_tensors(directory / PARTS[0], weights)
-        write_tensors(directory / PARTS[1], optimizer)
+        for name, tensors in (PARTS[0], weights), (PARTS[1], optimizer):
+            sums[name] = write_tensors(directory / name, tensors)
         files.write_json(directory / PARTS[2], state)
 
     target = state_directory(out_dir, state["iteration"])
-    if not target.parent.is_dir():
-        target.parent.mkdir()
-        files.sync(out_dir)
-    files.write_directory(target, fill)
+    make_folder(out_dir)
+    files.write_directory(target, fill, sums)
     found = states(out_dir)
     newer = [path for path in found if path.name > target.name]  # damaged, or rolled back
     for path in newer + found[len(newer) + KEEP :]:
         if files.files_in_manifest(path):
             files.remove(path)
+
+
+def make_folder(out_dir: str | Path) -> None:
+    """Make the directory of the states, if it is not there."""
+    folder = state_directory(out_dir, 0).parent
+    if not folder.is_dir():
+        folder.mkdir()
+        files.sync(out_dir)
 
 
 def read_best(out_dir: str | Path) -> dict[str, Any]:
@@ -136,7 +144,8 @@ def is_unfinished(out_dir: str | Path) -> bool:
         return bool(events) or (out_dir / "last").exists()
     first_save = started.get("recipe", {}).get("save_interval") or -1
     reached = [event["iter"] for event in events if event["event"] == "iter"] + [read_best(out_dir).get("step", 0)]
-    return max(reached) <= first_save
+    # the first state is written while the updates up to the second go on
+    return max(reached) <= (2 * first_save if (out_dir / "last").exists() else first_save)
 
 
 def directories_of_run(out_dir: str | Path) -> list[Path]:

@@ -97,7 +97,10 @@ class History:
         best = [number for number, event in enumerate(events) if event["event"] == "best"]
         # evaluations and samples describe best/: use them only if these weights are the newest best/, not a mixture
         is_newest = best and events[best[-1]]["step"] == facts.get("step") and "interpolation" not in facts
-        since = events[best[-1] :] if is_newest else []
+        # from the evaluation on: updates and samples may come before the weights are on disk
+        measured = [number for number, event in enumerate(events) if event["event"] == "eval"]
+        of_step = [number for number in measured if events[number]["step"] == facts.get("step")]
+        since = events[min([*of_step[-1:], best[-1]]) :] if is_newest else []
         samples = [event for event in since if event["event"] == "samples" and event.get("step") == facts.get("step")]
         newest = started[-1] if started else {}
         self.facts = facts

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,14 @@ from finetune.runtime import fsdp, memory
 from finetune.runtime.device import Device
 from finetune.training.monitor import Diverged, LossMonitor
 from finetune.training.optimizer import MOMENTS, fill_optimizer
-from finetune.training.saving import save_state
+from finetune.training.saving import finish_saves, save_state
 from finetune.training.state import Setup, TrainState
 
 
 def roll_back(setup: Setup, state: TrainState, logger: RunLogger, problem: str) -> None:
     """Go back to the last good state with half the learning rate. Raises Failure after max_rollbacks."""
     recipe, accelerator, reached = setup.recipe, setup.device.accelerator, state.step
+    finish_saves(setup, logger)
     logger.print(problem)
     logger.record("diverged", step=reached, problem=problem)
     states = checkpoints.states(recipe.out_dir)
@@ -57,6 +60,7 @@ def roll_back(setup: Setup, state: TrainState, logger: RunLogger, problem: str) 
     # saved at once, so that a killed run remembers its rollbacks; the next update finds weights that are not finite
     with contextlib.suppress(Diverged):
         save_state(setup, state, logger, must_succeed=False)
+    finish_saves(setup, logger)
 
 
 def _check_rollback(setup: Setup, state: TrainState, states: list[Path], problem: str) -> None:
@@ -160,6 +164,32 @@ def check_resumed(recipe: Recipe, identity: dict[str, Any], values: dict[str, An
         old, new = values["recipe"].get(field.name, field.default), getattr(recipe, field.name)
         if field.metadata["resume"] == "schedule" and old != new:
             say(f"resuming with {field.name} {old} -> {new} from iteration {values['iteration']}")
+
+
+def begin_loading(
+    recipe: Recipe, config: GPTConfig, saved: SavedState | None, ahead: bool
+) -> Callable[[Callable[[str], None]], GPT]:
+    """A function that returns the model that a run starts from. Those in files are read by a thread if `ahead`, while
+    the splits are prepared; the function then prints and raises what the thread has met."""
+    if saved or recipe.init_from == "scratch" or not ahead:
+        return lambda say: load_weights(recipe, config, saved, say)
+    lines: list[str] = []
+    loading: Future[GPT] = Future()
+
+    def load() -> None:
+        try:
+            loading.set_result(load_weights(recipe, config, None, lines.append))
+        except BaseException as error:
+            loading.set_exception(error)
+
+    def result(say: Callable[[str], None]) -> GPT:
+        wait([loading])
+        for line in lines:
+            say(line)
+        return loading.result()
+
+    threading.Thread(target=load, name="weights").start()
+    return result
 
 
 def load_weights(recipe: Recipe, config: GPTConfig, saved: SavedState | None, say: Callable[[str], None]) -> GPT:

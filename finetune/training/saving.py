@@ -1,9 +1,14 @@
-"""Models and resumable states that a run writes. Called on every process, written by rank 0."""
+"""Models and resumable states that a run writes. Called on every process, written by rank 0.
+
+A save is begun, written in the background (`training.background`), and then acknowledged by the loop on all ranks: an
+update's all-reduce tells them how many saves are written. Nothing is recorded or printed before it is on disk."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +21,35 @@ from finetune.runs import checkpoints
 from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
 from finetune.runs.model_card import model_card
-from finetune.runtime import fsdp
-from finetune.training.callbacks import Save
+from finetune.runtime import fsdp, memory
+from finetune.training import background, callbacks
+from finetune.training.background import Tensors
 from finetune.training.monitor import Diverged
 from finetune.training.optimizer import optimizer_tensors
-from finetune.training.state import Setup, TrainState, to_json
+from finetune.training.state import Hooks, Setup, TrainState, to_json
+
+MAX_SHARE = 0.5  # of the free memory, for the copies that are written in the background
 
 
-def publish_model(setup: Setup, state: TrainState, logger: RunLogger, name: str, facts: dict[str, Any]) -> bool:
+def publish_model(
+    setup: Setup,
+    state: TrainState,
+    logger: RunLogger,
+    name: str,
+    facts: dict[str, Any],
+    published: Callable[[], None] = lambda: None,
+) -> None:
     """Make out_dir/NAME a complete Hugging Face directory: weights, configuration, tokenizer and card. Adapters are
-    merged into the weights, and also written by themselves. Return whether it could be written."""
-    out_dir = Path(setup.recipe.out_dir)
-    tensors = model_weights(setup)
+    merged into the weights, and also written by themselves. `published` is called when it is on disk."""
+    target, step = Path(setup.recipe.out_dir) / name, state.step
 
-    def fill(directory: Path) -> None:
+    def write(tensors: Tensors) -> None:
+        sums: dict[str, str] = {}
+        files.write_directory(target, lambda directory: fill(directory, tensors, sums), sums)
+
+    def fill(directory: Path, tensors: Tensors, sums: dict[str, str]) -> None:
         config = dataclasses.replace(setup.model.config, dropout=0.0)
-        pretrained.save(directory, tensors, config)
+        sums["model.safetensors"] = pretrained.save(directory, tensors, config)
         if setup.recipe.lora_rank:
             lora.save(directory / "adapter", setup.model, setup.recipe, setup.init_from)
         if setup.tokenizer:
@@ -39,14 +57,19 @@ def publish_model(setup: Setup, state: TrainState, logger: RunLogger, name: str,
         new_tokens = {"new_tokens": config.new_tokens} if config.new_tokens else {}
         recorded = facts | new_tokens
         files.write_json(directory / "finetune.json", recorded)
-        title = out_dir.resolve().name
+        title = target.parent.resolve().name
         card = model_card(title, f"{title}/{name}", config, recorded, read_metrics(logger.path), setup.tokenizer)
         (directory / "README.md").write_text(card, encoding="utf-8")
 
-    written = _write_on_main(setup, state, logger, name, lambda: files.write_directory(out_dir / name, fill))
-    if written:
-        setup.notify(Save(state.step, out_dir / name))
-    return written
+    def acknowledge(is_on_disk: bool) -> None:
+        if is_on_disk:
+            setup.notify(callbacks.Save(step, target))
+            published()
+
+    save = background.Save(name, step, acknowledge)
+    # adapters are read from the model while they are written; at the end of a run there is nothing to go on with
+    at_once = bool(setup.recipe.lora_rank) or step >= setup.schedule.length
+    _begin(setup, logger, save, model_weights(setup), write, at_once)
 
 
 def model_weights(setup: Setup) -> dict[str, torch.Tensor]:
@@ -58,50 +81,121 @@ def model_weights(setup: Setup) -> dict[str, torch.Tensor]:
 
 
 def save_state(setup: Setup, state: TrainState, logger: RunLogger, must_succeed: bool) -> None:
-    """Write a resumable state. Raises Diverged when the weights are not finite; such weights are never written."""
-    accelerator, model = setup.device.accelerator, setup.model
-    finite = torch.stack([fsdp.local_shard(weight.detach()).isfinite().all() for weight in model.parameters()]).all()
+    """Write a resumable state; if it `must_succeed`, before this returns. Raises Diverged when the weights are not
+    finite; such weights are never written."""
+    accelerator, model, step = setup.device.accelerator, setup.model, state.step
+    if any(save.step != step for save in setup.saves.begun):
+        finish_saves(setup, logger)
+    finite = torch.stack([_is_finite(fsdp.local_shard(weight.detach())) for weight in model.parameters()]).all()
     if accelerator.reduce(finite.to(setup.device.torch_device, torch.float32)) < accelerator.num_processes:
-        raise Diverged(f"step {state.step}: the weights are not finite")
+        raise Diverged(f"step {step}: the weights are not finite")
     keep = accelerator.is_main_process
     weights = fsdp.gather_state_dict(lora.trained(model), keep)
     moments = fsdp.gather_state_dict(optimizer_tensors(setup.optimizer, setup.parameter_names), keep)
+    # without the padding of the embedding and its moments
+    V = model.config.vocab_size
+    tensors = {name: each[:V] if name.endswith("wte.weight") else each for name, each in (weights | moments).items()}
+    values = copy.deepcopy(to_json(setup, state))
 
-    def without_padding(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The embedding, or its moments, cut to the vocabulary."""
-        V = model.config.vocab_size
-        cut = {name: tensor[:V] if name.endswith("wte.weight") else tensor for name, tensor in tensors.items()}
-        return {name: tensor.contiguous() for name, tensor in cut.items()}
+    def write(tensors: Tensors) -> None:
+        of_model, of_optimizer = ({name: tensors[name] for name in part} for part in (weights, moments))
+        checkpoints.save_state(setup.recipe.out_dir, of_model, of_optimizer, values)
 
-    def write() -> None:
-        tensors = without_padding(weights), without_padding(moments)
-        checkpoints.save_state(setup.recipe.out_dir, *tensors, to_json(setup, state))
+    last_saved = state.last_saved
+
+    def acknowledge(is_on_disk: bool) -> None:
+        if is_on_disk:
+            setup.notify(callbacks.Save(step, checkpoints.state_directory(setup.recipe.out_dir, step)))
+        elif state.last_saved == step:
+            state.last_saved = last_saved
 
     state.save_pending = False  # after a failure the next try is the next save, since each writes gigabytes
-    if _write_on_main(setup, state, logger, "last", write):
-        state.last_saved = state.step
-        setup.notify(Save(state.step, checkpoints.state_directory(setup.recipe.out_dir, state.step)))
-    elif must_succeed:
+    state.last_saved = step
+    if keep:
+        with contextlib.suppress(OSError):  # told when it is written
+            checkpoints.make_folder(setup.recipe.out_dir)
+    save = background.Save("last", step, acknowledge)
+    _begin(setup, logger, save, tensors, write, at_once=must_succeed)
+    if must_succeed and state.last_saved != step:
         raise Failure(
-            f"out_dir {setup.recipe.out_dir}: the state after {state.step} updates could not be saved; the"
-            " previous one is complete",
+            f"out_dir {setup.recipe.out_dir}: the state after {step} updates could not be saved; the previous one is"
+            " complete",
             1,
         )
 
 
-def _write_on_main(setup: Setup, state: TrainState, logger: RunLogger, name: str, write: Callable[[], object]) -> bool:
-    """Call `write` on rank 0; return on all whether it worked. Training goes on after a failure, because the disk may
-    have space again at the next try, and what was there before is untouched."""
-    accelerator, problem = setup.device.accelerator, None
-    if accelerator.is_main_process:
-        try:
-            write()
-        except OSError as error:
-            problem = (
-                f"{name} at step {state.step} could not be saved: {error.strerror or error}; the previous files"
-                " are unchanged"
-            )
-            logger.print(f"warning: {problem}")
-            logger.record("save_failed", step=state.step, problem=problem)
-    failed = accelerator.reduce(torch.tensor(float(problem is not None), device=setup.device.torch_device))
-    return not failed.item()
+def _is_finite(tensor: torch.Tensor) -> torch.Tensor:
+    """Whether all values are. Their sum, which reads them once, says so unless it overflows."""
+    is_finite = tensor.sum().isfinite()
+    return is_finite if is_finite else tensor.isfinite().all()
+
+
+def _begin(
+    setup: Setup,
+    logger: RunLogger,
+    save: background.Save,
+    tensors: Tensors,
+    write: Callable[[Tensors], object],
+    at_once: bool,
+) -> None:
+    """Begin a save; finish it too if it is to be made `at_once`, or if callbacks of the user may want its files."""
+    at_once = at_once or setup.hooks.notify is not Hooks.notify
+    saves, device = setup.saves, setup.device
+    if not device.accelerator.is_main_process:
+        saves.write(save, {}, lambda tensors: None)
+    else:
+        are_shared = device.torch_device.type == "cpu" and not (
+            device.sharding and device.accelerator.num_processes > 1
+        )
+        copies = sum(tensor.nbytes for tensor in tensors.values()) if are_shared else 0
+        if at_once or copies > MAX_SHARE * memory.available_bytes("cpu"):
+            saves.write(save, tensors, write)
+        else:
+            saves.begin(save, tensors, write, are_shared)
+    if at_once:
+        finish_saves(setup, logger)
+
+
+def finish_saves(setup: Setup, logger: RunLogger) -> None:
+    """Wait for all saves that were begun, and acknowledge them. All processes must call."""
+    setup.saves.wait()
+    acknowledge_saves(setup, logger, setup.saves.num_written())
+
+
+def acknowledge_saves(setup: Setup, logger: RunLogger, num_written: int) -> None:
+    """Tell of the saves up to this number, each once. All processes must call."""
+    accelerator, saves = setup.device.accelerator, setup.saves
+    while saves.num_acknowledged < num_written:
+        save = saves.take()
+        failed = torch.tensor(float(not _is_on_disk(save, logger)), device=setup.device.torch_device)
+        save.acknowledge(not accelerator.reduce(failed).item())
+
+
+def _is_on_disk(save: background.Save, logger: RunLogger) -> bool:
+    """Whether a save that was tried is on disk; tell why not. Training goes on after an error of the disk, because it
+    may have space again at the next try, and what was there before is untouched."""
+    if save.error is None:
+        return True
+    if not isinstance(save.error, OSError):
+        raise save.error
+    problem = (
+        f"{save.name} at step {save.step} could not be saved: {save.error.strerror or save.error}; the previous files"
+        " are unchanged"
+    )
+    logger.print(f"warning: {problem}")
+    logger.record("save_failed", step=save.step, problem=problem)
+    return False
+
+
+@contextlib.contextmanager
+def finishing_saves(setup: Setup, logger: RunLogger) -> Generator[None]:
+    """Wait for what is being written if the block ends with an error, which other processes may not have."""
+    try:
+        yield
+    except BaseException:
+        setup.saves.wait()
+        while setup.saves.begun:
+            save = setup.saves.take()
+            with contextlib.suppress(Exception):  # of the save: the one that ended the block is told
+                save.acknowledge(_is_on_disk(save, logger))
+        raise

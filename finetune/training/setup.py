@@ -29,7 +29,7 @@ from finetune.runs.provenance import provenance
 from finetune.runtime import attention_check, fsdp, memory, memory_modes
 from finetune.runtime.device import Device
 from finetune.training.optimizer import AdamW, adamw, fill_optimizer
-from finetune.training.recovery import check_resumed, load_weights, resume
+from finetune.training.recovery import begin_loading, check_resumed, resume
 from finetune.training.state import Hooks, MicroBatch, Setup, TrainState
 
 MAX_GPU_SHARE_OF_SPLIT = 0.02  # a split that takes more of a GPU's memory is not kept there
@@ -49,6 +49,8 @@ def setup_run(
     with device.accelerator.local_main_process_first():  # one process builds caches, the others find them
         found, datasets, prompt = _find_inputs(recipe, saved, say)
         recipe = dataclasses.replace(recipe, init_from=pretrained.pinned(recipe.init_from, found.path))
+        # memory=auto asks how much memory is free without the weights
+        loading = begin_loading(recipe, found.config, saved, ahead=not choose_mode)
         train, val, hashes = _prepare_splits(recipe, found, datasets, device)
     identity = _identity(recipe, train, hashes)
     schedule = _schedule(recipe, saved, train, val)
@@ -58,7 +60,7 @@ def setup_run(
         checkpoints.check_disk(recipe_in_use, schedule, found.config)
     if choose_mode:
         recipe_in_use = memory_modes.choose_mode(recipe, found.config, train.block_size, device, say)
-    model = load_weights(recipe, found.config, saved, say)
+    model = loading(say)
     if recipe.lora_rank:
         _add_adapters(model, recipe, identity, saved)
     wrapped_model, optimizer = wrap_model_and_make_optimizer(model, recipe_in_use, device, train.is_isolated, say)

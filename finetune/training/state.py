@@ -19,6 +19,7 @@ from finetune.data.tokenizer import Tokenizer
 from finetune.gpt import GPT, lora
 from finetune.runs.state_format import STATE_FORMAT
 from finetune.runtime.device import Device
+from finetune.training.background import Saves
 from finetune.training.callbacks import Evaluation, Save, Update
 from finetune.training.monitor import LossMonitor, SignalCatcher
 from finetune.training.optimizer import AdamW
@@ -62,7 +63,7 @@ class TrainState:
     monitor: LossMonitor = field(default_factory=LossMonitor)
     lr_scale: float = 1.0  # halved by every rollback
     rollbacks: int = 0
-    last_saved: int | None = None  # step of the newest state in last/
+    last_saved: int | None = None  # step of the newest state in last/, or of the one that is being written
     save_pending: bool = False  # a save waits for the end of a loss spike
     last_rollback: int | None = None  # step that the last rollback led to
     last_sampled: int = 0
@@ -113,6 +114,7 @@ class Setup:
     optimizer_dtype: Literal["float32", "bfloat16"] = "float32"
     find_batch_size: bool = False  # batch_size=auto, and no earlier start of this run has found one
     signals: SignalCatcher = field(default_factory=SignalCatcher)
+    saves: Saves = field(default_factory=Saves)
     hooks: Hooks = field(default_factory=Hooks)
 
     def notify(self, moment: Update | Evaluation | Save) -> None:

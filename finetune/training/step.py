@@ -28,6 +28,7 @@ class UpdateResult:
     def __init__(self, step: int, lr: float, numbers: torch.Tensor) -> None:
         self.step, self.lr = step, lr
         self.numbers = numbers
+        self.num_saves = 0  # written when the update was made; known once it was read
         self.copied = None
         if numbers.is_cuda:  # copied now, since a copy made when it is read would wait for the next update
             self.numbers = torch.empty(numbers.shape, pin_memory=True)
@@ -40,7 +41,8 @@ class UpdateResult:
         processes received each signal. Waits for the device."""
         if self.copied:
             self.copied.synchronize()
-        loss, grad_norm, *signal_counts = self.numbers.tolist()
+        loss, grad_norm, *signal_counts, num_saves = self.numbers.tolist()
+        self.num_saves = int(num_saves)
         return loss, grad_norm, signal_counts
 
 
@@ -57,10 +59,12 @@ def update(setup: Setup, state: TrainState, lr: float) -> UpdateResult:
     norm = fsdp.full_tensor(norm).to(loss.device)
     # one all-reduce; a NaN on one rank makes the sum NaN on all
     accelerator = setup.device.accelerator
-    signals = to_device(torch.tensor(setup.signals.flags()), loss.device)
+    num_saves = setup.saves.num_written() if accelerator.is_main_process else 0
+    signals = to_device(torch.tensor([*setup.signals.flags(), num_saves]), loss.device)
     numbers = accelerator.reduce(torch.cat([loss[None], norm[None] / accelerator.num_processes, signals]))
     # made before the step, which cannot be repeated if memory fails here
     result, is_finite = UpdateResult(state.step, lr, numbers), numbers[:2].isfinite().all()
+    setup.saves.wait_for_copies()
     # step the optimizer, unless loss or gradient are not finite
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -75,6 +79,7 @@ def update(setup: Setup, state: TrainState, lr: float) -> UpdateResult:
     elif is_finite:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    setup.saves.updated.set()
     return result
 
 

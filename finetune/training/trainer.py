@@ -25,7 +25,7 @@ from finetune.training.micro_batch import fit_micro_batch, handle_oom
 from finetune.training.monitor import EXIT_CODES, Diverged
 from finetune.training.recovery import check_all_resume, roll_back
 from finetune.training.run_samples import sample, sample_base
-from finetune.training.saving import save_state
+from finetune.training.saving import acknowledge_saves, finish_saves, finishing_saves, save_state
 from finetune.training.session import check_out_dir, finish_run, log_setup, open_run, record_failure
 from finetune.training.setup import setup_run
 from finetune.training.state import Hooks, Setup, TrainState
@@ -56,7 +56,7 @@ def train(
                 validate(setup, state, logger)
             else:
                 open_run(setup, state, logger, reasons)
-                with setup.signals.caught():
+                with setup.signals.caught(), finishing_saves(setup, logger):
                     fit_micro_batch(setup, state, logger)  # nothing to do on one process with a given batch_size
                     sample_base(setup, state, logger)
                     run_updates(setup, state, logger, Clock(setup, state.step, peak_flops))
@@ -87,6 +87,8 @@ def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock
             # save a resumable state: at once at the end or after a signal, else not before the end of a loss spike
             is_over = due.finished or is_out_of_patience(setup, state)  # patience may end a resumed run at once
             save_now = is_over or signals or (due.save and not state.monitor.in_spike)
+            if is_over or stop_signal:  # the last state is tried again if it is the one that fails now
+                finish_saves(setup, logger)
             if save_now and state.step != state.last_saved:
                 save_state(setup, state, logger, must_succeed=is_over or stop_signal is not None)
         except Diverged as problem:
@@ -165,6 +167,7 @@ def read_update(
         }
         logger.iteration(event, pace.eta)
     logger.update_bar(step, loss)
+    acknowledge_saves(setup, logger, result.num_saves)
     setup.notify(Update(step + 1, setup.schedule.length, loss, result.lr, grad_norm))
     return setup.signals.from_counts(signal_counts)
 

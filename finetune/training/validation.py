@@ -13,7 +13,7 @@ from finetune.runs.logger import RunLogger
 from finetune.runs.model_card import hub_id
 from finetune.training.callbacks import Evaluation
 from finetune.training.monitor import Diverged
-from finetune.training.saving import publish_model
+from finetune.training.saving import finish_saves, publish_model
 from finetune.training.state import Setup, TrainState
 
 
@@ -39,17 +39,22 @@ def validate(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     state.evaluations.append(evaluation)
     facts = {**evaluation, "init_from": setup.init_from, "base_model": hub_id(setup.init_from)}
     facts |= setup.provenance
+    finish_saves(setup, logger)  # which tells what best/ holds
     again = step == state.best.get("step")  # published before a crash that lost the state of this step
     is_best = again or val_loss < state.best.get("val_loss", math.inf)
-    published = is_best and publish_model(setup, state, logger, "best", facts)
-    if published:
+
+    def published() -> None:
         state.best = {"val_loss": val_loss, "step": step}
         logger.record("best", step=step, val_loss=val_loss)
         logger.print(f"saving checkpoint to {recipe.out_dir}")
+
+    if is_best:
+        publish_model(setup, state, logger, "best", facts, published)
     if recipe.always_save_checkpoint:
         publish_model(setup, state, logger, f"iter_{step:06d}", facts)
     warn(setup, state, logger)
-    setup.notify(Evaluation(step, train_loss, val_loss, published))
+    # with callbacks it is on disk by now
+    setup.notify(Evaluation(step, train_loss, val_loss, best=state.best.get("step") == step))
 
 
 def val_losses(setup: Setup) -> tuple[float, dict[str, float]]:

@@ -1,0 +1,115 @@
+"""Saves that are written while training goes on: a thread copies the tensors, then writes the copies.
+
+Tensors change only where an optimizer steps, so the loop waits there until they are copied, and nowhere else. Saves are
+written one after the other, in the order they were begun."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+ALIGNMENT = 64  # bytes
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass
+class Save:
+    """A directory that is written. Ranks other than 0 only wait until they hear that it is."""
+
+    name: str
+    step: int
+    acknowledge: Callable[[bool], None]  # called by the loop on all ranks, with whether it is on disk
+    copied: threading.Event = field(default_factory=threading.Event)
+    written: threading.Event = field(default_factory=threading.Event)
+    error: BaseException | None = None
+
+
+@dataclass
+class Saves:
+    """The saves of a run."""
+
+    begun: deque[Save] = field(default_factory=deque)  # not acknowledged yet
+    num_acknowledged: int = 0
+    seconds_held: float = 0.0  # that the loop waited for copies
+    updated: threading.Event = field(default_factory=threading.Event)  # the first update was made, or a save waited for
+
+    def begin(self, save: Save, tensors: Tensors, write: Callable[[Tensors], object], are_shared: bool) -> None:
+        """Write the tensors in a thread, after the saves begun before; copies of them if training shares them."""
+        before = self.begun[-1].written if self.begun else None
+        if are_shared and not self.updated.is_set():  # two threads that ask for new memory at a time take three times
+            tensors, are_shared = copies_of(tensors), False  # as long, and the first update asks for most of it
+        self.begun.append(save)
+
+        def run() -> None:
+            try:
+                copies = copies_of(tensors) if are_shared else tensors
+                save.copied.set()
+                self.updated.wait()  # the first update is not slowed down
+                if before:
+                    before.wait()
+                write(copies)
+            except BaseException as error:  # the loop tells or raises it
+                save.error = error
+            finally:
+                save.copied.set()
+                save.written.set()
+
+        threading.Thread(target=run, name=f"save {save.name}").start()
+
+    def write(self, save: Save, tensors: Tensors, write: Callable[[Tensors], object]) -> None:
+        """Write the tensors now, after the saves begun before."""
+        self.wait()
+        self.begun.append(save)
+        try:
+            write(tensors)
+        except OSError as error:
+            save.error = error
+        save.copied.set()
+        save.written.set()
+
+    def take(self) -> Save:
+        """The oldest save, to be acknowledged."""
+        self.num_acknowledged += 1
+        return self.begun.popleft()
+
+    def wait(self) -> None:
+        """Wait until all saves are written, or failed."""
+        for save in self.begun:
+            self.updated.set()
+            save.written.wait()
+
+    def num_written(self) -> int:
+        """How many saves of this run are written, or failed."""
+        return self.num_acknowledged + sum(save.written.is_set() for save in self.begun)
+
+    def wait_for_copies(self) -> None:
+        """Wait until no save reads the weights and moments of training."""
+        since = time.perf_counter()
+        for save in self.begun:
+            save.copied.wait()
+        self.seconds_held += time.perf_counter() - since
+
+
+def copies_of(tensors: Tensors) -> Tensors:
+    """Copies of tensors of the CPU. They lie outside the heap, which would keep their memory and lie in pieces after
+    it, and are made by one thread: PyTorch would start a second team of threads beside that of the update."""
+    sizes = [-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors.values()]
+    pages = mmap.mmap(-1, max(1, sum(sizes)))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel may lack them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    memory, copies, first = np.frombuffer(pages, np.uint8), {}, 0
+    for (name, tensor), size in zip(tensors.items(), sizes):
+        copied = memory[first : first + tensor.nbytes]
+        np.copyto(copied, tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+        copies[name] = torch.from_numpy(copied).view(tensor.dtype).view(tensor.shape)
+        first += size
+    return copies
