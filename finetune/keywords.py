@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import inspect
 import os
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -26,6 +27,11 @@ Options = TypeVar("Options", bound="DataclassInstance")
 LISTS = frozenset(
     {"dataset", "dataset_weights", "val", "metrics", "add_tokens", "tags", "language", "require", "log_with"}
 )  # flags of values with commas between
+# a flag in a message; a command, in which flags stay, is matched first
+FLAG = re.compile(
+    r"`[^`]*`|\b(?:finetune \w+|accelerate launch) [^;\n]*"
+    r"|(?<![\w-])--(?P<name>[a-z_]+)(?:=(?P<text>[^\s;,]*[^\s;,.:?]))?"
+)
 NO_KEYWORDS = frozenset({"sources", "json"})
 
 
@@ -95,6 +101,8 @@ def takes_flags(cls: type[DataclassInstance]) -> Callable[[Callable[P, R]], Call
     """For a function with `**flags`: its signature and docstring list the flags of `cls`, and an error is a single
     exception, without the ones that led to it."""
 
+    hints = typing.get_type_hints(cls)
+
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -102,6 +110,7 @@ def takes_flags(cls: type[DataclassInstance]) -> Callable[[Callable[P, R]], Call
                 return function(*args, **kwargs)
             except (UsageError, Failure) as error:
                 problem = error
+                problem.args = tuple(_as_keywords(text, hints) for text in error.args)
             raise problem.with_traceback(None) from None
 
         call.__signature__ = _signature(function, cls)  # pyrefly: ignore[missing-attribute]
@@ -109,6 +118,21 @@ def takes_flags(cls: type[DataclassInstance]) -> Callable[[Callable[P, R]], Call
         return call
 
     return decorate
+
+
+def _as_keywords(message: str, hints: Mapping[str, Any]) -> str:
+    """A message with the flags as keywords of Python, but for those of commands to type."""
+
+    def spell(found: re.Match[str]) -> str:
+        name, text = found["name"], found["text"]
+        if name not in hints:
+            return found[0]
+        value = {"true": "True", "false": "False", "none": "None"}.get(text or "", text)
+        if text is not None and value == text and hints[name] not in (int, float) and not text.isupper():
+            value = repr(text)
+        return name if value is None else f"{name}={value}"
+
+    return FLAG.sub(spell, message.replace("unknown flag --", "unknown keyword "))
 
 
 def _signature(function: Callable[..., object], cls: type[DataclassInstance]) -> inspect.Signature:
@@ -134,7 +158,7 @@ def path_flags(model: str | os.PathLike[str] | None, flags: Mapping[str, Any]) -
     """The flags with `model` as out_dir if it is the directory of a run, else as init_from."""
     if model is None:
         return dict(flags)
-    model = local_copy(os.fspath(model))
+    model = os.path.expanduser(local_copy(os.fspath(model)))
     name = "out_dir" if is_run(model) else "init_from"
     if name in flags:
         raise UsageError(f"{name}: given twice, as {os.fspath(model)!r} and as {flags[name]!r}")

@@ -53,17 +53,15 @@ class Run:
     """A run directory. Everything is read from its files, so it is as new as they are."""
 
     def __init__(self, out_dir: Place) -> None:
-        self.out_dir = Path(out_dir)
+        self.out_dir = Path(out_dir).expanduser()
 
     @classmethod
     def open(cls, out_dir: Place) -> Run:
         """The run in a directory. Raises UsageError if there is none."""
-        out_dir = local_copy(os.fspath(out_dir))
-        if not (Path(out_dir) / "metrics.jsonl").is_file():
-            raise UsageError(
-                f"{os.fspath(out_dir)}: holds no run (no metrics.jsonl); give the out_dir of a training run"
-            )
-        return cls(out_dir)
+        run = cls(local_copy(os.fspath(out_dir)))
+        if not (run.out_dir / "metrics.jsonl").is_file():
+            raise UsageError(f"{run.out_dir}: holds no run (no metrics.jsonl); give the out_dir of a training run")
+        return run
 
     @property
     def best(self) -> Path:

@@ -75,7 +75,7 @@ def run(tiny_run):
     return tiny_run("out 1", "--max_iters=4", "--eval_interval=2")
 
 
-@scene("config/arguments._read_recipe_or_dataset")
+@scene("config/run_directory.how_to_go_on")
 def test_a_directory_of_a_run(run, command):
     assert "this run is done" in follow(command("train", run)[2], command)
 
@@ -93,6 +93,23 @@ def test_a_run_that_patience_ended(tiny_run, command):
     assert "iter 9" in follow(out[out.index("this run is done") :], command)
 
 
+@scene("training/session._twice_as_long")
+@pytest.mark.parametrize(
+    "flags", [["--max_iters=2"], ["--epochs=0.02"], ["--max_iters=3", "--lr_decay_iters=3"], ["--max_iters=0"]]
+)
+def test_a_run_that_is_done(tiny_run, command, flags):
+    out_dir = tiny_run("out", "--max_iters=3", *flags)
+    made = record.load(out_dir).done
+    out = command("train", f"{out_dir}/recipe.yaml", "--init_from=resume")[1]
+    follow(out[out.index("this run is done") :], command)
+    assert record.load(out_dir).done == max(2 * made, 1)
+    out = command("train", f"{out_dir}/recipe.yaml", "--init_from=resume", "--max_iters=1", "--epochs=none")[1]
+    if made:
+        assert f"it has made {2 * made} updates, and 1 are asked for" in out
+        follow(out[out.index("this run is done") :], command)
+        assert record.load(out_dir).done == 4 * made
+
+
 @scene("training/session._too_few_updates")
 def test_epochs_that_are_few_updates(tiny_run, command):
     tiny_run("out", "--epochs=1", "--max_iters=5000", "--eval_interval=500")
@@ -101,6 +118,21 @@ def test_epochs_that_are_few_updates(tiny_run, command):
     length = record.load("out").length
     assert 100 <= length < 300
     assert not any(event.get("name") == "few_updates" for event in record.load("out").events)
+
+
+def test_updates_that_are_few_and_cannot_be_smaller(tiny_run, command, corpus):
+    flags = [
+        "--epochs=1",
+        "--batch_size=1",
+        "--gradient_accumulation_steps=1",
+        "--max_iters=5000",
+        "--eval_interval=500",
+    ]
+    tiny_run("out", *flags, text=corpus(words=240))
+    told = next(event["line"] for event in record.load("out").events if event.get("name") == "few_updates")
+    assert "more epochs make" in told and record.load("out").length < 100
+    follow(told, command)
+    assert 100 <= record.load("out").length < 200
 
 
 @scene("training/trainer.run_updates")
@@ -121,7 +153,7 @@ def test_a_checkpoint_that_is_missing_comes_back(run, command):
     assert "missing_checkpoint" not in command("diagnose", f"--out_dir={run}")[1]
 
 
-@scene("runs/checkpoints._way_without_states")
+@scene("runs/checkpoints.way_without_states")
 @pytest.mark.parametrize("best", ["whole", "damaged"])
 @pytest.mark.parametrize("way", ["resume", "auto"])
 def test_a_run_whose_states_are_all_damaged(run, command, way, best):
@@ -139,6 +171,19 @@ def test_a_run_whose_states_are_all_damaged(run, command, way, best):
     assert ("best/ is whole, with the weights of step" in told) == (best == "whole")
     follow(told, command)
     assert Path(f"{run}-2/best" if best == "whole" else f"{run}/best", "config.json").is_file()
+
+
+@pytest.mark.parametrize("best", [True, False])
+@pytest.mark.parametrize("way", ["resume", "auto", "gpt2"])
+def test_a_run_whose_states_were_removed(run, command, way, best):
+    for name in ("last",) if best else ("last", "best"):
+        shutil.rmtree(f"{run}/{name}")
+    before = sorted(Path(run).rglob("*"))
+    shape = ["--n_layer=none", "--n_head=none", "--n_embd=none"] if way == "gpt2" else []
+    code, _, told = command("train", f"{run}/recipe.yaml", f"--init_from={way}", *shape)
+    assert code == 2 and "init_from=auto" not in told and sorted(Path(run).rglob("*")) == before, told
+    follow(told, command)
+    assert Path(f"{run}-2/best" if best else f"{run}/best", "config.json").is_file()
 
 
 @scene("tour._prepare")
@@ -288,6 +333,9 @@ def test_a_suggested_recipe_trains(tiny_run, command, monkeypatch):
 def test_a_name_that_is_nearly_that_of_a_model(command):
     assert "Did you mean gpt2?" in command("sample", "--init_from=gtp2")[2]
     assert "Did you mean gpt2-xl?" in command("train", "--init_from=gpt2-lx", "--dataset=python_docs")[2]
+    for typed, meant in {"scrach": "scratch", "Resume": "resume", "AUTO": "auto"}.items():
+        told = command("train", f"--init_from={typed}", "--dataset=python_docs")[2]
+        assert told == f"--init_from: there is no {typed}. Did you mean {meant}?\n"
 
 
 def test_bins_never_go_into_a_folder_of_texts(command):

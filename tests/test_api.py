@@ -191,6 +191,23 @@ def test_errors_are_one_short_exception_and_write_nothing(notes):
     assert sorted(Path().iterdir()) == before
 
 
+def test_messages_name_keywords_and_keep_commands(notes):
+    for keywords, told in (
+        ({"seed": -1}, "seed: must be at least 0"),
+        ({"learning_rat": 1}, "unknown keyword learning_rat. Did you mean 'learning_rate'?"),
+        ({"dataset": ""}, "dataset: nothing to train on; give dataset=DIR, a text file, or dataset='python_docs'"),
+        ({"sample_interval": 1}, "sample_interval: has no effect without num_samples; add num_samples=1"),
+    ):
+        with pytest.raises(UsageError) as error:
+            train(**{"dataset": notes, **TINY, **keywords})
+        assert str(error.value).startswith(told)
+    Path("out").mkdir()
+    Path("out/best").mkdir()
+    with pytest.raises(UsageError, match="overwrite=True starts anew, or choose another out_dir") as error:
+        train(**{"dataset": notes, **TINY, "out_dir": "out"})
+    assert "--" not in str(error.value)
+
+
 def test_a_notebook_shows_the_message_alone():
     assert UsageError("one line")._render_traceback_() == ["UsageError: one line"]
     assert Failure("one line", 1)._render_traceback_() == ["Failure: one line"]

@@ -129,6 +129,21 @@ def test_after_a_failed_save_the_next_try_is_the_next_save(tiny, monkeypatch, ca
     assert [path.name for path in checkpoints.states("out")] == ["step-00000020", "step-00000015"]
 
 
+@pytest.mark.parametrize("room", [0, 2])
+def test_a_last_state_that_cannot_be_saved_says_what_there_is(room, tiny, monkeypatch):
+    real, saved = checkpoints.save_state, []
+
+    def save(*args):
+        if len(saved) == room:
+            raise OSError(28, "No space left on device")
+        saved.append(real(*args))
+
+    monkeypatch.setattr(checkpoints, "save_state", save)
+    told = "the one before it is whole" if room else "there is none before it"
+    with pytest.raises(Failure, match=f"the state after 4 updates could not be saved; {told}"):
+        trainers.train(tiny(max_iters=4, save_interval=1))
+
+
 def limited(size, write):
     """Call `write` while no file may become larger."""
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

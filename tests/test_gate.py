@@ -138,6 +138,12 @@ def test_an_earlier_evaluation_is_a_bound(corpus, tiny_run, command):
     Path("earlier.json").write_text(json.dumps(event | {"targets": 7}))
     code, _, error = command("eval", "--out_dir=out", "--no_worse_than=earlier.json")
     assert code == 2 and "other tokens" in error
+    Path("earlier.json").write_text(json.dumps(event | {"sha256": "0" * 64}))  # as many tokens of another text
+    code, _, error = command("eval", "--out_dir=out", "--no_worse_than=earlier.json")
+    assert code == 2 and "other tokens (sha256 " in error
+    del event["sha256"]  # as finetune wrote it before
+    Path("earlier.json").write_text(json.dumps(event))
+    assert command("eval", "--out_dir=out", "--no_worse_than=earlier.json")[0] == 0
     Path("earlier.json").write_text("{}")
     code, _, error = command("eval", "--out_dir=out", "--no_worse_than=earlier.json")
     assert code == 2 and "no evaluation" in error

@@ -288,6 +288,8 @@ def test_a_suggested_recipe_is_one_that_nothing_can_be_said_against(command):
     assert recipe.batch_size * recipe.gradient_accumulation_steps == 8  # 8,192 tokens an update, 37 updates a pass
     code, out, _ = command("plan", "new.yaml", "--quick=true")
     assert code == 0 and "what stands out" not in out
+    code, out, _ = command("plan", "new.yaml", "--quick=true", "--suggest=true", "--num_processes=2")
+    assert code == 0 and "\n# finetune train FILE.yaml --num_processes=2\n" in out
     assert (
         command("plan", RECIPES / "xl.yaml", "--tokens=9999", "--suggest=true", "--to=new.yaml")[0] == 2
     )  # is there already

@@ -13,6 +13,7 @@ import pytest
 from finetune.common.errors import UsageError
 from finetune.config.cli import parse
 from finetune.config.recipe import Recipe
+from finetune.config.recipe_file import edited
 from finetune.data.dataset import facts_of, scan
 from finetune.runs import state_format
 from finetune.runs.datasets import find_datasets
@@ -60,6 +61,62 @@ def test_a_moved_run_and_another_working_directory(run, command, monkeypatch):
     parse(Recipe, ["../link/r1/recipe.yaml", "--init_from=resume"], "")  # the same place by another way
 
 
+@pytest.mark.parametrize("name", ["mine.yaml", "../link.yaml", "../child.yaml", "recipe.yaml"])
+def test_a_recipe_in_a_copied_run_is_that_runs_under_any_name(run, name):
+    shutil.copytree("r1", "r2")
+    shutil.copy("r2/recipe.yaml", "r2/mine.yaml")
+    Path("link.yaml").symlink_to("r2/recipe.yaml")
+    Path("child.yaml").write_text("base: r2/recipe.yaml\n")
+    path = str(Path("r2") / name if "/" not in name else Path(name).name)
+    for gone in ([], ["r2/recipe.yaml"] if name == "mine.yaml" else []):
+        for file in gone:
+            Path(file).unlink()
+        with pytest.raises(UsageError, match="lies in the run r2; give one: --out_dir=r2 .* --out_dir=r1 the other"):
+            parse(Recipe, [path, "--init_from=resume"], "")
+    assert parse(Recipe, [path, "--init_from=resume", "--out_dir=r2"], "")[0].out_dir == "r2"
+    Path("r2/other.yaml").write_text("out_dir: r3\ndataset: d\n")  # of another run, and only kept there
+    Path("r2/recipe.yaml").write_text("out_dir: r2\n")
+    assert parse(Recipe, ["r2/other.yaml"], "")[0].out_dir == "r3"
+
+
+def test_resume_without_a_directory_means_the_default_one(run):
+    with pytest.raises(UsageError, match="there is no recipe.yaml in out; give the out_dir of a run"):
+        parse(Recipe, ["--init_from=resume"], "")
+    Path("r1").rename("out")
+    for way in ("resume", "auto"):
+        recipe, _ = parse(Recipe, [f"--init_from={way}"], "")
+        assert (recipe.init_from, recipe.out_dir, recipe.n_embd) == ("resume", "out", 32)
+
+
+def test_what_its_owner_wrote_into_recipe_yaml_stays(run, command):
+    path = Path("r1/recipe.yaml")
+    lines = path.read_text().splitlines()
+    edited = ["# mine", "", "learning_rate: 1e-2  # found by a sweep", *lines[::-1]]
+    edited = [line.replace("max_iters: 4", "max_iters: 6  # longer") for line in edited]
+    edited.remove("learning_rate: 0.01")
+    path.write_text("\n".join(edited) + "\n")
+    assert command("train", "r1/recipe.yaml", "--init_from=resume")[0] == 0
+    kept = path.read_text().splitlines()
+    assert [line.partition("#")[0] for line in kept] == [line.partition("#")[0] for line in edited]
+    assert {"# mine", "learning_rate: 1e-2  # found by a sweep", "max_iters: 6  # longer"} <= set(kept)
+    assert command("train", "r1/recipe.yaml", "--init_from=resume", "--max_iters=7")[0] == 0
+    now = [
+        line.replace("max_iters: 6  # longer", "max_iters: 7").replace("# 6 in this", "# 7 in this") for line in kept
+    ]
+    assert path.read_text().splitlines() == now
+    before = path.read_text()
+    assert command("train", "r1/recipe.yaml", "--init_from=resume", "--max_iters=7")[0] == 0
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize(
+    "before", ["", "seed: [1\n", "- a\n", "x\n", "a: 1\na: 2\nseed: |\n  9\n", "base: small\n", "[" * 9999, "\x00"]
+)
+def test_what_is_no_recipe_of_a_run_is_replaced_as_a_whole(before):
+    Path("recipe.yaml").write_text(before)
+    assert edited(Path("recipe.yaml"), "seed: 1\nstart: 'a # b'\n") == "seed: 1\nstart: 'a # b'\n"
+
+
 def test_resume_needs_no_recipe(run, command):
     shutil.copytree("r1", "r2")
     code, out, err = command("train", "--init_from=resume", "--out_dir=r2", *LONGER)
@@ -76,6 +133,31 @@ def test_the_directory_of_a_run_says_how_to_go_on(run, command):
     ):
         code, _, err = command("train", place)
         assert code == 2 and err.strip().endswith(told)
+    shutil.rmtree("r1/last")
+    assert command("train", "r1")[2].strip().endswith("a run that has saved no state; its recipe is r1/recipe.yaml")
+    shutil.copytree("r1/best", "model")
+    shutil.copy("r1/metrics.jsonl", "model")  # as `finetune eval` leaves it
+    assert command("train", "model")[2].strip().endswith("--init_from=model starts from its model")
+    assert (
+        "--init_from=r1/best starts from it"
+        in command("train", "r1/best", "--init_from=scratch", "--tokenizer=char")[2]
+    )
+
+
+@pytest.mark.parametrize(
+    ("verb", "named"),
+    [
+        ("sample", "r1/recipe.yaml"),
+        ("sample", "r1/best"),
+        ("report", "r1/metrics.jsonl"),
+        ("diagnose", "r1/recipe.yaml"),
+        ("eval", "r1/report.html"),
+    ],
+)
+def test_what_lies_in_a_run_means_the_run(run, command, verb, named):
+    flags = ["--num_samples=1", "--max_new_tokens=1"] if verb == "sample" else []
+    code, out, err = command(verb, named, *flags)
+    assert code == 0 and "r1" in out, err
 
 
 def test_auto_starts_then_resumes(tiny_run, command):
@@ -134,6 +216,10 @@ def test_auto_never_replaces_a_run_that_is_worth_something(run, command):
     before = content("r1")
     code, _, err = command("train", "r1/recipe.yaml", "--init_from=auto")
     assert code == 2 and "holds a run already" in err and content("r1") == before
+    assert (
+        "init_from=auto" not in err
+        and "init_from=auto" not in command("train", "--init_from=resume", "--out_dir=r1")[2]
+    )
     shutil.copytree("r1/best", "r3/best")
     code, _, err = command("train", "r1/recipe.yaml", "--init_from=auto", "--out_dir=r3")
     assert code == 2 and "holds a run already" in err
@@ -150,6 +236,8 @@ def test_a_run_does_not_remove_what_it_starts_from(run, command):
         assert content("r1") == before
     code, _, err = command("train", "--init_from=gpt2", "--tokenizer=r1/best", "--out_dir=r1", *start)
     assert code == 2 and "tokenizer=r1/best" in err and content("r1") == before
+    code, _, err = command("train", "r1/recipe.yaml", "--dataset=corpus.txt,r1/best/README.md", "--overwrite=true")
+    assert code == 2 and "dataset=r1/best/README.md" in err and content("r1") == before
 
 
 def resume_format(number, command, out_dir="out"):

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import finetune
 from finetune.config.cli import parse
-from finetune.config.paths import expand_home, join_paths, split_paths
+from finetune.config.paths import as_typed, expand_home, join_paths, split_paths
 from finetune.config.recipe import Recipe
 from finetune.prepare import Options as PrepareOptions
 from finetune.sample import Options as SampleOptions
@@ -56,6 +57,14 @@ def test_fewer_updates_than_were_made_says_what_was_made(run, command):
     assert code == 0 and "it has made 4 updates, and 2 are asked for" in out
 
 
+def test_resume_with_another_tokenizer_asks_for_the_data_of_the_run(run, command):
+    """Not to prepare a text again, which would be other data too."""
+    Path("other.txt").write_text("Ωμέγα und Äther\n" * 300)
+    code, _, err = resume(command, "--dataset=other.txt")
+    assert code == 2 and "cannot be resumed with other data" in err and "prepare" not in err
+    assert "start another run with --init_from=out and another out_dir" in err
+
+
 def test_a_baseline_that_is_the_run_itself_is_said(run, command):
     shutil.copytree("out/best", "copy")
     for same in ("out", "out/best", "copy"):
@@ -89,6 +98,36 @@ def test_an_existing_path_with_a_comma_is_one_path(command):
     code, out, err = command("train", "out/recipe.yaml", "--init_from=resume", "--max_iters=2")
     assert code == 0 and command("diagnose", "--out_dir=out")[0] == 0, err
     assert parse(Recipe, ["--dataset=a,b.txt,c.txt", "--dataset_weights=1,2"], "")[0].dataset == "a,b.txt,c.txt"
+
+
+@pytest.mark.parametrize("key", ["out_dir", "init_from", "tokenizer", "to"])
+def test_a_path_with_a_comma_is_one_path_with_and_without_quotes(key):
+    for typed in ("a,b", "'a,b'", '"a,b"'):
+        assert as_typed(key, typed) == "a,b"
+    assert as_typed(key, '"a","b"') == '"a","b"'
+    Path("'a,b'").mkdir()
+    assert as_typed(key, "'a,b'") == "'a,b'"  # there is one of that name
+
+
+def test_a_run_whose_directory_has_a_comma_goes_on(tiny_run, command):
+    tiny_run("o,1", "--max_iters=1")
+    code, out, err = command("train", "o,1/recipe.yaml", "--init_from=resume", "--max_iters=2")
+    assert code == 0 and "resuming o,1 at iteration 1" in out, err
+    code, out, err = command("sample", "--init_from='o,1'", "--num_samples=1", "--max_new_tokens=1")
+    assert code == 0, err
+
+
+def test_home_is_expanded_in_python_too(tiny_run, tmp_path, monkeypatch):
+    tiny_run("out", "--max_iters=1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("start.txt").write_text("ab")
+    assert finetune.Run.open("~/out").status == "finished" and finetune.Run("~/out").val_loss
+    assert finetune.evaluate("~/out")["targets"]
+    assert finetune.sample("~/out", start="FILE:~/start.txt", num_samples=1, max_new_tokens=1)[0].startswith("ab")
+    finetune.GPT.from_pretrained("~/out").save_pretrained("~/saved")
+    assert Path("saved/config.json").is_file() and not Path("~").exists()
+    recipe, _ = parse(Recipe, ["--init_from=auto", "--out_dir=~/out"], "")
+    assert recipe.init_from == "resume" and recipe.n_embd == 32
 
 
 def test_home_is_expanded_everywhere(tmp_path, monkeypatch):

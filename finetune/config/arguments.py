@@ -146,12 +146,15 @@ class Reader:
             self.sources.append(arg)
         elif problem := problem_of_name(arg):
             self.problems.append(problem)
+        elif not self.trains and "out_dir" in self.names and run_directory.is_file_of_run(arg):
+            self._set_target("out_dir", str(Path(arg).parent))
         elif arg.endswith(SUFFIXES):
             self._read_recipe(arg)
         elif self.trains:
             self._read_recipe_or_dataset(arg)
         elif "out_dir" in self.names:
-            self._set_target("out_dir", arg)
+            is_model = "init_from" in self.names and Path(arg).is_file()
+            self._set_target("init_from" if is_model else "out_dir", arg)
         else:
             self._read_recipe(arg)
 
@@ -178,7 +181,7 @@ class Reader:
         elif Path(arg, run_directory.RECIPE).is_file() and not run_directory.is_run(arg):
             self._read_recipe(arg)  # which refuses it, with the file's name
         elif run_directory.is_run(arg):
-            self.problems.append(f"{arg}: is the directory of a run; to go on: {run_directory.resume_command(arg)}")
+            self.problems.append(f"{arg}: {run_directory.how_to_go_on(arg)}")
         elif is_data or Path(arg).is_dir() or Path("data", arg, "train.bin").exists() or "," in arg:
             self._set_target("dataset", arg)
         else:

@@ -29,7 +29,7 @@ from finetune.config.auto_batch import count_blocks
 from finetune.config.nearest_key import nearest
 from finetune.config.options import convert, find_problems, help_text
 from finetune.config.paths import KEYS as PATH_KEYS
-from finetune.config.paths import expand_home
+from finetune.config.paths import as_typed, expand_home
 from finetune.config.recipe_file import Entry
 
 if TYPE_CHECKING:
@@ -107,8 +107,9 @@ def check_run_dir(out_dir: str | None) -> str | None:
     """The problem, if `out_dir` is given and is no directory, with the runs that are here."""
     if out_dir is None or Path(out_dir).is_dir():
         return None
+    hub = f"; a model of the Hub is given as --init_from={out_dir}" if not Path(out_dir).is_absolute() else ""
     runs = sorted({str(path.parent.parent) for path in Path(".").glob("*/best/config.json")})
-    return f"out_dir {out_dir}: no such directory" + (f"; runs here: {', '.join(runs)}" if runs else "")
+    return f"out_dir {out_dir}: no such directory" + (f"; runs here: {', '.join(runs)}" if runs else "") + hub
 
 
 def parse(cls: type[Options], argv: list[str], usage: str) -> tuple[Options, dict[str, str]]:
@@ -171,7 +172,7 @@ def _convert_entries(
 def _local(field: dataclasses.Field[Any], text: str) -> str:
     """A path with ~ as the home directory; an address as the directory here for it. Raises ValueError."""
     if not is_address(text):
-        return expand_home(text)
+        return as_typed(field.name, text)
     is_run = field.name == "out_dir" and not field.metadata.get("local")
     if is_run or field.name == "init_from":
         return str(mirror_of(text))

@@ -10,7 +10,16 @@ from collections.abc import Iterable
 KEYS = frozenset(
     "out_dir init_from dataset tokenizer to baseline general val keep_split launch prompts out no_worse_than".split()
 )
+LISTS = frozenset({"dataset", "val"})  # of KEYS: several paths, separated by commas
 QUOTED = re.compile(r"""\s*(["'])(.+?)\1\s*(?:,|$)""")  # a path, and the comma after it
+
+
+def as_typed(key: str, text: str) -> str:
+    """The value of an option that holds a path: without quotes around it, and with `~` as the home directory."""
+    if key in LISTS or os.path.lexists(text):
+        return expand_home(text)
+    quoted = re.fullmatch(r"""(["'])([^"']+)\1""", text)
+    return os.path.expanduser(quoted[2] if quoted else text)
 
 
 def expand_home(text: str) -> str:

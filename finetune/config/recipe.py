@@ -9,6 +9,7 @@ free      does not influence what is learned
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -16,10 +17,12 @@ from importlib.util import find_spec
 from typing import Literal
 
 from finetune.config.gate import problems_of_conditions
+from finetune.config.nearest_key import similar
 from finetune.config.options import option
 from finetune.config.paths import split_paths
 from finetune.config.trackers import problems_of_trackers
 
+WORDS = ("scratch", "resume", "auto")  # init_from without a name
 FIGURES = ("val_loss", "train_loss", "perplexity", "improvement")  # of the best model, for `require`
 
 MANY = 1_000_000  # more blocks in an update, passes or tokens of a sample are a slip
@@ -132,10 +135,7 @@ class Recipe:
     always_save_checkpoint: bool = option(False, "keep the model of every evaluation in out_dir/iter_N", resume="free")
 
     max_rollbacks: int = option(
-        3,
-        "most rollbacks after divergence, each to the last checkpoint with half the learning rate",
-        ge=0,
-        resume="free",
+        3, "most rollbacks after divergence, each to the last checkpoint at half the rate", ge=0, resume="free"
     )
     deterministic: bool = option(
         False, "bit-identical results on a GPU, slower; a CPU always gives them", resume="free"
@@ -219,13 +219,18 @@ class Recipe:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of each value that cannot be used and of each contradiction."""
-        if not self.dataset:
+        if not self.dataset and self.init_from == "resume":
+            where = f"and there is no recipe.yaml in {self.out_dir}; give the out_dir of a run, or its recipe"
+            yield "dataset", f"nothing to train on, {where}"
+        elif not self.dataset:
             choices = "give --dataset=DIR, a text file, or --dataset=python_docs, which needs no download"
             yield "dataset", f"nothing to train on; {choices}"
         if self.dataset_weights is not None:
             yield from _problems_of_weights(self.dataset_weights, len(split_paths(self.dataset)))
         if not self.init_from:
             yield "init_from", "must not be empty; gpt2 and scratch are the common choices"
+        elif (meant := similar(self.init_from.lower(), WORDS, cutoff=0.8)) and not _is_known(self.init_from):
+            yield "init_from", f"there is no {self.init_from}. Did you mean {meant}?"
         if not self.out_dir:
             yield "out_dir", "must not be empty"
         if self.init_from not in ("scratch", "resume"):
@@ -268,6 +273,10 @@ class Recipe:
             yield "push", "there is nowhere to push to; give push_to_hub=USER/NAME too"
         if self.push and self.eval_only:
             yield "push", "eval_only=true leaves nothing to push"
+
+
+def _is_known(init_from: str) -> bool:
+    return init_from in WORDS or os.path.exists(init_from)
 
 
 def lora_alpha(recipe: Recipe) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import itertools
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetune.common.errors import UsageError
 from finetune.config import nanogpt_config
-from finetune.config.paths import KEYS, expand_home, join_paths, split_paths
+from finetune.config.paths import KEYS, LISTS, expand_home, join_paths, split_paths
 from finetune.config.recipe_names import find_recipe
 
 if TYPE_CHECKING:
@@ -208,13 +209,48 @@ def dump(recipe: Recipe, derived: Mapping[str, Any]) -> str:
             note = f"  # {derived[field.name]} in this run" if derived.get(field.name) is not None else ""
             lines.append(f"{field.name}: null{note}")
             continue
-        lines.append(f"{field.name}: {scalar(without_parents(value) if field.name in KEYS else value)}")
+        lines.append(f"{field.name}: {scalar(without_parents(field.name, value) if field.name in KEYS else value)}")
     return "\n".join(lines) + "\n"
 
 
-def without_parents(paths: str) -> str:
-    """Paths, separated by commas, as a recipe may hold them: absolute where they had `..`."""
-    return join_paths(str(Path(part).resolve()) if ".." in Path(part).parts else part for part in split_paths(paths))
+def edited(path: Path, dumped: str) -> str:
+    """A dumped recipe with the comments, and in the order, of the file that it replaces."""
+    import yaml
+
+    try:
+        before = "" if path.is_symlink() or not path.is_file() else _read_text(str(path))
+        lines = {line.partition(":")[0]: line for line in dumped.splitlines()}
+        kept = []
+        for line in before.splitlines():
+            key = line.partition(":")[0]
+            if not line.strip() or line.startswith("#"):
+                kept.append(line)
+            elif key in lines:
+                new = lines.pop(key)
+                is_same = _values(line) == _values(new) and not line.endswith(" in this run")
+                kept.append(line if is_same else new)
+        text = "\n".join([*kept, *lines.values()]) + "\n"
+        return text if _values(text) == _values(dumped) else dumped
+    except (UsageError, ValueError, TypeError, yaml.YAMLError, RecursionError):  # what no run wrote, and no recipe
+        return dumped
+
+
+def _values(text: str) -> dict[str, Any]:
+    import yaml
+
+    def number(value: Any) -> Any:
+        with contextlib.suppress(ValueError):  # YAML takes 1e-4 for a text
+            return float(value) if isinstance(value, str) else value
+        return value
+
+    return {key: number(value) for key, value in dict(yaml.safe_load(text)).items()}
+
+
+def without_parents(key: str, text: str) -> str:
+    """The path of a key, or its paths, as a recipe may hold them: absolute where they had `..`."""
+    paths = split_paths(text) if key in LISTS else [text]
+    paths = [str(Path(path).resolve()) if ".." in Path(path).parts else path for path in paths]
+    return join_paths(paths) if key in LISTS else paths[0]
 
 
 def scalar(value: str | bool | float) -> str:

@@ -275,6 +275,8 @@ def check_not_ours(name: str, path: Path) -> None:
         raise UsageError(f"{name}: is prepared already; train on it with --dataset={name}")
     if (path / "metrics.jsonl").is_file() and (path / "best" / "config.json").is_file():
         raise UsageError(f"{name}: is the directory of a run, not a text; its data are named in {name}/recipe.yaml")
+    if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
+        raise UsageError(f"{name}: is the directory of a model, not a text; --init_from={name} starts from it")
 
 
 def _may_be_text(path: Path) -> bool:

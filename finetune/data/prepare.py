@@ -221,6 +221,8 @@ def find_tokenizer(choice: str | Path | Tokenizer) -> Tokenizer:
         raise UsageError(f"tokenizer {choice}: is for `finetune prepare`; its directory then has a tokenizer")
     if datasets.is_prepared(choice) and (found := datasets.load(choice).tokenizer):
         return found
+    if Path(choice).suffix == ".pt" and Path(choice).is_file():
+        choice = Path(choice).parent
     if not Path(choice).is_dir():
         raise UsageError(f"tokenizer {choice}: is none of gpt2, char and the directory of a model")
     for directory in (Path(choice) / "best", Path(choice)):

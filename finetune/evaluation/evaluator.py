@@ -66,11 +66,13 @@ def evaluate(options: Options) -> tuple[dict[str, Any], bool]:
     for number, ref in enumerate(inputs.models):
         if not np.isfinite(sums.nats[number]).all():
             raise UsageError(f"{ref.name}: its loss is not finite in {options.dtype}; its weights are too large")
+    known = dataset.split_meta(options.split).get("sha256")
     event: dict[str, Any] = {
         "model": model.name,
         **({"step": model.facts["step"]} if "step" in model.facts else {}),
         "dataset": str(dataset.directory),
         "split": options.split,
+        **({"sha256": known} if known else {}),
         "block_size": inputs.block_size,
         "stride": inputs.stride,
         "dtype": options.dtype,

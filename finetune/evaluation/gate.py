@@ -61,7 +61,7 @@ def read_earlier(options: Options) -> dict[str, Any] | None:
 
 def check_same_tokens(earlier: Mapping[str, Any], event: Mapping[str, Any], path: str | None) -> None:
     """Raise UsageError if an earlier evaluation was over other tokens."""
-    for name in ("split", "targets", "block_size", "stride"):
-        if name in earlier and earlier[name] != event[name]:
+    for name in ("split", "targets", "block_size", "stride", "sha256"):
+        if name in earlier and name in event and earlier[name] != event[name]:
             now = f"{name} {event[name]} now, {earlier[name]} there"
             raise UsageError(f"no_worse_than: {path} was measured on other tokens ({now}); measure both alike")

@@ -94,7 +94,8 @@ class GPT(Transformer):
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write a Hugging Face directory, without a tokenizer."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
+        directory = Path(directory).expanduser()
+        directory.mkdir(parents=True, exist_ok=True)
         pretrained.save(directory, self.state_dict(), self.config)
 
     generate = generate

@@ -34,10 +34,9 @@ def causal_attention(
     the time of PyTorch's kernel on a CPU, in bfloat16 or within documents (docs/log.md)."""
     if allow_flex and document_starts is not None and torch.compiler.is_compiling():
         return flex_attention(q, k, v, document_starts)
-    bfloat16 = q.dtype == k.dtype == torch.bfloat16
-    if q.device.type == "cpu" and not dropout_p and (document_starts is not None or bfloat16):
-        if document_starts is not None or not _is_flash_faster(q):
-            return BlockwiseAttention.apply(q, k, v, document_starts)
+    by_blocks = q.dtype == k.dtype == torch.bfloat16 and not _is_flash_faster(q)
+    if q.device.type == "cpu" and not dropout_p and (document_starts is not None or by_blocks):
+        return BlockwiseAttention.apply(q, k, v, document_starts)
     if document_starts is not None:
         return F.scaled_dot_product_attention(q, k, v, within_documents(document_starts), dropout_p)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)

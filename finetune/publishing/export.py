@@ -17,6 +17,7 @@ from finetune.common import files
 from finetune.common.errors import UsageError
 from finetune.common.files import read_json_object, write_json
 from finetune.common.opened import read_whole
+from finetune.config.run_directory import LOSS_PLOT
 from finetune.data import bpe_files, nanogpt_meta
 from finetune.data.tokenizer import CharTokenizer, Tokenizer
 from finetune.gpt import GPT, GPTConfig, convert, lora, pretrained
@@ -259,7 +260,7 @@ def _write_card(work: Path, content: Export, before: str | None) -> None:
     if run_dir and any(event["event"] == "eval" for event in events):
         from finetune.runs.loss_plot import plot_loss
 
-        picture = "loss.png"
+        picture = LOSS_PLOT
         plot_loss(run_dir, work / picture, title=name)
     started = [event for event in events if event["event"] in ("start", "resume")]
     if run_dir and started:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune.common.files import MANIFEST, files_in_manifest, read_json_object, sha256_of
+from finetune.config.run_directory import LOSS_PLOT
 from finetune.data import bpe_files
 from finetune.publishing import hub_card
 from finetune.publishing.export import CARD, VERIFICATION
 from finetune.publishing.repository import Refused, Repository, names, reason, sending
 
 # files of an earlier export, removed from the repository when the next export does not have them
-OPTIONAL_FILES = {*bpe_files.FILES, "loss.png"} - {"tokenizer_config.json"}
+OPTIONAL_FILES = {*bpe_files.FILES, LOSS_PLOT} - {"tokenizer_config.json"}
 # a model that a library would take for the one of the repository, its adapters, and the state of its trainer
 MODEL = re.compile(
     r"checkpoint-\d+/.*|(pytorch_model|model|adapter_model|tf_model|flax_model|rust_model|consolidated)[^/]*"

@@ -10,9 +10,9 @@ from typing import Any
 from markupsafe import escape
 
 from finetune.config.paths import split_paths
+from finetune.config.run_directory import REPORT, SHARE_PICTURE
 from finetune.runs.model_card import without_folders
 
-REPORT, SHARE = "report.html", "share.png"
 NAME = r"[\w.+-]+"
 PLACE = re.compile(  # a path that begins at the root, a drive, a server, a home directory or above this directory
     rf"(?:file:/*|(?<![\w.</]))(?:/{NAME}){{2,}}|file:///{NAME}|(?<![A-Za-z])[A-Za-z]:[\\/](?!/)[\w.+\\/-]+"
@@ -26,9 +26,9 @@ def copy_report(run_dir: Path, to: Path, recipe: dict[str, Any]) -> dict[str, st
     if report := public_report(run_dir, recipe):
         (to / REPORT).write_text(report, encoding="utf-8")
         copied["report"] = REPORT
-    if (run_dir / SHARE).is_file():
-        (to / SHARE).write_bytes((run_dir / SHARE).read_bytes())
-        copied["share"] = SHARE
+    if (run_dir / SHARE_PICTURE).is_file():
+        (to / SHARE_PICTURE).write_bytes((run_dir / SHARE_PICTURE).read_bytes())
+        copied["share"] = SHARE_PICTURE
     return copied
 
 

@@ -18,12 +18,13 @@ import yaml
 from finetune.common.commands import command
 from finetune.common.errors import UsageError
 from finetune.common.files import MANIFEST, read_json_object, sha256_of, write_json
+from finetune.config.run_directory import REPORT
 from finetune.gpt import pretrained, size
 from finetune.publishing import card as cards
 from finetune.publishing import space_app
 from finetune.publishing.export import CARD, VERIFICATION
 from finetune.publishing.repository import Refused, Repository, names, sending
-from finetune.publishing.run_report import REPORT, public_report
+from finetune.publishing.run_report import public_report
 from finetune.runs import model_card
 from finetune.runs.events import read_metrics
 

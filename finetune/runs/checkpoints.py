@@ -23,7 +23,7 @@ from finetune.common.commands import command
 from finetune.common.errors import UsageError
 from finetune.common.formatting import is_number, shown
 from finetune.config.recipe import Recipe
-from finetune.config.run_directory import RECIPE, states
+from finetune.config.run_directory import LOSS_PLOT, RECIPE, REPORT, SHARE_PICTURE, is_run, out_dir_flag, states
 from finetune.config.schedule import Schedule
 from finetune.gpt import lora, size
 from finetune.gpt.model import GPTConfig
@@ -113,15 +113,18 @@ def load_state(out_dir: str | Path, log: Callable[[str], object] = print) -> Sav
         problems.append(f"{directory}: {problem}")
         log(f"skipping {problems[-1]}")
     if problems:
-        raise UsageError("\n".join(["every state to resume from is damaged:", *problems, _way_without_states(out_dir)]))
+        raise UsageError("\n".join(["every state to resume from is damaged:", *problems, way_without_states(out_dir)]))
     raise UsageError(nothing_to_resume(out_dir))
 
 
-def _way_without_states(out_dir: str | Path) -> str:
-    """A line with the command that goes on from best/ in another directory, or starts anew if it is damaged too."""
+def way_without_states(out_dir: str | Path) -> str:
+    """The command that goes on from best/ in another directory, or starts anew if there is none that is whole."""
     recipe, best = Path(out_dir, RECIPE), read_best(out_dir)
+    if not recipe.is_file():
+        return f"there is no {recipe} either"
     if not best:
-        return f"best/ is damaged too; from the start: {command('train', recipe, overwrite='true')}"
+        way = command("train", recipe, **out_dir_flag(out_dir), overwrite="true")
+        return f"there is no whole best/ either; from the start: {way}"
     another = next(name for number in itertools.count(2) if not Path(name := f"{Path(out_dir)}-{number}").exists())
     shape = dict.fromkeys(("n_layer", "n_head", "n_embd"), "none")  # best/ has its own
     way = command("train", recipe, init_from=Path(out_dir, "best"), out_dir=another, **shape)
@@ -129,8 +132,10 @@ def _way_without_states(out_dir: str | Path) -> str:
 
 
 def nothing_to_resume(out_dir: str | Path) -> str:
-    ways = "--init_from=auto starts a run there, and resumes it after a kill"
-    return f"{out_dir}: nothing to resume; it has no last/step-*. {ways}"
+    way = "--init_from=auto starts a run there, and resumes it after a kill"
+    if is_run(out_dir) and not is_unfinished(out_dir):
+        way = way_without_states(out_dir)
+    return f"{out_dir}: nothing to resume; it has no last/step-*. {way}"
 
 
 def is_unfinished(out_dir: str | Path) -> bool:
@@ -161,7 +166,7 @@ def remove_run(out_dir: str | Path) -> None:
     for path in directories_of_run(out_dir):
         if files.files_in_manifest(path) and not path.is_symlink():
             files.remove(path)
-    for name in ("metrics.jsonl", "trackers.json", "loss.png", "report.html", "share.png"):
+    for name in ("metrics.jsonl", "trackers.json", LOSS_PLOT, REPORT, SHARE_PICTURE):
         (out_dir / name).unlink(missing_ok=True)
 
 

@@ -98,10 +98,17 @@ def find_model_and_datasets(
     found = find_datasets(recipe, lambda: tokenizer_choice(recipe, shape_only))
     wanted = with_most_tokens(found)
     model = find_model_of_recipe(recipe, wanted, saved, shape_only)
-    for dataset in found:
-        if dataset.tokenizer is None or dataset.is_assumed:
-            check_vocabulary(dataset, model)
-    return with_tokens_of(wanted, model), found
+    try:
+        for dataset in found:
+            if dataset.tokenizer is None or dataset.is_assumed:
+                check_vocabulary(dataset, model)
+        return with_tokens_of(wanted, model), found
+    except UsageError as error:
+        if saved is None:
+            raise
+        problem = str(error).partition(";")[0]  # without its way out, which no resumed run can take
+        way = f"give its own back, or start another run with --init_from={recipe.out_dir} and another out_dir"
+        raise UsageError(f"{recipe.out_dir}: cannot be resumed with other data: {problem}; {way}") from None
 
 
 def tokenizer_choice(recipe: Recipe, shape_only: bool = False) -> str | Tokenizer:

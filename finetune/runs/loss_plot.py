@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from finetune.common.files import replacing
+from finetune.config.run_directory import LOSS_PLOT
 from finetune.runs.events import Event, read_metrics
 from finetune.runs.loss_axis import COLOURS, best_of, loss_bounds
 
@@ -73,7 +74,7 @@ def drawable(text: str) -> str:
 
 def plot_loss(out_dir: str | Path, path: str | Path | None = None, title: str | None = None) -> None:
     """Draw the losses in out_dir/metrics.jsonl into `path`, by default out_dir/loss.png."""
-    save(loss_figure(out_dir, title), path or Path(out_dir) / "loss.png", dpi=120)
+    save(loss_figure(out_dir, title), path or Path(out_dir) / LOSS_PLOT, dpi=120)
 
 
 def save(figure: Figure, path: str | Path, dpi: int) -> None:

@@ -117,11 +117,9 @@ def save_state(setup: Setup, state: TrainState, logger: RunLogger, must_succeed:
     save = background.Save("last", step, acknowledge)
     _begin(setup, logger, save, tensors, write, at_once=must_succeed)
     if must_succeed and state.last_saved != step:
-        raise Failure(
-            f"out_dir {setup.recipe.out_dir}: the state after {step} updates could not be saved; the previous one is"
-            " complete",
-            1,
-        )
+        out_dir = setup.recipe.out_dir
+        before = "the previous one is complete" if checkpoints.states(out_dir) else "there is no previous one"
+        raise Failure(f"out_dir {out_dir}: the state after {step} updates could not be saved; {before}", 1)
 
 
 def _is_finite(tensor: torch.Tensor) -> torch.Tensor:

@@ -19,8 +19,9 @@ from finetune.config import recipe as recipes
 from finetune.config import recipe_file
 from finetune.config import schedule as schedules
 from finetune.config.mirror import check_storage
+from finetune.config.paths import split_paths
 from finetune.config.recipe import Recipe
-from finetune.config.run_directory import RUN_FILES, resume_command
+from finetune.config.run_directory import LOSS_PLOT, RECIPE, REPORT, RUN_FILES, SHARE_PICTURE, has_state, resume_command
 from finetune.config.trackers import chosen_trackers
 from finetune.data.batches import ConcatBlocks
 from finetune.data.run_notes import note_run
@@ -66,10 +67,12 @@ def _problem_of_sources(recipe: Recipe) -> str | None:
     if not recipe.overwrite:
         return None
     removed = [os.path.realpath(path) for path in checkpoints.directories_of_run(recipe.out_dir)]
-    for name in ("init_from", "tokenizer"):
-        given = getattr(recipe, name)
+    given_paths = [("init_from", recipe.init_from), ("tokenizer", recipe.tokenizer)]
+    given_paths += [("dataset", path) for path in split_paths(recipe.dataset)]
+    for name, given in given_paths:
         with contextlib.suppress(UsageError):  # reported when it is loaded
-            source = given if pretrained.is_hub_id(given) else os.path.realpath(pretrained.find(given))
+            is_plain = name == "dataset" or pretrained.is_hub_id(given)
+            source = os.path.realpath(given if is_plain else pretrained.find(given))
             if any(Path(source).is_relative_to(path) for path in removed):
                 return f"--overwrite=true would remove {name}={given}, from which this run starts; leave overwrite out"
     return None
@@ -79,14 +82,16 @@ def _problem_of_new_run(out_dir: Path, overwrite: bool | str) -> str | None:
     if checkpoints.is_unfinished(out_dir) and (overwrite or not (out_dir / "best").exists()):
         return None
     ran = [name for name in RUN_FILES if (out_dir / name).exists()]
-    written = ("loss.png", "report.html", "share.png", "trackers.json", "recipe.yaml")
-    others = [name for name in written if (out_dir / name).exists()]
-    if not ran and "recipe.yaml" in others:
-        rename = shlex.join(["mv", f"{out_dir}/recipe.yaml", f"{out_dir}.yaml"])
+    others = [name for name in (LOSS_PLOT, REPORT, SHARE_PICTURE, "trackers.json", RECIPE) if (out_dir / name).exists()]
+    if not ran and RECIPE in others:
+        rename = shlex.join(["mv", f"{out_dir}/{RECIPE}", f"{out_dir}.yaml"])
         return f"holds a recipe.yaml that no run wrote, and a run writes its own; {rename}"
     if overwrite is not True and ran:
-        ways = f"go on: {resume_command(out_dir)}, start anew with --overwrite=true"
-        return f"holds a run already ({', '.join(ran)}); {ways}"
+        held = f"holds a run already ({', '.join(ran)})"
+        if has_state(out_dir) or checkpoints.is_unfinished(out_dir):
+            return f"{held}; go on: {resume_command(out_dir)}, start anew with --overwrite=true"
+        way = checkpoints.way_without_states(out_dir)
+        return f"{held} without a state to go on from; {way}; --overwrite=true starts anew"
     if not overwrite and others:
         return f"holds {' and '.join(others)}, which no run wrote; replace with --overwrite=true"
     if (out_dir / "best").exists() and not files.files_in_manifest(out_dir / "best"):
@@ -135,14 +140,23 @@ def log_setup(setup: Setup, state: TrainState, logger: RunLogger, peak_source: s
 def _why_done(setup: Setup, state: TrainState) -> str | None:
     """Why a resumed run has nothing to do, and how to go on."""
     made, length = state.step, setup.schedule.length
-    if made > length:
-        return f"it has made {made:,} updates, and {length:,} are asked for; a larger max_iters, or epochs, goes on"
-    if made == length:
-        return f"it has made its {length:,} updates; a larger max_iters, or epochs, goes on"
+    if made >= length:
+        asked = f"{made:,} updates, and {length:,} are asked for" if made > length else f"its {length:,} updates"
+        return f"it has made {asked}; a larger max_iters, or epochs, goes on: {_twice_as_long(setup, made)}"
     if is_out_of_patience(setup, state):
         way = resume_command(setup.recipe.out_dir, patience="none")
         return f"patience={setup.recipe.patience} ended it after {made:,} of {length:,} updates; to go on: {way}"
     return None
+
+
+def _twice_as_long(setup: Setup, made: int) -> str:
+    """The command that goes on with a run to twice the updates that it has made."""
+    recipe, longer = setup.recipe, {"max_iters": max(setup.recipe.max_iters, 2 * made, 1)}
+    if recipe.epochs is not None:
+        longer["epochs"] = math.ceil(longer["max_iters"] * recipe.blocks_per_update / setup.train.num_rows)
+    if recipe.lr_decay_iters is not None:
+        longer["lr_decay_iters"] = longer["max_iters"]
+    return resume_command(recipe.out_dir, **longer)
 
 
 def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[str, Any] | None = None) -> None:
@@ -197,12 +211,14 @@ def _too_few_updates(setup: Setup) -> str | None:
     if recipe.init_from == "resume" or recipe.epochs is None or length >= min(WANTED_UPDATES, recipe.max_iters):
         return None
     sizes = schedules.sizes_for(WANTED_UPDATES, recipe, rows, setup.device.accelerator.num_processes)
-    blocks = math.prod(sizes.values())
-    if blocks >= recipe.blocks_per_update:
-        return None
-    way = command("train", Path(recipe.out_dir, "recipe.yaml"), **sizes, overwrite="true")
-    more = math.ceil(recipe.epochs * rows / blocks)
-    return f"{length} updates in {recipe.epochs:g} epochs teach little; smaller updates make {more:,} of them: {way}"
+    flags: dict[str, float] = {**sizes}
+    blocks, epochs, what = math.prod(sizes.values()), recipe.epochs, "smaller ones"
+    if blocks >= recipe.blocks_per_update:  # they are as small as they can be
+        blocks, what = recipe.blocks_per_update, "more epochs"
+        epochs = flags["epochs"] = math.ceil(WANTED_UPDATES * blocks / rows)
+    way = command("train", Path(recipe.out_dir, RECIPE), **flags, overwrite="true")
+    more = math.ceil(epochs * rows / blocks)
+    return f"{length} updates in {recipe.epochs:g} epochs teach little; {what} make {more:,}: {way}"
 
 
 def _write_recipe(setup: Setup, used: Recipe, derived: dict[str, Any]) -> None:
@@ -214,7 +230,8 @@ def _write_recipe(setup: Setup, used: Recipe, derived: dict[str, Any]) -> None:
     if setup.init_from == "scratch":
         changes |= {name: getattr(setup.model.config, name) for name in ("n_layer", "n_head", "n_embd")}
     resolved = recipe_file.dump(dataclasses.replace(used, **changes), derived)
-    files.write_file(Path(setup.recipe.out_dir) / "recipe.yaml", resolved)
+    path = Path(setup.recipe.out_dir, RECIPE)
+    files.write_file(path, recipe_file.edited(path, resolved))
 
 
 @contextlib.contextmanager
@@ -263,7 +280,7 @@ def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
 
     plot_loss(recipe.out_dir)
     if logger.trackers:
-        logger.trackers.add_picture(Path(recipe.out_dir) / "loss.png")
+        logger.trackers.add_picture(Path(recipe.out_dir) / LOSS_PLOT)
     place = Path(recipe.out_dir, "best")
     logger.print(f"best val loss {state.best['val_loss']:.4f} at step {state.best['step']}, in {place}")
     if setup.prompt is not None and setup.tokenizer is not None:

@@ -123,7 +123,7 @@ def _run(plan: Plan) -> Lines:
         by_epochs = f"; epochs={recipe.epochs:g} ends it before max_iters={recipe.max_iters:,}"
     yield "length", f"{schedule.length:,} updates, {passes} passes over the data{by_epochs}"
     if plan.done:
-        yield "", f"{plan.done:,} of them are made, {plan.remaining:,} are left"
+        yield "", f"{plan.done:,} are made already, {plan.remaining:,} are left"
     decay = f"cosine to {schedule.min_lr:g} at {schedule.lr_decay_iters:,}" if recipe.decay_lr else "then constant"
     yield "learning rate", f"{recipe.learning_rate:g} after {schedule.warmup_iters:,} updates of warmup, {decay}"
     train, val = plan.rows_of_evaluation

@@ -36,14 +36,15 @@ def recipe(plan: Plan, path: str = "FILE.yaml", learning_rate: float | None = No
         chosen["dataset"] = "data/mine", "your dataset, which does not exist yet"
         chosen["out_dir"] = "out-mine", "where the run is written"
     for name in KEYS & chosen.keys():
-        chosen[name] = recipe_file.without_parents(chosen[name][0]), chosen[name][1]
+        chosen[name] = recipe_file.without_parents(name, chosen[name][0]), chosen[name][1]
     names = [name for name in fields if name in chosen and chosen[name][0] is not None]
     pairs = [f"{name}: {recipe_file.scalar(chosen[name][0])}" for name in names]
     width = max(map(len, pairs))
     place = (
         f"{plan.data.tokens['train']:,} tokens to train on, on {plan.device} with {plan.available / 1e9:.0f} GB free"
     )
-    head = f"# {command('train', path)}\n#\n# Suggested for {place}.\n"
+    processes = {"num_processes": plan.processes} if plan.processes > 1 else {}
+    head = f"# {command('train', path, **processes)}\n#\n# Suggested for {place}.\n"
     return "\n".join([head, *(f"{pair:<{width}}  # {chosen[name][1]}" for name, pair in zip(names, pairs))]) + "\n"
 
 

@@ -11,6 +11,7 @@ from finetune.common.commands import command
 from finetune.common.files import write_file
 from finetune.common.formatting import is_number, setting
 from finetune.config.recipe import Recipe
+from finetune.config.run_directory import REPORT, SHARE_PICTURE
 from finetune.runs import loss_axis
 from finetune.tools.report import comparison, diagnosis, remedies, svg_chart, tables
 from finetune.tools.report.record import Event, Record
@@ -41,7 +42,7 @@ Setting = tuple[str, str, str, str]  # key, value, origin, reason or help
 def write(run: Record, findings: list[Finding], path: str | Path | None = None) -> Path:
     """Write the report of a run, by default to report.html in its out_dir, with share.png beside it; return the path
     of the report. Raises OSError."""
-    given_path, path = path, Path(path or run.out_dir / "report.html")
+    given_path, path = path, Path(path or run.out_dir / REPORT)
     given, defaults = _settings(run)
     figures = comparison.figures(run)
     pairs = tables.side_by_side(run)
@@ -70,7 +71,7 @@ def write(run: Record, findings: list[Finding], path: str | Path | None = None) 
     if run.evaluations and given_path is None:
         from finetune.tools.report import share_picture  # matplotlib takes a while
 
-        share_picture.write(run, path.with_name(share_picture.NAME))
+        share_picture.write(run, path.with_name(SHARE_PICTURE))
     return path
 
 

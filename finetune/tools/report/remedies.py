@@ -83,7 +83,7 @@ def prepare_again(run: Record) -> str | None:
     source = next((name for name in sources if name in NAMED or Path(name).exists()), None)
     if source is None:
         return None
-    tokenizer = run.init_from if run.init_from and Path(run.init_from).is_dir() else "gpt2"
+    tokenizer = run.init_from if run.init_from and Path(run.init_from).exists() else "gpt2"
     return command("prepare", source, tokenizer=tokenizer, out_dir="data/again")
 
 

@@ -13,7 +13,6 @@ from finetune.runs.loss_plot import draw_losses, drawable, save
 from finetune.tools.report import tables
 from finetune.tools.report.record import Record
 
-NAME = "share.png"
 INK, SOFT = "#1b1f24", "#59636e"
 LONGEST = 44  # characters of a title
 
