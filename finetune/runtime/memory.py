@@ -94,6 +94,8 @@ def _parts(work: Workload) -> dict[str, int]:
         "backward pass of a layer": _backward(work),
         "evaluation": _evaluation(work),
         "saving": 4 * matrices if work.on_cpu else 0,  # transposed copies
+        # of weights and moments, in the peak only where memory is left for them (training.saving)
+        "copies of a state": (4 + 2 * getattr(torch, recipe.optimizer_dtype).itemsize) * trained if work.on_cpu else 0,
     }
     if work.on_cpu:  # the file stays mapped while its weights are copied, and the embedding is padded
         parts["loading"] = 4 * parameters + 4 * V * C

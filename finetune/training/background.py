@@ -21,7 +21,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 @dataclass
-class Save:
+class PendingSave:
     """A directory that is written. Ranks other than 0 only wait until they hear that it is."""
 
     name: str
@@ -36,12 +36,12 @@ class Save:
 class Saves:
     """The saves of a run."""
 
-    begun: deque[Save] = field(default_factory=deque)  # not acknowledged yet
+    begun: deque[PendingSave] = field(default_factory=deque)  # not acknowledged yet
     num_acknowledged: int = 0
     seconds_held: float = 0.0  # that the loop waited for copies
     updated: threading.Event = field(default_factory=threading.Event)  # the first update was made, or a save waited for
 
-    def begin(self, save: Save, tensors: Tensors, write: Callable[[Tensors], object], are_shared: bool) -> None:
+    def begin(self, save: PendingSave, tensors: Tensors, write: Callable[[Tensors], object], are_shared: bool) -> None:
         """Write the tensors in a thread, after the saves begun before; copies of them if training shares them."""
         before = self.begun[-1].written if self.begun else None
         if are_shared and not self.updated.is_set():  # two threads that ask for new memory at a time take three times
@@ -64,7 +64,7 @@ class Saves:
 
         threading.Thread(target=run, name=f"save {save.name}").start()
 
-    def write(self, save: Save, tensors: Tensors, write: Callable[[Tensors], object]) -> None:
+    def write(self, save: PendingSave, tensors: Tensors, write: Callable[[Tensors], object]) -> None:
         """Write the tensors now, after the saves begun before."""
         self.wait()
         self.begun.append(save)
@@ -75,7 +75,7 @@ class Saves:
         save.copied.set()
         save.written.set()
 
-    def take(self) -> Save:
+    def take(self) -> PendingSave:
         """The oldest save, to be acknowledged."""
         self.num_acknowledged += 1
         return self.begun.popleft()

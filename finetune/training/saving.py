@@ -22,8 +22,9 @@ from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
 from finetune.runs.model_card import model_card
 from finetune.runtime import fsdp, memory
-from finetune.training import background, callbacks
+from finetune.training import background
 from finetune.training.background import Tensors
+from finetune.training.callbacks import Save
 from finetune.training.monitor import Diverged
 from finetune.training.optimizer import optimizer_tensors
 from finetune.training.state import Hooks, Setup, TrainState, to_json
@@ -63,10 +64,10 @@ def publish_model(
 
     def acknowledge(is_on_disk: bool) -> None:
         if is_on_disk:
-            setup.notify(callbacks.Save(step, target))
+            setup.notify(Save(step, target))
             published()
 
-    save = background.Save(name, step, acknowledge)
+    save = background.PendingSave(name, step, acknowledge)
     # adapters are read from the model while they are written; at the end of a run there is nothing to go on with
     at_once = bool(setup.recipe.lora_rank) or step >= setup.schedule.length
     _begin(setup, logger, save, model_weights(setup), write, at_once)
@@ -105,7 +106,7 @@ def save_state(setup: Setup, state: TrainState, logger: RunLogger, must_succeed:
 
     def acknowledge(is_on_disk: bool) -> None:
         if is_on_disk:
-            setup.notify(callbacks.Save(step, checkpoints.state_directory(setup.recipe.out_dir, step)))
+            setup.notify(Save(step, checkpoints.state_directory(setup.recipe.out_dir, step)))
         elif state.last_saved == step:
             state.last_saved = last_saved
 
@@ -114,7 +115,7 @@ def save_state(setup: Setup, state: TrainState, logger: RunLogger, must_succeed:
     if keep:
         with contextlib.suppress(OSError):  # told when it is written
             checkpoints.make_folder(setup.recipe.out_dir)
-    save = background.Save("last", step, acknowledge)
+    save = background.PendingSave("last", step, acknowledge)
     _begin(setup, logger, save, tensors, write, at_once=must_succeed)
     if must_succeed and state.last_saved != step:
         out_dir = setup.recipe.out_dir
@@ -131,7 +132,7 @@ def _is_finite(tensor: torch.Tensor) -> torch.Tensor:
 def _begin(
     setup: Setup,
     logger: RunLogger,
-    save: background.Save,
+    save: background.PendingSave,
     tensors: Tensors,
     write: Callable[[Tensors], object],
     at_once: bool,
@@ -169,7 +170,7 @@ def acknowledge_saves(setup: Setup, logger: RunLogger, num_written: int) -> None
         save.acknowledge(not accelerator.reduce(failed).item())
 
 
-def _is_on_disk(save: background.Save, logger: RunLogger) -> bool:
+def _is_on_disk(save: background.PendingSave, logger: RunLogger) -> bool:
     """Whether a save that was tried is on disk; tell why not. Training goes on after an error of the disk, because it
     may have space again at the next try, and what was there before is untouched."""
     if save.error is None:

@@ -17,7 +17,11 @@ from finetune.tools.plan.estimate import Plan, device_name
 RANK = 16  # of the LoRA that is offered
 LINK = 100e9 / 8  # bytes a second of a link of 100 Gbit/s
 # parts of the memory that are not needed at the peak of an update
-WHEN = dict.fromkeys(["evaluation", "saving"], "without gradients and activations") | {"loading": "before training"}
+WHEN = {
+    **dict.fromkeys(["evaluation", "saving"], "without gradients and activations"),
+    "copies of a state": "beyond the peak, while it is written and memory is free",
+    "loading": "before training",
+}
 Lines = Iterator[tuple[str, str]]  # (name, fact); the name is empty if the line before has it
 
 
