@@ -143,7 +143,6 @@ def test_many_random_bins_are_read():
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("000_tokens.ds", "holds tokens of datatrove (000_tokens.ds)"),
         ("train.npy", "holds numpy arrays (train.npy)"),
         ("corpus_text_document.idx", "holds tokens of Megatron-LM"),
         ("fineweb_train_000001.bin", "fineweb_train_000001.bin is a bin of llm.c for GPT-2"),
