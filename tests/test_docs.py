@@ -153,8 +153,9 @@ def test_flags_named_in_prose_exist():
     )  # accelerate
     known |= set("tag user signals shm volume flavor timeout secrets env cluster".split())  # docker, hf jobs and sky
     known |= {"include"}  # hf download
-    known |= {"write", "compare", "before"}  # scripts/golden.py and scripts/bench.py
-    known |= set("nodes ntasks gpus cpus time signal requeue kill".split())  # SLURM
+    known |= set("max nnodes rdzv_backend rdzv_endpoint rdzv_id".split())  # torchrun
+    known |= {"write", "compare", "before", "measure"}  # of scripts
+    known |= set("nodes ntasks gpus cpus time signal requeue kill container".split())  # SLURM
     for page, text in TEXTS.items():
         if page.parent.name == "benchmarks":  # these name flags of the scripts that wrote them
             continue

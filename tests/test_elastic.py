@@ -32,7 +32,7 @@ def main(argv):
     group = process_group.wait_for_all()
     with heartbeat.beating(group, float(argv[0])):
         print("beats", flush=True)
-        time.sleep(float(argv[1]) + group.rank)
+        time.sleep(float(argv[1]) + (group.rank == 0))
 """
 
 
@@ -81,9 +81,9 @@ def test_whoever_computes_waits_or_is_done_does_not_hang():
     """The program sleeps for longer than the time-out; so do all processes, stopped by a terminal or a scheduler; one
     ends before the other."""
     Path("beats.py").write_text(BEATS)
-    processes = ranks(2, "beats", 5, 13)
+    processes = ranks(2, "beats", 8, 11)
     assert [process.stdout.readline() for process in processes] == ["beats\n", "beats\n"]
-    for number, seconds in ((signal.SIGSTOP, 6), (signal.SIGCONT, 0)):
+    for number, seconds in ((signal.SIGSTOP, 9), (signal.SIGCONT, 0)):
         for process in processes:
             process.send_signal(number)
         time.sleep(seconds)

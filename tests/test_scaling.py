@@ -65,7 +65,8 @@ def test_every_launch_is_understood_by_its_launcher_and_by_us(monkeypatch):
             args = parser.parse_args(shlex.split(command))
             assert args.module and args.training_script == "finetune.train"
             recipe, _ = parse(Recipe, args.training_script_args, "")
-            processes = getattr(args, "num_processes", None) or int(args.nnodes) * int(args.nproc_per_node)
+            machines = int(str(getattr(args, "nnodes", 1)).split(":")[0])
+            processes = getattr(args, "num_processes", None) or machines * int(args.nproc_per_node)
             assert recipe.gradient_accumulation_steps % processes == 0
             found.append((launcher, processes, int(args.max_restarts)))
     assert found == [("accelerate launch", 4, 0), ("torchrun", 2, 0), ("torchrun", 16, 20), ("torchrun", 16, 20)]
