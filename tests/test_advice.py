@@ -20,8 +20,9 @@ from finetune.common.errors import Failure, UsageError
 from finetune.config.cli import parse
 from finetune.config.recipe import Recipe
 from finetune.gpt import GPT, GPTConfig
-from finetune.runs import datasets, inputs
+from finetune.runs import datasets, inputs, uploads
 from finetune.tools.report import record, remedies
+from finetune.train import train_and_push
 from finetune.training.state import Hooks
 from finetune.training.trainer import train
 
@@ -83,6 +84,37 @@ def test_a_directory_of_a_run(run, command):
 @scene("training/session._problem_of_new_run")
 def test_a_run_that_is_there(run, command):
     follow(command("train", f"{run}/recipe.yaml")[2], command)
+
+
+@scene("config/mirror.check_storage")
+def test_a_run_that_is_at_its_address(tiny_run, command, tmp_path, monkeypatch):
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    address = f"file://{tmp_path}/remote/run"
+    out_dir = tiny_run(address, "--max_iters=2")
+    shutil.rmtree("cache")
+    told = command("train", "--init_from=scratch", "--dataset=corpus.txt", "--tokenizer=char", f"--out_dir={out_dir}")[
+        2
+    ]
+    assert "this run is done" in follow(told, command)
+
+
+@scene("runs/uploads.finish")
+def test_a_run_that_is_not_all_at_its_address(tiny_run, command, tmp_path, monkeypatch):
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(uploads, "IDLE_SECONDS", 0.5)
+    address = f"file://{tmp_path}/remote/run"
+    tiny_run("out", "--max_iters=4")
+    recipe, _ = parse(Recipe, ["out/recipe.yaml", f"--out_dir={address}"], "")
+
+    def lose_the_disk(setup, state):
+        if state.step == 3:
+            shutil.rmtree("remote", ignore_errors=True)
+            Path("remote").write_text("")
+
+    with pytest.raises(Failure, match="could not be sent") as problem:
+        train_and_push(recipe, {}, Hooks(before_update=lose_the_disk))
+    Path("remote").unlink()
+    assert f"{address}: the run is there" in follow(str(problem.value), command)
 
 
 @scene("training/session._why_done")

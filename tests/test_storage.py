@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 from pathlib import Path
 
 import fsspec
@@ -85,8 +86,16 @@ def weights(directory):
 
 
 def stopped_at(step, recipe):
-    """Train, and end the run by SIGTERM in an update."""
-    hooks = Hooks(before_update=lambda setup, state: state.step == step and os.kill(os.getpid(), signal.SIGTERM))
+    """Train, and end the run by SIGTERM in an update, when the state before it has been sent."""
+
+    def before_update(setup, state):
+        if state.step == step:
+            ends = time.monotonic() + 60
+            while not Path(f"remote/run/last/step-{step:08d}/manifest.json").exists() and time.monotonic() < ends:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    hooks = Hooks(before_update=before_update)
     with pytest.raises(Failure) as stopped:
         train_and_push(recipe, {}, hooks)
     return str(stopped.value)
@@ -250,6 +259,12 @@ def test_what_is_no_address_is_refused(text, command, corpus, cache):
     assert sorted(os.listdir()) in (["corpus.txt"], ["cache", "corpus.txt"])
 
 
+def test_a_recipe_sends_no_run_away(command, corpus):
+    Path("theirs.yaml").write_text(f"out_dir: memory://theirs\ndataset: {corpus()}\n")
+    code, _, err = command("train", "theirs.yaml")
+    assert code == 2 and "theirs.yaml:1: out_dir: a recipe must not send a run to memory://theirs" in err
+
+
 @pytest.mark.parametrize(
     "argv", [("prepare", "corpus.txt", "--out_dir"), ("tour", "--out_dir"), ("export", "--init_from=x", "--to")]
 )
@@ -265,7 +280,7 @@ def test_a_missing_package_is_named(command, monkeypatch):
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
     code, _, err = command("sample", "--out_dir=s3://bucket/run")
-    assert code == 2 and "s3://bucket/run: needs the package s3fs: pip install s3fs" in err
+    assert code == 2 and "s3://bucket/run: needs the package s3fs: pip install 'finetune-gpt2[storage]'" in err
 
 
 def test_errors_show_no_secret(monkeypatch):

@@ -52,10 +52,13 @@ class Storage:
         if self.protocol == "hf":
             hub_client.bound()
         try:
-            self.fs, root = fsspec.core.url_to_fs(address, **OPTIONS.get(self.protocol, {}))
+            # no cached instance: credentials and servers in the environment may have changed
+            options = OPTIONS.get(self.protocol, {}) | {"skip_instance_cache": True}
+            self.fs, root = fsspec.core.url_to_fs(address, **options)
         except ImportError as error:
             package = PACKAGES.get(self.protocol)
-            way = f"needs the package {package}: pip install {package}" if package else first_line(error)
+            install = "'finetune-gpt2[storage]'" if package == "s3fs" else package
+            way = f"needs the package {package}: pip install {install}" if package else first_line(error)
             raise UsageError(f"{address}: {way}") from None
         except Exception as error:  # of many libraries
             raise UsageError(f"{address}: cannot be opened: {plain(error)}") from None

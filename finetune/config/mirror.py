@@ -206,19 +206,25 @@ def _fetch_file(storage: Storage, path: Path) -> None:
 
 def fetch_out_dir(entries: list[Entry], problems: list[str]) -> list[Entry]:
     """The entries of a training run with mirrors in the place of addresses, the one of a run that goes on fetched."""
-    found = []
-    for entry in entries:
-        if entry.key == "out_dir" and is_address(entry.text):
-            if problem := problem_of_address(str(entry.text)):
-                problems.append(f"{entry.place}: {problem}")
-                continue
-            entry = entry._replace(text=str(mirror_of(str(entry.text))))
-        found.append(entry)
-    given = {entry.key: str(entry.text) for entry in found}
-    mirror = given.get("out_dir")
-    if mirror and address_of(mirror) and given.get("init_from") in ("resume", "auto") and not problems:
-        fetch_run(Path(mirror), to_resume=True)
-    return found
+    last = next((entry for entry in reversed(entries) if entry.key == "out_dir"), None)
+    if last and is_address(last.text):
+        if problem := problem_of_address(str(last.text)) or _problem_of_recipe(last):
+            problems.append(f"{last.place}: {problem}")
+            return [entry for entry in entries if entry.key != "out_dir"]
+        last = last._replace(text=str(mirror_of(str(last.text))))
+        entries = [*(entry for entry in entries if entry.key != "out_dir"), last]
+    start = next((entry.text for entry in reversed(entries) if entry.key == "init_from"), None)
+    if last and address_of(str(last.text)) and start in ("resume", "auto") and not problems:
+        fetch_run(Path(str(last.text)), to_resume=True)
+    return entries
+
+
+def _problem_of_recipe(out_dir: Entry) -> str | None:
+    """Why a recipe, which may come from somebody else, cannot send a run away; that of the run itself can."""
+    is_own = Path(out_dir.origin.rpartition(":")[0]).absolute().parent == mirror_of(str(out_dir.text))
+    if not out_dir.in_recipe or is_own:
+        return None
+    return f"a recipe must not send a run to {out_dir.text}; give it as --out_dir={out_dir.text}"
 
 
 def check_storage(mirror: Path, is_new: bool) -> None:

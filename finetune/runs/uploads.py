@@ -67,12 +67,11 @@ class Uploads:
     def after(self, hooks: H) -> H:
         """The hooks, which also send what was written."""
 
-        def notify(moment: Any) -> bool:
+        def watch(moment: Any) -> None:
             if hasattr(moment, "path") or not self.thread.ident:  # a Save, or the beginning
                 self.send()
-            return hooks.notify(moment)
 
-        return dataclasses.replace(hooks, notify=notify)
+        return dataclasses.replace(hooks, watch=watch)
 
     def send(self) -> None:
         """Let the thread send what is new."""

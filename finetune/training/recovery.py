@@ -140,10 +140,13 @@ def reset_to_initial(setup: Setup, state: TrainState) -> None:
 
 
 def check_all_resume(recipe: Recipe, device: Device) -> None:
-    """Raise UsageError if some processes resume and others start anew, as init_from=auto chose."""
-    resumes = device.accelerator.gather(torch.tensor([recipe.init_from == "resume"], device=device.torch_device))
-    if len(resumes.unique()) > 1:
-        raise UsageError(f"out_dir {recipe.out_dir}: not all machines see a state in last/; copy it, or share the disk")
+    """Raise UsageError if processes resume from other states than others, or start anew, as init_from=auto chose."""
+    states = checkpoints.states(recipe.out_dir) if recipe.init_from == "resume" else []
+    newest = int(states[0].name.removeprefix("step-")) if states else -1
+    if len(device.accelerator.gather(torch.tensor([newest], device=device.torch_device)).unique()) > 1:
+        raise UsageError(
+            f"out_dir {recipe.out_dir}: not all machines see a state in last/, and the same; copy it, or share the disk"
+        )
 
 
 def check_resumed(recipe: Recipe, identity: dict[str, Any], values: dict[str, Any], say: Callable[[str], None]) -> None:

@@ -86,6 +86,7 @@ class Hooks:
     before_update: Callable[[Setup, TrainState], None] = _nothing
     after_backward: Callable[[Setup, TrainState], None] = _nothing  # before the gradient is clipped
     notify: Callable[[Update | Evaluation | Save], bool] = _go_on  # returns whether to stop; main process only
+    watch: Callable[[Update | Evaluation | Save], object] = _go_on  # before notify; no save has to wait for it
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,10 @@ class Setup:
 
     def notify(self, moment: Update | Evaluation | Save) -> None:
         """Call the callbacks; if one asks for it, stop after the next update."""
-        if self.device.accelerator.is_main_process and self.hooks.notify(moment):
-            self.signals.request_stop()
+        if self.device.accelerator.is_main_process:
+            self.hooks.watch(moment)
+            if self.hooks.notify(moment):
+                self.signals.request_stop()
 
     @property
     def parameter_names(self) -> dict[torch.Tensor, str]:
