@@ -37,6 +37,7 @@ DROPOUT = f"finetune train quickstart {SHORT_TEXT} --out_dir=out-dropout --dropo
 TITLES = {"healthy": "healthy: both losses fall", "overfitting": "overfitting: validation loss turns and rises"}
 COMPARE = "finetune compare out-overfitting out-dropout"
 MOMENT = b"iter 380/600"  # of the first run, when its terminal is shown
+LAST = 17  # lines of it: from the first evaluation on
 SHORT = 40_000  # characters, so that 500 updates are 28 passes
 MONO = "ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace"
 WIDE, HIGH = 7.83, 18  # of a character of 13 pixels, and of a line
@@ -192,7 +193,8 @@ def main():
         if given.only != "flow":
             write_texts(work)
             Terminal(PREPARE, work)
-            pictures["terminal"] = terminal_svg(HEALTHY, Terminal(HEALTHY, work, until=MOMENT).shown)
+            shown = Terminal(HEALTHY, work, until=MOMENT).shown
+            pictures["terminal"] = terminal_svg(HEALTHY, ["...", *shown[-LAST:]])
         if not given.only:
             Terminal(OVERFITTING, work)
             Terminal(DROPOUT, work)

@@ -300,7 +300,7 @@ def test_a_list_of_documents_that_meta_json_does_not_name_is_not_read(tokenizer)
 
 
 def test_documents_of_characters_have_ends_without_an_end_of_text(command):
-    with pytest.raises(UsageError, match="a model could not learn where an answer ends"):
+    with pytest.raises(UsageError, match="nobody could learn where an answer ends"):
         prepare([write(examples())], "data", "char")
     assert not list(Path("data").glob("*"))
     dataset = prepare([write([{"text": f"User:\n{row['prompt']}"} for row in examples()])], "data", "char")

@@ -63,7 +63,6 @@ TWICE = (
     "is no single",
     "stands so",
     "in the place of",
-    "nobody could",
     "at all events",
     "of its kind",
     "as it is meant to",
@@ -151,6 +150,19 @@ def test_messages_are_short_and_in_the_words_of_the_field():
     assert not found
     assert statistics.mean(lengths(text for _, text in MESSAGES)) <= SHORT_MESSAGE
     assert not [(place, text) for place, text in MESSAGES if max(lengths([text]), default=0) > LONGEST]
+
+
+@pytest.mark.parametrize("pattern", ["recipes/**/*.yaml", "skypilot.yaml", "finetune/**/*.j2", "notebooks/*.ipynb"])
+def test_recipes_and_templates_are_in_the_words_of_the_field(pattern):
+    paths = sorted(ROOT.glob(pattern))
+    assert paths
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        comments = (
+            re.findall(r"# (.*)", text) if path.suffix == ".yaml" else re.findall(r">([^<>{}]+)<|\"([^\"]*)\"", text)
+        )
+        words = "\n".join(part if isinstance(part, str) else "".join(part) for part in comments)
+        assert not list(wrong_words(words)), path.name
 
 
 @pytest.mark.parametrize("verb", VERBS)

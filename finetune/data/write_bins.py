@@ -37,7 +37,7 @@ def write_bins(
             problem = f"each of its documents has more than {overflow.max_tokens:,} tokens"
             raise UsageError(f"{split}.bin would be empty: {problem}; --overflow=split keeps them")
         if tokenizer.eot is None and "targets" in facts:
-            problem = "have no end-of-text, so a model could not learn where an answer ends"
+            problem = "have no end-of-text, so nobody could learn where an answer ends"
             advice = "instruction data needs gpt2 or the tokenizer of a model directory"
             raise UsageError(f"tokenizer: {tokenizer.describe()['name']} {problem}; {advice}")
     return splits
