@@ -35,7 +35,9 @@ def main(argv: list[str]) -> None:
         path = html_report.write(found, diagnosis.diagnose(found), options.to)
     except OSError as error:
         place = options.to or found.out_dir
-        raise UsageError(f"{place}: the report cannot be written there: {error.strerror}") from None
+        raise UsageError(
+            f"{place}: the report cannot be written there: {error.strerror}; --to=FILE.html is another place"
+        ) from None
     print(f"report in {path}")
 
 

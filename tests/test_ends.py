@@ -4,11 +4,13 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from finetune.common.errors import Failure, disk_errors
+from finetune.config import cli
 from finetune.data import bpe_files
 from finetune.evaluation import table
 from finetune.runs import checkpoints
@@ -109,6 +111,31 @@ def test_the_former_handlers_come_back():
     with SignalCatcher().caught():
         assert all(signal.getsignal(number) != handler for number, handler in before.items())
     assert {number: signal.getsignal(number) for number, _ in ENDING} == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux tells it")
+def test_a_process_whose_launcher_dies_is_told():
+    def process_of_a_run():
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(os.write(told, b"SIGTERM") - len("SIGTERM")))
+        signal.alarm(30)
+        cli.die_with_launcher()
+        os.write(told, b"ready ")
+        while True:
+            signal.pause()
+
+    heard, told = os.pipe()
+    if not (launcher := os.fork()):
+        try:
+            os.environ["TORCHELASTIC_RUN_ID"] = "1"
+            if not os.fork():
+                process_of_a_run()
+            os.read(heard, len("ready "))
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.close(told)
+    os.waitpid(launcher, 0)
+    with os.fdopen(heard, "rb") as pipe:
+        assert pipe.read() == b"SIGTERM"
 
 
 def test_after_a_failed_save_the_next_try_is_the_next_save(tiny, monkeypatch, capsys):

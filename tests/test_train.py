@@ -19,6 +19,7 @@ from finetune.common.lock import lock
 from finetune.data.tokenizer import from_directory, prompt_ids
 from finetune.gpt.sampling import draw_samples
 from finetune.runs.events import read_metrics
+from finetune.runtime import device as devices
 from finetune.training.trainer import Clock, train
 
 
@@ -393,6 +394,22 @@ def test_samples_while_training_are_those_of_the_model_at_that_step(tiny, capsys
             Path(f"plain/last/step-00000012/{name}.safetensors").read_bytes()
             == Path(f"out/last/step-00000012/{name}.safetensors").read_bytes()
         )
+
+
+def test_the_peak_is_that_of_the_best_product_and_says_how_sure_it_is(monkeypatch):
+    seconds = iter([0.4, 0.1, 0.3, 0.2, 0.3, *[0.2] * 1000])
+    ends = iter(())
+
+    def clock():
+        nonlocal ends
+        if (now := next(ends, None)) is None:
+            now, ends = 0.0, iter([next(seconds)])
+        return now
+
+    monkeypatch.setattr(time, "perf_counter", clock)
+    peak, source = devices.peak_flops(torch.device("cpu"), torch.float32)
+    assert peak == pytest.approx(2 * 1024**3 / 0.1)
+    assert f"{peak / 1e12:.2f} TFLOP/s, the best of " in source and "longer" in source
 
 
 def test_time_left_counts_the_evaluations_that_are_left(tiny):
