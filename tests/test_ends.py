@@ -259,6 +259,54 @@ def test_every_command_goes_on_behind_a_broken_line(tiny_run, command):
     assert len(events("out", "evaluation")) == 1
 
 
+STRANGE = [  # events of no release, one value of each strange
+    {"event": "end", "best": {"val_loss": "nan", "step": 3}},
+    {"event": "end", "best": [1]},
+    {"event": "end", "best": {"val_loss": 1.0}},
+    {"event": "evaluation", "baseline": 3},
+    {"event": "evaluation", "baseline": {"name": ["x"], "loss": 1.0}},
+    {"event": "evaluation", "loss": {"a": 1}},
+    {"event": "evaluation", "general": {"name": "x", "loss": 1.0, "baseline_loss": "much", "kl": 1.0}},
+    {"event": "evaluation", "memorisation": {"copied": 0.5}},
+    {"event": "evaluation", "difference": {"mean": "x", "low": 1, "high": "y"}},
+    {"event": "rollback", "step": 1},
+    {"event": "batch_size", "batch_size": "x"},
+    {"event": "out_of_memory", "done": [1]},
+    {"event": "warning", "line": {"a": 1}},
+    {"event": "failed", "code": 1},
+    {"event": "diverged", "problem": {}},
+    {"event": "stop", "signal": 3},
+    {"event": "stop", "step": 10**400},
+    {"event": "resume", "step": "x"},
+    {"event": "start", "recipe": {"dataset": 3}},
+    {"event": "start", "recipe": {"learning_rate": []}},
+    {"event": "start", "data": {"splits": 3}},
+    {"event": "start", "data": {"splits": {}, "sources": [1]}},
+    {"event": "start", "machine": {"a": 1}},
+    {"event": "samples", "step": 1, "start": "x", "texts": [3, None]},
+    {"event": "base_samples", "texts": "abc"},
+    {"event": "eval", "step": 1, "train_loss": 1, "val_loss": 2, "val_losses": {"a": "x"}},
+    {"event": "iter", "iter": 1, "loss": 1, "seconds": {}},
+    {"event": "iter", "iter": 10**400, "loss": 1},
+    {"event": "iter", "iter": True, "loss": 1},
+]
+
+
+def test_strange_events_end_no_command(tiny_run, command):
+    tiny_run("out", "--max_iters=4")
+    tiny_run("other", "--max_iters=4")
+    path = Path("out/metrics.jsonl")
+    whole = path.read_text()
+    lines = "".join(json.dumps({"time": 1.0, **event}) + "\n" for event in STRANGE)
+    lines += '{"event": "stop", "step": 3}\n{"event": "stop", "time": true}\n'
+    for content in (whole + lines, lines + whole):
+        path.write_text(content)
+        assert len(read_metrics(path)) == whole.count("\n")
+        for argv in (["report", "--out_dir=out"], ["diagnose", "--out_dir=out"], ["compare", "out", "other"]):
+            code, out, error = command(*argv)
+            assert code == 0 and f"and {len(STRANGE) + 1} more cannot be read" in out + error, (argv, error)
+
+
 def test_figures_that_cannot_be_kept_are_told(capsys):
     event = {"event": "evaluation", "loss": 1.0}
     table.record("/proc", event)  # a place where nobody writes

@@ -5,16 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_type_hints
 
 from finetune.common.files import parse_json
-from finetune.common.formatting import is_number
+from finetune.common.fits import fits
+from finetune.config.recipe import Recipe
 
 NOT_FINITE = ("nan", "inf", "-inf")  # as text, because JSON has no such numbers
 Event = dict[str, Any]  # its "event" is the name
-STEPS = {"iter": ("iter",), "eval": ("step",), "best": ("step",), "samples": ("step",)}  # whole numbers of an event
-LOSSES = {"iter": ("loss",), "eval": ("train_loss", "val_loss"), "best": ("val_loss",)}  # numbers, or NaN as text
-OBJECTS = ("recipe", "identity", "data")  # of the event that starts a run
+Number = float | Literal["nan", "inf", "-inf"]
+EVENTS: dict[str, dict[str, Any]] = {  # what these must hold
+    "iter": {"iter": int, "loss": Number},
+    "eval": {"step": int, "train_loss": Number, "val_loss": Number},
+    "best": {"step": int, "val_loss": Number},
+    "samples": {"step": int, "start": str, "texts": list[str]},
+    "rollback": {"step": int, "lr_scale": float, "problem": str},
+    **dict.fromkeys(("failed", "diverged", "save_failed"), {"problem": str}),
+}
+ANY: dict[str, Any] = {  # what any event may hold
+    **dict.fromkeys("iter step reached length batch_size gradient_accumulation_steps code rank".split(), int),
+    **dict.fromkeys("loss train_loss val_loss lr grad_norm seconds tokens_per_second mfu".split(), Number),
+    **dict.fromkeys("perplexity bits_per_byte accuracy lr_scale".split(), Number),
+    **dict.fromkeys("problem line name signal done start split model machine".split(), str),
+    "texts": list[str],
+    "val_losses": dict[str, Number],
+    "recipe": {name: kind | None for name, kind in get_type_hints(Recipe).items()},
+    "identity": dict,
+    "data": {
+        "splits": dict[str, dict],
+        "split_by": str | None,
+        "directories": list[str] | None,
+        "sources": list[dict] | None,
+    },
+    "best": {"val_loss": float, "step": int},
+    "baseline": {"name": str, **dict.fromkeys(("loss", "perplexity", "bits_per_byte", "accuracy"), Number | None)},
+    "difference": {"mean": Number, "low": Number | None, "high": Number | None},
+    "general": {"name": str, "loss": Number, "baseline_loss": Number, "kl": Number},
+    "metrics": dict,
+    "memorisation": {"ngram": int, "copied": float, "longest": int, "offset": int | None, "text": str | None},
+}
 
 
 def read_metrics(path: str | Path, say: Callable[[str], object] = lambda line: None) -> list[Event]:
@@ -37,11 +66,10 @@ def _event(value: Any) -> Event:
     """The value of a line if it is an event. Raises ValueError."""
     if not isinstance(value, dict) or not isinstance(value.get("event"), str):
         raise ValueError("no event")
-    kind = value["event"]
-    steps = all(type(value.get(name)) is int for name in STEPS.get(kind, ()))
-    losses = all(is_number(value.get(name)) or value.get(name) in NOT_FINITE for name in LOSSES.get(kind, ()))
-    if not steps or not losses or not all(isinstance(value.get(name, {}), dict) for name in OBJECTS):
-        raise ValueError(f"no {kind} event")
+    held = {name: value[name] for name in value if value[name] is not None}
+    kinds = {name: kind for name, kind in ANY.items() if name in held} | EVENTS.get(value["event"], {})
+    if not fits(held, {"time": float, **kinds}):
+        raise ValueError(f"no {value['event']} event")
     return value
 
 

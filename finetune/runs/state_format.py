@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 import torch
 
 from finetune.common.errors import UsageError
+from finetune.common.fits import MOST, fits
 from finetune.common.formatting import is_number, shown
-from finetune.config.options import MOST, find_out_of_bounds
+from finetune.config.options import find_out_of_bounds
 from finetune.config.recipe import Recipe
 from finetune.gpt.model import GPTConfig
 
@@ -86,21 +86,5 @@ def _check(part: Any, kinds: Mapping[str, Any]) -> None:
     for name, kind in kinds.items():
         if not isinstance(part, dict) or name not in part:
             raise ValueError(f"{name} is missing in it")
-        if not _fits(part[name], kind):
+        if not fits(part[name], kind):
             raise ValueError(f"{name} is of another type in it")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value of JSON has the type of an annotation."""
-    choices, origin = typing.get_args(kind), typing.get_origin(kind) or kind
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, choice) for choice in choices)
-    if origin is typing.Literal:
-        return isinstance(value, str) and value in choices
-    if origin is float:
-        return is_number(value)
-    if origin is int:
-        return type(value) is int and abs(value) < MOST
-    if origin is list:
-        return isinstance(value, list) and all(_fits(one, choices[0]) for one in value)
-    return kind is Any or isinstance(value, origin)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,7 +123,8 @@ def text_of(event: Event) -> str:
     """The result of an event, or its reason."""
     kind = event["event"]
     if kind in TEXTS:
-        return TEXTS[kind].format(**{"machine": "", **event})
+        with suppress(KeyError, ValueError, TypeError, IndexError):  # the event of another program
+            return TEXTS[kind].format(**{"machine": "", **event})
     if kind == "end":
         best = event.get("best")
         return f"best validation loss {best['val_loss']:.4f} at step {best['step']}" if best else ""
