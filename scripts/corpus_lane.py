@@ -20,7 +20,7 @@ WAIT = 0.05  # seconds between two looks at what is done
 def write_corpus(directory, size, pieces):
     """jsonl files of about `size` bytes together; every document is new, and then copies of some are put among them.
     Returns (number of documents, number of copies)."""
-    rng, text, place, written, lines = random.Random(1), "", 0, 0, []
+    rng, text, place, written = random.Random(1), "", 0, 0
     documents, copies, kept = 0, 0, []
     directory.mkdir()
     files = [open(directory / f"{number:03d}.jsonl", "w", encoding="utf-8") for number in range(FILES)]
@@ -90,14 +90,17 @@ def measure(work, size, pieces):
     rows, results = [], {}
     for number, (name, (flags, kills)) in enumerate(runs.items()):
         out_dir = work / f"data{number}"
+        before = os.times()
         seconds = prepare(str(source), str(out_dir), flags, kills)
-        results[name] = facts_of(out_dir) | {"seconds": seconds, "kills": len(kills), "bytes": size}
+        cpu = sum(os.times()[2:4]) - sum(before[2:4])  # of processes that were not killed, and not of Ray's
+        results[name] = facts_of(out_dir) | {"seconds": seconds, "cpu": cpu, "kills": len(kills), "bytes": size}
         rows.append(
             {
                 "executor": name,
                 "kills": len(kills),
                 "seconds": f"{seconds:,.0f}",
                 "MB/s": f"{size / 1e6 / seconds:.2f}",
+                "CPU seconds": "" if kills else f"{cpu:,.0f}",
                 "documents": f"{results[name]['documents']:,}",
                 "duplicates left": results[name]["twice"],
                 "train.bin": results[name]["sha256"][0][:12],
@@ -110,6 +113,7 @@ def measure(work, size, pieces):
             sys.exit(f"{name}: other bins, or not the {documents:,} documents: {found}")
     setting = (
         f"{size / 1e6:,.0f} MB in {FILES} jsonl files: {documents:,} documents and {copies:,} planted copies of some;"
-        " GPT-2's BPE; seconds are of the whole command, and with kills of all its runs, the killed ones included"
+        " GPT-2's BPE; seconds are of the whole command, and with kills of all its runs, the killed ones included; CPU"
+        " seconds are of the run without kills, the start of its processes included"
     )
     return rows, results, setting
