@@ -72,7 +72,7 @@ def _print_error(error: Exception) -> int | None:
             print(message_lines(error), file=sys.stderr, flush=True)
         else:
             time.sleep(1)  # a launcher ends all processes after the first: rank 0 must print before that
-        if prints_errors and code in FINAL and not error.alone:
+        if prints_errors and code in FINAL and not error.alone:  # one rank's own trouble may be over then
             _end_torchrun()
         return code
     if isinstance(error, OSError):

@@ -95,7 +95,7 @@ def wait_for_all() -> Group | None:
         else:
             said = ", ".join(f"{name}={os.environ[name]}" for name in _given(JOINED, RANKS, PLACE))
             problem = f"{said} in the environment, and not all of {size:,} processes came within {seconds} s"
-        raise _stray(problem, alone=store is None or rank == 0) from None
+        raise _stray(problem, alone=store is None or "0" in (str(rank), os.environ.get("LOCAL_RANK"))) from None
 
 
 def _meet(shared: torch.distributed.Store, rank: int, size: int, seconds: float) -> Group:
