@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 import finetune
+from finetune.common.commands import join
 from finetune.common.errors import Failure, UsageError
 from finetune.config.cli import parse
 from finetune.config.recipe import Recipe
@@ -375,3 +377,11 @@ def test_bins_never_go_into_a_folder_of_texts(command):
     Path("writing/cover.png").write_bytes(b"\x89PNG")
     told = command("train", "--dataset=writing")[2]
     assert "--out_dir=writing" not in told and "writing" in told
+
+
+@pytest.mark.parametrize("word", ["it's", "a b", "x\x1b[31my'\\é", "one\ntwo\t\u2028", "\x7f\x01$(true)`true`"])
+def test_a_word_of_a_command_is_printable_and_the_shell_reads_it_back(word):
+    shown = join([word])
+    assert shown.isprintable()
+    found = subprocess.run(["bash", "-c", f"printf %s {shown}"], capture_output=True, check=True).stdout
+    assert found.decode() == word

@@ -143,7 +143,7 @@ REFUSED = {
     "--executor=local --val_fraction=1e-9": "val.bin would be empty: of 240 documents none goes to val",
     "--executor=slurm --slurm=time=1:00:00": "slurm: names no partition",
     "--executor=slurm --slurm=cpu": "slurm: 'cpu' is no KEY=VALUE",
-    "--executor=slurm --slurm=partition=a,time=1,mem_per_cpu_gb=x": "slurm: mem_per_cpu_gb=x is no number",
+    "--executor=slurm --slurm=partition=a,time=1,mem_per_cpu_gb=x": "slurm: mem_per_cpu_gb=x is not a whole number",
 }
 
 

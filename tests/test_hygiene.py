@@ -40,6 +40,7 @@ def test_nothing_that_runs_what_it_reads(name):
             else []
         )
         allowed = {"pickle"} if name == "data/nanogpt_meta.py" else set()  # tested against hostile files
+        allowed |= {"dill"} if name == "corpus/executors.py" else set()  # from this process to its own children
         assert not {"pickle", "dill", "marshal", "shelve", "joblib"} & set(imported) - allowed, imported
 
 

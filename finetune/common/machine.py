@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 import re
@@ -19,12 +18,6 @@ def cpu_name() -> str:
     """The name of the processor, as far as the system tells it."""
     found = re.search(r"model name\s*: (.*)", read_proc("cpuinfo"))
     return found[1] if found else platform.processor() or platform.machine()
-
-
-@functools.cache
-def has_amx() -> bool:
-    """Whether the processor multiplies bfloat16 matrices in tiles (AMX)."""
-    return "amx_bf16" in read_proc("cpuinfo")
 
 
 def read_proc(name: str) -> str:

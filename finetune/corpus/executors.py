@@ -186,7 +186,7 @@ def slurm_arguments(given: str) -> dict[str, Any]:
     known = inspect.signature(SlurmPipelineExecutor).parameters
     numbers = [key for key in values if key in known and str(known[key].annotation) == "int"]
     if wrong := [key for key in numbers if not values[key].isdecimal()]:
-        raise UsageError(f"slurm: {wrong[0]}={values[wrong[0]]} is no number")
+        raise UsageError(f"slurm: {wrong[0]}={values[wrong[0]]} is not a whole number")
     arguments: dict[str, Any] = {key: value for key, value in values.items() if key in known}
     arguments |= {key: int(values[key]) for key in numbers}
     if sys.prefix != sys.base_prefix and not {"venv_path", "condaenv", "env_command"} & values.keys():

@@ -6,14 +6,14 @@ Shapes: B batch, H heads, T tokens, D head size.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from finetune.common import machine
 
 QUERY_BLOCK = 256  # queries in a block of BlockwiseAttention
 FLASH_TOKENS = 512  # of a row, from which on PyTorch's kernel is fast with AMX
@@ -46,7 +46,14 @@ def _is_flash_faster(q: Tensor) -> bool:
     """Whether PyTorch's kernel is faster than BlockwiseAttention, which it is on a processor with AMX for long rows of
     which no probabilities are kept (docs/log.md)."""
     trains = torch.is_grad_enabled() and q.requires_grad
-    return machine.has_amx() and q.size(2) >= FLASH_TOKENS and not (trains and keeps_probabilities(q.shape))
+    return has_amx() and q.size(2) >= FLASH_TOKENS and not (trains and keeps_probabilities(q.shape))
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Whether the processor multiplies bfloat16 matrices in tiles (AMX)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text(errors="ignore")
 
 
 def keeps_probabilities(shape: torch.Size) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune.common.commands import join
 from finetune.common.errors import UsageError
 from finetune.common.files import MANIFEST, read_json_object, read_text, write_file
 from finetune.publishing import card as cards
@@ -29,7 +29,7 @@ def take_over(target: Repository, directory: Path, earlier: Mapping[str, dict[st
     if not is_edited and (words or not cards.has_sections(old)):
         return
     if is_edited and words and words != cards.owner_words(old):
-        download = shlex.join(["hf", "download", target.name, CARD, f"--local-dir={directory}"])
+        download = join(["hf", "download", target.name, CARD, f"--local-dir={directory}"])
         way_out = f"take it over with `{download}` and export again"
         raise UsageError(f"{CARD} was edited both there and in {directory}; {way_out}")
     merged = cards.merge(old, ours, chosen_keys(read_json_object(directory / VERIFICATION)))

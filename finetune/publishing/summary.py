@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
+
+from finetune.common.commands import join
 
 
 def summary(to: Path, verified: dict[str, Any]) -> str:
@@ -18,10 +19,10 @@ def _summary(to: Path, verified: dict[str, Any]) -> str:
     if verified["format"] == "nanogpt":
         equal = f"{verified['tensors_compared']} tensors read back are equal"
         gelu = f"nanoGPT's exact GELU moves logits by at most {verified['max_difference_by_exact_gelu']:.1e}"
-        sample = f"in nanoGPT's directory: python sample.py {shlex.quote(f'--out_dir={to}')}"
+        sample = f"in nanoGPT's directory: python sample.py {join([f'--out_dir={to}'])}"
         lines = [f"verified: {equal}; {gelu}", f"exported to {to}; {sample}"]
         if (to / "meta.pkl").is_file():
-            data, meta = shlex.quote(f"data/{to.name}"), shlex.quote(f"{to}/meta.pkl")
+            data, meta = join([f"data/{to.name}"]), join([f"{to}/meta.pkl"])
             lines.append(f"for its characters first: mkdir -p {data} && cp {meta} {data}/")
         return "\n".join(lines)
     lines = [_summary_of_gguf(to, verified["gguf"])] if "gguf" in verified else []
@@ -45,7 +46,7 @@ def _summary_of_gguf(to: Path, gguf: dict[str, Any]) -> str:
     found = f"verified {gguf['file']}: {gguf['tensors_compared']} tensors read back are as they were written"
     lines = [f"{found}; logits move by at most {gguf['max_difference']:.1e}", _llama_cpp(gguf["llama_cpp"])]
     if gguf["modelfile"]:
-        create = shlex.join(["ollama", "create", to.name, "-f", f"{to}/Modelfile"])
+        create = join(["ollama", "create", to.name, "-f", f"{to}/Modelfile"])
         return "\n".join([*lines, f"for Ollama: {create}"])
     return "\n".join([*lines, "no Modelfile: Ollama's templates cannot write what this chat template does"])
 

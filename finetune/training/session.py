@@ -6,14 +6,13 @@ import contextlib
 import dataclasses
 import math
 import os
-import shlex
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 from finetune.common import files
 from finetune.common.addresses import address_of
-from finetune.common.commands import command
+from finetune.common.commands import command, join
 from finetune.common.errors import Failure, UsageError
 from finetune.config import recipe as recipes
 from finetune.config import recipe_file
@@ -84,7 +83,7 @@ def _problem_of_new_run(out_dir: Path, overwrite: bool | str) -> str | None:
     ran = [name for name in RUN_FILES if (out_dir / name).exists()]
     others = [name for name in (LOSS_PLOT, REPORT, SHARE_PICTURE, "trackers.json", RECIPE) if (out_dir / name).exists()]
     if not ran and RECIPE in others:
-        rename = shlex.join(["mv", f"{out_dir}/{RECIPE}", f"{out_dir}.yaml"])
+        rename = join(["mv", f"{out_dir}/{RECIPE}", f"{out_dir}.yaml"])
         return f"holds a recipe.yaml that no run wrote, and a run writes its own; {rename}"
     if overwrite is not True and ran:
         held = f"holds a run already ({', '.join(ran)})"

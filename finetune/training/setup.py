@@ -35,10 +35,10 @@ from finetune.training.state import Hooks, MicroBatch, Setup, TrainState
 MAX_GPU_SHARE_OF_SPLIT = 0.02  # a split that takes more of a GPU's memory is not kept there
 MAX_LAYERS_COMPILED_WHOLE = 12
 
+Say = Callable[[str], None]
 
-def setup_run(
-    recipe: Recipe, device: Device, say: Callable[[str], None], hooks: Hooks | None = None
-) -> tuple[Setup, TrainState]:
+
+def setup_run(recipe: Recipe, device: Device, say: Say, hooks: Hooks | None = None) -> tuple[Setup, TrainState]:
     """Load all that a recipe names; return it with the state of a new run or of the resumed one. Raises UsageError."""
     saved = _saved(recipe, say) if recipe.init_from == "resume" else None
     previous = _previous_choice(recipe, saved, device, say) if saved else None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.common.commands import join
 from finetune.common.formatting import duration, is_number
 from finetune.runs import thresholds
 from finetune.runs.warning_signs import warning_signs
@@ -57,7 +57,7 @@ def missing_checkpoint(run: Record) -> Finding | None:
     evidence.append(f"the last recorded update is {run.done:,} of {run.length:,}{killed}")
     command = remedies.resume(run)
     if refused:
-        advice = f"free some disk space first: df -h {shlex.quote(str(run.out_dir))} shows it"
+        advice = f"free some disk space first: df -h {join([str(run.out_dir)])} shows it"
     elif run.states:
         advice = f"{run.states[0]} is complete, and the next evaluation writes best/"
     else:
