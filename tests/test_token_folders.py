@@ -113,12 +113,13 @@ def test_what_is_not_whole_is_refused_in_a_line(tokenizer, command, fault):
 
 def test_an_unknown_tokenizer_is_refused(tokenizer, command):
     write("ds", "a.ds", encoded(tokenizer))
-    for name in (None, "Unknown Tokenizer", "someone/model", "/gone/tokenizer.json"):
+    for name in (None, "Unknown Tokenizer|2", "someone/model", "/gone/tokenizer.json"):
         write("ds", "a.ds", encoded(tokenizer), metadata=name)
         for verb, place in (("prepare", "ds"), ("train", "--dataset=ds")):
             code, _, error = command(verb, place, "--out_dir=theirs")
             assert code == 2 and len(error.splitlines()) == 1 and "tokenizer" in error, error
             assert "finetune prepare ds --tokenizer=DIR --out_dir=data/ds" in error
+            assert ("nothing says which" in error) == (name is None or name.startswith("Unknown")), error
     write("ds", "b.ds", encoded(tokenizer), metadata="gpt2")
     code, _, error = command("prepare", "ds", "--out_dir=theirs")
     assert code == 2 and "ids of different tokenizers, /gone/tokenizer.json and gpt2" in error

@@ -17,6 +17,7 @@ import numpy as np
 from finetune.common import files
 from finetune.common.commands import command
 from finetune.common.errors import UsageError
+from finetune.common.formatting import shown
 from finetune.data import dataset as datasets
 from finetune.data import target
 from finetune.data.dataset import Dataset
@@ -109,12 +110,12 @@ def open_file(path: Path) -> TokenFile:
 
 def known_tokenizer(directory: str | Path) -> Tokenizer:
     """The tokenizer that the metadata name, or whose files lie in the folder. Raises UsageError."""
-    names = set()
+    lines = set()
     for path in token_paths(directory):
         metadata = _beside(path, "metadata")
         line = files.read_text(metadata).partition("\n")[0] if metadata.is_file() else ""
-        names.add(line.rpartition("|")[0] or line)
-    names = sorted(names - {"", "Unknown Tokenizer"})
+        lines.add(line.rpartition("|")[0] or line)
+    names = sorted(shown(name, 200) for name in lines if name and not name.startswith("Unknown Tokenizer"))
     if len(names) > 1:
         raise UsageError(f"{directory}: its files have ids of different tokenizers, {names[0]} and {names[1]}")
     if found := from_directory(directory):
