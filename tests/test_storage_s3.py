@@ -71,16 +71,18 @@ def begin(server):
         process.wait()
 
 
-def steps():
+@pytest.fixture
+def steps(server):
+    """A function that returns the steps of the states at the address, newest first."""
     storage = Storage(ADDRESS)
-    return list(mirror.whole_states(storage, storage.files()))
+    return lambda: list(mirror.whole_states(storage, storage.files()))
 
 
 def wait_for(condition, process):
     ends = time.monotonic() + 300
     while not condition():
         assert process.poll() is None and time.monotonic() < ends, Path("train.log").read_text()
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def weights(directory):
@@ -98,7 +100,7 @@ def go_on(process):
     assert process.wait(300) == 0, Path("train.log").read_text()
 
 
-def test_kills_and_machines_that_have_nothing(server, begin, unbroken):
+def test_kills_and_machines_that_have_nothing(server, begin, steps, unbroken):
     reached = [0]
     while True:  # two kills on the way
         process = begin("out/recipe.yaml" if reached == [0] else "--init_from=auto")
@@ -118,7 +120,7 @@ def test_kills_and_machines_that_have_nothing(server, begin, unbroken):
 
 
 @pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.slow)])
-def test_a_server_that_is_away(server, begin, unbroken, seconds):
+def test_a_server_that_is_away(server, begin, steps, unbroken, seconds):
     process = begin("out/recipe.yaml")
     wait_for(lambda: steps(), process)
     server(seconds)
@@ -131,7 +133,7 @@ def test_a_server_that_is_away(server, begin, unbroken, seconds):
     assert weights(addresses.mirror_of(ADDRESS)) == unbroken
 
 
-def test_an_object_that_was_cut(server, begin, unbroken):
+def test_an_object_that_was_cut(server, begin, steps, unbroken):
     """By its server: the state does not count, the one before is found, and the run sends it again."""
     process = begin("out/recipe.yaml")
     wait_for(lambda: len(steps()) == 2, process)

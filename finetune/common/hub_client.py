@@ -49,7 +49,7 @@ def plainer(error: Exception, repo: str) -> Exception:
 
 def bound() -> None:
     """Let huggingface_hub keep the limits in this process. Releases before 1.0 have their own."""
-    import huggingface_hub
+    import huggingface_hub.constants
 
     if "HF_HUB_DISABLE_XET" not in os.environ:  # hf_xet transfers files by itself, and waits for a server that drips
         huggingface_hub.constants.HF_HUB_DISABLE_XET = True

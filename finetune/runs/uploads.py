@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,10 +47,15 @@ def uploading(recipe: Recipe) -> Generator[Uploads | None]:
         raise
     except BaseException:
         if uploads.has_begun(began) and (problem := uploads.finish()):
-            print(f"warning: {problem}")
+            _say(f"warning: {problem}")
         raise
     if problem := uploads.finish():
         raise Failure(problem, CODE)
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # no reader, or a full disk: the run goes on
+        print(f"{line}\n", end="", flush=True)
 
 
 class Uploads:
@@ -77,7 +82,7 @@ class Uploads:
         """Let the thread send what is new."""
         self.wanted.set()
         if not self.thread.ident:
-            print(f"out_dir {self.address}: is kept in {self.out_dir}, and sent after every save", flush=True)
+            _say(f"out_dir {self.address}: is kept in {self.out_dir}, and sent after every save")
             self.thread.start()
 
     def has_begun(self, since: float) -> bool:
@@ -99,7 +104,7 @@ class Uploads:
                 break
         missing = ", ".join(self._missing())
         if not missing:
-            print(f"{self.address}: the run is there")
+            _say(f"{self.address}: the run is there")
             return None
         way = command("train", out_dir=self.address, init_from="resume")
         reason = f" ({self.problem})" if self.problem else ""
@@ -118,11 +123,11 @@ class Uploads:
             except Exception as error:  # whatever it is, training goes on
                 problem = " ".join(str(error).split()) or type(error).__name__
                 if not self.problem:
-                    print(f"warning: {problem}; training goes on, and it is tried again", flush=True)
+                    _say(f"warning: {problem}; training goes on, and it is tried again")
                 self.problem, pause = problem, min(max(PAUSE_SECONDS, 2 * pause), MOST_PAUSE_SECONDS)
                 continue
             if self.problem:
-                print(f"{self.address}: all is sent again", flush=True)
+                _say(f"{self.address}: all is sent again")
             self.problem, pause = "", 0.0
             if self.is_over and not self.wanted.is_set():
                 return
