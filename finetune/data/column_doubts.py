@@ -188,7 +188,7 @@ class Splits:
             if len(seen) > 1:
                 splits = [str(value) for value in seen.values()]
                 raise UsageError(
-                    f"{self.place}: {name!r} assigns rows to splits ({', '.join(splits)}), and all would be trained"
+                    f"{self.place}: {name!r} gives its rows to splits ({', '.join(splits)}), and all would be trained"
                     f" on; write each into a file of its name{self._way(name, splits[0])}, and prepare their directory;"
                     " to take all rows, name their columns (--text_column=, ...)"
                 )
