@@ -35,7 +35,7 @@ from finetune.config.recipe import Recipe
 from finetune.runs import checkpoints, loss_plot
 from finetune.runtime import device as devices
 from finetune.runtime import fsdp
-from finetune.training import trainer
+from finetune.training import saving, trainer
 from finetune.training.state import Hooks
 
 devices.peak_flops = lambda device, dtype: (1e12, "not measured")  # a matrix product would only cost time
@@ -105,6 +105,7 @@ def start(recipe, world=1, report=None, hooks=lambda rank: Hooks()):
                     os.write(report, f"{state['iteration']}\n".encode())
 
                 checkpoints.save_state = saved
+                saving.SMALL = 0  # so that kills meet saves in the background
             trainer.train(recipe, hooks=hooks(rank))
             code = 0
         except Failure as failure:

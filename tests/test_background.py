@@ -10,15 +10,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import events
 from safetensors.torch import load_file, save_file
 
 from finetune.common.errors import Failure
 from finetune.gpt.pretrained import write_tensors
 from finetune.runs import checkpoints
+from finetune.runs.events import read_metrics
 from finetune.runtime import memory
+from finetune.training import saving
 from finetune.training import trainer as trainers
 from finetune.training.state import Hooks
+
+
+@pytest.fixture(autouse=True)
+def also_of_small_models(monkeypatch):
+    monkeypatch.setattr(saving, "SMALL", 0)
+
+
+def events(out_dir, kind):
+    return [event for event in read_metrics(Path(out_dir) / "metrics.jsonl") if event["event"] == kind]
+
 
 AT_ONCE = Hooks(notify=lambda moment: False)  # as with callbacks of the user
 
@@ -114,6 +125,14 @@ def test_without_memory_for_copies_a_save_is_made_at_once(tiny, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
     trainers.train(tiny(max_iters=4, save_interval=2, eval_interval=4))
     assert begun == [(2, True), (4, True)]
+
+
+def test_a_small_model_is_written_before_the_next_update(tiny, monkeypatch):
+    """So its events are in the order of the steps."""
+    monkeypatch.setattr(saving, "SMALL", 1 << 24)
+    trainers.train(tiny(max_iters=3, save_interval=2, eval_interval=1))
+    kinds = [event["event"] for event in read_metrics(Path("out/metrics.jsonl"))]
+    assert all(kinds[place - 1] == "eval" for place, kind in enumerate(kinds) if kind == "best")
 
 
 def test_callbacks_find_the_files_of_a_save(tiny):

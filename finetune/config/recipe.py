@@ -9,7 +9,6 @@ free      does not influence what is learned
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -17,12 +16,11 @@ from importlib.util import find_spec
 from typing import Literal
 
 from finetune.config.gate import problems_of_conditions
-from finetune.config.nearest_key import similar
+from finetune.config.nearest_key import meant_start
 from finetune.config.options import option
 from finetune.config.paths import split_paths
 from finetune.config.trackers import problems_of_trackers
 
-WORDS = ("scratch", "resume", "auto")  # init_from without a name
 FIGURES = ("val_loss", "train_loss", "perplexity", "improvement")  # of the best model, for `require`
 
 MANY = 1_000_000  # more blocks in an update, passes or tokens of a sample are a slip
@@ -195,9 +193,7 @@ class Recipe:
         resume="free",
     )
     cpu_threads: int = option(0, "CPU threads per process; 0 shares the cores", ge=0, le=1024, resume="free")
-    timeout: float = option(
-        600, "seconds after which a process that hangs is named and ends the run", ge=5, le=MANY, resume="free"
-    )
+    timeout: float = option(600, "seconds until a rank that hangs ends the run", ge=5, le=MANY, resume="free")
 
     def as_recipe(self) -> Recipe:
         """The keys of a recipe alone, of options that have more."""
@@ -219,17 +215,16 @@ class Recipe:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of each value that cannot be used and of each contradiction."""
-        if not self.dataset and self.init_from == "resume":
-            where = f"and there is no recipe.yaml in {self.out_dir}; give the out_dir of a run, or its recipe"
-            yield "dataset", f"nothing to train on, {where}"
-        elif not self.dataset:
-            choices = "give --dataset=DIR, a text file, or --dataset=python_docs, which needs no download"
-            yield "dataset", f"nothing to train on; {choices}"
+        if not self.dataset:
+            way = "give --dataset=DIR, a text file, or --dataset=python_docs, which needs no download"
+            if self.init_from == "resume":
+                way = f"there is no recipe.yaml in {self.out_dir}; give the out_dir of a run, or its recipe"
+            yield "dataset", f"nothing to train on; {way}"
         if self.dataset_weights is not None:
             yield from _problems_of_weights(self.dataset_weights, len(split_paths(self.dataset)))
         if not self.init_from:
             yield "init_from", "must not be empty; gpt2 and scratch are the common choices"
-        elif (meant := similar(self.init_from.lower(), WORDS, cutoff=0.8)) and not _is_known(self.init_from):
+        elif meant := meant_start(self.init_from):
             yield "init_from", f"there is no {self.init_from}. Did you mean {meant}?"
         if not self.out_dir:
             yield "out_dir", "must not be empty"
@@ -275,10 +270,6 @@ class Recipe:
             yield "push", "eval_only=true leaves nothing to push"
 
 
-def _is_known(init_from: str) -> bool:
-    return init_from in WORDS or os.path.exists(init_from)
-
-
 def lora_alpha(recipe: Recipe) -> int | None:
     """lora_alpha of a recipe; None without adapters."""
     return (recipe.lora_alpha or 2 * recipe.lora_rank) or None
@@ -296,8 +287,7 @@ def _problems_of_weights(text: str, num_datasets: int) -> Iterator[tuple[str, st
         yield "dataset_weights", f"expected numbers separated by commas, got {text!r}"
         return
     if len(weights) != num_datasets or num_datasets == 1:
-        datasets = f"{num_datasets} dataset{'s' * (num_datasets > 1)}"
-        yield "dataset_weights", f"{len(weights)} for {datasets}; give each of several its own"
+        yield "dataset_weights", f"{len(weights)} for {num_datasets} datasets; give each of several its own"
     elif not all(0 < weight < math.inf and weight >= sum(weights) / 1000 for weight in weights):
         yield "dataset_weights", f"each must be above 0 and at least a thousandth of their sum, got {text}"
 
@@ -307,6 +297,4 @@ def repository_problem(name: str) -> str | None:
     well_formed = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
     if well_formed and not re.search(r"--|\.\.|[.-](/|$)|\.git$", name) and len(name) <= 96:
         return None
-    return (
-        f"{name!r} is not the name of a repository; it is USER/NAME, of letters, digits and single - _ . between them"
-    )
+    return f"{name!r} is not the name of a repository: USER/NAME, of letters, digits and single - _ . between"

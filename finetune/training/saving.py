@@ -17,6 +17,7 @@ import torch
 from finetune.common import files
 from finetune.common.errors import Failure
 from finetune.gpt import lora, pretrained
+from finetune.gpt.size import num_parameters
 from finetune.runs import checkpoints
 from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
@@ -30,6 +31,7 @@ from finetune.training.optimizer import optimizer_tensors
 from finetune.training.state import Hooks, Setup, TrainState, to_json
 
 MAX_SHARE = 0.5  # of the free memory, for the copies that are written in the background
+SMALL = 1 << 24  # bytes of a model that is written at once: it takes no longer than to begin a thread and tell of it
 
 
 def publish_model(
@@ -70,7 +72,7 @@ def publish_model(
     save = background.PendingSave(name, step, acknowledge)
     # adapters are read from the model while they are written; at the end of a run there is nothing to go on with
     at_once = bool(setup.recipe.lora_rank) or step >= setup.schedule.length
-    _begin(setup, logger, save, model_weights(setup), write, at_once)
+    _start_save(setup, logger, save, model_weights(setup), write, at_once)
 
 
 def model_weights(setup: Setup) -> dict[str, torch.Tensor]:
@@ -116,7 +118,7 @@ def save_state(setup: Setup, state: TrainState, logger: RunLogger, must_succeed:
         with contextlib.suppress(OSError):  # told when it is written
             checkpoints.make_folder(setup.recipe.out_dir)
     save = background.PendingSave("last", step, acknowledge)
-    _begin(setup, logger, save, tensors, write, at_once=must_succeed)
+    _start_save(setup, logger, save, tensors, write, at_once=must_succeed)
     if must_succeed and state.last_saved != step:
         out_dir = setup.recipe.out_dir
         before = "the previous one is complete" if checkpoints.states(out_dir) else "there is no previous one"
@@ -129,7 +131,7 @@ def _is_finite(tensor: torch.Tensor) -> torch.Tensor:
     return is_finite if is_finite else tensor.isfinite().all()
 
 
-def _begin(
+def _start_save(
     setup: Setup,
     logger: RunLogger,
     save: background.PendingSave,
@@ -138,7 +140,7 @@ def _begin(
     at_once: bool,
 ) -> None:
     """Begin a save; finish it too if it is to be made `at_once`, or if callbacks of the user may want its files."""
-    at_once = at_once or setup.hooks.notify is not Hooks.notify
+    at_once = at_once or setup.hooks.notify is not Hooks.notify or 4 * num_parameters(setup.model.config) < SMALL
     saves, device = setup.saves, setup.device
     if not device.accelerator.is_main_process:
         saves.write(save, {}, lambda tensors: None)
