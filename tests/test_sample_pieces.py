@@ -73,8 +73,8 @@ def test_less_memory_makes_smaller_pieces_and_oom_halves_them(model, monkeypatch
     limit = 8
     assert ids_of(network, tokenizer, 40) == whole and rows == [16, 8, 8, 8, 8, 8]
     rows.clear()
-    row = pieces.bytes_of_row(network.config, 5, 60, 4)
-    monkeypatch.setattr(pieces, "available_bytes", lambda device: 5 * row)
+    row, prompt = pieces.bytes_of_row(network.config, 5, 60, 4), pieces.bytes_of_pass(network.config, 5, 4)
+    monkeypatch.setattr(pieces, "available_bytes", lambda device: 5 * row + 2 * prompt)
     assert ids_of(network, tokenizer, 10) == whole[:10] and rows == [4, 4, 4]
     limit = 0
     with pytest.raises(Exception, match="out of memory with one sample; a smaller --max_new_tokens"):

@@ -104,8 +104,9 @@ class KVCache:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Add keys and values to a layer, then attend to all of them; q, k, v and the result are (B, H, T, D)."""
-        if self.layers is None:  # float32 on a CPU, where one query is then three times as fast
-            dtype = torch.float32 if k.device.type == "cpu" else k.dtype
+        if self.layers is None:  # float32 on a CPU, where one query is then three times as fast, or half without AMX
+            is_fast = k.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+            dtype = torch.float32 if k.device.type == "cpu" and not is_fast else k.dtype
             self.layers = k.new_zeros(self.n_layer, 2, *self.shape, dtype=dtype)
         keys, values = self.layers[layer]
         if self.input_pos is not None:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from finetune.gpt import streams
 from finetune.gpt.attention import KVCache
 from finetune.gpt.model import GPTConfig, Transformer
+from finetune.gpt.reordered import reordered_weights
 
 CHECK_EVERY = 16  # tokens, on a GPU
 MIN_GRAPH_STEPS = 16  # fewer tokens go without a CUDA graph, because recording it costs a few steps
@@ -81,27 +82,32 @@ def generate(
     eos_token_id: int | Sequence[int] | Literal["model"] | None = sampling.pop("eos_token_id", "model")
     rows: Sequence[int] = sampling.pop("rows", range(len(idx)))
     sampler = Sampler(**sampling)
-    if idx.size(1) == 0:
-        raise ValueError("the prompt is empty; a model needs at least one token to go on from")
-    if len(rows) != len(idx):
-        raise ValueError(f"rows must have a number for each of the {len(idx)} rows, got {len(rows)}")
+    _check(idx, rows)
     out = torch.cat([idx, idx.new_empty(len(idx), max_new_tokens)], 1)
     endings, shown = _endings(model.config, eos_token_id, out), idx.size(1)
     keys = streams.step_keys(generator, rows, max_new_tokens, idx.device)
     was_training = model.training
     model.eval()
     try:
-        for end in decode_tokens(model, out, sampler, logits_processor, keys):
-            is_last = (endings is not None and endings.add(out[:, end - 1], end)) or end == out.size(1)
-            if callback is not None and (is_last or end - shown == callback_every):
-                is_last = bool(callback(out[:, shown:end])) or is_last
-                shown = end
-            if is_last:
-                out = out[:, :end]
-                break
+        with reordered_weights(model, len(out), max_new_tokens):
+            for end in decode_tokens(model, out, sampler, logits_processor, keys):
+                is_last = (endings is not None and endings.add(out[:, end - 1], end)) or end == out.size(1)
+                if callback is not None and (is_last or end - shown == callback_every):
+                    is_last = bool(callback(out[:, shown:end])) or is_last
+                    shown = end
+                if is_last:
+                    out = out[:, :end]
+                    break
     finally:
         model.train(was_training)
     return out if endings is None else out[:, : idx.size(1) + endings.longest()]
+
+
+def _check(idx: Tensor, rows: Sequence[int]) -> None:
+    if idx.size(1) == 0:
+        raise ValueError("the prompt is empty; a model needs at least one token to go on from")
+    if len(rows) != len(idx):
+        raise ValueError(f"rows must have a number for each of the {len(idx)} rows, got {len(rows)}")
 
 
 class Endings:

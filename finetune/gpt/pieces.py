@@ -25,21 +25,26 @@ def most_rows(model: Transformer, prompt_length: int, new_tokens: int) -> int:
     weight = model.wte.weight
     itemsize = 4 if weight.device.type == "cpu" else weight.dtype.itemsize
     row = bytes_of_row(model.config, prompt_length, new_tokens, itemsize)
+    prompt = bytes_of_pass(model.config, min(prompt_length, model.config.block_size), itemsize)  # once for all rows
     usual = max(USUAL_BYTES, weight.dtype.itemsize * size.num_parameters(model.config))
     rows, allowed = MOST, min(usual, int(MAX_FILL * available_bytes(weight.device.type)))
-    while rows > 1 and rows * row > allowed:
+    while rows > 1 and prompt + rows * row > allowed:
         rows //= 2
     return rows
 
 
 def bytes_of_row(config: GPTConfig, prompt_length: int, new_tokens: int, itemsize: int) -> int:
-    """Bytes that a sample needs while it is drawn: keys and values, ids with their random keys, activations of the
-    widest point of the longest pass, and numbers for each id of the vocabulary."""
-    length, C = prompt_length + new_tokens, config.n_embd
-    cache = 2 * itemsize * config.n_layer * C * min(length, config.block_size)
-    widest = config.block_size if length > config.block_size else prompt_length
-    activations = itemsize * widest * (10 * C + 2 * config.mlp_width)
-    return cache + 40 * length + activations + 40 * config.vocab_size
+    """Bytes that a sample needs while it is drawn: keys and values, ids with their random keys, numbers for each id of
+    the vocabulary, and beyond block_size a pass over the whole window."""
+    length = prompt_length + new_tokens
+    cache = 2 * itemsize * config.n_layer * config.n_embd * min(length, config.block_size)
+    window = bytes_of_pass(config, config.block_size, itemsize) if length > config.block_size else 0
+    return cache + 40 * length + 140 * config.vocab_size + window  # 140 where all ids or those of top_p are drawn from
+
+
+def bytes_of_pass(config: GPTConfig, tokens: int, itemsize: int) -> int:
+    """Bytes of activations at the widest point of a pass over so many tokens, as measured."""
+    return itemsize * tokens * (14 * config.n_embd + 3 * config.mlp_width)
 
 
 def is_lone(model: Transformer, num_samples: int) -> bool:
