@@ -76,6 +76,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "warmup_steps": ("warmup_iters",),
     "wd": ("weight_decay",),
 }
+STARTS = ("scratch", "resume", "auto")  # what init_from means besides names
 
 
 def nearest(name: str, names: Collection[str], prefix: str) -> str:
@@ -84,6 +85,13 @@ def nearest(name: str, names: Collection[str], prefix: str) -> str:
     key = name.rpartition(".")[2].replace("-", "_").lower()
     found = similar(key, known) or next((other for other in known if other.startswith(key)), None)
     return f" Did you mean '{prefix}{found}'?" if found else " --help lists them all."
+
+
+def meant_start(init_from: str) -> str | None:
+    """The word that was meant by an `init_from` that is nothing else; None if it is one, or a name."""
+    if init_from in STARTS or os.path.exists(init_from):
+        return None
+    return similar(init_from.lower(), STARTS, cutoff=0.8)
 
 
 def similar(name: str, names: Collection[str], cutoff: float = 0.6) -> str | None:

@@ -216,10 +216,9 @@ class Recipe:
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of each value that cannot be used and of each contradiction."""
         if not self.dataset:
-            way = "give --dataset=DIR, a text file, or --dataset=python_docs, which needs no download"
-            if self.init_from == "resume":
-                way = f"there is no recipe.yaml in {self.out_dir}; give the out_dir of a run, or its recipe"
-            yield "dataset", f"nothing to train on; {way}"
+            choices = "give --dataset=DIR, a text file, or --dataset=python_docs, which needs no download"
+            no_run = f"there is no recipe.yaml in {self.out_dir}; give the out_dir of a run, or its recipe"
+            yield "dataset", f"nothing to train on; {no_run if self.init_from == 'resume' else choices}"
         if self.dataset_weights is not None:
             yield from _problems_of_weights(self.dataset_weights, len(split_paths(self.dataset)))
         if not self.init_from:
@@ -287,7 +286,7 @@ def _problems_of_weights(text: str, num_datasets: int) -> Iterator[tuple[str, st
         yield "dataset_weights", f"expected numbers separated by commas, got {text!r}"
         return
     if len(weights) != num_datasets or num_datasets == 1:
-        yield "dataset_weights", f"{len(weights)} for {num_datasets} datasets; give each of several its own"
+        yield "dataset_weights", f"{len(weights)} given for {num_datasets} in dataset; give each of several its own"
     elif not all(0 < weight < math.inf and weight >= sum(weights) / 1000 for weight in weights):
         yield "dataset_weights", f"each must be above 0 and at least a thousandth of their sum, got {text}"
 
@@ -297,4 +296,5 @@ def repository_problem(name: str) -> str | None:
     well_formed = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
     if well_formed and not re.search(r"--|\.\.|[.-](/|$)|\.git$", name) and len(name) <= 96:
         return None
-    return f"{name!r} is not the name of a repository: USER/NAME, of letters, digits and single - _ . between"
+    form = "it is USER/NAME, of letters, digits and single - _ . between them"
+    return f"{name!r} is not the name of a repository; {form}"
