@@ -162,3 +162,13 @@ def test_gpt2s_own_vocabulary(tmp_path):
     text = "".join(map(chr, points))
     assert again.encode(text).tolist() == theirs.encode_ordinary(text)
     assert len((tmp_path / "merges.txt").read_text(encoding="utf-8").splitlines()) == 50_001
+
+
+def test_a_prompt_of_which_a_tokenizer_keeps_nothing_is_refused():
+    class KeepsNothing:
+        def encode(self, text, special=False):
+            return np.array([], dtype=np.uint16)
+
+    for start in ("", "\n"):
+        with pytest.raises(UsageError, match="start: the prompt is empty; the model needs at least one token"):
+            tokenizers.prompt_ids(KeepsNothing(), start)

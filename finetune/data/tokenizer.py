@@ -169,14 +169,15 @@ def prompt_ids(tokenizer: Tokenizer, start: str) -> np.ndarray:
     """The int64 ids of a prompt: of the text itself, or of a file if it is FILE:path. Raises UsageError."""
     if start.startswith("FILE:"):
         start = read_text(os.path.expanduser(start.removeprefix("FILE:")), MAX_PROMPT)
-    if not start:
-        raise UsageError("start: the prompt is empty; the model needs at least one token")
     return encode_prompt(tokenizer, start, "start")
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, place: str) -> np.ndarray:
     """The int64 ids of a prompt, in which <|endoftext|> is the special token. Raises UsageError naming `place`."""
     try:
-        return tokenizer.encode(text, special=True).astype(np.int64)
+        ids = tokenizer.encode(text, special=True).astype(np.int64)
     except UsageError as error:
         raise UsageError(f"{place}: {error}") from None
+    if not len(ids):
+        raise UsageError(f"{place}: the prompt is empty; the model needs at least one token")
+    return ids

@@ -25,7 +25,7 @@ EVENTS: dict[str, dict[str, Any]] = {  # what these must hold
 ANY: dict[str, Any] = {  # what any event may hold
     **dict.fromkeys("iter step reached length batch_size gradient_accumulation_steps code rank".split(), int),
     **dict.fromkeys("loss train_loss val_loss lr grad_norm seconds tokens_per_second mfu".split(), Number),
-    **dict.fromkeys("perplexity bits_per_byte accuracy lr_scale".split(), Number),
+    **dict.fromkeys("perplexity bits_per_byte accuracy lr_scale temperature".split(), Number),
     **dict.fromkeys("problem line name signal done start split model machine".split(), str),
     "texts": list[str],
     "val_losses": dict[str, Number],

@@ -102,6 +102,7 @@ class History:
         of_step = [number for number in measured if events[number]["step"] == facts.get("step")]
         since = events[min([*of_step[-1:], best[-1]]) :] if is_newest else []
         samples = [event for event in since if event["event"] == "samples" and event.get("step") == facts.get("step")]
+        samples = [event for event in samples if {"temperature", "top_k", "seed"} <= event.keys()]
         newest = started[-1] if started else {}
         self.facts = facts
         base = facts.get("base_model")  # which the Hub must know by this name
