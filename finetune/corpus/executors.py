@@ -25,9 +25,9 @@ from filelock import FileLock
 from loguru import logger
 
 from finetune.common.errors import Failure, UsageError, first_line
-from finetune.common.files import write_file
 from finetune.common.machine import num_cores
 from finetune.common.progress import progress
+from finetune.corpus.plan import write
 
 FAILURES = "failures"
 
@@ -47,14 +47,13 @@ class Task(PipelineExecutor):
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
         folder = Path(self.logging_dir.path)
-        for name in (FAILURES, "locks"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / "locks").mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "locks" / f"{rank:05d}"):
             try:
                 return super()._run_for_rank(rank, local_rank, node_rank)
             except Exception as error:
                 problem = str(error) if isinstance(error, UsageError) else first_line(error)
-                write_file(folder / FAILURES / f"{rank:05d}", f"{type(error).__name__}\n{problem}")
+                write(folder / FAILURES / f"{rank:05d}", f"{type(error).__name__}\n{problem}")
                 raise
 
 

@@ -6,12 +6,13 @@ import bisect
 import dataclasses
 import itertools
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from finetune.common.errors import UsageError
-from finetune.common.files import read_json, write_file
+from finetune.common.files import read_json
 from finetune.corpus.files import File
 from finetune.data.tables import ReadOptions
 from finetune.data.tokenizer import Tokenizer, from_directory
@@ -44,7 +45,7 @@ class Plan:
         return list(range(first, last))
 
     def save(self, work: Path) -> None:
-        write_file(work / PLAN, json.dumps(dataclasses.asdict(self), indent=1))
+        write(work / PLAN, json.dumps(dataclasses.asdict(self), indent=1))
 
     def check(self, work: Path, out_dir: str | Path) -> None:
         """Raise UsageError if `work` was begun by another plan: which of its values differ."""
@@ -55,6 +56,14 @@ class Plan:
             problem = f"is half prepared with other {', '.join(changed)}"
             advice = "give the same to go on, or --overwrite=true to begin anew"
             raise UsageError(f"out_dir {out_dir}: {problem}; {advice}")
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file whole, in a folder into which other processes write other files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(part, path)
 
 
 def load(work: str | Path) -> Plan:

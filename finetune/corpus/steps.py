@@ -19,7 +19,6 @@ from datatrove.pipeline.tokens.tokenizer import TokenizedFile
 from datatrove.utils.text import TextNormConfig, simplify_text
 from xxhash import xxh64_intdigest
 
-from finetune.common.files import write_file
 from finetune.corpus import plan as plans
 from finetune.corpus.files import opened
 from finetune.corpus.plan import Plan
@@ -67,12 +66,7 @@ class Read(PipelineStep):
                 yield Document(text, f"{number}/{documents}", metadata={"chunks": chunks, "split": file.split})
         lines = [taken.describe().replace(str(path.parent), folder) for taken in source.taken]
         facts = {"sha256": digest.hexdigest(), "documents": documents, "lines": lines, "literals": source.literals}
-        write_json(Path(self.work, "facts", f"{number:06d}.json"), facts)
-
-
-def write_json(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, json.dumps(value))
+        plans.write(Path(self.work, "facts", f"{number:06d}.json"), json.dumps(facts))
 
 
 def _whole(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
@@ -116,14 +110,13 @@ class KeepFirst(PipelineStep):
 
     def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> None:
         seen: set[int] = set()
-        Path(self.removed).mkdir(parents=True, exist_ok=True)
         for path in sorted(Path(self.clusters).glob("*.clusters")):
             removed = []
             for document, cluster in np.fromfile(path, "<u4").reshape(-1, 2).tolist():
                 if cluster in seen:
                     removed.append(document)
                 seen.add(cluster)
-            write_file(Path(self.removed, f"{path.stem}.remove"), np.array(removed, "<u4").tobytes())
+            plans.write(Path(self.removed, f"{path.stem}.remove"), np.array(removed, "<u4").tobytes())
 
 
 class Tokenize(PipelineStep):
@@ -152,7 +145,8 @@ class Tokenize(PipelineStep):
                     part.add(overflow.filter(split, _encode(chosen, tokenizer)), len(chosen))
         counts = {split: part.counts for split, part in parts.items()}
         texts = [(chunk.text[: lossy.CHARACTERS], chunk.special or chunk.spans is not None) for chunk in sample]
-        write_json(folder / f"{rank:05d}.json", {**counts, "overflow": overflow.count, "sample": texts})
+        facts = {**counts, "overflow": overflow.count, "sample": texts}
+        plans.write(folder / f"{rank:05d}.json", json.dumps(facts))
 
 
 def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
