@@ -27,6 +27,7 @@ from finetune.runs.events import read_metrics
 from finetune.runs.sending import Changed, clear, prune, send_directory
 
 PAUSE_SECONDS, MOST_PAUSE_SECONDS = 1, 300  # before another try; it doubles
+LAST_PAUSE_SECONDS = 10  # at the end of a run
 WAIT_SECONDS, IDLE_SECONDS = 600, 120  # at the end of a run: at most, and without progress
 CODE = 4  # exit code, as of a push that failed
 
@@ -124,7 +125,8 @@ class Uploads:
                 problem = " ".join(str(error).split()) or type(error).__name__
                 if not self.problem:
                     _say(f"warning: {problem}; training goes on, and it is tried again")
-                self.problem, pause = problem, min(max(PAUSE_SECONDS, 2 * pause), MOST_PAUSE_SECONDS)
+                most = LAST_PAUSE_SECONDS if self.is_over else MOST_PAUSE_SECONDS
+                self.problem, pause = problem, min(max(PAUSE_SECONDS, 2 * pause), most)
                 continue
             if self.problem:
                 _say(f"{self.address}: all is sent again")
