@@ -32,10 +32,6 @@ class PrepareFlags(TypedDict, total=False):
     max_tokens: int
     num_proc: int
     overwrite: bool
-    executor: Literal["local", "slurm", "ray"] | None
-    tasks: int
-    duplicates: Literal["drop", "keep"]
-    slurm: Text
     doctor: Literal["auto", "true", "false"] | bool
     dry_run: bool
 
@@ -100,7 +96,6 @@ class TrainFlags(TypedDict, total=False):
     chunked_loss: Literal["auto", "true", "false"] | bool
     memory: Literal["recipe", "auto"]
     cpu_threads: int
-    timeout: float
 
 class SampleFlags(TypedDict, total=False):
     out_dir: Text | None

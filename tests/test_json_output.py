@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune.common.json_output import print_json
+
 
 def no_constant(name):
     raise AssertionError(f"{name} is no JSON")
@@ -64,3 +66,10 @@ def test_a_dry_run_is_the_plan_and_writes_nothing(command, corpus):
     _, dry, _ = command("train", *flags, "--dry_run", "--max_iters=3")
     _, plan, _ = command("plan", *flags, "--max_iters=3")
     assert counted(dry) == counted(plan) and len(counted(dry)) == 4 and not os.path.exists("out")
+
+
+def test_json_holds_nothing_that_steers_a_terminal(capsys):
+    value = {"names\x7f": "\x1b[31m\x7f\x9b\ud800é\u2028"}
+    print_json(value)
+    out = capsys.readouterr().out
+    assert all(char.isprintable() or char in "\n\u2028" for char in out) and json.loads(out) == value

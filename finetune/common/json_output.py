@@ -19,7 +19,9 @@ def other_output_to_stderr(is_json: bool) -> Generator[None]:
 
 
 def print_json(value: object) -> None:
-    print(json.dumps(finite(value), ensure_ascii=False, indent=2, default=str))
+    text = json.dumps(finite(value), ensure_ascii=False, indent=2, default=str)
+    # JSON escapes those below a space; the others steer a terminal or cannot be written
+    print(UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def finite(value: Any) -> Any:

@@ -101,10 +101,3 @@ def similar(name: str, names: Collection[str], cutoff: float = 0.6) -> str | Non
             return alias
     forms = (name, name.removeprefix("no_"))
     return next((close for form in forms for close in difflib.get_close_matches(form, names, 1, cutoff)), None)
-
-
-def meant_start(init_from: str) -> str | None:
-    """The word of `init_from` that a misspelled one was meant to be; None for a word, a name or a path."""
-    words = ("scratch", "resume", "auto")
-    is_known = init_from in words or os.path.exists(init_from)
-    return None if is_known else similar(init_from.lower(), words, cutoff=0.8)
