@@ -32,6 +32,10 @@ class PrepareFlags(TypedDict, total=False):
     max_tokens: int
     num_proc: int
     overwrite: bool
+    executor: Literal["local", "slurm", "ray"] | None
+    tasks: int
+    duplicates: Literal["drop", "keep"]
+    slurm: Text
     doctor: Literal["auto", "true", "false"] | bool
     dry_run: bool
 
@@ -96,6 +100,7 @@ class TrainFlags(TypedDict, total=False):
     chunked_loss: Literal["auto", "true", "false"] | bool
     memory: Literal["recipe", "auto"]
     cpu_threads: int
+    timeout: float
 
 class SampleFlags(TypedDict, total=False):
     out_dir: Text | None

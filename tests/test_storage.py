@@ -16,7 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from finetune.common import addresses, files
 from finetune.common.errors import Failure, UsageError
 from finetune.common.network import Unreachable
-from finetune.common.storage import Storage, plain
+from finetune.common.storage import Storage, in_one_line
 from finetune.config import mirror
 from finetune.config.cli import parse
 from finetune.config.recipe import Recipe
@@ -286,7 +286,7 @@ def test_a_missing_package_is_named(command, monkeypatch):
 def test_errors_show_no_secret(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
     error = OSError("GET https://b.example/x?X-Amz-Signature=abc refused wJalrXUtnFEMI\nmore")
-    assert plain(error) == "GET https://b.example/x?... refused ***"
+    assert in_one_line(error) == "GET https://b.example/x?... refused ***"
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "a\\b", "c:x", "", "a\nb"])

@@ -61,7 +61,7 @@ class Storage:
             way = f"needs the package {package}: pip install {install}" if package else first_line(error)
             raise UsageError(f"{address}: {way}") from None
         except Exception as error:  # of many libraries
-            raise UsageError(f"{address}: cannot be opened: {one_line(error)}") from None
+            raise UsageError(f"{address}: cannot be opened: {in_one_line(error)}") from None
         self.root = root.rstrip("/")
 
     def files(self, below: str = "") -> Sizes:
@@ -192,7 +192,7 @@ class Storage:
         except Unreachable:
             raise
         except Exception as error:  # each network library has its own
-            raise Unreachable(f"{self.address}: {one_line(error)}") from error
+            raise Unreachable(f"{self.address}: {in_one_line(error)}") from error
 
 
 def is_safe(name: str) -> bool:
@@ -201,7 +201,7 @@ def is_safe(name: str) -> bool:
     return bool(parts) and not name.startswith("/") and ".." not in parts and not re.search(r"[\\:\x00-\x1f]", name)
 
 
-def one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     """An error in one line, without what is secret: the values of such variables, and what follows a ? in a URL."""
     line = re.sub(r"\?[^\s'\"]*", "?...", first_line(error))
     for name, value in os.environ.items():
