@@ -45,7 +45,8 @@ def test_commands_are_understood(verb, rest, monkeypatch):
     rest = re.sub(
         r"(out-mine|out-novels|copy)/recipe.yaml|RECIPE", "recipes/small.yaml", rest
     )  # which a run would leave
-    rest = rest.replace("s3://BUCKET", "file:///BUCKET")  # needs no package
+    if "s3://" in rest:
+        pytest.importorskip("s3fs")
     parse(options, shlex.split(rest, comments=True), "")
 
 
