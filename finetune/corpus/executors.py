@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import multiprocessing
@@ -17,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dill
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.utils.logging import setup_default_logger
@@ -64,11 +64,11 @@ class Local(Task, LocalPipelineExecutor):
         ranks = self.get_incomplete_ranks()
         if self.workers == 1 or len(ranks) == 1:
             for rank in ranks:
-                _run(dill.dumps(self), rank)
+                _run(copy.deepcopy(self), rank)
             return
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.workers, context, initializer=_start_process) as pool:
-            futures = [pool.submit(_run, dill.dumps(self), rank) for rank in ranks]
+            futures = [pool.submit(_run, self, rank) for rank in ranks]
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -93,9 +93,9 @@ def _start_process() -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _run(executor: bytes, rank: int) -> None:
+def _run(executor: Task, rank: int) -> None:
     with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
-        dill.loads(executor)._run_for_rank(rank, 1)
+        executor._run_for_rank(rank, 1)
 
 
 def run_here(stages: Sequence[Stage], logs: Path, workers: int, executor: str) -> None:
