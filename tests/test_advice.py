@@ -1,6 +1,7 @@
 """Advice that can be followed: every message that holds a command is brought about, and its command succeeds."""
 
 import ast
+import contextlib
 import html
 import inspect
 import os
@@ -109,9 +110,10 @@ def test_a_run_that_is_not_all_at_its_address(tiny_run, command, tmp_path, monke
     recipe, _ = parse(Recipe, ["out/recipe.yaml", f"--out_dir={address}"], "")
 
     def lose_the_disk(setup, state):
-        if state.step == 3:
+        while state.step == 3 and not Path("remote").is_file():
             shutil.rmtree("remote", ignore_errors=True)
-            Path("remote").write_text("")
+            with contextlib.suppress(IsADirectoryError):  # an upload has made it again
+                Path("remote").write_text("")
 
     with pytest.raises(Failure, match="could not be sent") as problem:
         train_and_push(recipe, {}, Hooks(before_update=lose_the_disk))
