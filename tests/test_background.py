@@ -122,8 +122,11 @@ def test_without_memory_for_copies_a_save_is_made_at_once(tiny, monkeypatch):
     begun, go = [], threading.Event()
     go.set()
     held_back(monkeypatch, begun, go)
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
-    trainers.train(tiny(max_iters=4, save_interval=2, eval_interval=4))
+
+    def use_memory(setup, state):
+        monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
+
+    trainers.train(tiny(max_iters=4, save_interval=2, eval_interval=4), hooks=Hooks(before_update=use_memory))
     assert begun == [(2, True), (4, True)]
 
 

@@ -173,7 +173,8 @@ def begin_loading(
     recipe: Recipe, config: GPTConfig, saved: SavedState | None, ahead: bool
 ) -> Callable[[Callable[[str], None]], GPT]:
     """A function that returns the model that a run starts from. Those in files are read by a thread if `ahead`, while
-    the splits are prepared; the function then prints and raises what the thread has met."""
+    the splits are prepared; the function then prints and raises what the thread has met. memory=auto first asks how
+    much memory is free without the weights."""
     if saved or recipe.init_from == "scratch" or not ahead:
         return lambda say: load_weights(recipe, config, saved, say)
     lines: list[str] = []

@@ -47,9 +47,7 @@ def setup_run(recipe: Recipe, device: Device, say: Say, hooks: Hooks | None = No
     recipe_in_use = previous or recipe  # with what batch_size=auto or memory=auto chose
     _check_sharded(device, recipe_in_use, choose_mode, find_batch_size)
     with device.accelerator.local_main_process_first():  # one process builds caches, the others find them
-        found, datasets, prompt = _find_inputs(recipe, saved, say)
-        recipe = dataclasses.replace(recipe, init_from=pretrained.pinned(recipe.init_from, found.path))
-        # memory=auto asks how much memory is free without the weights
+        recipe, found, datasets, prompt = _find_inputs(recipe, saved, say)
         loading = begin_loading(recipe, found.config, saved, ahead=not choose_mode)
         train, val, hashes = _prepare_splits(recipe, found, datasets, device)
     identity = _identity(recipe, train, hashes)
@@ -128,15 +126,18 @@ def _check_sharded(device: Device, recipe: Recipe, choose_mode: bool, find_batch
 
 def _find_inputs(
     recipe: Recipe, saved: SavedState | None, say: Callable[[str], None]
-) -> tuple[ModelRef, list[Dataset], np.ndarray | None]:
-    """`(model, datasets, prompt)`: not loaded yet; the ids of the samples' prompt, or None without samples."""
+) -> tuple[Recipe, ModelRef, list[Dataset], np.ndarray | None]:
+    """`(recipe, model, datasets, prompt)`: with a pinned init_from; not loaded yet; the ids of the samples' prompt, or
+    None without samples."""
     model, datasets = find_model_and_datasets(recipe, saved.state if saved else None)
     notes = [] if saved else list(model.notes)
     for note in [*notes, *(dataset.note for dataset in datasets if dataset.note)]:
         say(note)
     prompt = prompt_ids(model.tokenizer, recipe.start) if recipe.num_samples and model.tokenizer else None
     lora.check_rank(recipe, model.config)
-    return with_block_size(model, recipe.block_size), datasets, prompt
+    model = with_block_size(model, recipe.block_size)
+    recipe = dataclasses.replace(recipe, init_from=pretrained.pinned(recipe.init_from, model.path))
+    return recipe, model, datasets, prompt
 
 
 def _prepare_splits(
