@@ -164,7 +164,9 @@ WORDS = [
     *("1e308,1e308", "a/b", "a" * 5000),
 ]  # fmt: skip
 numbers = st.one_of(st.sampled_from(NUMBERS), st.integers().map(str), st.floats().map(repr))
-words = st.one_of(st.sampled_from(WORDS), st.text(max_size=20))
+# the characters of st.text() itself, which encodes each character there is to find them
+characters = st.characters(exclude_categories=["Cs"])
+words = st.one_of(st.sampled_from(WORDS), st.text(characters, max_size=20))
 values = st.one_of(numbers, words)
 
 

@@ -215,25 +215,31 @@ def start(flags, out):
     )
 
 
+def told(flags, out):
+    """(exit code, standard error) of the command at its end."""
+    with start(flags, out) as process:
+        return process.wait(), process.stderr.read()
+
+
 @pytest.mark.slow
 def test_a_killed_command_goes_on_and_writes_the_same_bytes(model):
     flags = [f"--init_from={model}", "--num_samples=200", "--max_new_tokens=150", "--dtype=float32"]
-    assert start(flags, "whole.jsonl").wait() == 0
+    assert told(flags, "whole.jsonl")[0] == 0
     whole, interrupted = Path("whole.jsonl").read_bytes(), 0
     for how, lines in ((signal.SIGKILL, 1), (signal.SIGINT, 60), (signal.SIGKILL, 130)):
-        process = start(flags, "killed.jsonl")
-        while process.poll() is None:
-            if Path("killed.jsonl").exists() and Path("killed.jsonl").read_bytes().count(b"\n") >= lines:
-                second = start(flags, "killed.jsonl").communicate()[1] if lines == 130 and not interrupted else ""
-                process.send_signal(how)
-                interrupted += 1
-                assert process.wait() == (130 if how == signal.SIGINT else -how)
-                assert not second or "another command is writing it" in second
-                break
-            time.sleep(0.005)
+        with start(flags, "killed.jsonl") as process:
+            while process.poll() is None:
+                if Path("killed.jsonl").exists() and Path("killed.jsonl").read_bytes().count(b"\n") >= lines:
+                    second = told(flags, "killed.jsonl")[1] if lines == 130 and not interrupted else ""
+                    process.send_signal(how)
+                    interrupted += 1
+                    assert process.wait() == (130 if how == signal.SIGINT else -how)
+                    assert not second or "another command is writing it" in second
+                    break
+                time.sleep(0.005)
         assert whole.startswith(Path("killed.jsonl").read_bytes())
     assert interrupted >= 2
-    assert start(flags, "killed.jsonl").wait() == 0
+    assert told(flags, "killed.jsonl")[0] == 0
     assert Path("killed.jsonl").read_bytes() == whole
 
 

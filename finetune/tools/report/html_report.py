@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune.common.commands import command
 from finetune.common.files import write_file
@@ -17,6 +19,9 @@ from finetune.tools.report import comparison, diagnosis, remedies, svg_chart, ta
 from finetune.tools.report.record import Event, Record
 from finetune.tools.report.rules import Finding
 from finetune.tools.report.svg_chart import Chart, Line, chart
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 TILES = (
     "best val loss",
@@ -46,7 +51,7 @@ def write(run: Record, findings: list[Finding], path: str | Path | None = None) 
     given, defaults = _settings(run)
     figures = comparison.figures(run)
     pairs = tables.side_by_side(run)
-    html = _render(
+    html = _template().render(
         run=run,
         title=tables.title(run),
         colours=loss_axis.COLOURS,
@@ -75,7 +80,8 @@ def write(run: Record, findings: list[Finding], path: str | Path | None = None) 
     return path
 
 
-def _render(**values: object) -> str:
+@cache
+def _template() -> Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("finetune.tools.report", "")
@@ -83,7 +89,7 @@ def _render(**values: object) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["repr"] = repr
-    return environment.get_template("report.html.j2").render(values)
+    return environment.get_template("report.html.j2")
 
 
 def _state(run: Record) -> str:
