@@ -18,7 +18,7 @@ EVENTS: dict[str, dict[str, Any]] = {  # what these must hold
     "iter": {"iter": int, "loss": Number},
     "eval": {"step": int, "train_loss": Number, "val_loss": Number},
     "best": {"step": int, "val_loss": Number},
-    "samples": {"step": int, "start": str, "texts": list[str]},
+    "samples": {"step": int, "texts": list[str]},
     "rollback": {"step": int, "lr_scale": float, "problem": str},
     **dict.fromkeys(("failed", "diverged", "save_failed"), {"problem": str}),
 }
@@ -40,7 +40,7 @@ ANY: dict[str, Any] = {  # what any event may hold
     "best": {"val_loss": float, "step": int},
     "baseline": {"name": str, **dict.fromkeys(("loss", "perplexity", "bits_per_byte", "accuracy"), Number | None)},
     "difference": {"mean": Number, "low": Number | None, "high": Number | None},
-    "general": {"name": str, "loss": Number, "baseline_loss": Number, "kl": Number},
+    "general": {"loss": Number, "baseline_loss": Number, "kl": Number},
     "metrics": dict,
     "memorisation": {"ngram": int, "copied": float, "longest": int, "offset": int | None, "text": str | None},
 }

@@ -39,7 +39,7 @@ class Row:
 
     def add(self, event: str, values: Mapping[str, Any]) -> None:
         if event == "samples":
-            self.samples = [(values["start"], text) for text in values["texts"]]
+            self.samples = [(values.get("start", ""), text) for text in values["texts"]]
         elif event == "end":
             best = values["best"]
             self.numbers |= {f"best/{name}": value for name, value in best.items()}
