@@ -44,9 +44,8 @@ class Saves:
     def begin(self, save: PendingSave, tensors: Tensors, write: Callable[[Tensors], object], are_shared: bool) -> None:
         """Write the tensors in a thread, after the saves begun before; copies of them if training shares them."""
         before = self.begun[-1].written if self.begun else None
-        if are_shared and not self.updated.is_set():  # two threads that ask for new memory at a time take three times
-            tensors, are_shared = copies_of(tensors), False  # as long, and the first update asks for most of it
-        self.begun.append(save)
+        if are_shared and not self.updated.is_set():  # the first update, which asks for most memory, goes alone
+            tensors, are_shared = copies_of(tensors), False
 
         def run() -> None:
             try:
