@@ -40,7 +40,7 @@ ANY: dict[str, Any] = {  # what any event may hold
     "best": {"val_loss": float, "step": int},
     "baseline": {"name": str, **dict.fromkeys(("loss", "perplexity", "bits_per_byte", "accuracy"), Number | None)},
     "difference": {"mean": Number, "low": Number | None, "high": Number | None},
-    "general": {"loss": Number, "baseline_loss": Number, "kl": Number},
+    "general": dict.fromkeys(("loss", "baseline_loss", "kl"), Number | None),
     "metrics": dict,
     "memorisation": {"ngram": int, "copied": float, "longest": int, "offset": int | None, "text": str | None},
 }
