@@ -635,29 +635,26 @@ def sample(options, work):
 
 
 def sample_memory(options, work):
-    """Peak of the command that draws 1,000 samples, after 64 of them: two of its largest pieces have then begun."""
+    """Peak of the command that draws 1,000 samples, to its end."""
     from finetune import GPT, GPTConfig
 
     n_layer, n_head, n_embd = SIZES[options.size]
     GPT.from_scratch(GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd)).save_pretrained(work / "model")
     out, new = work / "samples.jsonl", options.tokens
     flags = [f"--init_from={work / 'model'}", f"--out={out}", f"--max_new_tokens={new}", "--start=Hello"]
-    flags += ["--num_samples=1000", "--dtype=float32", "--ignore_eos=true"]
-    process = subprocess.Popen([sys.executable, "-m", "finetune.sample", *flags])
-    peaks, samples = [0], 0
-    while process.poll() is None and samples < 64:
+    began = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "finetune.sample", *flags, "--num_samples=1000", "--ignore_eos"])
+    peaks = [0]
+    while process.poll() is None:
         time.sleep(5)
         status = Path("/proc", str(process.pid), "status").read_text()
         peaks += [int(found[1]) / 1e3 for found in re.finditer(r"VmHWM:\s+(\d+)", status)]
-        samples = out.read_text().count("\n") if out.exists() else 0
-    if process.poll():
+    if process.returncode:
         sys.exit(f"finetune.sample ended with exit code {process.returncode}")
-    process.kill()
-    process.wait()
-    row = {"tool": "finetune sample", "samples asked for": "1,000", "drawn when ended": samples}
-    row["peak MB"] = f"{max(peaks):,.0f}"
+    row = {"tool": "finetune sample", "samples": f"{out.read_text().count(chr(10)):,}", "peak MB": f"{max(peaks):,.0f}"}
+    row["minutes"] = f"{(time.perf_counter() - began) / 60:.0f}"
     title = f"Peak memory of 1,000 samples of {options.tokens} tokens from {options.size}"
-    setting = "float32, the largest resident size of the process until 64 samples were written"
+    setting = "the dtype that this processor gets by default; the largest resident size of the process"
     return report(options, "sample-memory", title, setting, [row], [])
 
 
