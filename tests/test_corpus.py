@@ -76,7 +76,10 @@ def test_bins_do_not_depend_on_the_tasks(source, command):
             "prepare", "src", f"--tasks={tasks}", f"--out_dir=d{tasks}", "--tokenizer=bpe", *HERE
         )
         assert code == 0, error
-    assert f"{PLANTED} documents left out" in out and "src/1.parquet: 60 rows" in out
+    assert (
+        f"{PLANTED} documents left out, duplicates of others; --duplicates=keep keeps them" in out
+        and "src/1.parquet: 60 rows" in out
+    )
     assert bins("d1") == bins("d3")
     assert Path("d1/meta.json").read_bytes() == Path("d3/meta.json").read_bytes()
     assert not Path("d1/.corpus").exists()
@@ -165,6 +168,13 @@ def test_sources_that_are_no_corpus_are_refused(source, command):
     }.items():
         code, _, error = command("prepare", name, "--out_dir=d", "--tokenizer=bpe", *HERE)
         assert code == 2 and len(error.splitlines()) == 1 and message in error, error
+    for flags in (["one.txt", "--val=two.txt"], ["both"]):
+        Path("two.txt").write_text("Another one.\n")
+        Path("both").mkdir(exist_ok=True)
+        for split in ("train", "val"):
+            Path(f"both/{split}.txt").write_text("A text.\n")
+        code, _, error = command("prepare", *flags, "--out_dir=d", "--tokenizer=bpe", *HERE)
+        assert code == 2 and "is one running text" in error, error
     code, _, error = command("prepare", "s3://a/b.jsonl", "--out_dir=d", "--tokenizer=bpe")
     assert code == 2 and "s3://a/b.jsonl is read with --executor=local, slurm or ray" in error
 
@@ -243,6 +253,15 @@ def test_conversations_keep_their_masks(bpe_directory, command):
             ids = np.split(dataset.open_bin(split), ends)
             found[place] |= {(one.tobytes(), mask.tobytes()) for one, mask in zip(ids, masks)}
     assert found["d"] == found["ours"]
+
+
+def test_answers_to_one_passage_are_no_duplicates(bpe_directory, command):
+    passage = " ".join(f"word{n}" for n in range(200))
+    rows = [{"prompt": f"{passage} What is {n}?", "completion": f"It is the number {n}."} for n in range(40)]
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *rows[:3]]))
+    bpe_directory(passage)
+    code, out, error = command("prepare", "a.jsonl", "--out_dir=d", "--tokenizer=bpe", *HERE)
+    assert code == 0 and "3 documents left out" in out, error
 
 
 def test_jobs_of_slurm_have_the_arguments(source):

@@ -52,6 +52,33 @@ def test_columns_that_are_named_are_read(command):
     assert code == 0 and f"a.jsonl: {len(PAIRS):,} rows" in out, error
 
 
+BEHIND = {  # what the number of a row behind the first ones adds
+    "stars": lambda n: {"rating": n % 5 + 1},
+    "classes": lambda n: {"label": n % 10},
+    "a name that is longer than one prompt": lambda n: {"dataset": "all_of_them", **({} if n else {"prompt": "Hi!"})},
+}
+
+
+@pytest.mark.parametrize("case", BEHIND)
+def test_one_row_of_a_column_is_not_all_of_it(case, command):
+    rows = [{**row, **(BEHIND[case](n - FIRST) if n >= FIRST else {})} for n, row in enumerate(PAIRS)]
+    code, out, error = prepare(command, rows, {}, {}, "--dry_run")
+    assert code == 0 and f"not read: {[*BEHIND[case](1)][0]}" in out, error
+
+
+def test_a_new_column_does_not_judge_an_old_one(command):
+    rows = [{**row, "rating": n % 5 + 1} for n, row in enumerate(PAIRS)]
+    code, out, error = prepare(command, rows, {}, {"lang": "de"}, "--dry_run")
+    assert code == 0 and "not read: rating, lang" in out, error
+
+
+def test_cells_that_are_empty_at_first_can_be_a_verdict(command):
+    lines = [f"{row['prompt']},{row['completion']},{n % 2 if n >= FIRST else ''}\n" for n, row in enumerate(PAIRS)]
+    Path("a.csv").write_text("prompt,completion,is_good\n" + "".join(lines))
+    code, _, error = command("prepare", "a.csv", "--tokenizer=char", "--out_dir=d", "--doctor=false")
+    assert code == 2 and "'is_good' " + VERDICT in error, error
+
+
 @pytest.mark.parametrize(
     "before, after, said",
     [

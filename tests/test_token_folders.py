@@ -125,6 +125,13 @@ def test_an_unknown_tokenizer_is_refused(tokenizer, command):
     assert code == 2 and "ids of different tokenizers, /gone/tokenizer.json and gpt2" in error
 
 
+def test_a_directory_is_no_file_of_tokens(tokenizer, command):
+    Path("texts/notes.ds").mkdir(parents=True)
+    for name, text in enumerate(TEXTS):
+        Path(f"texts/notes.ds/{name}.txt").write_text(text)
+    assert command("prepare", "texts", "--tokenizer=bpe", "--out_dir=d", "--doctor=false")[0] == 0
+
+
 def test_options_without_effect_are_refused(tokenizer, command):
     write("ds", "a.ds", encoded(tokenizer), metadata=str(Path("bpe/tokenizer.json").absolute()))
     for flag in ("text_column=x", "documents=lines", "keep_split=d", "executor=local", "add_tokens=<|x|>"):

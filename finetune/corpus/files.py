@@ -42,14 +42,11 @@ def find_files(names: Sequence[str], val: Sequence[str], **reading: Any) -> tupl
         found = [file for file in found if file.split == "train"] + [file._replace(split="val") for file in chosen]
     if not any(file.split == "train" for file in found):
         raise UsageError(NO_TEXT)
-    if len(found) == 1 and reading["read_options"].documents in ("auto", "file") and _is_text(found[0].url):
+    is_alone = len({file.split for file in found}) == len(found)  # in its split
+    if is_alone and all(Source("", [Path(file.url)], options=reading["read_options"]).is_one_text for file in found):
         raise UsageError(f"{found[0].source}: {TEXT_ALONE}")
     has_val = any(file.split == "val" for file in found)
     return (found if has_val else [file._replace(split=None) for file in found]), notes
-
-
-def _is_text(url: str) -> bool:
-    return Source("", [Path(url)]).is_one_text
 
 
 def _find(names: Sequence[str], finder: sources.Finder, notes: list[str]) -> Iterator[File]:

@@ -43,10 +43,12 @@ class Merge(PipelineStep):
         counts = [read_json(work / "tokens" / f"{task:05d}.json") for task in range(plan.tasks)]
         facts = [read_json(work / "facts" / f"{number:06d}.json") for number in range(len(plan.files))]
         documents = {split: sum(count[split]["documents"] for count in counts) for split in SPLITS}
+        total = sum(documents.values())
+        lost = _left_out(facts, total)
         for split, found in documents.items():
             if not found:
-                total = sum(documents.values())
-                raise UsageError(f"{split}.bin would be empty: of {total:,} documents none goes to {split}")
+                problem = f"of {total:,} documents none goes to {split}; give --val=SOURCE or another --seed"
+                raise UsageError(f"{split}.bin would be empty: {'; '.join([problem, *lost])}")
         out_dir = work.parent
         with temporary_directory(out_dir) as directory:
             overflow = OverflowFilter("split", plan.max_tokens)  # the tasks dropped what is to be dropped
@@ -56,7 +58,7 @@ class Merge(PipelineStep):
             kept = "kept" if plan.overflow == "split" else "dropped"
             sample = [(text, bool(special)) for count in counts for text, special in count["sample"]][: lossy.FIRST]
             remarks = lossy.remarks(tokenizer, tokenizer.eot, sample, directory, splits)
-            lines = [*_report(plan, facts, sum(documents.values())), *remarks]
+            lines = [*_report(plan, facts), *lost, *remarks]
             has_val = any(file.split for file in plan.files)
             meta: dict[str, Any] = {
                 "format": datasets.FORMAT,
@@ -84,7 +86,13 @@ def _documents(work: Path, tasks: int) -> Iterator[tuple[str, list[Encoded]]]:
                 yield split, group
 
 
-def _report(plan: Plan, facts: list[dict[str, Any]], kept: int) -> Iterator[str]:
+def _left_out(facts: list[dict[str, Any]], kept: int) -> list[str]:
+    if lost := sum(found["documents"] for found in facts) - kept:
+        return [f"{plural(lost, 'document')} left out, duplicates of others; --duplicates=keep keeps them"]
+    return []
+
+
+def _report(plan: Plan, facts: list[dict[str, Any]]) -> Iterator[str]:
     """What was read, as `Source.report` says it."""
     yield from plan.notes
     lines = [line for found in facts for line in found["lines"]]
@@ -93,8 +101,6 @@ def _report(plan: Plan, facts: list[dict[str, Any]], kept: int) -> Iterator[str]
         yield f"{len(lines) - MAX_LINES:,} tables more"
     total = sum(found["documents"] for found in facts)
     yield f"{plural(len(facts), 'file')}, {plural(total, 'document')}"
-    if total > kept:
-        yield f"{plural(total - kept, 'document')} left out, duplicates of others (MinHash)"
     literals = sum(found["literals"] for found in facts)
     if literals and plan.options.special == "text":
         yield f"{literals:,} end-of-texts spelled out; they stay text (--special=token: each ends a document)"

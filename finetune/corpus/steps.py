@@ -81,13 +81,23 @@ def _whole(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
 
 
 class Signature(MinhashDedupSignature):
-    """The MinHash of every document. One of fewer words than a shingle has counts as it is."""
+    """The MinHash of every document. One of fewer words than a shingle has counts as it is, and so does one with a
+    prompt: many answers can belong to one passage or system prompt."""
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder, MINHASH, LANGUAGE)
+        self.has_prompt = False
+
+    def run(self, data: Iterable[Document] = (), rank: int = 0, world_size: int = 1) -> None:
+        super().run(self._noted(data), rank, world_size)
+
+    def _noted(self, data: Iterable[Document]) -> Iterator[Document]:
+        for document in data:
+            self.has_prompt = not all(chunk.is_target for chunk in document.metadata["chunks"])
+            yield document
 
     def get_shingles(self, text: str) -> np.ndarray:
-        words = WORD.findall(simplify_text(text, MINHASH.norm_config))
+        words = [] if self.has_prompt else WORD.findall(simplify_text(text, MINHASH.norm_config))
         if len(words) < MINHASH.n_grams:
             return np.array([[xxh64_intdigest(text.encode())]], np.uint64)
         hashes = np.fromiter((xxh64_intdigest(word.encode()) for word in words), np.uint64, len(words))

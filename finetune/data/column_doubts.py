@@ -27,6 +27,18 @@ AS_MUCH = 2  # an answer of at least one so-many-th of the text
 
 def check_rows(profile: Profile) -> None:
     """Raise UsageError for rows that are less than a document, or that tell good answers from bad ones."""
+    check_wholeness(profile)
+    columns = answered_columns(profile)
+    label = next(
+        (name for name in profile.names if name not in columns and tells_good_from_bad(name, profile.values[name])),
+        None,
+    )
+    if columns and label:
+        raise verdict(profile.place, label, columns)
+
+
+def check_wholeness(profile: Profile) -> None:
+    """Raise UsageError for rows that are less than a document, and for those with pictures or sounds."""
     role, content = profile.first(ROLE_KEYS), profile.first(CONTENT_KEYS)
     if role and content and all(str(value).strip().lower() in ROLE_OF for value in profile.values[role]):
         raise UsageError(
@@ -38,13 +50,6 @@ def check_rows(profile: Profile) -> None:
         raise UsageError(
             f"{profile.place}: {media!r} belongs to the conversations, and only text is learned; leave such rows out"
         )
-    columns = answered_columns(profile)
-    label = next(
-        (name for name in profile.names if name not in columns and tells_good_from_bad(name, profile.values[name])),
-        None,
-    )
-    if columns and label:
-        raise verdict(profile.place, label, columns)
 
 
 def answered_columns(profile: Profile) -> list[str]:
@@ -122,11 +127,11 @@ def _asked(profile: Profile, name: str) -> list[str]:
     return [other for other in profile.names if other != name and profile.holds_messages(other)]
 
 
-def check_pair(profile: Profile, shape: Shape, begins_later: bool = False) -> None:
-    """Raise UsageError if a column that belongs to the prompt is not read. One that `begins_later` than the first rows
-    cannot be named in a template."""
+def check_pair(profile: Profile, shape: Shape, usual: float | None = None) -> None:
+    """Raise UsageError if a column that belongs to the prompt is not read. `usual` is the size of a prompt in the first
+    rows where those lack the column, which then cannot be named in a template."""
     prompt, completion = shape.prompt or "", shape.completion or ""
-    read = sum(profile.size(name) for name in shape.used() if name != completion)
+    read = max(usual or 1, prompt_size(profile, shape))
     asked = profile.given(*shape.used())
     for name in shape.left_out:
         is_input = name in asked or (
@@ -134,16 +139,21 @@ def check_pair(profile: Profile, shape: Shape, begins_later: bool = False) -> No
             and not ABOUT.fullmatch(name)
             and not FURTHER.fullmatch(name)
             and prompt.lower() not in name.lower()
-            and profile.size(name) >= max(1, read)
+            and profile.size(name) >= read
         )
         if is_input and any(profile.values[name]) and not profile.is_known(name, prompt, completion):
             rest = _flags([prompt, completion])
             way = f"--prompt_template='{{{prompt}}}\\n{{{name}}}' --completion_column={completion} reads it"
-            if begins_later or not profile.holds(name, str):
+            if usual is not None or not profile.holds(name, str):
                 way = "write it into the prompt"
             raise UsageError(
                 f"{profile.place}: {name!r} is not read, and may belong to the prompt: {way}; {rest} leaves it out"
             )
+
+
+def prompt_size(profile: Profile, shape: Shape) -> int:
+    """Characters of the prompts that are read."""
+    return sum(profile.size(name) for name in shape.used() if name != shape.completion and name in profile.names)
 
 
 def check_text(profile: Profile, name: str) -> None:

@@ -257,7 +257,9 @@ def documents(
                 raise _refused(row, str(error), taken) from None
             taken.left_out["row that cannot be used"] += 1
             taken.first_bad = taken.first_bad or f"row {row.number:,}: {error}{row.suffix()}"
-    taken.shape = watch.shape if watch else taken.shape
+    if watch:
+        watch.end()
+        taken.shape = watch.shape
     if taken.shape.kind == "pair" and taken.rows == taken.left_out["row without a question"] > 0:
         answer = f"the answers as texts: --text_column={taken.shape.completion}"
         raise UsageError(f"{place}: no row has a question in {taken.shape.prompt!r}; to learn {answer}")

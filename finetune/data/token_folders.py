@@ -67,7 +67,7 @@ class TokenFile:
 
 def token_paths(directory: str | Path) -> list[Path]:
     """The .ds files in a directory, in order."""
-    return sorted(Path(directory).glob("*.ds"))
+    return sorted(path for path in Path(directory).glob("*.ds") if not path.is_dir())
 
 
 def open_files(directory: str | Path) -> list[TokenFile]:
