@@ -80,9 +80,10 @@ def train_and_push(recipe: Recipe, origins: dict[str, str], hooks: Hooks | None 
     from finetune.training.trainer import train
     from finetune.training.validation import figures
 
-    hooks = hooks or Hooks()
     with uploading(recipe) as uploads, report_after(recipe):
-        setup, state = train(recipe, comments_by_key(origins), uploads.after(hooks) if uploads else hooks)
+        hooks = uploads.after(hooks or Hooks()) if uploads else hooks
+        with_hooks = {"hooks": hooks} if hooks else {}
+        setup, state = train(recipe, comments_by_key(origins), **with_hooks)
     if lines := unmet(recipe.require, figures(state)):  # nothing is pushed then
         raise Failure("\n".join(f"require: {line}" for line in lines), EXIT_CODE)
     if recipe.push_to_hub and not recipe.eval_only and setup.device.accelerator.is_main_process:

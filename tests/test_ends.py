@@ -166,7 +166,7 @@ def test_a_last_state_that_cannot_be_saved_says_what_there_is(room, tiny, monkey
         saved.append(real(*args))
 
     monkeypatch.setattr(checkpoints, "save_state", save)
-    told = "the one before it is whole" if room else "there is none before it"
+    told = "the previous one is complete" if room else "there is no previous one"
     with pytest.raises(Failure, match=f"the state after 4 updates could not be saved; {told}"):
         trainers.train(tiny(max_iters=4, save_interval=1))
 

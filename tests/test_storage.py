@@ -233,7 +233,8 @@ def test_a_new_run_does_not_mix_with_the_one_that_is_there(tiny_run, command, ca
     assert code == 2 and "holds a run already (best, last, metrics.jsonl)" in err and weights("remote/run") == before
     code, _, err = command(*flags, *shape, "--overwrite=true")
     assert code == 0, err
-    assert sorted(path.name for path in Path("remote/run/last").iterdir()) == ["step-00000002", "step-00000003"]
+    held = sorted(path.name for path in Path("remote/run/last").iterdir())
+    assert held[-1] == "step-00000003" and len(held) <= 2
     assert Path("remote/run/best/model.safetensors").read_bytes() != before[0]
 
 

@@ -406,8 +406,11 @@ def test_the_peak_is_that_of_the_best_product_and_says_how_sure_it_is(monkeypatc
             now, ends = 0.0, iter([next(seconds)])
         return now
 
-    monkeypatch.setattr(time, "perf_counter", clock)
-    peak, source = devices.peak_flops(torch.device("cpu"), torch.float32)
+    devices.peak_flops.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "perf_counter", clock)
+        peak, source = devices.peak_flops(torch.device("cpu"), torch.float32)
+    devices.peak_flops.cache_clear()
     assert peak == pytest.approx(2 * 1024**3 / 0.1)
     assert f"{peak / 1e12:.2f} TFLOP/s, the best of " in source and "longer" in source
 

@@ -286,7 +286,7 @@ def _problems_of_weights(text: str, num_datasets: int) -> Iterator[tuple[str, st
         yield "dataset_weights", f"expected numbers separated by commas, got {text!r}"
         return
     if len(weights) != num_datasets or num_datasets == 1:
-        yield "dataset_weights", f"{len(weights)} given for {num_datasets} in dataset; give each of several its own"
+        yield "dataset_weights", f"{len(weights)} for {num_datasets} datasets; give each of several its own"
     elif not all(0 < weight < math.inf and weight >= sum(weights) / 1000 for weight in weights):
         yield "dataset_weights", f"each must be above 0 and at least a thousandth of their sum, got {text}"
 

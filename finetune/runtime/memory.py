@@ -124,7 +124,7 @@ def activations_of_layer(work: Workload) -> int:
         # no CPU kernel has dropout in attention: q, k, v, probabilities, their mask and their product, in float32
         per_token += (4 - e) * 3 * C + 12 * H * T
     elif work.on_cpu and e < 4 and work.tokens * H * T <= attention.MAX_SAVED:
-        per_token += e * H * (T + attention.QUERY_BLOCK) // 2
+        per_token += e * H * (T + min(T, attention.QUERY_BLOCK)) // 2
     return work.tokens * per_token
 
 
