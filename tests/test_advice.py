@@ -89,7 +89,7 @@ def test_a_run_that_is_there(run, command):
     follow(command("train", f"{run}/recipe.yaml")[2], command)
 
 
-@scene("config/mirror.check_storage")
+@scene("config/mirror._problem_there")
 def test_a_run_that_is_at_its_address(tiny_run, command, tmp_path, monkeypatch):
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     address = f"file://{tmp_path}/remote/run"

@@ -17,7 +17,9 @@ import pytest
 import torch
 from test_trust import command, events, final, harness, record
 
+from finetune.common.errors import UsageError
 from finetune.runs.events import read_metrics
+from finetune.runtime import process_group
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sends signals to processes of a launcher")
 ROOT = Path(__file__).parents[1]
@@ -63,6 +65,37 @@ def ends(processes, stopped):
             process.kill()
             process.__exit__()
     return seconds, {process.returncode for process in processes if process is not stopped}, "".join(told)
+
+
+LOST = """
+from finetune.runtime import heartbeat
+from finetune.runtime.process_group import Group
+
+class Lost:
+    \"\"\"A store that is gone when a rank has found another silent.\"\"\"
+
+    def set(self, key, value):
+        if key == heartbeat.ENDED:
+            raise RuntimeError("the store is gone")
+
+    def get(self, key):
+        return b"1 there 0"
+
+    def check(self, keys):
+        return False
+
+def main(argv):
+    import time
+    with heartbeat.beating(Group(Lost(), "start", 1, 2), 1):
+        time.sleep(60)
+"""
+
+
+def test_a_rank_ends_though_it_cannot_tell_the_others():
+    Path("lost.py").write_text(LOST)
+    with forked.Process("lost", env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), "."])}) as process:
+        _, told = process.communicate(60)
+    assert process.returncode == 1 and told.startswith("rank 0 (process 1 on there) hangs"), told
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -139,6 +172,17 @@ def test_a_stopped_rank_of_a_run_is_named(tiny):
     assert codes == {1} and seconds < 5 + BUSY
     assert re.match(rf"rank 1 \(process {processes[1].pid} on .*\) hangs, or cannot be reached: .* timeout=5 s", told)
     assert told.count("hangs") == 1 and "Traceback" not in told
+
+
+@pytest.mark.parametrize("are_far_apart", [False, True])
+def test_ranks_that_fetch_a_run_one_after_the_other_are_waited_for(monkeypatch, are_far_apart):
+    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 1}
+    for name, value in here.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(process_group, "SECONDS", 0.1)
+    monkeypatch.setattr(process_group, "SECONDS_OF_MACHINES", 0.5)
+    with pytest.raises(UsageError, match=f"within {0.5 if are_far_apart else 0.1} s"):
+        process_group.wait_for_all(are_far_apart)
 
 
 def torchrun(processes, restarts, recipe):

@@ -202,12 +202,14 @@ def is_safe(name: str) -> bool:
 
 
 def in_one_line(error: BaseException) -> str:
-    """An error in one line, without what is secret: the values of such variables, and what follows a ? in a URL."""
-    line = re.sub(r"\?[^\s'\"]*", "?...", first_line(error))
+    """An error in one line, without what is secret: the values of such variables, and what stands before an @ or after
+    a ? in a URL."""
+    text = str(error).strip() or type(error).__name__
     for name, value in os.environ.items():
         if SECRET.search(name) and len(value) >= 8:
-            line = line.replace(value, "***")
-    return line
+            text = text.replace(value, "***")
+    text = re.sub(r"://[^/\s'\"]*@", "://***@", re.sub(r"\?[^\s'\"]*", "?...", text))
+    return first_line(Exception(text))
 
 
 def fetch_sealed(storage: Storage, directory: str, manifest: dict[str, Any], work: Path) -> None:

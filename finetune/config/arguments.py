@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.common.errors import UsageError
 from finetune.common.formatting import shown
-from finetune.config import mirror, nanogpt_config, run_directory
+from finetune.config import nanogpt_config, run_directory
 from finetune.config.nearest_key import nearest, similar
 from finetune.config.options import BOOLEANS, describe_type, problem_of_name
 from finetune.config.paths import expand_home
@@ -45,6 +45,8 @@ def read_arguments(cls: type[DataclassInstance], argv: list[str], problems: list
         defaults = [Entry(key, text, nanogpt_config.ORIGIN) for key, text in missing.items()]
     entries = [*defaults, *reader.recipe, *environment, *reader.flags]
     if reader.trains:
+        from finetune.config import mirror  # other commands start sooner without it
+
         entries = mirror.fetch_out_dir(entries, problems)
         entries = run_directory.complete(entries, bool(reader.recipe), problems)
     return entries, reader.sources

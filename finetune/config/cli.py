@@ -23,7 +23,6 @@ from finetune.common.addresses import address_of, is_address, mirror_of, problem
 from finetune.common.errors import Failure, UsageError
 from finetune.common.formatting import message_lines
 from finetune.common.machine import drop_stray_ranks
-from finetune.config import mirror
 from finetune.config.arguments import read_arguments
 from finetune.config.auto_batch import count_blocks
 from finetune.config.nearest_key import nearest
@@ -139,6 +138,8 @@ def parse(cls: type[Options], argv: list[str], usage: str) -> tuple[Options, dic
         raise UsageError("\n".join(problems))
     for name in {entry.key for entry in entries if is_address(entry.text)} & values.keys():
         if address_of(values[name]):
+            from finetune.config import mirror  # takes as long as all that is imported above
+
             mirror.fetch(Path(values[name]))
     return options, origins
 

@@ -4,6 +4,7 @@ Where a run was trained here and the mirror is as far as the address, the mirror
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from finetune.common.lock import is_locked
 from finetune.common.network import Unreachable
 from finetune.common.storage import Sizes, Storage, fetch_sealed
 from finetune.config.recipe_file import Entry
-from finetune.config.run_directory import STATE_NAME, is_run, states
+from finetune.config.run_directory import RUN_FILES, STATE_NAME, is_run, states
 
 METRICS = "metrics.jsonl"
 SINGLE_FILES = (METRICS, "recipe.yaml", "trackers.json", "loss.png", "report.html", "share.png")
@@ -73,7 +74,7 @@ def fetch_run(mirror: Path, to_resume: bool = False, model: str = "best") -> Non
         storage = Storage(address)
         try:
             sizes = storage.files()
-            if not any(name.split("/")[0] in ("best", "last", METRICS) for name in sizes):
+            if METRICS not in sizes:  # which is sent first, and removed first
                 if not to_resume and not is_run(mirror):
                     raise UsageError(f"{address}: holds no run")
                 return
@@ -86,9 +87,14 @@ def fetch_run(mirror: Path, to_resume: bool = False, model: str = "best") -> Non
 
 def _fetch(storage: Storage, sizes: Sizes, mirror: Path, to_resume: bool, model: str) -> None:
     _check_same_run(storage, sizes, mirror)
-    here = next((_step(path.name) for path in states(mirror) if not files.find_damage(path)), -1)
     there = whole_states(storage, sizes)
-    is_newer = not is_trained_here(mirror) or next(iter(there), -1) > here
+    newest = next(iter(there), -1)
+    if to_resume and there and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":  # machines: all go on from one state
+        for path in states(mirror):
+            if _step(path.name) > newest:
+                files.remove(path)
+    here = next((_step(path.name) for path in states(mirror) if not files.find_damage(path)), -1)
+    is_newer = not is_trained_here(mirror) or newest > here
     if is_newer or files.find_damage(mirror / model):
         _fetch_model(storage, sizes, mirror, model)
     for name in SINGLE_FILES if is_newer else ():
@@ -227,23 +233,39 @@ def _problem_of_recipe(out_dir: Entry) -> str | None:
     return f"a recipe must not send a run to {out_dir.text}; give it as --out_dir={out_dir.text}"
 
 
-def check_storage(mirror: Path, is_new: bool) -> None:
-    """Raise UsageError if a run cannot be sent to its address, or `is_new` and would mix with the one there."""
+def check_storage(mirror: Path, overwrite: bool | str | None) -> None:
+    """Raise UsageError if a run cannot be sent to its address, or would mix with what is there. `overwrite` is None if
+    it goes on."""
     address = address_of(mirror)
     if not address:
         return
     storage = Storage(address)
     try:
-        found = sorted({name.split("/")[0] for name in storage.files()} & {"best", "last", METRICS})
-        if not (is_new and found):
+        sizes = storage.files()
+        problem = None if overwrite is None else _problem_there(address, sizes, overwrite)
+        if not problem:
             storage.write(PROBE, b"finetune")
             storage.remove([PROBE])
             return
     except Unreachable as error:
         raise UsageError(f"out_dir {error}") from None
-    way = command("train", out_dir=address, init_from="auto")
-    held = f"holds a run already ({', '.join(found)})"
-    raise UsageError(f"out_dir {address}: {held}; go on: {way}, start anew with --overwrite=true")
+    raise UsageError(f"out_dir {address}: {problem}")
+
+
+def _problem_there(address: str, sizes: Sizes, overwrite: bool | str) -> str | None:
+    """Why a new run cannot be sent to an address that holds these files."""
+    tops = {name.split("/")[0] for name in sizes}
+    if METRICS in tops:
+        found, way = sorted(tops & set(RUN_FILES)), command("train", out_dir=address, init_from="auto")
+        held = f"holds a run already ({', '.join(found)})"
+        return None if overwrite else f"{held}; go on: {way}, start anew with --overwrite=true"
+    if "best" in tops and f"best/{files.MANIFEST}" not in sizes:
+        return "its best/ was not written by a run, so it is not overwritten; move it away, or choose another out_dir"
+    others = sorted(tops & {*RUN_FILES, *SINGLE_FILES})
+    if others and overwrite is not True:
+        held = f"holds {', '.join(others)} without the {METRICS} of a run"
+        return f"{held}; replace with --overwrite=true, or choose another out_dir"
+    return None
 
 
 def _step(name: str) -> int:

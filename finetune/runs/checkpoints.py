@@ -145,6 +145,8 @@ def is_unfinished(out_dir: str | Path) -> bool:
     started = next((event for event in events if event["event"] == "start"), {})
     if states(out_dir) or any(event["event"] in ("end", "resume") for event in events):
         return False
+    if [event["event"] for event in events] == ["start"]:  # all that an address has until it has a state
+        return True
     if not (out_dir / "best").exists():
         return bool(events) or (out_dir / "last").exists()
     first_save = started.get("recipe", {}).get("save_interval") or -1

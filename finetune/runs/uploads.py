@@ -2,7 +2,8 @@
 
 After every save the thread sends what the address lacks: best/, then the metrics, then the newest state. A manifest is
 sent last, when the server holds every file it lists; a directory without one does not count. What is newer by then
-replaces what was not sent yet, and after a failure the thread tries again."""
+replaces what was not sent yet, and after a failure the thread tries again. The first line of the metrics goes before
+all else, since by it a run is known. The others wait for the first state: a run without both is made anew."""
 
 from __future__ import annotations
 
@@ -20,11 +21,12 @@ from finetune.common.commands import command
 from finetune.common.errors import Failure, UsageError
 from finetune.common.files import MANIFEST, read_json_object
 from finetune.common.storage import Storage
-from finetune.config.mirror import METRICS, SINGLE_FILES, begin_time, storage_lock
+from finetune.config.mirror import METRICS, SINGLE_FILES, begin_time, storage_lock, whole_states
 from finetune.config.recipe import Recipe
 from finetune.config.run_directory import states
 from finetune.runs.events import read_metrics
 from finetune.runs.sending import Changed, clear, prune, send_directory
+from finetune.runtime.process_group import RANKS
 
 PAUSE_SECONDS, MOST_PAUSE_SECONDS = 1, 300  # before another try; it doubles
 LAST_PAUSE_SECONDS = 10  # at the end of a run
@@ -37,8 +39,8 @@ H = TypeVar("H", bound=Any)
 @contextmanager
 def uploading(recipe: Recipe) -> Generator[Uploads | None]:
     """Around training and its report; None if out_dir is no address. Raises Failure if the run is not all there."""
-    address, is_main = address_of(recipe.out_dir), os.environ.get("RANK", "0") == "0"
-    if not address or not is_main or recipe.eval_only:
+    address, ranks = address_of(recipe.out_dir), [os.environ[name] for name in RANKS if os.environ.get(name)]
+    if not address or ranks[:1] not in ([], ["0"]) or recipe.eval_only:
         yield None
         return
     uploads, began = Uploads(Path(recipe.out_dir), address, bool(recipe.overwrite)), time.time()
@@ -66,8 +68,9 @@ class Uploads:
         self.out_dir, self.address, self.overwrite = out_dir, address, overwrite
         self.storage: Storage | None = None
         self.sent: dict[str, Any] = {}  # {name: manifest of a directory, or content of a file}
+        self.has_state = False  # at the address
         self.problem = ""  # of the last try
-        self.wanted, self.is_over = threading.Event(), False
+        self.wanted, self.is_over, self.is_given_up = threading.Event(), False, False
         self.thread = threading.Thread(target=self._work, daemon=True)
 
     def after(self, hooks: H) -> H:
@@ -107,6 +110,7 @@ class Uploads:
         if not missing:
             _say(f"{self.address}: the run is there")
             return None
+        self.is_given_up = True
         way = command("train", out_dir=self.address, init_from="resume")
         reason = f" ({self.problem})" if self.problem else ""
         return f"{self.address}: {missing} could not be sent{reason}; they are in {self.out_dir}; to go on: {way}"
@@ -115,6 +119,8 @@ class Uploads:
         pause = 0.0
         while True:
             self.wanted.wait(pause or None)
+            if self.is_given_up:
+                return
             self.wanted.clear()
             try:
                 with storage_lock(self.out_dir):
@@ -140,11 +146,16 @@ class Uploads:
         if not self.sent:
             self._check_run(self.storage, METRICS in sizes)
             sizes = self.storage.files()
+            self.has_state = bool(whole_states(self.storage, sizes))
+            self._send_files(self.storage)
         for name in self._models():
             self.sent[name] = send_directory(self.storage, sizes, self.out_dir, name)
         self._send_files(self.storage)  # whoever finds a state finds its losses
         for name in self._newest_state():
             self.sent[name] = send_directory(self.storage, sizes, self.out_dir, name)
+            if not self.has_state:
+                self.has_state = True
+                self._send_files(self.storage)
         prune(self.storage, self.storage.files(), self.out_dir)
 
     def _check_run(self, storage: Storage, is_there: bool) -> None:
@@ -174,7 +185,11 @@ class Uploads:
         if not path.is_file():
             return None
         content = path.read_bytes()
-        return content[: content.rfind(b"\n") + 1] if name == METRICS else content  # without a line half written
+        if name != METRICS:
+            return content
+        has_all = self.has_state or (self.is_over and not states(self.out_dir))
+        end = content.rfind(b"\n") if has_all else content.find(b"\n")  # without a line half written
+        return content[: end + 1]
 
     def _missing(self) -> list[str]:
         """What is not at the address as it is here."""

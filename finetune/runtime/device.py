@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
+from finetune.common.addresses import address_of
 from finetune.common.errors import UsageError
 from finetune.common.machine import drop_stray_ranks, num_cores, read_proc
 from finetune.config.recipe import Recipe
@@ -108,7 +109,7 @@ def start(recipe: Recipe) -> Device:
     # the training loop accumulates gradients; with this variable accelerate would divide the loss a second time
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
     # `Device.autocast` sets the precision, so that evaluation and sampling can use another
-    group = process_group.wait_for_all()
+    group = process_group.wait_for_all(are_far_apart=address_of(recipe.out_dir) is not None)
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",

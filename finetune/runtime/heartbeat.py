@@ -79,7 +79,8 @@ class _Heart:
             pid, host, _ = self.last.decode().split()
             self.say(f"rank {self.watched} (process {pid} on {host})")
             self.stopped.set()
-            self.group.store.set(ENDED, "")
+            with contextlib.suppress(RuntimeError):  # the store has gone meanwhile: others find that out
+                self.group.store.set(ENDED, "")
             if self.group.rank == 0 and not is_launchers:  # the store goes with this process: others must read it first
                 time.sleep(2 * self.interval)
         else:  # the store is silent to all ranks: one of each machine says so

@@ -73,16 +73,17 @@ def check_variables() -> None:
             raise _stray(f"{rank}={numbers[rank]} and {size}={numbers[size]} in the environment contradict each other")
 
 
-def wait_for_all() -> Group | None:
+def wait_for_all(are_far_apart: bool = False) -> Group | None:
     """Wait until all processes that the environment names have come; None if this one is alone. Raises UsageError if
-    some do not come: torch would wait for them for hours."""
+    some do not come: torch would wait for them for hours. On a machine they `are_far_apart` where one after the other
+    has fetched a run and read all of it."""
     size, rank = _first(JOINED), _first(RANKS) or 0
     if "MASTER_ADDR" not in os.environ:
         check_world_size(1)
     is_alone = not size or (size == 1 and "LOCAL_RANK" not in os.environ)  # then accelerate makes no group
     if is_alone or "MASTER_ADDR" not in os.environ or torch.distributed.is_initialized():
         return None
-    seconds = SECONDS if _is_one_machine(size) else SECONDS_OF_MACHINES
+    seconds = SECONDS if _is_one_machine(size) and not are_far_apart else SECONDS_OF_MACHINES
     limit, store = datetime.timedelta(seconds=seconds), None
     os.environ.setdefault("MASTER_PORT", "29500")  # as accelerate
     try:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from finetune.common.addresses import address_of
 from finetune.common.errors import Failure, UsageError
 from finetune.common.formatting import gigabytes
 from finetune.config.recipe import Recipe
@@ -144,9 +145,9 @@ def check_all_resume(recipe: Recipe, device: Device) -> None:
     states = checkpoints.states(recipe.out_dir) if recipe.init_from == "resume" else []
     newest = int(states[0].name.removeprefix("step-")) if states else -1
     if len(device.accelerator.gather(torch.tensor([newest], device=device.torch_device)).unique()) > 1:
-        raise UsageError(
-            f"out_dir {recipe.out_dir}: not all machines see a state in last/, and the same; copy it, or share the disk"
-        )
+        address = address_of(recipe.out_dir)
+        way = f"delete it on each to go on from {address}" if address else "copy it, or share the disk"
+        raise UsageError(f"out_dir {recipe.out_dir}: not all machines see a state in last/, and the same; {way}")
 
 
 def check_resumed(recipe: Recipe, identity: dict[str, Any], values: dict[str, Any], say: Callable[[str], None]) -> None:

@@ -51,7 +51,7 @@ def check_out_dir(recipe: Recipe) -> None:
     if problem:
         raise UsageError(f"out_dir {out_dir}: {problem}, or choose another out_dir")
     if not recipe.eval_only:
-        check_storage(out_dir, is_new=recipe.init_from != "resume" and not recipe.overwrite)
+        check_storage(out_dir, None if recipe.init_from == "resume" else recipe.overwrite)
 
 
 def _problem_of_links(out_dir: Path) -> str | None:
