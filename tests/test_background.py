@@ -1,6 +1,8 @@
 """Saves in the background: training goes on, nothing is told before it is on disk, and the files are the same."""
 
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -8,6 +10,7 @@ import signal
 import threading
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,7 +20,7 @@ from finetune.gpt.pretrained import write_tensors
 from finetune.runs import checkpoints
 from finetune.runs.events import read_metrics
 from finetune.runtime import memory
-from finetune.training import saving
+from finetune.training import background, saving
 from finetune.training import trainer as trainers
 from finetune.training.state import Hooks
 
@@ -224,3 +227,85 @@ def test_a_disk_that_fills_up_is_told_in_the_loop(tiny, monkeypatch, capsys):
     _, state = trainers.train(tiny(max_iters=6, save_interval=2, eval_interval=6))
     assert capsys.readouterr().out.count("last at step 2 could not be saved: No space left on device") == 1
     assert [event["step"] for event in events("out", "save_failed")] == [2] and state.last_saved == 6
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+@pytest.mark.parametrize("hooks", [AT_ONCE, Hooks()], ids=["at once", "behind"])
+@pytest.mark.parametrize("broken_step", [4, 6])
+def test_an_error_within_a_save_is_waited_for_by_nobody(error, hooks, broken_step, tiny, monkeypatch):
+    """Such as a second Ctrl-C while the last state is written, which once was waited for without an end."""
+    real = checkpoints.save_state
+
+    def broken(*args):
+        if args[-1]["iteration"] == broken_step:
+            raise error("mine")
+        real(*args)
+
+    monkeypatch.setattr(checkpoints, "save_state", broken)
+    with pytest.raises(error, match="mine"):
+        trainers.train(tiny(max_iters=6, save_interval=2, eval_interval=6), hooks=hooks)
+    assert [path.name for path in checkpoints.states("out")][0] == f"step-{broken_step - 2:08d}"
+
+
+def test_a_thread_that_cannot_be_started_is_waited_for_by_nobody(tiny, monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        trainers.train(tiny(max_iters=6, save_interval=2, eval_interval=6))
+
+
+@pytest.mark.parametrize("works", [0, 1], ids=["before the first update", "later"])
+def test_without_an_address_for_copies_what_is_saved_is_not_torn(works, tiny, monkeypatch):
+    """As under `ulimit -v`: the loop waits until the weights themselves are written."""
+    recipe = tiny("other", max_iters=8, save_interval=4, eval_interval=4)
+    trainers.train(recipe, hooks=AT_ONCE)
+    real, asked = background.copies_of, []
+
+    def copies_of(tensors):
+        asked.append(1)
+        if len(asked) <= works:
+            return real(tensors)
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(background, "copies_of", copies_of)
+    trainers.train(tiny("out", max_iters=8, save_interval=4, eval_interval=4))
+    assert len(asked) > works and not events("out", "save_failed")
+    one, other = saved_files("out"), saved_files("other")
+    weights = [name for name in one if name.endswith(".safetensors")]
+    assert len(weights) >= 5 and all(one[name] == other[name] for name in weights)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.EIO])
+def test_a_disk_that_refuses_direct_writes_is_written_through_the_cache(number, tmp_path, monkeypatch):
+    real, tensors = os.write, {f"h.{i}": torch.randn(500, 1000) for i in range(9)}
+
+    def write(handle, content):
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & getattr(os, "O_DIRECT", 0):
+            raise OSError(number, os.strerror(number))
+        return real(handle, content)
+
+    monkeypatch.setattr(os, "write", write)
+    sha256 = write_tensors(tmp_path / "ours", tensors)
+    assert sha256 == hashlib.sha256((tmp_path / "ours").read_bytes()).hexdigest()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_file(tmp_path / "ours").items())
+
+
+def test_only_rank_0_may_have_callbacks(tiny):
+    """All ranks acknowledge a save together, whether theirs have callbacks or not."""
+    code = """
+import json, sys
+import harness
+from finetune.config.recipe import Recipe
+from finetune.training import saving
+from finetune.training.state import Hooks
+
+saving.SMALL = 0
+print(harness.run(Recipe(**json.loads(sys.argv[1])), 2, hooks=lambda rank: Hooks() if rank else Hooks(notify=print)))
+"""
+    Path("ranks.py").write_text(code)
+    recipe = tiny(max_iters=6, save_interval=2, eval_interval=3, gradient_accumulation_steps=2, timeout=30)
+    done = forked.run("ranks.py", json.dumps(dataclasses.asdict(recipe)), timeout=100)
+    assert done.stdout.split("\n")[-2] == "[0, 0]", done.stderr
+    assert [path.name for path in checkpoints.states("out")] == ["step-00000006", "step-00000004"]

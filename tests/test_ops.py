@@ -43,6 +43,16 @@ def test_training_on_a_cpu_in_bfloat16_uses_it_and_dropout_does_not(monkeypatch)
     assert seen
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within the compiler
+@pytest.mark.parametrize("T", [32, attention.FLASH_TOKENS])
+def test_attention_in_bfloat16_is_compiled_in_one_graph(T):
+    """A call that the compiler cannot trace would cut each layer in two, on a GPU too."""
+    q = torch.randn(1, 2, T, 16).bfloat16()
+    compiled = torch.compile(attention.causal_attention, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(q, q, q), attention.causal_attention(q, q, q))
+
+
 def test_a_loss_of_hundreds_of_nats_is_still_exact():
     x, weight, targets = torch.eye(1, 4) * 300, torch.eye(64, 4), torch.tensor([1])
     assert gpt_loss.ChunkedLinearCrossEntropy.apply(x, weight, targets, 64, torch.float32).item() == pytest.approx(300)

@@ -69,6 +69,15 @@ def test_the_model_stays_as_it_was(monkeypatch):
     assert all(torch.equal(weights[n], p) for n, p in model.named_parameters())
 
 
+def test_an_error_while_weights_are_reordered_leaves_no_copy():
+    """A copy that stayed would hide the weights that training changes."""
+    model = network()
+    model.h[1].mlp.c_fc.double()  # which oneDNN does not take
+    with pytest.raises(RuntimeError):
+        written(model)
+    assert not any({"forward", "head"} & module.__dict__.keys() for module in model.modules())
+
+
 def test_two_threads_share_a_model():
     model, got = network(), []
     expected = written(model)

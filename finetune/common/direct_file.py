@@ -6,7 +6,6 @@ none."""
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import mmap
 import os
@@ -47,8 +46,8 @@ def _write(handle: int, content: memoryview) -> None:
     while content:
         try:
             written = os.write(handle, content)
-        except OSError as error:
-            if error.errno != errno.EINVAL or not _set_direct(handle, False):
+        except OSError:  # which one differs between file systems
+            if not _set_direct(handle, False):
                 raise
             continue
         if written < len(content):  # a disk that fills up tells why at the next try

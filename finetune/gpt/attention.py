@@ -6,9 +6,7 @@ Shapes: B batch, H heads, T tokens, D head size.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,20 @@ from torch.nn import functional as F
 
 QUERY_BLOCK = 256  # queries in a block of BlockwiseAttention
 FLASH_TOKENS = 512  # of a row, from which on PyTorch's kernel is fast with AMX
+CPUINFO = 1 << 14  # bytes of /proc/cpuinfo that are read: those of the first cores
 MAX_SAVED = 1 << 24  # most probabilities kept for a backward pass; 19 MB in bfloat16, as half of each row is masked
+
+
+def _has_amx() -> bool:
+    """Whether the processor multiplies bfloat16 matrices in tiles (AMX)."""
+    try:
+        with open("/proc/cpuinfo", "rb") as file:
+            return b"amx_bf16" in file.read(CPUINFO)
+    except OSError:  # only Linux has this file
+        return False
+
+
+HAS_AMX = _has_amx()  # a constant, since torch.compile would break its graph at a function that reads a file
 
 
 def causal_attention(
@@ -46,14 +57,7 @@ def _is_flash_faster(q: Tensor) -> bool:
     """Whether PyTorch's kernel is faster than BlockwiseAttention, which it is on a processor with AMX for long rows of
     which no probabilities are kept (docs/log.md)."""
     trains = torch.is_grad_enabled() and q.requires_grad
-    return has_amx() and q.size(2) >= FLASH_TOKENS and not (trains and keeps_probabilities(q.shape))
-
-
-@functools.cache
-def has_amx() -> bool:
-    """Whether the processor multiplies bfloat16 matrices in tiles (AMX)."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and "amx_bf16" in cpuinfo.read_text(errors="ignore")
+    return HAS_AMX and q.size(2) >= FLASH_TOKENS and not (trains and keeps_probabilities(q.shape))
 
 
 def keeps_probabilities(shape: torch.Size) -> bool:
@@ -105,7 +109,7 @@ class KVCache:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Add keys and values to a layer, then attend to all of them; q, k, v and the result are (B, H, T, D)."""
         if self.layers is None:  # float32 on a CPU, where one query is then three times as fast, or half without AMX
-            is_fast = k.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+            is_fast = k.dtype == torch.bfloat16 and HAS_AMX
             dtype = torch.float32 if k.device.type == "cpu" and not is_fast else k.dtype
             self.layers = k.new_zeros(self.n_layer, 2, *self.shape, dtype=dtype)
         keys, values = self.layers[layer]

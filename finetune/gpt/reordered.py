@@ -27,8 +27,9 @@ def copied_bytes(model: Transformer, rows: int, steps: int) -> int:
         return 0
     if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.is_available():
         return 0
-    has_bfloat16 = torch.cpu._is_avx2_supported() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    is_fast = {torch.float32: torch.cpu._is_avx2_supported(), torch.bfloat16: has_bfloat16}.get(weight.dtype, False)
+    has_avx2 = torch.backends.cpu.get_cpu_capability().startswith("AVX")  # AVX2 or newer
+    has_bfloat16 = has_avx2 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    is_fast = {torch.float32: has_avx2, torch.bfloat16: has_bfloat16}.get(weight.dtype, False)
     copies = weight.dtype.itemsize * size.num_parameters(model.config)
     return copies if is_fast and SPARE * copies < available_bytes("cpu") else 0
 
@@ -41,11 +42,11 @@ def reordered_weights(model: Transformer, rows: int, steps: int) -> Generator[No
         yield
         return
     linears = [module for module in model.modules() if isinstance(module, UninitializedLinear)]
-    for linear in linears:
-        linear.__dict__["forward"] = partial(_product, _reordered(linear.weight, rows), linear.bias)
-    head, V = _reordered(model.wte.weight, rows), model.config.vocab_size
-    model.__dict__["head"] = lambda x: _product(head, None, x)[..., :V]
-    try:
+    try:  # from the first copy on: one that stayed would hide what training changes
+        for linear in linears:
+            linear.__dict__["forward"] = partial(_product, _reordered(linear.weight, rows), linear.bias)
+        head, V = _reordered(model.wte.weight, rows), model.config.vocab_size
+        model.__dict__["head"] = lambda x: _product(head, None, x)[..., :V]
         yield
     finally:
         for linear in linears:

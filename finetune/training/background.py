@@ -45,12 +45,19 @@ class Saves:
         """Write the tensors in a thread, after the saves begun before; copies of them if training shares them."""
         before = self.begun[-1].written if self.begun else None
         if are_shared and not self.updated.is_set():  # the first update, which asks for most memory, goes alone
-            tensors, are_shared = copies_of(tensors), False
+            try:
+                tensors, are_shared = copies_of(tensors), False
+            except OSError:  # no memory for copies
+                return self.write(save, tensors, write)
 
         def run() -> None:
             try:
-                copies = copies_of(tensors) if are_shared else tensors
-                save.copied.set()
+                copies = tensors
+                if are_shared:
+                    with contextlib.suppress(OSError):  # no memory for them: then the loop waits until all is written
+                        copies = copies_of(tensors)
+                if not are_shared or copies is not tensors:
+                    save.copied.set()
                 self.updated.wait()  # the first update is not slowed down
                 if before:
                     before.wait()
@@ -62,6 +69,7 @@ class Saves:
                 save.written.set()
 
         threading.Thread(target=run, name=f"save {save.name}").start()
+        self.begun.append(save)  # one that could not be started is waited for by nobody
 
     def write(self, save: PendingSave, tensors: Tensors, write: Callable[[Tensors], object]) -> None:
         """Write the tensors now, after the saves begun before."""
@@ -69,10 +77,13 @@ class Saves:
         self.begun.append(save)
         try:
             write(tensors)
-        except OSError as error:
+        except BaseException as error:
             save.error = error
-        save.copied.set()
-        save.written.set()
+            if not isinstance(error, OSError):  # such as a second Ctrl-C
+                raise
+        finally:
+            save.copied.set()
+            save.written.set()
 
     def take(self) -> PendingSave:
         """The oldest save, to be acknowledged."""

@@ -140,8 +140,10 @@ def _start_save(
     at_once: bool,
 ) -> None:
     """Begin a save; finish it too if it is to be made `at_once`, or if callbacks of the user may want its files."""
-    at_once = at_once or setup.hooks.notify is not Hooks.notify or 4 * num_parameters(setup.model.config) < SMALL
     saves, device = setup.saves, setup.device
+    has_callbacks = torch.tensor(float(setup.hooks.notify is not Hooks.notify), device=device.torch_device)
+    is_asked = bool(device.accelerator.reduce(has_callbacks))  # by any rank: rank 0 may be the only one with callbacks
+    at_once = at_once or is_asked or 4 * num_parameters(setup.model.config) < SMALL
     if not device.accelerator.is_main_process:
         saves.write(save, {}, lambda tensors: None)
     else:
@@ -194,9 +196,10 @@ def finishing_saves(setup: Setup, logger: RunLogger) -> Generator[None]:
     try:
         yield
     except BaseException:
+        setup.saves.updated.set()  # a thread that waits for it would keep the process alive
         setup.saves.wait()
         while setup.saves.begun:
             save = setup.saves.take()
-            with contextlib.suppress(Exception):  # of the save: the one that ended the block is told
+            with contextlib.suppress(BaseException):  # of the save: the one that ended the block is told
                 save.acknowledge(_is_on_disk(save, logger))
         raise
