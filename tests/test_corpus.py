@@ -136,6 +136,24 @@ def test_a_changed_source_and_a_bad_row_are_refused(source, command):
         assert not Path("d").exists()
 
 
+def test_a_full_disk_is_told(source, command):
+    """A limit on files stands for the disk. The second time the error cannot even be written down."""
+    import resource
+    import shutil
+
+    flags = "prepare", "src", "--tasks=1", "--out_dir=d", "--tokenizer=bpe", *HERE
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for _ in range(2):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, before[1]))
+        try:
+            code, _, error = command(*flags)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert code == 1 and "File too large" in error and "the same command goes on" in error, error
+        shutil.rmtree("d/.corpus/logs/signatures/failures", ignore_errors=True)
+        Path("d/.corpus/logs/signatures/failures").touch()
+
+
 REFUSED = {
     "--tasks=3": "tasks: goes with --executor=local, slurm or ray",
     "--duplicates=keep": "duplicates: goes with --executor",

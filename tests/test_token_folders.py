@@ -97,6 +97,8 @@ FAULTS = {
     "loss": (lambda: Path("ds/a.ds.loss").write_bytes(b"\1"), r"a\.ds\.loss: 1 bytes for .* tokens"),
     "twice": (lambda: write("ds", "00000_unshuffled.ds", [[1]]) or write("ds", "00000_00000_doc_shuffled.ds", [[1]]),
               r"unshuffled\.ds: holds the same documents as 00000_00000_doc_shuffled"),
+    "shuffled twice": (lambda: [write("ds", f"me_00000_00000_{step}_shuffled.ds", [[1]]) for step in ("doc", "chunk")],
+              r"doc_shuffled\.ds: holds the same documents as me_00000_00000_chunk_shuffled"),
     "few": (lambda: write("ds", "a.ds", [[1]]), r"ds: 1 documents are too few"),
     "ids": (lambda: write("ds", "b.ds", [[60000]]), r"b\.ds: holds token 60,000, but .* ids; name its own"),
 }  # fmt: skip

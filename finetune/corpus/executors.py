@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, redirect_stderr
+from contextlib import ExitStack, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from finetune.common.progress import progress
 from finetune.corpus.plan import write
 
 FAILURES = "failures"
+WRITTEN = f"{FAILURES}/[0-9]*"
 
 
 @dataclass
@@ -53,7 +54,8 @@ class Task(PipelineExecutor):
                 return super()._run_for_rank(rank, local_rank, node_rank)
             except Exception as error:
                 problem = str(error) if isinstance(error, UsageError) else first_line(error)
-                write(folder / FAILURES / f"{rank:05d}", f"{type(error).__name__}\n{problem}")
+                with suppress(OSError):  # the disk can be full
+                    write(folder / FAILURES / f"{rank:05d}", f"{type(error).__name__}\n{problem}")
                 raise
 
 
@@ -117,8 +119,11 @@ def run_here(stages: Sequence[Stage], logs: Path, workers: int, executor: str) -
                 made.run()
             except BrokenProcessPool:
                 raise Failure(f"{stage.title}: a process was killed; the same command goes on", 1) from None
+            except OSError as error:
+                if not any(folder.glob(WRITTEN)):
+                    raise Failure(f"{stage.title}: {first_line(error)}; the same command goes on", 1) from None
             except Exception:
-                if not any(folder.glob(f"{FAILURES}/*")):
+                if not any(folder.glob(WRITTEN)):
                     raise
             check(made, stage, folder)
 
@@ -138,7 +143,7 @@ def check(made: PipelineExecutor, stage: Stage, folder: Path) -> None:
     """Raise UsageError or Failure if a task of a stage is not done."""
     if not (missing := made.get_incomplete_ranks(range(stage.tasks))):
         return
-    for path in sorted(folder.glob(f"{FAILURES}/*")):
+    for path in sorted(folder.glob(WRITTEN)):
         kind, _, problem = path.read_text(encoding="utf-8").partition("\n")
         if kind == UsageError.__name__:
             raise UsageError(problem)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from finetune.data.tokenizer import Tokenizer, from_directory, gpt2
 from finetune.data.write_bins import write_bins
 
 GPT2 = ("gpt2", "openai-community/gpt2")  # names of one tokenizer
+STEP = re.compile(r"(.*?\d{5})(?:_\d{5})?_(unshuffled|doc_shuffled|chunk_shuffled)\.ds")  # rank, and what it wrote
 GROUP = 1 << 20  # tokens that are copied at a time
 
 
@@ -73,13 +75,12 @@ def token_paths(directory: str | Path) -> list[Path]:
 def open_files(directory: str | Path) -> list[TokenFile]:
     """The files of a folder. Raises UsageError for one that is not whole."""
     paths = token_paths(directory)
+    seen: dict[str, tuple[str, str]] = {}
     for path in paths:
-        rank = path.name.removesuffix("unshuffled.ds")
-        other = next(
-            (other for other in paths if rank != path.name != other.name and other.name.startswith(rank)), None
-        )
-        if other:
-            raise UsageError(f"{path}: holds the same documents as {other.name}; remove one of them")
+        if match := STEP.fullmatch(path.name):
+            step, other = seen.setdefault(match[1], (match[2], path.name))
+            if step != match[2]:
+                raise UsageError(f"{path}: holds the same documents as {other}; remove one of them")
     return [open_file(path) for path in paths]
 
 
