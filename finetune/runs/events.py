@@ -53,7 +53,10 @@ def read_metrics(path: str | Path, say: Callable[[str], object] = lambda line: N
     with suppress(FileNotFoundError), open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                events.append(_event(parse_json(line)))
+                event = _event(parse_json(line))
+                if event.get("time") is None:
+                    event["time"] = events[-1]["time"] if events else 0.0
+                events.append(event)
             except ValueError:
                 bad.append(number)
     if bad:
@@ -68,7 +71,7 @@ def _event(value: Any) -> Event:
         raise ValueError("no event")
     held = {name: value[name] for name in value if value[name] is not None}
     kinds = {name: kind for name, kind in ANY.items() if name in held} | EVENTS.get(value["event"], {})
-    if not fits(held, {"time": float, **kinds}):
+    if not fits(held, {"time": float | None, **kinds}):
         raise ValueError(f"no {value['event']} event")
     return value
 
