@@ -11,14 +11,10 @@ from datatrove.pipeline.base import PipelineStep
 
 from finetune.common.errors import UsageError
 from finetune.common.files import read_json, temporary_directory
-from finetune.common.formatting import shown
 from finetune.corpus import plan as plans
 from finetune.corpus.plan import Plan
-from finetune.data import dataset as datasets
 from finetune.data import lossy, target
 from finetune.data.documents import Encoded
-from finetune.data.prepare import MOST_SHOWN
-from finetune.data.run_notes import check_unused
 from finetune.data.sources import MAX_LINES
 from finetune.data.split import OverflowFilter
 from finetune.data.tables import plural
@@ -58,25 +54,19 @@ class Merge(PipelineStep):
             kept = "kept" if plan.overflow == "split" else "dropped"
             sample = [(text, bool(special)) for count in counts for text, special in count["sample"]][: lossy.FIRST]
             remarks = lossy.remarks(tokenizer, tokenizer.eot, sample, directory, splits)
-            lines = [*_report(plan, facts), *lost, *remarks]
             has_val = any(file.split for file in plan.files)
             meta: dict[str, Any] = {
-                "format": datasets.FORMAT,
-                "tokenizer": tokenizer.describe(),
-                "vocab_size": tokenizer.vocab_size,
-                "dtype": tokenizer.dtype.name,
                 "splits": splits,
                 "split_by": "sources" if has_val else "documents",
                 "val_fraction": None if has_val else plan.val_fraction,
                 "seed": plan.seed,
                 "end_of_text": tokenizer.eot,
                 "overflow": {kept: sum(count["overflow"] for count in counts), "max_tokens": plan.max_tokens},
-                "read": [shown(line, MOST_SHOWN) for line in lines],
+                "read": [*_report(plan, facts), *lost, *remarks],
                 "sources": _sources(plan, facts, ("train", None)),
             }
             meta |= {"val_sources": _sources(plan, facts, ("val",))} if has_val else {}
-            check_unused(out_dir, meta, plan.overwrite)
-            target.publish(directory, out_dir, meta, tokenizer)
+            target.publish(directory, out_dir, meta, tokenizer, plan.overwrite)
 
 
 def _documents(work: Path, tasks: int) -> Iterator[tuple[str, list[Encoded]]]:

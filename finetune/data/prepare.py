@@ -30,8 +30,6 @@ from finetune.data.split import OverflowFilter, SplitBy, Stream, Survey, split_d
 from finetune.data.tokenizer import CharTokenizer, Tokenizer, from_directory, gpt2
 from finetune.data.write_bins import write_bins
 
-MOST_SHOWN = 2000  # characters of a line about what was read
-
 
 @dataclass
 class TokenizeOptions:
@@ -97,11 +95,7 @@ def _prepare(
     with files.temporary_directory(out_dir) as work:
         overflow = OverflowFilter(options.overflow, options.max_tokens)
         splits = write_bins(_encode(chunks, found, eot, options), found, eot, overflow, work)
-        meta: dict[str, Any] = {
-            "format": datasets.FORMAT,
-            "tokenizer": found.describe(),
-            "vocab_size": found.vocab_size,
-            "dtype": found.dtype.name,
+        facts: dict[str, Any] = {
             "splits": splits,
             "split_by": split_by,
             **kept,
@@ -109,12 +103,11 @@ def _prepare(
             "seed": seed,
             "end_of_text": eot,
         }
-        meta |= {} if split_by == "text" else {"overflow": overflow.facts()}
-        remarks = [shown(line, MOST_SHOWN) for line in lossy.remarks(found, eot, sample, work, splits)]
-        meta |= {"read": [*report(texts), *remarks], "sources": surveys["train"].sources}
-        meta |= {"val_sources": surveys["val"].sources} if texts["val"] else {}
-        check_unused(out_dir, meta, options.overwrite)
-        target.publish(work, out_dir, meta, found)
+        facts |= {} if split_by == "text" else {"overflow": overflow.facts()}
+        remarks = lossy.remarks(found, eot, sample, work, splits)
+        facts |= {"read": [*report(texts), *remarks], "sources": surveys["train"].sources}
+        facts |= {"val_sources": surveys["val"].sources} if texts["val"] else {}
+        target.publish(work, out_dir, facts, found, options.overwrite)
 
 
 def _new_tokenizer(
@@ -164,7 +157,7 @@ def use_tokenizer(texts: dict[str, list[Source]], tokenizer: Tokenizer | None) -
 
 def report(texts: dict[str, list[Source]]) -> list[str]:
     """What was read, a line for each source, after it was read. Names in them do not steer a terminal."""
-    return [shown(line, MOST_SHOWN) for found in texts.values() for source in found for line in source.report()]
+    return [shown(line, target.MOST_SHOWN) for found in texts.values() for source in found for line in source.report()]
 
 
 def _encode(

@@ -10,11 +10,14 @@ from typing import Any
 
 from finetune.common import files
 from finetune.common.errors import UsageError
+from finetune.common.formatting import shown
 from finetune.common.lock import lock
 from finetune.data import chat, nanogpt_meta
-from finetune.data.run_notes import runs_on
+from finetune.data import dataset as datasets
+from finetune.data.run_notes import check_unused, runs_on
 from finetune.data.tokenizer import CharTokenizer, Tokenizer
 
+MOST_SHOWN = 2000  # characters of a line about what was read
 # of a prepared directory, besides meta.json
 FILES = """
     train.bin val.bin train_mask.bin val_mask.bin train_documents.bin val_documents.bin
@@ -42,12 +45,22 @@ def held(out_dir: str | Path, overwrite: bool) -> Generator[None]:
             (out_dir / ".lock").unlink(missing_ok=True)
 
 
-def publish(work: Path, out_dir: Path, meta: dict[str, Any], tokenizer: Tokenizer) -> None:
-    """Move the bins in `work`, with the tokenizer and meta.json, to `out_dir`."""
+def publish(work: Path, out_dir: Path, facts: dict[str, Any], tokenizer: Tokenizer, overwrite: bool) -> None:
+    """Move the bins in `work`, with the tokenizer and a meta.json that has the `facts`, to `out_dir`. Raises UsageError
+    if a run was trained on other data there, unless `overwrite` is given."""
+    meta: dict[str, Any] = {
+        "format": datasets.FORMAT,
+        "tokenizer": tokenizer.describe(),
+        "vocab_size": tokenizer.vocab_size,
+        "dtype": tokenizer.dtype.name,
+        **facts,
+        "read": [shown(line, MOST_SHOWN) for line in facts["read"]],
+    }
+    check_unused(out_dir, meta, overwrite)
     if isinstance(tokenizer, CharTokenizer):
         (work / "meta.pkl").write_bytes(nanogpt_meta.write(tokenizer.chars))
     else:
-        if any("targets" in facts for facts in meta["splits"].values()):  # later prompts are rendered as the data was
+        if any("targets" in split for split in meta["splits"].values()):  # later prompts are rendered as the data was
             if tokenizer.chat_template is None:
                 tokenizer.files["chat_template.jinja"] = chat.TEMPLATE.encode()
             meta["chat_template"] = tokenizer.chat_template

@@ -167,11 +167,7 @@ def prepare_tokens(
         check_unused(Path(out_dir), {"sources": [source]}, overwrite)
         splits = write_bins(groups, tokenizer, tokenizer.eot, overflow, work)
         read = f"{directory}: {len(found):,} files of tokens, {documents:,} documents"
-        meta: dict[str, Any] = {
-            "format": datasets.FORMAT,
-            "tokenizer": tokenizer.describe(),
-            "vocab_size": tokenizer.vocab_size,
-            "dtype": tokenizer.dtype.name,
+        facts: dict[str, Any] = {
             "splits": splits,
             "split_by": "documents",
             "val_fraction": val_fraction,
@@ -181,8 +177,7 @@ def prepare_tokens(
             "read": [read, *[f"{directory}: no document ended with {tokenizer.eot_text}, now each does"] * adds_end],
             "sources": [source],
         }
-        check_unused(Path(out_dir), meta, overwrite)
-        target.publish(work, Path(out_dir), meta, tokenizer)
+        target.publish(work, Path(out_dir), facts, tokenizer, overwrite)
     return datasets.load(out_dir)
 
 
