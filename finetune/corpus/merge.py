@@ -47,11 +47,11 @@ class Merge(PipelineStep):
                 raise UsageError(f"{split}.bin would be empty: {'; '.join([problem, *lost])}")
         out_dir = work.parent
         with temporary_directory(out_dir) as directory:
-            overflow = OverflowFilter("split", plan.max_tokens)  # the tasks dropped what is to be dropped
+            overflow = OverflowFilter(plan.overflow, plan.max_tokens)
             splits = write_bins(_documents(work, plan.tasks), tokenizer, tokenizer.eot, overflow, directory)
+            overflow.count = sum(count["overflow"] for count in counts)  # the tasks applied it
             for split, found in splits.items():
                 found |= {key: sum(count[split][key] for count in counts) for key in ("characters", "bytes")}
-            kept = "kept" if plan.overflow == "split" else "dropped"
             sample = [(text, bool(special)) for count in counts for text, special in count["sample"]][: lossy.FIRST]
             remarks = lossy.remarks(tokenizer, tokenizer.eot, sample, directory, splits)
             has_val = any(file.split for file in plan.files)
@@ -61,7 +61,7 @@ class Merge(PipelineStep):
                 "val_fraction": None if has_val else plan.val_fraction,
                 "seed": plan.seed,
                 "end_of_text": tokenizer.eot,
-                "overflow": {kept: sum(count["overflow"] for count in counts), "max_tokens": plan.max_tokens},
+                "overflow": overflow.facts(),
                 "read": [*_report(plan, facts), *lost, *remarks],
                 "sources": _sources(plan, facts, ("train", None)),
             }
