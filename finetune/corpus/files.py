@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import glob
 import tempfile
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from finetune.common import network
@@ -122,7 +122,8 @@ def _find_remote(url: str, name: str, notes: list[str]) -> Iterator[File]:
     except Exception as error:  # each file system has its own
         raise UsageError(f"{name}: cannot be listed: {network.explain(error)}") from None
     facts = {path: info for path, info in found.items() if info["type"] == "file" and info["size"]}
-    taken = directories.of_splits(name, map(Path, facts), Path(_fixed(place)), is_readable)
+    base = directories.fixed_part(place) if glob.has_magic(place) else Path(place)
+    taken = directories.of_splits(name, map(Path, facts), base, is_readable)
     if left_out := len(facts) - len(taken["train"]) - len(taken["val"]):
         notes.append(f"{name}: {left_out:,} files left out, of a test split or of no kind that is read")
     for split in ("train", "val"):
@@ -131,17 +132,6 @@ def _find_remote(url: str, name: str, notes: list[str]) -> Iterator[File]:
             yield File(place, place, name, split, facts[path]["size"], _stamp_of(facts[path]))
     if not taken["train"]:
         raise UsageError(f"{name}: no text there")
-
-
-def _fixed(place: str) -> str:
-    """A path without its parts from the first pattern on; the directory of a file."""
-    parts: Iterable[str] = PurePosixPath(place).parts
-    fixed = []
-    for part in parts:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    return str(PurePosixPath(*fixed))
 
 
 def _find_hub(name: str, wanted: dict[str, Any]) -> Iterator[File]:

@@ -83,7 +83,7 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
     Names of splits are followed. Raises UsageError for a directory that cannot be listed."""
     name = os.path.expanduser(name)
     is_directory = os.path.isdir(name)
-    base = Path(name) if is_directory else _fixed_part(name)
+    base = Path(name) if is_directory else fixed_part(name)
     paths = list(_walk(base) if is_directory else _expand(name))
     files = _once(path for path in paths if os.path.isfile(path) and path.stat().st_size)
     real = base.resolve()
@@ -167,7 +167,7 @@ def _expand(pattern: str) -> Iterator[Path]:
             yield from _expand(os.path.join(glob.escape(str(folder)), *(rest or ["*"])))
 
 
-def _fixed_part(pattern: str) -> Path:
+def fixed_part(pattern: str) -> Path:
     """The directory of a pattern before its first part with *, ? or [."""
     parts = Path(pattern).parts
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
