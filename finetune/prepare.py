@@ -15,6 +15,7 @@ from finetune.common.errors import UsageError
 from finetune.config.cli import parse, run
 from finetune.config.options import option
 from finetune.config.paths import split_paths
+from finetune.data.new_tokenizers import TRAIN
 from finetune.data.sources import NO_TEXT
 from finetune.data.tables import ReadOptions
 
@@ -82,7 +83,7 @@ class Options(ReadOptions):
         for name in ("keep_split", "dry_run"):
             if getattr(self, name):
                 yield name, "cannot go with --executor, where nobody sees all documents at once"
-        if self.tokenizer == "char" or self.tokenizer.startswith("train:"):
+        if _is_new(self.tokenizer):
             problem = "is made from all of the text at once; prepare a sample without --executor"
             yield "tokenizer", f"{self.tokenizer} {problem}, and name its directory as --tokenizer"
 
@@ -208,16 +209,14 @@ def default_dir(source: str) -> str:
 
 def dry_run(options: Options) -> None:
     """Read all texts and print what they are."""
-    from finetune.data.new_tokenizers import TRAIN
     from finetune.data.prepare import find_texts, find_tokenizer, report, use_tokenizer
     from finetune.data.split import survey_documents
     from finetune.tools.doctor.sample import sample_documents, show_sample
 
-    is_new = options.tokenizer == "char" or options.tokenizer.startswith(TRAIN)
     val = split_paths(options.val)
     given = {"split": options.split, "revision": options.revision}
     texts = find_texts(options.sources, val, read_options=options, **given)
-    tokenizer = None if is_new else find_tokenizer(_find_tokenizer(options.tokenizer))
+    tokenizer = None if _is_new(options.tokenizer) else find_tokenizer(_find_tokenizer(options.tokenizer))
     use_tokenizer(texts, tokenizer)
     for found in texts.values():
         survey_documents(found, collect_alphabet=False)
@@ -229,11 +228,14 @@ def dry_run(options: Options) -> None:
     print("dry run: nothing was written")
 
 
+def _is_new(tokenizer: str) -> bool:
+    """Whether a tokenizer is made from the text."""
+    return tokenizer == "char" or tokenizer.startswith(TRAIN)
+
+
 def _find_tokenizer(choice: str) -> str | Path:
     """The choice itself, or the directory of a model on the Hub."""
-    from finetune.data.new_tokenizers import TRAIN
-
-    if choice in ("gpt2", "char") or choice.startswith(TRAIN) or Path(choice).is_dir():
+    if choice == "gpt2" or _is_new(choice) or Path(choice).is_dir():
         return choice
     from finetune.gpt import pretrained
 
