@@ -214,10 +214,8 @@ def describe(directory: str | Path) -> dict[str, Any]:
         beside = [path for path in (_beside(file.path, "index"), _beside(file.path, "loss")) if path.is_file()]
         for data in itertools.chain.from_iterable(map(files.read_chunks, [file.path, *beside])):
             digest.update(data)
-        size, documents = (
-            size + file.path.stat().st_size,
-            documents + int(np.count_nonzero(np.diff(file.ends, prepend=0))),
-        )
+        size += file.path.stat().st_size
+        documents += int(np.count_nonzero(np.diff(file.ends, prepend=0)))
     return {"name": Path(directory).name, "bytes": size, "sha256": digest.hexdigest(), "documents": documents}
 
 
