@@ -108,7 +108,7 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
 def of_splits(
     name: str, files: Iterable[Path], base: Path, is_readable: Callable[[Path], bool]
 ) -> dict[str, list[Path]]:
-    """The same of files elsewhere, below `base`: those of each split, sorted. Raises UsageError."""
+    """The readable ones of files below `base`, which need not be on this machine, by split. Raises UsageError."""
     return _by_split(name, _without_records(sorted(filter(is_readable, files))), base, is_readable)
 
 
