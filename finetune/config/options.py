@@ -12,6 +12,7 @@ import typing
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from finetune.common.fits import MOST
 from finetune.common.formatting import setting, shown
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ BOUNDS = {
     "le": (operator.le, "at most"),
     "lt": (operator.lt, "below"),
 }
-MOST = 2**63  # of a whole number without a bound of its own
 # texts of any characters; others name something
 FREE = "start stop separator documents prompt_template add_tokens".split()
 FREE += "text_column prompt_column completion_column messages_column".split()

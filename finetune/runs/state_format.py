@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from finetune.common.errors import UsageError
-from finetune.common.fits import MOST, fits
+from finetune.common.fits import fits
 from finetune.common.formatting import is_number, shown
 from finetune.config.options import find_out_of_bounds
 from finetune.config.recipe import Recipe
@@ -73,7 +73,7 @@ def _check_numbers(found: Mapping[str, Any]) -> None:
     if found["eval_rows"] is not None:
         counts["eval_rows"] = found["eval_rows"]
     for name, value in counts.items():
-        if type(value) is not int or not 0 <= value < MOST:
+        if not fits(value, int) or value < 0:
             raise ValueError(f"{name} must be a whole number and not negative, got {shown(value)}")
     if not is_number(found["lr_scale"]) or not 0 < found["lr_scale"] <= 1:
         raise ValueError(f"lr_scale must be above 0 and at most 1, got {shown(found['lr_scale'])}")
