@@ -31,6 +31,16 @@ STATES = ("last/step-00000010", "last/step-00000008")
 SAVES = ("--save_interval=2", "--eval_interval=5")
 
 
+def refusable(name):
+    """A method of Flaky that changes what the server holds, unless that is refused."""
+
+    def method(self, *given, **named):
+        self.change()
+        getattr(MemoryFileSystem, name)(self, *given, **named)
+
+    return method
+
+
 class Flaky(MemoryFileSystem):
     """A server in memory that refuses what changes it: from the given change on, for a number of changes."""
 
@@ -47,21 +57,7 @@ class Flaky(MemoryFileSystem):
         if kind.breaks_at is not None and 0 <= kind.changes - kind.breaks_at < kind.breaks_for:
             raise ConnectionError("the line is dead")
 
-    def put_file(self, *given, **named):
-        self.change()
-        super().put_file(*given, **named)
-
-    def pipe_file(self, *given, **named):
-        self.change()
-        super().pipe_file(*given, **named)
-
-    def cp_file(self, *given, **named):
-        self.change()
-        super().cp_file(*given, **named)
-
-    def rm_file(self, *given, **named):
-        self.change()
-        super().rm_file(*given, **named)
+    put_file, pipe_file, cp_file, rm_file = map(refusable, ("put_file", "pipe_file", "cp_file", "rm_file"))
 
 
 @pytest.fixture(autouse=True)
