@@ -5,6 +5,7 @@ Where a run was trained here and the mirror is as far as the address, the mirror
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -21,10 +22,8 @@ from finetune.common.lock import is_locked
 from finetune.common.network import Unreachable
 from finetune.common.storage import Sizes, Storage, fetch_sealed
 from finetune.config.recipe_file import Entry
-from finetune.config.run_directory import RUN_FILES, STATE_NAME, is_run, states
+from finetune.config.run_directory import METRICS, RUN_FILES, SINGLE_FILES, STATE_NAME, is_run, states, step_of
 
-METRICS = "metrics.jsonl"
-SINGLE_FILES = (METRICS, "recipe.yaml", "trackers.json", "loss.png", "report.html", "share.png")
 PROBE = f"{files.WORK}/probe"  # shows whether an address can be written to
 SOURCE = ".source.json"  # in the mirror of a directory without a manifest: what was fetched
 
@@ -56,12 +55,16 @@ def is_trained_here(mirror: Path) -> bool:
 
 def whole_states(storage: Storage, sizes: Sizes) -> dict[int, dict[str, Any]]:
     """{step: manifest} of the states that are at an address in full, newest first."""
-    names = {name.split("/")[1] for name in sizes if name.startswith("last/") and name.count("/") > 1}
     found = {}
-    for name in sorted(filter(STATE_NAME.fullmatch, names), key=_step, reverse=True):
+    for name in sorted(begun_states(sizes), key=step_of, reverse=True):
         if manifest := storage.manifest(sizes, f"last/{name}"):
-            found[_step(name)] = manifest
+            found[step_of(name)] = manifest
     return found
+
+
+def begun_states(sizes: Sizes) -> set[str]:
+    """The names of the states of which an address holds any file."""
+    return {found[1] for name in sizes if (found := re.match(rf"last/({STATE_NAME.pattern})/", name))}
 
 
 def fetch_run(mirror: Path, to_resume: bool = False, model: str = "best") -> None:
@@ -80,9 +83,7 @@ def fetch_run(mirror: Path, to_resume: bool = False, model: str = "best") -> Non
                 return
             _fetch(storage, sizes, mirror, to_resume, model)
         except Unreachable as error:
-            if to_resume or not is_run(mirror):
-                raise UsageError(f"{error}; nothing has changed, the same command tries again") from None
-            print(f"warning: {error}; what was fetched before is used", file=sys.stderr)
+            _go_on_without(error, not to_resume and is_run(mirror))
 
 
 def _fetch(storage: Storage, sizes: Sizes, mirror: Path, to_resume: bool, model: str) -> None:
@@ -91,9 +92,9 @@ def _fetch(storage: Storage, sizes: Sizes, mirror: Path, to_resume: bool, model:
     newest = next(iter(there), -1)
     if to_resume and there and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":  # machines: all go on from one state
         for path in states(mirror):
-            if _step(path.name) > newest:
+            if step_of(path.name) > newest:
                 files.remove(path)
-    here = next((_step(path.name) for path in states(mirror) if not files.find_damage(path)), -1)
+    here = next((step_of(path.name) for path in states(mirror) if not files.find_damage(path)), -1)
     is_newer = not is_trained_here(mirror) or newest > here
     if is_newer or files.find_damage(mirror / model):
         _fetch_model(storage, sizes, mirror, model)
@@ -166,14 +167,11 @@ def fetch(path: Path) -> None:
     try:
         sizes = storage.files()
         is_of_run = METRICS in sizes
-        if not is_of_run:
+        if not is_of_run and run != path:
             storage = Storage(address)
             sizes = storage.files()
     except Unreachable as error:
-        if not path.exists():
-            raise UsageError(f"{error}; nothing has changed, the same command tries again") from None
-        print(f"warning: {error}; what was fetched before is used", file=sys.stderr)
-        return
+        return _go_on_without(error, path.exists())
     if is_of_run:
         fetch_run(run, model=path.name if run != path else "best")
     elif sizes:
@@ -182,24 +180,30 @@ def fetch(path: Path) -> None:
         _fetch_file(storage, path)
 
 
+def _go_on_without(error: Unreachable, is_here: bool) -> None:
+    """Warn that an older copy is used, if one `is_here`; else raise UsageError."""
+    if not is_here:
+        raise UsageError(f"{error}; nothing has changed, the same command tries again") from None
+    print(f"warning: {error}; what was fetched before is used", file=sys.stderr)
+
+
 def _fetch_others(storage: Storage, sizes: Sizes, path: Path) -> None:
     """Fetch what no run wrote, unless it is here as it is there."""
-    now = {name: storage.key(name) for name in sizes}
-    with storage_lock(path.parent):
-        if files.read_json_object(path / SOURCE) == now:
-            return
+
+    def fill(work: Path) -> None:
         print(f"fetching {storage.address}", file=sys.stderr)
+        for name in sizes:
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            storage.fetch(name, work / name)
+        files.write_json(work / SOURCE, now)
 
-        def fill(work: Path) -> None:
-            for name in sizes:
-                (work / name).parent.mkdir(parents=True, exist_ok=True)
-                storage.fetch(name, work / name)
-            files.write_json(work / SOURCE, now)
-
-        try:
-            files.write_directory(path, fill)
-        except Unreachable as error:
-            raise UsageError(str(error)) from None
+    try:
+        now = {name: storage.key(name) for name in sizes}
+        with storage_lock(path.parent):
+            if files.read_json_object(path / SOURCE) != now:
+                files.write_directory(path, fill)
+    except Unreachable as error:
+        _go_on_without(error, False)
 
 
 def _fetch_file(storage: Storage, path: Path) -> None:
@@ -207,7 +211,7 @@ def _fetch_file(storage: Storage, path: Path) -> None:
         with storage_lock(path.parent), files.replacing(path) as work:
             storage.fetch("", work)
     except Unreachable as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(str(error)) from None  # it may just not be there
 
 
 def fetch_out_dir(entries: list[Entry], problems: list[str]) -> list[Entry]:
@@ -266,7 +270,3 @@ def _problem_there(address: str, sizes: Sizes, overwrite: bool | str) -> str | N
         held = f"holds {', '.join(others)} without the {METRICS} of a run"
         return f"{held}; replace with --overwrite=true, or choose another out_dir"
     return None
-
-
-def _step(name: str) -> int:
-    return int(name.removeprefix("step-"))

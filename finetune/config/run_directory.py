@@ -17,6 +17,7 @@ from finetune.config.recipe_file import Entry, read_recipe
 METRICS = "metrics.jsonl"
 RUN_FILES = ("best", "last", METRICS)  # by which a run is known
 RECIPE, LOSS_PLOT, REPORT, SHARE_PICTURE = "recipe.yaml", "loss.png", "report.html", "share.png"
+SINGLE_FILES = (METRICS, RECIPE, "trackers.json", LOSS_PLOT, REPORT, SHARE_PICTURE)
 STATE_NAME = re.compile(r"step-\d{8,}")
 
 
@@ -38,6 +39,10 @@ def states(out_dir: str | Path) -> list[Path]:
     """The directories of all resumable states, newest first, damaged ones included."""
     found = (path for path in Path(out_dir).glob("last/step-*") if STATE_NAME.fullmatch(path.name))
     return sorted((path for path in found if path.is_dir()), reverse=True)
+
+
+def step_of(state: str) -> int:
+    return int(state.removeprefix("step-"))
 
 
 def complete(entries: list[Entry], has_recipe: bool, problems: list[str]) -> list[Entry]:

@@ -12,9 +12,9 @@ from typing import Any
 from finetune.common import files
 from finetune.common.files import MANIFEST
 from finetune.common.storage import Sizes, Storage
-from finetune.config.mirror import SINGLE_FILES, staged, whole_states
-from finetune.config.run_directory import STATE_NAME, states
-from finetune.runs.checkpoints import KEEP
+from finetune.config.mirror import begun_states, staged, whole_states
+from finetune.config.run_directory import SINGLE_FILES, states, step_of
+from finetune.runs.checkpoints import KEEP, PARTS
 
 WORK = ".upload"  # in the mirror: the directory that is being sent
 
@@ -49,21 +49,16 @@ def send_directory(storage: Storage, sizes: Sizes, out_dir: Path, name: str) -> 
 
 def prune(storage: Storage, sizes: Sizes, out_dir: Path) -> None:
     """Remove the states at the address that are old, or newer than any here: the run went back behind them."""
-    here = states(out_dir)
-    if not here:
+    if not (here := states(out_dir)):
         return
-    newest = int(here[0].name.removeprefix("step-"))
-    whole = whole_states(storage, sizes)
+    newest, whole = step_of(here[0].name), whole_states(storage, sizes)
     kept = [step for step in whole if step <= newest][:KEEP]
     for step, manifest in whole.items():
         if step not in kept:
             storage.remove(_files_of(f"last/step-{step:08d}", manifest))
-    begun = {name.split("/")[1] for name in sizes if name.startswith("last/") and name.count("/") > 1}
-    for name in begun:  # what was not sent to its end, and is not here any more
-        is_whole = STATE_NAME.fullmatch(name) and int(name.removeprefix("step-")) in whole
-        if STATE_NAME.fullmatch(name) and not is_whole and not (out_dir / "last" / name).exists():
-            ours = (MANIFEST, "model.safetensors", "optimizer.safetensors", "state.json")
-            storage.remove(place for file in ours if (place := f"last/{name}/{file}") in sizes)
+    for name in begun_states(sizes):  # what was not sent to its end, and is not here any more
+        if step_of(name) not in whole and not (out_dir / "last" / name).exists():
+            storage.remove(place for file in (MANIFEST, *PARTS) if (place := f"last/{name}/{file}") in sizes)
 
 
 def clear(storage: Storage, sizes: Sizes) -> None:

@@ -21,9 +21,9 @@ from finetune.common.commands import command
 from finetune.common.errors import Failure, UsageError
 from finetune.common.files import MANIFEST, read_json_object
 from finetune.common.storage import Storage
-from finetune.config.mirror import METRICS, SINGLE_FILES, begin_time, storage_lock, whole_states
+from finetune.config.mirror import begin_time, storage_lock, whole_states
 from finetune.config.recipe import Recipe
-from finetune.config.run_directory import states
+from finetune.config.run_directory import METRICS, SINGLE_FILES, states
 from finetune.runs.events import read_metrics
 from finetune.runs.sending import Changed, clear, prune, send_directory
 from finetune.runtime.process_group import RANKS
