@@ -43,6 +43,36 @@ def test_training_on_a_cpu_in_bfloat16_uses_it_and_dropout_does_not(monkeypatch)
     assert seen
 
 
+@pytest.mark.parametrize(
+    "has_amx, T, trains, keeps, is_ours",
+    [
+        (False, attention.FLASH_TOKENS, False, False, True),
+        (True, attention.FLASH_TOKENS - 1, False, False, True),
+        (True, attention.FLASH_TOKENS, False, True, False),
+        (True, attention.FLASH_TOKENS, True, True, True),
+        (True, attention.FLASH_TOKENS, True, False, False),
+    ],
+)
+def test_long_rows_go_to_the_kernel_of_pytorch_only_with_amx(monkeypatch, has_amx, T, trains, keeps, is_ours):
+    """And not where training keeps the probabilities for its backward pass."""
+    seen = []
+    monkeypatch.setattr(attention, "HAS_AMX", has_amx)
+    monkeypatch.setattr(attention, "MAX_SAVED", T**2 if keeps else T**2 - 1)
+    monkeypatch.setattr(attention.BlockwiseAttention, "apply", lambda *args: seen.append(1) or args[2])
+    q = torch.randn(1, 1, T, 4).bfloat16().requires_grad_(trains)
+    attention.causal_attention(q, q, q)
+    assert bool(seen) == is_ours
+
+
+@pytest.mark.parametrize("has_amx", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_cache_is_in_bfloat16_only_with_amx(monkeypatch, dtype, has_amx):
+    monkeypatch.setattr(attention, "HAS_AMX", has_amx)
+    cache, q = attention.KVCache(1, (1, 1, 8, 4), torch.device("cpu")), torch.randn(1, 1, 3, 4).to(dtype)
+    assert cache.attend(0, q, q, q).dtype == dtype
+    assert cache.layers.dtype == (dtype if has_amx else torch.float32)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within the compiler
 @pytest.mark.parametrize("T", [32, attention.FLASH_TOKENS])
 def test_attention_in_bfloat16_is_compiled_in_one_graph(T):
