@@ -250,8 +250,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     begin = np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)
-    return write_summed(path, itertools.chain([begin], map(_bytes, ordered.values())))
+    return write_summed(path, itertools.chain([begin], map(bytes_of, ordered.values())))
 
 
-def _bytes(tensor: Tensor) -> np.ndarray:
+def bytes_of(tensor: Tensor) -> np.ndarray:
+    """The bytes of a tensor on the CPU, in place if it is contiguous."""
     return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()

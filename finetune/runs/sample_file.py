@@ -53,11 +53,11 @@ class Wanted:
 
 def fingerprint(model: GPT, copy_blocker: Any) -> str:
     """A hash of the weights with their dtype, and of the text that must not be copied."""
-    import torch
+    from finetune.gpt.pretrained import bytes_of
 
     digest = hashlib.sha256(str(model.wte.weight.dtype).encode())
     for _, tensor in sorted(model.state_dict().items()):
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(bytes_of(tensor.cpu()).data)
     if copy_blocker is not None:
         digest.update(copy_blocker.entries)
     return digest.hexdigest()[:16]

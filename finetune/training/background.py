@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from finetune.gpt.pretrained import bytes_of
+
 ALIGNMENT = 64  # bytes
 Tensors = dict[str, torch.Tensor]
 
@@ -119,7 +121,7 @@ def copies_of(tensors: Tensors) -> Tensors:
     memory, copies, first = np.frombuffer(pages, np.uint8), {}, 0
     for (name, tensor), size in zip(tensors.items(), sizes):
         copied = memory[first : first + tensor.nbytes]
-        np.copyto(copied, tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+        np.copyto(copied, bytes_of(tensor))
         copies[name] = torch.from_numpy(copied).view(tensor.dtype).view(tensor.shape)
         first += size
     return copies
