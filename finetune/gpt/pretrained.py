@@ -254,5 +254,4 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
 
 def bytes_of(tensor: Tensor) -> np.ndarray:
-    """The bytes of a tensor on the CPU, in place if it is contiguous."""
     return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()

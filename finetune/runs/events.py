@@ -14,23 +14,24 @@ from finetune.config.recipe import Recipe
 NOT_FINITE = ("nan", "inf", "-inf")  # as text, because JSON has no such numbers
 Event = dict[str, Any]  # its "event" is the name
 Number = float | Literal["nan", "inf", "-inf"]
-EVENTS: dict[str, dict[str, Any]] = {  # what these must hold
-    "iter": {"iter": int, "loss": Number},
-    "eval": {"step": int, "train_loss": Number, "val_loss": Number},
-    "best": {"step": int, "val_loss": Number},
-    "samples": {"step": int, "texts": list[str]},
-    "rollback": {"step": int, "lr_scale": float, "problem": str},
-    **dict.fromkeys(("failed", "diverged", "save_failed"), {"problem": str}),
+REQUIRED = {  # of these events; other values may be missing or null
+    "iter": ("iter", "loss"),
+    "eval": ("step", "train_loss", "val_loss"),
+    "best": ("step", "val_loss"),
+    "samples": ("step", "texts"),
+    "rollback": ("step", "lr_scale", "problem"),
+    **dict.fromkeys(("failed", "diverged", "save_failed"), ("problem",)),
 }
-ANY: dict[str, Any] = {  # what any event may hold
+TYPES: dict[str, Any] = {  # of the values
     **dict.fromkeys("iter step reached length batch_size gradient_accumulation_steps code rank".split(), int),
     **dict.fromkeys("loss train_loss val_loss lr grad_norm seconds tokens_per_second mfu".split(), Number),
-    **dict.fromkeys("perplexity bits_per_byte accuracy lr_scale temperature".split(), Number),
+    **dict.fromkeys("perplexity bits_per_byte accuracy temperature".split(), Number),
+    **dict.fromkeys(("time", "lr_scale"), float),
     **dict.fromkeys("problem line name signal done start split model machine".split(), str),
     "texts": list[str],
     "val_losses": dict[str, Number],
     "recipe": {name: kind | None for name, kind in get_type_hints(Recipe).items()},
-    "identity": dict,
+    **dict.fromkeys(("identity", "metrics"), dict),
     "data": {
         "splits": dict[str, dict],
         "split_by": str | None,
@@ -41,7 +42,6 @@ ANY: dict[str, Any] = {  # what any event may hold
     "baseline": {"name": str, **dict.fromkeys(("loss", "perplexity", "bits_per_byte", "accuracy"), Number | None)},
     "difference": {"mean": Number, "low": Number | None, "high": Number | None},
     "general": dict.fromkeys(("loss", "baseline_loss", "kl"), Number | None),
-    "metrics": dict,
     "memorisation": {"ngram": int, "copied": float, "longest": int, "offset": int | None, "text": str | None},
 }
 
@@ -70,8 +70,8 @@ def _event(value: Any) -> Event:
     if not isinstance(value, dict) or not isinstance(value.get("event"), str):
         raise ValueError("no event")
     held = {name: value[name] for name in value if value[name] is not None}
-    kinds = {name: kind for name, kind in ANY.items() if name in held} | EVENTS.get(value["event"], {})
-    if not fits(held, {"time": float | None, **kinds}):
+    checked = {*held, *REQUIRED.get(value["event"], ())} & TYPES.keys()
+    if not fits(held, {name: TYPES[name] for name in checked}):
         raise ValueError(f"no {value['event']} event")
     return value
 

@@ -137,8 +137,7 @@ def _other_samples(run: Record, has_pairs: bool) -> list[tuple[str, list[str]]]:
 def _samples(event: Event) -> tuple[str, list[str]]:
     """The settings and texts of a `samples` event."""
     settings = [f"{name} {event[name]}" for name in ("temperature", "top_k", "seed") if name in event]
-    texts = [text for text in event.get("texts", []) if isinstance(text, str)]
-    return ", ".join([f"step {event.get('step')}", *settings]), texts[:MAX_SAMPLES]
+    return ", ".join([f"step {event['step']}", *settings]), event["texts"][:MAX_SAMPLES]
 
 
 def _settings(run: Record) -> tuple[list[Setting], list[Setting]]:

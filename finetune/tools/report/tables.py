@@ -115,8 +115,7 @@ def events(run: Record) -> Table:
 
 def step_of(event: Event) -> int:
     """The update at which an event happened; of a rollback, the update that was reached."""
-    step = event.get("reached", event.get("step", 0))
-    return step if isinstance(step, int) else 0
+    return event.get("reached") or event.get("step") or 0
 
 
 def text_of(event: Event) -> str:
