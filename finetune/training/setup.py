@@ -88,12 +88,12 @@ def setup_run(recipe: Recipe, device: Device, say: Say, hooks: Hooks | None = No
     return setup, _initial_state(setup, recipe_in_use, saved, say)
 
 
-def _saved(recipe: Recipe, say: Callable[[str], None]) -> SavedState:
+def _saved(recipe: Recipe, say: Say) -> SavedState:
     saved = checkpoints.load_state(recipe.out_dir, say)
     return saved._replace(state=state_format.read_state(saved.state, recipe.out_dir))
 
 
-def _previous_choice(recipe: Recipe, saved: SavedState, device: Device, say: Callable[[str], None]) -> Recipe | None:
+def _previous_choice(recipe: Recipe, saved: SavedState, device: Device, say: Say) -> Recipe | None:
     """The recipe with what batch_size=auto or memory=auto chose before the run was interrupted. None if they chose
     nothing, or nothing that this number of processes can share."""
     used, processes = saved.state["recipe"], device.accelerator.num_processes
@@ -125,7 +125,7 @@ def _check_sharded(device: Device, recipe: Recipe, choose_mode: bool, find_batch
 
 
 def _find_inputs(
-    recipe: Recipe, saved: SavedState | None, say: Callable[[str], None]
+    recipe: Recipe, saved: SavedState | None, say: Say
 ) -> tuple[Recipe, ModelRef, list[Dataset], np.ndarray | None]:
     """`(recipe, model, datasets, prompt)`: with a pinned init_from; not loaded yet; the ids of the samples' prompt, or
     None without samples."""
@@ -215,9 +215,7 @@ def _max_eval_rows(recipe: Recipe, saved: SavedState | None) -> int | None:
     return recipe.max_eval_rows
 
 
-def _initial_state(
-    setup: Setup, recipe_in_use: Recipe, saved: SavedState | None, say: Callable[[str], None]
-) -> TrainState:
+def _initial_state(setup: Setup, recipe_in_use: Recipe, saved: SavedState | None, say: Say) -> TrainState:
     """A new state, or the saved one."""
     micro_batch = MicroBatch(
         recipe_in_use.micro_batch_size, recipe_in_use.gradient_accumulation_steps, recipe_in_use.gradient_checkpointing
@@ -237,7 +235,7 @@ def _initial_state(
 
 
 def wrap_model_and_make_optimizer(
-    model: GPT, recipe: Recipe, device: Device, isolated: bool, say: Callable[[str], None]
+    model: GPT, recipe: Recipe, device: Device, isolated: bool, say: Say
 ) -> tuple[torch.nn.Module, AdamW]:
     """Move a model to the device, check its attention, compile it, wrap it in DDP or FSDP, and make its optimizer."""
     sharding = device.sharding
