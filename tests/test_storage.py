@@ -500,3 +500,10 @@ def test_one_rank_sends(name, address, monkeypatch):
     with uploads.uploading(recipe) as sends:
         assert sends is None
     assert not Path("remote").exists()
+
+
+@pytest.mark.parametrize("argv", ["sample --out_dir=", "eval --dataset=data --init_from=", "report --out_dir="])
+def test_an_address_with_nothing_is_said(command, argv):
+    verb, *flags = f"{argv}memory://bucket/gone".split()
+    code, _, err = command(verb, *flags)
+    assert code == 2 and err == "memory://bucket/gone: nothing is there; check the address\n"

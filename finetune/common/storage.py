@@ -191,6 +191,8 @@ class Storage:
             return network.watched(call, self.address, self.progress) if watch else call()
         except Unreachable:
             raise
+        except FileNotFoundError as error:
+            raise Unreachable(f"{self.address}: nothing is there; check the address") from error
         except Exception as error:  # each network library has its own
             raise Unreachable(f"{self.address}: {in_one_line(error)}") from error
 
