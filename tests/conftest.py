@@ -171,6 +171,7 @@ def tiny_run(corpus, command):
             "--max_iters=10",
             "--learning_rate=1e-2",
             "--log_interval=1",
+            "--eval_interval=5",
             "--dtype=float32",
             *flags,
         )

@@ -105,7 +105,7 @@ def call(verb, *argv, answers=""):
     module = importlib.import_module(f"finetune.{verb}")
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
     kept = sys.argv, sys.stdin
-    sys.argv, sys.stdin = [verb, *argv], io.TextIOWrapper(io.BytesIO(answers.encode()), "utf-8")
+    sys.argv, sys.stdin = [verb, *argv], io.TextIOWrapper(io.BytesIO(answers.encode("utf-8", "surrogatepass")), "utf-8")
     code = None
     try:
         with watched(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
