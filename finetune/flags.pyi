@@ -78,6 +78,7 @@ class TrainFlags(TypedDict, total=False):
     patience: int | None
     save_interval: int | None
     always_save_checkpoint: bool
+    sharded_checkpoints: bool
     max_rollbacks: int
     deterministic: bool
     num_samples: int

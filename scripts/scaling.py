@@ -1,7 +1,7 @@
-"""Write the tables of docs/scaling.md: memory, communication and time on several processes, counted from shapes and
-data sheets; and tokens/s, predicted by the same formulas.
+"""Write the tables of docs/scaling.md and docs/network.md: memory, communication and time on several processes, counted
+from shapes and data sheets; and tokens/s, predicted by the same formulas.
 
-    python scripts/scaling.py              the page
+    python scripts/scaling.py              the pages
     python scripts/scaling.py --measure    first measure what this machine can, 1 to 4 gloo processes (10 minutes)
 
 The prediction for this machine takes from it the time of a micro-batch, of an update of the weights and of an
@@ -27,7 +27,7 @@ from finetune.runtime.device import PEAK_TFLOPS
 from finetune.runtime.memory import Workload, estimate_memory
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "scaling.md"
+PAGES = [ROOT / "docs" / name for name in ("scaling.md", "network.md")]
 CARDS = (16, 24, 40, 80)  # GiB, of which nine tenths are there to be used
 T = 1024
 MFU, GPU = 0.4, "A100"  # what is assumed of the speed of computing
@@ -221,12 +221,10 @@ def measured():
 
 
 def page(text):
-    """The page with each table below its mark made anew."""
+    """A page with each table below its mark made anew."""
     for make in (memory, choice, communication, links, hidden, simulation, measured):
-        text, found = re.subn(
-            rf"(<!-- {make.__name__} -->\n)(\|.*\n)*", lambda mark, make=make: f"{mark[1]}{make()}\n", text
-        )
-        assert found == 1, make.__name__
+        if (mark := f"<!-- {make.__name__} -->\n") in text:
+            text = re.sub(rf"({mark})(\|.*\n)*", lambda found, make=make: f"{found[1]}{make()}\n", text)
     return text
 
 
@@ -339,5 +337,6 @@ if __name__ == "__main__":
     if given == "--measure":
         with tempfile.TemporaryDirectory() as work:
             measure(Path(work))
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"wrote {PAGE}")
+    for path in PAGES:
+        path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
+        print(f"wrote {path}")

@@ -4,13 +4,15 @@
 torch is imported once and never used here, because a fork of a process that has computed with several threads hangs.
 The job is {"recipe": {...}, "world": N} with, to be killed at random, {"kills": K, "seed": S, "slowest": seconds}, or,
 to meet a bad number once, {"nan": {"rank": R, "iteration": I}}, or a signal, {"signal": {"rank": R, "number": N,
-"iteration": I}}. Its "environment" is what the launcher would have set. Of a list of jobs one runs after the other. The
-outcome, or a list of them, is printed as JSON."""
+"iteration": I}}, or a disk that is full from then on, {"full": {"rank": R, "iteration": I}}. Its "environment" is what
+the launcher would have set. Of a list of jobs one runs after the other. The outcome, or a list of them, is printed as
+JSON."""
 
 import dataclasses
 import json
 import os
 import random
+import resource
 import select
 import signal
 import socket
@@ -73,6 +75,17 @@ def signalled(rank, number, iteration):
     return lambda this_rank: Hooks(before_update) if this_rank == rank else Hooks()
 
 
+def full(rank, iteration):
+    """Hooks for `start`: from an update on, no file of one rank can grow beyond 4 KB."""
+
+    def before_update(setup, state):
+        if state.step == iteration:
+            setup.saves.wait()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+
+    return lambda this_rank: Hooks(before_update) if this_rank == rank else Hooks()
+
+
 def start(recipe, world=1, report=None, hooks=lambda rank: Hooks()):
     """Fork `world` processes that train with `hooks(rank)`; return their pids. Saved steps are written to the
     descriptor `report` once acknowledged."""
@@ -98,14 +111,15 @@ def start(recipe, world=1, report=None, hooks=lambda rank: Hooks()):
                 }
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
             if report is not None:
-                save = checkpoints.save_state
+                seal = checkpoints.seal_state
 
-                def saved(out_dir, weights, optimizer, state):
-                    save(out_dir, weights, optimizer, state)
+                def sealed(out_dir, state, write):
+                    seal(out_dir, state, write)
                     os.write(report, f"{state['iteration']}\n".encode())
 
-                checkpoints.save_state = saved
-                saving.SMALL = 0  # so that kills meet saves in the background
+                checkpoints.seal_state = sealed
+            if report is not None or recipe.sharded_checkpoints:
+                saving.SMALL = 0  # so that saves are made in the background
             trainer.train(recipe, hooks=hooks(rank))
             code = 0
         except Failure as failure:
@@ -180,7 +194,8 @@ def outcome(job):
         found = killed(recipe, job["world"], job["kills"], job["seed"], job["slowest"])
     else:
         began = time.perf_counter()
-        hooks = poison(**job["nan"]) if "nan" in job else signalled(**job["signal"]) if "signal" in job else None
+        kinds = {"nan": poison, "signal": signalled, "full": full}
+        hooks = next((make(**job[kind]) for kind, make in kinds.items() if kind in job), None)
         options = {"hooks": hooks} if hooks else {}
         found = {"codes": run(recipe, job["world"], **options), "seconds": time.perf_counter() - began}
     for name in job.get("environment", {}):

@@ -33,7 +33,10 @@ def scaling(monkeypatch):
 
 
 def test_the_tables_are_those_of_the_code(scaling):
-    assert scaling.page(TEXT) == TEXT, "run python scripts/scaling.py"
+    assert "not measured" in scaling.measured() or scaling.measured() in scaling.PAGES[1].read_text(encoding="utf-8")
+    for path in scaling.PAGES:
+        text = path.read_text(encoding="utf-8")
+        assert scaling.page(text) == text, "run python scripts/scaling.py"
 
 
 def pod():

@@ -131,13 +131,12 @@ class Recipe:
         derived=True,
     )
     always_save_checkpoint: bool = option(False, "keep the model of every evaluation in out_dir/iter_N", resume="free")
+    sharded_checkpoints: bool = option(False, "under FSDP2 each rank writes its shard of a checkpoint", resume="free")
 
     max_rollbacks: int = option(
         3, "most rollbacks after divergence, each to the last checkpoint at half the rate", ge=0, resume="free"
     )
-    deterministic: bool = option(
-        False, "bit-identical results on a GPU, slower; a CPU always gives them", resume="free"
-    )
+    deterministic: bool = option(False, "bit-identical results on a GPU, slower; always so on a CPU", resume="free")
 
     num_samples: int = option(0, "number of samples to print at the end of training", ge=0, le=10_000, resume="free")
     sample_interval: int | None = option(

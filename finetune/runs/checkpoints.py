@@ -4,6 +4,7 @@
 renames. A state that differs from its manifest is not loaded. Files are safetensors and JSON, which cannot run code.
 
     out_dir/last/step-00000250/   model.safetensors, optimizer.safetensors, state.json, manifest.json: a resumable state
+                                  (with sharded_checkpoints, shard-*.safetensors in place of the first two)
     out_dir/best/                 the model with the lowest validation loss, a Hugging Face directory
 """
 
@@ -29,6 +30,7 @@ from finetune.gpt import lora, size
 from finetune.gpt.model import GPTConfig
 from finetune.gpt.pretrained import write_tensors
 from finetune.runs.events import read_metrics
+from finetune.runtime import shards
 
 PARTS = ("model.safetensors", "optimizer.safetensors", "state.json")  # of a state
 KEEP = 2  # resumable states: if the newest is damaged, there is another
@@ -46,13 +48,18 @@ def save_state(
     optimizer: Mapping[str, torch.Tensor],
     state: Mapping[str, Any],
 ) -> None:
-    """Write a resumable state, then remove all but the newest KEEP. `state` is JSON data with its `iteration`."""
+    """Write a resumable state of full tensors. `state` is JSON data with its `iteration`."""
+    parts = (PARTS[0], weights), (PARTS[1], optimizer)
+    seal_state(out_dir, state, lambda place: {name: write_tensors(place / name, tensors) for name, tensors in parts})
 
+
+def seal_state(out_dir: str | Path, state: Mapping[str, Any], write: Callable[[Path], Mapping[str, str]]) -> None:
+    """Write a resumable state, then remove all but the newest KEEP. `write(directory)` writes its tensors and returns
+    the sha256 of each file."""
     sums: dict[str, str] = {}
 
     def fill(directory: Path) -> None:
-        for name, tensors in (PARTS[0], weights), (PARTS[1], optimizer):
-            sums[name] = write_tensors(directory / name, tensors)
+        sums.update(write(directory))
         files.write_json(directory / PARTS[2], state)
 
     target = state_directory(out_dir, state["iteration"])
@@ -96,12 +103,13 @@ def load_state(out_dir: str | Path, log: Callable[[str], object] = print) -> Sav
     problems = []
     for directory in states(out_dir):
         problem = files.find_damage(directory)
-        if lacking := sorted({*PARTS} - {*files.files_in_manifest(directory)}):
+        listed = files.files_in_manifest(directory)
+        if lacking := sorted({*(PARTS[2:] if shards.are_in(listed) else PARTS)} - {*listed}):
             problem = problem or f"its {files.MANIFEST} does not list {lacking[0]}"
         if problem is None:
             try:
-                weights, optimizer = (load_file(directory / name) for name in PARTS[:2])
                 state = files.read_json(directory / PARTS[2])
+                weights, optimizer = _read_tensors(directory, state)
                 step = state.get("iteration") if isinstance(state, dict) else None
                 if directory.name != f"step-{str(step).zfill(8)}":
                     raise ValueError(f"it holds the state of step {shown(step)}")
@@ -115,6 +123,20 @@ def load_state(out_dir: str | Path, log: Callable[[str], object] = print) -> Sav
     if problems:
         raise UsageError("\n".join(["every state to resume from is damaged:", *problems, way_without_states(out_dir)]))
     raise UsageError(nothing_to_resume(out_dir))
+
+
+def _read_tensors(directory: Path, state: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(weights, moments) of a state, as full tensors. Raises SafetensorError and ValueError."""
+    if not shards.are_in(files.files_in_manifest(directory)):
+        return load_file(directory / PARTS[0]), load_file(directory / PARTS[1])
+    weights, optimizer = shards.read(directory), {}
+    vocab_size = state["config"]["vocab_size"]
+    for name in list(weights):
+        if name.endswith("wte.weight"):  # without the padding
+            weights[name] = weights[name][:vocab_size]
+        if name.startswith(("exp_avg.", "exp_avg_sq.")):
+            optimizer[name] = weights.pop(name)
+    return weights, optimizer
 
 
 def way_without_states(out_dir: str | Path) -> str:

@@ -15,6 +15,7 @@ from finetune.common.storage import Sizes, Storage
 from finetune.config.mirror import begun_states, staged, whole_states
 from finetune.config.run_directory import SINGLE_FILES, states, step_of
 from finetune.runs.checkpoints import KEEP, PARTS
+from finetune.runtime import shards
 
 WORK = ".upload"  # in the mirror: the directory that is being sent
 
@@ -58,7 +59,10 @@ def prune(storage: Storage, sizes: Sizes, out_dir: Path) -> None:
             storage.remove(_files_of(f"last/step-{step:08d}", manifest))
     for name in begun_states(sizes):  # what was not sent to its end, and is not here any more
         if step_of(name) not in whole and not (out_dir / "last" / name).exists():
-            storage.remove(place for file in (MANIFEST, *PARTS) if (place := f"last/{name}/{file}") in sizes)
+            ours = [f"last/{name}/{file}" for file in (MANIFEST, *PARTS)]
+            storage.remove(
+                place for place in sizes if place in ours or place.startswith(f"last/{name}/{shards.PREFIX}")
+            )
 
 
 def clear(storage: Storage, sizes: Sizes) -> None:

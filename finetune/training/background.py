@@ -24,11 +24,12 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass
 class PendingSave:
-    """A directory that is written. Ranks other than 0 only wait until they hear that it is."""
+    """A directory that is written. Ranks other than 0 only wait until they hear that it is, unless it is in shards."""
 
     name: str
     step: int
     acknowledge: Callable[[bool], None]  # called by the loop on all ranks, with whether it is on disk
+    is_sharded: bool = False  # all ranks write it together, so that none may wait for what another waits for
     copied: threading.Event = field(default_factory=threading.Event)
     written: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
@@ -42,6 +43,7 @@ class Saves:
     num_acknowledged: int = 0
     seconds_held: float = 0.0  # that the loop waited for copies
     updated: threading.Event = field(default_factory=threading.Event)  # the first update was made, or a save waited for
+    group: torch.distributed.ProcessGroup | None = None  # of the saves of all ranks; made by the first one
 
     def begin(self, save: PendingSave, tensors: Tensors, write: Callable[[Tensors], object], are_shared: bool) -> None:
         """Write the tensors in a thread, after the saves begun before; copies of them if training shares them."""
@@ -60,7 +62,8 @@ class Saves:
                         copies = copies_of(tensors)
                 if not are_shared or copies is not tensors:
                     save.copied.set()
-                self.updated.wait()  # the first update is not slowed down
+                if not save.is_sharded:
+                    self.updated.wait()  # the first update is not slowed down
                 if before:
                     before.wait()
                 write(copies)
@@ -88,7 +91,8 @@ class Saves:
             save.written.set()
 
     def take(self) -> PendingSave:
-        """The oldest save, to be acknowledged."""
+        """The oldest save, to be acknowledged, once this rank has written its part."""
+        self.begun[0].written.wait()
         self.num_acknowledged += 1
         return self.begun.popleft()
 

@@ -22,7 +22,7 @@ from finetune.runs import checkpoints
 from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
 from finetune.runs.model_card import model_card
-from finetune.runtime import fsdp, memory
+from finetune.runtime import fsdp, memory, shards
 from finetune.training import background
 from finetune.training.background import Tensors
 from finetune.training.callbacks import Save
@@ -93,17 +93,9 @@ def save_state(setup: Setup, state: TrainState, logger: RunLogger, must_succeed:
     if accelerator.reduce(finite.to(setup.device.torch_device, torch.float32)) < accelerator.num_processes:
         raise Diverged(f"step {step}: the weights are not finite")
     keep = accelerator.is_main_process
-    weights = fsdp.gather_state_dict(lora.trained(model), keep)
-    moments = fsdp.gather_state_dict(optimizer_tensors(setup.optimizer, setup.parameter_names), keep)
-    # without the padding of the embedding and its moments
-    V = model.config.vocab_size
-    tensors = {name: each[:V] if name.endswith("wte.weight") else each for name, each in (weights | moments).items()}
     values = copy.deepcopy(to_json(setup, state))
-
-    def write(tensors: Tensors) -> None:
-        of_model, of_optimizer = ({name: tensors[name] for name in part} for part in (weights, moments))
-        checkpoints.save_state(setup.recipe.out_dir, of_model, of_optimizer, values)
-
+    in_shards = bool(setup.recipe.sharded_checkpoints and setup.device.sharding)
+    tensors, write = (_shards if in_shards else _full_tensors)(setup, values)
     last_saved = state.last_saved
 
     def acknowledge(is_on_disk: bool) -> None:
@@ -117,12 +109,55 @@ def save_state(setup: Setup, state: TrainState, logger: RunLogger, must_succeed:
     if keep:
         with contextlib.suppress(OSError):  # told when it is written
             checkpoints.make_folder(setup.recipe.out_dir)
-    save = background.PendingSave("last", step, acknowledge)
+    save = background.PendingSave("last", step, acknowledge, in_shards)
     _start_save(setup, logger, save, tensors, write, at_once=must_succeed)
     if must_succeed and state.last_saved != step:
         out_dir = setup.recipe.out_dir
         before = "the previous one is complete" if checkpoints.states(out_dir) else "there is no previous one"
         raise Failure(f"out_dir {out_dir}: the state after {step} updates could not be saved; {before}", 1)
+
+
+def _full_tensors(setup: Setup, values: dict[str, Any]) -> tuple[Tensors, Callable[[Tensors], None]]:
+    """The weights and moments on rank 0, and a function that writes a state of copies of them."""
+    keep = setup.device.accelerator.is_main_process
+    weights = fsdp.gather_state_dict(lora.trained(setup.model), keep)
+    moments = fsdp.gather_state_dict(optimizer_tensors(setup.optimizer, setup.parameter_names), keep)
+    # without the padding of the embedding and its moments
+    V = setup.model.config.vocab_size
+    tensors = {name: each[:V] if name.endswith("wte.weight") else each for name, each in (weights | moments).items()}
+
+    def write(tensors: Tensors) -> None:
+        of_model, of_optimizer = ({name: tensors[name] for name in part} for part in (weights, moments))
+        checkpoints.save_state(setup.recipe.out_dir, of_model, of_optimizer, values)
+
+    return tensors, write
+
+
+def _shards(setup: Setup, values: dict[str, Any]) -> tuple[Tensors, Callable[[Tensors], None]]:
+    """This rank's rows of the weights and moments, and a function that writes a state of copies of them with all other
+    ranks."""
+    group = setup.saves.group = setup.saves.group or shards.new_group()
+    whole = lora.trained(setup.model) | optimizer_tensors(setup.optimizer, setup.parameter_names)
+
+    def write(rows: Tensors) -> None:
+        if not setup.device.accelerator.is_main_process:
+            shards.write(None, whole, rows, group)
+            return
+        is_begun = False
+
+        def fill(directory: Path) -> dict[str, str]:
+            nonlocal is_begun
+            is_begun = True
+            return shards.write(directory, whole, rows, group)
+
+        try:
+            checkpoints.seal_state(setup.recipe.out_dir, values, fill)
+        finally:
+            if not is_begun:  # the other ranks wait for a directory
+                with contextlib.suppress(OSError):
+                    shards.write(None, whole, rows, group)
+
+    return {name: fsdp.local_shard(tensor.detach()) for name, tensor in whole.items()}, write
 
 
 def _is_finite(tensor: torch.Tensor) -> torch.Tensor:
@@ -141,20 +176,21 @@ def _start_save(
 ) -> None:
     """Begin a save; finish it too if it is to be made `at_once`, or if callbacks of the user may want its files."""
     saves, device = setup.saves, setup.device
-    has_callbacks = torch.tensor(float(setup.hooks.notify is not Hooks.notify), device=device.torch_device)
-    is_asked = bool(device.accelerator.reduce(has_callbacks))  # by any rank: rank 0 may be the only one with callbacks
-    at_once = at_once or is_asked or 4 * num_parameters(setup.model.config) < SMALL
-    if not device.accelerator.is_main_process:
+    are_shared = device.torch_device.type == "cpu" and not (device.sharding and device.accelerator.num_processes > 1)
+    if save.is_sharded:
+        are_shared = any(tensor.device.type == "cpu" for tensor in tensors.values())
+        tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
+    copies = sum(tensor.nbytes for tensor in tensors.values()) if are_shared else 0
+    # of any rank: rank 0 may be the only one with callbacks
+    reasons = setup.hooks.notify is not Hooks.notify, copies > MAX_SHARE * memory.available_bytes("cpu")
+    asked, too_large = device.accelerator.reduce(torch.tensor(reasons, device=device.torch_device).float()).bool()
+    at_once = at_once or bool(asked) or 4 * num_parameters(setup.model.config) < SMALL
+    if not (save.is_sharded or device.accelerator.is_main_process):
         saves.write(save, {}, lambda tensors: None)
+    elif at_once or too_large:
+        saves.write(save, tensors, write)
     else:
-        are_shared = device.torch_device.type == "cpu" and not (
-            device.sharding and device.accelerator.num_processes > 1
-        )
-        copies = sum(tensor.nbytes for tensor in tensors.values()) if are_shared else 0
-        if at_once or copies > MAX_SHARE * memory.available_bytes("cpu"):
-            saves.write(save, tensors, write)
-        else:
-            saves.begin(save, tensors, write, are_shared)
+        saves.begin(save, tensors, write, are_shared)
     if at_once:
         finish_saves(setup, logger)
 

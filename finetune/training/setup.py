@@ -26,7 +26,7 @@ from finetune.runs.datasets import is_isolated
 from finetune.runs.inputs import find_model_and_datasets, with_block_size
 from finetune.runs.model_ref import ModelRef
 from finetune.runs.provenance import provenance
-from finetune.runtime import attention_check, fsdp, memory, memory_modes
+from finetune.runtime import attention_check, fsdp, memory, memory_modes, shards
 from finetune.runtime.device import Device
 from finetune.training.optimizer import AdamW, adamw, fill_optimizer
 from finetune.training.recovery import begin_loading, check_resumed, resume
@@ -46,6 +46,7 @@ def setup_run(recipe: Recipe, device: Device, say: Say, hooks: Hooks | None = No
     choose_mode = recipe.memory == "auto" and not previous and not recipe.eval_only
     recipe_in_use = previous or recipe  # with what batch_size=auto or memory=auto chose
     _check_sharded(device, recipe_in_use, choose_mode, find_batch_size)
+    _check_sharded_checkpoints(device, recipe, say)
     with device.accelerator.local_main_process_first():  # one process builds caches, the others find them
         recipe, found, datasets, prompt = _find_inputs(recipe, saved, say)
         loading = begin_loading(recipe, found.config, saved, ahead=not choose_mode)
@@ -122,6 +123,13 @@ def _check_sharded(device: Device, recipe: Recipe, choose_mode: bool, find_batch
     for problem, applies in problems.items():
         if applies and device.sharding:
             raise UsageError(problem)
+
+
+def _check_sharded_checkpoints(device: Device, recipe: Recipe, say: Callable[[str], None]) -> None:
+    if recipe.sharded_checkpoints and device.sharding:
+        shards.check_torch()
+    elif recipe.sharded_checkpoints:
+        say("sharded_checkpoints: FSDP2 does not shard this run, so its checkpoints hold full tensors")
 
 
 def _find_inputs(
