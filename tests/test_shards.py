@@ -12,6 +12,7 @@ from safetensors.torch import load_file, safe_open
 from test_fsdp import events, finish, harness, is_sharded, job, logits, numbers
 
 from finetune.common.errors import UsageError
+from finetune.gpt import pretrained
 from finetune.runs import checkpoints
 from finetune.runtime import shards
 from finetune.training import trainer
@@ -128,6 +129,8 @@ def test_a_run_that_is_not_sharded_says_so_and_saves_full_tensors(tiny, capsys):
     trainer.train(tiny(max_iters=2, sharded_checkpoints=True))
     assert "sharded_checkpoints: FSDP2 does not shard this run" in capsys.readouterr().out
     assert (states("out")[-1] / "model.safetensors").is_file()
+    with pytest.raises(UsageError, match="a checkpoint to resume from; the best model of its run is --init_from=out"):
+        pretrained.find("out/last/step-00000002")
 
 
 def test_an_old_torch_is_refused(monkeypatch):

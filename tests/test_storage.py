@@ -139,10 +139,13 @@ def test_an_upload_that_was_cut_does_not_count(half, command, cache, address):
     newest = max(Path("remote/run/last").iterdir())
     cut = newest / "optimizer.safetensors"
     os.truncate(cut, 100)
+    begun = Path("remote/run/last/step-00000001")  # in shards, as another launch of the run would write them
+    begun.mkdir()
+    (begun / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"a part")
     another_machine(cache)
     code, out, err = command("train", f"--out_dir={address}", "--init_from=resume")
     assert code == 0 and "at iteration 6" in out, err
-    assert weights("remote/run") == half
+    assert weights("remote/run") == half and not any(path.is_file() for path in begun.rglob("*"))
 
 
 def test_a_file_of_the_right_size_with_other_bytes_does_not_count(half, command, cache, address):

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from finetune.common.commands import join
 from finetune.common.direct_file import write_summed
 from finetune.common.errors import UsageError
 from finetune.common.files import read_json, write_json
@@ -57,6 +58,9 @@ def _find_in(path: Path, source: str | Path) -> Path:
         if path.name == "adapter" and (path.parent / "config.json").is_file():
             instead = f"use {path.parent}, where they are merged"
         raise UsageError(f"{source}: holds adapters alone, without the model they belong to; {instead}")
+    if (path / "state.json").is_file() and path.parent.name == "last":
+        model = join([f"--init_from={path.parent.parent}"])
+        raise UsageError(f"{source}: a checkpoint to resume from; the best model of its run is {model}")
     found = foreign.kind(file.name for file in path.iterdir())
     raise UsageError(f"{source}: {found or 'no model here'}; expected config.json, best/config.json or ckpt.pt")
 
