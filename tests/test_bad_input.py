@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -451,3 +452,22 @@ def test_bad_input(case, command, monkeypatch):
 
 def test_there_are_enough_cases():
     assert len(CASES) >= 30
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "--block_size=99"],
+        ["train", "--lora_rank=3000"],
+        ["train", "--num_samples=1", "--start=é"],
+        ["train", "--num_samples=1", "--start="],
+        ["eval", "--block_size=99"],
+        ["eval", "--stride=33"],
+        ["eval", "--samples=1", "--start=é"],
+    ],
+)
+def test_no_text_is_prepared_for_what_cannot_be(argv, tiny_run, command, corpus, monkeypatch):
+    model = tiny_run()
+    shutil.rmtree("data")
+    code, _, error = command(argv[0], f"--init_from={model}", f"--dataset={corpus()}", "--device=cpu", *argv[1:])
+    assert code == 2 and error.count("\n") == 1 and not Path("data").exists(), error

@@ -116,10 +116,12 @@ def find_inputs(options: Options, device: Device) -> Inputs:
         sizes = [f"{one.name} has {one.config.vocab_size:,}" for one in models]
         if options.general and len({one.config.vocab_size for one in models}) > 1:
             raise UsageError(f"general: the divergence needs models with as many ids; {' and '.join(sizes)}")
+        block_size, stride = _lengths(options, models)  # before a text is prepared, as the prompt
+        if options.samples and model.tokenizer:
+            prompt_ids(model.tokenizer, options.start)
         dataset = token_streams.open_dataset(options.dataset, model, options.out_dir)
         stream = token_streams.open_split(dataset, options.split, model)
         general = token_streams.open_general(options.general, model) if options.general else None
-    block_size, stride = _lengths(options, models)
     by_document = options.documents
     if by_document is None:
         by_document = token_streams.is_by_document(dataset, options.split, options.out_dir)

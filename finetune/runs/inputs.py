@@ -15,8 +15,8 @@ from finetune.data import nanogpt_meta
 from finetune.data import tokenizer as tokenizers
 from finetune.data.bpe_files import GPT2_EOT, GPT2_VOCAB
 from finetune.data.dataset import Dataset
-from finetune.data.tokenizer import CharTokenizer, Tokenizer
-from finetune.gpt import GPTConfig, pretrained
+from finetune.data.tokenizer import CharTokenizer, Tokenizer, prompt_ids
+from finetune.gpt import GPTConfig, lora, pretrained
 from finetune.gpt.model import SHAPES
 from finetune.runs.datasets import find_datasets, with_most_tokens
 from finetune.runs.model_ref import ModelRef, read_facts
@@ -95,7 +95,18 @@ def find_model_and_datasets(
 
     The datasets come first, so that a missing one is reported before a model is downloaded. The arguments are those of
     `find_model_of_recipe`."""
-    found = find_datasets(recipe, lambda: tokenizer_choice(recipe, shape_only))
+
+    def tokenizer() -> str | Tokenizer:
+        """What prepares a text, which is not prepared if the model could not be trained then."""
+        choice = tokenizer_choice(recipe, shape_only)
+        if recipe.init_from not in ("scratch", "resume"):
+            model = with_block_size(find_model(recipe.init_from, shape_only), recipe.block_size)
+            lora.check_rank(recipe, model.config)
+            if recipe.num_samples and isinstance(choice, Tokenizer):
+                prompt_ids(choice, recipe.start)
+        return choice
+
+    found = find_datasets(recipe, tokenizer)
     wanted = with_most_tokens(found)
     model = find_model_of_recipe(recipe, wanted, saved, shape_only)
     try:
