@@ -125,6 +125,13 @@ def test_damaged_and_encrypted_archives_are_refused():
     Path("c.zip").write_bytes(data)
     with pytest.raises(UsageError, match=r"c.zip: cannot be unpacked: .*'a.txt' is encrypted"):
         archives.unpack(Path("c.zip"))
+    for nameless in ("", "\0"):
+        with zipfile.ZipFile("d.zip", "w") as archive:
+            info = zipfile.ZipInfo("x")
+            info.filename = nameless
+            archive.writestr(info, "text")
+        with pytest.raises(UsageError, match="d.zip: cannot be unpacked: it is damaged: a member has no name"):
+            archives.unpack(Path("d.zip"))
 
 
 @pytest.mark.parametrize("end", ["", "; raise SystemExit(2)", "; 1 / 0"])

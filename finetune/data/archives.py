@@ -132,6 +132,8 @@ def _safe_parts(name: str) -> list[str]:
 
 def _zip_members(path: Path) -> Iterator[tuple[str, Content]]:
     with zipfile.ZipFile(path) as archive:
+        if not all(member.filename for member in archive.infolist()):
+            raise ValueError("it is damaged: a member has no name")
         members = [member for member in archive.infolist() if not member.is_dir()]
         _check_space(sum(member.file_size for member in members))
         for member in members:
