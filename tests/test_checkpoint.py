@@ -10,6 +10,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -357,3 +358,24 @@ def test_replacing_a_directory_is_one_step_on_linux(tmp_path):
     inode = (tmp_path / "b").stat().st_ino
     files.exchange(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b" / "new").exists() and (tmp_path / "a").stat().st_ino == inode
+
+
+def _write_many(directory, number):
+    """Write, replace and remove beside others; return the errors."""
+    errors = []
+    for turn in range(150):
+        try:
+            files.write_file(directory / f"file{number}", "x")
+            files.write_directory(directory / f"directory{number}", lambda place: (place / "a").write_text("1"))
+            if turn % 3 == 0:
+                files.remove(directory / f"directory{number}")
+        except OSError as error:
+            errors.append(repr(error))
+    return errors
+
+
+def test_processes_that_write_beside_each_other_do_not_disturb(tmp_path):
+    """Each removes the folder of what is unfinished when it is empty, which another is about to use."""
+    with forked.pool(3) as pool:
+        assert pool.starmap(_write_many, [(tmp_path, number) for number in range(3)]) == [[], [], []]
+    assert not (tmp_path / files.WORK).exists()

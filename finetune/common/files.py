@@ -19,12 +19,14 @@ import psutil
 
 from finetune.common.errors import UsageError
 from finetune.common.formatting import unify_newlines
+from finetune.common.json_text import parse_json
 from finetune.common.machine import sync
 
 MANIFEST = "manifest.json"
-MAX_JSON, MAX_DEPTH = 1 << 28, 64  # bytes and levels; the largest tokenizer.json of the Hub has 40 MB
+MAX_JSON = 1 << 28  # bytes; the largest tokenizer.json of the Hub has 40 MB
 MAX_TEXT = 1 << 26  # bytes of a file of prompts
 CHUNK_BYTES = 1 << 22
+MAKE_TRIES = 100  # of a file in a folder that other processes remove whenever it is empty
 # beside what is written: all in it was begun here, as PID@HOST~NAME, or is old~NAME, replaced, or removed~NAME
 WORK = ".finetune-tmp"
 
@@ -34,8 +36,7 @@ def replacing(path: str | Path) -> Generator[Path]:
     """A temporary path for the content of `path`. When the block ends, the file written there is synced and replaces
     `path`; after an error `path` is as before."""
     path = Path(path)
-    with _working(path) as work:
-        os.close(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    with _working(path, lambda work: os.close(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))) as work:
         yield work
         sync(work)
         os.replace(work, path)
@@ -43,20 +44,33 @@ def replacing(path: str | Path) -> Generator[Path]:
 
 
 @contextlib.contextmanager
-def _working(target: Path) -> Generator[Path]:
-    """A path on the disk of `target` for its content, removed when the block ends. What a killed process left of
-    `target` is removed first. Raises OSError."""
-    folder = target.parent / WORK
+def _working(target: Path, make: Callable[[Path], object]) -> Generator[Path]:
+    """A path on the disk of `target` for its content, where `make(path)` makes a file or directory; removed when the
+    block ends. What a killed process left of `target` is removed first. Raises OSError."""
     sweep(target.parent, target.name)
-    folder.mkdir(exist_ok=True)
-    if folder.is_symlink():  # of a directory that came from elsewhere
-        raise NotADirectoryError(errno.ENOTDIR, "is a link", str(folder))
-    work = folder / f"{os.getpid()}@{socket.gethostname()}~{target.name}"
+    work = target.parent / WORK / f"{os.getpid()}@{socket.gethostname()}~{target.name}"
+    _make_in_folder(work, make)
     try:
         yield work
     finally:
         discard(work, target)
         sweep(target.parent, target.name)
+
+
+def _make_in_folder(path: Path, make: Callable[[Path], object]) -> None:
+    """Make the folder of `path`, then call `make(path)`. Other processes and threads remove the folder whenever it is
+    empty. Raises OSError."""
+    folder = path.parent
+    for tries_left in reversed(range(MAKE_TRIES)):
+        try:
+            folder.mkdir(exist_ok=True)
+            if folder.is_symlink():  # of a directory that came from elsewhere
+                raise NotADirectoryError(errno.ENOTDIR, "is a link", str(folder))
+            make(path)
+            return
+        except (FileNotFoundError, FileExistsError):
+            if not tries_left or os.path.lexists(path) or not folder.parent.is_dir():
+                raise
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
@@ -71,8 +85,7 @@ def write_directory(target: str | Path, fill: Callable[[Path], object], sums: Ma
     OSError, and then nothing has changed."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _working(target) as work:
-        work.mkdir()
+    with _working(target, Path.mkdir) as work:
         fill(work)
         found = sorted(work.rglob("*"))
         paths = {str(path.relative_to(work)): path for path in found if path.is_file()}
@@ -95,8 +108,7 @@ def temporary_directory(out_dir: str | Path) -> Generator[Path]:
     with contextlib.ExitStack() as stack:
         try:
             Path(out_dir).mkdir(parents=True, exist_ok=True)
-            work = stack.enter_context(_working(Path(out_dir, "prepare")))
-            work.mkdir()
+            work = stack.enter_context(_working(Path(out_dir, "prepare"), Path.mkdir))
         except OSError as error:
             raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
         yield work
@@ -155,14 +167,17 @@ def find_damage(directory: str | Path) -> str | None:
 def sweep(directory: str | Path, only: str | None = None) -> None:
     """Remove what killed processes left unfinished in a directory, and put back what `exchange` had moved away. With
     `only`, remove what processes of this machine that are gone left of that target; without, nobody else may write."""
-    folder = Path(directory, WORK)
-    for path in sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
+    folder, found = Path(directory, WORK), []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # removed by another process, or never there
+        found = [] if folder.is_symlink() else sorted(folder.iterdir())
+    for path in found:
         owner, _, name = path.name.partition("~")
         target = Path(directory, name)
         if only is not None and (name != only or _is_at_work(owner)):
             continue
         if owner == "old" and not target.exists():
-            os.rename(path, target)
+            with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                os.rename(path, target)
         else:
             discard(path, target)
     with contextlib.suppress(OSError):
@@ -197,9 +212,8 @@ def remove(directory: Path) -> None:
     """Delete a directory of `write_directory` in one step, so that it is never half there. Files of the user in it stay
     where they are."""
     trash = directory.parent / WORK / f"removed~{directory.name}"
-    trash.parent.mkdir(exist_ok=True)
     discard(trash, directory)
-    os.rename(directory, trash)
+    _make_in_folder(trash, lambda trash: os.rename(directory, trash))
     sync(directory.parent)
     discard(trash, directory)
     with contextlib.suppress(OSError):
@@ -229,21 +243,6 @@ def read_json(path: str | Path) -> Any:
     if os.path.getsize(path) > MAX_JSON:
         raise ValueError(f"has more than {MAX_JSON:,} bytes")
     return parse_json(Path(path).read_bytes())
-
-
-def parse_json(content: bytes) -> Any:
-    """The value of some JSON. Raises ValueError, also for one of more than MAX_DEPTH levels."""
-    try:
-        value = json.loads(content.decode("utf-8"))
-    except RecursionError:
-        raise ValueError("is nested too deeply") from None
-    level, depth = [value], 0
-    while level := [one for one in level if isinstance(one, dict | list)]:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise ValueError("is nested too deeply")
-        level = [one for each in level for one in (each.values() if isinstance(each, dict) else each)]
-    return value
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:

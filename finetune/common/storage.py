@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from finetune.common import hub_client, network
 from finetune.common.errors import UsageError, first_line
-from finetune.common.files import CHUNK_BYTES, MANIFEST, parse_json, read_chunks, sha256_of
+from finetune.common.files import CHUNK_BYTES, MANIFEST, read_chunks, sha256_of
+from finetune.common.json_text import parse_json
 from finetune.common.network import Progress, Unreachable
 
 T = TypeVar("T")

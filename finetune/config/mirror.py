@@ -18,6 +18,7 @@ from finetune.common import files
 from finetune.common.addresses import address_of, is_address, mirror_of, problem_of_address
 from finetune.common.commands import command
 from finetune.common.errors import UsageError
+from finetune.common.json_text import parse_json
 from finetune.common.lock import is_locked
 from finetune.common.network import Unreachable
 from finetune.common.storage import Sizes, Storage, fetch_sealed
@@ -44,7 +45,7 @@ def staged(directory: str) -> str:
 def begin_time(metrics: bytes) -> float | None:
     """When the run of a metrics.jsonl was started, by which it is known; None if that does not say."""
     with suppress(ValueError, AttributeError):
-        event = files.parse_json(metrics.partition(b"\n")[0])
+        event = parse_json(metrics.partition(b"\n")[0])
         return event.get("time") if event.get("event") == "start" else None
     return None
 

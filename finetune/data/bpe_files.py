@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.common.errors import disk_errors
-from finetune.common.files import MAX_JSON, parse_json, write_json
+from finetune.common.files import MAX_JSON, write_json
+from finetune.common.json_text import parse_json
 from finetune.common.opened import refuse_links_out
 
 END_OF_TEXT = "<|endoftext|>"

@@ -12,8 +12,9 @@ from typing import Any
 
 from finetune.common import hub_client, network
 from finetune.common.errors import Failure, UsageError, describe_error
-from finetune.common.files import MANIFEST, parse_json, read_chunks, sha256_of
+from finetune.common.files import MANIFEST, read_chunks, sha256_of
 from finetune.common.formatting import printable
+from finetune.common.json_text import parse_json
 from finetune.common.progress import in_notebook
 
 

@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from finetune.common.files import parse_json
 from finetune.common.fits import fits
+from finetune.common.json_text import parse_json
 from finetune.config.recipe import Recipe
 
 NOT_FINITE = ("nan", "inf", "-inf")  # as text, because JSON has no such numbers

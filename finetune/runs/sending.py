@@ -11,6 +11,7 @@ from typing import Any
 
 from finetune.common import files
 from finetune.common.files import MANIFEST
+from finetune.common.json_text import parse_json
 from finetune.common.storage import Sizes, Storage
 from finetune.config.mirror import begun_states, staged, whole_states
 from finetune.config.run_directory import SINGLE_FILES, states, step_of
@@ -118,4 +119,4 @@ def _link(directory: Path, snapshot: Path) -> dict[str, Any]:
             raise Changed
     except FileNotFoundError:
         raise Changed from None
-    return files.parse_json(content)
+    return parse_json(content)
