@@ -4,6 +4,8 @@
 import functools
 import json
 import os
+import sys
+from pathlib import Path
 
 from finetune.config.cli import run
 from finetune.train import main as train_main
@@ -39,6 +41,8 @@ def main(argv):
     updates = Hooks(lambda setup, state: doing.append(f"update {state.step}"), lambda setup, state: doing.pop())
     trainer.train = functools.partial(trainer.train, hooks=updates)
     note(pid=os.getpid())
+    # a file is written under another name first
+    sys.addaudithook(lambda event, args: event == "os.rename" and note(renamed=Path(os.fsdecode(args[1])).name))
     return train_main(argv)
 
 

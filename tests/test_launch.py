@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import forked
+import numpy as np
 import pytest
 import torch
+from conftest import write_bins
 from test_trust import command, events, harness
 
 from finetune.common.errors import UsageError
@@ -117,6 +119,21 @@ def same_run(whole, out_dir, ranks):
     for expected, event in zip(state.evaluations, events(out_dir, "eval")):
         assert event["val_loss"] == pytest.approx(expected["val_loss"], abs=1e-5)
     assert files(out_dir) == files(setup.recipe.out_dir)
+
+
+def test_processes_build_the_caches_of_several_bins_at_once(tiny):
+    """Each its own, and none twice."""
+    for number in range(2):
+        write_bins(Path(f"d{number}"), np.arange(number, 400 + number) % 9, np.arange(number, 90 + number) % 9)
+    recipe = tiny(dataset="d0,d1", tokenizer="auto", max_iters=1, gradient_accumulation_steps=2)
+    codes, _, error = finish([start(recipe, torchrun(2))])
+    assert codes == [0], error
+    built = []
+    for rank in range(2):
+        lines = map(json.loads, Path(f"rank-{rank}.jsonl").read_text().splitlines())
+        built.append([line["renamed"] for line in lines if line.get("renamed", "").endswith(".arrow")])
+    there = sorted(path.name for path in Path().glob("d?/.arrow/*.arrow"))
+    assert len(there) == 4 and sorted(built[0] + built[1]) == there and all(built)
 
 
 LAUNCHERS = {

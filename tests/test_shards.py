@@ -14,7 +14,7 @@ from test_fsdp import events, finish, harness, is_sharded, job, logits, numbers
 from finetune.common.errors import UsageError
 from finetune.gpt import pretrained
 from finetune.runs import checkpoints
-from finetune.runtime import shards
+from finetune.runtime import fsdp, shards
 from finetune.training import trainer
 
 
@@ -134,7 +134,7 @@ def test_a_run_that_is_not_sharded_says_so_and_saves_full_tensors(tiny, capsys):
 
 
 def test_an_old_torch_is_refused(monkeypatch):
-    shards.check_torch()
+    shards.check(True, fsdp.FSDP(), print)
     monkeypatch.delattr("torch.distributed.checkpoint.HuggingFaceStorageWriter")
     with pytest.raises(UsageError, match="2.9 has it"):
-        shards.check_torch()
+        shards.check(True, fsdp.FSDP(), print)

@@ -143,6 +143,11 @@ def check_world_size(processes: int) -> None:
         )
 
 
+def local_size() -> int:
+    """How many processes this machine has; 1 if no launcher says."""
+    return _first(LOCAL_SIZES) or 1
+
+
 def _first(names: Sequence[str]) -> int | None:
     return next((int(os.environ[name]) for name in _given(names)), None)
 
@@ -170,7 +175,7 @@ def _reach(rank: int, seconds: float) -> None:
 def _is_one_machine(size: int) -> bool:
     address = os.environ["MASTER_ADDR"]
     is_loopback = address in ("localhost", "::1") or address.startswith("127.")
-    return is_loopback or size == (_first(LOCAL_SIZES) or 1)
+    return is_loopback or size == local_size()
 
 
 def _apart(name: str, started: int) -> UsageError:

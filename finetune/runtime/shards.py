@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from finetune.common import files
 from finetune.common.errors import UsageError
 from finetune.runtime.device import MOST_WAITING
+from finetune.runtime.fsdp import FSDP
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -24,8 +25,13 @@ PREFIX = "shard-"  # of the files, which torch names
 NO_SHARED_DISK = "the files of some ranks are not there; sharded checkpoints need a disk that all machines share"
 
 
-def check_torch() -> None:
-    """Raise UsageError if this torch writes no shards as safetensors."""
+def check(are_wanted: bool, sharding: FSDP | None, say: Callable[[str], None]) -> None:
+    """Say so if a run has no shards to write. Raises UsageError if this torch cannot write them as safetensors."""
+    if not are_wanted:
+        return
+    if not sharding:
+        say("sharded_checkpoints: FSDP2 does not shard this run, so its checkpoints hold full tensors")
+        return
     try:
         from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 

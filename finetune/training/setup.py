@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from finetune.config import schedule as schedules
 from finetune.config.recipe import Recipe
 from finetune.data import arrow_cache
 from finetune.data.batches import Blocks, ConcatBlocks
-from finetune.data.dataset import Dataset, check_ids, facts_of, identity_key, scan
+from finetune.data.dataset import BinStats, Dataset, check_ids, facts_of, identity_key, scan
 from finetune.data.sampler import BlockSampler, MixtureSampler
 from finetune.data.tokenizer import prompt_ids
 from finetune.evaluation.split_loss import blocks_of_evaluation
@@ -26,16 +27,20 @@ from finetune.runs.datasets import is_isolated
 from finetune.runs.inputs import find_model_and_datasets, with_block_size
 from finetune.runs.model_ref import ModelRef
 from finetune.runs.provenance import provenance
-from finetune.runtime import attention_check, fsdp, memory, memory_modes, shards
+from finetune.runtime import attention_check, fsdp, memory, memory_modes, process_group, shards
 from finetune.runtime.device import Device
 from finetune.training.optimizer import AdamW, adamw, fill_optimizer
 from finetune.training.recovery import begin_loading, check_resumed, resume
 from finetune.training.state import Hooks, MicroBatch, Setup, TrainState
 
+if TYPE_CHECKING:
+    from datasets import Dataset as ArrowDataset
+
 MAX_GPU_SHARE_OF_SPLIT = 0.02  # a split that takes more of a GPU's memory is not kept there
 MAX_LAYERS_COMPILED_WHOLE = 12
 
 Say = Callable[[str], None]
+BuiltCaches = dict[tuple[int, str], tuple["ArrowDataset", BinStats]]
 
 
 def setup_run(recipe: Recipe, device: Device, say: Say, hooks: Hooks | None = None) -> tuple[Setup, TrainState]:
@@ -45,12 +50,13 @@ def setup_run(recipe: Recipe, device: Device, say: Say, hooks: Hooks | None = No
     find_batch_size = recipe.batch_size == "auto" and not previous
     choose_mode = recipe.memory == "auto" and not previous and not recipe.eval_only
     recipe_in_use = previous or recipe  # with what batch_size=auto or memory=auto chose
-    _check_sharded(device, recipe_in_use, choose_mode, find_batch_size)
-    _check_sharded_checkpoints(device, recipe, say)
-    with device.accelerator.local_main_process_first():  # one process builds caches, the others find them
+    _check_sharded(device, recipe_in_use, choose_mode, find_batch_size, say)
+    with device.accelerator.local_main_process_first():  # one process downloads and prepares, the others find it
         recipe, found, datasets, prompt = _find_inputs(recipe, saved, say)
-        loading = begin_loading(recipe, found.config, saved, ahead=not choose_mode)
-        train, val, hashes = _prepare_splits(recipe, found, datasets, device)
+    loading = begin_loading(recipe, found.config, saved, ahead=not choose_mode)
+    built = _build_caches(recipe, found, datasets, device)
+    with device.accelerator.local_main_process_first():
+        train, val, hashes = _prepare_splits(recipe, found, datasets, device, built)
     identity = _identity(recipe, train, hashes)
     schedule = _schedule(recipe, saved, train, val)
     if saved:
@@ -109,8 +115,9 @@ def _previous_choice(recipe: Recipe, saved: SavedState, device: Device, say: Say
     return None
 
 
-def _check_sharded(device: Device, recipe: Recipe, choose_mode: bool, find_batch_size: bool) -> None:
-    """Raise UsageError for keys that cannot apply if weights are sharded."""
+def _check_sharded(device: Device, recipe: Recipe, choose_mode: bool, find_batch_size: bool, say: Say) -> None:
+    """Raise UsageError for keys that cannot apply if weights are sharded; say which cannot if they are not."""
+    shards.check(recipe.sharded_checkpoints, device.sharding, say)
     problems = {
         "batch_size: auto cannot try what fits when weights are sharded, because a process that fails leaves the"
         " others waiting": find_batch_size,
@@ -123,13 +130,6 @@ def _check_sharded(device: Device, recipe: Recipe, choose_mode: bool, find_batch
     for problem, applies in problems.items():
         if applies and device.sharding:
             raise UsageError(problem)
-
-
-def _check_sharded_checkpoints(device: Device, recipe: Recipe, say: Callable[[str], None]) -> None:
-    if recipe.sharded_checkpoints and device.sharding:
-        shards.check_torch()
-    elif recipe.sharded_checkpoints:
-        say("sharded_checkpoints: FSDP2 does not shard this run, so its checkpoints hold full tensors")
 
 
 def _find_inputs(
@@ -148,18 +148,37 @@ def _find_inputs(
     return recipe, model, datasets, prompt
 
 
+def _build_caches(recipe: Recipe, model: ModelRef, datasets: list[Dataset], device: Device) -> BuiltCaches:
+    """Build the caches of several bins at once, each by one process of the machine; return those of this one, by number
+    and split. What cannot be used is refused where all are opened."""
+    accelerator, built = device.accelerator, {}
+    if accelerator.num_processes > 1:
+        parts = [(number, split) for number in range(len(datasets)) for split in ("train", "val")]
+        for number, split in parts[accelerator.local_process_index :: process_group.local_size()]:
+            with contextlib.suppress(UsageError):
+                isolated = is_isolated(recipe, datasets)
+                built[number, split] = _open_cache(datasets[number], split, model, isolated)
+        accelerator.wait_for_everyone()
+    return built
+
+
+def _open_cache(dataset: Dataset, split: str, model: ModelRef, isolated: bool) -> tuple[ArrowDataset, BinStats]:
+    """The Arrow cache of a bin, which is checked first."""
+    stats = scan(dataset, split)
+    check_ids(dataset, split, stats, model.config.vocab_size, model.name)
+    return arrow_cache.open_cache(dataset, split, model.config.block_size, stats, isolated), stats
+
+
 def _prepare_splits(
-    recipe: Recipe, model: ModelRef, datasets: list[Dataset], device: Device
+    recipe: Recipe, model: ModelRef, datasets: list[Dataset], device: Device, built: BuiltCaches
 ) -> tuple[Blocks | ConcatBlocks, Blocks | ConcatBlocks, dict[str, str]]:
     """`(train, val, {file: hash})`, checked and opened from the cache."""
-    block_size, isolated = model.config.block_size, is_isolated(recipe, datasets)
+    isolated = is_isolated(recipe, datasets)
     splits, hashes = {}, {}
     for split in ("train", "val"):
         parts = []
         for number, dataset in enumerate(datasets, 1):
-            stats = scan(dataset, split)
-            check_ids(dataset, split, stats, model.config.vocab_size, model.name)
-            cache = arrow_cache.open_cache(dataset, split, block_size, stats, isolated)
+            cache, stats = built.get((number - 1, split)) or _open_cache(dataset, split, model, isolated)
             blocks = Blocks.from_arrow(cache, stats.tokens)
             if blocks.num_targets(range(blocks.num_rows)) == 0:
                 raise UsageError(
