@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune.data import chat
+from finetune.data import bpe_files, chat
 from finetune.data.tokenizer import CharTokenizer
 from finetune.publishing import ollama
 from finetune.publishing.verify import PROMPTS
@@ -278,3 +278,27 @@ def test_go_renders_the_template_as_jinja_does(models, command, template):
     tokenizer = AutoTokenizer.from_pretrained("chat")
     wanted = [tokenizer.apply_chat_template(row, tokenize=False, add_generation_prompt=True) for row in rows]
     assert done.stdout.split("\0")[:-1] == wanted
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["export", "--to=new", "--format=gguf"],
+        ["export", "--to=new"],
+        ["sample", "--chat=true", "--max_new_tokens=2"],
+        ["eval", "--dataset=text.txt"],
+    ],
+)
+@pytest.mark.parametrize("kind", ["bpe", "chat"])
+def test_a_template_that_is_no_text_is_refused(models, command, argv, kind):
+    """By us, or by transformers, which reads the tokenizer `chat`."""
+    models(kind)
+    Path("text.txt").write_text(TEXT * 9)
+    Path(kind, "chat_template.jinja").write_bytes(b"\xff" + CHAT.encode())
+    code, _, error = command(argv[0], f"--init_from={kind}", *argv[1:])
+    assert code == 2 and error.count("\n") == 1 and "utf-8" in error.lower() and not Path("new").exists(), error
+
+
+@pytest.mark.parametrize("template", [[{"name": 3}], 7, [7], {"a": "b"}])
+def test_a_template_of_no_kind_is_none(template):
+    assert bpe_files.chat_template({"tokenizer_config.json": json.dumps({"chat_template": template}).encode()}) is None

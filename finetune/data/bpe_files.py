@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune.common.errors import disk_errors
+from finetune.common.errors import UsageError, disk_errors
 from finetune.common.files import MAX_JSON, write_json
 from finetune.common.json_text import parse_json
 from finetune.common.opened import refuse_links_out
@@ -78,11 +78,19 @@ def read_object(files: dict[str, bytes], name: str) -> dict[str, Any]:
 
 
 def chat_template(files: dict[str, bytes]) -> str | None:
-    """The chat template in some files; of several named ones, the one named default."""
+    """The chat template in some files, None without one that is text; of several named ones, the one named default.
+    Raises UsageError for a file that is not UTF-8, which transformers does not read either."""
     if "chat_template.jinja" in files:
-        return files["chat_template.jinja"].decode("utf-8")
-    found = read_object(files, "tokenizer_config.json").get("chat_template")
-    return {each["name"]: each["template"] for each in found}.get("default") if isinstance(found, list) else found
+        try:
+            return files["chat_template.jinja"].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"chat_template.jinja of the tokenizer: byte {error.start} is not UTF-8") from None
+    try:
+        found = read_object(files, "tokenizer_config.json").get("chat_template")
+        found = {each["name"]: each["template"] for each in found}.get("default") if isinstance(found, list) else found
+    except (ValueError, TypeError, KeyError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def tokens_of_config(files: dict[str, bytes]) -> set[str]:

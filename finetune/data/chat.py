@@ -100,13 +100,10 @@ def is_message(value: object) -> bool:
 
 
 def template_of(directory: str | Path) -> str | None:
-    """The chat template of a model directory, or None. Of several named templates, the one named default."""
+    """The chat template of a model directory, as `bpe_files.chat_template` finds it."""
     names = ("chat_template.jinja", "tokenizer_config.json")
     files = {name: (Path(directory) / name).read_bytes() for name in names if (Path(directory) / name).is_file()}
-    try:
-        return bpe_files.chat_template(files)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
+    return bpe_files.chat_template(files)
 
 
 def render(template: str, messages: Iterable[Message], names: Mapping[str, str] = GPT2_NAMES) -> str:
