@@ -418,3 +418,34 @@ def test_a_meta_json_with_any_strange_value_is_read_or_refused_in_a_line():
             json.dumps(facts_of(found))
         except UsageError as error:
             assert "\n" not in str(error)
+
+
+KILLED = {
+    "between the recipe and its start": lambda line: None,
+    "before the first byte of its start": lambda line: "",
+    "in its start": lambda line: line[:-9],
+    "after its start": lambda line: line + "\n",
+}
+
+
+@pytest.mark.parametrize("moment", KILLED)
+def test_a_run_that_was_killed_as_it_began_is_begun_again_by_the_same_command(tiny_run, command, moment):
+    tiny_run("whole")
+    Path("out").mkdir()
+    recipe, metrics = Path("whole/recipe.yaml").read_text(), Path("whole/metrics.jsonl").read_text().splitlines()
+    Path("out/recipe.yaml").write_text("# mine\n" + recipe.replace("out_dir: whole", "out_dir: out"))
+    if (left := KILLED[moment](metrics[0])) is not None:
+        Path("out/metrics.jsonl").write_text(left)
+    tiny_run("out", "--init_from=auto", text="corpus.txt")
+    assert Path("out/recipe.yaml").read_text().startswith("# mine\n")
+    assert Path("out/best/model.safetensors").read_bytes() == Path("whole/best/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("content", ["nothing of ours", '{"event": "iter"}', '{"loss": 3}\n'])
+def test_metrics_of_others_are_not_taken_for_a_beginning(tiny_run, command, content):
+    tiny_run("whole")
+    Path("out").mkdir()
+    Path("out/metrics.jsonl").write_text(content)
+    code, _, error = command("train", "whole/recipe.yaml", "--init_from=scratch", "--out_dir=out")
+    assert code == 2 and "holds a run already (metrics.jsonl)" in error, error
+    assert Path("out/metrics.jsonl").read_text() == content

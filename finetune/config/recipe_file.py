@@ -213,6 +213,15 @@ def dump(recipe: Recipe, derived: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def is_dumped(path: Path, kind: type[Recipe]) -> bool:
+    """Whether a recipe has every key, as one that `dump` wrote."""
+    try:
+        keys = {line.partition(":")[0] for line in _read_text(str(path)).splitlines()}
+    except UsageError:
+        return False
+    return keys.issuperset(field.name for field in dataclasses.fields(kind))
+
+
 def edited(path: Path, dumped: str) -> str:
     """A dumped recipe with the comments, and in the order, of the file that it replaces."""
     import yaml

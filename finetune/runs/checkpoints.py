@@ -10,6 +10,7 @@ renames. A state that differs from its manifest is not loaded. Files are safeten
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -170,11 +171,20 @@ def is_unfinished(out_dir: str | Path) -> bool:
     if [event["event"] for event in events] == ["start"]:  # all that an address has until it has a state
         return True
     if not (out_dir / "best").exists():
-        return bool(events) or (out_dir / "last").exists()
+        return bool(events) or (out_dir / "last").exists() or _is_cut_short(out_dir / "metrics.jsonl")
     first_save = started.get("recipe", {}).get("save_interval") or -1
     reached = [event["iter"] for event in events if event["event"] == "iter"] + [read_best(out_dir).get("step", 0)]
     # the first state is written while the updates up to the second go on
     return max(reached) <= (2 * first_save if (out_dir / "last").exists() else first_save)
+
+
+def _is_cut_short(metrics: Path) -> bool:
+    """Whether a run was killed before it had written its first event."""
+    start = b'{"event": "start"'
+    with contextlib.suppress(OSError), open(metrics, "rb") as file:
+        line = file.read(1 << 20)
+        return b"\n" not in line and line.startswith(start[: len(line)])
+    return False
 
 
 def directories_of_run(out_dir: str | Path) -> list[Path]:

@@ -82,7 +82,7 @@ def _problem_of_new_run(out_dir: Path, overwrite: bool | str) -> str | None:
         return None
     ran = [name for name in RUN_FILES if (out_dir / name).exists()]
     others = [name for name in (LOSS_PLOT, REPORT, SHARE_PICTURE, "trackers.json", RECIPE) if (out_dir / name).exists()]
-    if not ran and RECIPE in others:
+    if not ran and RECIPE in others and not recipe_file.is_dumped(out_dir / RECIPE, Recipe):  # as a killed run wrote it
         rename = join(["mv", f"{out_dir}/{RECIPE}", f"{out_dir}.yaml"])
         return f"holds a recipe.yaml that no run wrote, and a run writes its own; {rename}"
     if overwrite is not True and ran:
@@ -91,7 +91,7 @@ def _problem_of_new_run(out_dir: Path, overwrite: bool | str) -> str | None:
             return f"{held}; go on: {resume_command(out_dir)}, start anew with --overwrite=true"
         way = checkpoints.way_without_states(out_dir)
         return f"{held} without a state to go on from; {way}; --overwrite=true starts anew"
-    if not overwrite and others:
+    if not overwrite and others not in ([], [RECIPE]):
         return f"holds {' and '.join(others)}, which no run wrote; replace with --overwrite=true"
     if (out_dir / "best").exists() and not files.files_in_manifest(out_dir / "best"):
         return "its best/ was not written by a run, so it is not overwritten; move it away"
