@@ -19,6 +19,7 @@
     python scripts/bench.py corpus   [--gb=2]         a corpus with planted duplicates, local and by Ray, killed twice
     python scripts/bench.py doctor                    what finetune.doctor says of a prepared text and of documents
     python scripts/bench.py convert                   train.bin to an Arrow cache
+    python scripts/bench.py caches   [--gb=4]         bins of a gigabyte as one dataset, cached by 1 process and by 2
     python scripts/bench.py char    --nanogpt=PATH    character-level tiny Shakespeare from scratch: whole commands,
     wall time and loss
     python scripts/bench.py gpu     [--nanogpt=PATH]  everything of a CUDA device, in nine minutes; needs neither
@@ -63,7 +64,7 @@ class Options:
     sources: list = option(
         [],
         "what to measure: train, roofline, start, saves, memory, modes, plan, processes, packing,"
-        " sample, sample-memory, command, load, prepare, corpus, doctor, convert, char or gpu",
+        " sample, sample-memory, command, load, prepare, corpus, doctor, convert, caches, char or gpu",
     )
     nanogpt: str = option("", "a checkout of nanoGPT to compare with")
     before: str = option("", "train, doctor: a checkout of an older commit of this project to compare with")
@@ -73,7 +74,7 @@ class Options:
     block_size: int = option(1024, "train, memory, load: tokens of a block")
     steps: int = option(6, "train: updates, the first two of which are not timed")
     tokens: int = option(200, "sample, sample-memory: new tokens of each sample")
-    gb: float = option(2.0, "corpus: gigabytes of text", gt=0)
+    gb: float = option(2.0, "corpus: gigabytes of text; caches: of bins", gt=0)
     text: str = option("shakespeare", "the text for char: tiny Shakespeare, or a file")
     out: str = option(str(ROOT / "docs" / "benchmarks"), "directory for the results")
 
@@ -904,6 +905,64 @@ def convert(options, work):
     return report(options, "convert", "1 GB of tokens from bin to Arrow", setting, rows, contenders)
 
 
+def caches(options, work):
+    """Bins of a gigabyte each as one dataset: what a start takes that builds their caches, and one that finds them."""
+    import numpy as np
+
+    rng, names = np.random.default_rng(0), []
+    for number in range(max(1, round(options.gb))):
+        names.append(str(work / f"part{number}"))
+        Path(names[-1]).mkdir()
+        with open(Path(names[-1], "train.bin"), "wb") as file:
+            for _ in range(100):
+                file.write(rng.integers(0, 50257, 5_000_000, dtype=np.uint16).tobytes())
+        Path(names[-1], "val.bin").write_bytes(rng.integers(0, 50257, 50_000, dtype=np.uint16).tobytes())
+    rows, results, size = [], {}, len(names) * 1e9
+    for processes in (1, 2):
+        for found in (False, True):
+            seconds, peak = _start_over(work, names, processes)
+            told = f"{'finds' if found else 'builds'} the caches, {processes} process{'es' if processes > 1 else ''}"
+            results[told] = {"seconds": seconds, "peak_mb": peak}
+            rate = f"{size / 1e6 / seconds:,.0f}"
+            rows.append({"a start that": told, "seconds": f"{seconds:.0f}", "MB/s": rate, "peak MB": f"{peak:,.0f}"})
+        cached = sum(path.stat().st_size for path in work.glob("part*/.arrow/*.arrow"))
+        for path in work.glob("part*/.arrow"):
+            shutil.rmtree(path)
+    setting = (
+        f"{len(names)} bins of 1 GB in one dataset, read by a model of two layers that makes one update; the whole"
+    )
+    setting += " command, with the check of every bin and cache; the caches together take"
+    setting += f" {cached / size:.3f} times the bins on disk"
+    return report(options, "caches", "Several bins as one dataset", setting, rows, []) | {"results": results}
+
+
+def _start_over(work, names, processes):
+    """(seconds, peak MB of its largest process) of a run of one update."""
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 1024, "batch_size": 1, "max_iters": 1}
+    flags = {**shape, "init_from": "scratch", "eval_iters": 1, "gradient_accumulation_steps": 2, "device": "cpu"}
+    flags |= {"dataset": ",".join(names), "out_dir": work / "out", "overwrite": "true", "num_processes": processes}
+    command = [sys.executable, "-m", "finetune", "train", *(f"--{name}={value}" for name, value in flags.items())]
+    began, largest = time.perf_counter(), 0
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    while run.poll() is None:
+        time.sleep(0.2)
+        largest = max(largest, _largest_process(run.pid))
+    if run.returncode:
+        sys.exit(f"it ended with exit code {run.returncode}")
+    return time.perf_counter() - began, largest / 1e6
+
+
+def _largest_process(pid):
+    """Bytes that the largest process below this one holds and that no file could give back."""
+    import psutil
+
+    try:
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        return max(memory.rss - memory.shared for memory in (one.memory_info() for one in family))
+    except psutil.Error:
+        return 0
+
+
 def _fresh_pages(path, size):
     """Leave the kernel with free pages for a file of this size."""
     with open(path, "wb") as file:
@@ -1285,6 +1344,7 @@ LANES = {
     "corpus": corpus,
     "doctor": doctor,
     "convert": convert,
+    "caches": caches,
     "char": char,
     "gpu": gpu,
 }
