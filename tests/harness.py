@@ -4,9 +4,8 @@
 torch is imported once and never used here, because a fork of a process that has computed with several threads hangs.
 The job is {"recipe": {...}, "world": N} with, to be killed at random, {"kills": K, "seed": S, "slowest": seconds}, or,
 to meet a bad number once, {"nan": {"rank": R, "iteration": I}}, or a signal, {"signal": {"rank": R, "number": N,
-"iteration": I}}, or a disk that is full from then on, {"full": {"rank": R, "iteration": I}}. Its "environment" is what
-the launcher would have set. Of a list of jobs one runs after the other. The outcome, or a list of them, is printed as
-JSON."""
+"iteration": I}}, or, with "full", "blocked" or "slow", a disk that is so. Its "environment" is what the launcher would
+have set. Of a list of jobs one runs after the other. The outcome, or a list of them, is printed as JSON."""
 
 import dataclasses
 import json
@@ -19,6 +18,7 @@ import socket
 import sys
 import time
 import traceback
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -82,6 +82,38 @@ def full(rank, iteration):
         if state.step == iteration:
             setup.saves.wait()
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+
+    return lambda this_rank: Hooks(before_update) if this_rank == rank else Hooks()
+
+
+def blocked(rank, iteration):
+    """Hooks for `start`: from an update on, for two updates, one rank can begin no state."""
+
+    def before_update(setup, state):
+        place = Path(setup.recipe.out_dir, "last", files.WORK)
+        if state.step == iteration:
+            setup.saves.wait()
+            place.touch()
+        elif state.step == iteration + 2:
+            setup.saves.wait()
+            place.unlink()
+
+    return lambda this_rank: Hooks(before_update) if this_rank == rank else Hooks()
+
+
+def slow(rank, iteration):
+    """Hooks for `start`: one rank takes its time to write; it notes in which updates a state was being written."""
+    sync = files.sync
+
+    def slowly(path):
+        time.sleep(0.2)
+        sync(path)
+
+    def before_update(setup, state):
+        files.sync = slowly
+        if any(save.is_sharded and not save.written.is_set() for save in setup.saves.begun):
+            with open("written-beside", "a") as file:
+                file.write(f"{state.step}\n")
 
     return lambda this_rank: Hooks(before_update) if this_rank == rank else Hooks()
 
@@ -194,7 +226,7 @@ def outcome(job):
         found = killed(recipe, job["world"], job["kills"], job["seed"], job["slowest"])
     else:
         began = time.perf_counter()
-        kinds = {"nan": poison, "signal": signalled, "full": full}
+        kinds = {"nan": poison, "signal": signalled, "full": full, "blocked": blocked, "slow": slow}
         hooks = next((make(**job[kind]) for kind, make in kinds.items() if kind in job), None)
         options = {"hooks": hooks} if hooks else {}
         found = {"codes": run(recipe, job["world"], **options), "seconds": time.perf_counter() - began}

@@ -1,14 +1,17 @@
 """Sharded checkpoints: the same tensors as in full files, in files that each rank writes."""
 
 import dataclasses
+import hashlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 
+import forked
 import pytest
 import torch
-from safetensors.torch import load_file, safe_open
+from safetensors.torch import load_file, safe_open, save_file
 from test_fsdp import events, finish, harness, is_sharded, job, logits, numbers
 
 from finetune.common.errors import UsageError
@@ -16,6 +19,8 @@ from finetune.gpt import pretrained
 from finetune.runs import checkpoints
 from finetune.runtime import fsdp, shards
 from finetune.training import trainer
+
+ROOT = Path(__file__).parents[1]
 
 
 def states(out_dir):
@@ -109,20 +114,105 @@ def test_a_disk_that_fails_one_rank_costs_no_state(tiny):
     assert checkpoints.load_state("out").state["iteration"] == 8
 
 
-def test_damaged_shards_are_passed_over_and_crafted_ones_refused(tiny):
+def test_a_rank_that_can_begin_no_state_costs_none(tiny):
+    """Rank 0 makes the directory, and the others wait for it."""
+    recipe = tiny(max_iters=8, gradient_accumulation_steps=2, sharded_checkpoints=True)
+    finish(job(recipe, blocked={"rank": 0, "iteration": 3}))
+    assert {event["step"] for event in events("out", "save_failed")} == {4, 5}
+    assert checkpoints.load_state("out").state["iteration"] == 8
+
+
+def test_training_goes_on_while_shards_are_written(tiny):
+    recipe = tiny(max_iters=60, save_interval=10, eval_interval=60, gradient_accumulation_steps=2)
+    finish(job(dataclasses.replace(recipe, sharded_checkpoints=True), slow={"rank": 1, "iteration": 0}))
+    assert len(Path("written-beside").read_text().splitlines()) >= 5
+    assert checkpoints.load_state("out").state["iteration"] == 60
+
+
+@pytest.fixture
+def state(tiny):
+    """The newest of several states of two ranks."""
     finish(job(tiny(max_iters=4, gradient_accumulation_steps=2, sharded_checkpoints=True)))
-    newest, lines = states("out")[-1], []
-    kept, holed = (Path(shutil.copytree(newest, name)) for name in ("kept", "holed"))
-    (newest / "shard-00002-model-00001-of-00001.safetensors").unlink()
+    return states("out")[-1]
+
+
+def test_damaged_shards_are_passed_over_and_crafted_ones_refused(state):
+    kept, holed = (Path(shutil.copytree(state, name)) for name in ("kept", "holed"))
+    names, lines = os.listdir(state), []
+    (state / "shard-00002-model-00001-of-00001.safetensors").unlink()
     assert checkpoints.load_state("out", lines.append).state["iteration"] == 3
     assert re.search("step-00000004: .*shard-00002.* missing", lines[0])
     (holed / "shard-00001-model-00001-of-00001.safetensors").unlink()
     with pytest.raises(ValueError, match="some rows of .* are missing"):  # as if it were sealed
-        shards.read(holed)
+        shards.read(holed, os.listdir(holed))
     path = kept / "shard-00001-model-00001-of-00001.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="shards cannot be read"):
-        shards.read(kept)
+        shards.read(kept, names)
+
+
+def test_tensors_of_the_user_beside_the_shards_are_not_read(state):
+    tensors = shards.read(state, os.listdir(state))
+    save_file({"wte.weight": torch.zeros(3, 3), "mine": torch.ones(1)}, state / "mine.safetensors")
+    save_file(tensors, state / "shard-00003-model-00001-of-00001.safetensors")
+    assert checkpoints.load_state("out").state["iteration"] == 4
+    for name, tensor in checkpoints.load_state("out").weights.items():
+        assert torch.equal(tensor, tensors[name][: len(tensor)])
+
+
+def test_a_state_without_a_configuration_is_passed_over(state):
+    content = {**json.loads((state / "state.json").read_text()), "config": None}
+    manifest = json.loads((state / "manifest.json").read_text())
+    text = json.dumps(content).encode()
+    manifest["files"]["state.json"] = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    (state / "state.json").write_bytes(text)
+    (state / "manifest.json").write_text(json.dumps(manifest))
+    lines = []
+    assert checkpoints.load_state("out", lines.append).state["iteration"] == 3 and "no vocab_size" in lines[0]
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError(), KeyboardInterrupt()])
+def test_what_is_no_fault_of_a_state_does_not_pass_it_over(state, error, monkeypatch):
+    def read_data(reader, plan, planner):
+        raise error
+
+    monkeypatch.setattr("torch.distributed.checkpoint.HuggingFaceStorageReader.read_data", read_data)
+    with pytest.raises(type(error)):
+        checkpoints.load_state("out")
+
+
+APART = """
+import os, sys
+from pathlib import Path
+import torch
+from torch.distributed.tensor import DTensor, Shard, init_device_mesh
+from finetune.common.errors import UsageError
+from finetune.runtime import shards
+
+rank = int(os.environ["RANK"])
+torch.distributed.init_process_group("gloo")
+mesh, rows = init_device_mesh("cpu", (2,)), {"a": torch.ones(2, 3)}
+tensors = {"a": DTensor.from_local(rows["a"], mesh, [Shard(0)])}
+os.chdir(f"machine{rank}")
+Path("last").mkdir()
+if rank == 0:
+    Path("last/new").mkdir()
+try:
+    shards.write(Path("last/new") if rank == 0 else None, tensors, rows, shards.new_group())
+except UsageError as error:
+    Path("told").write_text(str(error))
+"""
+
+
+def test_machines_that_share_no_disk_are_refused_before_they_write():
+    for rank in range(2):
+        Path(f"machine{rank}").mkdir()
+    Path("apart.py").write_text(APART)
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "apart.py"]
+    done = forked.run(*launcher, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert all("share the disk" in Path(f"machine{rank}/told").read_text() for rank in range(2))
+    assert not list(Path().rglob("*.safetensors")) and not list(Path("machine1/last").iterdir())
 
 
 def test_a_run_that_is_not_sharded_says_so_and_saves_full_tensors(tiny, capsys):

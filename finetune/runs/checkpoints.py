@@ -128,10 +128,14 @@ def load_state(out_dir: str | Path, log: Callable[[str], object] = print) -> Sav
 
 def _read_tensors(directory: Path, state: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """(weights, moments) of a state, as full tensors. Raises SafetensorError and ValueError."""
-    if not shards.are_in(files.files_in_manifest(directory)):
+    listed = files.files_in_manifest(directory)
+    if not shards.are_in(listed):
         return load_file(directory / PARTS[0]), load_file(directory / PARTS[1])
-    weights, optimizer = shards.read(directory), {}
-    vocab_size = state["config"]["vocab_size"]
+    weights, optimizer = shards.read(directory, listed), {}
+    try:
+        vocab_size = int(state["config"]["vocab_size"])
+    except (KeyError, TypeError):
+        raise ValueError(f"its {PARTS[2]} has no vocab_size") from None
     for name in list(weights):
         if name.endswith("wte.weight"):  # without the padding
             weights[name] = weights[name][:vocab_size]

@@ -97,7 +97,7 @@ def find_model_and_datasets(
     `find_model_of_recipe`."""
 
     def tokenizer() -> str | Tokenizer:
-        """What prepares a text, which is not prepared if the model could not be trained then."""
+        """The tokenizer for a text. Raises UsageError before it is prepared if the model cannot be trained."""
         choice = tokenizer_choice(recipe, shape_only)
         if recipe.init_from not in ("scratch", "resume"):
             model = with_block_size(find_model(recipe.init_from, shape_only), recipe.block_size)

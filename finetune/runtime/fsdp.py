@@ -2,8 +2,8 @@
 
 The launcher's configuration (`accelerate config`) sets the options; torch's `fully_shard` applies them, because
 accelerate's own wrapper rebuilds the optimizer and uses DDP on CPUs. A shard is a range of a tensor's rows, cut like
-torch.chunk. Files hold full tensors, so a run resumes on any number of ranks, sharded or not. Functions here return
-tensors without shards unchanged."""
+torch.chunk. Files hold full tensors, or shards (`runtime.shards`); a run resumes from both on any number of ranks,
+sharded or not. Functions here return tensors without shards unchanged."""
 
 from __future__ import annotations
 

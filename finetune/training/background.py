@@ -29,7 +29,7 @@ class PendingSave:
     name: str
     step: int
     acknowledge: Callable[[bool], None]  # called by the loop on all ranks, with whether it is on disk
-    is_sharded: bool = False  # all ranks write it together, so that none may wait for what another waits for
+    is_sharded: bool = False  # must not wait for the first update: another rank may write before it
     copied: threading.Event = field(default_factory=threading.Event)
     written: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
@@ -89,6 +89,12 @@ class Saves:
         finally:
             save.copied.set()
             save.written.set()
+
+    def skip(self, save: PendingSave) -> None:
+        """Another rank writes it."""
+        save.copied.set()
+        save.written.set()
+        self.begun.append(save)
 
     def take(self) -> PendingSave:
         """The oldest save, to be acknowledged, once this rank has written its part."""

@@ -45,7 +45,7 @@ def roll_back(setup: Setup, state: TrainState, logger: RunLogger, problem: str) 
         accelerator.wait_for_everyone()
         states = states[1:]
     if states:
-        restore_state(setup, state, checkpoints.load_state(recipe.out_dir, logger.print))
+        restore_state(setup, state, load_same_state(recipe, setup.device, logger.print))
     else:
         reset_to_initial(setup, state)
     state.last_rollback = state.step
@@ -148,6 +148,16 @@ def check_all_resume(recipe: Recipe, device: Device) -> None:
         address = address_of(recipe.out_dir)
         way = f"delete it on each to go on from {address}" if address else "copy it, or share the disk"
         raise UsageError(f"out_dir {recipe.out_dir}: not all machines see a state in last/, and the same; {way}")
+
+
+def load_same_state(recipe: Recipe, device: Device, say: Callable[[str], None]) -> SavedState:
+    """The newest undamaged state. Raises UsageError if there is none, or if another process reads another one."""
+    saved = checkpoints.load_state(recipe.out_dir, say)
+    step = torch.tensor([int(saved.state["iteration"])], device=device.torch_device)
+    if len(device.accelerator.gather(step).unique()) > 1:
+        problem = "the processes read different states, because some could not read the newest"
+        raise UsageError(f"out_dir {recipe.out_dir}: {problem}; start again, or delete it to go on from the one before")
+    return saved
 
 
 def check_resumed(recipe: Recipe, identity: dict[str, Any], values: dict[str, Any], say: Callable[[str], None]) -> None:

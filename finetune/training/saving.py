@@ -1,4 +1,4 @@
-"""Models and resumable states that a run writes. Called on every process, written by rank 0.
+"""Models and resumable states that a run writes. Called on every process, written by rank 0; shards by all ranks.
 
 A save is begun, written in the background (`training.background`), and then acknowledged by the loop on all ranks: an
 update's all-reduce tells them how many saves are written. Nothing is recorded or printed before it is on disk."""
@@ -22,7 +22,7 @@ from finetune.runs import checkpoints
 from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
 from finetune.runs.model_card import model_card
-from finetune.runtime import fsdp, memory, shards
+from finetune.runtime import fsdp, memory, process_group, shards
 from finetune.training import background
 from finetune.training.background import Tensors
 from finetune.training.callbacks import Save
@@ -136,7 +136,8 @@ def _full_tensors(setup: Setup, values: dict[str, Any]) -> tuple[Tensors, Callab
 def _shards(setup: Setup, values: dict[str, Any]) -> tuple[Tensors, Callable[[Tensors], None]]:
     """This rank's rows of the weights and moments, and a function that writes a state of copies of them with all other
     ranks."""
-    group = setup.saves.group = setup.saves.group or shards.new_group()
+    group = setup.saves.group
+    assert group, "made when the run began"
     whole = lora.trained(setup.model) | optimizer_tensors(setup.optimizer, setup.parameter_names)
 
     def write(rows: Tensors) -> None:
@@ -177,16 +178,17 @@ def _start_save(
     """Begin a save; finish it too if it is to be made `at_once`, or if callbacks of the user may want its files."""
     saves, device = setup.saves, setup.device
     are_shared = device.torch_device.type == "cpu" and not (device.sharding and device.accelerator.num_processes > 1)
-    if save.is_sharded:
+    copies = sum(tensor.nbytes for tensor in tensors.values()) if are_shared else 0
+    if save.is_sharded:  # copied by every rank of the machine, and once more by the writer
+        copies = 2 * process_group.local_size() * sum(tensor.nbytes for tensor in tensors.values())
         are_shared = any(tensor.device.type == "cpu" for tensor in tensors.values())
         tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
-    copies = sum(tensor.nbytes for tensor in tensors.values()) if are_shared else 0
     # of any rank: rank 0 may be the only one with callbacks
     reasons = setup.hooks.notify is not Hooks.notify, copies > MAX_SHARE * memory.available_bytes("cpu")
     asked, too_large = device.accelerator.reduce(torch.tensor(reasons, device=device.torch_device).float()).bool()
     at_once = at_once or bool(asked) or 4 * num_parameters(setup.model.config) < SMALL
     if not (save.is_sharded or device.accelerator.is_main_process):
-        saves.write(save, {}, lambda tensors: None)
+        saves.skip(save)
     elif at_once or too_large:
         saves.write(save, tensors, write)
     else:

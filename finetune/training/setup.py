@@ -30,7 +30,7 @@ from finetune.runs.provenance import provenance
 from finetune.runtime import attention_check, fsdp, memory, memory_modes, process_group, shards
 from finetune.runtime.device import Device
 from finetune.training.optimizer import AdamW, adamw, fill_optimizer
-from finetune.training.recovery import begin_loading, check_resumed, resume
+from finetune.training.recovery import begin_loading, check_resumed, load_same_state, resume
 from finetune.training.state import Hooks, MicroBatch, Setup, TrainState
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ BuiltCaches = dict[tuple[int, str], tuple["ArrowDataset", BinStats]]
 
 def setup_run(recipe: Recipe, device: Device, say: Say, hooks: Hooks | None = None) -> tuple[Setup, TrainState]:
     """Load all that a recipe names; return it with the state of a new run or of the resumed one. Raises UsageError."""
-    saved = _saved(recipe, say) if recipe.init_from == "resume" else None
+    saved = _saved(recipe, device, say) if recipe.init_from == "resume" else None
     previous = _previous_choice(recipe, saved, device, say) if saved else None
     find_batch_size = recipe.batch_size == "auto" and not previous
     choose_mode = recipe.memory == "auto" and not previous and not recipe.eval_only
@@ -95,8 +95,8 @@ def setup_run(recipe: Recipe, device: Device, say: Say, hooks: Hooks | None = No
     return setup, _initial_state(setup, recipe_in_use, saved, say)
 
 
-def _saved(recipe: Recipe, say: Say) -> SavedState:
-    saved = checkpoints.load_state(recipe.out_dir, say)
+def _saved(recipe: Recipe, device: Device, say: Say) -> SavedState:
+    saved = load_same_state(recipe, device, say)
     return saved._replace(state=state_format.read_state(saved.state, recipe.out_dir))
 
 
@@ -117,7 +117,7 @@ def _previous_choice(recipe: Recipe, saved: SavedState, device: Device, say: Say
 
 def _check_sharded(device: Device, recipe: Recipe, choose_mode: bool, find_batch_size: bool, say: Say) -> None:
     """Raise UsageError for keys that cannot apply if weights are sharded; say which cannot if they are not."""
-    shards.check(recipe.sharded_checkpoints, device.sharding, say)
+    shards.check(recipe.sharded_checkpoints and not recipe.eval_only, device.sharding, say)
     problems = {
         "batch_size: auto cannot try what fits when weights are sharded, because a process that fails leaves the"
         " others waiting": find_batch_size,
@@ -150,7 +150,7 @@ def _find_inputs(
 
 def _build_caches(recipe: Recipe, model: ModelRef, datasets: list[Dataset], device: Device) -> BuiltCaches:
     """Build the caches of several bins at once, each by one process of the machine; return those of this one, by number
-    and split. What cannot be used is refused where all are opened."""
+    and split. `_prepare_splits` raises the errors."""
     accelerator, built = device.accelerator, {}
     if accelerator.num_processes > 1:
         parts = [(number, split) for number in range(len(datasets)) for split in ("train", "val")]
@@ -256,6 +256,8 @@ def _initial_state(setup: Setup, recipe_in_use: Recipe, saved: SavedState | None
             raise
         advice = memory_modes.oom_advice(setup.model.config, setup.train.block_size, recipe_in_use)
         raise Failure(advice, 1, alone=True) from error
+    if setup.recipe.sharded_checkpoints and setup.device.sharding and not setup.recipe.eval_only:
+        setup.saves.group = shards.new_group()
     if saved:
         resume(setup, state, saved, say)
     return state
