@@ -247,3 +247,19 @@ def test_a_table_under_another_binary_suffix_is_named():
     ):
         with pytest.raises(UsageError, match=f"^{name}: is {message}"):
             list(sources.find([name])[0].chunks())
+
+
+@pytest.mark.parametrize(
+    "first, told",
+    [
+        ('"prompt,completion\r\n{rows}"prompt,completion', "line 1: a quote opens a cell here"),
+        ('prompt,completion\r\n{rows}"prompt" x,completion', "line 11: text follows a closing quote"),
+        ('"title" x\r\nprompt,completion', "line 1: text follows a closing quote"),
+    ],
+)
+def test_a_quote_that_is_wrong_anywhere_is_told_with_its_line(first, told):
+    rows = "".join(f"what is {number}?,it is {number + 1}\r\n" for number in range(9))
+    Path("q.csv").write_bytes((first.replace("{rows}", rows) + "\r\n" + rows * 4).encode())
+    with pytest.raises(UsageError, match=f"q.csv: cannot be read as csv: {re.escape(told)}") as caught:
+        list(sources.find(["q.csv"])[0].chunks())
+    assert "\n" not in str(caught.value)

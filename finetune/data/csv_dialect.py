@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import itertools
@@ -166,11 +167,12 @@ def _lines_above(lines: list[str], name: str, dialect: Dialect, width: int) -> i
     comments = sum(1 for _ in itertools.takewhile(lambda line: line.startswith("# "), lines))
     reader = dialect.reader(lines[comments:])
     title, previous = "", 0
-    for row in reader:
-        filled = [cell.strip() for cell in row if cell.strip()]
-        if len(filled) > 1 or (len(row) >= width and filled):
-            break
-        title, previous = "".join(filled) or title, reader.line_num
+    with contextlib.suppress(csv.Error):  # told where rows are read
+        for row in reader:
+            filled = [cell.strip() for cell in row if cell.strip()]
+            if len(filled) > 1 or (len(row) >= width and filled):
+                break
+            title, previous = "".join(filled) or title, reader.line_num
     previous += comments
     if len(title.split()) == 1 and "".join(lines[previous - 1 : previous]).strip():
         separator = SEPARATORS.get(dialect.separator, dialect.separator)
