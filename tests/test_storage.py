@@ -510,3 +510,14 @@ def test_an_address_with_nothing_is_said(command, argv):
     verb, *flags = f"{argv}memory://bucket/gone".split()
     code, _, err = command(verb, *flags)
     assert code == 2 and err == "memory://bucket/gone: nothing is there; check the address\n"
+
+
+def test_what_another_machine_removes_meanwhile_is_not_there(tmp_path):
+    """Between the list of a state's files and their reading, the run that writes there may have removed it."""
+    storage, state = Storage(f"file://{tmp_path}/remote"), "last/step-00000002"
+    storage.write(f"{state}/{files.MANIFEST}", b'{"format": 1, "files": {}}')
+    sizes = storage.files()
+    assert storage.manifest(sizes, state)
+    storage.remove(sizes)
+    assert storage.manifest(sizes, state) is None
+    storage.remove(sizes)  # again

@@ -41,6 +41,10 @@ SECRET = re.compile("KEY|SECRET|TOKEN|PASS|CREDENTIAL", re.IGNORECASE)  # in the
 Sizes = dict[str, int]  # {name below the address: bytes}
 
 
+class Missing(Unreachable):
+    """The server has no such file."""
+
+
 class Storage:
     """The files below an address. Every method raises Unreachable with one line if the storage does not do it."""
 
@@ -136,7 +140,7 @@ class Storage:
     def remove(self, names: Iterable[str]) -> None:
         """Delete files, one after the other."""
         for name in names:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(Missing):
                 self._call(lambda name=name: self._remove(self._path(name)))
 
     def manifest(self, sizes: Sizes, directory: str) -> dict[str, Any] | None:
@@ -150,7 +154,7 @@ class Storage:
                 (is_safe(file), sizes.get(f"{directory}/{file}") == entry["bytes"], entry["sha256"])
                 for file, entry in found["files"].items()
             ]
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, Missing):  # the run that writes it has removed it
             return None
         return found if all(safe and whole for safe, whole, _ in entries) else None
 
@@ -193,7 +197,7 @@ class Storage:
         except Unreachable:
             raise
         except FileNotFoundError as error:
-            raise Unreachable(f"{self.address}: nothing is there; check the address") from error
+            raise Missing(f"{self.address}: nothing is there; check the address") from error
         except Exception as error:  # each network library has its own
             raise Unreachable(f"{self.address}: {in_one_line(error)}") from error
 
