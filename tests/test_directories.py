@@ -238,3 +238,10 @@ def test_the_splits_of_a_saved_data_set_are_followed():
     file = "data-00000-of-00001.arrow"
     assert names == {"train": [f"train/{file}"], "val": [f"validation/{file}"], "test": [f"test/{file}"]}
     assert left_out == ""
+
+
+@pytest.mark.parametrize("name", ["/", "//", "/tmp/..", "/**/*.txt", "/proc"])
+def test_a_whole_disk_is_not_walked(name, command):
+    code, _, error = command("prepare", name, "--tokenizer=char", "--out_dir=d")
+    assert code == 2 and "name the directory of your texts" in error and error.count("\n") == 1, error
+    assert not Path("d").exists()

@@ -33,6 +33,7 @@ RECORDS = (
 ).split()
 BROKEN, MAX_KINDS = "broken link", 20
 SAVED = ("dataset_info.json", "state.json")  # together, beside the .arrow files of datasets.save_to_disk
+SYSTEM = ("/", "/proc", "/sys", "/dev")  # to walk them takes minutes, and texts are elsewhere
 
 
 @dataclass
@@ -84,6 +85,8 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
     name = os.path.expanduser(name)
     is_directory = os.path.isdir(name)
     base = Path(name) if is_directory else fixed_part(name)
+    if (is_directory or "**" in Path(name).parts) and str(base.resolve()) in SYSTEM:
+        raise UsageError(f"{name}: is of the system; name the directory of your texts")
     paths = list(_walk(base) if is_directory else _expand(name))
     files = _once(path for path in paths if os.path.isfile(path) and path.stat().st_size)
     real = base.resolve()
