@@ -302,3 +302,14 @@ def test_a_template_that_is_no_text_is_refused(models, command, argv, kind):
 @pytest.mark.parametrize("template", [[{"name": 3}], 7, [7], {"a": "b"}])
 def test_a_template_of_no_kind_is_none(template):
     assert bpe_files.chat_template({"tokenizer_config.json": json.dumps({"chat_template": template}).encode()}) is None
+
+
+def test_half_a_surrogate_pair_in_the_tokenizers_files_is_kept(models, command):
+    """JSON can hold one, and UTF-8 cannot."""
+    models("bpe")
+    path = Path("bpe/tokenizer_config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "note": "\ud800é", "chat_template": "\ud800"}))
+    for flags in ([], ["--format=gguf"]):
+        code, _, error = command("export", "--init_from=bpe", f"--to=new{len(flags)}", *flags)
+        assert code == 0, error
+    assert json.loads(Path("new0/tokenizer_config.json").read_text(encoding="utf-8"))["note"] == "\ud800é"

@@ -254,8 +254,10 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: object, ensure_ascii: bool = True) -> None:
-    """Write indented JSON, not atomically: into the directory of a `fill`, or to the path of `replacing`."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=ensure_ascii) + "\n", encoding="utf-8")
+    """Write indented JSON, not atomically: into the directory of a `fill`, or to the path of `replacing`. Half a
+    surrogate pair, which is not UTF-8, becomes an escape of JSON by backslashreplace."""
+    text = json.dumps(value, indent=2, ensure_ascii=ensure_ascii) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def open_append(path: str | Path) -> TextIO:

@@ -55,7 +55,7 @@ def read_files(directory: Path) -> dict[str, bytes]:
     if b"auto_map" in files.get("tokenizer_config.json", b""):
         config = read_object(files, "tokenizer_config.json")
         config.pop("auto_map", None)
-        files["tokenizer_config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode()
+        files["tokenizer_config.json"] = json.dumps(config, indent=2).encode()
     return files
 
 
@@ -88,9 +88,9 @@ def chat_template(files: dict[str, bytes]) -> str | None:
     try:
         found = read_object(files, "tokenizer_config.json").get("chat_template")
         found = {each["name"]: each["template"] for each in found}.get("default") if isinstance(found, list) else found
-    except (ValueError, TypeError, KeyError):
+        return found if isinstance(found, str) and found.encode() else None
+    except (ValueError, TypeError, KeyError):  # also of half a surrogate pair
         return None
-    return found if isinstance(found, str) else None
 
 
 def tokens_of_config(files: dict[str, bytes]) -> set[str]:

@@ -63,7 +63,7 @@ def _write_modelfile(directory: Path, gguf: str, template: str, parameters: dict
     lines = [f"FROM ./{gguf}", f'TEMPLATE """{template}"""']
     lines += [f"PARAMETER {key} {parameters[key]}" for key in ("num_ctx", "num_predict")]
     lines += [f'PARAMETER stop "{name}"' for name in parameters["stop"]]
-    contents = ("\n".join(lines) + "\n", template, json.dumps(parameters, indent=2, ensure_ascii=False) + "\n")
+    contents = ("\n".join(lines) + "\n", template, json.dumps(parameters, indent=2) + "\n")
     for name, content in zip(FILES, contents):
         (directory / name).write_text(content, encoding="utf-8")
 
