@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import io
 import json
+import logging
 import os
 import resource
 import shutil
@@ -107,6 +108,7 @@ def call(verb, *argv, answers=""):
     kept = sys.argv, sys.stdin
     sys.argv, sys.stdin = [verb, *argv], io.TextIOWrapper(io.BytesIO(answers.encode("utf-8", "surrogatepass")), "utf-8")
     code = None
+    logging.disable(logging.INFO)  # pytest would keep each line of an ONNX export, thousands of times over
     try:
         with watched(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             cli.run(module.main)
@@ -114,6 +116,7 @@ def call(verb, *argv, answers=""):
         code = end.code
     finally:
         sys.argv, sys.stdin = kept
+        logging.disable(logging.NOTSET)
     texts = []
     for stream in (out, err):
         stream.flush()

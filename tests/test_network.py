@@ -222,6 +222,38 @@ def test_a_busy_server_is_asked_again(at, monkeypatch):
         assert HfApi().model_info("owner/model", timeout=1).sha == SHA and len(asked) == 3
 
 
+def test_a_server_that_just_failed_is_tried_once(at, monkeypatch):
+    """And three times again when a minute has passed, or after an answer."""
+    monkeypatch.setattr(hub_client, "TRIES", 3)
+    monkeypatch.setattr(hub_client, "PAUSE_SECONDS", 0.01)
+    asked, is_busy = [], True
+
+    def server(method, path):
+        asked.append(path)
+        return answer("503 Service Unavailable") if is_busy else good(method, path)
+
+    good = good_hub({"config.json": b"{}"})
+    with serving(b"", server) as url:
+        at(url)
+        hub_client.bound()
+        from huggingface_hub import HfApi
+
+        counts = []
+        for seconds in (60, 60, 0):
+            monkeypatch.setattr(hub_client, "FAILED_SECONDS", seconds)
+            with pytest.raises(Unreachable):
+                HfApi().model_info("owner/model", timeout=1)
+            counts.append(len(asked))
+        assert counts == [3, 4, 7]
+        monkeypatch.setattr(hub_client, "FAILED_SECONDS", 60)
+        is_busy = False
+        assert HfApi().model_info("owner/model", timeout=1).sha == SHA
+        is_busy = True
+        with pytest.raises(Unreachable):
+            HfApi().model_info("owner/model", timeout=1)
+        assert len(asked) == 11
+
+
 def test_files_come_within_the_limits_and_not_through_hf_xet(at, monkeypatch):
     """hf_xet would wait for a storage server that drips."""
     monkeypatch.delenv("HF_HUB_DISABLE_XET", raising=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from finetune.common import network
 from finetune.common.network import Progress, Unreachable, watched
 
 TRIES, PAUSE_SECONDS = 3, 1  # of a request that changes nothing; the pause grows with each
+FAILED_SECONDS = 60  # for which a server that gave no answer is tried once: a command asks for several files
+_failed_at: dict[str, float] = {}  # when which server gave none
 MOST_BYTES = 1 << 28  # of an answer that does not say its size, or of a kind that is small
 PIECE_BYTES = 1 << 16  # of what is sent, so that its progress is seen
 SMALL = (".json", ".txt", ".model", ".md", ".jinja")
@@ -136,7 +139,8 @@ def _bounded(usual: Any) -> Any:
 
 def _exchange(send: Callable[[], Any], method: str, server: str, progress: Progress, errors: type[Exception]) -> Any:
     """The answer to a request, tried again unless it sends something. Raises Unreachable."""
-    tries, problem = TRIES if method in ("GET", "HEAD") else 1, ""
+    has_failed = time.monotonic() < _failed_at.get(server, -math.inf) + FAILED_SECONDS
+    tries, problem = TRIES if method in ("GET", "HEAD") and not has_failed else 1, ""
     for number in range(tries):
         time.sleep(number * PAUSE_SECONDS)
         progress.at = time.monotonic()
@@ -148,6 +152,7 @@ def _exchange(send: Callable[[], Any], method: str, server: str, progress: Progr
                 break
             continue
         if response.status_code not in BUSY:
+            _failed_at.pop(server, None)
             return response
         if method not in ("GET", "HEAD"):  # huggingface_hub tries again, but not after the hour that a server may want
             for name in ("retry-after", "ratelimit"):
@@ -155,6 +160,7 @@ def _exchange(send: Callable[[], Any], method: str, server: str, progress: Progr
             return response
         problem = f"{server} answered {response.status_code} {response.reason_phrase}".rstrip()
         response.close()
+    _failed_at[server] = time.monotonic()
     raise Unreachable(problem)
 
 
