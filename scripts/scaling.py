@@ -2,7 +2,7 @@
 from shapes and data sheets; and tokens/s, predicted by the same formulas.
 
     python scripts/scaling.py              the pages
-    python scripts/scaling.py --measure    first measure what this machine can, 1 to 4 gloo processes (10 minutes)
+    python scripts/scaling.py --measure    first measure what this machine can, 1 to 4 gloo processes (half an hour)
 
 The prediction for this machine takes from it the time of a micro-batch, of an update of the weights and of an
 all-reduce; what it predicts for more processes is measured too, in turns with them."""
