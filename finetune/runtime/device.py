@@ -205,7 +205,7 @@ def keep_heap() -> None:
 def use_all_cores(threads: int = 0) -> None:
     """Use this process's share of the node's cores, `threads`, or what OMP_NUM_THREADS says of a process alone: a
     launcher sets that to one thread."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    processes = process_group.local_size()
     is_launched = "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
     asked = "" if is_launched else os.environ.get("OMP_NUM_THREADS", "")
     given = int(asked) if asked.isdecimal() and asked.isascii() and len(asked) < 5 else 0

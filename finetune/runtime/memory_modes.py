@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from finetune.common.errors import UsageError
 from finetune.common.formatting import gigabytes, setting
 from finetune.config.recipe import Recipe
 from finetune.gpt.model import SHAPES, GPTConfig
-from finetune.runtime import memory
+from finetune.runtime import memory, process_group
 from finetune.runtime.device import Device
 from finetune.runtime.memory import Workload, estimate_memory
 
@@ -68,7 +67,7 @@ def choose_mode(recipe: Recipe, config: GPTConfig, T: int, device: Device, log: 
     accelerator, device_type = device.accelerator, device.torch_device.type
     free = memory.available_bytes(device_type)
     if device_type == "cpu":
-        free //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        free //= process_group.local_size()
     # ranks may see different free memory but must choose alike
     free = int(accelerator.gather(torch.tensor([free], device=device.torch_device)).min())
     work = Workload(recipe, config, T, device_type, device.dtype, device.compile, accelerator.num_processes)
