@@ -43,7 +43,7 @@ class Saves:
     num_acknowledged: int = 0
     seconds_held: float = 0.0  # that the loop waited for copies
     updated: threading.Event = field(default_factory=threading.Event)  # the first update was made, or a save waited for
-    group: torch.distributed.ProcessGroup | None = None  # of the saves of all ranks; made by the first one
+    group: torch.distributed.ProcessGroup | None = None  # of saves in shards, made when the run begins; None without
 
     def begin(self, save: PendingSave, tensors: Tensors, write: Callable[[Tensors], object], are_shared: bool) -> None:
         """Write the tensors in a thread, after the saves begun before; copies of them if training shares them."""

@@ -16,6 +16,7 @@ from finetune.common.addresses import address_of
 from finetune.common.errors import Failure, UsageError
 from finetune.common.formatting import gigabytes
 from finetune.config.recipe import Recipe
+from finetune.config.run_directory import step_of
 from finetune.gpt import GPT, GPTConfig, convert, lora, pretrained, size
 from finetune.runs import checkpoints
 from finetune.runs.checkpoints import SavedState
@@ -66,10 +67,8 @@ def roll_back(setup: Setup, state: TrainState, logger: RunLogger, problem: str) 
 
 def _check_rollback(setup: Setup, state: TrainState, states: list[Path], problem: str) -> None:
     """Raise Failure if max_rollbacks are used up, or if the processes see different states."""
-    recipe, accelerator = setup.recipe, setup.device.accelerator
-    newest = int(states[0].name.removeprefix("step-")) if states else -1
-    newest_of_all = accelerator.gather(torch.tensor([newest], device=setup.device.torch_device))
-    if len(newest_of_all.unique()) > 1:
+    recipe = setup.recipe
+    if _differs(_newest(states), setup.device):
         raise Failure(
             f"training diverged: {problem}; to go back all machines must see the states in out_dir {recipe.out_dir}, on"
             " a shared disk",
@@ -143,8 +142,7 @@ def reset_to_initial(setup: Setup, state: TrainState) -> None:
 def check_all_resume(recipe: Recipe, device: Device) -> None:
     """Raise UsageError if processes resume from other states than others, or start anew, as init_from=auto chose."""
     states = checkpoints.states(recipe.out_dir) if recipe.init_from == "resume" else []
-    newest = int(states[0].name.removeprefix("step-")) if states else -1
-    if len(device.accelerator.gather(torch.tensor([newest], device=device.torch_device)).unique()) > 1:
+    if _differs(_newest(states), device):
         address = address_of(recipe.out_dir)
         way = f"delete it on each to go on from {address}" if address else "copy it, or share the disk"
         raise UsageError(f"out_dir {recipe.out_dir}: not all machines see a state in last/, and the same; {way}")
@@ -153,11 +151,20 @@ def check_all_resume(recipe: Recipe, device: Device) -> None:
 def load_same_state(recipe: Recipe, device: Device, say: Callable[[str], None]) -> SavedState:
     """The newest undamaged state. Raises UsageError if there is none, or if another process reads another one."""
     saved = checkpoints.load_state(recipe.out_dir, say)
-    step = torch.tensor([int(saved.state["iteration"])], device=device.torch_device)
-    if len(device.accelerator.gather(step).unique()) > 1:
-        problem = "the processes read different states, because some could not read the newest"
-        raise UsageError(f"out_dir {recipe.out_dir}: {problem}; start again, or delete it to go on from the one before")
+    if _differs(int(saved.state["iteration"]), device):
+        problem = "not all processes can read the newest state in last/"
+        raise UsageError(f"out_dir {recipe.out_dir}: {problem}; start again, or delete that state")
     return saved
+
+
+def _newest(states: list[Path]) -> int:
+    """The step of the first of these states; -1 without any."""
+    return step_of(states[0].name) if states else -1
+
+
+def _differs(number: int, device: Device) -> bool:
+    """Whether processes have other numbers than others. All processes must call."""
+    return len(device.accelerator.gather(torch.tensor([number], device=device.torch_device)).unique()) > 1
 
 
 def check_resumed(recipe: Recipe, identity: dict[str, Any], values: dict[str, Any], say: Callable[[str], None]) -> None:

@@ -94,7 +94,7 @@ def save_state(setup: Setup, state: TrainState, logger: RunLogger, must_succeed:
         raise Diverged(f"step {step}: the weights are not finite")
     keep = accelerator.is_main_process
     values = copy.deepcopy(to_json(setup, state))
-    in_shards = bool(setup.recipe.sharded_checkpoints and setup.device.sharding)
+    in_shards = setup.saves.group is not None
     tensors, write = (_shards if in_shards else _full_tensors)(setup, values)
     last_saved = state.last_saved
 
