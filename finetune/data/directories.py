@@ -86,7 +86,7 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
     is_directory = os.path.isdir(name)
     base = Path(name) if is_directory else fixed_part(name)
     if (is_directory or "**" in Path(name).parts) and str(base.resolve()) in SYSTEM:
-        raise UsageError(f"{name}: is of the system; name the directory of your texts")
+        raise UsageError(f"{name}: is a system directory; name the directory of your texts")
     paths = list(_walk(base) if is_directory else _expand(name))
     files = _once(path for path in paths if os.path.isfile(path) and path.stat().st_size)
     real = base.resolve()
