@@ -390,6 +390,7 @@ def test_the_best_model_is_there_at_every_moment(tmp_path, cache):
         send()  # goes on after the interruption
         names = {name.rpartition("/")[2] for name in Flaky.store if "/best/" in name}
         assert names == {"model", "card", files.MANIFEST}
+        assert not [name for name in Flaky.store if files.WORK in name], last
         if is_done:
             break
     assert is_done and last > 8
@@ -479,7 +480,8 @@ def test_several_machines_go_on_from_the_state_that_all_can_see(tiny_run, comman
     """The machine that sent was killed before it had sent its newest state."""
     tiny_run(address, *SAVES)
     here = addresses.mirror_of(address)
-    shutil.rmtree(Path("remote/run", STATES[0]))
+    shutil.rmtree("remote/run/last")
+    shutil.copytree(here / STATES[1], Path("remote/run", STATES[1]))  # which a slow upload leaves out
     mirror.fetch_run(here, to_resume=True)
     assert (here / STATES[0]).is_dir()
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
@@ -503,6 +505,22 @@ def test_one_rank_sends(name, address, monkeypatch):
     with uploads.uploading(recipe) as sends:
         assert sends is None
     assert not Path("remote").exists()
+
+
+def test_nothing_is_sent_for_a_run_that_was_refused(monkeypatch):
+    """The program may go on after it, as a notebook does."""
+    monkeypatch.setattr(uploads, "PAUSE_SECONDS", 0.01)
+    recipe, _ = parse(Recipe, ["--dataset=x", "--out_dir=flaky://run"], "")
+    Path(recipe.out_dir).mkdir(parents=True)
+    Path(recipe.out_dir, "metrics.jsonl").write_text('{"event": "start", "time": 1}\n')
+    Flaky.breaks_at, Flaky.breaks_for = 0, 10**9
+    with pytest.raises(UsageError), uploads.uploading(recipe) as sends:
+        sends.send()
+        while not sends.problem:
+            time.sleep(0.01)
+        raise UsageError("refused")
+    sends.thread.join(10)
+    assert not sends.thread.is_alive()
 
 
 @pytest.mark.parametrize("argv", ["sample --out_dir=", "eval --dataset=data --init_from=", "report --out_dir="])

@@ -53,6 +53,7 @@ class Storage:
         import fsspec
 
         self.address, self.progress = address, Progress()
+        self.num_changes = 0  # that the server has made
         self.protocol = address.partition("://")[0]
         if self.protocol == "hf":
             hub_client.bound()
@@ -101,6 +102,7 @@ class Storage:
 
         if self._call(write) != content:
             raise Unreachable(f"{self.address}: holds another {name} than was sent")
+        self.num_changes += 1
 
     def fetch(self, name: str, path: Path) -> None:
         """Read a file into `path`."""
@@ -116,10 +118,12 @@ class Storage:
 
         self._call(put, watch=False)  # a part is sent without a sign of progress
         self.check(path, name, sha256)
+        self.num_changes += 1
 
     def copy(self, source: str, name: str) -> None:
         """Copy a file on the server."""
         self._call(lambda: self.fs.cp_file(self._path(source), self._path(name)), watch=False)
+        self.num_changes += 1
 
     def check(self, path: Path, name: str, sha256: str) -> None:
         """Raise Unreachable unless the server holds the file `path`: its sum says so, or it is read back."""
@@ -142,6 +146,7 @@ class Storage:
         for name in names:
             with contextlib.suppress(Missing):
                 self._call(lambda name=name: self._remove(self._path(name)))
+                self.num_changes += 1
 
     def manifest(self, sizes: Sizes, directory: str) -> dict[str, Any] | None:
         """What `files.write_directory` wrote about a directory, if all its files are there in full; else None."""

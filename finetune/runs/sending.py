@@ -29,7 +29,8 @@ def send_directory(storage: Storage, sizes: Sizes, out_dir: Path, name: str) -> 
     """Make a directory at the address what it is here; return its manifest. At every moment the old or the new one is
     there in full. Raises Changed."""
     there, snapshot = storage.manifest(sizes, name), out_dir / WORK / name
-    if there == files.read_json_object(out_dir / name / MANIFEST):
+    if there and there == files.read_json_object(out_dir / name / MANIFEST):
+        storage.remove(file for file in _files_of(staged(name), there) if file in sizes)  # after an interruption
         return there
     shutil.rmtree(out_dir / WORK, ignore_errors=True)
     try:

@@ -52,8 +52,11 @@ def uploading(recipe: Recipe) -> Generator[Uploads | None]:
         if uploads.has_begun(began) and (problem := uploads.finish()):
             _say(f"warning: {problem}")
         raise
-    if problem := uploads.finish():
-        raise Failure(problem, CODE)
+    else:
+        if problem := uploads.finish():
+            raise Failure(problem, CODE)
+    finally:
+        uploads.end()
 
 
 def _say(line: str) -> None:
@@ -110,18 +113,23 @@ class Uploads:
         if not missing:
             _say(f"{self.address}: the run is there")
             return None
-        self.is_given_up = True
         way = command("train", out_dir=self.address, init_from="resume")
         reason = f" ({self.problem})" if self.problem else ""
         return f"{self.address}: {missing} could not be sent{reason}; they are in {self.out_dir}; to go on: {way}"
+
+    def end(self) -> None:
+        """Send nothing more, from whatever a run ended with: a program may go on after it."""
+        self.is_given_up = True
+        self.wanted.set()
 
     def _work(self) -> None:
         pause = 0.0
         while True:
             self.wanted.wait(pause or None)
+            self.wanted.clear()
             if self.is_given_up:
                 return
-            self.wanted.clear()
+            changes = self.storage.num_changes if self.storage else 0
             try:
                 with storage_lock(self.out_dir):
                     self._send_all()
@@ -134,9 +142,10 @@ class Uploads:
                 most = LAST_PAUSE_SECONDS if self.is_over else MOST_PAUSE_SECONDS
                 self.problem, pause = problem, min(max(PAUSE_SECONDS, 2 * pause), most)
                 continue
-            if self.problem:
+            pause = 0.0
+            if self.problem and self.storage and self.storage.num_changes > changes:  # it is back
                 _say(f"{self.address}: all is sent again")
-            self.problem, pause = "", 0.0
+                self.problem = ""
             if self.is_over and not self.wanted.is_set():
                 return
 
