@@ -14,7 +14,6 @@ import random
 import resource
 import select
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -23,6 +22,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from ports import free_port
 
 torch.set_num_threads(1)
 
@@ -121,9 +121,7 @@ def slow(rank, iteration):
 def start(recipe, world=1, report=None, hooks=lambda rank: Hooks()):
     """Fork `world` processes that train with `hooks(rank)`; return their pids. Saved steps are written to the
     descriptor `report` once acknowledged."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     pids = []
     for rank in range(world):
         pid = os.fork()

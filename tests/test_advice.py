@@ -104,7 +104,6 @@ def test_a_run_that_is_at_its_address(tiny_run, command, tmp_path, monkeypatch):
 @scene("runs/uploads.finish")
 def test_a_run_that_is_not_all_at_its_address(tiny_run, command, tmp_path, monkeypatch):
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(uploads, "IDLE_SECONDS", 0.5)
     address = f"file://{tmp_path}/remote/run"
     tiny_run("out", "--max_iters=4")
     recipe, _ = parse(Recipe, ["out/recipe.yaml", f"--out_dir={address}"], "")
@@ -115,7 +114,8 @@ def test_a_run_that_is_not_all_at_its_address(tiny_run, command, tmp_path, monke
             with contextlib.suppress(IsADirectoryError):  # an upload has made it again
                 Path("remote").write_text("")
 
-    with pytest.raises(Failure, match="could not be sent") as problem:
+    with monkeypatch.context() as patch, pytest.raises(Failure, match="could not be sent") as problem:
+        patch.setattr(uploads, "IDLE_SECONDS", 0.5)
         train_and_push(recipe, {}, Hooks(before_update=lose_the_disk))
     Path("remote").unlink()
     assert f"{address}: the run is there" in follow(str(problem.value), command)

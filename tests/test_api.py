@@ -19,6 +19,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from ports import free_port
 
 import finetune
 from finetune import Callback, Failure, Run, UsageError, evaluate, export, plan, prepare, sample, train
@@ -355,6 +356,7 @@ def test_nothing_of_the_process_is_changed(notes, monkeypatch):
     pyplot.switch_backend("svg")
     figure = pyplot.figure()
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    threads = torch.get_num_threads()
     torch.set_num_threads(2)
     mine = Accelerator(cpu=True, mixed_precision="bf16")
     try:
@@ -372,6 +374,7 @@ def test_nothing_of_the_process_is_changed(notes, monkeypatch):
         assert {key: after[key] for key in after if after[key] != before[key]} == {}
         assert mine.mixed_precision == "bf16" and pyplot.fignum_exists(figure.number)
     finally:
+        torch.set_num_threads(threads)
         pyplot.close(figure)
         pyplot.switch_backend("agg")
 
@@ -400,7 +403,7 @@ values = VALUES
 notebook_launcher(work, (sys.argv[1], values), num_processes=2, use_port="29671")
 """
     values = {**TINY, "gradient_accumulation_steps": 2}
-    Path("launch.py").write_text(code.replace("VALUES", repr(values)))
+    Path("launch.py").write_text(code.replace("VALUES", repr(values)).replace("29671", str(free_port())))
     done = forked.run("launch.py", notes)
     assert done.returncode == 0, done.stderr
     alone = train(dataset=notes, out_dir="alone", **values)

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import forked
 import pytest
+from ports import free_port
 
 from finetune.common import files
 from finetune.common.errors import UsageError
@@ -402,14 +402,7 @@ def test_only_the_rank_out_of_memory_prints_the_diagnosis(tiny, rank):
     recipe = tiny(gradient_accumulation_steps=2, batch_size=2)
     given = vars(Recipe(dataset="x")).items()
     flags = [f"--{name}={getattr(recipe, name)}" for name, default in given if getattr(recipe, name) != default]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free.getsockname()[1]),
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
-        }
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     Path("two.py").write_text(TWO)
     environment = {**os.environ, **place, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     processes = [

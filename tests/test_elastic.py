@@ -15,6 +15,7 @@ import forked
 import psutil
 import pytest
 import torch
+from ports import free_port
 from test_trust import command, events, final, harness, record
 
 from finetune.common.errors import UsageError
@@ -38,12 +39,6 @@ def main(argv):
         while time.monotonic() < end:
             time.sleep(0.1)
 """
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def ranks(size, program, *argv, **more):

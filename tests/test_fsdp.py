@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import forked
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from ports import free_port
 from safetensors.torch import load_file
 
 from finetune.common.errors import UsageError
@@ -316,9 +316,7 @@ def test_one_process_without_a_launcher_shards_nothing(tiny, monkeypatch):
 def test_one_process_behind_a_launcher_is_a_shard_of_one(tiny, monkeypatch):
     trainer.train(tiny("whole", max_iters=2))
     AcceleratorState._reset_state(True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     launched = {
         "RANK": 0,
         "LOCAL_RANK": 0,

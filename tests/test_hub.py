@@ -146,11 +146,11 @@ def test_an_interrupted_push_changes_nothing_and_the_next_one_finishes_it(hub, e
     with subprocess.Popen(
         [sys.executable, *EXPORT], stderr=subprocess.PIPE, text=True, env=environment(hub), **listening
     ) as pushing:
-        assert begun.wait(60)
+        assert begun.wait(300)
         pushing.send_signal(signal.SIGINT)
         time.sleep(0.2)
         released.set()
-        error = pushing.communicate(timeout=60)[1]
+        error = pushing.communicate(timeout=300)[1]
     assert pushing.returncode == 4 and "me/tiny was not pushed: interrupted" in error and error.endswith(AGAIN)
     assert hub.commits == [] and held(hub) == {}
     hub.before = lambda method, path: None

@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_bins
+from ports import free_port
 from test_trust import command, events, harness
 
 from finetune.common.errors import UsageError
@@ -30,12 +30,6 @@ ROOT = Path(__file__).parents[1]
 CONFIGURATIONS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 ACCELERATE = ["accelerate.commands.accelerate_cli", "launch"]
 PLAIN = {"dropout": 0.0, "batch_size": 2, "gradient_accumulation_steps": 6, "max_iters": 6, "eval_interval": 3}
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def accelerate(config, *flags):

@@ -81,6 +81,7 @@ FAULTS = {  # what a server does, and what the line says of it
 @contextlib.contextmanager
 def serving(fault, honest=None):
     """The URL of a server that does this to everybody, but where `honest(method, path)` answers."""
+    clients = []
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve(client):
@@ -92,11 +93,16 @@ def serving(fault, honest=None):
         def accept():
             with contextlib.suppress(OSError):
                 while True:
-                    threading.Thread(target=serve, args=(listening.accept()[0],), daemon=True).start()
+                    clients.append(listening.accept()[0])
+                    threading.Thread(target=serve, args=(clients[-1],), daemon=True).start()
 
         threading.Thread(target=accept, daemon=True).start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        listening.shutdown(socket.SHUT_RDWR)
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            for open_ in (listening, *clients):  # nobody drips on
+                with contextlib.suppress(OSError):
+                    open_.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture
@@ -219,7 +225,7 @@ def test_a_busy_server_is_asked_again(at, monkeypatch):
         hub_client.bound()
         from huggingface_hub import HfApi
 
-        assert HfApi().model_info("owner/model", timeout=1).sha == SHA and len(asked) == 3
+        assert HfApi().model_info("owner/model", timeout=5).sha == SHA and len(asked) == 3
 
 
 def test_a_server_that_just_failed_is_tried_once(at, monkeypatch):
@@ -242,15 +248,15 @@ def test_a_server_that_just_failed_is_tried_once(at, monkeypatch):
         for seconds in (60, 60, 0):
             monkeypatch.setattr(hub_client, "FAILED_SECONDS", seconds)
             with pytest.raises(Unreachable):
-                HfApi().model_info("owner/model", timeout=1)
+                HfApi().model_info("owner/model", timeout=5)
             counts.append(len(asked))
         assert counts == [3, 4, 7]
         monkeypatch.setattr(hub_client, "FAILED_SECONDS", 60)
         is_busy = False
-        assert HfApi().model_info("owner/model", timeout=1).sha == SHA
+        assert HfApi().model_info("owner/model", timeout=5).sha == SHA
         is_busy = True
         with pytest.raises(Unreachable):
-            HfApi().model_info("owner/model", timeout=1)
+            HfApi().model_info("owner/model", timeout=5)
         assert len(asked) == 11
 
 

@@ -395,7 +395,7 @@ def test_time_is_measured_and_scaled(tiny):
     recipe = tiny(
         n_layer=2, n_embd=64, block_size=64, batch_size=8, max_iters=30, dropout=0.0, num_samples=1, max_new_tokens=20
     )
-    for out_dir in ("out", "second", "third"):  # others may come or go between the two
+    for out_dir in ("out", "second", "third", "fourth", "fifth"):  # others may come or go between the two
         plan = timing.timed(planned(recipe), time.perf_counter())
         trainer.train(dataclasses.replace(recipe, out_dir=out_dir))
         updates = [event["seconds"] for event in read_metrics(f"{out_dir}/metrics.jsonl") if event["event"] == "iter"]

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from finetune.common.errors import UsageError
 from finetune.config.recipe import Recipe
@@ -91,9 +92,3 @@ def test_a_port_that_is_taken_is_named(monkeypatch):
             monkeypatch.setenv(name, value)
         with pytest.raises(UsageError, match="MASTER_PORT=.* in the environment is in use by another program; if"):
             devices.start(Recipe(dataset="x", device="cpu"))
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

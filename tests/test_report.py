@@ -255,7 +255,7 @@ def test_a_browser_shows_the_curves(tmp_path):
         ]
         flags += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}"]
         flags += ["--blink-settings=preferredColorScheme=0"] if dark else []
-        subprocess.run([chromium, *flags, path.resolve().as_uri()], check=True, capture_output=True, timeout=60)
+        subprocess.run([chromium, *flags, path.resolve().as_uri()], check=True, capture_output=True, timeout=300)
         pixels = imread(picture)[..., :3]
         back = tuple(round(255 * float(value)) for value in pixels[3, 3])
         assert back == ((15, 18, 22) if dark else (255, 255, 255))

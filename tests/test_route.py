@@ -187,7 +187,7 @@ def test_a_fresh_reader_comes_to_a_model_on_the_hub(gpt2, one_core, tmp_path, mo
         for language, text in route(left_out):
             before, began = there(), time.perf_counter()
             done = subprocess.run(
-                [*shell[language], text], capture_output=True, text=True, env=environment(hub, home), timeout=120
+                [*shell[language], text], capture_output=True, text=True, env=environment(hub, home), timeout=600
             )
             assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
             print(f"{time.perf_counter() - began:5.1f} s  {first_line(text)}")

@@ -3,13 +3,13 @@ are counted by the code."""
 
 import re
 import shlex
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from ports import free_port
 
 from finetune.config.cli import parse
 from finetune.config.recipe import Recipe
@@ -109,9 +109,7 @@ def test_the_manifest_is_of_one_piece():
 
 def test_data_parallelism_exchanges_four_bytes_a_parameter_once_an_update(scaling):
     """Counted where DDP hands its buckets over, against the formula of the table without its ring."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
     try:
         config = GPTConfig(block_size=8, vocab_size=11, n_layer=3, n_head=2, n_embd=8)

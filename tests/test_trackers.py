@@ -21,7 +21,7 @@ from finetune.runs.trackers import rows_of
 KINDS = [kind for kind in ("tensorboard", "trackio", "wandb") if find_spec(kind)]
 RUN = """--init_from=scratch --dataset=corpus.txt --tokenizer=char --out_dir=out --n_layer=1 --n_head=2
  --n_embd=16 --block_size=16 --batch_size=4 --gradient_accumulation_steps=1 --max_iters=60 --learning_rate=1e-2
- --log_interval=1 --eval_interval=10 --dtype=float32 --num_samples=1 --sample_interval=20 --max_new_tokens=5""".split()
+ --log_interval=1 --eval_interval=30 --dtype=float32 --num_samples=1 --sample_interval=20 --max_new_tokens=5""".split()
 
 
 def curve(metrics):
@@ -253,7 +253,7 @@ def test_a_bad_server_of_wandb_means_offline(tiny_run, monkeypatch, name):
     from finetune.runs import tracker_kinds
 
     wandb.teardown()  # it reads the environment once in a process
-    monkeypatch.setattr(tracker_kinds, "SECONDS", 1)
+    monkeypatch.setattr(tracker_kinds, "SECONDS", 3)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     lines = []

@@ -117,11 +117,11 @@ def until(process, words):
 
 
 def test_the_real_command_survives_kills(tiny):
-    recipe = tiny(max_iters=60)
+    recipe = tiny(max_iters=150)
     trainers.train(dataclasses.replace(recipe, out_dir="whole"))
     for number in range(3):
         with launch(dataclasses.replace(recipe, init_from="resume") if number else recipe) as process:
-            until(process, f"iter {12 * (number + 1)}:")
+            until(process, f"iter {30 * (number + 1)}:")
             process.kill()
     trainers.train(dataclasses.replace(recipe, init_from="resume"))
     same_run("whole", "out")
@@ -129,7 +129,7 @@ def test_the_real_command_survives_kills(tiny):
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_ends_and_the_resumed_run_is_the_same(tiny, number, code):
-    recipe = tiny(max_iters=40, save_interval=1000, eval_interval=10)
+    recipe = tiny(max_iters=120, save_interval=1000, eval_interval=10)
     trainers.train(dataclasses.replace(recipe, out_dir="whole"))
     with launch(recipe) as process:
         until(process, "iter 12:")

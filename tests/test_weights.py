@@ -218,7 +218,7 @@ def test_an_unknown_hub_model_without_network_is_answered_in_seconds(monkeypatch
     began = time.perf_counter()
     with pytest.raises(UsageError, match="hf download nobody/nothing"):
         GPT.from_pretrained("nobody/nothing")
-    assert time.perf_counter() - began < 10
+    assert time.perf_counter() - began < 30
 
 
 def test_a_hub_that_accepts_and_never_answers_is_given_up_in_seconds(monkeypatch):
@@ -229,7 +229,7 @@ def test_a_hub_that_accepts_and_never_answers_is_given_up_in_seconds(monkeypatch
         began = time.perf_counter()
         with pytest.raises(UsageError, match="cannot be reached"):
             GPT.from_pretrained("nobody/nothing")
-        assert time.perf_counter() - began < 10
+        assert time.perf_counter() - began < 30
 
 
 @pytest.mark.parametrize("source", ["./missing", "/missing/dir", "a/b/c", "missing.pt"])

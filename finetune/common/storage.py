@@ -54,6 +54,7 @@ class Storage:
 
         self.address, self.progress = address, Progress()
         self.num_changes = 0  # that the server has made
+        self.is_closed = False  # then all is refused
         self.protocol = address.partition("://")[0]
         if self.protocol == "hf":
             hub_client.bound()
@@ -197,6 +198,8 @@ class Storage:
 
     def _call(self, call: Callable[[], T], watch: bool = True) -> T:
         self.progress.add(network.LEAST_BYTES)  # the clock begins anew
+        if self.is_closed:
+            raise Unreachable(f"{self.address}: is closed")
         try:
             return network.watched(call, self.address, self.progress) if watch else call()
         except Unreachable:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from finetune.common.errors import UsageError
-from finetune.common.files import read_chunks, replacing, sha256_of
+from finetune.common.files import CHUNK_BYTES, read_chunks, replacing
 from finetune.common.progress import progress
 from finetune.data import packing
 from finetune.data.dataset import BinStats, Dataset
@@ -136,8 +138,9 @@ def build_consecutive(
 
 def consecutive_rows(values: np.ndarray, rows: int, block_size: int) -> np.ndarray:
     """A view (rows, T + 1) of `values`, padded with zeros; each row begins with the last value of the one before."""
-    padded = np.pad(values, (0, rows * block_size + 1 - len(values)))
-    return np.lib.stride_tricks.sliding_window_view(padded, block_size + 1)[::block_size]
+    if missing := rows * block_size + 1 - len(values):
+        values = np.pad(values, (0, missing))
+    return np.lib.stride_tricks.sliding_window_view(values, block_size + 1)[::block_size]
 
 
 def build_packed(dataset: Dataset, split: str, path: Path, block_size: int, batch_bytes: int = BATCH_BYTES) -> None:
@@ -187,13 +190,28 @@ def _write(
     buffers = {name: np.empty((step, width), dtype=dtype) for name, dtype in dtypes.items()}
     title = f"caching {path.name.split('-')[0]}"
     with replacing(path) as work:
-        with pa.OSFile(str(work), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-            for first_row in progress(range(0, rows, step), desc=title, leave=False):
-                columns = {name: buffer[: rows - first_row] for name, buffer in buffers.items()}
-                fill(first_row, columns)
-                arrays = []
-                for values in columns.values():
-                    arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width))
-                writer.write_batch(pa.record_batch(arrays, schema=schema))
+        with pa.OSFile(str(work), "wb") as file, _hashing(work) as (digest, hash_until):
+            with pa.ipc.new_stream(file, schema) as writer:
+                for first_row in progress(range(0, rows, step), desc=title, leave=False):
+                    columns = {name: buffer[: rows - first_row] for name, buffer in buffers.items()}
+                    fill(first_row, columns)
+                    flat = (pa.array(values.reshape(-1)) for values in columns.values())
+                    arrays = [pa.FixedSizeListArray.from_arrays(values, width) for values in flat]
+                    writer.write_batch(pa.record_batch(arrays, schema=schema))
+                    hash_until(file.tell())
+            hash_until(file.tell()).result()
         with open(work, "ab") as file:
-            file.write(bytes.fromhex(sha256_of(work)))
+            file.write(digest.digest())
+
+
+@contextmanager
+def _hashing(path: Path) -> Generator[tuple[hashlib._Hash, Callable[[int], Future[None]]]]:
+    """The sha256 of a file that is being written, and a function that lets a thread read the file up to a place."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as written, ThreadPoolExecutor(1) as thread:
+
+        def hash_until(end: int) -> None:
+            while chunk := written.read(min(CHUNK_BYTES, end - written.tell())):
+                digest.update(chunk)
+
+        yield digest, lambda end: thread.submit(hash_until, end)

@@ -120,6 +120,8 @@ class Uploads:
     def end(self) -> None:
         """Send nothing more, from whatever a run ended with: a program may go on after it."""
         self.is_given_up = True
+        if self.storage:
+            self.storage.is_closed = True
         self.wanted.set()
 
     def _work(self) -> None:
@@ -136,6 +138,8 @@ class Uploads:
             except Changed:  # while it was read
                 self.wanted.set()
             except Exception as error:  # whatever it is, training goes on
+                if self.is_given_up:
+                    return
                 problem = " ".join(str(error).split()) or type(error).__name__
                 if not self.problem:
                     _say(f"warning: {problem}; training goes on, and it is tried again")
@@ -151,6 +155,7 @@ class Uploads:
 
     def _send_all(self) -> None:
         self.storage = self.storage or Storage(self.address)
+        self.storage.is_closed = self.is_given_up
         sizes = self.storage.files()
         if not self.sent:
             self._check_run(self.storage, METRICS in sizes)
