@@ -400,10 +400,10 @@ def work(notes, values):
         assert run.status == "finished"
 
 values = VALUES
-notebook_launcher(work, (sys.argv[1], values), num_processes=2, use_port="29671")
+notebook_launcher(work, (sys.argv[1], values), num_processes=2, use_port="PORT")
 """
     values = {**TINY, "gradient_accumulation_steps": 2}
-    Path("launch.py").write_text(code.replace("VALUES", repr(values)).replace("29671", str(free_port())))
+    Path("launch.py").write_text(code.replace("VALUES", repr(values)).replace("PORT", str(free_port())))
     done = forked.run("launch.py", notes)
     assert done.returncode == 0, done.stderr
     alone = train(dataset=notes, out_dir="alone", **values)

@@ -35,25 +35,28 @@ def refusable(name):
     """A method of Flaky that changes what the server holds, unless that is refused."""
 
     def method(self, *given, **named):
-        self.change()
+        self.change(given)
         getattr(MemoryFileSystem, name)(self, *given, **named)
 
     return method
 
 
 class Flaky(MemoryFileSystem):
-    """A server in memory that refuses what changes it: from the given change on, for a number of changes."""
+    """A server in memory that refuses what changes it: from the given change on, for a number of changes, or files of
+    one name."""
 
     protocol, store, pseudo_dirs = "flaky", {}, [""]
-    changes, breaks_at, breaks_for = 0, None, 0
+    changes, breaks_at, breaks_for, refuses = 0, None, 0, None
 
     @classmethod
     def _strip_protocol(cls, path):
         return super()._strip_protocol(path.replace("flaky://", "memory://"))
 
-    def change(self):
+    def change(self, given):
         kind = type(self)
         kind.changes += 1
+        if kind.refuses and any(kind.refuses in str(each) for each in given):
+            raise ConnectionError("the line is dead")
         if kind.breaks_at is not None and 0 <= kind.changes - kind.breaks_at < kind.breaks_for:
             raise ConnectionError("the line is dead")
 
@@ -65,7 +68,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     fsspec.register_implementation("flaky", Flaky, clobber=True)
     Flaky.store.clear()
-    Flaky.changes, Flaky.breaks_at, Flaky.breaks_for = 0, None, 0
+    Flaky.changes, Flaky.breaks_at, Flaky.breaks_for, Flaky.refuses = 0, None, 0, None
     return tmp_path / "cache"
 
 
@@ -432,20 +435,23 @@ def test_a_machine_that_dies_before_it_has_sent_a_state_ends_no_job(tiny_run, co
     tiny_run("out", *SAVES)
     auto = ("train", "out/recipe.yaml", "--out_dir=flaky://run", "--init_from=auto")
     seen = set()
-    for last in (6, 12, 15):  # in best/, after it, in the state
+    for last in (6, 12, "optimizer.safetensors"):  # in best/, after it, in the state
         Flaky.store.clear()
-        Flaky.changes, Flaky.breaks_at, Flaky.breaks_for = 0, last, 10**9
+        if isinstance(last, str):
+            Flaky.refuses = last
+        else:
+            Flaky.changes, Flaky.breaks_at, Flaky.breaks_for = 0, last, 10**9
         with monkeypatch.context() as patch:
             patch.setattr(uploads, "IDLE_SECONDS", 0.2)
             assert command(*auto)[0] in (2, 4)
         seen |= {name.split("/")[2] for name in Flaky.store}
-        Flaky.breaks_at = None
+        Flaky.breaks_at = Flaky.refuses = None
         another_machine(cache)
         code, _, err = command(*auto)
         assert code == 0, (last, sorted(Flaky.store), err)
         assert weights(addresses.mirror_of("flaky://run")) == weights("out")
         another_machine(cache)
-    assert {"best", mirror.METRICS} <= seen  # and last, unless a slow upload had two models to send before it
+    assert {"best", "last", mirror.METRICS} <= seen
 
 
 @pytest.mark.parametrize("start", [(), ("--init_from=auto",)])
@@ -510,19 +516,26 @@ def test_one_rank_sends(name, address, monkeypatch):
 
 
 def test_nothing_is_sent_for_a_run_that_was_refused(monkeypatch):
-    """The program may go on after it, as a notebook does."""
-    monkeypatch.setattr(uploads, "PAUSE_SECONDS", 0.01)
+    """What was being sent is; then the thread ends, because the program may go on, as a notebook does."""
     recipe, _ = parse(Recipe, ["--dataset=x", "--out_dir=flaky://run"], "")
     Path(recipe.out_dir).mkdir(parents=True)
     Path(recipe.out_dir, "metrics.jsonl").write_text('{"event": "start", "time": 1}\n')
-    Flaky.breaks_at, Flaky.breaks_for = 0, 10**9
+    Path(recipe.out_dir, "recipe.yaml").write_text("dataset: x\n")
+    begun, over, pipe = threading.Event(), threading.Event(), Flaky.pipe_file
+
+    def slow(self, path, value=None, **named):
+        begun.set()
+        assert over.wait(60)
+        pipe(self, path, value, **named)
+
+    monkeypatch.setattr(Flaky, "pipe_file", slow)
     with pytest.raises(UsageError), uploads.uploading(recipe) as sends:
         sends.send()
-        while not sends.problem:
-            time.sleep(0.01)
+        assert begun.wait(60)
         raise UsageError("refused")
-    sends.thread.join(10)
-    assert not sends.thread.is_alive()
+    over.set()
+    sends.thread.join(60)
+    assert not sends.thread.is_alive() and list(Flaky.store) == ["/run/metrics.jsonl"]
 
 
 @pytest.mark.parametrize("argv", ["sample --out_dir=", "eval --dataset=data --init_from=", "report --out_dir="])

@@ -191,6 +191,7 @@ def _write(
     title = f"caching {path.name.split('-')[0]}"
     with replacing(path) as work:
         with pa.OSFile(str(work), "wb") as file, _hashing(work) as (digest, hash_until):
+            pieces = []
             with pa.ipc.new_stream(file, schema) as writer:
                 for first_row in progress(range(0, rows, step), desc=title, leave=False):
                     columns = {name: buffer[: rows - first_row] for name, buffer in buffers.items()}
@@ -198,8 +199,9 @@ def _write(
                     flat = (pa.array(values.reshape(-1)) for values in columns.values())
                     arrays = [pa.FixedSizeListArray.from_arrays(values, width) for values in flat]
                     writer.write_batch(pa.record_batch(arrays, schema=schema))
-                    hash_until(file.tell())
-            hash_until(file.tell()).result()
+                    pieces.append(hash_until(file.tell()))
+            for piece in (*pieces, hash_until(file.tell())):
+                piece.result()
         with open(work, "ab") as file:
             file.write(digest.digest())
 
@@ -210,8 +212,10 @@ def _hashing(path: Path) -> Generator[tuple[hashlib._Hash, Callable[[int], Futur
     digest = hashlib.sha256()
     with open(path, "rb") as written, ThreadPoolExecutor(1) as thread:
 
-        def hash_until(end: int) -> None:
+        def read_until(end: int) -> None:
             while chunk := written.read(min(CHUNK_BYTES, end - written.tell())):
                 digest.update(chunk)
+            if written.tell() != end:
+                raise OSError(f"{path}: ends after {written.tell():,} of {end:,} bytes")
 
-        yield digest, lambda end: thread.submit(hash_until, end)
+        yield digest, lambda end: thread.submit(read_until, end)

@@ -72,7 +72,7 @@ class Uploads:
         self.storage: Storage | None = None
         self.sent: dict[str, Any] = {}  # {name: manifest of a directory, or content of a file}
         self.has_state = False  # at the address
-        self.problem = ""  # of the last try
+        self.problem, self.is_told = "", False  # of the last try; whether an outage was told of
         self.wanted, self.is_over, self.is_given_up = threading.Event(), False, False
         self.thread = threading.Thread(target=self._work, daemon=True)
 
@@ -118,7 +118,7 @@ class Uploads:
         return f"{self.address}: {missing} could not be sent{reason}; they are in {self.out_dir}; to go on: {way}"
 
     def end(self) -> None:
-        """Send nothing more, from whatever a run ended with: a program may go on after it."""
+        """Begin nothing more at the address, however the run ended: a program may go on after it."""
         self.is_given_up = True
         if self.storage:
             self.storage.is_closed = True
@@ -137,25 +137,28 @@ class Uploads:
                     self._send_all()
             except Changed:  # while it was read
                 self.wanted.set()
+                continue
             except Exception as error:  # whatever it is, training goes on
                 if self.is_given_up:
                     return
                 problem = " ".join(str(error).split()) or type(error).__name__
-                if not self.problem:
+                if not self.is_told:
                     _say(f"warning: {problem}; training goes on, and it is tried again")
                 most = LAST_PAUSE_SECONDS if self.is_over else MOST_PAUSE_SECONDS
+                self.is_told = True
                 self.problem, pause = problem, min(max(PAUSE_SECONDS, 2 * pause), most)
                 continue
-            pause = 0.0
-            if self.problem and self.storage and self.storage.num_changes > changes:  # it is back
+            self.problem, pause = "", 0.0
+            if self.is_told and self.storage and self.storage.num_changes > changes:  # the server takes files again
                 _say(f"{self.address}: all is sent again")
-                self.problem = ""
+                self.is_told = False
             if self.is_over and not self.wanted.is_set():
                 return
 
     def _send_all(self) -> None:
         self.storage = self.storage or Storage(self.address)
-        self.storage.is_closed = self.is_given_up
+        if self.is_given_up:  # while it was made
+            self.storage.is_closed = True
         sizes = self.storage.files()
         if not self.sent:
             self._check_run(self.storage, METRICS in sizes)
