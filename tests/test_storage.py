@@ -435,12 +435,10 @@ def test_a_machine_that_dies_before_it_has_sent_a_state_ends_no_job(tiny_run, co
     tiny_run("out", *SAVES)
     auto = ("train", "out/recipe.yaml", "--out_dir=flaky://run", "--init_from=auto")
     seen = set()
-    for last in (6, 12, "optimizer.safetensors"):  # in best/, after it, in the state
+    cuts = ((6, None), (12, None), (None, "optimizer.safetensors"))  # in best/, after it, in the state
+    for breaks_at, refuses in cuts:
         Flaky.store.clear()
-        if isinstance(last, str):
-            Flaky.refuses = last
-        else:
-            Flaky.changes, Flaky.breaks_at, Flaky.breaks_for = 0, last, 10**9
+        Flaky.changes, Flaky.breaks_at, Flaky.breaks_for, Flaky.refuses = 0, breaks_at, 10**9, refuses
         with monkeypatch.context() as patch:
             patch.setattr(uploads, "IDLE_SECONDS", 0.2)
             assert command(*auto)[0] in (2, 4)
@@ -448,7 +446,7 @@ def test_a_machine_that_dies_before_it_has_sent_a_state_ends_no_job(tiny_run, co
         Flaky.breaks_at = Flaky.refuses = None
         another_machine(cache)
         code, _, err = command(*auto)
-        assert code == 0, (last, sorted(Flaky.store), err)
+        assert code == 0, (breaks_at, sorted(Flaky.store), err)
         assert weights(addresses.mirror_of("flaky://run")) == weights("out")
         another_machine(cache)
     assert {"best", "last", mirror.METRICS} <= seen
