@@ -251,8 +251,8 @@ def start(options, work):
     ]
     setting = (
         f"{options.rounds} rounds; {len(text):,} characters to tokenize, 1 x 128 tokens an update; finetune has"
-        " evaluated both splits and published its first model by then, Trainer has done neither; both shuffle in their"
-        " own way, so first losses agree to half a nat only"
+        " evaluated both splits and copied its first model by then, which it writes afterwards, Trainer has done"
+        " neither; both shuffle in their own way, so first losses agree to half a nat only"
     )
     return report(options, "start", f"From a text to the first update, {options.size}", setting, rows, contenders)
 
