@@ -260,7 +260,8 @@ def test_a_state_of_an_older_release_goes_on(number, command):
     code, _, err = resume_format(number, command)
     assert code == 0, err
     losses = [event["loss"] for event in events("out", "iter")]
-    assert losses[-1:] == pytest.approx([2.765320062637329], rel=1e-5)  # of the run that was not interrupted
+    # of the run that was not interrupted; dtype is auto, so some processors compute it in float32
+    assert losses[-1:] == pytest.approx([2.765320062637329], rel=1e-4)
     old = json.loads((STATES / f"format-{number}/last/step-00000002/state.json").read_text())
     new = json.loads(Path("out/last/step-00000004/state.json").read_text())
     if number == state_format.STATE_FORMAT:

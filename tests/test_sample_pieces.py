@@ -21,6 +21,7 @@ from finetune.gpt.sampling import draw_samples
 from finetune.runs import sample_file
 from finetune.sample import main
 
+TOKENS = 36  # beyond the blocks of the model
 GPT2 = {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257}
 
 
@@ -28,7 +29,7 @@ GPT2 = {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257}
 def model(bpe_directory):
     """A directory with a tiny random GPT-2 and a small byte-level BPE."""
     directory = bpe_directory("Grüße, 世界! What? Nothing.\n" * 20, "model", vocab_size=300)
-    shape = {"block_size": 48, "n_layer": 2, "n_head": 2, "n_embd": 32}
+    shape = {"block_size": 24, "n_layer": 2, "n_head": 2, "n_embd": 32}
     vocab_size = tokenizers.from_directory(directory).vocab_size
     GPT.from_scratch(GPTConfig(vocab_size=vocab_size, **shape)).save_pretrained(directory)
     return str(directory)
@@ -36,7 +37,7 @@ def model(bpe_directory):
 
 def ids_of(network, tokenizer, number, **options):
     prompt = tokenizers.prompt_ids(tokenizer, "What?")
-    options = {"max_new_tokens": 60, "ignore_eos": True, "temperature": 0.8, "top_k": 200} | options
+    options = {"max_new_tokens": TOKENS, "ignore_eos": True, "temperature": 0.8, "top_k": 200} | options
     return [sample.ids for sample in draw_samples(network, tokenizer, prompt, num_samples=number, **options)]
 
 
@@ -55,7 +56,7 @@ def test_pieces_are_one_batch(model):
     network, tokenizer = GPT.from_pretrained(model), tokenizers.from_directory(model)
     idx = torch.from_numpy(tokenizers.prompt_ids(tokenizer, "What?")).expand(70, -1)
     how = {"temperature": 0.8, "top_k": 200, "eos_token_id": None}
-    out = network.generate(idx, 60, generator=torch.Generator().manual_seed(1337), **how)
+    out = network.generate(idx, TOKENS, generator=torch.Generator().manual_seed(1337), **how)
     assert out[:, idx.size(1) :].tolist() == ids_of(network, tokenizer, 70)
 
 
@@ -73,7 +74,7 @@ def test_less_memory_makes_smaller_pieces_and_oom_halves_them(model, monkeypatch
     limit = 8
     assert ids_of(network, tokenizer, 40) == whole and rows == [16, 8, 8, 8, 8, 8]
     rows.clear()
-    row, prompt = pieces.bytes_of_row(network.config, 5, 60, 4), pieces.bytes_of_pass(network.config, 5, 4)
+    row, prompt = pieces.bytes_of_row(network.config, 5, TOKENS, 4), pieces.bytes_of_pass(network.config, 5, 4)
     monkeypatch.setattr(pieces, "available_bytes", lambda device: 5 * row + 2 * prompt)
     assert ids_of(network, tokenizer, 10) == whole[:10] and rows == [4, 4, 4]
     limit = 0
