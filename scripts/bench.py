@@ -137,14 +137,12 @@ def main(argv):
 def train(options, work):
     """Updates of one shape, the same for all."""
     shared = prepared(options, work, tokens=max(40, 2 * options.steps * options.batch_size) * options.block_size)
+    dtype = own_dtype()
+    matched = {"dtype": dtype, "dropout": 0.0}
     contenders = [
         Contender("finetune", {"tool": "finetune", "options": {}}),
         Contender("finetune, again", {"tool": "finetune", "options": {}}, 1e-6),
-        Contender(
-            "Trainer, bfloat16, dropout 0, fused",
-            {"tool": "trainer", "options": {"dtype": "bfloat16", "dropout": 0.0}},
-            2e-2,
-        ),
+        Contender(f"Trainer, {dtype}, dropout 0, fused", {"tool": "trainer", "options": matched}, 2e-2),
         Contender("Trainer, its defaults (float32, dropout 0.1)", {"tool": "trainer", "options": {}}, 0.3),
     ]
     if options.before:
@@ -211,7 +209,7 @@ def roofline(options, work):
         },
     ]
     title = f"Roofline of {options.size}: {options.batch_size} x {options.block_size} tokens an update"
-    setting = "bfloat16; least of seven tries; every product and tensor alone, warm in the cache"
+    setting = f"{own_dtype()}; least of seven tries; every product and tensor alone, warm in the cache"
     name = f"roofline-{options.batch_size}x{options.block_size}"
     return report(options, name, title, setting, rows, [])
 
@@ -251,7 +249,7 @@ def start(options, work):
     ]
     setting = (
         f"{options.rounds} rounds; {len(text):,} characters to tokenize, 1 x 128 tokens an update; finetune has"
-        " evaluated both splits and copied its first model by then, which it writes afterwards, Trainer has done"
+        " evaluated both splits and written its first model by then, Trainer has done"
         " neither; both shuffle in their own way, so first losses agree to half a nat only"
     )
     return report(options, "start", f"From a text to the first update, {options.size}", setting, rows, contenders)
@@ -262,13 +260,11 @@ def memory(options, work):
     options.batch_size = 4
     shared = prepared(options, work, tokens=40 * options.block_size)
     shared["shape"]["max_iters"] = 3
+    dtype = own_dtype()
+    matched = {"dtype": dtype, "dropout": 0.0}
     contenders = [
         Contender("finetune", {"tool": "finetune", "options": {}}),
-        Contender(
-            "Trainer, bfloat16, dropout 0, fused",
-            {"tool": "trainer", "options": {"dtype": "bfloat16", "dropout": 0.0}},
-            2e-2,
-        ),
+        Contender(f"Trainer, {dtype}, dropout 0, fused", {"tool": "trainer", "options": matched}, 2e-2),
     ]
     rotate(contenders, 1, {**shared, "what": "train"})
     gate(contenders)
@@ -322,10 +318,11 @@ def modes(options, work):
         [Contender(_flags(given) or "as it is", {"tool": "finetune", "options": given}, 2e-2) for given in group]
         for group in groups
     ]
-    theirs = {"dtype": "bfloat16", "dropout": 0.0, "lora_rank": 16}
+    dtype = own_dtype()
+    theirs = {"dtype": dtype, "dropout": 0.0, "lora_rank": 16}
     groups[1].append(
         Contender(
-            "Trainer, bfloat16, dropout 0, peft's adapters of rank 16", {"tool": "trainer", "options": theirs}, 2e-2
+            f"Trainer, {dtype}, dropout 0, peft's adapters of rank 16", {"tool": "trainer", "options": theirs}, 2e-2
         )
     )
     contenders = [contender for group in groups for contender in group]
@@ -558,12 +555,13 @@ def packing(options, work):
     np.savez(work / "packed.npz", **{name: np.concatenate(chunks) for name, chunks in blocks.columns.items()})
     order = BlockSampler(blocks.num_rows, options.batch_size, 1337)
     (work / "rows.json").write_text(json.dumps([int(row) for i in range(options.steps) for row in order.rows(i)]))
-    flattened = {"dtype": "bfloat16", "dropout": 0.0, "flattened": True}
+    dtype = own_dtype()
+    flattened = {"dtype": dtype, "dropout": 0.0, "flattened": True}
     contenders = [
         Contender("finetune, isolate_documents", {"tool": "finetune", "options": {"isolate_documents": "true"}}),
         Contender("finetune, again", {"tool": "finetune", "options": {"isolate_documents": "true"}}, 1e-6),
         Contender(
-            "Trainer, one row of all documents (TRL's packing), bfloat16",
+            f"Trainer, one row of all documents (TRL's packing), {dtype}",
             {"tool": "trainer", "options": flattened},
             2e-2,
         ),
@@ -606,10 +604,11 @@ def sample(options, work):
     """The call, after one that does not count; and whole commands."""
     shared = prepared(options, work, tokens=2**15)
     calls = {"what": "sample", "batch": 8, "tokens": options.tokens, "calls": 1}
+    dtype = own_dtype()
     contenders = [
-        Contender("finetune", {"tool": "finetune", "dtype": "bfloat16"}),
-        Contender("finetune, again", {"tool": "finetune", "dtype": "bfloat16"}),
-        Contender("transformers generate, bfloat16", {"tool": "generate", "dtype": "bfloat16"}),
+        Contender("finetune", {"tool": "finetune", "dtype": dtype}),
+        Contender("finetune, again", {"tool": "finetune", "dtype": dtype}),
+        Contender(f"transformers generate, {dtype}", {"tool": "generate", "dtype": dtype}),
     ]
     texts = [
         Contender(tool, {"tool": tool, "dtype": "float32"}).turn({**shared, **calls, "batch": 1, "tokens": 1})["greedy"]
@@ -664,10 +663,7 @@ def command(options, work):
     download."""
     import pickle
 
-    import torch
-
     from finetune.data.tokenizer import CharTokenizer
-    from finetune.runtime.device import best_dtype
 
     shared = prepared(options, work, tokens=2**15)
     chars = ["\n", *(chr(point) for point in range(0x100, 0x100 + 50256))]
@@ -703,11 +699,7 @@ def command(options, work):
         }
         for name, s in speeds.items()
     ]
-    setting = (
-        f"{options.rounds} rounds,"
-        f" {'bfloat16' if best_dtype('auto', torch.device('cpu')) == torch.bfloat16 else 'float32'} here, float32"
-        " there, which are their "
-    )
+    setting = f"{options.rounds} rounds, {own_dtype()} here, float32 there, which are their "
     setting += (
         "defaults; temperature 0.8, top_k 200; from start to end. nanoGPT writes one sample after the other, so its"
         " command is timed with one of the ten and "
@@ -1296,22 +1288,27 @@ def write(result, directory, quiet=False):
         print("\n".join(lines))
 
 
+def own_dtype():
+    """The name of the dtype that finetune computes in here by default, which others get where settings are matched."""
+
+    from finetune.runtime.device import best_dtype, choose_device
+
+    return str(best_dtype("auto", choose_device())).removeprefix("torch.")
+
+
 def hardware_name():
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    model = "CPU"
+    model, units = "CPU", ""
     if Path("/proc/cpuinfo").exists():
-        model = next(
-            (
-                line.split(":")[1].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")
-            ),
-            model,
-        )
-    return f"{os.cpu_count()} cores of {model}, {platform.machine()}"
+        facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+        facts = {name.strip(): value.strip() for name, value in facts.items()}
+        model, flags = facts.get("model name", model), facts.get("flags", "").split()
+        # several processors go by one name in virtual machines
+        units = next((f" with {name}" for flag, name in UNITS.items() if flag in flags), "")
+    return f"{os.cpu_count()} cores of {model}{units}, {platform.machine()}"
 
 
 def versions():
@@ -1325,6 +1322,9 @@ def versions():
             found[name] = "not installed"
     return found
 
+
+# of products, the fastest first
+UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX512", "avx2": "AVX2"}
 
 LANES = {
     "train": train,

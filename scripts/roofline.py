@@ -4,16 +4,19 @@ traffic at the rate of a copy."""
 import time
 
 ADAMW_BYTES = 28  # per parameter: weight, gradient and two moments are read, all but the gradient are written
-CAST_BYTES = 12  # per parameter: float32 weight to bfloat16, and its gradient back
+CAST_BYTES = 12  # per parameter: float32 weight to bfloat16, and its gradient back; none where all is float32
 
 
 def of_an_update(size, tokens, tries=7):
-    """Figures of an update of `tokens` tokens of a network of `size` (layers, heads, width), in bfloat16."""
+    """Figures of an update of `tokens` tokens of a network of `size` (layers, heads, width), in the dtype that finetune
+    computes in here."""
     import torch
 
     from finetune.gpt.model import GPTConfig
     from finetune.gpt.size import num_parameters
-    from finetune.runtime.device import keep_heap
+    from finetune.runtime.device import best_dtype, keep_heap
+
+    dtype = best_dtype("auto", torch.device("cpu"))
 
     keep_heap()
     n_layer, n_head, n_embd = size
@@ -29,8 +32,8 @@ def of_an_update(size, tokens, tries=7):
     ]
     products = []
     for name, out, into, times in layers:
-        x, weight = (torch.randn(shape).bfloat16() for shape in ((tokens, into), (out, into)))
-        y = torch.randn(tokens, out).bfloat16()
+        x, weight = (torch.randn(shape, dtype=dtype) for shape in ((tokens, into), (out, into)))
+        y = torch.randn(tokens, out, dtype=dtype)
         for kind, product in (
             ("forward", lambda x=x, weight=weight: x @ weight.T),
             ("gradient of the input", lambda y=y, weight=weight: y @ weight),
@@ -44,7 +47,7 @@ def of_an_update(size, tokens, tries=7):
     big = torch.zeros(1 << 27)
     copied = torch.empty_like(big)
     bandwidth = 2 * big.numel() * 4 / best(lambda: copied.copy_(big), tries)
-    traffic = parameters * (ADAMW_BYTES + CAST_BYTES) / bandwidth
+    traffic = parameters * (ADAMW_BYTES + CAST_BYTES * (dtype == torch.bfloat16)) / bandwidth
     return {
         "products": products,
         "products_seconds": sum(p["seconds"] for p in products),
