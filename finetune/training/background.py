@@ -29,7 +29,7 @@ class PendingSave:
     name: str
     step: int
     acknowledge: Callable[[bool], None]  # called by the loop on all ranks, with whether it is on disk
-    is_sharded: bool = False  # must not wait for the first update: another rank may write before it
+    is_sharded: bool = False
     copied: threading.Event = field(default_factory=threading.Event)
     written: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
@@ -42,17 +42,11 @@ class Saves:
     begun: deque[PendingSave] = field(default_factory=deque)  # not acknowledged yet
     num_acknowledged: int = 0
     seconds_held: float = 0.0  # that the loop waited for copies
-    updated: threading.Event = field(default_factory=threading.Event)  # the first update was made, or a save waited for
     group: torch.distributed.ProcessGroup | None = None  # of saves in shards, made when the run begins; None without
 
     def begin(self, save: PendingSave, tensors: Tensors, write: Callable[[Tensors], object], are_shared: bool) -> None:
         """Write the tensors in a thread, after the saves begun before; copies of them if training shares them."""
         before = self.begun[-1].written if self.begun else None
-        if are_shared and not self.updated.is_set():  # the first update, which asks for most memory, goes alone
-            try:
-                tensors, are_shared = copies_of(tensors), False
-            except OSError:  # no memory for copies
-                return self.write(save, tensors, write)
 
         def run() -> None:
             try:
@@ -62,8 +56,6 @@ class Saves:
                         copies = copies_of(tensors)
                 if not are_shared or copies is not tensors:
                     save.copied.set()
-                if not save.is_sharded:
-                    self.updated.wait()  # the first update is not slowed down
                 if before:
                     before.wait()
                 write(copies)
@@ -105,7 +97,6 @@ class Saves:
     def wait(self) -> None:
         """Wait until all saves are written, or failed."""
         for save in self.begun:
-            self.updated.set()
             save.written.wait()
 
     def num_written(self) -> int:

@@ -70,8 +70,10 @@ def publish_model(
             published()
 
     save = background.PendingSave(name, step, acknowledge)
-    # adapters are read from the model while they are written; at the end of a run there is nothing to go on with
-    at_once = bool(setup.recipe.lora_rank) or step >= setup.schedule.length
+    # adapters are read from the model while they are written; at the end of a run there is nothing to go on with;
+    # a copy of the first model would be there when the first update asks for most memory
+    is_first = step == 0 and setup.device.torch_device.type == "cpu"
+    at_once = bool(setup.recipe.lora_rank) or step >= setup.schedule.length or is_first
     _start_save(setup, logger, save, model_weights(setup), write, at_once)
 
 
@@ -234,7 +236,6 @@ def finishing_saves(setup: Setup, logger: RunLogger) -> Generator[None]:
     try:
         yield
     except BaseException:
-        setup.saves.updated.set()  # a thread that waits for it would keep the process alive
         setup.saves.wait()
         while setup.saves.begun:
             save = setup.saves.take()

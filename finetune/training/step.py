@@ -79,7 +79,6 @@ def update(setup: Setup, state: TrainState, lr: float) -> UpdateResult:
     elif is_finite:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    setup.saves.updated.set()
     return result
 
 
