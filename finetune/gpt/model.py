@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from finetune.gpt import attention, loss
+from finetune.gpt import attention, loss, recompute
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -228,8 +228,8 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, cache: attention.KVCache | None = None, document_starts: Tensor | None = None
     ) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cache, document_starts)
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.attn(x, self.ln_1, cache, document_starts)
+        return x + self.mlp(x, self.ln_2)
 
 
 class CausalSelfAttention(nn.Module):
@@ -246,10 +246,14 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, cache: attention.KVCache | None = None, document_starts: Tensor | None = None
+        self,
+        x: Tensor,
+        norm: nn.LayerNorm,
+        cache: attention.KVCache | None = None,
+        document_starts: Tensor | None = None,
     ) -> Tensor:
         B, T, C = x.shape
-        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
+        qkv = recompute.linear(self.c_attn, norm, x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
         if self.q_scale != 1:
             q = q * self.q_scale
@@ -270,5 +274,6 @@ class MLP(nn.Module):
         self.c_proj = UninitializedLinear(config.mlp_width, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(self.act(self.c_fc(x))))
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        hidden = recompute.linear(self.c_fc, norm, x)
+        return self.dropout(recompute.linear(self.c_proj, self.act, hidden))

@@ -9,7 +9,7 @@ import torch
 from finetune.common.free_memory import available_bytes as available_bytes
 from finetune.common.free_memory import is_out_of_memory as is_out_of_memory
 from finetune.config.recipe import Recipe
-from finetune.gpt import attention, lora, loss, size
+from finetune.gpt import attention, lora, loss, recompute, size
 from finetune.gpt.model import GPTConfig
 
 # measured on a CPU (docs/log.md), in bytes
@@ -112,10 +112,13 @@ def activations_of_layer(work: Workload) -> int:
     """Bytes of activations that one layer saves for its backward pass.
 
     In float32: the inputs of both layer norms; compiled code recomputes the second. In the products' dtype: outputs of
-    the layer norms, q, k, v, the output of attention, and the hidden layer before and after GELU."""
+    the layer norms, q, k, v, the output of attention, and the hidden layer before and after GELU; without the outputs
+    of layer norms and GELU where these are computed again (gpt.recompute)."""
     recipe, T, e = work.recipe, work.block_size, work.dtype.itemsize
     C, H, inner = work.config.n_embd, work.config.n_head, work.config.mlp_width
     per_token = 8 * C + e * (6 * C + 2 * inner + 4 * recipe.lora_rank) + 4 * H
+    if _recomputes(work):
+        per_token -= e * (2 * C + inner)
     if work.compiled:
         per_token -= (4 - e) * C
     if recipe.dropout and not work.compiled:  # masks of the two residual dropouts; compiled code draws them again
@@ -128,11 +131,17 @@ def activations_of_layer(work: Workload) -> int:
     return work.tokens * per_token
 
 
+def _recomputes(work: Workload) -> bool:
+    """Whether outputs of layer norms and GELU are computed again in the backward pass."""
+    is_trained_whole = not (work.compiled or work.recipe.lora_rank)
+    return work.on_cpu and is_trained_whole and work.tokens >= recompute.MANY_TOKENS
+
+
 def _backward(work: Workload) -> int:
     """Bytes of temporary gradients in one layer's backward pass: of the hidden layer and of one matrix, or of the
     attention probabilities where these are saved."""
     e, C, inner = work.dtype.itemsize, work.config.n_embd, work.config.mlp_width
-    hidden = 2 * e * work.tokens * inner + (0 if work.recipe.lora_rank else (4 + e) * C * inner)
+    hidden = (2 + _recomputes(work)) * e * work.tokens * inner + (0 if work.recipe.lora_rank else (4 + e) * C * inner)
     probabilities = 12 * work.tokens * work.config.n_head * work.block_size
     return max(hidden, probabilities) if work.on_cpu and work.recipe.dropout else hidden
 
