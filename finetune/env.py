@@ -83,10 +83,13 @@ def lock() -> tuple[dict[str, str], dict[str, str]]:
     while waiting:
         wanted = waiting.pop()
         name = canonicalize_name(wanted.name)
-        if (name, *wanted.extras) in seen or _version(name) is None:
+        if (name, *wanted.extras) in seen:
             continue
         seen.add((name, *wanted.extras))
-        found = metadata.distribution(name)
+        try:
+            found = metadata.distribution(name)
+        except metadata.PackageNotFoundError:  # of an extra that is not installed
+            continue
         (by_hand if found.read_text("direct_url.json") else versions)[name] = found.version
         for requirement in map(Requirement, found.requires or ()):
             if any(

@@ -56,7 +56,10 @@ def example(base, *without):
     with tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True) as place:
         for path in base.iterdir():
             if path.name not in without and path.name != "files":
-                (shutil.copytree if path.is_dir() else shutil.copy2)(path, Path(place, path.name))
+                if path.is_dir():
+                    shutil.copytree(path, Path(place, path.name), copy_function=shutil.copyfile)
+                else:
+                    shutil.copyfile(path, Path(place, path.name))
         with inside(place):
             yield
 

@@ -18,6 +18,7 @@ import fuzz
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from finetune.common import hub_client
 from finetune.config.recipe import Recipe
 
 SHARES = {"arguments": 550, "numbers": 300, "recipes": 250, "texts": 350, "data": 200, "runs": 200, "models": 120}
@@ -67,6 +68,11 @@ def examples(kind):
         return pytest.mark.parametrize("scale", [1, pytest.param(25, marks=pytest.mark.slow)])(run)
 
     return decorate
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(hub_client, "PAUSE_SECONDS", 0)
 
 
 @pytest.fixture(scope="module")

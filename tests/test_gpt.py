@@ -30,9 +30,10 @@ SHAPES = {
         "eos_token_id": 50256,
     },
 }
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "124M" else name for name in SHAPES]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", NAMES)
 def test_logits_gradients_and_weights_are_those_of_hugging_face(hf_model, shape):
     theirs = hf_model(**SHAPES[shape])
     ours = GPT.from_hf(theirs)
@@ -56,7 +57,7 @@ def test_logits_gradients_and_weights_are_those_of_hugging_face(hf_model, shape)
     assert all(torch.equal(back[name], there[name]) for name in there)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", NAMES)
 def test_greedy_text_is_that_of_hugging_face(hf_model, shape):
     theirs = hf_model(**SHAPES[shape])
     ours = GPT.from_hf(theirs)

@@ -131,11 +131,11 @@ def test_processes_build_the_caches_of_several_bins_at_once(tiny):
 
 
 LAUNCHERS = {
-    "accelerate launch, 2 processes": (2, lambda: [accelerate("cpu")]),
     "torchrun, 3 processes": (3, lambda: [torchrun(3)]),
     "accelerate launch, 2 machines": (2, lambda: nodes(2, 2)),
 }
 MORE = {
+    "accelerate launch, 2 processes": (2, lambda: [accelerate("cpu")]),
     "accelerate launch, 1 process": (1, lambda: [accelerate("one_gpu")]),
     "accelerate launch, 1 process of several possible": (1, lambda: [accelerate("cpu", "--num_processes=1")]),
     "accelerate launch, 3 processes": (3, lambda: [accelerate("cpu", "--num_processes=3")]),
