@@ -1290,7 +1290,6 @@ def write(result, directory, quiet=False):
 
 def own_dtype():
     """The name of the dtype that finetune computes in here by default, which others get where settings are matched."""
-
     from finetune.runtime.device import best_dtype, choose_device
 
     return str(best_dtype("auto", choose_device())).removeprefix("torch.")

@@ -256,7 +256,7 @@ def test_a_thread_that_cannot_be_started_is_waited_for_by_nobody(tiny, monkeypat
         trainers.train(tiny(max_iters=6, save_interval=2, eval_interval=6))
 
 
-@pytest.mark.parametrize("works", [0, 1], ids=["before the first update", "later"])
+@pytest.mark.parametrize("works", [0, 1], ids=["the first", "the second"])
 def test_without_an_address_for_copies_what_is_saved_is_not_torn(works, tiny, monkeypatch):
     """As under `ulimit -v`: the loop waits until the weights themselves are written."""
     recipe = tiny("other", max_iters=8, save_interval=4, eval_interval=4)

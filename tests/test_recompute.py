@@ -52,8 +52,8 @@ def test_it_goes_with_gradient_checkpointing(monkeypatch, dtype):
     assert torch.equal(loss, again) and all(torch.equal(gradient, others[name]) for name, gradient in gradients.items())
 
 
-def test_few_tokens_and_adapters_keep_their_outputs(monkeypatch):
-    """255 of 256 tokens are too few, and weights under adapters are frozen."""
+def test_few_tokens_and_frozen_weights_keep_their_outputs(monkeypatch):
+    """255 of 256 tokens are too few; frozen weights, frozen norms and hooks are left to PyTorch."""
     made = []
     monkeypatch.setattr(recompute, "MANY_TOKENS", 256)
     monkeypatch.setattr(recompute.RecomputedLinear, "apply", lambda *args: made.append(1))
@@ -61,9 +61,14 @@ def test_few_tokens_and_adapters_keep_their_outputs(monkeypatch):
     recompute.linear(layer, norm, torch.randn(255, 8))
     with torch.no_grad():
         recompute.linear(layer, norm, torch.randn(256, 8))
-    layer.weight.requires_grad_(False)
-    recompute.linear(layer, norm, torch.randn(256, 8))
+    x = torch.randn(256, 8, requires_grad=True)
+    for frozen in (layer.weight, norm.bias):
+        frozen.requires_grad_(False)
+        recompute.linear(layer, norm, x).sum().backward()
+        frozen.requires_grad_(True)
+    hook = layer.register_forward_hook(lambda *given: None)
+    recompute.linear(layer, norm, x)
+    hook.remove()
     assert not made
-    layer.weight.requires_grad_(True)
-    recompute.linear(layer, norm, torch.randn(256, 8))
+    recompute.linear(layer, norm, x)
     assert made

@@ -10,7 +10,7 @@ from finetune import GPT, GPTConfig
 from finetune.gpt import reordered
 
 TOKENS = 24
-HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+HAS_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 IN_BFLOAT16 = pytest.mark.skipif(not HAS_BFLOAT16, reason="oneDNN has no products in bfloat16 on this processor")
 
 

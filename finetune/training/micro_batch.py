@@ -63,14 +63,16 @@ def most_tokens(setup: Setup) -> int:
     most = MOST_TOKENS[device]
     if device != "cpu":
         return most
-    recipe = Recipe(batch_size=1, dropout=setup.recipe.dropout)
-    one_block = memory.Workload(recipe, config, T, device, setup.device.dtype)
-    activations = memory.estimate_memory(one_block).parts["activations"]
-    return min(most, T * memory.available_bytes("cpu") // 4 // activations)
+    rows = max(1, most // T)  # of many tokens, of which less is kept for each
+    recipe = Recipe(batch_size=rows, dropout=setup.recipe.dropout, lora_rank=setup.recipe.lora_rank)
+    work = memory.Workload(recipe, config, T, device, setup.device.dtype, setup.device.compile)
+    activations = memory.estimate_memory(work).parts["activations"]
+    return min(most, T * rows * memory.available_bytes("cpu") // 4 // activations)
 
 
 def fits_in_memory(setup: Setup, batch_size: int) -> bool:
-    """Whether every process has memory for a micro-batch. Tried uncompiled, which takes more than compiled."""
+    """Whether every process has memory for a micro-batch. Tried uncompiled, which takes more than
+    compiled on a GPU; on a CPU an update that does not fit is cut once more."""
     device, failed = setup.device, 0.0
     try:
         with device.accelerator.no_sync(setup.wrapped_model):
