@@ -228,6 +228,9 @@ def test_a_run_whose_rank_is_killed_goes_on_by_itself(tiny):
     assert [event["step"] > 0 for event in read_metrics(Path("out/metrics.jsonl")) if event["event"] == "resume"]
     same_run("whole", "out")
     assert not list(Path("out").rglob(".finetune-tmp")) and out.count("step 40: ") == 1
+    with torchrun(2, 3, recipe) as process:  # a job that is started once more is done, and says so
+        out, error = process.communicate(200)
+        assert process.returncode == 0 and "this run is done" in out, error
 
 
 def test_a_mistake_is_told_once_and_not_started_again():

@@ -59,7 +59,7 @@ def hub():
         yield hub
 
 
-@pytest.mark.parametrize("kills", [1, MANY])
+@pytest.mark.parametrize("kills", [2, MANY])
 def test_kills(corpus, command, hub, kills):
     corpus("text.txt", words=60_000)
     for verb, *argv in (PREPARE, [*TRAIN, "--max_iters=4", "--eval_interval=2"]):
@@ -80,5 +80,5 @@ def test_kills(corpus, command, hub, kills):
         print(name, found)
         assert found["kills"] == kills and found["lost"] == [] and found["failed"] == [] and found["left"] == [], name
     pushed = hub.held["me/mine"]["files"]
-    assert len(hub.commits) > kills
+    assert len(hub.commits) > 2
     assert all(pushed[Path(path).name] == Path(path).read_bytes() for path in PUSHED[:3])
