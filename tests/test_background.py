@@ -89,6 +89,20 @@ def test_updates_go_on_and_nothing_is_told_before_it_is_on_disk(tiny, monkeypatc
     assert [path.name for path in checkpoints.states("out")] == ["step-00000008", "step-00000004"]
 
 
+def test_the_first_model_is_on_disk_and_not_copied_when_the_first_update_begins(tiny, monkeypatch):
+    """A copy would be there when an update asks for most memory."""
+    copied, seen, real = [], [], background.copies_of
+    monkeypatch.setattr(background, "copies_of", lambda tensors: copied.append(1) or real(tensors))
+
+    def look(setup, state):
+        if state.step == 0:
+            seen.append((load_file("out/best/model.safetensors"), list(setup.saves.begun), list(copied)))
+
+    trainers.train(tiny(max_iters=2), hooks=Hooks(before_update=look))
+    [(first, begun, copies)] = seen
+    assert first and not begun and not copies
+
+
 def test_what_is_saved_is_what_it_was_when_the_save_began(tiny):
     shape = {"max_iters": 9, "save_interval": 4, "eval_interval": 3, "always_save_checkpoint": True}
     trainers.train(tiny("one", **shape))
