@@ -137,12 +137,10 @@ def main(argv):
 def train(options, work):
     """Updates of one shape, the same for all."""
     shared = prepared(options, work, tokens=max(40, 2 * options.steps * options.batch_size) * options.block_size)
-    dtype = own_dtype()
-    matched = {"dtype": dtype, "dropout": 0.0}
     contenders = [
         Contender("finetune", {"tool": "finetune", "options": {}}),
         Contender("finetune, again", {"tool": "finetune", "options": {}}, 1e-6),
-        Contender(f"Trainer, {dtype}, dropout 0, fused", {"tool": "trainer", "options": matched}, 2e-2),
+        matched_trainer("dropout 0, fused"),
         Contender("Trainer, its defaults (float32, dropout 0.1)", {"tool": "trainer", "options": {}}, 0.3),
     ]
     if options.before:
@@ -209,7 +207,7 @@ def roofline(options, work):
         },
     ]
     title = f"Roofline of {options.size}: {options.batch_size} x {options.block_size} tokens an update"
-    setting = f"{own_dtype()}; least of seven tries; every product and tensor alone, warm in the cache"
+    setting = f"{found['dtype']}; least of seven tries; every product and tensor alone, warm in the cache"
     name = f"roofline-{options.batch_size}x{options.block_size}"
     return report(options, name, title, setting, rows, [])
 
@@ -260,12 +258,7 @@ def memory(options, work):
     options.batch_size = 4
     shared = prepared(options, work, tokens=40 * options.block_size)
     shared["shape"]["max_iters"] = 3
-    dtype = own_dtype()
-    matched = {"dtype": dtype, "dropout": 0.0}
-    contenders = [
-        Contender("finetune", {"tool": "finetune", "options": {}}),
-        Contender(f"Trainer, {dtype}, dropout 0, fused", {"tool": "trainer", "options": matched}, 2e-2),
-    ]
+    contenders = [Contender("finetune", {"tool": "finetune", "options": {}}), matched_trainer("dropout 0, fused")]
     rotate(contenders, 1, {**shared, "what": "train"})
     gate(contenders)
     first = contenders[0].results[0]["peak_mb"]
@@ -318,13 +311,7 @@ def modes(options, work):
         [Contender(_flags(given) or "as it is", {"tool": "finetune", "options": given}, 2e-2) for given in group]
         for group in groups
     ]
-    dtype = own_dtype()
-    theirs = {"dtype": dtype, "dropout": 0.0, "lora_rank": 16}
-    groups[1].append(
-        Contender(
-            f"Trainer, {dtype}, dropout 0, peft's adapters of rank 16", {"tool": "trainer", "options": theirs}, 2e-2
-        )
-    )
+    groups[1].append(matched_trainer("dropout 0, peft's adapters of rank 16", lora_rank=16))
     contenders = [contender for group in groups for contender in group]
     rotate(contenders, options.rounds, {**shared, "what": "train"})
     for group in groups:
@@ -555,16 +542,10 @@ def packing(options, work):
     np.savez(work / "packed.npz", **{name: np.concatenate(chunks) for name, chunks in blocks.columns.items()})
     order = BlockSampler(blocks.num_rows, options.batch_size, 1337)
     (work / "rows.json").write_text(json.dumps([int(row) for i in range(options.steps) for row in order.rows(i)]))
-    dtype = own_dtype()
-    flattened = {"dtype": dtype, "dropout": 0.0, "flattened": True}
     contenders = [
         Contender("finetune, isolate_documents", {"tool": "finetune", "options": {"isolate_documents": "true"}}),
         Contender("finetune, again", {"tool": "finetune", "options": {"isolate_documents": "true"}}, 1e-6),
-        Contender(
-            f"Trainer, one row of all documents (TRL's packing), {dtype}",
-            {"tool": "trainer", "options": flattened},
-            2e-2,
-        ),
+        matched_trainer("one row of all documents (TRL's packing)", flattened=True),
     ]
     rotate(contenders, options.rounds, {**shared, "what": "train"})
     gate(contenders)
@@ -1286,6 +1267,13 @@ def write(result, directory, quiet=False):
     base.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if not quiet:
         print("\n".join(lines))
+
+
+def matched_trainer(how, **more):
+    """Hugging Face's Trainer with our dtype and without dropout."""
+    dtype = own_dtype()
+    options = {"dtype": dtype, "dropout": 0.0} | more
+    return Contender(f"Trainer, {dtype}, {how}", {"tool": "trainer", "options": options}, 2e-2)
 
 
 def own_dtype():

@@ -16,9 +16,8 @@ def of_an_update(size, tokens, tries=7):
     from finetune.gpt.size import num_parameters
     from finetune.runtime.device import best_dtype, keep_heap
 
-    dtype = best_dtype("auto", torch.device("cpu"))
-
     keep_heap()
+    dtype = best_dtype("auto", torch.device("cpu"))
     n_layer, n_head, n_embd = size
     config = GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
     parameters, vocabulary = num_parameters(config), config.padded_vocab_size
@@ -49,6 +48,7 @@ def of_an_update(size, tokens, tries=7):
     bandwidth = 2 * big.numel() * 4 / best(lambda: copied.copy_(big), tries)
     traffic = parameters * (ADAMW_BYTES + CAST_BYTES * (dtype == torch.bfloat16)) / bandwidth
     return {
+        "dtype": str(dtype).removeprefix("torch."),
         "products": products,
         "products_seconds": sum(p["seconds"] for p in products),
         "peak": peak,
