@@ -17,6 +17,7 @@ import tempfile
 import time
 import unicodedata
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hypothesis import strategies as st
@@ -56,10 +57,8 @@ def example(base, *without):
     with tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True) as place:
         for path in base.iterdir():
             if path.name not in without and path.name != "files":
-                if path.is_dir():
-                    shutil.copytree(path, Path(place, path.name), copy_function=shutil.copyfile)
-                else:
-                    shutil.copyfile(path, Path(place, path.name))
+                copy_all = partial(shutil.copytree, copy_function=shutil.copyfile)
+                (copy_all if path.is_dir() else shutil.copyfile)(path, Path(place, path.name))
         with inside(place):
             yield
 

@@ -72,6 +72,7 @@ def examples(kind):
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
+    """Between the tries of a request."""
     monkeypatch.setattr(hub_client, "PAUSE_SECONDS", 0)
 
 
