@@ -71,8 +71,8 @@ def most_tokens(setup: Setup) -> int:
 
 
 def fits_in_memory(setup: Setup, batch_size: int) -> bool:
-    """Whether every process has memory for a micro-batch. Tried uncompiled, which takes more than
-    compiled on a GPU; on a CPU an update that does not fit is cut once more."""
+    """Whether every process has memory for a micro-batch. Tried uncompiled, which takes more than compiled
+    on a GPU; on a CPU it takes less, and an update that does not fit is cut once more."""
     device, failed = setup.device, 0.0
     try:
         with device.accelerator.no_sync(setup.wrapped_model):
