@@ -40,6 +40,20 @@ def test_ratios_are_of_the_same_round(bench):
     assert bench.ratios([10, 20, 60], [5, 20, 20]) == "2.00x (1.00 to 3.00)"
 
 
+def test_updates_are_timed_without_saves_too(bench, tmp_path):
+    """As on a GPU, and where documents are isolated."""
+    options = bench.Options(size="tiny", block_size=32, steps=4)
+    shared = bench.prepared(options, tmp_path, tokens=640) | {"saves": False, "what": "train"}
+    result = bench.Contender("finetune", {"tool": "finetune", "options": {}}).turn(shared)
+    assert result["iters"] == [0, 1, 2, 3] and not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_what_a_benchmark_refuses_is_told(tmp_path):
+    program = "import sys; from finetune.config.cli import run; run(lambda argv: sys.exit('losses differ'))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "losses differ\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "lane", ["train", "start", "memory", "modes", "processes", "packing", "sample", "sample-memory"]

@@ -50,8 +50,10 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         code = main([arg for arg in sys.argv[1:] if arg != "--debug" and not arg.startswith("--debug=")])
     except KeyboardInterrupt:
         code = 130
-    except SystemExit as end:  # after --help
-        code = end.code if isinstance(end.code, int) else 0
+    except SystemExit as end:  # after --help, or with what scripts/ have to say
+        code = end.code if isinstance(end.code, int) else 1 if end.code else 0
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
     except (UsageError, Failure, RuntimeError, OSError) as error:
         code = None if debug else _print_error(error)
         if code is None:
