@@ -54,7 +54,7 @@ def test_logits_gradients_and_weights_are_those_of_hugging_face(hf_model, shape)
     back, there = ours.to_hf().state_dict(), theirs.state_dict()
     assert back.keys() == there.keys()
     assert ours.num_parameters() == theirs.num_parameters()
-    assert all(torch.equal(back[name], there[name]) for name in there)
+    assert all(torch.equal(back[name], there[name]) and back[name].is_contiguous() for name in there)
 
 
 @pytest.mark.parametrize("shape", NAMES)

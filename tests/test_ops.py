@@ -110,6 +110,16 @@ def test_the_loss_in_chunks_is_cross_entropy(monkeypatch, chunk, dtype, toleranc
     assert results[0][2][101:].abs().max() == 0
 
 
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_an_evaluation_computes_no_gradient(without_gradients):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x, weight = torch.randn(20, 16), torch.nn.Parameter(torch.randn(128, 16))
+    with without_gradients(), FlopCounterMode(display=False) as counter:
+        gpt_loss.chunked_linear_cross_entropy(x, weight, torch.arange(20), 101)
+    assert counter.get_total_flops() == 2 * 20 * 16 * 128
+
+
 def test_training_never_holds_all_logits(hf_model):
     """No tensor of tokens times vocabulary is made when there are more tokens than a chunk has."""
     from torch.utils._python_dispatch import TorchDispatchMode

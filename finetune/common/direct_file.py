@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import mmap
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -31,14 +32,21 @@ def write_summed(path: Path, parts: Iterable[np.ndarray]) -> str:
                 np.copyto(buffer[filled : filled + len(taken)], taken)  # lets other threads go on, as slices do not
                 filled, part = filled + len(taken), part[len(taken) :]
                 if filled == CHUNK:
-                    digest.update(pages)
-                    _write(file.fileno(), memoryview(pages))
+                    _write_and_sum(file.fileno(), memoryview(pages), digest)
                     filled = 0
-        rest = memoryview(pages)[:filled]
-        digest.update(rest)
-        _set_direct(file.fileno(), False)  # it is no whole page
-        _write(file.fileno(), rest)
+        _set_direct(file.fileno(), False)  # the rest is no whole page
+        _write_and_sum(file.fileno(), memoryview(pages)[:filled], digest)
     return digest.hexdigest()
+
+
+def _write_and_sum(handle: int, content: memoryview, digest: hashlib._Hash) -> None:
+    """Write all, and add it to the digest meanwhile, which takes as long. Raises OSError."""
+    summing = threading.Thread(target=digest.update, args=(content,))
+    summing.start()
+    try:
+        _write(handle, content)
+    finally:
+        summing.join()
 
 
 def _write(handle: int, content: memoryview) -> None:

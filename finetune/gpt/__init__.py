@@ -89,7 +89,7 @@ class GPT(Transformer):
 
         config = GPT2Config(**convert.config_to_hf(self.config))
         state = convert.to_hf(self.state_dict(), self.config)
-        state = {name: tensor.detach().clone() for name, tensor in state.items()}
+        state = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
         return GPT2LMHeadModel.from_pretrained(None, config=config, state_dict=state).eval()
 
     def save_pretrained(self, directory: str | Path) -> None:

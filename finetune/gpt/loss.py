@@ -37,6 +37,8 @@ def is_chunked(chunked: str, device: str, num_logits: int) -> bool:
 def chunked_linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
     """`linear_cross_entropy` with the logits of one chunk at a time."""
     device = x.device.type
+    if not torch.is_grad_enabled():
+        weight = weight.detach()  # autograd asks for the gradient of a parameter even then, a third product
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     return ChunkedLinearCrossEntropy.apply(x, weight, targets, vocab_size, dtype)
 
