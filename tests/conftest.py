@@ -8,10 +8,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny, and two test processes share two cores
 
-import io
 import random
-from pathlib import Path
 
+import economies
 import numpy as np
 import pytest
 import torch
@@ -19,23 +18,11 @@ from matplotlib.figure import Figure
 
 from finetune.config import cli
 
-draw, drawn = Figure.savefig, []
-
-
-def draw_once(figure, file, **options):
-    """Figure.savefig where nobody looks at the picture: the figure is made, and the first one of all is drawn."""
-    if isinstance(file, io.IOBase):
-        return draw(figure, file, **options)
-    if not drawn:
-        draw(figure, png := io.BytesIO(), **options)
-        drawn.append(png.getvalue())
-    Path(file).write_bytes(drawn[0])
-
 
 @pytest.fixture
 def pictures(monkeypatch):
     """For tests that look at pictures."""
-    monkeypatch.setattr(Figure, "savefig", draw)
+    monkeypatch.setattr(Figure, "savefig", economies.draw)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +30,7 @@ def fresh_process_state(tmp_path, monkeypatch):
     """Every test works in an empty directory, waits for no disk, and no Accelerator outlives it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "fsync", os.fstat)  # which a killed process does not need; it fails as fsync does
-    monkeypatch.setattr(Figure, "savefig", draw_once)
+    economies.save_time(monkeypatch.setattr)
     monkeypatch.delenv("WANDB_SERVICE", raising=False)  # which wandb left; commands that a test starts would share it
     yield
     from accelerate.state import AcceleratorState

@@ -57,8 +57,11 @@ def become(program, argv, environment, directory, new_session, out, error):
     out.close()
     error.close()
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)
+    import economies
+
     from finetune.config.cli import run
 
+    economies.save_time()
     try:
         if program.endswith(".py"):
             run_path(program, run_name="__main__")

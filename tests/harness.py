@@ -28,6 +28,7 @@ torch.set_num_threads(1)
 
 import accelerate  # noqa: F401  every fork would have to import these
 import datasets  # noqa: F401
+import economies
 import torch._dynamo  # noqa: F401  the optimizer wants it
 import torch.distributed.fsdp  # noqa: F401
 
@@ -44,6 +45,7 @@ from finetune.training.state import Hooks
 devices.peak_flops = lambda device, dtype: (1e12, "not measured")  # a matrix product would only cost time
 recompute.MANY_TOKENS = 1  # so that runs of several processes do what large ones do, and are compared with others
 loss_plot.plot_loss = lambda *given, **named: None
+economies.save_time()
 
 
 def poison(rank, iteration):

@@ -218,7 +218,7 @@ def same_run(one, other):
 
 
 def test_a_run_whose_rank_is_killed_goes_on_by_itself(tiny):
-    recipe = tiny(max_iters=40, eval_interval=20, save_interval=2, gradient_accumulation_steps=2)
+    recipe = tiny(max_iters=40, eval_interval=20, eval_iters=8, save_interval=2, gradient_accumulation_steps=2)
     assert harness(dataclasses.replace(recipe, out_dir="whole"), world=2)["codes"] == [0, 0]
     with torchrun(2, 3, recipe) as process:
         wait_for(newest)

@@ -1,7 +1,7 @@
 """A fresh reader's route: README.md and docs/quickstart.md, their commands copied in order, lead from a text to a model
 on the Hub.
 
-Every block runs as it is written, by bash or python in a process of its own. What stands in for the world:
+Every block runs as it is written, by bash or python. What stands in for the world:
 
     what the docs name      what it is here
     the Hub, and a login    tests/stand_in_hub.py, by HF_ENDPOINT and HF_TOKEN
@@ -10,10 +10,12 @@ Every block runs as it is written, by bash or python in a process of its own. Wh
     this repository         its recipes/, in a directory of the reader's
     my.txt                  topics of Python's help
     a GPU                   none, and one core, as several are slower at so little work while others want them too
+    a start of Python       a fork (tests/warm_shell.py); with -m slow a process of its own
 
 No command is changed for it, so a recipe of 124M parameters trains in seconds.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -25,6 +27,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
+import warm_shell
 from stand_in_hub import TOKEN, serving
 
 ROOT = Path(__file__).parents[1]
@@ -170,25 +173,26 @@ def there():
 
 
 @pytest.mark.parametrize(
-    "left_out",
-    [SKIPPED | VARIATIONS, pytest.param(SKIPPED, marks=pytest.mark.slow)],
-    ids=["the way", "with its variations"],
+    "is_whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["the way", "with its variations"]
 )
-def test_a_fresh_reader_comes_to_a_model_on_the_hub(gpt2, one_core, tmp_path, monkeypatch, left_out):
+def test_a_fresh_reader_comes_to_a_model_on_the_hub(gpt2, one_core, tmp_path, monkeypatch, is_whole):
     home, place = tmp_path / "home", tmp_path / "place"
     home.mkdir()
     shutil.copytree(ROOT / "recipes", place / "recipes")
     monkeypatch.chdir(place)
     write_data()
+    left_out = SKIPPED if is_whole else SKIPPED | VARIATIONS
     shell = {"sh": ["bash", "-e", "-c"], "python": ["python", "-c"]}
     outputs = {}
-    with serving() as hub:
+    with serving() as hub, contextlib.ExitStack() as stack:
+        variables = environment(hub, home)
+        if not is_whole:
+            stack.enter_context(warm_shell.serving(variables, tmp_path / "programs"))
+            variables["PATH"] = f"{tmp_path / 'programs'}{os.pathsep}{variables['PATH']}"
         hub.repositories["gpt2"] = {"private": False, "files": gpt2}
         for language, text in route(left_out):
             before, began = there(), time.perf_counter()
-            done = subprocess.run(
-                [*shell[language], text], capture_output=True, text=True, env=environment(hub, home), timeout=600
-            )
+            done = subprocess.run([*shell[language], text], capture_output=True, text=True, env=variables, timeout=600)
             assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
             print(f"{time.perf_counter() - began:5.1f} s  {first_line(text)}")
             outputs[text] = done.stdout
