@@ -42,7 +42,12 @@ def write_summed(path: Path, parts: Iterable[np.ndarray]) -> str:
 def _write_and_sum(handle: int, content: memoryview, digest: hashlib._Hash) -> None:
     """Write all, and add it to the digest meanwhile, which takes as long. Raises OSError."""
     summing = threading.Thread(target=digest.update, args=(content,))
-    summing.start()
+    try:
+        summing.start()
+    except RuntimeError:  # there are too many threads already
+        digest.update(content)
+        _write(handle, content)
+        return
     try:
         _write(handle, content)
     finally:

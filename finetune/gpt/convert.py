@@ -58,7 +58,8 @@ def from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
 
 
 def to_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """The weights as `GPT2LMHeadModel.save_pretrained` writes them, without the tied head. They are views."""
+    """The weights as `GPT2LMHeadModel.save_pretrained` writes them, without the tied head: views, of
+    which matrices are not contiguous."""
     return {
         f"transformer.{name}": tensor.t() if name.endswith(CONV1D) else tensor
         for name, tensor in without_padding(state, config).items()

@@ -146,7 +146,7 @@ def save(directory: str | Path, weights: dict[str, Tensor], config: GPTConfig) -
     """Write `model.safetensors`, `config.json` and `generation_config.json` into an existing directory, in the dtype of
     the weights and without the padding of the vocabulary. Return the sha256 of the first."""
     directory = Path(directory)
-    # to the CPU before copies are transposed, for which a GPU may lack memory
+    # to the CPU first: transposed copies need memory that a GPU may lack
     weights = {name: tensor.detach().cpu() for name, tensor in weights.items()}
     sha256 = write_tensors(directory / "model.safetensors", convert.to_hf(weights, config))
     dtype = str(weights["wte.weight"].dtype).removeprefix("torch.")
