@@ -6,7 +6,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # threads that wait let the other test process compute; read when torch is loaded, also by commands that tests start
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny, and two test processes share two cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny, and test processes share two cores
 
 import random
 

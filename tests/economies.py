@@ -1,4 +1,6 @@
-"""What tests save where nobody looks: pictures that are drawn, and tokens that an evaluation reads."""
+"""What tests save where nobody looks: files of pictures are one pixel, and an evaluation reads fewer tokens.
+
+In the test's process and in forks; ranks that a launcher starts, and the fixture `pictures`, do without."""
 
 import base64
 import io
@@ -9,7 +11,7 @@ from matplotlib.figure import Figure
 from finetune.evaluation import split_loss
 from finetune.training import validation
 
-PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAAC0lEQVR4nGP4DwQACfsD/fteaysAAAAASUVORK5CYII=")
 draw = Figure.savefig
 
 

@@ -162,7 +162,7 @@ def test_a_bad_server_costs_each_command_one_line(name, at, command, monkeypatch
     assert command("export", "--init_from=model", "--to=exported")[0] == 0  # is only pushed below
     with serving(fault) as url:
         at(url)
-        if "silent" in told:  # all of them wait
+        if "silent" in told:  # every command waits that long
             monkeypatch.setattr(network, "IDLE_SECONDS", 0.3)
         for title, argv in COMMANDS.items():
             began = time.monotonic()

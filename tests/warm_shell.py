@@ -11,10 +11,12 @@ import atexit
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from importlib import import_module
@@ -31,7 +33,7 @@ with socket.socket(socket.AF_UNIX) as place:
     place.connect({address!r})
     job = {{"argv": sys.argv, "directory": os.getcwd(), "environment": dict(os.environ)}}
     socket.send_fds(place, [json.dumps(job).encode() + b"\\n"], [0, 1, 2])
-    sys.exit(int(place.makefile().read() or 1))
+    sys.exit(int(place.makefile().readline() or 1))
 """
 
 
@@ -39,18 +41,22 @@ with socket.socket(socket.AF_UNIX) as place:
 def serving(environment, directory):
     """Write both programs into a new directory; within the context they start."""
     directory.mkdir()
-    address = str(directory / "socket")
+    short = tempfile.mkdtemp()  # the name of a socket has 108 bytes at most
+    address = f"{short}/socket"
     for name in ("finetune", "python"):
         path = directory / name
         path.write_text(PROGRAM.format(python=sys.executable, address=address))
         path.chmod(0o755)
-    server = subprocess.Popen([sys.executable, __file__, address], env=environment, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, __file__, address], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         assert server.stdout.readline() == "ready\n"
         yield
     finally:
-        server.kill()
+        os.killpg(server.pid, signal.SIGKILL)  # with forks that hang
         server.communicate()
+        shutil.rmtree(short)
 
 
 def serve(address):
@@ -65,7 +71,8 @@ def serve(address):
             place, _ = listening.accept()
             text, handles, *_ = socket.recv_fds(place, 1 << 20, 3)
             while not text.endswith(b"\n"):
-                text += place.recv(1 << 20)
+                text += (more := place.recv(1 << 20))
+                assert more, "the program ended before it had told what it wants"
             if not os.fork():
                 listening.close()
                 become(place, json.loads(text), handles)
@@ -95,14 +102,14 @@ def become(place, job, handles):
             exec(compile(text, "<string>", "exec"), {"__name__": "__main__"})
         code = 0
     except SystemExit as end:
-        code = end.code or 0
+        code = end.code if isinstance(end.code, int) else 1 if end.code else 0
     except BaseException:
         traceback.print_exc()
     threading._shutdown()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    place.sendall(str(code).encode())
+    place.sendall(f"{code}\n".encode())
     os._exit(code)
 
 
