@@ -5,7 +5,8 @@ torch is imported once and never used here, because a fork of a process that has
 The job is {"recipe": {...}, "world": N} with, to be killed at random, {"kills": K, "seed": S, "slowest": seconds}, or,
 to meet a bad number once, {"nan": {"rank": R, "iteration": I}}, or a signal, {"signal": {"rank": R, "number": N,
 "iteration": I}}, or, with "full", "blocked" or "slow", a disk that is so. Its "environment" is what the launcher would
-have set; with "as_launched" its runs have the bits of a launcher's. Of a list of jobs one runs after the other. The outcome, or a list of them, is printed as JSON."""
+have set; with "as_launched" its runs have the bits of a launcher's. Of a list of jobs one runs after the other. The
+outcome, or a list of them, is printed as JSON."""
 
 import dataclasses
 import json
