@@ -42,14 +42,24 @@ def pool(processes):
     return forks.Pool(processes)
 
 
+def move(environment, directory):
+    os.chdir(directory)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def end():
+    """What Python does at the end of a process, but not of a fork."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+
+
 def become(program, argv, environment, directory, new_session, out, error):
     """In the fork: be the command."""
     if new_session:
         os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.chdir(directory)
-    os.environ.clear()
-    os.environ.update(environment)
+    move(environment, directory)
     sys.path[:0] = [str(Path(__file__).parent), "."]
     sys.argv = [program, *argv]
     os.dup2(out.fileno(), 1)
@@ -69,8 +79,7 @@ def become(program, argv, environment, directory, new_session, out, error):
             main = import_module(program).main
             run(main if signature(main).parameters else lambda _: main())
     finally:
-        threading._shutdown()
-        atexit._run_exitfuncs()
+        end()
 
 
 class Process:

@@ -7,7 +7,6 @@ costs a tenth of a second, not 3 s of a core.
 The process imports in `environment`, so that libraries read it; torch is never used in it, because a fork of one that
 has computed with several threads hangs."""
 
-import atexit
 import contextlib
 import json
 import os
@@ -17,10 +16,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import traceback
 from importlib import import_module
 from pathlib import Path
+
+import forked
 
 WARM = """accelerate datasets matplotlib.backends.backend_agg torch transformers.models.gpt2.modeling_gpt2
     transformers.pipelines finetune.__main__ finetune.eval finetune.export finetune.prepare finetune.report
@@ -87,9 +87,7 @@ def become(place, job, handles):
         os.dup2(handle, number)
         os.close(handle)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)
-    os.chdir(job["directory"])
-    os.environ.clear()
-    os.environ.update(job["environment"])
+    forked.move(job["environment"], job["directory"])
     name, *sys.argv = Path(job["argv"][0]).name, *job["argv"]
     code = 1
     try:
@@ -105,8 +103,7 @@ def become(place, job, handles):
         code = end.code if isinstance(end.code, int) else 1 if end.code else 0
     except BaseException:
         traceback.print_exc()
-    threading._shutdown()
-    atexit._run_exitfuncs()
+    forked.end()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     place.sendall(f"{code}\n".encode())
