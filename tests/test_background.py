@@ -306,6 +306,17 @@ def test_a_disk_that_refuses_direct_writes_is_written_through_the_cache(number, 
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_file(tmp_path / "ours").items())
 
 
+def test_a_file_is_written_and_summed_where_no_thread_can_be_had(tmp_path, monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    tensors = {f"h.{i}": torch.randn(500, 1000) for i in range(9)}
+    monkeypatch.setattr(threading.Thread, "start", start)
+    sha256 = write_tensors(tmp_path / "ours", tensors)
+    assert sha256 == hashlib.sha256((tmp_path / "ours").read_bytes()).hexdigest()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_file(tmp_path / "ours").items())
+
+
 def test_only_rank_0_may_have_callbacks(tiny):
     """All ranks acknowledge a save together, whether theirs have callbacks or not."""
     code = """
