@@ -46,6 +46,7 @@ from finetune.training.state import Hooks
 devices.peak_flops = lambda device, dtype: (1e12, "not measured")  # a matrix product would only cost time
 loss_plot.plot_loss = lambda *given, **named: None
 economies.save_time()
+MANY_TOKENS = recompute.MANY_TOKENS
 
 
 def poison(rank, iteration):
@@ -223,7 +224,7 @@ def outcome(job):
     recipe = Recipe(**job["recipe"])
     # small runs do what large ones do, unless they are compared with ranks of a launcher: DDP sums gradients in the
     # order in which they are ready, which decides about the last bits of three ranks
-    recompute.MANY_TOKENS = 2048 if job.get("as_launched") else 1
+    recompute.MANY_TOKENS = MANY_TOKENS if job.get("as_launched") else 1
     os.environ |= job.get("environment", {})
     if recipe.lora_rank:
         import peft  # noqa: F401  as above, where it is wanted

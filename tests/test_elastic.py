@@ -218,7 +218,7 @@ def same_run(one, other):
 
 
 def test_a_run_whose_rank_is_killed_goes_on_by_itself(tiny):
-    # what torchrun starts has no economies, so evaluations are as long here
+    # eval_iters: ranks that torchrun starts have no economies and would read more of the train split
     recipe = tiny(max_iters=60, eval_interval=30, eval_iters=8, save_interval=2, gradient_accumulation_steps=2)
     assert harness(dataclasses.replace(recipe, out_dir="whole"), world=2)["codes"] == [0, 0]
     with torchrun(2, 3, recipe) as process:
