@@ -107,6 +107,44 @@ def test_a_rank_that_is_stopped_is_named_within_the_time(number):
     assert codes == {1} and seconds < 5 + BUSY
 
 
+LATE = """
+import sys, time
+from finetune.runtime import heartbeat, process_group
+
+class Slow:
+    \"\"\"A store that answers late to whether another rank is silent.\"\"\"
+
+    def __init__(self, store):
+        self.store = store
+
+    def check(self, keys):
+        if self.store.check(keys):
+            time.sleep(2)
+        return self.store.check(keys)
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+def main(argv):
+    group = process_group.wait_for_all()
+    if group.rank == 2:
+        group = process_group.Group(Slow(group.store), group.name, group.rank, group.size)
+    with heartbeat.beating(group, 5):
+        print("beats", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_a_rank_that_reads_late_who_is_silent_blames_nobody_else():
+    Path("late.py").write_text(LATE)
+    processes = ranks(3, "late")
+    for process in processes:
+        assert process.stdout.readline() == "beats\n"
+    processes[1].send_signal(signal.SIGSTOP)
+    _, codes, told = ends(processes, processes[1])
+    assert codes == {1} and told.count("hangs") == 1 and told.startswith("rank 1 (process "), told
+
+
 def test_whoever_computes_waits_or_is_done_does_not_hang():
     """The program sleeps for longer than the time-out; so do all processes, stopped by a terminal or a scheduler; one
     ends before the other."""

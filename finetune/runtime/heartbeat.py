@@ -20,7 +20,7 @@ from finetune.runtime.process_group import Group, beat_of
 
 BEATS = 10  # in `timeout`
 MISSED = 7  # are silence. With a beat under way at either end, that is within `timeout`
-ENDED = "ended"  # a key that is there when a rank has found another silent
+ENDED = "ended"  # a key that is there when a rank has found another silent: which
 
 
 @contextlib.contextmanager
@@ -45,6 +45,7 @@ class _Heart:
     def __init__(self, group: Group, timeout: float) -> None:
         self.group, self.timeout, self.interval = group, timeout, timeout / BEATS
         self.watched = (group.rank + 1) % group.size
+        self.is_launchers = fsdp.is_true("TORCHELASTIC_USE_AGENT_STORE")  # the store, which else goes with rank 0
         self.stopped = threading.Event()
         self.last = b""  # beat of the watched rank
         # Counted in turns, not by the clock: where all processes are stopped and go on, none was silent.
@@ -60,7 +61,7 @@ class _Heart:
                 if found != self.last:
                     self.last, self.missed = found, 0
                 if store.check([ENDED]):
-                    os._exit(1)
+                    self.leave(int(store.get(ENDED)))
             except torch.distributed.DistNetworkError:  # the store is gone, which the other thread counts
                 return
             except RuntimeError:  # it did not answer in time
@@ -74,20 +75,29 @@ class _Heart:
 
     def end(self) -> None:
         """Say who is silent, and end this process."""
-        is_launchers = fsdp.is_true("TORCHELASTIC_USE_AGENT_STORE")
         if self.unanswered < MISSED - 1:
             pid, host, _ = self.last.decode().split()
             self.say(f"rank {self.watched} (process {pid} on {host})")
-            self.stopped.set()
             with contextlib.suppress(RuntimeError):  # the store has gone meanwhile: others find that out
-                self.group.store.set(ENDED, "")
-            if self.group.rank == 0 and not is_launchers:  # the store goes with this process: others must read it first
-                time.sleep(2 * self.interval)
+                self.group.store.set(ENDED, str(self.watched))
+            self.leave(self.watched)
         else:  # the store is silent to all ranks: one of each machine says so
             place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             if "0" in (os.environ.get("LOCAL_RANK"), str(self.watched)):
-                self.say(f"{'the launcher' if is_launchers else 'rank 0'} at {place}")
+                self.say(f"{'the launcher' if self.is_launchers else 'rank 0'} at {place}")
             time.sleep(1)  # a launcher ends all processes after the first
+            os._exit(1)
+
+    def leave(self, silent: int) -> None:
+        """End this process, as another is silent. Who has the store goes when all others have read that."""
+        self.stopped.set()
+        others = [f"{ENDED}{rank}" for rank in range(self.group.size) if rank != silent]
+        with contextlib.suppress(RuntimeError):
+            self.group.store.set(f"{ENDED}{self.group.rank}", "")
+            for _ in range(0 if self.group.rank or self.is_launchers else MISSED):  # then they are silent too
+                if self.group.store.check(others):
+                    break
+                time.sleep(self.interval)
         os._exit(1)
 
     def say(self, silent: str) -> None:
