@@ -19,6 +19,7 @@ import unicodedata
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 from hypothesis import strategies as st
 
@@ -53,13 +54,15 @@ def inside(place):
 
 @contextlib.contextmanager
 def example(base, *without):
-    """A context in a new copy of a directory, some names in it left out."""
-    with tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True) as place:
+    """A context in a new copy of a directory, some names in it left out. `..` and `~` lead to one of its own."""
+    with tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True) as home:
+        place = Path(home, "here")
+        place.mkdir()
         for path in base.iterdir():
             if path.name not in without and path.name != "files":
                 copy_all = partial(shutil.copytree, copy_function=shutil.copyfile)
                 (copy_all if path.is_dir() else shutil.copyfile)(path, Path(place, path.name))
-        with inside(place):
+        with mock.patch.dict(os.environ, HOME=home), inside(place):
             yield
 
 

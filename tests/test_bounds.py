@@ -57,6 +57,14 @@ CASES = {  # (what is there, command, part of the line)
     "many levels": (None, ["train", "--dataset=x", f"--out_dir={'y/' * 1900}"], "has 1,900 levels; 200 are possible"),
     "a long path": (None, ["report", f"--out_dir={('a' * 250 + '/') * 20}"], "has 5,020 bytes; 4,000 are possible"),
     "a long target": (None, ["recipes", "small", f"--to={'a' * 240}.yaml"], "180 are possible"),
+    **{
+        f"the root, {command[0]}": (None, [*command, f"--{key}={path}"], f"--{key}: {path} is the root of a disk")
+        for command, key, path in (
+            (["train", "--dataset=x"], "out_dir", "/"),
+            (["prepare", "x"], "out_dir", "/tmp/.."),
+            (["export", "--out_dir=x"], "to", "//"),
+        )
+    },
     "NUL": (None, ["train", "--dataset=x\0y"], "--dataset: x\\x00y holds the character '\\x00'"),
     "ESC": (None, ["diagnose", "--out_dir=x\x1b[2J"], "holds the character '\\x1b'"),
     "a surrogate": (None, ["prepare", "x\udce9.txt"], "SOURCE: x\\udce9.txt holds a byte that is not UTF-8"),
