@@ -1,4 +1,5 @@
-"""What tests save where nobody looks: files of pictures are one pixel, and an evaluation reads fewer tokens.
+"""What tests save where nobody looks: files of pictures are one pixel, an evaluation reads fewer tokens, and a request
+is tried again at once.
 
 In the test's process and in forks; ranks that a launcher starts, and the fixture `pictures`, do without."""
 
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from finetune.common import hub_client
 from finetune.evaluation import split_loss
 from finetune.training import validation
 
@@ -28,3 +30,4 @@ def save_time(replace=setattr):
     replace(Figure, "savefig", draw_nothing)
     for module in (split_loss, validation):
         replace(module, "TRAIN_PROBE", 2048)
+    replace(hub_client, "PAUSE_SECONDS", 0.1)

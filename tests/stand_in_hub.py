@@ -63,6 +63,7 @@ def talking(monkeypatch, token=None):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a body waits 40 ms for its headers to be acknowledged
 
     def log_message(self, *_):
         pass

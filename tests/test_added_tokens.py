@@ -134,7 +134,7 @@ def test_plain_data_keeps_the_larger_vocabulary(places, command):
     assert (best / "tokenizer.json").read_bytes() == Path("chat/tokenizer.json").read_bytes()
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora_rank": 2}])
+@pytest.mark.parametrize("changes", [pytest.param({}, marks=pytest.mark.heavy), {"lora_rank": 2}])
 def test_added_tokens_grow_the_embedding(places, corpus, capsys, command, changes):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -346,6 +346,7 @@ def test_a_prompt_beyond_the_model_is_refused(places, command):
     assert code == 2 and f"has the token {places + 1} of the tokenizer, and the model has {places} ids" in error
 
 
+@pytest.mark.heavy
 def test_vocabularies_above_16_bits(hf_model, command):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoTokenizer, PreTrainedTokenizerFast

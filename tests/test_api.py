@@ -75,6 +75,7 @@ assert "torch" not in sys.modules
     run_python(code)
 
 
+@pytest.mark.heavy
 def test_a_run_on_a_cpu_imports_no_compiler(data):
     code = """
 import sys
@@ -387,6 +388,7 @@ def test_it_works_in_a_thread(notes):
     assert runs[0].status == "finished"
 
 
+@pytest.mark.heavy
 def test_it_works_under_notebook_launcher(notes, tmp_path):
     """Two processes on the CPU, twice in each; the losses are those of one process."""
     code = """

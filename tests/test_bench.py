@@ -40,6 +40,7 @@ def test_ratios_are_of_the_same_round(bench):
     assert bench.ratios([10, 20, 60], [5, 20, 20]) == "2.00x (1.00 to 3.00)"
 
 
+@pytest.mark.heavy
 def test_updates_are_timed_without_saves_too(bench, tmp_path):
     """As on a GPU, and where documents are isolated."""
     options = bench.Options(size="tiny", block_size=32, steps=4)

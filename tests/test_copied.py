@@ -88,6 +88,7 @@ def test_data_shorter_than_a_span_has_no_followers():
     assert verbatim.CopyBlocker(dataset_of([1, 2]), 5)([1, 2, 1, 2, 1]).tolist() == []
 
 
+@pytest.mark.heavy
 def test_a_model_that_learned_by_heart_is_found_out_and_can_be_kept_from_it(corpus, tiny_run, command):
     text = corpus(words=160)  # 1 KB, four blocks
     prepare([text], "data/mine", "char", val=[text])  # best is what knows it best

@@ -93,7 +93,7 @@ def test_a_rank_ends_though_it_cannot_tell_the_others():
     assert process.returncode == 1 and told.startswith("rank 0 (process 1 on there) hangs"), told
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", [1, *(pytest.param(number, marks=pytest.mark.heavy) for number in (0, 2))])
 def test_a_rank_that_is_stopped_is_named_within_the_time(number):
     Path("beats.py").write_text(BEATS)
     processes = ranks(3, "beats", 5, 60)
@@ -135,6 +135,7 @@ def main(argv):
 """
 
 
+@pytest.mark.heavy
 def test_a_rank_that_reads_late_who_is_silent_blames_nobody_else():
     Path("late.py").write_text(LATE)
     processes = ranks(3, "late")
@@ -145,6 +146,7 @@ def test_a_rank_that_reads_late_who_is_silent_blames_nobody_else():
     assert codes == {1} and told.count("hangs") == 1 and told.startswith("rank 1 (process "), told
 
 
+@pytest.mark.heavy
 def test_whoever_computes_waits_or_is_done_does_not_hang():
     """The program sleeps for longer than the time-out; so do all processes, stopped by a terminal or a scheduler; one
     ends before the other."""
@@ -194,6 +196,7 @@ def test_a_store_that_outlives_its_ranks_gives_no_address_of_the_dead():
         assert codes == ({0} if what == "end" else {-signal.SIGKILL})
 
 
+@pytest.mark.heavy
 def test_a_stopped_rank_of_a_run_is_named(tiny):
     recipe = tiny(max_iters=10_000, eval_interval=10_000, save_interval=10, timeout=5.0)
     recipe = dataclasses.replace(recipe, gradient_accumulation_steps=2)
@@ -255,6 +258,7 @@ def same_run(one, other):
     assert record(one) == record(other)
 
 
+@pytest.mark.heavy
 def test_a_run_whose_rank_is_killed_goes_on_by_itself(tiny):
     # eval_iters: ranks that torchrun starts have no economies and would read more of the train split
     recipe = tiny(max_iters=60, eval_interval=30, eval_iters=8, save_interval=2, gradient_accumulation_steps=2)

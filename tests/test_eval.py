@@ -327,6 +327,7 @@ if main:
 """
 
 
+@pytest.mark.heavy
 def test_two_processes_measure_and_write_what_one_does(documents, published):
     published("base", documents)
     published("out", documents, seed=1)

@@ -79,8 +79,13 @@ def write_json(rng, names, rows):
 
 @pytest.mark.parametrize(
     "write, count, must_read",
-    [(write_csv, 150, 0.8), (write_unquoted_csv, 60, 0.0), (write_json, 60, 1.0)],
-    ids=["csv", "csv without quotes", "json"],
+    [
+        (write_csv, 40, 0.8),
+        pytest.param(write_csv, 150, 0.8, marks=pytest.mark.heavy),
+        (write_unquoted_csv, 60, 0.0),
+        (write_json, 60, 1.0),
+    ],
+    ids=["csv", "csv, more", "csv without quotes", "json"],
 )
 def test_random_tables_are_read_as_they_are_or_refused(write, count, must_read, byte_tokenizer, command):
     directory, byte_of = byte_tokenizer

@@ -90,6 +90,7 @@ WAYS = {
 }
 
 
+@pytest.mark.heavy
 def test_five_updates_in_shards_are_those_of_one_process(tiny):
     """With clipping, dropout and accumulation: over 2 processes in all ways, and over 3, which cannot divide rows and
     tensors evenly, so that one has no row of the smallest tensor and none to evaluate."""
@@ -136,6 +137,7 @@ def test_a_state_goes_on_with_any_number_of_processes(tiny):
     assert events("out", "eval")[-1]["val_loss"] == pytest.approx(events("whole", "eval")[-1]["val_loss"], abs=1e-5)
 
 
+@pytest.mark.heavy
 def test_sharded_runs_survive_kills_and_nan(tiny):
     """A killed process ends the others, and the run resumes to the bit. A NaN in one shard skips the update of all
     ranks, and the run rolls back to a state or to its start."""

@@ -1,6 +1,7 @@
 """Flags, recipes and files that nobody would write, in every command: right, or refused in a line, and nothing written.
 
-2,000 examples; `-m slow` runs 50,000. Every example has a directory of its own with a text, prepared data and a run."""
+600 examples; `-m heavy` runs 2,000 and `-m slow` 50,000. Each has a directory of its own with a text, prepared data and
+a run."""
 
 import importlib
 import json
@@ -49,7 +50,8 @@ OUTSIDE = "log_with wandb_log push push_to_hub compile".split()
 
 
 def examples(kind):
-    """Settings of a test, one for CI and a marked one with 25 times the examples."""
+    """Settings of a test: a few examples, and marked ones with more."""
+    scales = [0.3, pytest.param(1, marks=pytest.mark.heavy), pytest.param(25, marks=pytest.mark.slow)]
     quiet = {
         "deadline": None,
         "database": None,
@@ -62,10 +64,10 @@ def examples(kind):
         def run(base, scale):
             number = int(SHARES[kind] * times * scale)
             derandomize = times == 1
-            settings(max_examples=number, derandomize=derandomize, **quiet)(test)(base)
+            settings(max_examples=number, derandomize=derandomize, **quiet)(given(st.data())(test))(base)
 
         run.__name__, run.__doc__ = test.__name__, test.__doc__
-        return pytest.mark.parametrize("scale", [1, pytest.param(25, marks=pytest.mark.slow)])(run)
+        return pytest.mark.parametrize("scale", scales)(run)
 
     return decorate
 
@@ -187,7 +189,6 @@ def flags_of(draw, verb, without=()):
 
 
 @examples("arguments")
-@given(st.data())
 def test_arguments(base, data):
     """Any flags with any values in any verb, spelled in any way, over files that are not there."""
     verb = data.draw(st.sampled_from([*SOUND]))
@@ -205,7 +206,6 @@ def test_arguments(base, data):
 
 
 @examples("numbers")
-@given(st.data())
 def test_values(base, data):
     """A sound command with values of its flags that are out of all bounds."""
     verb = data.draw(st.sampled_from([*SOUND, "sample", "eval", "plan"]))
@@ -214,7 +214,6 @@ def test_values(base, data):
 
 
 @examples("recipes")
-@given(st.data())
 def test_recipes(base, data):
     """Recipes of any keys and values, and broken in bytes."""
     kinds, lines = typing.get_type_hints(Recipe), []
@@ -262,7 +261,6 @@ YAML += [
 
 
 @examples("texts")
-@given(st.data())
 def test_texts(base, data):
     """Damaged files of every format, prepared or examined."""
     name = data.draw(st.sampled_from(sorted(path.name for path in (base / "files").iterdir())))
@@ -282,7 +280,6 @@ def test_texts(base, data):
 
 
 @examples("data")
-@given(st.data())
 def test_prepared_data(base, data):
     """Damaged bins and descriptions of them, trained on, planned, examined and measured."""
     with fuzz.example(base):
@@ -310,7 +307,6 @@ OVER_DATA = [
 
 
 @examples("runs")
-@given(st.data())
 def test_runs(base, data):
     """Damaged files of a run and of a model, read by every command that reads them."""
     with fuzz.example(base):
@@ -348,7 +344,6 @@ OVER_RUNS = [
 
 
 @examples("models")
-@given(st.data())
 def test_models_of_others(base, data):
     """Damaged parts of a model and its tokenizer, in every command that takes one."""
     with fuzz.example(base):
@@ -371,7 +366,6 @@ OVER_MODELS = [
 
 
 @examples("network")
-@given(st.data())
 def test_names_of_the_hub_without_one(base, data):
     """Flags that reach the network, with any names, where nothing can be reached."""
     flags = [("export", "push_to_hub"), ("export", "init_from"), ("sample", "init_from"), ("prepare", "tokenizer")]

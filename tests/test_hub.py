@@ -132,6 +132,7 @@ def test_a_hub_that_keeps_something_else_is_noticed(hub, exported, push):
     assert code == 4 and "what the Hub holds now is not what was sent: config.json" in error
 
 
+@pytest.mark.heavy
 def test_an_interrupted_push_changes_nothing_and_the_next_one_finishes_it(hub, exported, push):
     begun, released = threading.Event(), threading.Event()
 
@@ -192,6 +193,7 @@ def test_files_of_an_owner_without_a_model_stay(hub, exported, push):
     assert held(hub) == {**own, **here()}
 
 
+@pytest.mark.heavy
 def test_what_fails_after_the_commit_is_not_called_a_failed_push(hub, exported, push):
     def refuse(method, path):
         return 500 if method == "GET" and hub.commits and "/revision/" not in path else None

@@ -96,6 +96,7 @@ def test_the_metadata(built):
         assert not {"<", "<=", "==", "~="} & {part.operator for part in requirement.specifier} or requirement.marker
 
 
+@pytest.mark.heavy
 def test_a_user_without_a_checkout(installed, tmp_path):
     for verb in ("recipes", "env"):
         assert run(installed / "finetune", verb, cwd=tmp_path)
@@ -111,6 +112,7 @@ def test_a_user_without_a_checkout(installed, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "mine.yaml", "out-quickstart"]
 
 
+@pytest.mark.heavy
 def test_the_lock_is_what_pip_finds(installed, tmp_path):
     """Oracle: pip's own resolver has nothing to add to the pinned names, and knows the same versions."""
     pins = run(installed / "finetune", "env", "--lock", cwd=tmp_path)

@@ -59,7 +59,7 @@ def hub():
         yield hub
 
 
-@pytest.mark.parametrize("kills", [2, MANY])
+@pytest.mark.parametrize("kills", [pytest.param(2, marks=pytest.mark.heavy), MANY])
 def test_kills(corpus, command, hub, kills):
     corpus("text.txt", words=60_000)
     for verb, *argv in (PREPARE, [*TRAIN, "--max_iters=4", "--eval_interval=2"]):

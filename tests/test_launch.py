@@ -115,6 +115,7 @@ def same_run(whole, out_dir, ranks):
     assert files(out_dir) == files(setup.recipe.out_dir)
 
 
+@pytest.mark.heavy
 def test_processes_build_the_caches_of_several_bins_at_once(tiny):
     """Each its own, and none twice."""
     for number in range(2):
@@ -150,7 +151,13 @@ MORE = {
 }
 
 
-@pytest.mark.parametrize("name", [*LAUNCHERS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.heavy) for name in LAUNCHERS),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in MORE),
+    ],
+)
 def test_every_launcher_makes_the_same_run_and_one_set_of_files(tiny, name):
     ranks, launchers = {**LAUNCHERS, **MORE}[name]
     whole = trainer.train(tiny("whole", **PLAIN))
@@ -390,6 +397,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
 def test_the_independent_copies_of_multi_gpu_without_a_gpu_are_refused(data):
     """accelerate starts both as the first and only process where the program takes GPUs for granted. Ours does not, and
@@ -433,6 +441,7 @@ def test_a_mistake_is_told_once_on_each_machine(command, monkeypatch, rank, loca
     assert code == 2 and ("max_iters" in error) == speaks
 
 
+@pytest.mark.heavy
 def test_an_out_dir_that_is_taken_is_told_by_one_process_alone(tiny):
     """The other one waits for data meanwhile, and finds the first gone."""
     recipe = tiny(**PLAIN | {"max_iters": 1})

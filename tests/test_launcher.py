@@ -106,13 +106,18 @@ def start(*flags, **options):
     return forked.Process("finetune.train", *TINY, *flags, env=environment, **options)
 
 
-def test_two_processes_on_a_cpu_and_a_refusal_in_one_line():
+def test_two_processes_on_a_cpu():
     process = start("--num-processes", "2", "--max_iters=2")
     out, error = process.communicate(timeout=200)
     assert process.returncode == 0, error
     assert out.startswith("accelerate launch starts 2 CPU processes\n") and "2 processes on cpu" in out
     assert Path("out/best/model.safetensors").exists() and out.count("step 2: ") == 1
-    process = start("--launch=cpu", "--max_iters=2")  # only the processes see that out_dir holds a run
+
+
+@pytest.mark.heavy
+def test_what_only_the_processes_see_is_told_in_one_line(tiny_run):
+    tiny_run("out")
+    process = start("--launch=cpu", "--max_iters=2")
     out, error = process.communicate(timeout=200)
     assert process.returncode == 2
     assert re.fullmatch(r"out_dir out: holds a run already .*\n", error), error

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
 
 from finetune.config.recipe import Recipe
 from finetune.gpt.model import SHAPES, GPTConfig, Transformer
@@ -12,6 +11,7 @@ from finetune.runtime import memory
 SMALL = {"gpt2, three layers": (3, 12, 768)}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "name",
     [
@@ -20,6 +20,8 @@ SMALL = {"gpt2, three layers": (3, 12, 768)}
     ],
 )
 def test_an_update_needs_what_the_formula_says(name):
+    from torch.distributed._tools.mem_tracker import MemTracker  # a second
+
     n_layer, n_head, n_embd = {**SHAPES, **SMALL}[name]
     config = GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
     with FakeTensorMode():

@@ -36,6 +36,7 @@ def outputs(cell):
     return "".join(parts)
 
 
+@pytest.mark.heavy
 def test_the_notebook_runs(execute, tmp_path):
     done = execute(nbformat.read(NOTEBOOK, as_version=4))
     cells = {cell.source: cell for cell in done.cells if cell.cell_type == "code"}

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from finetune.runs.events import read_metrics
 
 HIDDEN_MODULES = "fcntl resource pwd grp termios posix_ipc".split()
@@ -44,6 +46,7 @@ print("LOADED", json.dumps(sorted(loaded)))
 SHAPE = "--n_layer=1 --n_head=2 --n_embd=32 --block_size=32 --batch_size=4 --log_interval=1 --dtype=float32".split()
 
 
+@pytest.mark.heavy
 def test_nothing_that_only_unix_has_is_needed(corpus):
     train = ["--init_from=scratch", f"--dataset={corpus()}", "--tokenizer=char", "--gradient_accumulation_steps=1"]
     commands = [

@@ -173,7 +173,9 @@ def there():
 
 
 @pytest.mark.parametrize(
-    "is_whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["the way", "with its variations"]
+    "is_whole",
+    [pytest.param(False, marks=pytest.mark.heavy), pytest.param(True, marks=pytest.mark.slow)],
+    ids=["the way", "with its variations"],
 )
 def test_a_fresh_reader_comes_to_a_model_on_the_hub(gpt2, one_core, tmp_path, monkeypatch, is_whole):
     home, place = tmp_path / "home", tmp_path / "place"

@@ -41,7 +41,7 @@ def ids_of(network, tokenizer, number, **options):
     return [sample.ids for sample in draw_samples(network, tokenizer, prompt, num_samples=number, **options)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.heavy)])
 def test_a_sample_does_not_depend_on_how_many_follow(model, dtype):
     network, tokenizer = GPT.from_pretrained(model).to(dtype), tokenizers.from_directory(model)
     for settings in ({}, {"top_k": 0, "top_p": 0.9}, {"repetition_penalty": 1.3, "min_p": 0.01}):

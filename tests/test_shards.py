@@ -44,6 +44,7 @@ def resumed(recipe, **values):
     return dataclasses.replace(recipe, init_from="resume", n_layer=None, n_head=None, n_embd=None, **values)
 
 
+@pytest.mark.heavy
 def test_shards_are_the_full_tensors_and_go_on_with_any_number_of_processes(tiny):
     """Written by 2 ranks and by 3, which have no equal parts; read by 3, by one process and by two with DDP."""
     shape = {"n_embd": 10, "dropout": 0.0, "gradient_accumulation_steps": 6, "eval_interval": 4}
@@ -79,7 +80,7 @@ def test_shards_are_the_full_tensors_and_go_on_with_any_number_of_processes(tiny
     assert torch.allclose(logits("out/best"), logits("whole/best"), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.heavy), pytest.param(100, marks=pytest.mark.slow)])
 def test_no_acknowledged_state_in_shards_is_lost_by_kills(tiny, kills):
     recipe = tiny(max_iters=30, gradient_accumulation_steps=2, sharded_checkpoints=True)
     killed = dataclasses.replace(recipe, out_dir="killed")
@@ -122,6 +123,7 @@ def test_a_rank_that_can_begin_no_state_costs_none(tiny):
     assert checkpoints.load_state("out").state["iteration"] == 8
 
 
+@pytest.mark.heavy
 def test_training_goes_on_while_shards_are_written(tiny):
     recipe = tiny(max_iters=60, save_interval=10, eval_interval=60, gradient_accumulation_steps=2)
     finish(job(dataclasses.replace(recipe, sharded_checkpoints=True), slow={"rank": 1, "iteration": 0}))
@@ -204,6 +206,7 @@ except UsageError as error:
 """
 
 
+@pytest.mark.heavy
 def test_machines_that_share_no_disk_are_refused_before_they_write():
     for rank in range(2):
         Path(f"machine{rank}").mkdir()

@@ -131,11 +131,14 @@ def texts_in(node):
         yield from texts_in(child)
 
 
-MESSAGES = [
-    (f"{path.relative_to(ROOT)}:{line}", text)
-    for path in sorted((ROOT / "finetune").rglob("*.py"))
-    for line, text in texts_in(ast.parse(path.read_text(encoding="utf-8")))
-]
+@pytest.fixture(scope="module")
+def messages():
+    """[(place, text)] of all that the code says."""
+    return [
+        (f"{path.relative_to(ROOT)}:{line}", text)
+        for path in sorted((ROOT / "finetune").rglob("*.py"))
+        for line, text in texts_in(ast.parse(path.read_text(encoding="utf-8")))
+    ]
 
 
 def lengths(texts):
@@ -144,12 +147,12 @@ def lengths(texts):
     return [len(part.split()) for part in parts if len(part.split()) > 1]
 
 
-def test_messages_are_short_and_in_the_words_of_the_field():
-    assert len(MESSAGES) > 1000
-    found = [f"{place}: {wrong}" for place, text in MESSAGES for wrong in wrong_words(text)]
+def test_messages_are_short_and_in_the_words_of_the_field(messages):
+    assert len(messages) > 1000
+    found = [f"{place}: {wrong}" for place, text in messages for wrong in wrong_words(text)]
     assert not found
-    assert statistics.mean(lengths(text for _, text in MESSAGES)) <= SHORT_MESSAGE
-    assert not [(place, text) for place, text in MESSAGES if max(lengths([text]), default=0) > LONGEST]
+    assert statistics.mean(lengths(text for _, text in messages)) <= SHORT_MESSAGE
+    assert not [(place, text) for place, text in messages if max(lengths([text]), default=0) > LONGEST]
 
 
 @pytest.mark.parametrize("pattern", ["recipes/**/*.yaml", "skypilot.yaml", "finetune/**/*.j2", "notebooks/*.ipynb"])

@@ -286,6 +286,7 @@ def test_a_sentencepiece_model_alone_is_refused_with_the_way_out(tmp_path):
         tokenizers.from_directory(tmp_path)
 
 
+@pytest.mark.heavy
 def test_ids_beyond_16_bits_are_prepared_trained_and_sampled(directories, tmp_path, command):
     rows = [f"w{number} w{65_600 + number} w{69_999 - number}" for number in range(60)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))

@@ -121,6 +121,7 @@ def killed_and_resumed(tmp_path_factory):
     return folder, former, resumed.stdout
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_and_resumed_run_is_one_curve(killed_and_resumed, kind, monkeypatch):
     folder, former, output = killed_and_resumed
@@ -245,7 +246,13 @@ def test_a_bad_server_of_wandb_is_a_line_within_seconds(name, monkeypatch):
     assert problem or name in ANSWERS or "redirects" in name or "bomb" in name
 
 
-@pytest.mark.parametrize("name", ["429 for an hour", "garbage", "silence", "other JSON"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "garbage",
+        *(pytest.param(name, marks=pytest.mark.heavy) for name in ("429 for an hour", "silence", "other JSON")),
+    ],
+)
 def test_a_bad_server_of_wandb_means_offline(tiny_run, monkeypatch, name):
     """What it answers to the first question, or to the start of a run, is no point of the run."""
     import wandb

@@ -58,7 +58,9 @@ def same_run(one, other):
     assert record(one) == record(other)
 
 
-@pytest.mark.parametrize("kills", [20, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kills", [8, pytest.param(20, marks=pytest.mark.heavy), pytest.param(60, marks=pytest.mark.slow)]
+)
 def test_kills_lose_nothing_and_change_nothing(tiny, kills):
     recipe = tiny(max_iters=2 * kills, eval_interval=25)
     assert harness(dataclasses.replace(recipe, out_dir="whole"))["codes"] == [0]
@@ -116,6 +118,7 @@ def until(process, words):
     raise AssertionError(process.stderr.read())
 
 
+@pytest.mark.heavy
 def test_the_real_command_survives_kills(tiny):
     recipe = tiny(max_iters=150)
     trainers.train(dataclasses.replace(recipe, out_dir="whole"))
@@ -127,7 +130,9 @@ def test_the_real_command_survives_kills(tiny):
     same_run("whole", "out")
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.heavy)]
+)
 def test_a_signal_saves_and_ends_and_the_resumed_run_is_the_same(tiny, number, code):
     recipe = tiny(max_iters=120, save_interval=1000, eval_interval=10)
     trainers.train(dataclasses.replace(recipe, out_dir="whole"))
@@ -154,6 +159,7 @@ def test_sigusr1_saves_and_goes_on(tiny):
         assert process.wait(100) == 143
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 def test_a_trainer_does_not_outlive_its_launcher(tiny):
     recipe = tiny(max_iters=100_000, save_interval=100_000, eval_interval=100_000)
@@ -282,7 +288,10 @@ def clean():
     return {}
 
 
-@pytest.mark.parametrize("spike, save_interval", [(90, 10), (95, 10), (98, 10), (99, 10), (90, 1)])
+@pytest.mark.parametrize(
+    "spike, save_interval",
+    [(90, 10), *(pytest.param(*each, marks=pytest.mark.heavy) for each in ((95, 10), (98, 10), (99, 10), (90, 1)))],
+)
 def test_a_bad_number_and_a_spike_are_survived_and_told(tiny, monkeypatch, clean, spike, save_interval):
     if not clean:
         clean |= trainers.train(tiny("clean", **SPIKED, save_interval=100))[1].best
@@ -378,6 +387,7 @@ def test_deterministic_runs_and_refuses_an_environment_that_contradicts_it(tiny,
         torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.heavy
 def test_one_process_that_dies_takes_the_others_along_and_the_run_goes_on(tiny):
     recipe = tiny(max_iters=12)
     assert harness(dataclasses.replace(recipe, out_dir="whole"), world=3)["codes"] == [0, 0, 0]
@@ -422,7 +432,9 @@ def test_other_data_cannot_be_slipped_under_a_run(tiny, corpus):
         trainers.train(tiny(init_from="resume", dataset="data/other"))
 
 
-@pytest.mark.parametrize("name", SCHEDULE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.heavy] * (number > 2)) for number, name in enumerate(SCHEDULE)]
+)
 def test_the_schedule_can_change_on_resume_and_is_said(tiny, capsys, name):
     trainers.train(tiny(max_iters=6, lr_decay_iters=12))
     trainers.train(tiny("same", max_iters=6, lr_decay_iters=12))

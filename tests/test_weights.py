@@ -221,6 +221,7 @@ def test_an_unknown_hub_model_without_network_is_answered_in_seconds(monkeypatch
     assert time.perf_counter() - began < 30
 
 
+@pytest.mark.heavy
 def test_a_hub_that_accepts_and_never_answers_is_given_up_in_seconds(monkeypatch):
     import socket
 
