@@ -134,7 +134,8 @@ def test_plain_data_keeps_the_larger_vocabulary(places, command):
     assert (best / "tokenizer.json").read_bytes() == Path("chat/tokenizer.json").read_bytes()
 
 
-@pytest.mark.parametrize("changes", [pytest.param({}, marks=pytest.mark.heavy), {"lora_rank": 2}])
+@pytest.mark.heavy
+@pytest.mark.parametrize("changes", [{}, {"lora_rank": 2}])
 def test_added_tokens_grow_the_embedding(places, corpus, capsys, command, changes):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -318,7 +318,9 @@ def test_power_loss_at_any_moment(tmp_path, monkeypatch):
     assert (invalid, lost) == (0, 0)
 
 
-@pytest.mark.parametrize("weakness", ["file sync", "directory sync", "sync before removal"])
+@pytest.mark.parametrize(
+    "weakness", ["file sync", "directory sync", pytest.param("sync before removal", marks=pytest.mark.heavy)]
+)
 def test_the_power_loss_test_catches_weaker_protocols(tmp_path, monkeypatch, weakness):
     (tmp_path / "out").mkdir()
     log = recorded(tmp_path / "out", monkeypatch, [1, 2, 3, 4], drop=(weakness,))

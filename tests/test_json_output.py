@@ -51,6 +51,7 @@ def test_a_run_as_json(tiny_run, document, command):
     assert facts["splits"]["train"]["documents"] == 1 and "findings" in facts and "sample" not in facts
 
 
+@pytest.mark.heavy
 def test_a_dry_run_is_the_plan_and_writes_nothing(command, corpus):
     flags = f"{corpus()} --init_from=scratch --n_layer=1 --n_head=1 --n_embd=8 --block_size=8 --tokenizer=char".split()
     before = sorted(os.listdir())

@@ -106,6 +106,7 @@ def start(*flags, **options):
     return forked.Process("finetune.train", *TINY, *flags, env=environment, **options)
 
 
+@pytest.mark.heavy
 def test_two_processes_on_a_cpu():
     process = start("--num-processes", "2", "--max_iters=2")
     out, error = process.communicate(timeout=200)

@@ -42,6 +42,7 @@ def fake(monkeypatch, tmp_path):
     return make
 
 
+@pytest.mark.heavy
 def test_a_llama_cpp_that_gives_no_answer_is_told(models, command, fake, monkeypatch):  # noqa: F811
     models("bpe")
     for number, (source, told) in enumerate(FAKES.items()):

@@ -200,7 +200,15 @@ def good_hub(files, more=""):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "name",
-    ["silence", "500", "a page of a proxy", "a cut body", "a body that drips", "a body without an end", "a reset"],
+    [
+        "silence",
+        "500",
+        "a page of a proxy",
+        "a cut body",
+        pytest.param("a body that drips", marks=pytest.mark.heavy),
+        "a body without an end",
+        "a reset",
+    ],
 )
 def test_a_hub_that_fails_in_the_middle_costs_one_line(name, at, command):
     fault, told = FAULTS[name]

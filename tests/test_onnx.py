@@ -28,7 +28,9 @@ def make(name, hf_model, bpe_directory):
     return theirs
 
 
-@pytest.mark.parametrize("name", ["char", pytest.param("bpe", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [pytest.param("char", marks=pytest.mark.heavy), pytest.param("bpe", marks=pytest.mark.slow)]
+)
 def test_onnxruntime_gives_the_logits_of_transformers(name, hf_model, bpe_directory, command, monkeypatch):
     onnxruntime = pytest.importorskip("onnxruntime")
     from transformers import AutoTokenizer

@@ -78,7 +78,9 @@ def commands(page):
                 yield argv
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.heavy] * (name != "nanogpt")) for name in PAGES]
+)
 def test_a_route_leads_to_its_end(name, gpt2, command, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     if name == "nanogpt":

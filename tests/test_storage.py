@@ -432,6 +432,7 @@ def test_a_run_that_is_there_and_was_trained_here_is_not_mixed_up(tiny_run, comm
         mirror.fetch_run(addresses.mirror_of(address), to_resume=True)
 
 
+@pytest.mark.heavy
 def test_a_machine_that_dies_before_it_has_sent_a_state_ends_no_job(tiny_run, command, cache, monkeypatch):
     """Wherever the upload was cut, `auto` goes on, or starts anew. Training was further than what was sent."""
     monkeypatch.setattr(uploads, "PAUSE_SECONDS", 0.01)

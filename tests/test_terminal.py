@@ -106,7 +106,12 @@ def bars_of(screens):
 
 
 @pytest.mark.parametrize(
-    ("columns", "last"), [(60, r"loss \d\.\d{4}"), (80, r"best val loss \d\.\d{4} at \d+"), (120, r"mfu \d+\.\d%")]
+    ("columns", "last"),
+    [
+        (60, r"loss \d\.\d{4}"),
+        pytest.param(80, r"best val loss \d\.\d{4} at \d+", marks=pytest.mark.heavy),
+        pytest.param(120, r"mfu \d+\.\d%", marks=pytest.mark.heavy),
+    ],
 )
 def test_one_bar_that_fits_and_none_at_the_end(shown, columns, last):
     screens = shown(columns, Guest())

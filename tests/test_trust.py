@@ -534,6 +534,7 @@ def test_evaluation_does_not_disturb_training(tiny):
     assert final("often") == final("seldom")
 
 
+@pytest.mark.heavy
 def test_patience_ends_a_run_that_no_longer_gets_better(tiny, capsys):
     _, state = trainers.train(
         tiny(max_iters=2000, dropout=0.0, patience=3, eval_interval=20, learning_rate=3e-2, decay_lr=False)
