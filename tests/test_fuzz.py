@@ -1,6 +1,6 @@
 """Flags, recipes and files that nobody would write, in every command: right, or refused in a line, and nothing written.
 
-600 examples; `-m heavy` runs 2,000 and `-m slow` 50,000. Each has a directory of its own with a text, prepared data and
+400 examples; `-m heavy` runs 2,000 and `-m slow` 50,000. Each has a directory of its own with a text, prepared data and
 a run."""
 
 import importlib
@@ -51,7 +51,7 @@ OUTSIDE = "log_with wandb_log push push_to_hub compile".split()
 
 def examples(kind):
     """Settings of a test: a few examples, and marked ones with more."""
-    scales = [0.3, pytest.param(1, marks=pytest.mark.heavy), pytest.param(25, marks=pytest.mark.slow)]
+    scales = [0.2, pytest.param(1, marks=pytest.mark.heavy), pytest.param(25, marks=pytest.mark.slow)]
     quiet = {
         "deadline": None,
         "database": None,
