@@ -317,6 +317,22 @@ def test_a_file_is_written_and_summed_where_no_thread_can_be_had(tmp_path, monke
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_file(tmp_path / "ours").items())
 
 
+@pytest.mark.parametrize("last", [0, 1, 2])
+def test_a_disk_that_is_full_after_some_chunks_is_told_and_no_thread_is_left(last, tmp_path, monkeypatch):
+    real, written, threads = os.write, [], threading.active_count()
+
+    def write(handle, content):
+        if len(written) == last:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(len(content))
+        return real(handle, content)
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(OSError, match="No space"):
+        write_tensors(tmp_path / "ours", {f"h.{i}": torch.randn(500, 1000) for i in range(9)})
+    assert len(written) == last and threading.active_count() == threads
+
+
 def test_only_rank_0_may_have_callbacks(tiny):
     """All ranks acknowledge a save together, whether theirs have callbacks or not."""
     code = """

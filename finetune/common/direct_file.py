@@ -10,7 +10,7 @@ import hashlib
 import mmap
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,38 +20,74 @@ DIRECT = getattr(os, "O_DIRECT", 0)  # 0 where there is none
 
 
 def write_summed(path: Path, parts: Iterable[np.ndarray]) -> str:
-    """Write the bytes of some uint8 arrays one after the other; return their sha256. Raises OSError."""
+    """Write the bytes of some uint8 arrays one after the other; return their sha256. Raises OSError.
+
+    While one chunk is written, which the disk does, another is summed and the next is made."""
     digest, filled = hashlib.sha256(), 0
-    pages = mmap.mmap(-1, CHUNK)  # direct writes want whole pages
-    buffer = np.frombuffer(pages, np.uint8)
-    with open(path, "wb", buffering=0) as file:
+    pages = [mmap.mmap(-1, CHUNK) for _ in range(2)]  # direct writes want whole pages
+    with open(path, "wb", buffering=0) as file, _Thread() as writing:
         _set_direct(file.fileno(), True)
         for part in parts:
             while len(part):
-                taken = part[: CHUNK - filled]
+                taken, buffer = part[: CHUNK - filled], np.frombuffer(pages[0], np.uint8)
                 np.copyto(buffer[filled : filled + len(taken)], taken)  # lets other threads go on, as slices do not
                 filled, part = filled + len(taken), part[len(taken) :]
                 if filled == CHUNK:
-                    _write_and_sum(file.fileno(), memoryview(pages), digest)
+                    writing.run(_write_and_sum, file.fileno(), memoryview(pages[0]), digest)
+                    pages.reverse()
                     filled = 0
+        writing.wait()
         _set_direct(file.fileno(), False)  # the rest is no whole page
-        _write_and_sum(file.fileno(), memoryview(pages)[:filled], digest)
+        _write_and_sum(file.fileno(), memoryview(pages[0])[:filled], digest)
     return digest.hexdigest()
+
+
+class _Thread:
+    """Makes one call at a time beside what follows; at once where there are too many threads already."""
+
+    def __init__(self) -> None:
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> _Thread:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with contextlib.suppress(BaseException) if any(error) else contextlib.nullcontext():  # the first counts
+            self.wait()
+
+    def run(self, call: Callable[..., object], *given: object) -> None:
+        """Make a call when the one before has ended, and raise its error."""
+        self.wait()
+
+        def work() -> None:
+            try:
+                call(*given)
+            except BaseException as error:
+                self.error = error
+
+        thread = threading.Thread(target=work)
+        try:
+            thread.start()
+        except RuntimeError:
+            call(*given)
+        else:
+            self.thread = thread
+
+    def wait(self) -> None:
+        """Wait until the call has ended, and raise its error."""
+        if self.thread:
+            self.thread.join()
+        error, self.thread, self.error = self.error, None, None
+        if error:
+            raise error
 
 
 def _write_and_sum(handle: int, content: memoryview, digest: hashlib._Hash) -> None:
     """Write all, and add it to the digest meanwhile, which takes as long. Raises OSError."""
-    summing = threading.Thread(target=digest.update, args=(content,))
-    try:
-        summing.start()
-    except RuntimeError:  # there are too many threads already
-        digest.update(content)
+    with _Thread() as summing:
+        summing.run(digest.update, content)
         _write(handle, content)
-        return
-    try:
-        _write(handle, content)
-    finally:
-        summing.join()
 
 
 def _write(handle: int, content: memoryview) -> None:
