@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from test_diagnose import LEARNS, synthesised
 
+from finetune.run import Run
 from finetune.runs import checkpoints
 from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
@@ -101,6 +102,26 @@ def test_the_page_is_one_well_formed_file(command):
         assert part in words
     assert text.count("<svg") == 4 and text.count("<polyline") + text.count('class="line') == 6
     assert "prefers-color-scheme:dark" in text and "@media print" in text and "width=device-width" in text
+
+
+@pytest.mark.parametrize("value", [None, "x", [], -1, 1e308, [None]])
+def test_events_with_other_values_are_read_or_left_out(tiny_run, command, value):
+    """Each value of each event of a run, one after the other."""
+    tiny_run("out", "--max_iters=2", "--eval_interval=1", "--log_interval=1")
+    path = Path("out/metrics.jsonl")
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    first = {event["event"]: number for number, event in reversed([*enumerate(events)])}
+    for number in first.values():
+        for key in events[number].keys() - {"event"}:
+            changed = [*events[:number], events[number] | {key: value}, *events[number + 1 :]]
+            path.write_text("".join(json.dumps(event) + "\n" for event in changed))
+            found = record.load("out")
+            html_report.write(found, diagnosis.diagnose(found), Path("page.html"))
+            assert str(Run.open("out")) and Run.open("out").status
+    assert len(first) > 4
+    for argv in (["report"], ["diagnose"]):
+        code, _, error = command(*argv, "--out_dir=out")
+        assert code == 0, error
 
 
 def test_untrusted_text_stays_text():

@@ -20,18 +20,20 @@ REQUIRED = {  # of these events; other values may be missing or null
     "best": ("step", "val_loss"),
     "samples": ("step", "texts"),
     "rollback": ("step", "lr_scale", "problem"),
+    "out_of_memory": ("done",),
     **dict.fromkeys(("failed", "diverged", "save_failed"), ("problem",)),
 }
 TYPES: dict[str, Any] = {  # of the values
     **dict.fromkeys("iter step reached length batch_size gradient_accumulation_steps code rank".split(), int),
     **dict.fromkeys("loss train_loss val_loss lr grad_norm seconds tokens_per_second mfu".split(), Number),
     **dict.fromkeys("perplexity bits_per_byte accuracy temperature".split(), Number),
-    **dict.fromkeys(("time", "lr_scale"), float),
+    **dict.fromkeys(("time", "lr_scale", "memory"), float),
     **dict.fromkeys("problem line name signal done start split model machine".split(), str),
     "texts": list[str],
     "val_losses": dict[str, Number],
     "recipe": {name: kind | None for name, kind in get_type_hints(Recipe).items()},
     **dict.fromkeys(("identity", "metrics"), dict),
+    "reasons": dict[str, dict],
     "data": {
         "splits": dict[str, dict],
         "split_by": str | None,
@@ -66,14 +68,14 @@ def read_metrics(path: str | Path, say: Callable[[str], object] = lambda line: N
 
 
 def _event(value: Any) -> Event:
-    """The value of a line if it is an event. Raises ValueError."""
+    """The value of a line if it is an event, without what is null. Raises ValueError."""
     if not isinstance(value, dict) or not isinstance(value.get("event"), str):
         raise ValueError("no event")
     held = {name: value[name] for name in value if value[name] is not None}
     checked = {*held, *REQUIRED.get(value["event"], ())} & TYPES.keys()
     if not fits(held, {name: TYPES[name] for name in checked}):
         raise ValueError(f"no {value['event']} event")
-    return value
+    return {name: value[name] for name in value if name in held or name not in TYPES}
 
 
 def events_until(events: Sequence[Event], step: int, evaluations: Iterable[Event]) -> list[Event]:

@@ -45,7 +45,9 @@ def title(run: Record) -> tuple[str, str]:
     model = "GPT-2 from scratch" if run.init_from == "scratch" else Path(run.init_from or run.out_dir.resolve()).name
     names = [Path(name).name for name in split_paths(run.recipe.get("dataset"))]
     began = next((event["time"] for event in run.of("start")), None)
-    date = time.strftime("%Y-%m-%d", time.localtime(began)) if began is not None else "not dated"
+    date = "not dated"
+    with suppress(OverflowError, ValueError, OSError):  # no year that a calendar has
+        date = time.strftime("%Y-%m-%d", time.localtime(began)) if began is not None else date
     return f"{model} on {', '.join(names)}" if names else model, date
 
 
