@@ -1,5 +1,5 @@
-"""What tests save where nobody looks: files of pictures are one pixel, an evaluation reads fewer tokens, and a request
-is tried again at once.
+"""What tests save where nobody looks: files of pictures are one pixel, an evaluation reads fewer tokens, and a
+request is tried again after a tenth of a second.
 
 In the test's process and in forks; ranks that a launcher starts, and the fixture `pictures`, do without."""
 

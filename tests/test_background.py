@@ -330,7 +330,7 @@ def test_a_disk_that_is_full_after_some_chunks_is_told_and_no_thread_is_left(las
     monkeypatch.setattr(os, "write", write)
     with pytest.raises(OSError, match="No space"):
         write_tensors(tmp_path / "ours", {f"h.{i}": torch.randn(500, 1000) for i in range(9)})
-    assert len(written) == last and threading.active_count() == threads
+    assert len(written) == last and threading.active_count() <= threads
 
 
 def test_only_rank_0_may_have_callbacks(tiny):

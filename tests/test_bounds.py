@@ -58,7 +58,7 @@ CASES = {  # (what is there, command, part of the line)
     "a long path": (None, ["report", f"--out_dir={('a' * 250 + '/') * 20}"], "has 5,020 bytes; 4,000 are possible"),
     "a long target": (None, ["recipes", "small", f"--to={'a' * 240}.yaml"], "180 are possible"),
     **{
-        f"the root, {command[0]}": (None, [*command, f"--{key}={path}"], f"--{key}: {path} is the root of a disk")
+        f"the root, {command[0]}": (None, [*command, f"--{key}={path}"], f"--{key}: {path} is the root directory")
         for command, key, path in (
             (["train", "--dataset=x"], "out_dir", "/"),
             (["prepare", "x"], "out_dir", "/tmp/.."),

@@ -146,6 +146,51 @@ def test_a_rank_that_reads_late_who_is_silent_blames_nobody_else():
     assert codes == {1} and told.count("hangs") == 1 and told.startswith("rank 1 (process "), told
 
 
+LEAVES = """
+import threading, time, torch
+from finetune.runtime import heartbeat
+from finetune.runtime.process_group import Group
+
+def main(argv):
+    store, rank = torch.distributed.HashStore(), int(argv[0])
+    for other in range(3):
+        store.set(f"beat/{other}", "1 there 0")
+    store.set(heartbeat.ENDED, "1")  # rank 1 is silent
+
+    def read():
+        print("read", flush=True)
+        for other in (0, 2):
+            store.set(f"{heartbeat.ENDED}{other}", "")
+
+    threading.Timer(3, read).start()
+    with heartbeat.beating(Group(store, "start", rank, 3), 5):
+        if argv[1:]:
+            time.sleep(1)  # by then it is leaving
+            raise ConnectionError("closed by peer")
+        time.sleep(60)
+"""
+STORE = {"TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    "rank, environment, waits",
+    [
+        ("0", {}, True),
+        ("0 lost", {}, True),  # its main thread has lost the connection to a rank that has left
+        ("2", {}, False),
+        ("0", STORE | {"GROUP_WORLD_SIZE": "1", "GROUP_RANK": "0"}, False),
+        ("2", STORE | {"GROUP_RANK": "0"}, True),
+        ("2", STORE | {"GROUP_RANK": "1"}, False),
+    ],
+)
+def test_who_ends_the_store_waits_until_all_others_have_read_who_is_silent(rank, environment, waits):
+    Path("leaves.py").write_text(LEAVES)
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), "."]), **environment}
+    with forked.Process("leaves", *rank.split(), env=here) as process:
+        told, error = process.communicate(60)
+    assert (process.returncode, told, error) == (1, "read\n" if waits else "", "")
+
+
 @pytest.mark.heavy
 def test_whoever_computes_waits_or_is_done_does_not_hang():
     """The program sleeps for longer than the time-out; so do all processes, stopped by a terminal or a scheduler; one

@@ -33,17 +33,19 @@ def write_summed(path: Path, parts: Iterable[np.ndarray]) -> str:
                 np.copyto(buffer[filled : filled + len(taken)], taken)  # lets other threads go on, as slices do not
                 filled, part = filled + len(taken), part[len(taken) :]
                 if filled == CHUNK:
-                    writing.run(_write_and_sum, file.fileno(), memoryview(pages[0]), digest)
+                    writing.wait()
+                    # a handle of its own, as a second Ctrl-C ends the wait for the thread, and closes the file
+                    writing.run(_write_and_sum, os.dup(file.fileno()), memoryview(pages[0]), digest)
                     pages.reverse()
                     filled = 0
         writing.wait()
         _set_direct(file.fileno(), False)  # the rest is no whole page
-        _write_and_sum(file.fileno(), memoryview(pages[0])[:filled], digest)
+        _write_and_sum(os.dup(file.fileno()), memoryview(pages[0])[:filled], digest)
     return digest.hexdigest()
 
 
 class _Thread:
-    """Makes one call at a time beside what follows; at once where there are too many threads already."""
+    """Makes one call at a time in a thread; in the caller where no thread can be started."""
 
     def __init__(self) -> None:
         self.thread: threading.Thread | None = None
@@ -53,12 +55,11 @@ class _Thread:
         return self
 
     def __exit__(self, *error: object) -> None:
-        with contextlib.suppress(BaseException) if any(error) else contextlib.nullcontext():  # the first counts
+        with contextlib.suppress(Exception) if any(error) else contextlib.nullcontext():  # the first counts
             self.wait()
 
     def run(self, call: Callable[..., object], *given: object) -> None:
-        """Make a call when the one before has ended, and raise its error."""
-        self.wait()
+        """Begin a call, once `wait` has returned from the one before."""
 
         def work() -> None:
             try:
@@ -84,10 +85,13 @@ class _Thread:
 
 
 def _write_and_sum(handle: int, content: memoryview, digest: hashlib._Hash) -> None:
-    """Write all, and add it to the digest meanwhile, which takes as long. Raises OSError."""
-    with _Thread() as summing:
-        summing.run(digest.update, content)
-        _write(handle, content)
+    """Write all, and add it to the digest meanwhile, which takes as long. Closes the handle. Raises OSError."""
+    try:
+        with _Thread() as summing:
+            summing.run(digest.update, content)
+            _write(handle, content)
+    finally:
+        os.close(handle)
 
 
 def _write(handle: int, content: memoryview) -> None:

@@ -29,7 +29,7 @@ BOUNDS = {
 # texts of any characters; others name something
 FREE = "start stop separator documents prompt_template add_tokens".split()
 FREE += "text_column prompt_column completion_column messages_column".split()
-WRITTEN = ("out_dir", "to")  # directories that a command fills
+DIRECTORIES = ("out_dir", "to")  # what a command writes into
 MOST_BYTES, MOST_LEVELS, MOST_BYTES_OF_NAME = 4000, 200, 255  # of a path, and of each name in it
 STEERING = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -73,8 +73,8 @@ def find_out_of_bounds(options: DataclassInstance) -> Iterator[tuple[str, str]]:
             most = MOST_BYTES_OF_NAME - 75 * (field.name == "to")  # a temporary name holds it, the machine and the pid
             if problem := problem_of_name(text, most):
                 yield "SOURCE" if field.name == "sources" else field.name, problem
-            elif field.name in WRITTEN and text and is_root(text):
-                yield field.name, f"{text} is the root of a disk, as if a variable was not set; name a directory"
+            elif field.name in DIRECTORIES and text and is_root(text):
+                yield field.name, f"{text} is the root directory (is a variable unset?); name another"
 
 
 def is_root(path: str) -> bool:

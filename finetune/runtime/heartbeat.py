@@ -20,7 +20,8 @@ from finetune.runtime.process_group import Group, beat_of
 
 BEATS = 10  # in `timeout`
 MISSED = 7  # are silence. With a beat under way at either end, that is within `timeout`
-ENDED = "ended"  # a key that is there when a rank has found another silent: which
+ENDED = "ended"  # key: the rank that was found silent; with the number of a rank: that it has read which
+READ_SECONDS = 5  # that a rank may take to read a key, beside the turns between
 
 
 @contextlib.contextmanager
@@ -39,14 +40,20 @@ def beating(group: Group | None, timeout: float) -> Generator[None]:
         heart.stopped.set()
         for thread in threads:  # one in the store's code when Python ends would abort the process
             thread.join(1)
+        while heart.is_leaving:  # it ends this process
+            time.sleep(1)
 
 
 class _Heart:
     def __init__(self, group: Group, timeout: float) -> None:
         self.group, self.timeout, self.interval = group, timeout, timeout / BEATS
         self.watched = (group.rank + 1) % group.size
-        self.is_launchers = fsdp.is_true("TORCHELASTIC_USE_AGENT_STORE")  # the store, which else goes with rank 0
-        self.stopped = threading.Event()
+        self.has_launchers_store = fsdp.is_true("TORCHELASTIC_USE_AGENT_STORE")
+        if self.has_launchers_store:  # the launcher of the first machine ends with the first of its ranks
+            self.ends_store = os.environ.get("GROUP_RANK") == "0" and os.environ.get("GROUP_WORLD_SIZE") != "1"
+        else:
+            self.ends_store = group.rank == 0
+        self.is_leaving, self.stopped = False, threading.Event()
         self.last = b""  # beat of the watched rank
         # Counted in turns, not by the clock: where all processes are stopped and go on, none was silent.
         self.missed = self.unanswered = 0
@@ -84,22 +91,23 @@ class _Heart:
         else:  # the store is silent to all ranks: one of each machine says so
             place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             if "0" in (os.environ.get("LOCAL_RANK"), str(self.watched)):
-                self.say(f"{'the launcher' if self.is_launchers else 'rank 0'} at {place}")
+                self.say(f"{'the launcher' if self.has_launchers_store else 'rank 0'} at {place}")
             time.sleep(1)  # a launcher ends all processes after the first
             os._exit(1)
 
     def leave(self, silent: int) -> None:
-        """End this process, as another is silent. Who has the store goes when all others have read that."""
+        """End this process, as another is silent. If the store ends too, wait until all others have read that."""
+        self.is_leaving = True
         self.stopped.set()
+        store, last = self.group.store, time.monotonic() + 3 * self.interval + READ_SECONDS
         others = [f"{ENDED}{rank}" for rank in range(self.group.size) if rank != silent]
         with contextlib.suppress(RuntimeError):
-            self.group.store.set(f"{ENDED}{self.group.rank}", "")
-            for _ in range(0 if self.group.rank or self.is_launchers else MISSED):  # then they are silent too
-                if self.group.store.check(others):
-                    break
-                time.sleep(self.interval)
+            store.set(f"{ENDED}{self.group.rank}", "")
+            while self.ends_store and not store.check(others) and time.monotonic() < last:
+                time.sleep(self.interval / 5)
         os._exit(1)
 
     def say(self, silent: str) -> None:
         told = f"{silent} hangs, or cannot be reached: no sign of life in timeout={self.timeout:g} s"
-        print(f"{told}. The run ends here; --init_from=auto goes on\n", end="", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it
+            print(f"{told}. The run ends here; --init_from=auto goes on\n", end="", file=sys.stderr, flush=True)
