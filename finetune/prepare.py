@@ -14,7 +14,7 @@ from finetune.common.commands import command
 from finetune.common.errors import UsageError
 from finetune.config.cli import parse, run
 from finetune.config.options import option
-from finetune.config.paths import split_paths
+from finetune.config.paths import split_paths, stem_of
 from finetune.data.new_tokenizers import TRAIN
 from finetune.data.sources import NO_TEXT
 from finetune.data.tables import ReadOptions
@@ -204,7 +204,7 @@ def _prepare_tokens(options: Options, out_dir: str, given: Container[str]) -> Da
 
 def default_dir(source: str) -> str:
     """data/NAME for a source."""
-    return f"data/{'stdin' if source == '-' else Path(source).stem}"
+    return f"data/{'stdin' if source == '-' else stem_of(source)}"
 
 
 def dry_run(options: Options) -> None:

@@ -6,6 +6,7 @@ import os
 import pickle
 import pickletools
 import random
+import re
 import time
 import tracemalloc
 from pathlib import Path
@@ -22,6 +23,50 @@ from finetune.data.documents import Chunk, cut
 from finetune.data.prepare import TokenizeOptions, prepare
 
 SHAKESPEARE = os.environ.get("FINETUNE_SHAKESPEARE", "")
+
+
+@pytest.mark.parametrize(
+    "source, name",
+    [
+        (".", "here"),
+        ("..", "novels"),
+        ("*.txt", "here"),
+        ("../here/*.txt", "here"),
+        ("../**/*.txt", "novels"),
+        ("../here", "here"),
+        ("../here/a.b.txt", "a.b"),
+    ],
+)
+def test_prepared_data_are_named_after_the_source(command, corpus, tmp_path, monkeypatch, source, name):
+    here = tmp_path / "novels/here"
+    here.mkdir(parents=True)
+    Path(corpus()).rename(here / "a.b.txt")
+    monkeypatch.chdir(here)
+    code, out, error = command("prepare", source, "--tokenizer=char", "--doctor=false")
+    assert code == 0 and f"wrote data/{name}/train.bin" in out, error
+    assert [str(path) for path in Path("data").rglob("train.bin")] == [f"data/{name}/train.bin"]
+    if "*" in source:  # which train does not take
+        return
+    shape = "--init_from=scratch --n_layer=1 --n_head=1 --n_embd=8 --block_size=8 --max_iters=1 --device=cpu".split()
+    code, _, error = command("train", source, "--tokenizer=char", "--out_dir=../../out", *shape)
+    assert code == 0, error
+    assert [path.name.rpartition("-")[0] for path in Path("data").iterdir() if path.name != name] == [f"{name}-char"]
+    assert not re.search(r"<title>[^<]* on ,", Path("../../out/report.html").read_text())
+
+
+@pytest.mark.parametrize("source", [".", "**/*.txt", "**/*"])
+def test_what_finetune_wrote_beside_texts_is_no_text(command, corpus, tiny_run, source):
+    """Prepared data, a run and an exported model, with its merges.txt and README.md."""
+    Path(corpus()).rename("mine.txt")
+    digest = prepare(["mine.txt"], "data/mine", "char").meta["splits"]["train"]["sha256"]
+    tiny_run("out", "--max_iters=1", text="mine.txt")
+    Path("folder").mkdir()
+    assert command("export", "out", "--to=folder/model")[0] == 0
+    Path("folder/model/merges.txt").write_text("a b\n" * 50)
+    code, out, error = command("prepare", source, "--tokenizer=char", "--out_dir=again", "--doctor=false")
+    assert code == 0, error
+    assert json.loads(Path("again/meta.json").read_text())["splits"]["train"]["sha256"] == digest
+    assert "left out: " in out and "folder/model/" in out
 
 
 def test_character_bins_are_nanogpts(corpus, tmp_path):

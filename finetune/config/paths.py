@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 # options that hold a path, of every command
 KEYS = frozenset(
@@ -58,3 +60,17 @@ def _quote(path: str) -> str:
 
 def _exists(path: str) -> bool:
     return os.path.lexists(path) or os.path.exists(os.path.join("data", path))
+
+
+def fixed_part(pattern: str) -> Path:
+    """The directory of a pattern before its first part with *, ? or [."""
+    parts = Path(pattern).parts
+    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    return Path(*parts[:fixed])
+
+
+def stem_of(path: str) -> str:
+    """The last name of a path without its suffix; of `.`, `..` and a pattern that of the directory they mean."""
+    is_pattern = glob.has_magic(path) and "://" not in path and not os.path.lexists(path)
+    found = fixed_part(path) if is_pattern else Path(path)
+    return found.stem if found.stem.strip(".") else found.resolve().stem or "texts"

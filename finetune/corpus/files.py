@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from finetune.common import network
 from finetune.common.errors import UsageError
+from finetune.config.paths import fixed_part
 from finetune.data import directories, sources
 from finetune.data.sources import NO_TEXT, Source, is_readable
 
@@ -122,7 +123,7 @@ def _find_remote(url: str, name: str, notes: list[str]) -> Iterator[File]:
     except Exception as error:  # each file system has its own
         raise UsageError(f"{name}: cannot be listed: {network.explain(error)}") from None
     facts = {path: info for path, info in found.items() if info["type"] == "file" and info["size"]}
-    base = directories.fixed_part(place) if glob.has_magic(place) else Path(place)
+    base = fixed_part(place) if glob.has_magic(place) else Path(place)
     taken = directories.of_splits(name, map(Path, facts), base, is_readable)
     if left_out := len(facts) - len(taken["train"]) - len(taken["val"]):
         notes.append(f"{name}: {left_out:,} files left out, of a test split or of no kind that is read")

@@ -16,7 +16,7 @@ from typing import Any
 
 from finetune.common.commands import command
 from finetune.common.errors import UsageError
-from finetune.config.paths import split_paths
+from finetune.config.paths import split_paths, stem_of
 from finetune.config.recipe import Recipe
 from finetune.data import dataset as prepared
 from finetune.data import directories, sources, token_folders
@@ -147,7 +147,7 @@ def newest_start(out_dir: str | Path, say: Callable[[str], object] = lambda line
 
 def places_of(name: str) -> list[Path]:
     """Where a dataset of that name can lie; a text was prepared under data/, by a longer name."""
-    return [Path(name), DATA / name, *sorted(DATA.glob(f"{glob.escape(Path(name).stem)}-*"))]
+    return [Path(name), DATA / name, *sorted(DATA.glob(f"{glob.escape(stem_of(name))}-*"))]
 
 
 def is_isolated(recipe: Recipe, found: list[Dataset]) -> bool:
@@ -211,7 +211,7 @@ def _prepare_tokens_once(folder: Path, val_fraction: float) -> Dataset:
 def _place_of(name: str, kind: str, made_from: list[Any]) -> Path:
     """Where a text or a folder of tokens is prepared, whose name changes with the content."""
     digest = hashlib.sha256(json.dumps([*made_from, prepared.FORMAT]).encode()).hexdigest()
-    stem = Path(name).stem.encode()[:200].decode(errors="ignore")  # a name has 255 bytes at most
+    stem = stem_of(name).encode()[:200].decode(errors="ignore")  # a name has 255 bytes at most
     return DATA / f"{stem}-{kind}-{digest[:8]}"
 
 
@@ -220,7 +220,7 @@ def _with_way_out(error: UsageError, name: str) -> UsageError:
     keys = {field.name for field in dataclasses.fields(Recipe)}
     if all(flag in keys for flag in re.findall(r"--(\w+)", str(error))):
         return error
-    place = DATA / Path(name).stem
+    place = DATA / stem_of(name)
     way = command("prepare", name, out_dir=place)
     return UsageError(f"{error}. Flags of preparing are given to `{way}`; then train with --dataset={place}")
 

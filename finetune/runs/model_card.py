@@ -127,7 +127,8 @@ class History:
     def dataset(self) -> str:
         """The name of the data, or of each dataset, without folders."""
         given = self.recipe.get("dataset") or self.data.get("name") or "validation split"
-        return ", ".join(_one_line(Path(name).name) for name in split_paths(given))
+        names = [name for path in split_paths(given) if (name := Path(path).name).strip(".")]
+        return ", ".join(map(_one_line, names)) or "texts"
 
 
 def _metadata(title: str, run: History, is_adapter: bool, verified: dict[str, Any]) -> str:

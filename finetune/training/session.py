@@ -171,7 +171,7 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
     derived = {
         **dataclasses.asdict(setup.schedule),
         "block_size": setup.train.block_size,
-        "wandb_run_name": out_dir.name,
+        "wandb_run_name": out_dir.resolve().name,
         "val_fraction": setup.dataset_facts.get("val_fraction"),
         "lora_alpha": recipes.lora_alpha(recipe),
     }

@@ -43,7 +43,7 @@ class Pair(NamedTuple):
 def title(run: Record) -> tuple[str, str]:
     """(title, date): the model and its data, and the day on which the run began."""
     model = "GPT-2 from scratch" if run.init_from == "scratch" else Path(run.init_from or run.out_dir.resolve()).name
-    names = [Path(name).name for name in split_paths(run.recipe.get("dataset"))]
+    names = [name for path in split_paths(run.recipe.get("dataset")) if (name := Path(path).name).strip(".")]
     began = next((event["time"] for event in run.of("start")), None)
     date = "not dated"
     with suppress(OverflowError, ValueError, OSError):  # no year that a calendar has
