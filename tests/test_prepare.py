@@ -7,6 +7,7 @@ import pickle
 import pickletools
 import random
 import re
+import shutil
 import time
 import tracemalloc
 from pathlib import Path
@@ -66,7 +67,11 @@ def test_what_finetune_wrote_beside_texts_is_no_text(command, corpus, tiny_run, 
     code, out, error = command("prepare", source, "--tokenizer=char", "--out_dir=again", "--doctor=false")
     assert code == 0, error
     assert json.loads(Path("again/meta.json").read_text())["splits"]["train"]["sha256"] == digest
-    assert "left out: " in out and "folder/model/" in out
+    assert "left out: " in out and "merges.txt" in out
+    shutil.copy("mine.txt", "data/mine/own.txt")  # beside prepared data, and so below a run and a model
+    Path("mine.txt").rename("folder/model/notes.txt")
+    code, out, error = command("prepare", source, "--tokenizer=char", "--out_dir=more", "--doctor=false")
+    assert code == 0 and "2 text" in out, out + error
 
 
 def test_character_bins_are_nanogpts(corpus, tmp_path):

@@ -71,6 +71,7 @@ def fixed_part(pattern: str) -> Path:
 
 def stem_of(path: str) -> str:
     """The last name of a path without its suffix; of `.`, `..` and a pattern that of the directory they mean."""
-    is_pattern = glob.has_magic(path) and "://" not in path and not os.path.lexists(path)
+    path = path.partition("://")[2].partition("?")[0] or path
+    is_pattern = glob.has_magic(path) and not os.path.lexists(path)
     found = fixed_part(path) if is_pattern else Path(path)
     return found.stem if found.stem.strip(".") else found.resolve().stem or "texts"

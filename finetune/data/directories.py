@@ -14,6 +14,7 @@ from finetune.common.errors import UsageError
 from finetune.common.files import read_json_object
 from finetune.common.opened import leads_out
 from finetune.config.paths import fixed_part
+from finetune.data import own_files
 from finetune.data.encodings import is_binary, is_utf8
 from finetune.data.row_shape import shortened
 from finetune.data.text_files import TEXT_SUFFIXES, suffix_of
@@ -89,18 +90,17 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
     if (is_directory or "**" in Path(name).parts) and str(base.resolve()) in SYSTEM:
         raise UsageError(f"{name}: is a system directory; name the directory of your texts")
     paths = list(_walk(base) if is_directory else _expand(name))
-    files = _once(path for path in paths if os.path.isfile(path) and path.stat().st_size)
+    written = own_files.written(paths) if is_directory or "**" in Path(name).parts else set()
+    files = _once(path for path in paths if path not in written and os.path.isfile(path) and path.stat().st_size)
     real = base.resolve()
     outside = [path for path in files if leads_out(path, real)]
-    below = {folder for path in files for folder in path.parents if base in folder.parents}
-    ours = {folder for folder in below if _what_we_wrote(folder)}
-    files = sorted({path for path in files if not ours.intersection(path.parents)}.difference(outside))
+    files = sorted({*files}.difference(outside))
     names_suffix = bool(Path(name).suffix) and not glob.has_magic(Path(name).suffix)
     takes_all = not is_directory and (names_suffix or not any(map(is_readable, files)))
     readable = [path for path in files if takes_all or is_readable(path)]
     others = sorted(set(files).difference(readable))
     found = Found(left_out=Counter(map(_kind, others)), others=others, outside=outside)
-    found.left_out.update(f"{folder.relative_to(base)}/" for folder in ours if not ours.intersection(folder.parents))
+    found.left_out.update(path.name for path in written if is_readable(path))
     found.left_out.update(BROKEN for path in paths if not os.path.exists(path))
     data = _without_records(readable)
     found.left_out.update(
@@ -265,23 +265,6 @@ def _is_exact(path: Path) -> bool:
 def _kind(path: Path) -> str:
     """How a file that is left out is counted: by its suffix, else its name."""
     return suffix_of(path) or path.name
-
-
-def check_not_ours(name: str, path: Path) -> None:
-    """Raise UsageError for a directory that finetune wrote."""
-    if what := _what_we_wrote(path):
-        raise UsageError(f"{name}: is {what.format(name=name)}")
-
-
-def _what_we_wrote(path: Path) -> str | None:
-    """What a directory with the files of finetune is, and the way out; None for any other."""
-    if (path / "train.bin").is_file() and "splits" in read_json_object(path / "meta.json"):
-        return "prepared already; train on it with --dataset={name}"
-    if (path / "metrics.jsonl").is_file() and (path / "best" / "config.json").is_file():
-        return "the directory of a run, not a text; its data are named in {name}/recipe.yaml"
-    if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
-        return "the directory of a model, not a text; --init_from={name} starts from it"
-    return None
 
 
 def _may_be_text(path: Path) -> bool:

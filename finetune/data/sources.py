@@ -14,7 +14,7 @@ from typing import Any
 from finetune.common.errors import UsageError
 from finetune.common.files import read_chunks
 from finetune.common.network import reach
-from finetune.data import archives, compressed, converted, directories, disguised, named_texts
+from finetune.data import archives, compressed, converted, directories, disguised, named_texts, own_files
 from finetune.data.bpe_files import END_OF_TEXT
 from finetune.data.chat_template import ChatTemplate
 from finetune.data.documents import CHUNK_CHARACTERS, Chunk, cut
@@ -202,7 +202,7 @@ class Finder:
         if name == STANDARD_INPUT:
             spooled = archives.from_stdin(is_csv=self.options.separator is not None or self.options.header != "auto")
             return {"train": self._source("standard input", files=[spooled], root=spooled)}
-        directories.check_not_ours(name, path)
+        own_files.check_not_ours(name, path)
         if path.is_file():
             return self._find_file(name, path)
         if path.is_dir() or glob.has_magic(name):

@@ -97,7 +97,7 @@ def find_datasets(recipe: Recipe, tokenizer: Callable[[], str | Tokenizer]) -> l
 def find_datasets_of_run(out_dir: str | Path, split: str = "train") -> list[Dataset]:
     """The datasets that a run was trained on, recognized by the sha256 of a split. Raises UsageError."""
     started = newest_start(out_dir)
-    identity, recorded = started.get("identity", {}), started.get("data", {}).get("directories", [])
+    identity, recorded = started.get("identity", {}), started.get("data", {}).get("directories") or []
     names = split_paths(started.get("recipe", {}).get("dataset"))
     if not names:
         raise UsageError(f"dataset: {out_dir}/metrics.jsonl does not say what it was trained on; give --dataset=DIR")
@@ -119,7 +119,7 @@ def changed_since(out_dir: str | Path, directory: str | Path, say: Callable[[str
     """A line if a run was trained on a prepared directory and it holds other data now; None otherwise. `say` is told
     of lines of its metrics.jsonl that cannot be read."""
     started = newest_start(out_dir, say)
-    recorded = started.get("data", {}).get("directories", [])
+    recorded = started.get("data", {}).get("directories") or []
     for number, place in enumerate(recorded, 1):
         if Path(place).resolve() != Path(directory).resolve():
             continue

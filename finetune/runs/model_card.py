@@ -138,7 +138,7 @@ def _metadata(title: str, run: History, is_adapter: bool, verified: dict[str, An
 
     asked = verified.get("request", {})
     repository, share = asked.get("name", ""), verified.get("share")
-    named = [source["name"].split(":")[0] for source in run.data.get("sources", []) if source.get("bytes") is None]
+    named = [source["name"].split(":")[0] for source in run.data.get("sources") or [] if source.get("bytes") is None]
     results = [
         EvalResult("text-generation", dataset, dataset, metric, value, metric_name=name, dataset_split="validation")
         for dataset, metric, name, value in _indexed_figures(run)
@@ -206,7 +206,7 @@ def _made_with(facts: dict[str, Any]) -> str:
 def _counts(data: dict[str, Any]) -> list[str]:
     """What was counted in a run's data; a continuous text has no documents to count."""
     counts = [name for name in COUNTS if any(name in split for split in data["splits"].values())]
-    return [name for name in counts if name != "documents" or data["split_by"] != "text"]
+    return [name for name in counts if name != "documents" or data.get("split_by") != "text"]
 
 
 def _measurements(event: dict[str, Any]) -> Iterator[tuple[str, str]]:
