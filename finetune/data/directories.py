@@ -90,7 +90,7 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
     if (is_directory or "**" in Path(name).parts) and str(base.resolve()) in SYSTEM:
         raise UsageError(f"{name}: is a system directory; name the directory of your texts")
     paths = list(_walk(base) if is_directory else _expand(name))
-    written = own_files.written(paths) if is_directory or "**" in Path(name).parts else set()
+    written = own_files.written(paths, base) if is_directory or "**" in Path(name).parts else set()
     files = _once(path for path in paths if path not in written and os.path.isfile(path) and path.stat().st_size)
     real = base.resolve()
     outside = [path for path in files if leads_out(path, real)]

@@ -29,10 +29,10 @@ def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 
-def written(paths: list[Path]) -> set[Path]:
-    """Those of the files that finetune wrote beside texts, or that belong to a model."""
-    names = {folder: _names_written(folder) for folder in {path.parent for path in paths}}
-    return {path for path in paths if path.name in names[path.parent]}
+def written(paths: list[Path], base: Path) -> set[Path]:
+    """Those of the files below `base` that finetune wrote beside texts, or that belong to a model."""
+    names = {folder: _names_written(folder) for folder in {path.parent for path in paths} - {base}}
+    return {path for path in paths if path.name in names.get(path.parent, ())}
 
 
 def _names_written(folder: Path) -> set[str]:
