@@ -17,7 +17,7 @@ import pytest
 
 from finetune.common.errors import UsageError
 from finetune.data import dataset as datasets
-from finetune.data import named_texts, nanogpt_meta, text_files
+from finetune.data import named_texts, nanogpt_meta, own_files, text_files
 from finetune.data import tokenizer as tokenizers
 from finetune.data.bin_writer import BinWriter
 from finetune.data.documents import Chunk, cut
@@ -72,6 +72,19 @@ def test_what_finetune_wrote_beside_texts_is_no_text(command, corpus, tiny_run, 
     Path("mine.txt").rename("folder/model/notes.txt")
     code, out, error = command("prepare", source, "--tokenizer=char", "--out_dir=more", "--doctor=false")
     assert code == 0 and "2 text" in out, out + error
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_directory_that_can_be_listed_and_not_entered_is_no_traceback(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("a text")
+    tmp_path.chmod(0o744)
+    os.seteuid(65534)  # nobody
+    try:
+        found = own_files.written([tmp_path / "texts/a.txt"], tmp_path)
+    finally:
+        os.seteuid(0)
+    assert found == set()
 
 
 def test_character_bins_are_nanogpts(corpus, tmp_path):
