@@ -62,6 +62,11 @@ def _exists(path: str) -> bool:
     return os.path.lexists(path) or os.path.exists(os.path.join("data", path))
 
 
+def names_of(text: str | None) -> list[str]:
+    """The last name of each path in a text, but for `.` and `..`, which name nothing."""
+    return [name for path in split_paths(text) if (name := Path(path).name).strip(".")]
+
+
 def fixed_part(pattern: str) -> Path:
     """The directory of a pattern before its first part with *, ? or [."""
     parts = Path(pattern).parts

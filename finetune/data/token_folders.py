@@ -19,6 +19,7 @@ from finetune.common import files
 from finetune.common.commands import command
 from finetune.common.errors import UsageError
 from finetune.common.formatting import shown
+from finetune.config.paths import stem_of
 from finetune.data import dataset as datasets
 from finetune.data import target
 from finetune.data.dataset import Dataset
@@ -128,7 +129,7 @@ def known_tokenizer(directory: str | Path) -> Tokenizer:
     if name and place.is_dir() and (found := from_directory(place)):
         return found
     problem = f"their tokenizer {name} is not here" if name else "nothing says which tokenizer made the ids"
-    way = command("prepare", directory, tokenizer="DIR", out_dir=f"data/{Path(directory).name}")
+    way = command("prepare", directory, tokenizer="DIR", out_dir=f"data/{stem_of(str(directory))}")
     raise UsageError(f"{directory}: {problem}; name it: {way}")
 
 

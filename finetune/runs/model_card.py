@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.common.formatting import is_number, perplexity, printable
-from finetune.config.paths import split_paths
+from finetune.config.paths import names_of
 from finetune.data.description import COUNTS
 from finetune.data.tokenizer import Tokenizer
 from finetune.gpt import GPTConfig, hub_model, size
@@ -127,8 +127,7 @@ class History:
     def dataset(self) -> str:
         """The name of the data, or of each dataset, without folders."""
         given = self.recipe.get("dataset") or self.data.get("name") or "validation split"
-        names = [name for path in split_paths(given) if (name := Path(path).name).strip(".")]
-        return ", ".join(map(_one_line, names)) or "texts"
+        return ", ".join(map(_one_line, names_of(given))) or "texts"
 
 
 def _metadata(title: str, run: History, is_adapter: bool, verified: dict[str, Any]) -> str:

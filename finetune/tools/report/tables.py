@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from finetune.common.formatting import duration, is_number, perplexity
-from finetune.config.paths import split_paths
+from finetune.config.paths import names_of
 from finetune.data.description import COUNTS
 from finetune.tools.report.record import Data, Event, Record
 
@@ -43,11 +43,12 @@ class Pair(NamedTuple):
 def title(run: Record) -> tuple[str, str]:
     """(title, date): the model and its data, and the day on which the run began."""
     model = "GPT-2 from scratch" if run.init_from == "scratch" else Path(run.init_from or run.out_dir.resolve()).name
-    names = [name for path in split_paths(run.recipe.get("dataset")) if (name := Path(path).name).strip(".")]
+    names = names_of(run.recipe.get("dataset"))
     began = next((event["time"] for event in run.of("start")), None)
     date = "not dated"
-    with suppress(OverflowError, ValueError, OSError):  # no year that a calendar has
-        date = time.strftime("%Y-%m-%d", time.localtime(began)) if began is not None else date
+    if began is not None:
+        with suppress(OverflowError, ValueError, OSError):  # no year that a calendar has
+            date = time.strftime("%Y-%m-%d", time.localtime(began))
     return f"{model} on {', '.join(names)}" if names else model, date
 
 
