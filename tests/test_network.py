@@ -144,7 +144,9 @@ COMMANDS = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.heavy] * ("drip" in name)) for name in FAULTS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.heavy) if "drip" in name else name for name in FAULTS]
+)
 def test_a_bad_server_costs_each_command_one_line(name, at, command, monkeypatch, byte_tokenizer):
     import shutil
 

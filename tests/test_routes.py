@@ -79,7 +79,7 @@ def commands(page):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.heavy] * (name != "nanogpt")) for name in PAGES]
+    "name", [name if name == "nanogpt" else pytest.param(name, marks=pytest.mark.heavy) for name in PAGES]
 )
 def test_a_route_leads_to_its_end(name, gpt2, command, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
