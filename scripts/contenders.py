@@ -222,6 +222,9 @@ def finetune_run(job):
 
 # from nothing but a text and a model on disk to the first update
 def finetune_start(job):
+    from finetune.common.machine import collect_rarely
+
+    collect_rarely()  # as every command does first
     flags = {"dataset": f"{job['work']}/text.txt", "save_interval": 10**9}
     Path(job["work"], "start").mkdir(exist_ok=True)
     os.chdir(tempfile.mkdtemp(dir=Path(job["work"], "start")))  # nothing is prepared yet

@@ -22,7 +22,7 @@ from finetune.common import console
 from finetune.common.addresses import address_of, is_address, mirror_of, problem_of_address
 from finetune.common.errors import Failure, UsageError
 from finetune.common.formatting import message_lines
-from finetune.common.machine import drop_stray_ranks
+from finetune.common.machine import collect_rarely, drop_stray_ranks
 from finetune.config.arguments import read_arguments
 from finetune.config.auto_batch import count_blocks
 from finetune.config.nearest_key import nearest
@@ -43,6 +43,7 @@ CONNECTION_LOST = re.compile(r"connection (was )?(closed|reset|refused)|broken p
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a command's `main(argv)` and exit: 2 after a UsageError, the code of a Failure, 130 after Ctrl-C."""
+    collect_rarely()
     console.open_streams()
     drop_stray_ranks()
     debug = "--debug" in sys.argv or "--debug=true" in sys.argv
