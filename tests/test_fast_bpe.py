@@ -11,7 +11,7 @@ import regex
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from finetune.data import fast_bpe
+from finetune.data import bpe_tokenizer, fast_bpe
 from finetune.data import tokenizer as tokenizers
 from finetune.data.fast_bpe import FastEncoder
 from finetune.data.gpt2_pieces import cut_texts
@@ -50,7 +50,8 @@ PARTS = [
 
 
 @pytest.fixture
-def tokenizer(bpe_directory):
+def tokenizer(bpe_directory, monkeypatch):
+    monkeypatch.setattr(bpe_tokenizer, "FAST_FROM", 30_000)  # so that one test sees both ways
     return tokenizers.from_directory(
         bpe_directory("the word they'll see was theirs, naïve 東京 12345 don't we've " * 3)
     )
@@ -109,7 +110,8 @@ def test_pieces_are_those_of_the_pattern():
 
 def test_characters_without_a_meaning_are_left_to_tiktoken(encoder, tokenizer):
     assert encoder.encode_many(["a", "\U0002fffe"]) is None and encoder.encode_many(["\ud800"]) is None
-    texts = ["word " * 3000, "\U0002fffe \ud800 word"]
+    texts = ["word " * 6000, "\U0002fffe \ud800 word"]
+    tokenizer.encode_many(texts)
     assert [ids.tolist() for ids in tokenizer.encode_many(texts)] == [tokenizer.encode(text).tolist() for text in texts]
 
 
@@ -119,6 +121,14 @@ def test_a_full_table_changes_nothing(theirs, monkeypatch):
     encoder = FastEncoder(theirs.encode_ordinary, np.dtype(np.uint16))
     for _ in range(20):
         same(encoder, theirs, ["".join(rng.choices(PARTS, k=300)) for _ in range(5)])
+
+
+def test_the_first_texts_of_a_tokenizer_are_left_to_tiktoken(tokenizer, theirs):
+    rng = random.Random(4)
+    texts = ["".join(rng.choices(PARTS, k=10_000)) for _ in range(8)]
+    for number, text in enumerate(texts):
+        assert tokenizer.encode_many([text])[0].tolist() == theirs.encode_ordinary(text)
+        assert ("_fast" in vars(tokenizer)) == (sum(map(len, texts[:number])) >= 30_000)
 
 
 def test_threads_do_not_disturb_each_other(tokenizer):
@@ -133,5 +143,6 @@ def test_threads_do_not_disturb_each_other(tokenizer):
 def test_an_encoder_that_is_not_exact_is_not_used(tokenizer, monkeypatch):
     monkeypatch.setattr(FastEncoder, "is_exact", lambda _: False)
     monkeypatch.setattr(FastEncoder, "encode_many", None)
-    text = "the word " * 2000
+    text = "the word " * 4000
+    tokenizer.encode_many([text])
     assert tokenizer.encode_many([text])[0].tolist() == tokenizer.encode(text).tolist()

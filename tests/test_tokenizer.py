@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from stand_in_hub import TOKEN, serving
+from tokenizers import Tokenizer as Library
 
 from finetune.common.errors import UsageError
 from finetune.data import bpe_files
@@ -32,8 +33,14 @@ def test_end_of_text_in_a_text_stays_text(bpe_directory):
 
 
 def test_vocab_and_merges_mean_the_same_as_tokenizer_json(bpe_directory, tmp_path):
-    tokenizer = tokenizers.from_directory(bpe_directory(HARD * 3))
+    directory = bpe_directory(HARD * 3)
+    tokenizer = tokenizers.from_directory(directory)
     tokenizer.save(tmp_path)
+    (tmp_path / "of_library").mkdir()
+    Library.from_file(str(directory / "tokenizer.json")).model.save(str(tmp_path / "of_library"))
+    merges = (tmp_path / "of_library/merges.txt").read_bytes()
+    assert (tmp_path / "merges.txt").read_bytes() == merges and merges.count(b"\n") > 30
+    assert bpe_files.make_bpe_files(tokenizer.vocabulary, tokenizer.special, tokenizer.eot_text)["merges.txt"] == merges
     (tmp_path / "tokenizer.json").unlink()
     assert tokenizers.from_directory(tmp_path).fingerprint == tokenizer.fingerprint
 

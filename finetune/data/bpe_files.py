@@ -124,8 +124,12 @@ def from_tokenizer_json(saved: dict[str, Any]) -> Vocabulary:
     if saved.get("normalizer"):
         raise ValueError(f"it has a normalizer ({saved['normalizer'].get('type')}), and GPT-2 has none")
     added = {token["content"]: token["id"] for token in saved.get("added_tokens", [])}
-    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    return _byte_level({**model["vocab"], **added}, merges)
+    return _byte_level({**model["vocab"], **added}, merges_of(saved))
+
+
+def merges_of(saved: dict[str, Any]) -> list[list[str]]:
+    """The merges in a parsed tokenizer.json, each as its two parts."""
+    return [merge.split(" ") if isinstance(merge, str) else merge for merge in saved["model"]["merges"]]
 
 
 def from_vocab_and_merges(files: dict[str, bytes]) -> Vocabulary:
@@ -164,9 +168,11 @@ def is_gpt2(vocabulary: dict[bytes, int], special: dict[str, int]) -> bool:
     return len(vocabulary) == GPT2_EOT == special.get(END_OF_TEXT)
 
 
-def make_bpe_files(vocabulary: dict[bytes, int], special: dict[str, int], end: str | None) -> dict[str, bytes]:
+def make_bpe_files(
+    vocabulary: dict[bytes, int], special: dict[str, int], end: str | None, merges: list[list[str]] | None = None
+) -> dict[str, bytes]:
     """The content of tokenizer.json, in which `end` is a token when a text spells it, and, for older tools, of
-    vocab.json and merges.txt. Takes seconds for GPT-2."""
+    vocab.json and merges.txt. Takes half a second for GPT-2 without its `merges`, as `merges_of` gives them."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     letters = bytes_to_unicode()
@@ -175,8 +181,8 @@ def make_bpe_files(vocabulary: dict[bytes, int], special: dict[str, int], end: s
         return "".join(letters[byte] for byte in token)
 
     ids = {spell(token): i for token, i in vocabulary.items()}
-    merges = [(spell(left), spell(right)) for left, right in merge_rules(vocabulary)]
-    tokenizer = Tokenizer(models.BPE({**ids, **special}, merges))
+    pairs = merges or ((spell(left), spell(right)) for left, right in merge_rules(vocabulary))
+    tokenizer = Tokenizer(models.BPE({**ids, **special}, [(left, right) for left, right in pairs]))
     tokenizer.add_special_tokens([AddedToken(end, normalized=True)] if end else [])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -13,7 +13,8 @@ from finetune.data import bpe_files
 from finetune.data.base_tokenizer import BaseTokenizer, touches, without_surrogates
 from finetune.data.fast_bpe import FastEncoder
 
-FAST_CHARACTERS = 10_000
+FAST_CHARACTERS = 10_000  # of a call
+FAST_FROM = 1 << 22  # characters that are encoded before; to learn the pieces takes as long
 
 
 class BPETokenizer(BaseTokenizer):
@@ -38,6 +39,7 @@ class BPETokenizer(BaseTokenizer):
         self.vocab_size = max([*vocabulary.values(), *special.values()]) + 1
         self.eot_text = next((name for name in (end, *bpe_files.ENDS) if name in special), None)
         self.eot = special[self.eot_text] if self.eot_text else None  # the id that ends a document
+        self._num_encoded = 0  # characters of `encode_many`
         self._known = {*vocabulary.values(), *special.values()}
         self._encoding = tiktoken.Encoding(
             "gpt2-like", pat_str=r50k_pat_str, mergeable_ranks=vocabulary, special_tokens=special
@@ -58,8 +60,10 @@ class BPETokenizer(BaseTokenizer):
         return ids.astype(self.dtype, copy=False)
 
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """What `encode` gives for each text, faster if they are long together."""
-        is_long = sum(map(len, texts)) >= FAST_CHARACTERS
+        """What `encode` gives for each text, faster once many were encoded."""
+        characters, encoded = sum(map(len, texts)), self._num_encoded
+        self._num_encoded = encoded + characters  # threads may lose some of them
+        is_long = characters >= FAST_CHARACTERS and encoded >= FAST_FROM
         found = self._fast.encode_many(texts) if is_long and self._fast else None
         return super().encode_many(texts) if found is None else found
 
@@ -119,7 +123,9 @@ class BPETokenizer(BaseTokenizer):
     def save(self, directory: str | Path, block_size: int | None = None) -> None:
         """Write the files that AutoTokenizer of transformers loads."""
         if not {"tokenizer.json", "vocab.json", "merges.txt"} <= self.files.keys():
-            self.files = bpe_files.make_bpe_files(self.vocabulary, self.special, self.eot_text) | self.files
+            saved = bpe_files.read_object(self.files, "tokenizer.json")
+            merges = bpe_files.merges_of(saved) if saved else None
+            self.files = bpe_files.make_bpe_files(self.vocabulary, self.special, self.eot_text, merges) | self.files
         bpe_files.write_files(directory, self.files)
         if "tokenizer_config.json" in self.files:
             config = bpe_files.read_object(self.files, "tokenizer_config.json")
