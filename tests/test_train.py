@@ -16,6 +16,8 @@ import torch
 from finetune import GPT
 from finetune.common.errors import UsageError
 from finetune.common.lock import lock
+from finetune.config.cli import parse
+from finetune.config.recipe import Recipe
 from finetune.data.tokenizer import from_directory, prompt_ids
 from finetune.gpt.sampling import draw_samples
 from finetune.runs.events import read_metrics
@@ -459,6 +461,23 @@ def test_resuming_as_another_run_is_refused_with_the_difference(tiny_run, comman
         and "n_layer: 2 in the run, 3 now" in error
         and "rows per iteration" in error
     )
+
+
+def test_a_prompt_from_a_file_is_kept_with_the_run(tiny_run, command):
+    """A recipe must not name a file to read, so the run's own has the text."""
+    text = 'Once: "é" # 東\n\ttwo'
+    Path("prompt.txt").write_text(text, encoding="utf-8")
+    corpus = Path("text.txt")
+    corpus.write_text(3 * text + "abcdefgh " * 200, encoding="utf-8")
+    tiny_run("out", "--start=FILE:prompt.txt", "--num_samples=1", "--max_new_tokens=2", text=corpus)
+    Path("prompt.txt").unlink()
+    recipe, _ = parse(Recipe, ["out/recipe.yaml"], "")
+    assert recipe.start == text
+    for again in (["out/recipe.yaml"], ["--out_dir=out"]):
+        code, out, err = command("train", *again, "--init_from=resume", "--max_iters=12", "--overwrite=false")
+        assert code == 0 and "two" in out, err
+    code, _, err = command("train", "out/recipe.yaml", "--out_dir=other", f"--start={'x' * 50_000}")
+    assert code == 2 and err.startswith("start: 50,000 bytes; a run keeps its prompt"), err
 
 
 def test_the_resolved_recipe_runs_again(tiny_run, command):

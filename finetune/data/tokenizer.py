@@ -167,9 +167,14 @@ def from_description(description: dict[str, str], directory: str | Path) -> Toke
 
 def prompt_ids(tokenizer: Tokenizer, start: str) -> np.ndarray:
     """The int64 ids of a prompt: of the text itself, or of a file if it is FILE:path. Raises UsageError."""
-    if start.startswith("FILE:"):
-        start = read_text(os.path.expanduser(start.removeprefix("FILE:")), MAX_PROMPT)
-    return encode_prompt(tokenizer, start, "start")
+    return encode_prompt(tokenizer, prompt_text(start), "start")
+
+
+def prompt_text(start: str) -> str:
+    """The text of a prompt, read from its file if it is FILE:path. Raises UsageError."""
+    if not start.startswith("FILE:"):
+        return start
+    return read_text(os.path.expanduser(start.removeprefix("FILE:")), MAX_PROMPT)
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, place: str) -> np.ndarray:

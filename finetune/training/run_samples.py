@@ -5,13 +5,27 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from finetune.common.errors import UsageError
 from finetune.common.free_memory import is_out_of_memory
 from finetune.config.recipe import Recipe
+from finetune.config.recipe_file import MAX_RECIPE_BYTES
+from finetune.data.tokenizer import prompt_text
 from finetune.gpt import GPT, convert
 from finetune.gpt.sampling import Sample, draw_samples, print_samples
 from finetune.runs.logger import RunLogger
 from finetune.training.saving import model_weights
 from finetune.training.state import Setup, TrainState
+
+# of a prompt: a character of YAML can take four times the bytes, and there are other keys
+MAX_START = MAX_RECIPE_BYTES // 6
+
+
+def prompt_to_keep(recipe: Recipe) -> str:
+    """The text of the prompt, for recipe.yaml, which must not name a file to read. Raises UsageError."""
+    start = prompt_text(recipe.start)
+    if (size := len(start.encode("utf-8", "replace"))) > MAX_START:
+        raise UsageError(f"start: {size:,} bytes; a run keeps its prompt in recipe.yaml, up to {MAX_START:,} bytes")
+    return start
 
 
 def sample_base(setup: Setup, state: TrainState, logger: RunLogger) -> None:

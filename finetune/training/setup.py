@@ -18,7 +18,7 @@ from finetune.data import arrow_cache
 from finetune.data.batches import Blocks, ConcatBlocks
 from finetune.data.dataset import BinStats, Dataset, check_ids, facts_of, identity_key, scan
 from finetune.data.sampler import BlockSampler, MixtureSampler
-from finetune.data.tokenizer import prompt_ids
+from finetune.data.tokenizer import encode_prompt
 from finetune.evaluation.split_loss import blocks_of_evaluation
 from finetune.gpt import GPT, lora, pretrained
 from finetune.runs import checkpoints, state_format
@@ -31,6 +31,7 @@ from finetune.runtime import attention_check, fsdp, memory, memory_modes, proces
 from finetune.runtime.device import Device
 from finetune.training.optimizer import AdamW, adamw, fill_optimizer
 from finetune.training.recovery import begin_loading, check_resumed, load_same_state, resume
+from finetune.training.run_samples import prompt_to_keep
 from finetune.training.state import Hooks, MicroBatch, Setup, TrainState
 
 if TYPE_CHECKING:
@@ -138,10 +139,10 @@ def _find_inputs(
     """`(recipe, model, datasets, prompt)`: with a pinned init_from; not loaded yet; the ids of the samples' prompt, or
     None without samples."""
     model, datasets = find_model_and_datasets(recipe, saved.state if saved else None)
-    notes = [] if saved else list(model.notes)
-    for note in [*notes, *(dataset.note for dataset in datasets if dataset.note)]:
+    for note in [*([] if saved else model.notes), *(dataset.note for dataset in datasets if dataset.note)]:
         say(note)
-    prompt = prompt_ids(model.tokenizer, recipe.start) if recipe.num_samples and model.tokenizer else None
+    recipe = dataclasses.replace(recipe, start=prompt_to_keep(recipe))
+    prompt = encode_prompt(model.tokenizer, recipe.start, "start") if recipe.num_samples and model.tokenizer else None
     lora.check_rank(recipe, model.config)
     model = with_block_size(model, recipe.block_size)
     recipe = dataclasses.replace(recipe, init_from=pretrained.pinned(recipe.init_from, model.path))
