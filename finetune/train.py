@@ -80,14 +80,15 @@ def train_and_push(recipe: Recipe, origins: dict[str, str], hooks: Hooks | None 
     from finetune.training.trainer import train
     from finetune.training.validation import figures
 
-    with uploading(recipe) as uploads, report_after(recipe):
-        hooks = uploads.after(hooks or Hooks()) if uploads else hooks
-        with_hooks = {"hooks": hooks} if hooks else {}
-        setup, state = train(recipe, comments_by_key(origins), **with_hooks)
-    if lines := unmet(recipe.require, figures(state)):  # nothing is pushed then
-        raise Failure("\n".join(f"require: {line}" for line in lines), EXIT_CODE)
-    if recipe.push_to_hub and not recipe.eval_only and setup.device.accelerator.is_main_process:
-        _export_and_push(recipe, recipe.push_to_hub)
+    with uploading(recipe) as uploads:  # whose failure is told last, and keeps nothing else from being done
+        with report_after(recipe):
+            hooks = uploads.after(hooks or Hooks()) if uploads else hooks
+            with_hooks = {"hooks": hooks} if hooks else {}
+            setup, state = train(recipe, comments_by_key(origins), **with_hooks)
+        if lines := unmet(recipe.require, figures(state)):  # nothing is pushed then
+            raise Failure("\n".join(f"require: {line}" for line in lines), EXIT_CODE)
+        if recipe.push_to_hub and not recipe.eval_only and setup.device.accelerator.is_main_process:
+            _export_and_push(recipe, recipe.push_to_hub)
 
 
 def _export_and_push(recipe: Recipe, repository: str) -> None:
@@ -101,7 +102,7 @@ def _export_and_push(recipe: Recipe, repository: str) -> None:
 
     try:
         exported = export.export(out_dir / "best", to, repository=repository)
-    except (UsageError, Failure) as error:  # the model itself is saved
+    except (UsageError, Failure, OSError) as error:  # the model itself is saved
         place = f"The model is in {out_dir}/best; again: {by_hand}"
         raise Failure(f"{repository} was not pushed: {error}. {place}", 4) from error
     hub.push(exported, repository, again=by_hand)

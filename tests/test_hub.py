@@ -1,5 +1,6 @@
 """What is pushed is what was exported: the real client, in processes of its own, against a Hub on 127.0.0.1."""
 
+import errno
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ import yaml
 from stand_in_hub import TOKEN, at, talking
 
 from finetune.gpt import GPT
+from finetune.publishing import export
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the client's own calls
 
@@ -230,6 +232,10 @@ def test_weights_beside_adapters_and_in_folders_are_read(hub, hf_model, monkeypa
         assert torch.allclose(GPT.from_pretrained("me/old").eval()(ids), theirs(ids).logits, atol=1e-4)
 
 
+def full_disk(*given, **named):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_train_pushes_only_when_it_is_told_to_on_the_command_line(hub, corpus, command, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     recipe = Path("r.yaml")
@@ -247,6 +253,11 @@ def test_train_pushes_only_when_it_is_told_to_on_the_command_line(hub, corpus, c
     hub.before = lambda method, path: None
     code, out, error = command("export", *by_hand.split()[2:])
     assert code == 0 and "is this export already" in out and len(hub.commits) == 1, error
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "export", full_disk)
+        code, _, error = command("train", "r.yaml", "--push=true", "--overwrite=true")
+    assert code == 4 and len(hub.commits) == 1 and "was not pushed: [Errno 28]" in error
+    assert error.endswith(f"The model is in out/best; again: {by_hand}\n")
     code, out, error = command("train", "r.yaml", "--push=true", "--overwrite=true", "--seed=2")
     assert code == 0 and len(hub.commits) == 2, error
     assert held(hub, "me/trained")["model.safetensors"] == Path("out/best/model.safetensors").read_bytes()

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import fsspec
 import pytest
+import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
+from finetune import GPT
 from finetune.common import addresses, files
 from finetune.common.errors import Failure, UsageError
 from finetune.common.network import Unreachable
@@ -208,6 +210,9 @@ def test_commands_read_a_run_from_its_address(tiny_run, command, cache, address)
         assert code == 0, (verb, err)
         assert not Path("file:").exists() and not list(cache.rglob("last"))
     assert Run.open(address).status == "finished"
+    another_machine(cache)
+    ours, here = GPT.from_pretrained(f"{address}/best"), GPT.from_pretrained("remote/run/best")
+    assert all(torch.equal(one, other) for one, other in zip(ours.parameters(), here.parameters()))
 
 
 def test_a_model_at_an_address_is_a_start(tiny_run, command, cache, address, tmp_path):
@@ -348,6 +353,16 @@ def test_what_could_not_be_sent_is_named(tiny_run, command, cache, monkeypatch):
     assert command("train", "--out_dir=flaky://run", "--init_from=resume")[0] == 0
     another_machine(cache)
     assert "this run is done" in command("train", "--out_dir=flaky://run", "--init_from=resume")[1]
+
+
+def test_what_could_not_be_sent_hides_no_condition(tiny_run, command, monkeypatch):
+    monkeypatch.setattr(uploads, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(uploads, "IDLE_SECONDS", 0.3)
+    tiny_run("out", *SAVES)
+    Flaky.breaks_at, Flaky.breaks_for = 4, 10**9
+    code, out, err = command("train", "out/recipe.yaml", "--out_dir=flaky://run", "--require=val_loss<0.001")
+    assert code == 5 and "require: val_loss<0.001 is not met" in err, err
+    assert re.search("warning: flaky://run: .*could not be sent", out)
 
 
 def test_a_server_that_cannot_be_written_to_is_refused_at_the_start(command, corpus, cache):

@@ -9,12 +9,14 @@ model.save_pretrained("mine")                  # a Hugging Face directory
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from finetune.config.mirror import local_copy
 from finetune.gpt import convert, pretrained, size
 from finetune.gpt.generate import generate
 from finetune.gpt.model import GPTConfig, Transformer
@@ -41,11 +43,11 @@ class GPT(Transformer):
     def from_pretrained(
         cls, source: str | Path, block_size: int | None = None, dropout: float = 0.0, vocab_size: int | None = None
     ) -> Self:
-        """The model in a Hugging Face directory, a run's out_dir or a nanoGPT ckpt.pt, or of a Hub id.
+        """The model in a Hugging Face directory, a run's out_dir or a nanoGPT ckpt.pt, of a Hub id, or at an address.
 
         `block_size` keeps only that many positions; `vocab_size` adds rows to the embedding, up to that many. Raises
         UsageError if there is no such model or it is no GPT-2."""
-        config, state = pretrained.load(source)
+        config, state = pretrained.load(local_copy(os.fspath(source)))
         state = convert.with_vocabulary(state, vocab_size or 0)
         config.vocab_size = len(state["wte.weight"])
         model = cls.from_state(config, state, block_size, dropout)

@@ -46,9 +46,7 @@ def uploading(recipe: Recipe) -> Generator[Uploads | None]:
     uploads, began = Uploads(Path(recipe.out_dir), address, bool(recipe.overwrite)), time.time()
     try:
         yield uploads
-    except UsageError:
-        raise
-    except BaseException:
+    except BaseException:  # also of what follows a run: its checks and its push
         if uploads.has_begun(began) and (problem := uploads.finish()):
             _say(f"warning: {problem}")
         raise
