@@ -9,6 +9,7 @@ import struct
 import sys
 import termios
 import threading
+from importlib import import_module
 
 import pytest
 
@@ -121,13 +122,28 @@ def test_one_bar_that_fits_and_none_at_the_end(shown, columns, last):
     for bar in timed:
         assert re.match(r"\d+s left, iter \d+/12 ", bar) and len(bar) <= columns - 3
     assert any(re.search(f", {last}$", bar) for bar in timed), "what fits, whole"
-    assert any(", evaluating" in bar for bar in bars)
+    assert any(", evaluating 100%" in bar for bar in bars)
     rows = screens[-1]
     assert not any("iter " in row for row in rows)
     assert [row for row in rows if row.startswith("tracker")] == ["tracker: a notice", "tracker: a notice in two parts"]
     place = rows.index("samples at step 8")
     assert rows[place - 1] == "" and rows[place + 1] == "-" * 15, "set off from the run's own lines"
     assert rows[rows.index("-" * 15, place + 2) + 1] == ""
+
+
+def test_what_takes_long_without_a_run_has_a_bar(corpus, tiny_run, monkeypatch):
+    tiny_run("base", "--max_iters=2")
+    tiny_run("out", "--max_iters=2", "--init_from=base", *(f"--n_{of}=none" for of in ("layer", "head", "embd")))
+    terminal = Terminal(100)
+    with terminal.attached(monkeypatch):
+        import_module("finetune.prepare").main([str(corpus()), "--out_dir=data/again", "--tokenizer=char"])
+        train_and_push(*parse(Recipe, [f"--dataset={corpus()}", "--init_from=out", "--eval_only=true"], ""))
+        import_module("finetune.export").main(["--out_dir=out", "--to=mine", "--interpolate=0.5"])
+    shown = terminal.written.decode()
+    assert "reading:" in shown and shown.count("evaluating:") >= 2 + 3  # two splits; weights of 0, 0.5 and 1
+    rows = list(terminal.screens())[-1]
+    assert any(row.startswith("interpolate 0.50: val loss") for row in rows)
+    assert not any(row.startswith(("reading", "evaluating")) for row in rows)
 
 
 def test_ctrl_c_leaves_no_bar(shown):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from finetune.common.errors import UsageError
+from finetune.common.progress import progress
 from finetune.data.documents import Chunk, Encoded
 from finetune.data.sources import Source
 
@@ -37,10 +38,21 @@ class Survey:
 
 def survey_documents(sources: list[Source], collect_alphabet: bool) -> Survey:
     """Read all sources once; their characters are collected only on request. Raises UsageError if there is no text."""
+    hidden = None if sources else True  # None shows it on a terminal
+    with progress(desc="reading", unit="char", unit_scale=True, leave=False, disable=hidden) as bar:
+        survey = _survey(sources, collect_alphabet, bar.update)
+    if sources and not survey.characters:
+        raise UsageError(f"{', '.join(source.name for source in sources)}: no text in it")
+    return survey
+
+
+def _survey(sources: list[Source], collect_alphabet: bool, watch: Callable[[int], object]) -> Survey:
+    """`survey_documents`; `watch` is called with the characters of each chunk."""
     survey = Survey()
     for source in sources:
         digest, documents, is_empty = hashlib.sha256(), 0, True
         for chunk in source.chunks(digest):
+            watch(len(chunk.text))
             survey.characters += len(chunk.text)
             is_empty = is_empty and not chunk.text
             if chunk.is_last:
@@ -53,8 +65,6 @@ def survey_documents(sources: list[Source], collect_alphabet: bool) -> Survey:
             described["documents"] = documents
         survey.sources.append(described)
         survey.documents += documents
-    if sources and not survey.characters:
-        raise UsageError(f"{', '.join(source.name for source in sources)}: no text in it")
     return survey
 
 

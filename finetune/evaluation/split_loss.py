@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from finetune.gpt.model import Transformer
 from finetune.runtime import fsdp
 from finetune.runtime.device import Device
 from finetune.runtime.memory import is_out_of_memory, rows_of_evaluation
+
+OnProgress = Callable[[int, int], object]
 
 TRAIN_PROBE = 16384  # tokens of the train split, spread evenly over it, that every evaluation measures
 
@@ -32,9 +34,14 @@ def eval_rows(blocks: Blocks | ConcatBlocks, limit: int | None) -> np.ndarray:
 
 @torch.no_grad()
 def split_loss(
-    device: Device, model: Transformer, blocks: Blocks | ConcatBlocks, rows: np.ndarray | Sequence[int]
+    device: Device,
+    model: Transformer,
+    blocks: Blocks | ConcatBlocks,
+    rows: np.ndarray | Sequence[int],
+    on_progress: OnProgress = lambda done, total: None,
 ) -> float:
-    """Mean nats per target token over these rows. Draws no random number."""
+    """Mean nats per target token over these rows. Draws no random number. `on_progress` is called after each batch with
+    this process's rows, done and in all."""
     accelerator, torch_device = device.accelerator, device.torch_device
     rows, is_sharded = np.asarray(rows), fsdp.is_sharded(model)
     mine = rows[accelerator.process_index :: accelerator.num_processes]
@@ -54,6 +61,7 @@ def split_loss(
                 loss = model(*batch)[0]
             total += loss if len(part) else 0.0
             done += size
+            on_progress(min(done, end), end)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from finetune.common.errors import UsageError
+from finetune.common.progress import progress
 from finetune.config.recipe import Recipe
 from finetune.data import arrow_cache
 from finetune.data import dataset as datasets
@@ -91,4 +92,11 @@ def _validation(model: GPT, run_dir: Path) -> Callable[[], float]:
     blocks = parts[0] if len(parts) == 1 else ConcatBlocks(parts)
     device = devices.start(Recipe(dtype="float32", compile="false"))
     model.to(device.torch_device)
-    return lambda: split_loss(device, model, blocks, np.arange(blocks.num_rows))
+
+    def measure() -> float:
+        with progress(desc="evaluating", total=blocks.num_rows, unit=" blocks", leave=False) as bar:
+            return split_loss(
+                device, model, blocks, np.arange(blocks.num_rows), lambda done, _: bar.update(done - bar.n)
+            )
+
+    return measure

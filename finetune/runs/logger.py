@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -126,6 +126,20 @@ class RunLogger:
         if self.bar:
             self.parts["status"] = what
             self._fill_bar(refresh=True)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Generator[Callable[[int, int], object]]:
+        """A function that shows how much of an evaluation is done, in the bar of the run or in one of its own."""
+        self.status("evaluating")
+        is_hidden = True if self.bar or not self.write else None  # None shows it on a terminal
+        with progress(desc="evaluating", unit=" blocks", leave=False, disable=is_hidden) as own:
+
+            def show(done: int, total: int) -> None:
+                self.status(f"evaluating {done / total:.0%}")
+                own.total = total
+                own.update(done - own.n)
+
+            yield show
 
     def _fill_bar(self, refresh: bool) -> None:
         """Show the time left, and of the parts the first ones that the terminal has space for."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.common.formatting import perplexity
 from finetune.data.batches import ConcatBlocks
-from finetune.evaluation.split_loss import TRAIN_PROBE, eval_rows, split_loss
+from finetune.evaluation.split_loss import TRAIN_PROBE, OnProgress, eval_rows, split_loss
 from finetune.runs import warning_signs
 from finetune.runs.logger import RunLogger
 from finetune.runs.model_card import hub_id
@@ -21,10 +21,11 @@ def validate(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     """Measure both splits at this step; publish the model if it is the best so far, or if all are kept. Raises
     Diverged when a loss is not finite."""
     recipe, step = setup.recipe, state.step
-    logger.status("evaluating")
-    val_loss, by_dataset = val_losses(setup)
+    with logger.evaluating() as on_progress:
+        val_loss, by_dataset = val_losses(setup, on_progress)
     rows = eval_rows(setup.train, setup.max_eval_rows or max(1, TRAIN_PROBE // setup.train.block_size))
-    train_loss = split_loss(setup.device, setup.model, setup.train, rows)
+    with logger.evaluating() as on_progress:
+        train_loss = split_loss(setup.device, setup.model, setup.train, rows, on_progress)
     evaluation: dict[str, Any] = {"step": step, "train_loss": train_loss, "val_loss": val_loss}
     line, more = f"step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}", {}
     if by_dataset:
@@ -57,15 +58,15 @@ def validate(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     setup.notify(Evaluation(step, train_loss, val_loss, best=state.best.get("step") == step))
 
 
-def val_losses(setup: Setup) -> tuple[float, dict[str, float]]:
+def val_losses(setup: Setup, on_progress: OnProgress) -> tuple[float, dict[str, float]]:
     """Validation loss over all targets, and {name: loss} of each dataset if there are several."""
     rows = eval_rows(setup.val, setup.max_eval_rows)
     if not isinstance(setup.val, ConcatBlocks):
-        return split_loss(setup.device, setup.model, setup.val, rows), {}
+        return split_loss(setup.device, setup.model, setup.val, rows, on_progress), {}
     total, losses, names = 0.0, {}, setup.dataset_names
     for number, _, rows_of_part in setup.val.rows_by_part(rows):
         part, name = setup.val.parts[number], names[number]
-        loss = split_loss(setup.device, setup.model, part, rows_of_part)
+        loss = split_loss(setup.device, setup.model, part, rows_of_part, on_progress)
         losses[name if names.count(name) == 1 else f"{name} {number + 1}"] = loss
         total += loss * part.num_targets(rows_of_part)
     return total / setup.val.num_targets(rows), losses
