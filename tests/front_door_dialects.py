@@ -101,4 +101,10 @@ DIALECTS = [
     ),
 ]
 
-CASES = DIALECTS
+NO_ROWS = [
+    refuses(f"no row in {content!r} {flags}".strip(), {"a.csv": content}, "no rows in it", flags)
+    for content in (",,\n,,\n", ",", '"",""\n', "sep=;\n", "sep=;\n\n", "sep=;\n;;\n", "\n\n,\n", "\ufeff,,\n")
+    for flags in ("", "--header=false", "--header=true")
+] + [refuses("a header alone, as a comment", {"a.csv": "# id,text\n"}, "no rows in it")]
+
+CASES = [*DIALECTS, *NO_ROWS]

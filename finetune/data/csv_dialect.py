@@ -81,7 +81,7 @@ def find_dialect(sample: list[str], name: str, is_tab: bool, separator: str | No
             if " " not in sample[filled[0]].strip():
                 raise UsageError(f"{name}: line 1 is a title or a header, with a blank line below; delete one of them")
             filled = filled[1:]
-        dialect.skipped = filled[0]
+        dialect.skipped = filled[0] if filled else 0
     dialect.has_sep_line = bool(has_sep_line)
     return dialect
 

@@ -70,7 +70,10 @@ def read(
     left_out = facts["left_out"] = Counter({"line above the header": dialect.skipped} if dialect.skipped else {})
     with open_text() as file:
         rows = _cells(file, name, dialect)
-        line, names, lines = next(rows)
+        header_row = next(rows, None)
+        if header_row is None:
+            raise UsageError(f"{name}: no rows in it")
+        line, names, lines = header_row
         first = list(itertools.islice(rows, SAMPLE_ROWS))
         rows = itertools.chain(first, rows)
         beside = [(line, cells) for line, cells, _ in first]
@@ -99,7 +102,7 @@ def _cells(file: TextIO, name: str, dialect: Dialect) -> Iterator[Cells]:
     """(line, cells) of each row that is not blank."""
     above = dialect.has_sep_line + dialect.skipped
     for _ in range(above):
-        next(file)
+        next(file, None)
     reader = dialect.reader(file)
     line = above + 1
     try:
