@@ -15,6 +15,7 @@ import front_door_directories
 import front_door_disguised
 import front_door_exports
 import front_door_files
+import front_door_first_rows
 import front_door_flags
 import front_door_json
 import front_door_objects
@@ -38,6 +39,7 @@ MODULES = (
     front_door_disguised,
     front_door_exports,
     front_door_files,
+    front_door_first_rows,
     front_door_flags,
     front_door_json,
     front_door_objects,

@@ -33,6 +33,7 @@ class Dialect:
     skips_spaces: bool = False  # those that follow a separator
     has_sep_line: bool = False
     skipped: int = 0  # lines above the header
+    comments: int = 0  # the first of them, that begin with "# "
 
     def arguments(self) -> dict[str, Any]:
         """Those of csv.reader."""
@@ -165,20 +166,31 @@ def _lines_above(lines: list[str], name: str, dialect: Dialect, width: int) -> i
     """The number of lines above the header, which are blank or a title. Raises UsageError if the title looks like the
     header of one column."""
     comments = sum(1 for _ in itertools.takewhile(lambda line: line.startswith("# "), lines))
+    dialect.comments = comments = comments if comments < len(lines) else 0
     reader = dialect.reader(lines[comments:])
-    title, previous = "", 0
+    title, previous, rows = "", 0, []
     with contextlib.suppress(csv.Error):  # told where rows are read
         for row in reader:
             filled = [cell.strip() for cell in row if cell.strip()]
             if len(filled) > 1 or (len(row) >= width and filled):
+                rows = [row]
                 break
             title, previous = "".join(filled) or title, reader.line_num
+        rows += reader
     previous += comments
-    if len(title.split()) == 1 and "".join(lines[previous - 1 : previous]).strip():
+    is_above = "".join(lines[previous - 1 : previous]).strip()  # no blank line is between
+    if title and is_above and (len(title.split()) == 1 or _are_sentences(rows)):
         separator = SEPARATORS.get(dialect.separator, dialect.separator)
         cells = f"line 1 is the one name {title!r}, and rows have {width} cells between {separator!r}"
         raise UsageError(
             f"{name}: {cells}; a cell with {separator!r} in it must stand in double quotes, or name another separator:"
-            " --separator="
+            " --separator=; delete line 1 if it is a title"
         )
     return previous
+
+
+def _are_sentences(rows: list[list[str]]) -> bool:
+    """Whether all separators are those of sentences: a space follows, and no column holds numbers."""
+    rows = [row for row in rows if len(row) > 1]
+    has_numbers = any(all(cell.strip()[:1].isdigit() for cell in column) for column in zip(*rows[1:]))
+    return not has_numbers and len(rows) > 1 and all(cell[:1] in ("", " ") for row in rows for cell in row[1:])
