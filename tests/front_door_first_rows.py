@@ -40,4 +40,58 @@ ONE_COLUMN = [
     ),
 ]
 
-CASES = ONE_COLUMN
+UUIDS = [f"{a}{b}0e{b}400-e29b-41d4-a716-4466554400{b}{a}" for a in "abcdef" for b in "cd"]
+LETTERS = "abcdefghijkl"
+FIRST_CELLS = {
+    "addresses": [f"https://a.b/{c}" for c in LETTERS],
+    "addresses of mail": [f"{c}nn@x.org" for c in LETTERS],
+    "people": [f"@{c}nn" for c in LETTERS],
+    "UUIDs": UUIDS,
+    "paths": [f"wavs/{c}.wav" for c in LETTERS],
+    "paths from the root": [f"/home/{c}/x" for c in LETTERS],
+    "paths of Windows": [f"C:\\home\\{c}" for c in LETTERS],
+    "files": [f"{c}.mp3" for c in LETTERS],
+    "codes": [f"dQ{c}w9WgXcQ" for c in LETTERS],
+    "JSON": [f'{{{c}: "{c}"}}' for c in LETTERS],
+}
+SHORT = ["Great phone", *P[1:]]
+WORDS = "cat dog cow hen fox owl bee ant bat cod eel elk".split()
+ANIMALS = [f"a {noun} animal" for noun in "small larger milky feathered red nocturnal busy tiny flying".split()]
+NO_HEADER = [
+    refuses(
+        f"no header, {kind}", {"a.csv": joined(zip(cells[1:], P), "|", f"{cells[0]}|Great phone")}, "looks like data"
+    )
+    for kind, cells in FIRST_CELLS.items()
+] + [
+    reads(
+        "addresses without a header, said",
+        {"a.csv": csv_text(zip(FIRST_CELLS["addresses"], SHORT), None)},
+        SHORT,
+        "--header=false --text_column=2",
+    ),
+    refuses(
+        "no header, a dictionary",
+        {"a.csv": joined(zip(WORDS[1:], ANIMALS[1:]), header="cat,a small animal")},
+        "a small",
+    ),
+    refuses(
+        "no header, a dictionary of verbs",
+        {"a.csv": joined(zip(WORDS, [f"to {text.lower()}" for text in P]), header="run,to go fast")},
+        "to go fast",
+    ),
+    *[
+        reads(f"a header that is {name!r}", {"a.csv": joined(zip(cells, P), "|", f"{name}|text")}, P)
+        for name, cells in (
+            ("file.name", FIRST_CELLS["files"]),
+            ("URL", FIRST_CELLS["addresses"]),
+            ("input/output", FIRST_CELLS["paths"]),
+            ("e-mail", FIRST_CELLS["addresses of mail"]),
+            ("md5_hash", ["d41d8cd9"] * 12),
+            ("@id", ["x"] * 12),
+            ("http://purl.org/title", WORDS),
+            ("a word", WORDS),
+        )
+    ],
+]
+
+CASES = [*ONE_COLUMN, *NO_HEADER]

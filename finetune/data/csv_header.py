@@ -17,6 +17,21 @@ RULE = re.compile(r"(?:\||(?=.*--))[-=+|:,;\s]*-[-=+|:,;\s]*$")  # of a printed 
 BETWEEN = re.compile(r"\w([^\w .()'’\"-]+)(?=\w)")  # what may be a separator
 LONGER = 4  # times the name of the one column: a text without spaces, and no word
 FEW_ROWS = 5  # too few to tell a header from a row
+WORD = re.compile(r"[^\W\d]\w*$")
+KINDS = tuple(
+    re.compile(kind)
+    for kind in (
+        r"[A-Za-z][\w+.-]*://\S+|www\.\S+",  # addresses
+        r"\S+@[\w-]+(\.[\w-]+)+",  # of mail
+        r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",  # UUIDs
+        r"@\w+",  # people
+        r"(~|\.{1,2}|[A-Za-z]:)?[/\\]\S+",  # paths
+        r"\{.*\}|\[.*\]",  # JSON
+    )
+)  # of cells that tell a row from a header where the column holds the same
+FILE = re.compile(r"[^\s.][^\n]*(\.[A-Za-z]\w{1,4})$")
+CODE = re.compile(r"(?=\D*\d)[A-Za-z0-9]{8,}$")
+EXPLAINED = re.compile(r"(an? |to )\S")  # the start of what a dictionary says of a word
 
 
 def check_lines(lines: list[str], name: str) -> None:
@@ -91,7 +106,7 @@ def _problems(names: list[str], rows: list[list[str]]) -> Iterator[str]:
         is_alike = _is_among(one, cells) or is_word_list or (len(names) == 1 and " " in one)
         is_question = one.endswith("?") and len(cells) >= FEW_ROWS and not any(cell.endswith("?") for cell in cells)
         is_name = (is_header or is_question) and "\n" not in one and not NUMBER.match(one)
-        if one and (is_alike or (_looks_like_data(one) and not is_name)):
+        if one and (is_alike or ((_looks_like_data(one) or _is_of_kind(one, cells)) and not is_name)):
             yield f"{one[:40]!r} looks like data, not like the name of a column"
 
 
@@ -105,6 +120,19 @@ def _is_among(name: str, cells: list[str]) -> bool:
     """Whether a name is like one of the cells, but for its numbers."""
     start = re.split(r"\d", name, maxsplit=1)[0]
     return _pattern(name) in {_pattern(cell) for cell in cells if cell.startswith(start)}
+
+
+def _is_of_kind(name: str, cells: list[str]) -> bool:
+    """Whether a name is an address, a path, a code or an explanation, as most cells below it are."""
+    filled = [cell for cell in cells if cell]
+    if (found := EXPLAINED.match(name)) and any(cell.startswith(found[1]) for cell in filled):
+        return True
+    if CODE.match(name) and len(filled) > 2:
+        return all(CODE.match(cell) and len(cell) == len(name) for cell in filled)
+    if (found := FILE.match(name)) and 2 * sum(cell.endswith(found[1]) for cell in filled) > len(filled):
+        return True
+    kinds = [kind for kind in KINDS if kind.fullmatch(name)]
+    return any(2 * sum(bool(kind.fullmatch(cell)) for cell in filled) > len(filled) for kind in kinds)
 
 
 def _check_long_separator(rows: list[list[str]], place: str, dialect: Dialect) -> None:

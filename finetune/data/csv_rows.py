@@ -37,7 +37,6 @@ SUM = re.compile(
 )  # in the first cell of a row of sums below a table
 SUMS = re.compile(SUM.pattern + r"\s*[-+]?\d[\d.,]*%?$", re.I)  # in a single cell
 FOOTER_STARTS = frozenset("([\\\x1a0123456789")
-WORD = re.compile(r"[^\W\d]\w*$")
 LINE_END = re.compile(r"\r\n|\r|\n")
 SWALLOWED = 3  # lines in a cell that are rows: a quote was not closed
 SWALLOWED_TEXTS = 20  # the same of a single column, where a line can be anything
@@ -194,7 +193,9 @@ class _Blocks:
         is_apart, self.next_line = 0 < self.next_line < line and not self.has_gaps, line + lines
         self.has_gaps |= is_apart
         if is_apart and self.rows > 1:
-            are_names = all(map(WORD.match, cells)) and len({*cells}) == len(cells) and self._are_other(cells)
+            are_names = (
+                all(map(csv_header.WORD.match, cells)) and len({*cells}) == len(cells) and self._are_other(cells)
+            )
             has_capitals = any(cell[:1].isupper() for cell in following)
             has_numbers = any(map(csv_header.NUMBER.match, map(str.strip, following))) and self._are_other(following)
             return are_names and (has_numbers or (has_capitals and all(map(str.islower, cells))))
