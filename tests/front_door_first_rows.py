@@ -94,4 +94,49 @@ NO_HEADER = [
     ],
 ]
 
-CASES = [*ONE_COLUMN, *NO_HEADER]
+EXPLAINED = joined(zip(WORDS, ANIMALS), header="")
+IN_A_COMMENT = [
+    *[
+        reads(f"a header in a comment{of}", {name: content}, texts, flags, says="(?!.*left out 1)column 'meaning'")
+        for of, name, content, texts, flags in (
+            ("", "a.csv", "# word,meaning" + EXPLAINED, ANIMALS, ""),
+            (", said", "a.csv", "# word,meaning" + EXPLAINED, ANIMALS, "--header=true"),
+            (", of tabs", "a.tsv", joined(zip(WORDS, P), "\t", "# word\tmeaning"), P, ""),
+            (", numbers below", "a.csv", joined(enumerate(P), header="# word,meaning"), P, ""),
+            (", spaces", "a.csv", joined([(i, f" {t}") for i, t in enumerate(P)], header="# word, meaning"), P, ""),
+            (" and a blank line", "a.csv", joined(enumerate(P), header="# word,meaning\n"), P, ""),
+            (" behind sep=", "a.csv", joined(enumerate(P), ";", "sep=;\n# word;meaning"), P, ""),
+        )
+    ],
+    reads("a header in the second comment", {"a.csv": joined(enumerate(P), header="# made by me\n# id,text")}, P),
+    reads("a first column in a comment", {"a.csv": joined([(t, "x") for t in P], header="# text,label")}, P),
+    refuses(
+        "a header in a comment above words",
+        {"a.csv": joined(zip(WORDS, P), header="# word,meaning\nbee,insect")},
+        ["line 1 is a comment or the header", "'# ' before"],
+    ),
+    *[
+        reads(
+            f"a comment above the header: {comment}", {"a.csv": joined(enumerate(P), header=f"{comment}\nid,text")}, P
+        )
+        for comment in (
+            "# made by a tool",
+            "# made by a tool, in May",
+            "# Amazon,phones",
+            "# Amazon,2020",
+            "# Date: today,Author: Ann",
+            "# made by a tool,and not by hand.",
+            "# a,b,c",
+            "# made by me\n# Amazon,phones\n",
+        )
+    ],
+    reads(
+        "a comment above rows without a header",
+        {"a.csv": joined(enumerate(P), header="# word,meaning")},
+        P,
+        "--header=false",
+        says="left out 1 line above",
+    ),
+]
+
+CASES = [*ONE_COLUMN, *NO_HEADER, *IN_A_COMMENT]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -77,6 +79,34 @@ def check_names(
             line = f"{place.rpartition(':')[0]}: line {first[0][0]:,}"
             raise UsageError(f"{line}: looks like a second header ({what}); delete it, or read it with --header=true")
     return names
+
+
+def stands_in_comment(lines: list[str], name: str, dialect: Dialect) -> bool:
+    """Whether the line above the rows, which begins with `# `, is their header. Raises UsageError if it and the first
+    of the rows can be."""
+    above = dialect.comments
+    if not above or "".join(lines[above : dialect.skipped]).strip():
+        return False
+    rows: list[list[str]] = []
+    with contextlib.suppress(csv.Error):  # told where rows are read
+        rows += dialect.reader([lines[above - 1][2:], *lines[above:]])
+    names, first, *others = [*filter(None, rows), [], []]
+    has_spaces = any(cell[:1] == " " for cell in names[1:]) and not any(cell[:1] == " " for cell in first[1:])
+    names, first = [one.strip() for one in names], [cell.strip() for cell in first]
+    are_names = all(names) and not any(_looks_like_data(one) or re.search(": |=", one) for one in names)
+    if has_spaces or not are_names or not 1 < len({*names}) == len(names) == len(first):
+        return False
+    columns = [[row[number].strip() for row in others if number < len(row)] for number in range(len(first))]
+    if any(_looks_like_data(cell) or _is_of_kind(cell, column) for cell, column in zip(first, columns)):
+        return True
+    if any(any(column) and all(map(NUMBER.match, filter(None, column))) for column in columns):
+        return False
+    if all(map(WORD.match, first)):
+        raise UsageError(
+            f"{name}: line {dialect.has_sep_line + above:,} is a comment or the header, and the row below it can be the"
+            " header too; delete the comment, or the '# ' before the header"
+        )
+    return True
 
 
 def shown(names: list[str]) -> list[str]:

@@ -63,6 +63,8 @@ def read(
         raise UsageError(f"{name}: no rows in it")
     csv_header.check_lines(sample, name)
     dialect = find_dialect(sample, name, is_tab, separator)
+    in_comment = header != "false" and csv_header.stands_in_comment(sample[dialect.has_sep_line :], name, dialect)
+    dialect.skipped = dialect.comments - 1 if in_comment else dialect.skipped
     facts["separator"] = dialect.separator
     if not dialect.quotes:
         facts["quotes"] = "characters" if any('"' in line for line in sample) else "unseen"
@@ -73,6 +75,7 @@ def read(
         if header_row is None:
             raise UsageError(f"{name}: no rows in it")
         line, names, lines = header_row
+        names[0] = names[0].removeprefix("# " if in_comment else "")
         first = list(itertools.islice(rows, SAMPLE_ROWS))
         rows = itertools.chain(first, rows)
         beside = [(line, cells) for line, cells, _ in first]
