@@ -107,4 +107,47 @@ NO_ROWS = [
     for flags in ("", "--header=false", "--header=true")
 ] + [refuses("a header alone, as a comment", {"a.csv": "# id,text\n"}, "no rows in it")]
 
-CASES = [*DIALECTS, *NO_ROWS]
+CODE = [
+    "x = 1",
+    "    y = 2",
+    "a, b",
+    "  return y",
+    '"z", "" , ""',
+    "# the end",
+    "one\n  two",
+    " five",
+    "6",
+    "7",
+    "8",
+    "9 or",
+]
+IN_QUOTES = [code if i not in (2, 4, 6) else '  "' + code.replace('"', '""') + '"' for i, code in enumerate(CODE)]
+SPACES = [
+    reads("spaces before some quotes, and code", {"a.csv": joined(enumerate(IN_QUOTES), header="id,code")}, CODE),
+    reads(
+        "spaces before some quotes that hold what looks like more",
+        {
+            "a.csv": joined([(i, f' "{t}, ""so"", \n, ""and"""') for i, t in PLAIN_ROWS], header="id,text")
+            + "13,so it is\n"
+        },
+        [*(f'{t}, "so", \n, "and"' for t in P), "so it is"],
+    ),
+    reads(
+        "spaces before some quotes, and empty cells in quotes",
+        {"a.csv": joined([(i, ' ""', f' "{t}, so"', t) for i, t in PLAIN_ROWS], header="id,note,text,words")},
+        [f"{t}, so" for t in P],
+        "--text_column=text",
+    ),
+    reads(
+        "spaces behind all commas, and some quotes",
+        {"a.csv": joined([(i, f' "{t}, so"' if i % 2 else f" {t}") for i, t in PLAIN_ROWS], header="id,text")},
+        [f"{t}, so" if i % 2 else t for i, t in PLAIN_ROWS],
+    ),
+    reads(
+        "spaces before single words in quotes of a sentence",
+        {"a.csv": joined([(i, f'{t} "so" it is') for i, t in PLAIN_ROWS])},
+        [f'{t} "so" it is' for t in P],
+    ),
+]
+
+CASES = [*DIALECTS, *NO_ROWS, *SPACES]

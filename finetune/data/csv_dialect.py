@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ SAMPLE_ROWS, SAMPLE_CHARACTERS = 200, 1 << 20
 SEP_LINE = re.compile(r'^"?sep=(.)"?\s*$', re.IGNORECASE)  # Excel's
 ESCAPED = re.compile(r'(?<!\\)\\"')  # a quote behind a backslash
 SPACED_QUOTE = re.compile(' +"(?!")')  # that opens a cell; within one it is doubled
+QUOTED = re.compile(' "(?:[^"]|"")*"')
 BACKSLASH = re.compile(r"\\([\s\S])")  # what stands behind each
 
 
@@ -30,7 +31,7 @@ class Dialect:
     quotes: bool = True  # a cell may stand in quotes
     quote: str = '"'
     escape: Literal["", "quotes", "all"] = ""  # \" is a quote within a cell, instead of ""; also \\ is \
-    skips_spaces: bool = False  # those that follow a separator
+    skips_spaces: Literal["", "quotes", "all"] = ""  # those behind a separator: before a quote, or all
     has_sep_line: bool = False
     skipped: int = 0  # lines above the header
     comments: int = 0  # the first of them, that begin with "# "
@@ -40,7 +41,7 @@ class Dialect:
         if not self.quotes:
             return {"delimiter": self.separator, "quoting": csv.QUOTE_NONE, "strict": True}
         escape = {"escapechar": "\\", "doublequote": False} if self.escape == "all" else {}
-        spaces = {"skipinitialspace": self.skips_spaces}
+        spaces = {"skipinitialspace": self.skips_spaces == "all"}
         return {"delimiter": self.separator, "strict": True, "quotechar": self.quote, **spaces, **escape}
 
     def reader(self, lines: Iterable[str]) -> Any:
@@ -50,6 +51,8 @@ class Dialect:
         if self.escape == "all":  # \N is a cell without a value
             null = re.compile(r"(?:^|(?<=SEP))\\N(?=SEP|\s*$)".replace("SEP", re.escape(self.separator)))
             lines = (null.sub("", line) for line in lines)
+        if self.skips_spaces == "quotes":
+            lines = _before_quotes(lines, self)
         return csv.reader(lines, **self.arguments())
 
 
@@ -97,11 +100,36 @@ def _with_quotes(separator: str, sample: list[str]) -> Dialect:
     is_single = "'" in starts and '"' not in starts
     if is_single and (_has_whole_column(rows, "'") or _is_better(_widths(sample, single), _widths(sample, dialect))):
         return single
-    spaced = dataclasses.replace(dialect, skips_spaces=True)
-    if dialect.quotes and any(SPACED_QUOTE.match(cell) for row in rows for cell in row):
-        return dialect if _is_better(_widths(sample, dialect), _widths(sample, spaced)) else spaced
-    is_spaced = all(len(row) > 1 and all(cell[:1] in ("", " ") for cell in row[1:]) for row in rows)
-    return spaced if is_spaced else dialect
+    spaced = dataclasses.replace(dialect, skips_spaces="all")
+    if not (dialect.quotes and any(SPACED_QUOTE.match(cell) for row in rows for cell in row)):
+        return spaced if _are_spaced(rows) else dialect
+    before_quotes = dataclasses.replace(dialect, skips_spaces="quotes")
+    if _is_better(_widths(sample, dialect), _widths(sample, before_quotes)):
+        return dialect
+    lines = QUOTED.sub(" ", "".join(sample)).splitlines()
+    below = [line.split(separator) for line in lines if line.strip()][1:]
+    return spaced if _are_spaced(below) else before_quotes
+
+
+def _are_spaced(rows: list[list[str]]) -> bool:
+    """Whether a space follows each separator."""
+    return all(len(row) > 1 and all(cell[:1] in ("", " ") for cell in row[1:]) for row in rows)
+
+
+def _before_quotes(lines: Iterable[str], dialect: Dialect) -> Iterator[str]:
+    """The lines without the spaces before a quote that opens a cell."""
+    inner = r'[^"\\]*(?:(?:""|\\[\s\S])[^"\\]*)*' if dialect.escape == "all" else r'[^"]*(?:""[^"]*)*'
+    cell = re.compile(rf'(^|{re.escape(dialect.separator)}) *("{inner}(?:(")|\Z))')
+    rest = re.compile(rf'{inner}"')
+    is_open = False  # a quote, at the end of a line
+    for line in lines:
+        end = rest.match(line) if is_open else None
+        start = end.end() if end else len(line) if is_open else 0
+        within, behind = line[:start], line[start:]
+        if behind:
+            cells = list(cell.finditer(behind))
+            is_open = bool(cells) and cells[-1][3] is None
+        yield within + cell.sub(r"\1\2", behind)
 
 
 def _with_double_quotes(separator: str, sample: list[str], rows: list[list[str]]) -> Dialect:
@@ -182,9 +210,10 @@ def _lines_above(lines: list[str], name: str, dialect: Dialect, width: int) -> i
     if title and is_above and (len(title.split()) == 1 or _are_sentences(rows)):
         separator = SEPARATORS.get(dialect.separator, dialect.separator)
         cells = f"line 1 is the one name {title!r}, and rows have {width} cells between {separator!r}"
+        way = "; delete line 1 if it is a title" if " " in title else ""
         raise UsageError(
             f"{name}: {cells}; a cell with {separator!r} in it must stand in double quotes, or name another separator:"
-            " --separator=; delete line 1 if it is a title"
+            f" --separator={way}"
         )
     return previous
 
