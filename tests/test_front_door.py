@@ -13,6 +13,7 @@ import front_door_csv
 import front_door_dialects
 import front_door_directories
 import front_door_disguised
+import front_door_escapes
 import front_door_exports
 import front_door_files
 import front_door_first_rows
@@ -37,6 +38,7 @@ MODULES = (
     front_door_dialects,
     front_door_directories,
     front_door_disguised,
+    front_door_escapes,
     front_door_exports,
     front_door_files,
     front_door_first_rows,

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune.data.csv_dialect import has_doubled_quotes
+from finetune.data.csv_escapes import NULL, unescape
 from finetune.data.rows import Row, has_words
 
-NULL = "\\N"  # of mysql and COPY
 # what pandas, R, Excel, Stata and databases write for no value, and the name of a sum
 NOTHING = frozenset(
     "NaN nan -nan NULL Null null (null) None N/A n/a n.a. NA <NA> #N/A #NAME? #VALUE! #REF! #DIV/0! #NULL! #NUM! nil"
@@ -22,11 +22,12 @@ KEPT = re.compile(r"""\s*=?(["']).*\1\s*$""", re.DOTALL)
 
 def checked(rows: Iterator[Row], has_sentences: dict[str, bool], facts: dict[str, Any]) -> Iterator[Row]:
     """The rows, where a cell without a value is empty: with a word for it in a column of sentences, or mysql's NULL.
+    Escapes are read if the file has them.
 
     Args:
         has_sentences: by column that is read.
-        facts: gets `nothing` and `words`, how many of each word were emptied or are a text among words, and `kept`,
-            (cells that begin with a quote, the line of the first).
+        facts: gets `nothing` and `words`, how many of each word were emptied or are a text among words, `kept`,
+            (cells that begin with a quote, the line of the first), and what `unescape` counts.
     """
     facts |= {"nothing": Counter(), "words": Counter()}
     columns = list(has_sentences.items())
@@ -38,8 +39,12 @@ def checked(rows: Iterator[Row], has_sentences: dict[str, bool], facts: dict[str
                 is_empty = is_prose or cell == NULL
                 facts["nothing" if is_empty else "words"][cell] += 1
                 cells[name] = "" if is_empty else cell
-            elif cell[:1] in MARKS:
+                continue
+            if cell[:1] in MARKS:
                 row = _note_quotes(row, cell, facts)
+            if "escapes" in facts and "\\" in cell:
+                cells[name], problem = unescape(cell, facts)
+                row = row._replace(problem=problem) if problem else row
         yield row
 
 

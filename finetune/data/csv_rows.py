@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from finetune.common.errors import UsageError
 from finetune.data import csv_header
 from finetune.data.csv_dialect import SAMPLE_CHARACTERS, SAMPLE_ROWS, SEPARATORS, Dialect, find_dialect
+from finetune.data.csv_escapes import find_escapes
 from finetune.data.rows import Row
 from finetune.data.text_files import MOST_CHARACTERS
 
@@ -68,6 +69,7 @@ def read(
     facts["separator"] = dialect.separator
     if not dialect.quotes:
         facts["quotes"] = "characters" if any('"' in line for line in sample) else "unseen"
+        facts["escapes"] = find_escapes(sample)
     left_out = facts["left_out"] = Counter({"line above the header": dialect.skipped} if dialect.skipped else {})
     with open_text() as file:
         rows = _cells(file, name, dialect)

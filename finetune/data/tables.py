@@ -162,6 +162,10 @@ class Taken:
         for key, what in (("nothing", "without text"), ("words", "of a word that can mean no text")):
             if words := self.facts.get(key):
                 parts.append(f"{plural(sum(words.values()), 'cell')} {what}: {', '.join(map(repr, words))}")
+        if "escaped" in self.facts:
+            parts.append(f"escapes such as \\n read in {plural(self.facts['escaped'], 'cell')}")
+        if "unread" in self.facts:
+            parts.append(f"\\n, \\t and \\r are characters in {plural(self.facts['unread'], 'cell')}")
         if "encoding" in self.facts:
             parts.append(self.facts["encoding"])
         parts += [f"left out {plural(count, *why.split(' ', 1))}" for why, count in self.left_out.items()]
