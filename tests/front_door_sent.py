@@ -87,6 +87,25 @@ BELOW = [
     refuses("a second table, further", table("\n\n,\nname,city\n", "Ann,Rome\n"), "another table"),
     refuses("a second table with numbers", table("\nName,Age\n", "Ann,12\n"), ["another table", "line 15"]),
     refuses("a second table of texts", table("\ntitle,genre\n", "The long way,drama\n"), "another table"),
+    refuses(
+        "a second table of words below ids",
+        {"a.csv": "id,text\n" + "".join(f"{i},{t}\n" for i, t in enumerate(P)) + "\nname,body\nx,bye you all\n"},
+        ["another table", "line 15"],
+    ),
+    reads(
+        "no second table: a word among ids",
+        {"a.csv": "id,text\n" + "".join(f"{i},{t}\n" for i, t in enumerate(P)) + "\nx,Hello\n13,So it is\n"},
+        [*P, "Hello", "So it is"],
+    ),
+    reads(
+        "no second table: words among other ids",
+        {
+            "a.csv": "id,text\nx,So it was\n"
+            + "".join(f"{i},{t}\n" for i, t in enumerate(P))
+            + "\nz,Hello\ny,So it is\n"
+        },
+        ["So it was", *P, "Hello", "So it is"],
+    ),
     *[
         reads(
             f"no second table: {label} and {', '.join(below)}",

@@ -27,7 +27,7 @@ KINDS = tuple(
         r"\S+@[\w-]+(\.[\w-]+)+",  # of mail
         r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",  # UUIDs
         r"@\w+",  # people
-        r"(~|\.{1,2}|[A-Za-z]:)?[/\\]\S+",  # paths
+        r"(~|\.{1,2})?/\S+|[A-Za-z]:[/\\]\S+",  # paths
         r"\{.*\}|\[.*\]",  # JSON
     )
 )  # of cells that tell a row from a header where the column holds the same

@@ -194,7 +194,8 @@ class _Blocks:
 
     def begins_another(self, line: int, cells: list[str], lines: int, following: list[str]) -> bool:
         """Whether cells are names, below the first empty line, in columns that held other things, and head what
-        follows: numbers in columns that held other things, or capital letters below names without."""
+        follows: numbers in columns that held other things, capital letters below names without, or words where all
+        else is numbers."""
         is_apart, self.next_line = 0 < self.next_line < line and not self.has_gaps, line + lines
         self.has_gaps |= is_apart
         if is_apart and self.rows > 1:
@@ -203,13 +204,19 @@ class _Blocks:
             )
             has_capitals = any(cell[:1].isupper() for cell in following)
             has_numbers = any(map(csv_header.NUMBER.match, map(str.strip, following))) and self._are_other(following)
-            return are_names and (has_numbers or (has_capitals and all(map(str.islower, cells))))
+            has_words = self._are_for_numbers(cells) and self._are_for_numbers(following)
+            return are_names and (has_numbers or has_words or (has_capitals and all(map(str.islower, cells))))
         if not self.has_gaps and self.rows < SAMPLE_ROWS:
             self.kinds = self.kinds or [set() for _ in cells]
             for cell, seen in zip(cells, self.kinds):
                 seen.add(_kind_of(cell)[1])
             self.rows += 1
         return False
+
+    def _are_for_numbers(self, cells: list[str]) -> bool:
+        """Whether one of some cells is a word, in a column that held numbers alone."""
+        kinds = (_kind_of(cell)[1] for cell in cells)
+        return any(kind.startswith("word") and seen == {"number"} for kind, seen in zip(kinds, self.kinds))
 
     def _are_other(self, cells: list[str]) -> bool:
         return any(_kind_of(cell)[1] not in seen for cell, seen in zip(cells, self.kinds))
