@@ -121,6 +121,7 @@ IN_A_COMMENT = [
         )
         for comment in (
             "# made by a tool",
+            "# id,text",
             "# made by a tool, in May",
             "# Amazon,phones",
             "# Amazon,2020",
@@ -130,6 +131,11 @@ IN_A_COMMENT = [
             "# made by me\n# Amazon,phones\n",
         )
     ],
+    reads(
+        "a header of words behind itself in a comment",
+        {"a.csv": joined([("x", t) for t in P], header="# name,text\nname,text")},
+        P,
+    ),
     reads(
         "a comment above rows without a header",
         {"a.csv": joined(enumerate(P), header="# word,meaning")},

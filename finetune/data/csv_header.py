@@ -94,7 +94,7 @@ def stands_in_comment(lines: list[str], name: str, dialect: Dialect) -> bool:
     has_spaces = any(cell[:1] == " " for cell in names[1:]) and not any(cell[:1] == " " for cell in first[1:])
     names, first = [one.strip() for one in names], [cell.strip() for cell in first]
     are_names = all(names) and not any(_looks_like_data(one) or re.search(": |=", one) for one in names)
-    if has_spaces or not are_names or not 1 < len({*names}) == len(names) == len(first):
+    if has_spaces or not are_names or is_header(first, names) or not 1 < len({*names}) == len(names) == len(first):
         return False
     columns = [[row[number].strip() for row in others if number < len(row)] for number in range(len(first))]
     if any(_looks_like_data(cell) or _is_of_kind(cell, column) for cell, column in zip(first, columns)):
