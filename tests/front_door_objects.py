@@ -49,6 +49,48 @@ ROWS_IN_IT = [
     ),
     refuses("lists of one length as splits", of_one(train=T, validation=T), ["splits", "validation.jsonl"]),
 ]
+TWO = [f"{P[0]}, and nobody knows why it was built there.", P[1]]
+BESIDE_ROWS = [
+    refuses(
+        "stories beside poems",
+        of_one(stories=TWO, poems=as_column(P)),
+        ["texts under 'stories' beside rows under 'poems'", r"jq -c '\.poems\[\]' FILE", r"jq -c '\.stories\[\]' FILE"],
+    ),
+    refuses("poems before stories", of_one(poems=as_column(P), stories=TWO), "texts under 'stories'"),
+    refuses(
+        "short stories beside poems", of_one(stories=["It was so.", "So it was!"], poems=as_column(P)), "'stories'"
+    ),
+    refuses("stories behind a null", of_one(stories=[None, *as_column(P)], poems=as_column(P)), "'stories'"),
+    refuses(
+        "an introduction beside poems",
+        of_one(intro={"text": "A long story"}, poems=as_column(P)),
+        ["texts under 'intro' beside rows under 'poems'", r"jq -c '\.intro' FILE"],
+    ),
+    refuses("an introduction deep in it", of_one(intro={"parts": [{"body": P[0]}]}, poems=as_column(P)), "'intro'"),
+    refuses("an introduction beside a list of texts", of_one(poems=P, intro={"text": "A long story"}), "'intro'"),
+    reads(
+        "what is known of rows",
+        of_one(
+            version=1,
+            info={"description": "What the children wrote in May, all of it. " * 5, "contributor": "Anna Smith"},
+            authors=["Anna Smith of the school", "Ben Jones of another school"] * 3,
+            columns={"text": "what the children wrote, as they wrote it, with all that is wrong in it, and more of it"},
+            data=as_column(P),
+        ),
+        P,
+    ),
+    reads(
+        "rows with classes",
+        of_one(intents=[f"book a table for {i}" for i in range(30)], keywords=["old", "quiet"], examples=as_column(P)),
+        P,
+    ),
+    reads(
+        "the answer of a server",
+        of_one(status={"code": 200, "message": "all is well"}, paging={"next": "the next page"}, results=as_column(P)),
+        P,
+    ),
+    reads("columns with the names of their labels", of_one(text=P, label_names={"0": "very bad", "1": "so good"}), P),
+]
 CONVERSATIONS = [
     reads("files of one conversation", a_file_each(lambda i: {"messages": pair(i)}), TALKS, "d"),
     reads(
@@ -82,4 +124,4 @@ WAYS_OUT = [
     reads("entries of a dictionary", {"a.jsonl": json_lines(ENTRIES)}, P, "--text_column=value"),
     reads("columns of one list", of_one(text=[row["text"] for row in of(("text", T))]), T),
 ]
-CASES = ONE_DOCUMENT + ROWS_IN_IT + CONVERSATIONS + DICTIONARIES + WAYS_OUT
+CASES = ONE_DOCUMENT + ROWS_IN_IT + BESIDE_ROWS + CONVERSATIONS + DICTIONARIES + WAYS_OUT

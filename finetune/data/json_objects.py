@@ -11,6 +11,7 @@ from finetune.common.errors import UsageError
 from finetune.data.column_names import ABOUT, CODE, MESSAGES
 from finetune.data.directories import SPLITS
 from finetune.data.json_scan import Scanner
+from finetune.data.nested import is_noted, texts_within
 from finetune.data.rows import Row
 from finetune.data.turns import ROLE_KEYS, ROLE_OF
 
@@ -24,6 +25,8 @@ NOTE = re.compile(
 )
 OF_ONE = ("title", "headline", "name", "author", "artist", "composer", "subtitle")  # which one document has
 LONG = 100  # characters of a text that is more than a word about the rows beside it
+SENTENCE = 40  # characters that the texts of a list have on average, and names of classes have not
+END = re.compile(r"[.!?…。！？][\"'”’»)]*\s*$")  # of a sentence
 KEY = re.compile(r"[^\W\d][\w-]*( [\w-]+){0,2}(?<!\d)")  # that may be the name of a column
 MANY = 30  # more columns than an object of one document has
 RECORDS = "pandas writes rows with to_json(FILE, orient='records', lines=True)"
@@ -88,13 +91,35 @@ def _is_message(value: Any) -> bool:
 
 
 def _check_beside(values: dict[str, Any], rows_of: str, name: str) -> None:
-    """Raise UsageError for a text beside rows, which would be lost."""
+    """Raise UsageError for a text beside rows, or texts in a list or an object, which would be lost."""
     found = [key for key in _texts(values) if key in TEXTS or (len(values[key]) >= LONG and not NOTE.fullmatch(key))]
     if found:
         raise UsageError(
             f"{name}: holds a text under {found[0]!r} beside rows under {rows_of!r}; keep one of them: the rows are"
             f" written with jq -c '{_path(rows_of)}[]' FILE > out.jsonl"
         )
+    _check_within(values, rows_of, name)
+
+
+def _check_within(values: dict[str, Any], rows_of: str, name: str) -> None:
+    """Raise UsageError for texts in a list or an object beside rows, or beside the columns of rows."""
+    found = next((key for key, value in values.items() if _holds_texts(key, value)), None)
+    if found:
+        elements = f"{_path(found)}{'[]' * isinstance(values[found], list)}"
+        raise UsageError(
+            f"{name}: holds texts under {found!r} beside rows under {rows_of!r}; write each to a file of its own:"
+            f" jq -c '{_path(rows_of)}[]' FILE > rows.jsonl, jq -c '{elements}' FILE > texts.jsonl"
+        )
+
+
+def _holds_texts(key: str, value: Any) -> bool:
+    """Whether a list or an object holds texts, and not names or what is known of the rows beside it."""
+    if not isinstance(value, list | dict) or is_noted(key) or NOTE.fullmatch(key):
+        return False
+    found = [(one, text) for one, text in texts_within(value) if not NOTE.fullmatch(one)]
+    size = sum(len(text) for _, text in found)
+    is_said = isinstance(value, list) and len(found) > 1 and all(END.search(text) for _, text in found)
+    return is_said or any(one in TEXTS for one, _ in found) or (size >= LONG and size >= SENTENCE * len(found))
 
 
 def _path(key: str) -> str:
@@ -119,6 +144,8 @@ def _rows_of_values(values: dict[str, Any], name: str) -> Iterator[Row]:
         yield Row(1, values)
     else:
         _check_columns(values, columns, is_data, name)
+        rest = {key: value for key, value in values.items() if key not in columns}
+        _check_within(rest, max(columns, key=lambda one: len(str(columns[one]))), name)
         for number, row in enumerate(zip(*columns.values()), 1):
             yield Row(number, dict(zip(columns, row)))
 

@@ -1,0 +1,37 @@
+"""The texts within lists and objects: as much as a column of texts may hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from finetune.data.column_names import ABOUT, CODE, META
+from finetune.data.rows import has_words
+
+# lists and objects about a text, or about the answer of a server, by parts of their names
+NOTED = re.compile(
+    r"(.*_)?(annotat\w+|entit(y|ies)|spans?|tokens?|mentions?|hashtags?|columns?|fields?|headers?|features?|dtypes?"
+    r"|config\w*|settings?|options|param(eter)?s?|arg(ument)?s?|properties|request|query|pagination|paging|links?"
+    r"|facets?|references|bibliography|contributors?|publisher|contact|provider|owner|warnings?|errors?|debug|logs?"
+    r"|tools?|functions?|guidelines?)(_.*)?",
+    re.IGNORECASE,
+)
+
+
+def is_noted(key: str) -> bool:
+    """Whether what stands under a key is about a text, and no text."""
+    return any(pattern.fullmatch(key) for pattern in (ABOUT, META, NOTED))
+
+
+def texts_within(value: Any) -> Iterator[tuple[str, str]]:
+    """(key, text) of the texts of several words in a list or an object, at any depth, without those about a text."""
+    stack = [("", value)]
+    while stack:
+        key, one = stack.pop()
+        if isinstance(one, dict):
+            stack += [(name, below) for name, below in reversed(one.items()) if not is_noted(name)]
+        elif isinstance(one, list):
+            stack += [(key, below) for below in reversed(one)]
+        elif isinstance(one, str) and has_words(one.strip()) and not CODE.fullmatch(one.strip()):
+            yield key, one
