@@ -155,6 +155,64 @@ SPLITS = [
     ),
 ]
 
+
+def named(*names, says=("test", "left out")):
+    """Splits by names for train, test and validation, which are followed."""
+    known = dict(zip(("train", "test", "validation"), names))
+    return reads(
+        f"splits, {names[0]} and {names[1]}", splits(**known), TRAIN + VALIDATION * (len(names) > 2), "d", says=says
+    )
+
+
+def of_texts(*names):
+    """Texts of these names that are no splits."""
+    files = {f"d/{name}": f"{name}: {P[i]}." * 3 for i, name in enumerate(names)}
+    return reads(f"no splits, {names[0]} and {names[1]}", files, list(files.values()), "d")
+
+
+def texts_of_splits(train, test):
+    """Texts in directories or files of splits."""
+    files = {f"d/{train}": "A text to learn. " * 9, f"d/{test}": "Not this. " * 9}
+    return reads(f"splits of texts, {train} and {test}", files, ["A text to learn. " * 9], "d", says="test")
+
+
+SPLITS_AMONG_WORDS = [
+    named("split=train/part-0.jsonl", "split=test/part-0.jsonl", "split=validation/part-0.jsonl"),
+    named("lang=en/split=train/part-0.jsonl", "lang=en/split=test/part-0.jsonl"),
+    named("train_set/1.jsonl", "test_set/1.jsonl", "val_set/1.jsonl"),
+    named("train/1.jsonl", "test data/1.jsonl", "val_data/1.jsonl"),
+    named("traindata/1.jsonl", "testdata/1.jsonl"),
+    named("corpus_train_v2/1.jsonl", "corpus_test_v2/9.jsonl"),
+    named("train (1).jsonl", "test (1).jsonl", "validation (2).jsonl"),
+    named("train set.jsonl", "test set.jsonl"),
+    named("dataTrain.jsonl", "dataTest.jsonl"),
+    named("mailTrain.jsonl", "mailTest.jsonl"),
+    named("my train rows of May.jsonl", "my test rows of May.jsonl"),
+    texts_of_splits("train_data/1.txt", "test_data/1.txt"),
+    texts_of_splits("reviews_train/pos/1.txt", "reviews_test/neg/7.txt"),
+    texts_of_splits("Training data.txt", "Test data.txt"),
+    texts_of_splits("train/1.md", "test/1.md"),
+    refuses(
+        "splits among words without train",
+        splits(validation="val set.jsonl", test="test set.jsonl"),
+        "none that is named train",
+        "d",
+    ),
+    of_texts("training/a.md", "testing/b.md", "guide/c.md"),
+    of_texts("python-training/a.md", "python-testing/b.md"),
+    of_texts("training plan/1.txt", "test results/1.txt", "recipes/2.txt"),
+    of_texts("How To Train.txt", "How To Test.txt", "Soup.txt"),
+    of_texts("Training Data.txt", "Test Data.txt", "Introduction.txt"),
+    of_texts("src/a.txt", "testdata/b.txt", "unit-test/c.txt"),
+    reads(
+        "a second download of train",
+        splits(train="train.jsonl", removed="train (1).jsonl"),
+        TRAIN,
+        "d",
+        says="1 other .jsonl",
+    ),
+]
+
 KINDS = [
     reads("texts", TEXTS, P, "d"),
     either(
@@ -270,4 +328,4 @@ OTHERS = [
     refuses("one file of cp1252 among others", FRENCH, ["cp1252", "if only this file is, iconv .* d/zz.txt"], "d"),
 ]
 
-CASES = [*OTHERS, *BESIDE, *SPLITS, *KINDS, *LINKS]
+CASES = [*OTHERS, *BESIDE, *SPLITS, *SPLITS_AMONG_WORDS, *KINDS, *LINKS]

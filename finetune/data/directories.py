@@ -17,18 +17,10 @@ from finetune.config.paths import fixed_part
 from finetune.data import own_files
 from finetune.data.encodings import is_binary, is_utf8
 from finetune.data.row_shape import shortened
+from finetune.data.split_names import CARD, find_splits
 from finetune.data.text_files import TEXT_SUFFIXES, suffix_of
 
-SPLITS: dict[str, str] = {
-    **dict.fromkeys("train training trainset".split(), "train"),
-    **dict.fromkeys("validation valid val dev eval evaluation validset valset devset evalset".split(), "val"),
-    **dict.fromkeys("test testing testset holdout heldout".split(), "test"),
-}
-NO_SPLIT = (".md", ".markdown")  # notes: training.md is not a split
-# about the data, not data: of the Hub, of datasets.save_to_disk, of the doctor
-CARD = re.compile(
-    r"(readme|license|licence|copying|notice|citation|changelog|dataset_?card)\b[^.]*(\.\w+)?$", re.IGNORECASE
-)
+# of the Hub, of datasets.save_to_disk, of the doctor
 RECORDS = (
     "dataset_info.json dataset_infos.json dataset_dict.json removed.jsonl requirements.txt package.json"
     " package-lock.json config.json generation_config.json tokenizer_config.json"
@@ -120,13 +112,13 @@ def of_splits(
 
 
 def _by_split(name: str, data: list[Path], base: Path, is_readable: Callable[[Path], bool]) -> dict[str, list[Path]]:
-    splits = {path: _split_of(path.relative_to(base) if path.is_relative_to(base) else path) for path in data}
-    splits = _splits_within(splits)
+    below = {path: path.relative_to(base) if path.is_relative_to(base) else path for path in data}
+    splits = find_splits(below, is_readable)
     if {*splits.values()} == {"val", "test"}:
         raise UsageError(
             f"{name}: has files for validation and test, and none that is named train; name the files to train on"
         )
-    if not _has_splits(splits, is_readable):
+    if not splits:
         return {"train": data, "val": [], "test": []}
     return {split: [path for path in data if splits[path] == split] for split in ("train", "val", "test")}
 
@@ -213,53 +205,6 @@ def _in_saved_order(files: list[Path], saved: dict[Path, list[str] | None]) -> l
         return path.parent, names.index(path.name) if path.name in names else -1, path
 
     return sorted(files, key=key) if any(saved.values()) else files
-
-
-def _split_of(path: Path) -> str | None:
-    """The split that a path, relative to what the user named, belongs to: that of a directory, else of its name."""
-    for part in path.parts[:-1]:
-        if part.lower() in SPLITS:
-            return SPLITS[part.lower()]
-    if suffix_of(path) in NO_SPLIT:
-        return None
-    # xyz_train.jsonl and train-00000-of-00001.parquet, but not "testing the water.txt"
-    stem = path.name.lower().partition(f"{suffix_of(path)}.")[0] if suffix_of(path) else path.name.lower()
-    words = [word.rstrip("0123456789") for word in re.split("[-_.]", stem.removesuffix(suffix_of(path)))]
-    words = [word for word in words if word and word != "of"]
-    return next((SPLITS[word] for word in [*words[:1], *words[-1:]] if word in SPLITS), None)
-
-
-def _splits_within(splits: dict[Path, str | None]) -> dict[Path, str | None]:
-    """The splits, also those within names that differ in nothing else: sft_train_v2 and sft_test_v2."""
-    families: dict[str, dict[Path, str]] = {}
-    for path, split in splits.items():
-        words = re.split("([-_.])", path.name.lower())
-        inner = [word for word in words[1:] if word in SPLITS]
-        if split is None and len(inner) == 1 and suffix_of(path) not in NO_SPLIT:
-            family = str(path.parent / "".join("*" if word == inner[0] else word for word in words))
-            families.setdefault(family, {})[path] = SPLITS[inner[0]]
-    found = [family for family in families.values() if "train" in family.values() and len({*family.values()}) > 1]
-    return splits | {path: split for family in found for path, split in family.items()}
-
-
-def _has_splits(splits: dict[Path, str | None], is_readable: Callable[[Path], bool]) -> bool:
-    """Whether names of splits mean splits: if there are others beside train, or a table has no other name than train.
-    Among files such as programs, every one must have a split."""
-    if "train" not in splits.values():
-        return False
-    if {"val", "test"} & set(splits.values()):
-        return all(map(is_readable, splits)) or None not in splits.values()
-    return any(
-        split == "train" and is_readable(path) and suffix_of(path) not in TEXT_SUFFIXES and _is_exact(path)
-        for path, split in splits.items()
-    )
-
-
-def _is_exact(path: Path) -> bool:
-    """Whether a file is named after a split and nothing else, such as train-00000-of-00001.parquet, or lies in such a
-    directory."""
-    words = re.findall("[a-z]+", path.name.lower().partition(".")[0])
-    return path.parent.name.lower() in SPLITS or bool(words) and {*words} <= {*SPLITS, "of"}
 
 
 def _kind(path: Path) -> str:

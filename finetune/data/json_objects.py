@@ -9,10 +9,10 @@ from typing import Any
 
 from finetune.common.errors import UsageError
 from finetune.data.column_names import ABOUT, CODE, MESSAGES
-from finetune.data.directories import SPLITS
 from finetune.data.json_scan import Scanner
 from finetune.data.nested import is_noted, texts_within
 from finetune.data.rows import Row
+from finetune.data.split_names import SPLITS
 from finetune.data.turns import ROLE_KEYS, ROLE_OF
 
 TEXTS = ("text", "content", "body", "article", "document")  # keys of one document, beside its lists
