@@ -101,6 +101,58 @@ ANSWERS = [
     reads("a summary beside text", {"a.jsonl": json_lines(of(("text", LONG), ("summary", P)))}, LONG),
 ]
 
+ASKED = [f"What stands beside the {text.split()[1]} of house {i}?" for i, text in enumerate(P)]
+WORDS = "Katze Hund Maus Esel Huhn Ente Gans Kuh Schaf Ziege Fisch Vogel".split()
+
+
+def beside_text(name, values, texts, column="text", says=None):
+    """Values beside texts: refused as their answers, or read if `says` has what is not read."""
+    label = f"{name} of {values[0]!r} beside {column}: {texts[0][:9]}"
+    files = {"a.jsonl": json_lines({column: texts[i], name: values[i % len(values)]} for i in N)}
+    if says:
+        return reads(label, files, texts, says=f"not read: {says}")
+    return refuses(label, files, [f"--prompt_column={column} --completion_column={name}", f"--text_column={column}"])
+
+
+SHORT_ANSWERS = [
+    refuses(
+        "short answers beside text in a csv",
+        {"a.csv": csv_text(list(zip(ASKED, WORDS))[:4], ["text", "answer"])},
+        "--prompt_column=text --completion_column=answer",
+    ),
+    beside_text("answer", WORDS, ASKED),
+    beside_text("answer", ["4"], ASKED),
+    beside_text("answer", [4, 5], ASKED),
+    beside_text("answer", [True, False], ASKED),
+    beside_text("answer", WORDS, P),
+    beside_text("answer", ["A", "B"], [f"{text} A) x B) y" for text in P]),
+    beside_text("answers", [[word] for word in WORDS], ASKED),
+    beside_text("answers", [{"text": [word], "answer_start": [3]} for word in WORDS], ASKED),
+    beside_text("Solution", WORDS, P),
+    beside_text("response", ["No, it is not."], P),
+    beside_text("response", ["no"], ASKED),
+    beside_text("target", WORDS, P),
+    beside_text("translation", WORDS, P),
+    beside_text("label", WORDS, ASKED),
+    beside_text("answer", WORDS, ASKED, "content"),
+    beside_text("response", WORDS, ASKED, "sentence"),
+]
+NO_ANSWERS = [
+    beside_text("label", ["pos", "neg"], P, says="label"),
+    beside_text("label", ["LOC", "HUM", "NUM", "ENTY"], ASKED, says="label"),
+    beside_text("target", ["sport", "news", "art"], P, says="target"),
+    beside_text("target", [1, 2, 3], ASKED, says="target"),
+    beside_text("target", [i * 0.13 for i in range(1, 13)], P, says="target"),
+    beside_text("targets", [["joy"], ["anger"], ["joy", "fear"]], P, says="targets"),
+    beside_text("answers", [1, 2, 3], ASKED, says="answers"),
+    beside_text("replies", list(range(1, 13)), P, says="replies"),
+    beside_text("response", [200, 404], P, says="response"),
+    beside_text("response", ["agree", "disagree"], P, says="response"),
+    beside_text("answer", [text.split()[1] for text in P], P, says="answer"),
+    beside_text("answer", ["4"], [f"{text}? #### 4</s>" for text in P], says="answer"),
+    beside_text("topic", WORDS, P, says="topic"),
+]
+
 VERDICTS = [
     verdict("quality", "good", "bad"),
     verdict("verdict", "correct", "incorrect"),
@@ -397,4 +449,4 @@ TEXTS = [
     ),
 ]
 
-CASES = ANSWERS + VERDICTS + PROMPTS + CONVERSATIONS + SPLITS + PASS + TEXTS
+CASES = ANSWERS + SHORT_ANSWERS + NO_ANSWERS + VERDICTS + PROMPTS + CONVERSATIONS + SPLITS + PASS + TEXTS

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from finetune.common.errors import UsageError
-from finetune.data import column_doubts
+from finetune.data import column_doubts, short_answers
 from finetune.data.column_names import ABOUT, ANSWER_LIKE, CLASSES, EXTRAS, MESSAGES, PAIRS, PYTHON, QUESTIONS, SYSTEMS
 from finetune.data.column_profile import CLEARLY_LONGER, Profile
 from finetune.data.row_shape import Shape, fields_of, parse_messages, shortened
@@ -151,6 +151,8 @@ class _Choice:
                 raise profile.unclear(f"{longer[0]!r} holds more text than {name!r}")
             return self.shape(Shape("text", text=name))
         guess = self.guess(sizes)
+        if short_answers.are_questions(profile, guess):
+            column_doubts.check_text(profile, guess)
         answers = [name for name in self.names if ANSWER_LIKE.fullmatch(name) or name.lower() in CLASSES]
         answers = [name for name in answers if any(self.values[name]) and not profile.holds(name, list, dict)]
         if guess.lower() in QUESTIONS and answers:

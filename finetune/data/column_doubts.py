@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.common.errors import UsageError
+from finetune.data import short_answers
 from finetune.data.column_names import (
     ABOUT,
     ANSWERS,
@@ -160,17 +161,23 @@ def check_text(profile: Profile, name: str) -> None:
     """Raise UsageError if the column `text` is the question to an answer beside it, or what both are about."""
     questions = [known for known in QUESTIONS if not ABOUT.fullmatch(known)]
     question = next((found for found in map(profile.column, questions) if profile.holds(found, str)), None)
-    for known in (*ANSWERS, *BESIDE_TEXT):
-        answer = profile.column(known)
-        if not answer or not any(profile.values[answer]):
+    known = [found for found in map(profile.column, (*ANSWERS, *BESIDE_TEXT)) if found]
+    known += short_answers.named_as_answers(profile)
+    for answer in dict.fromkeys((*known, *profile.names)):
+        if answer == name or not any(profile.values[answer]):
             continue
         is_long = profile.holds_sentences(answer) and AS_MUCH * profile.size(answer) >= profile.size(name)
-        is_joined = profile.stands_in(answer, name) and (not question or profile.stands_in(question, name))
-        if (is_long or question) and not is_joined:
+        is_whole = answer in known and (is_long or question) and not _is_joined(profile, name, question, answer)
+        if is_whole or short_answers.is_answer(profile, name, answer):
             raise UsageError(
                 f"{profile.place}: which column is the text? {answer!r} may be the answer to {name!r}: name it with"
                 f" {_ways(name, question, answer)}, or --text_column={name} leaves {answer!r} out"
             )
+
+
+def _is_joined(profile: Profile, text: str, question: str | None, answer: str) -> bool:
+    """Whether a text holds an answer beside it, and the question."""
+    return profile.stands_in(answer, text) and (not question or profile.stands_in(question, text))
 
 
 def _ways(text: str, question: str | None, answer: str) -> str:
