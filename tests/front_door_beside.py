@@ -153,6 +153,79 @@ NO_ANSWERS = [
     beside_text("topic", WORDS, P, says="topic"),
 ]
 
+PARTS = [f"{text}. {text}, and nobody knows why." for text in P]
+CUT = [f"{text}, and nobody" for text in P]
+MORE = {
+    "paragraphs": PARTS[:3],
+    "sections": [{"heading": "One", "text": PARTS[0]}, {"heading": "Two", "text": PARTS[1]}],
+    "extended_tweet": {"full_text": PARTS[0], "entities": {}},
+    "absätze": ["这条河很长，没有人知道它从哪里来，也没有人知道它到哪里去，可是每年都有人来看它，问它。"] * 3,
+}
+ABOUT_TEXT = {
+    "tags": ["a", "b c"],
+    "token_ids": list(range(500)),
+    "tokens": PARTS[0].split() * 9,
+    "entities": [{"text": "the river of house 0 is", "label": "a place of water", "start": 3}],
+    "annotations": [{"annotator": "a", "comment": PARTS[0] * 5}],
+    "scores": [0.5] * 300,
+    "user": {"description": PARTS[0] * 5},
+    "attributes": {"color": "dark blue", "made in": "the far north"},
+    "metadata": {"note": PARTS[0] * 5},
+    "comments": [{"user": "a", "said": "So it is, then."}],
+}
+
+
+def pair_beside(name, value):
+    return reads(f"{name} in a list beside a pair", beside(**{name: [value] * 12}), TALKS, says=f"not read: {name}")
+
+
+LISTS = [
+    *(
+        refuses(
+            f"more text in {name} than in text",
+            lines_of(lambda i, name=name, value=value: {"text": f"A lead {i}.", name: value}),
+            [f"'{name}' holds more text than 'text'", "--text_column="],
+        )
+        for name, value in MORE.items()
+    ),
+    *(
+        reads(
+            f"text with its {name}",
+            lines_of(lambda i, name=name, value=value: {"text": PARTS[i], name: value}),
+            PARTS,
+            says=f"not read: {name}",
+        )
+        for name, value in ABOUT_TEXT.items()
+    ),
+    reads("text with its sentences", lines_of(lambda i: {"text": PARTS[i], "sentences": [PARTS[i]] * 5}), PARTS),
+    reads("lists named", lines_of(lambda i: {"text": "A lead", "parts": [PARTS[i]]}), PARTS, "--text_column=parts"),
+    refuses(
+        "text cut short beside a whole tweet",
+        lines_of(
+            lambda i: {"text": f"{CUT[i]}… https://t.co/abc", "extended_tweet": {"full_text": f"{CUT[i]} knows."}}
+        ),
+        ["'text' is cut short", "'extended_tweet' holds all"],
+    ),
+    refuses(
+        "text cut short beside the whole",
+        lines_of(lambda i: {"text": f"{CUT[i]}...", "full_text": f"{CUT[i]} knows why."}),
+        ["'text' is cut short", "'full_text' holds all"],
+    ),
+    reads(
+        "dots of the author",
+        lines_of(lambda i: {"text": f"{CUT[i]}...", "title": CUT[i], "raw": f"{CUT[i]}... https://t.co/abc"}),
+        [f"{text}..." for text in CUT],
+    ),
+    about("retrieved_chunks", [GIVEN, GIVEN]),
+    about("search_results", [{"url": "https://example.org", "snippet": GIVEN}]),
+    pair_beside("candidates", [GIVEN]),
+    pair_beside("steps", [GIVEN]),
+    pair_beside("rejected_responses", [GIVEN]),
+    pair_beside("tags", ["a", "b"]),
+    pair_beside("metadata", {"license_text": GIVEN}),
+    pair_beside("parts", ["What is"]),
+]
+
 VERDICTS = [
     verdict("quality", "good", "bad"),
     verdict("verdict", "correct", "incorrect"),
@@ -449,4 +522,4 @@ TEXTS = [
     ),
 ]
 
-CASES = ANSWERS + SHORT_ANSWERS + NO_ANSWERS + VERDICTS + PROMPTS + CONVERSATIONS + SPLITS + PASS + TEXTS
+CASES = ANSWERS + SHORT_ANSWERS + NO_ANSWERS + LISTS + VERDICTS + PROMPTS + CONVERSATIONS + SPLITS + PASS + TEXTS

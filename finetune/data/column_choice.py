@@ -146,9 +146,12 @@ class _Choice:
         sizes = {column: profile.size(column) for column in self.names}
         if name and self.values[name]:
             column_doubts.check_text(profile, name)
-            longer = [column for column, size in sizes.items() if size > LONGER * max(1, sizes[name])]
+            within = {column: size + profile.size_within(column, name) for column, size in sizes.items()}
+            longer = [column for column, size in within.items() if size > LONGER * max(1, sizes[name])]
             if longer and profile.holds(name, str):
                 raise profile.unclear(f"{longer[0]!r} holds more text than {name!r}")
+            if whole := profile.whole_of(name):
+                raise profile.unclear(f"{name!r} is cut short, and {whole!r} holds all of it")
             return self.shape(Shape("text", text=name))
         guess = self.guess(sizes)
         if short_answers.are_questions(profile, guess):

@@ -20,6 +20,7 @@ from finetune.data.column_names import (
     tells_good_from_bad,
 )
 from finetune.data.column_profile import Profile
+from finetune.data.nested import MADE
 from finetune.data.row_shape import Shape, parse_messages
 from finetune.data.turns import CONTENT_KEYS, ROLE_KEYS, ROLE_OF, are_messages, is_answered, is_flag
 
@@ -135,13 +136,11 @@ def check_pair(profile: Profile, shape: Shape, usual: float | None = None) -> No
     read = max(usual or 1, prompt_size(profile, shape))
     asked = profile.given(*shape.used())
     for name in shape.left_out:
-        is_input = name in asked or (
-            profile.holds(name, str)
-            and not ABOUT.fullmatch(name)
-            and not FURTHER.fullmatch(name)
-            and prompt.lower() not in name.lower()
-            and profile.size(name) >= read
-        )
+        is_other = ABOUT.fullmatch(name) or FURTHER.fullmatch(name) or prompt.lower() in name.lower()
+        is_list = profile.holds(name, list, dict) and not MADE.fullmatch(name)
+        size = profile.size_within(name, prompt, completion) if is_list else profile.size(name)
+        is_long = (is_list or profile.holds(name, str)) and not is_other and size >= read
+        is_input = name in asked or is_long
         if is_input and any(profile.values[name]) and not profile.is_known(name, prompt, completion):
             rest = _flags([prompt, completion])
             way = f"--prompt_template='{{{prompt}}}\\n{{{name}}}' --completion_column={completion} reads it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,11 +20,14 @@ from finetune.data.column_names import (
     SHORTENED,
     TALKS,
 )
+from finetune.data.nested import is_noted, size_within
 from finetune.data.row_shape import parse_messages, shortened
 from finetune.data.rows import has_words
 from finetune.data.turns import are_messages, are_replies
 
 ROWS = 20  # in which texts are compared
+DOTS = re.compile(r"[ ]?(…|\.\.\.)([ ]?https?://\S+)?$")  # at the end of a text that was cut short
+AT_END, CUT = 60, 20  # characters: of the dots and the address, at least of the text before them
 CLEARLY_LONGER = 5  # times the text of another column with sentences
 
 
@@ -53,6 +57,13 @@ class Profile:
         """Characters of text, without numbers, dates, codes and addresses."""
         texts = [value for value in self.values[name] if isinstance(value, str)]
         return sum(len(text) for text in texts if not CODE.fullmatch(text.strip()))
+
+    def size_within(self, name: str, *columns: str) -> int:
+        """Characters of the texts within lists and objects that are not about the document, nor stand in others."""
+        if not self.holds(name, list, dict) or self.is_about(name) or is_noted(name):
+            return 0
+        beside = ("\n".join(text for column in columns for text in texts_in(row.get(column))) for row in self.rows)
+        return sum(size_within(row.get(name), texts) for row, texts in zip(self.rows, beside))
 
     def holds_sentences(self, name: str) -> bool:
         """Whether most values have several words."""
@@ -88,6 +99,17 @@ class Profile:
         first = columns[0]
         is_word = self.holds(first, str) and not self.holds_sentences(first)  # which can stand in any text
         return self.stands_in(name, *columns) or (not is_word and self.stands_in(first, name))
+
+    def whole_of(self, name: str) -> str | None:
+        """The column with whole texts, of which another holds the beginnings: "The river is long and..."."""
+        for row in self.rows:
+            text = row.get(name)
+            dots = DOTS.search(text, max(0, len(text) - AT_END)) if isinstance(text, str) else None
+            beginning = text[: dots.start()] if isinstance(text, str) and dots else ""
+            for other in row if len(beginning) >= CUT else ():
+                if other != name and any(_goes_on(whole, beginning) for whole in texts_in(row[other])):
+                    return other
+        return None
 
     def question_and_answer(self) -> tuple[str, str] | None:
         """The columns of a question and of its answer, by their names."""
@@ -152,6 +174,12 @@ class Profile:
             if self.holds(name, kind):
                 return f" ({word})"
         return ""
+
+
+def _goes_on(text: str, beginning: str) -> bool:
+    """Whether a text begins so and goes on with words, not with dots."""
+    rest = text[len(beginning) :]
+    return text.startswith(beginning) and len(rest) > 3 and not rest.lstrip().startswith(("…", "..."))
 
 
 def texts_in(value: Any) -> list[str]:

@@ -19,13 +19,22 @@ NOTED = re.compile(
 )
 
 
+WORDS = 4  # of a text that is more than the value of a key
+CHARACTERS = 20  # the same of a script without spaces
+# columns beside a prompt and its answer that are about how it was made, or say it again
+MADE = re.compile(
+    r".*(step|trace|chain|plan|call|candidate|generation|alternativ|variant|paraphras|turn|conversation|message|log).*",
+    re.IGNORECASE,
+)
+
+
 def is_noted(key: str) -> bool:
     """Whether what stands under a key is about a text, and no text."""
     return any(pattern.fullmatch(key) for pattern in (ABOUT, META, NOTED))
 
 
 def texts_within(value: Any) -> Iterator[tuple[str, str]]:
-    """(key, text) of the texts of several words in a list or an object, at any depth, without those about a text."""
+    """(key, text) of the texts of several words in a list or an object, at any depth, but not of what is noted."""
     stack = [("", value)]
     while stack:
         key, one = stack.pop()
@@ -35,3 +44,15 @@ def texts_within(value: Any) -> Iterator[tuple[str, str]]:
             stack += [(key, below) for below in reversed(one)]
         elif isinstance(one, str) and has_words(one.strip()) and not CODE.fullmatch(one.strip()):
             yield key, one
+
+
+def size_within(value: Any, beside: str) -> int:
+    """Characters of the texts in a list or an object that do not stand in the text beside it."""
+    if not isinstance(value, list | dict):
+        return 0
+    texts = [text for _, text in texts_within(value) if _is_long(text) and text.strip() not in beside]
+    return sum(map(len, texts))
+
+
+def _is_long(text: str) -> bool:
+    return len(text.split()) >= WORDS or (not text.isascii() and len(text) >= CHARACTERS)
