@@ -18,6 +18,8 @@ MESSENGER = [{"sender_name": name, "timestamp_ms": i, "content": t} for i, (name
 ARTICLES = [{"author": name, "title": "It", "text": t} for name, t in SAYS]
 MAIL = [{"from": name, "to": "Carl", "subject": "It", "body": t} for name, t in SAYS]
 
+TAVERN = [{"name": name, "is_user": name == "Ben", "mes": t} for name, t in SAYS]
+
 CASES = [
     refuses("a talk of people", {"a.json": json.dumps({"conversation": TALK})}, [*OUT, "jq"]),
     refuses("a talk of people in lines", {"a.jsonl": json_lines(TALK)}, OUT),
@@ -30,6 +32,8 @@ CASES = [
     refuses("an export of Slack", {"2024-01-01.json": json.dumps(SLACK, indent=1)}, OUT),
     refuses("an export of Discord", {"a.json": json.dumps({"messages": DISCORD})}, "--text_column=content"),
     refuses("messages of Messenger", {"a.jsonl": json_lines(MESSENGER)}, "--text_column=content"),
+    refuses("a chat of SillyTavern", {"a.jsonl": json_lines(TAVERN)}, ["lose who speaks", "--text_column=mes"]),
+    reads("a chat of SillyTavern as rows", {"a.jsonl": json_lines(TAVERN)}, P, "--text_column=mes"),
     reads("a talk of people as rows", {"a.jsonl": json_lines(TALK)}, P, "--text_column=text"),
     reads("articles with their authors", {"a.jsonl": json_lines(ARTICLES)}, P),
     reads("mail", {"a.jsonl": json_lines(MAIL)}, P),

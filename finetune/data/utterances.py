@@ -12,8 +12,8 @@ from finetune.data.turns import ROLE_OF
 LISTS_OF_TALK = "messages conversation conversations dialog dialogue chat chats utterances turns transcript log".split()
 SPEAKERS = re.compile(r"(speaker|sender|participant|character|nick|player|actor)([ _]?name|[ _]?id)?", re.IGNORECASE)
 PERHAPS = ("from", "role", "author", "user", "username", "user_name", "name", "creator", "from_name")
-SAID = ("text", "content", "message", "utterance", "body", "value", "line", "msg", "dialogue", "dialog", "playerline")
-ONLY_SAID = ("message", "utterance", "msg")  # which no article is called
+SAID = "text content message utterance body value line msg dialogue dialog playerline mes".split()
+ONLY_SAID = ("message", "utterance", "msg", "mes")  # which no article is called
 LETTER = ("to", "subject", "recipient")  # columns of mail, and of translations
 # columns of Slack's, Discord's and Messenger's exports
 EXPORTED = ("ts", "reactions", "attachments", "timestamp_ms", "mentions", "thread_ts", "text_entities")
