@@ -63,6 +63,33 @@ def dictionary(values):
     return pa.array(values).dictionary_encode()
 
 
+def of_one_name(write, name, *columns):
+    """A function that writes a table whose columns are all named text."""
+    return lambda: write(pa.Table.from_arrays([pa.array(column) for column in columns], ["text"] * len(columns)), name)
+
+
+PARQUET, FEATHER = pyarrow.parquet.write_table, pyarrow.feather.write_feather
+ONE_NAME = [
+    refuses(
+        "parquet of two texts of one name", of_one_name(PARQUET, "a.parquet", P, P[::-1]), r"text \(1\)", "a.parquet"
+    ),
+    refuses(
+        "feather of two texts of one name", of_one_name(FEATHER, "a.feather", P, P[::-1]), r"text \(2\)", "a.feather"
+    ),
+    reads(
+        "parquet of two texts of one name, one named",
+        of_one_name(PARQUET, "a.parquet", T, P),
+        T,
+        "a.parquet '--text_column=text (1)'",
+    ),
+    reads(
+        "parquet of a text and a number of one name",
+        of_one_name(PARQUET, "a.parquet", T, list(range(12))),
+        T,
+        "a.parquet",
+        says=r"'text \(1\)', not read: text \(2\)",
+    ),
+]
 FILES = [
     reads("parquet", parquet({"text": T}), T, "a.parquet"),
     reads(
@@ -245,4 +272,4 @@ DIRECTORIES = [
     ),
 ]
 
-CASES = [*FILES, *DIRECTORIES]
+CASES = [*ONE_NAME, *FILES, *DIRECTORIES]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.common.errors import UsageError
-from finetune.data import compressed, file_kinds
+from finetune.data import compressed, csv_header, file_kinds
 from finetune.data.rows import Row
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def read(path: Path, name: str) -> Iterator[Row]:
         number = 0
         for batch in _read_parquet(path) if kind == "parquet" else _read_arrow(path):
             batch.validate(full=True)  # its lengths would be believed
+            batch = _with_own_names(batch)
             # a batch of a dataset's shard can hold many rows
             for first in range(0, batch.num_rows, BATCH_ROWS):
                 for value in batch.slice(first, BATCH_ROWS).to_pylist():
@@ -43,6 +44,15 @@ def read(path: Path, name: str) -> Iterator[Row]:
         file_kinds.check_binary(path, name)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{name}: cannot be read as {kind}: {_cut_short(path, error) or reason}") from None
+
+
+def _with_own_names(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+    """The columns, those of one name with numbers: a row of Python keeps one of them."""
+    import pyarrow
+
+    names = batch.schema.names
+    is_clear = len({*names}) == len(names)
+    return batch if is_clear else pyarrow.RecordBatch.from_arrays(batch.columns, names=csv_header.shown(names))
 
 
 def _cut_short(path: Path, error: Exception) -> str | None:
