@@ -150,6 +150,8 @@ NO_ANSWERS = [
     beside_text("response", ["agree", "disagree"], P, says="response"),
     beside_text("answer", [text.split()[1] for text in P], P, says="answer"),
     beside_text("answer", ["4"], [f"{text}? #### 4</s>" for text in P], says="answer"),
+    beside_text("answer", ["accept", "ignore"], ASKED, says="answer"),
+    beside_text("answer", ["positive", "negative"], P, says="answer"),
     beside_text("topic", WORDS, P, says="topic"),
 ]
 
@@ -220,6 +222,7 @@ LISTS = [
     about("search_results", [{"url": "https://example.org", "snippet": GIVEN}]),
     pair_beside("candidates", [GIVEN]),
     pair_beside("steps", [GIVEN]),
+    pair_beside("evaluation", {"notes": GIVEN}),
     pair_beside("rejected_responses", [GIVEN]),
     pair_beside("tags", ["a", "b"]),
     pair_beside("metadata", {"license_text": GIVEN}),

@@ -23,7 +23,8 @@ WORDS = 4  # of a text that is more than the value of a key
 CHARACTERS = 20  # the same of a script without spaces
 # columns beside a prompt and its answer that are about how it was made, or say it again
 MADE = re.compile(
-    r".*(step|trace|chain|plan|call|candidate|generation|alternativ|variant|paraphras|turn|conversation|message|log).*",
+    r".*(step|trace|chain|plan|call|candidate|generation|alternativ|variant|paraphras|turn|conversation|message|log"
+    r"|evaluat|assess|judg|verif|analys|grad|rubric|constraint|keyword).*",
     re.IGNORECASE,
 )
 

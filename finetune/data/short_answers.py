@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from finetune.data.column_names import as_word
+from finetune.data.column_names import as_word, can_be_verdict
 from finetune.data.column_profile import ROWS, Profile, texts_in
 
 # columns of answers, by how surely they are no classes
@@ -25,6 +25,8 @@ QUESTION = re.compile(r"[?？؟][\"'”’»)\]]*\s*$")
 END = re.compile(r"[.!?…。！？][\"'”’»)]*\s*$")  # of a sentence
 NUMBER = re.compile(r"[-+]?[\d.,]+%?")
 CODED = re.compile(r"\d|://")  # ids, dates and addresses
+CHECKED = {"accept", "reject", "ignore"}  # answers of an annotator in Prodigy
+AT_END = 3  # words: an answer, and a token such as </s> behind it
 CLASSES, FEW = 6, 4  # so few different words can be classes; so few rows seldom have a class each
 
 
@@ -46,20 +48,20 @@ def is_answer(profile: Profile, text: str, name: str) -> bool:
     if not any(kinds) or not values or _stands_in(profile, text, name):
         return False
     is_sure, is_reply, is_output, is_label = kinds
-    asks, count = are_questions(profile, text), len({as_word(value) for value in values})
-    differs = count > CLASSES and 2 * count > len(values)
+    words = {as_word(value) for value in values}
+    asks, differs = are_questions(profile, text), len(words) > CLASSES and 2 * len(words) > len(values)
     if all(isinstance(value, bool) for value in values):
         return is_sure and asks
     if all(map(_is_number, values)):
         is_count = name.strip().lower().endswith("s")  # answers: 3
         return (is_sure and not is_count and (asks or differs)) or (is_output and asks and differs)
     if is_sure:
-        return True
+        return not (words <= CHECKED or (can_be_verdict(words) and not asks))
     if is_reply:
-        return asks or (count > 1 and 2 * count > len(values)) or _most(END, values)
+        return asks or (len(words) > 1 and 2 * len(words) > len(values)) or _most(END, values)
     if is_label or _most(CODED, values):
         return asks and differs
-    return differs or count == len(values) >= FEW
+    return differs or len(words) == len(values) >= FEW
 
 
 def _is_number(value: Any) -> bool:
@@ -75,10 +77,11 @@ def _stands_in(profile: Profile, text: str, name: str) -> bool:
     """Whether the words of a column stand in the text beside them, those of a letter or two at its end."""
     for row in profile.rows[:ROWS]:
         everything = " ".join(texts_in(row.get(text))).lower()
+        last = re.findall(r"\w+", everything)[-AT_END:]
         value = row.get(name)
-        for words in [str(value)] if isinstance(value, int | float) else texts_in(value):
-            words = re.escape(words.strip().lower())
-            end = r"\W*(<[^<>]*>\W*)*$" if len(words) <= 2 else r"(?!\w)"
-            if words and not re.search(rf"(?<!\w){words}{end}", everything):
+        for one in [str(value)] if isinstance(value, int | float) else texts_in(value):
+            words = one.strip().lower()
+            is_there = re.search(rf"(?<!\w){re.escape(words)}(?!\w)", everything) is not None
+            if not (words in last if 0 < len(words) <= 2 else is_there or not words):
                 return False
     return True
