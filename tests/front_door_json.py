@@ -4,7 +4,7 @@ import gzip
 import json
 
 import pandas as pd
-from front_door import as_column, changed, either, json_lines, of, plain, reads, refuses, texts, without
+from front_door import as_column, changed, either, json_lines, of, plain, reads, refuses, talk, texts, without
 
 T, P = texts(), plain()
 ROWS = as_column(T)
@@ -278,5 +278,45 @@ BROKEN = [
     ),
     refuses("nothing but bad lines", {"a.jsonl": "one\ntwo\nthree\n"}, "no |line 1|every|all", "--on_bad_row=skip"),
 ]
+LONG = "A long first text. " * 4000
+LONG_ROWS = as_column([LONG, *T])
+LONG_ARRAY = json.dumps(LONG_ROWS).replace("}, {", "},\n{")
+LONG_TALK = [{"role": "user", "content": LONG}, {"role": "assistant", "content": "Yes."}]
+LONG_LINE = [
+    reads("an array with a long first line", {"a.json": LONG_ARRAY}, [LONG, *T]),
+    reads("an array with a long first line in .jsonl", {"a.jsonl": LONG_ARRAY}, [LONG, *T]),
+    *[
+        reads(
+            f"commas on lines of their own below a {what} line",
+            {"a.jsonl": json.dumps(rows).replace("}, {", "}\n,\n{")},
+            [row["text"] for row in rows],
+            "--on_bad_row=skip",
+        )
+        for what, rows in (("long", LONG_ROWS), ("short", as_column(P)))
+    ],
+    reads("an array that ends below a long line", {"a.jsonl": json.dumps(LONG_ROWS[:1])[:-1] + "\n]\n"}, [LONG]),
+    reads(
+        "an object with a long first line",
+        {"a.json": json.dumps({"data": LONG_ROWS, "version": 1}).replace('], "v', '],\n"v')},
+        [LONG, *T],
+    ),
+    reads("an object over lines of which one is long", {"a.jsonl": f'{{"text": "{LONG}"\n}}\n'}, [LONG]),
+    reads(
+        "brackets and quotes in a long first line",
+        {"a.jsonl": json_lines(as_column(['[{"\\' + LONG, *T]))},
+        ['[{"\\' + LONG, *T],
+    ),
+    reads(
+        "a long conversation a line",
+        {"a.jsonl": json_lines([LONG_TALK, LONG_TALK])},
+        [talk(f"user: {LONG}", "assistant: Yes.")] * 2,
+    ),
+    refuses("a long first line that is cut", {"a.jsonl": json_lines(LONG_ROWS).replace('"}', '"', 1)}, "line 1"),
+    refuses(
+        "a long first line with a comma behind it",
+        {"a.jsonl": json_lines(LONG_ROWS).replace("}", "},", 1)},
+        ["line 1", "comma after the object"],
+    ),
+]
 
-CASES = [*ODD_VALUES, *SHAPES, *BROKEN]
+CASES = [*LONG_LINE, *ODD_VALUES, *SHAPES, *BROKEN]

@@ -18,6 +18,7 @@ from finetune.data.json_scan import CHUNK_CHARACTERS, DECODER, MARKS, Scanner, e
 from finetune.data.rows import Row
 
 LOOK_CHARACTERS = 1 << 16  # of the first line
+BRACKET = re.compile(r'\\.|["\[\]{}]', re.DOTALL)  # or a quote, or what a backslash stands before
 CONVERSATION = re.compile(r'\s*\[\s*\{\s*"(role|from|content|value)"')
 
 
@@ -26,14 +27,14 @@ def read(open_text: Callable[[], TextIO], name: str, is_lines: bool, facts: dict
     list, if one object holds the rows.
 
     A line that is not JSON is a Row with a problem. Raises UsageError where reading cannot go on."""
-    first, has_more = _first_line(open_text)
+    first, below = _first_line(open_text)
     begins = first.lstrip()[:1]
     if begins not in ("[", "{") and not is_lines:
         raise UsageError(f"{name}: cannot be read as json: line 1: expected an array [...] or objects {{...}}")
     with open_text() as file:
         if begins == "{" and _is_sequence(open_text):
             yield from _read_sequence(Scanner(file, name))
-        elif begins not in ("[", "{") or _is_value_of_lines(first, has_more, is_lines):
+        elif begins not in ("[", "{") or _is_value_of_lines(first, below, is_lines, open_text):
             yield from _read_lines(file)
         elif begins == "[":
             yield from _read_array(Scanner(file, name))
@@ -41,39 +42,65 @@ def read(open_text: Callable[[], TextIO], name: str, is_lines: bool, facts: dict
             yield from read_object(Scanner(file, name), facts)
 
 
-def _first_line(open_text: Callable[[], TextIO]) -> tuple[str, bool]:
-    """The first line that is not blank, of a long one the beginning, and whether there are more."""
+def _first_line(open_text: Callable[[], TextIO]) -> tuple[str, str]:
+    """The first line that is not blank and the next one, "" if there is none; of long ones the beginning."""
     first = ""
     with open_text() as file:
         while line := file.readline(LOOK_CHARACTERS):
             if not first.strip():
                 first = line
             elif first.endswith("\n") and line.strip():
-                return first, True
+                return first, line
             elif line.endswith("\n"):  # the end of a long first line
                 first += "" if first.endswith("\n") else "\n"
-    return first, False
+    return first, ""
 
 
-def _is_value_of_lines(first: str, has_more: bool, is_lines: bool) -> bool:
-    """Whether each line is a value. `first` is the first line that is not blank."""
+def _is_value_of_lines(first: str, below: str, is_lines: bool, open_text: Callable[[], TextIO]) -> bool:
+    """Whether each line is a value. `first` is the first line that is not blank, `below` the next one."""
     if len(first) >= LOOK_CHARACTERS:
-        return has_more or (is_lines and (first.lstrip()[0] == "{" or bool(CONVERSATION.match(first))))
+        if not below:
+            return is_lines and (first.lstrip()[0] == "{" or bool(CONVERSATION.match(first)))
+        depth, last = _end_of_first(open_text)
+        return not depth or (is_lines and not _is_open(last, below))
     first = first.strip()
     try:
         value = json.loads(first)
     except (ValueError, RecursionError) as error:
         # a value over several lines begins with an open bracket or a member, and the error is at the end of the line
-        is_open = first[-1] in "{[" or (
-            first[-1] == "," and isinstance(error, JSONDecodeError) and error.pos >= len(first)
-        )
-        return is_lines and not is_open
+        is_at_end = isinstance(error, JSONDecodeError) and error.pos >= len(first)
+        return is_lines and not (first[-1] in "{[" or (is_at_end and _is_open(first[-1], below)))
     # a list of objects in one line can be one conversation
     is_conversation = isinstance(value, list) and all(
         isinstance(one, dict) and {"role", "from"} & {*one} for one in value
     )
     is_row = isinstance(value, dict) and not is_of_pandas(value)
-    return has_more or (is_lines and (is_row or is_conversation))
+    return bool(below) or (is_lines and (is_row or is_conversation))
+
+
+def _is_open(last: str, below: str) -> bool:
+    """Whether a value goes on below the first line, by its last character and the line below it."""
+    return last in ("{", "[", ",") or below.lstrip()[:1] in (",", "]", "}")
+
+
+def _end_of_first(open_text: Callable[[], TextIO]) -> tuple[int, str]:
+    """The number of brackets that are open at the end of the first line that is not blank, and its last character, ""
+    within a text. It is read in parts, since it can hold nearly the whole file."""
+    depth, is_text, last, rest = 0, False, "", ""
+    with open_text() as file:
+        while part := file.readline(LOOK_CHARACTERS):
+            part = rest + part
+            is_cut = (len(part) - len(part.rstrip("\\"))) % 2  # the next character belongs to the backslash
+            rest = part[len(part) - is_cut :]
+            for mark in BRACKET.findall(part[: len(part) - is_cut]):
+                if mark == '"':
+                    is_text = not is_text
+                elif len(mark) == 1 and not is_text:
+                    depth += 1 if mark in "[{" else -1
+            last = (part.rstrip() or last)[-1:]
+            if last and part.endswith("\n"):
+                break
+    return depth, "" if is_text else last
 
 
 def _is_sequence(open_text: Callable[[], TextIO]) -> bool:
