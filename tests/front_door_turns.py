@@ -249,6 +249,21 @@ TURNS = [
         ),
         [talk("user: <|endoftext|> and User:", f"assistant: Assistant:\n<|endoftext|> {i}") for i in N],
     ),
+    *[
+        reads(
+            f"line ends of Windows in {what}",
+            messages(
+                lambda i, make=make: [turn("user", make(f"What\r\nis {i}?")), turn("assistant", make(f"It\ris {i}."))]
+            ),
+            [talk(f"user: What\nis {i}?", f"assistant: It\nis {i}.") for i in N],
+        )
+        for what, make in {
+            "contents": str,
+            "parts of contents": lambda text: [{"type": "text", "text": text}],
+            "parts that are texts": lambda text: [text],
+            "a line end over two parts": lambda text: text.replace("\r\n", "\r|\n").split("|"),
+        }.items()
+    ],
 ]
 
 CASES = TURNS

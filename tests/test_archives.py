@@ -247,9 +247,9 @@ def test_what_is_no_document_is_refused():
 
 def test_prompts_of_files_have_no_byte_order_mark_and_no_carriage_returns():
     Path("p.txt").write_bytes(b"\xef\xbb\xbfHello there\r\nSecond prompt\r\n")
-    Path("p.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt":"Hello"}\r\n')
+    Path("p.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt":"Hello\\r\\nthere"}\r\n')
     assert [text for _, text in prompts.read("p.txt")] == ["Hello there", "Second prompt"]
-    assert [text for _, text in prompts.read("p.jsonl")] == ["Hello"]
+    assert [text for _, text in prompts.read("p.jsonl")] == ["Hello\nthere"]
     chars = tokenizer.CharTokenizer(sorted(set("Hello there\nSecond prompt")))
     assert chars.decode(tokenizer.prompt_ids(chars, "FILE:p.txt")) == "Hello there\nSecond prompt\n"
 

@@ -14,6 +14,7 @@ from finetune.data import arrow_cache, chat
 from finetune.data import dataset as datasets
 from finetune.data.batches import Blocks
 from finetune.data.prepare import prepare
+from finetune.data.turns import turns_of
 
 
 def examples(count=60):
@@ -21,6 +22,13 @@ def examples(count=60):
         {"prompt": f"What is {i} plus {i % 7}?", "completion": f"It is {i + i % 7}, as everybody knows."}
         for i in range(count)
     ]
+
+
+def test_line_ends_are_unified_at_any_depth():
+    calls = [{"function": {"name": "look", "arguments": {"places": ["a\r\nb", 1]}}}]
+    (turn,) = turns_of([{"role": "assistant", "content": None, "tool_calls": calls, "thinking": "So\rit is"}])
+    assert turn.raw["tool_calls"][0]["function"] == {"name": "look", "arguments": {"places": ["a\nb", 1]}}
+    assert turn.raw["thinking"] == "So\nit is"
 
 
 def as_messages(rows):

@@ -9,6 +9,7 @@ from pathlib import Path
 from finetune.common.errors import UsageError
 from finetune.common.files import read_text
 from finetune.data import chat
+from finetune.data.turns import unified
 
 
 def read(
@@ -30,7 +31,7 @@ def read(
 
 def _parse(line: str, place: str, template: str | None, names: Mapping[str, str]) -> str:
     try:
-        row = json.loads(line)
+        row = unified(json.loads(line))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{place}: not JSON: {error}") from None
     prompt, messages = (row.get("prompt"), row.get("messages")) if isinstance(row, dict) else (None, None)

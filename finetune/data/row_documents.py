@@ -13,7 +13,7 @@ from finetune.data.chat_template import ChatTemplate
 from finetune.data.documents import Chunk
 from finetune.data.row_shape import Shape, fill_template, parse_messages
 from finetune.data.rows import LeftOut, is_blank, name_of_value
-from finetune.data.turns import Turn, turns_of, turns_of_replies
+from finetune.data.turns import Turn, turns_of, turns_of_replies, unified
 
 
 def document_of(row: Any, shape: Shape, template: ChatTemplate | None, said: Counter[str]) -> Iterable[Chunk]:
@@ -98,4 +98,4 @@ def _tools(value: Any) -> list[Any] | None:
     value = parse_messages(value)
     if value and not isinstance(value, list):
         raise ValueError(f"tools must be a list, not {name_of_value(value)}")
-    return value or None
+    return unified(value) or None

@@ -115,7 +115,7 @@ def _turn(message: object) -> Turn:
         raise ValueError(f"a message has {' and '.join(contents)}, and they differ; keep one of them")
     given_flags = {key: message[key] for key in flags if message[key] is not None}
     is_target = not given_flags or _is_learned(given_flags, role)
-    raw = {key: message[key] for key in others if message[key] is not None}
+    raw = {key: unified(message[key]) for key in others if message[key] is not None}
     raw |= {"role": role, "content": content}
     return Turn(role, content, role == "assistant" and is_target, raw)
 
@@ -165,12 +165,21 @@ def _is_learned(given: dict[str, Any], role: str) -> bool:
     return all(given.get(key, True) for key in LEARN) and not any(given.get(key) for key in HIDE)
 
 
+def unified(value: Any) -> Any:
+    """A value of JSON with the line ends of its texts as \\n."""
+    if isinstance(value, str):
+        return unify_newlines(value)
+    if isinstance(value, dict):
+        return {key: unified(one) for key, one in value.items()}
+    return [unified(one) for one in value] if isinstance(value, list) else value
+
+
 def _content(value: object) -> str | None:
     """The text of a message, also of one that is a list of parts."""
     if value is None or isinstance(value, str):
         return value and unify_newlines(value)
     if isinstance(value, list):
-        return "".join(map(_text_of_part, value))
+        return unify_newlines("".join(map(_text_of_part, value)))
     raise ValueError(f"the content of a message must be text, not {name_of_value(value)}")
 
 
