@@ -272,4 +272,38 @@ DIRECTORIES = [
     ),
 ]
 
-CASES = [*ONE_NAME, *FILES, *DIRECTORIES]
+
+def beyond(kind, number):
+    """A column of one date that Python has no value for, among others that it has."""
+    width = pa.int32() if kind == pa.date32() else pa.int64()
+    return pa.array([number, *range(1, 12)], width).cast(kind)
+
+
+DATES = {
+    "a date": beyond(pa.date32(), 2**31 - 1),
+    "a date before the year 1": beyond(pa.date32(), -(2**31) + 1),
+    "a time": beyond(pa.timestamp("s"), 253402300800),
+    "a time before the year 1": beyond(pa.timestamp("us", tz="UTC"), -62135596800000001),
+    "a duration": beyond(pa.duration("s"), 2**60),
+    "an unknown time zone": beyond(pa.timestamp("s", tz="Mars/Base"), 1),
+    "a date in a list": pa.array([[value] for value in range(12)], pa.list_(pa.int64())).cast(
+        pa.list_(pa.timestamp("us"))
+    ),
+}
+
+
+def dates_in_feather():
+    pyarrow.feather.write_feather(pa.table({"text": T, "when": DATES["a time"]}), "a.feather")
+
+
+NO_VALUES = [
+    *[reads(f"{what} beyond Python", parquet({"text": T, "when": one}), T, "a.parquet") for what, one in DATES.items()],
+    reads("a date beyond Python in Feather", dates_in_feather, T, "a.feather"),
+    refuses(
+        "a date beyond Python as text",
+        parquet({"text": T, "when": DATES["a date"]}),
+        ["row 1", "'when'", "9999"],
+        "a.parquet --text_column=when",
+    ),
+]
+CASES = [*ONE_NAME, *NO_VALUES, *FILES, *DIRECTORIES]

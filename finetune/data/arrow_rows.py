@@ -5,11 +5,11 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.common.errors import UsageError
 from finetune.data import compressed, csv_header, file_kinds
-from finetune.data.rows import Row
+from finetune.data.rows import NoValue, Row
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -18,6 +18,7 @@ BATCH_ROWS = 1024
 MAGIC, PARQUET_MAGIC = b"ARROW1", b"PAR1"  # at both ends of a file
 CUT_SHORT = "its end is missing, so it was cut short; copy or download it again"
 OLD_END = b"\0\0\0\0"  # of a stream, before Arrow 0.15
+NO_VALUE = (ArithmeticError, ValueError, LookupError)  # of a date out of Python's range, or of an unknown time zone
 END = b"\xff\xff\xff\xff" + OLD_END
 
 
@@ -35,7 +36,7 @@ def read(path: Path, name: str) -> Iterator[Row]:
             batch = _with_own_names(batch)
             # a batch of a dataset's shard can hold many rows
             for first in range(0, batch.num_rows, BATCH_ROWS):
-                for value in batch.slice(first, BATCH_ROWS).to_pylist():
+                for value in _values(batch.slice(first, BATCH_ROWS)):
                     number += 1
                     yield Row(number, value)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -53,6 +54,22 @@ def _with_own_names(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
     names = batch.schema.names
     is_clear = len({*names}) == len(names)
     return batch if is_clear else pyarrow.RecordBatch.from_arrays(batch.columns, names=csv_header.shown(names))
+
+
+def _values(batch: pyarrow.RecordBatch) -> list[dict[str, Any]]:
+    """The rows of a batch. Only a column that is read needs a value of Python in each cell."""
+    try:
+        return batch.to_pylist()
+    except NO_VALUE:
+        columns = [list(map(_value, column)) for column in batch.columns]
+        return [dict(zip(batch.schema.names, cells)) for cells in zip(*columns)]
+
+
+def _value(cell: pyarrow.Scalar) -> Any:
+    try:
+        return cell.as_py()
+    except NO_VALUE:
+        return NoValue()
 
 
 def _cut_short(path: Path, error: Exception) -> str | None:

@@ -8,6 +8,10 @@ from typing import Any, NamedTuple
 BLANK = re.compile(r"[\s\u200b\u2060\ufeff]*")  # white space, and characters without width
 
 
+class NoValue:
+    """A cell of Arrow that Python has no value for."""
+
+
 class LeftOut(Exception):
     """A row without text, a question or an answer: it is counted, not learned."""
 
@@ -48,4 +52,6 @@ def name_of_value(value: object) -> str:
         return "an object"
     if isinstance(value, list):
         return "a list" if value else "an empty list"
+    if isinstance(value, NoValue):
+        return "a value that Python has not, such as a date behind the year 9999"
     return f"a value of type {type(value).__name__}"
