@@ -203,4 +203,14 @@ BELOW = [
         ["Note: a", P[0], "Note: b", *P[1:3]],
     ),
 ]
-CASES = [*HIDDEN, *BELOW]
+HALF = "id,text\n1,the house +2AA- is old\n2,the river is wide\n"
+SAID = [
+    refuses("half a surrogate pair in UTF-7", {"a.csv": HALF}, ["line 2", "surrogate pair"], "--encoding=utf-7"),
+    refuses("half a surrogate pair in a text of UTF-7", {"a.txt": HALF}, ["line 2", "pair"], "--encoding=utf-7"),
+    refuses(
+        "half a surrogate pair as an escape", {"a.txt": "so \\ud800"}, ["line 1", "pair"], "--encoding=unicode_escape"
+    ),
+    reads("UTF-7, said", {"a.csv": ("text\n" + GERMAN).encode("utf-7")}, GERMAN.splitlines(), "--encoding=utf-7"),
+    reads("UTF-7 with a pair", {"a.txt": "a 😀 b".encode("utf-7")}, ["a 😀 b"], "--encoding=utf-7"),
+]
+CASES = [*HIDDEN, *BELOW, *SAID]

@@ -26,6 +26,7 @@ TEXT_SUFFIXES = (".txt", ".md", ".text", ".markdown")
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
 MOST_CHARACTERS = 1 << 27  # of a line or a value of a table
 GUESS_BYTES = 1 << 15  # around a byte that cannot be decoded
+SURROGATE = re.compile("[\ud800-\udfff]")  # which the codecs of escapes let pass
 
 Digest: TypeAlias = "hashlib._Hash | None"  # fed the bytes that are read
 
@@ -158,6 +159,9 @@ def decode(name: str, chunks: Iterable[bytes], encoding: str | None = None) -> I
             text = decoder.decode(data[mark:], final=not data)
         except UnicodeDecodeError as error:
             raise _error(name, codec, error, offset + len(data), line) from None
+        if codec != "utf-8" and (half := SURROGATE.search(text)):
+            place = f"{name}: line {line + text.count(chr(10), 0, half.start()):,} holds {half[0]!r}"
+            raise UsageError(f"{place}, half of a surrogate pair, which is no character; take it out")
         yield text
         offset, line = offset + len(data), line + text.count("\n")
 
