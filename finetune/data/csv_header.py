@@ -202,7 +202,7 @@ def _second_header(names: list[str], rows: list[list[str]]) -> str:
     filled = [cell.strip() for cell in one if cell.strip()]
     if any(map(NUMBER.match, filled)):
         return ""
-    if len(filled) > 1 and all(map(BRACKETS.match, filled)):
+    if len(filled) > 1 and _are_in_brackets(one) and not any(map(_are_in_brackets, others)):
         return f"units such as {filled[0]!r}"
     for name, cell, *column in zip(names, one, *others):
         numbers = [value.strip() for value in column if value.strip()]
@@ -210,6 +210,12 @@ def _second_header(names: list[str], rows: list[list[str]]) -> str:
         if is_word and len(numbers) >= FEW_ROWS and all(map(NUMBER.match, numbers)):
             return f"{cell.strip()[:40]!r} where the column {name!r} holds numbers"
     return ""
+
+
+def _are_in_brackets(row: list[str]) -> bool:
+    """Whether all cells with text stand in brackets, as units do, or lists."""
+    filled = [cell.strip() for cell in row if cell.strip()]
+    return bool(filled) and all(map(BRACKETS.match, filled))
 
 
 def _pattern(cell: str) -> str:
