@@ -25,6 +25,7 @@ import front_door_sent
 import front_door_tables
 import front_door_texts
 import front_door_turns
+import front_door_written
 import numpy as np
 import pytest
 from front_door import documents_of, is_same
@@ -50,6 +51,7 @@ MODULES = (
     front_door_tables,
     front_door_texts,
     front_door_turns,
+    front_door_written,
 )
 CASES = [case for module in MODULES for case in module.CASES]
 

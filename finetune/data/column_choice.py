@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 from typing import Any
 
 from finetune.common.errors import UsageError
-from finetune.data import column_doubts, short_answers
+from finetune.data import column_doubts, short_answers, written_cells
 from finetune.data.column_names import ABOUT, ANSWER_LIKE, CLASSES, EXTRAS, MESSAGES, PAIRS, PYTHON, QUESTIONS, SYSTEMS
 from finetune.data.column_profile import CLEARLY_LONGER, Profile
 from finetune.data.row_shape import Shape, fields_of, parse_messages, shortened
@@ -33,8 +32,10 @@ def find_shape(sample: list[Row], named: dict[str, str], template: str | None, p
             )
         return Shape("messages")
     if all(isinstance(value, str) for value in values):
-        if all(map(_is_json_object, values)):
+        if written_cells.are_json(values):
             raise UsageError(f"{place}: its rows are JSON within texts; take them out with jq -c 'fromjson' for lines")
+        if written_cells.are_python(values):
+            raise UsageError(f"{place}: its rows are texts that Python wrote for lists or objects; write them as jsonl")
         return Shape("text")
     rows = [value for value in values if isinstance(value, dict)]
     if not rows:
@@ -46,13 +47,6 @@ def find_shape(sample: list[Row], named: dict[str, str], template: str | None, p
     return choice.messages() or choice.pair() or choice.text()
 
 
-def _is_json_object(text: str) -> bool:
-    try:
-        return text.lstrip()[:1] == "{" and isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
 class _Choice:
     """The shape of a table, by what its columns hold."""
 
@@ -62,10 +56,11 @@ class _Choice:
         self.system = next(filter(self.column, SYSTEMS), "system")
         self.tools = "functions" if "functions" in self.names else "tools"
 
-    def shape(self, shape: Shape) -> Shape:
-        texts = [value for value in self.values.get(shape.text or "", []) if isinstance(value, str)]
-        if texts and all(map(PYTHON.match, texts)):
-            raise UsageError(f"{self.place}: {shape.text!r} holds lists or bytes as Python writes them, not texts")
+    def shape(self, shape: Shape, is_named: bool = False) -> Shape:
+        if shape.kind == "text":
+            written_cells.check_text(self.profile, shape.text or "", is_named)
+        elif shape.kind == "pair":
+            written_cells.check_pair(self.profile, shape)
         used = shape.used()
         return dataclasses.replace(
             shape,
@@ -93,7 +88,7 @@ class _Choice:
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise UsageError(f"{self.place}: has no column {name!r}; its columns are {shortened(self.names)}{hint}")
         if "text" in named:
-            return self.shape(Shape("text", text=named["text"]))
+            return self.shape(Shape("text", text=named["text"]), is_named=True)
         beside = self.beside(system=self.system, tools=self.tools)
         if name := named.get("messages"):
             return self.shape(Shape("messages", messages=name, replies=self.profile.holds_replies(name), **beside))

@@ -14,6 +14,7 @@ from finetune.data.documents import Chunk
 from finetune.data.row_shape import Shape, fill_template, parse_messages
 from finetune.data.rows import LeftOut, is_blank, name_of_value
 from finetune.data.turns import Turn, turns_of, turns_of_replies, unified
+from finetune.data.written_cells import messages_in
 
 
 def document_of(row: Any, shape: Shape, template: ChatTemplate | None, said: Counter[str]) -> Iterable[Chunk]:
@@ -58,7 +59,7 @@ def _conversation(row: Any, shape: Shape) -> Conversation:
         is_texts = shape.replies and all(isinstance(text, str) for text in value)
         messages = turns_of_replies(value) if is_texts else turns_of(value)
         return Conversation(_after_system(turns, messages, shape), tools)
-    for pair in _cell(row, shape.history) or [] if shape.history else []:
+    for pair in parse_messages(_cell(row, shape.history)) or [] if shape.history else []:
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError(f"column {shape.history!r} must be a list of [question, answer]")
         turns += turns_of([{"role": role, "content": text} for role, text in zip(("user", "assistant"), pair)])
@@ -75,10 +76,15 @@ def _after_system(system: list[Turn], turns: list[Turn], shape: Shape) -> list[T
 
 
 def _pair(row: Any, shape: Shape) -> list[Turn]:
-    """The turns of a prompt and a completion, each a text or a list of messages."""
+    """The turns of a prompt and a completion, each a text or a list of messages, which can stand as JSON."""
     answer = _cell(row, shape.completion)
     question = fill_template(shape.template, row) if shape.template else _cell(row, shape.prompt)
+    if not shape.template:  # whose cells are taken as they are
+        asked, answered = messages_in(question), messages_in(answer)
+        question, answer = (asked, answered) if asked and answered else (question, answer)
     if isinstance(question, list) and isinstance(answer, list):
+        if shape.extra and _cell(row, shape.extra):
+            raise ValueError(f"column {shape.extra!r} cannot be added to a prompt of messages")
         before = [turn._replace(is_target=False) for turn in turns_of(question)]  # the prompt is not learned
         return before + turns_of(answer)
     extra = _cell(row, shape.extra) if shape.extra else None

@@ -24,6 +24,7 @@ ASKED = {"input": "user", "prompt": "user", "output": "assistant", "completion":
 LEARN, HIDE = ("weight", "train", "training", "trainable", "loss", "loss_weight"), ("mask", "masked")
 # a key that says in another way what is learned, such as train_detail, loss_mask or ignore
 OTHER_FLAG = re.compile(r"(.*[_.-])?(train|loss|mask|weight|learn|supervis|ignore|reject)", re.IGNORECASE)
+MESSAGE = re.compile(r"""\s*\{\s*["'](role|from|content|value)["']\s*:""")  # as JSON or Python writes it
 CALL_ROLES = ("function_call", "tool_call", "function_calls", "tool_calls", "function_calling")
 
 
@@ -54,8 +55,9 @@ def are_messages(value: object) -> bool:
 
 
 def are_replies(value: object) -> bool:
-    """Whether it is a list of texts, which user and assistant could say in turn."""
-    return isinstance(value, list) and len(value) > 1 and all(isinstance(one, str) for one in value)
+    """Whether it is a list of texts, which user and assistant could say in turn, and not messages as JSON."""
+    is_list = isinstance(value, list) and len(value) > 1
+    return is_list and all(isinstance(one, str) and not MESSAGE.match(one) for one in value)
 
 
 def _is_pair(pair: dict[str, Any]) -> bool:
