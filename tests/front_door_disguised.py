@@ -2,7 +2,7 @@
 
 import json
 
-from front_door import Case, as_column, csv_text, json_lines, plain, reads, refuses, texts
+from front_door import Case, as_column, csv_text, json_lines, plain, reads, refuses, talk, texts
 
 T, P = texts(), plain()
 ROWS = [(i, t) for i, t in enumerate(P)]
@@ -84,6 +84,56 @@ STAY = {
     "couplets of Chinese": "春眠不觉晓,处处闻啼鸟\n夜来风雨声,花落知多少\n白日依山尽,黄河入海流\n",
 }
 
+LINES = json_lines(as_column(P))
+MARKS = "<!DOCTYPE html>\n" + PAGE
+NOTES = "".join(f"What is {i}?\tIt is <b>{t}</b>.\n" for i, t in enumerate(P))
+DECK = "#separator:tab\n#html:true\n#tags column:3\n" + NOTES
+COUNTS = "id\tname\tcount\n" + "".join(f"{i}\thouse\t{3 * i}\n" for i in range(9))
+# name of the file: what is in it
+OTHER_NAMES = {
+    "a.jl": (LINES, "JSON lines"),
+    "one.jl": (json.dumps({"title": P[0], "text": P[1]}), "JSON"),
+    "a.ldjson": (LINES, "JSON lines"),
+    "a.jsonl.aa": (LINES, "JSON lines"),
+    "a.jsonl.ab": (LINES[20:], ["second line", "cat"]),
+    "b.jsonl.1": (LINES[20:], ["second line", "cat"]),
+    "a.csv~": (CSV, ".csv"),
+    "a.sample": (TSV, ".tsv"),
+    "html.xls": (PAGE, ["not a spreadsheet", "csv", FILE]),
+    "table.xls": ("<table><tr><td>It is so</td></tr></table>", "csv"),
+    "xml.xls": ('<?xml version="1.0"?>\n<Workbook></Workbook>', "csv"),
+    "tabs.xls": (TSV, ".tsv"),
+    "numbers.xls": (COUNTS, ".tsv"),
+    "a.php": (MARKS, ["web page", ".html"]),
+    "a.md": (MARKS, ["web page", ".html"]),
+    "a.asp": (PAGE + "\n<!-- saved -->\n", "web page"),
+    "a.unknown": (MARKS, "web page"),
+    "deck.txt": (DECK, [".tsv", FILE]),
+    "deck2.txt": (DECK.replace(":tab", ":Semicolon").replace("\t", "; "), "';'"),
+    "lines.txt": ("# from the web\n\n# in May\n" + LINES, ".jsonl"),
+    "table.txt": ("# from the web\n" + CSV, ".csv"),
+    "table.dat": ("#from the web\n" + TSV, ".tsv"),
+    "python.txt": ("# rows\n" + DISGUISED["rows as Python prints them"][0], "Python"),
+}
+OTHER_STAY = {
+    "julia.jl": "# sums\nusing A, B\nf(x, y) = x + y, 1\nprintln(f(1, 2))\n" * 4,
+    "front.md": "---\ntitle: x\n---\n\n# T\n\n| a | b |\n|---|---|\n| 1 | 2 |\n",
+    "snippet.md": f"# Pages\n\n```html\n{MARKS}\n```\n",
+    "begins.md": f"{MARKS}\n\nSo it begins, and this is Markdown.\n",
+    "program.php": "<!DOCTYPE html>\n<html><?php echo $x; ?></html>\n",
+    "begin.php": "<!DOCTYPE html>\n<html><body>\n",
+    "template.j2": f"{MARKS}\n",
+    "template.unknown": "<!DOCTYPE html>\n<html>{{ content }}</html>\n",
+    "page.vue": f"{MARKS}\n",
+    "__manifest__.py": json.dumps({"name": "Sale", "version": "1.0"}),
+    "packages.lock": json.dumps({"packages": [{"name": "x"}]}, indent=1),
+    "run.unknown": "#!/bin/sh\n# sums\necho a,b c\necho c,d e\necho 1,2 3\necho 4,5 6\n",
+    "headings.txt": "# One\n\nIt was late, and cold.\nShe came, and went.\n\n# Two\n\nSo, it was.\n",
+    "comment.txt": "# {\n# a comment\nThe river is old.\n",
+    "words.conllu": "".join(f"{i}\t{t}\tNOUN\n" for i, t in enumerate(P)),
+    "film.srt": "1\n00:00:01,000 --> 00:00:02,000\nHi there, you\n\n2\n00:00:03,000 --> 00:00:04,000\nYes\n",
+}
+
 
 def on_standard_input(name, content, words):
     return Case(f"{name} on standard input", {}, ["-"], refusal=tuple(words), stdin=content.encode())
@@ -105,6 +155,16 @@ CASES = [
         reads(f"{name} as text", {"a.txt": DISGUISED[name][0]}, [DISGUISED[name][0]], FILE)
         for name in ("csv", "tsv", "JSON lines")
     ],
+    *[refuses(f"none of its name: {name}", {name: content}, words) for name, (content, words) in OTHER_NAMES.items()],
+    *[reads(f"what its name says: {name}", {name: content}, [content]) for name, content in OTHER_STAY.items()],
+    reads("JSON lines of Scrapy as text", {"a.jl": LINES}, [LINES], FILE),
+    reads(
+        "notes of Anki under .tsv",
+        {"a.tsv": DECK},
+        [talk(f"user: What is {i}?", f"assistant: It is <b>{t}</b>.") for i, t in enumerate(P)],
+        "--header=false --prompt_column=1 --completion_column=2",
+    ),
+    reads("a column of tags in .tsv", {"a.tsv": "#id\ttext\n" + "".join(f"#{i}\t{t}\n" for i, t in enumerate(P))}, P),
     reads("contents with tabs stay text", {"a.txt": CONTENTS}, [CONTENTS]),
     reads("csv as lines", {"a.txt": CSV}, CSV.splitlines(), "--documents=lines"),
     reads("csv on standard input, said", {}, P, "- --separator=,", stdin=CSV.encode()),

@@ -19,6 +19,8 @@ SAMPLE_ROWS, SAMPLE_CHARACTERS = 200, 1 << 20
 SEP_LINE = re.compile(r'^"?sep=(.)"?\s*$', re.IGNORECASE)  # Excel's
 ESCAPED = re.compile(r'(?<!\\)\\"')  # a quote behind a backslash
 SPACED_QUOTE = re.compile(' +"(?!")')  # that opens a cell; within one it is doubled
+# above the header, such as what Anki writes of its notes
+COMMENT = re.compile(r"# |#(separator|html|columns|if matches|(tags|notetype|deck|guid)( column)?):", re.IGNORECASE)
 QUOTED = re.compile(' "(?:[^"]|"")*"')
 BACKSLASH = re.compile(r"\\([\s\S])")  # what stands behind each
 
@@ -193,7 +195,7 @@ def _widths(lines: list[str], dialect: Dialect) -> tuple[list[int], int]:
 def _lines_above(lines: list[str], name: str, dialect: Dialect, width: int) -> int:
     """The number of lines above the header, which are blank or a title. Raises UsageError if the title looks like the
     header of one column."""
-    comments = sum(1 for _ in itertools.takewhile(lambda line: line.startswith("# "), lines))
+    comments = sum(1 for _ in itertools.takewhile(COMMENT.match, lines))
     dialect.comments = comments = comments if comments < len(lines) else 0
     reader = dialect.reader(lines[comments:])
     title, previous, rows = "", 0, []

@@ -85,7 +85,8 @@ def stands_in_comment(lines: list[str], name: str, dialect: Dialect) -> bool:
     """Whether the line above the rows, which begins with `# `, is their header. Raises UsageError if it and the first
     of the rows can be."""
     above = dialect.comments
-    if not above or "".join(lines[above : dialect.skipped]).strip():
+    is_last = above and not "".join(lines[above : dialect.skipped]).strip()
+    if not is_last or not lines[above - 1].startswith("# "):
         return False
     rows: list[list[str]] = []
     with contextlib.suppress(csv.Error):  # told where rows are read

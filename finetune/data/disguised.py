@@ -1,4 +1,4 @@
-"""Files under the name of a plain text that surely hold something else: a table, JSON, or a web page."""
+"""Files under the name of a text that surely hold something else: a table, JSON, or a web page."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from json import JSONDecodeError
 from finetune.common.errors import UsageError
 from finetune.data import transfer
 from finetune.data.csv_dialect import SEP_LINE
+from finetune.data.text_suffixes import KNOWN, PAGES, SHEETS
 
-SUFFIX = re.compile(r"(\.(txt|text|dat|data|log|out|bak|old|\d+))?")  # that promises no kind of text
+PLAIN = re.compile(r"(\.(txt|text|dat|data|log|out|bak|old|\d+))?")  # suffixes of any text
+JULIA = ".jl"  # programs, and JSON lines of Scrapy
 LOOK_CHARACTERS, LOOK_ROWS = 1 << 16, 50  # at the start of a text
 MIN_ROWS = 3  # of a table, with the header
 SHARE = 0.8  # of the rows that are as wide as the first
@@ -25,6 +27,12 @@ LABEL = re.compile(
     r"(\S+ ){0,3}\S+:|[(\[]?(\d[\d.]*|[A-Za-z]|[ivxlcIVXLC]+)[.)\]]|\d+(\.\d+)+|(\d )?[^\W\d][\w .]* \d+:\d+"
 )
 WEB_PAGE = re.compile(r"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<(!doctype\s+html|html)\b", re.IGNORECASE | re.DOTALL)
+END_OF_PAGE = re.compile(r"</html>\s*(?:<!--[^>]*-->\s*){0,3}$", re.IGNORECASE)
+TEMPLATE = re.compile(r"<\?(?!xml)|<%|\{\{|\{%")  # marks of what makes pages
+COMMENTS = re.compile(r"(?:[ \t]*(?:#.*)?\n)+")
+ANKI = re.compile(r"^#separator:[ \t]*(\S+)", re.IGNORECASE | re.MULTILINE)
+ANKI_NAMES = {"tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "colon": ":", "space": " "}
+SPLIT_OFF = re.compile(r"\.(jsonl|ndjson|jsonlines|ldjson|jl)\.[^./]+$", re.IGNORECASE)  # of a file that was split
 JSON_START = re.compile(r'\s*(\{\s*"|\[\s*[\[{"])')
 AS_TEXT = "or take it as the text that it is with --documents=file"
 
@@ -33,32 +41,74 @@ Rows = list[list[str]]
 
 def check(text: str, name: str, suffix: str) -> None:
     """Raise UsageError if a text, of which the beginning is given, is surely no plain text: what it is and the ways
-    out. A suffix such as .md promises some kind of text."""
+    out. A suffix such as .py promises some kind of text."""
     transfer.check(text, name, AS_TEXT)
-    if not SUFFIX.fullmatch(suffix):
-        return
     is_cut = len(text) > LOOK_CHARACTERS
     head = text[:LOOK_CHARACTERS]
-    if WEB_PAGE.match(head):
+    if suffix in SHEETS and head.lstrip()[:1] == "<":
+        raise UsageError(f"{name}: is a web page or XML, not a spreadsheet; save its sheet as csv, {AS_TEXT}")
+    if WEB_PAGE.match(head) and _is_saved_page(text, suffix):
         raise UsageError(
             f"{name}: is a web page, not plain text; name it with the suffix .html to convert it, {AS_TEXT}"
         )
-    if kind := _json_kind(head, is_cut):
+    if suffix in KNOWN:
+        return
+    # a comment can stand above rows
+    heads = [head] if head.startswith("#!") else list(dict.fromkeys((head, head[_end_of_comments(head) :])))
+    _check_json(heads, name, is_cut)
+    if suffix != JULIA:
+        _check_rows(heads, name, suffix, is_cut)
+
+
+def _is_saved_page(text: str, suffix: str) -> bool:
+    """Whether a text that begins as a web page is one, and not a program or a template that makes pages."""
+    if PLAIN.fullmatch(suffix):
+        return True
+    if suffix in KNOWN and not (suffix in PAGES and END_OF_PAGE.search(text[-LOOK_CHARACTERS:])):
+        return False
+    return not TEMPLATE.search(text)
+
+
+def _end_of_comments(head: str) -> int:
+    found = COMMENTS.match(head)
+    return found.end() if found else 0
+
+
+def _check_json(heads: list[str], name: str, is_cut: bool) -> None:
+    if kind := next(filter(None, (_json_kind(head, is_cut) for head in heads)), None):
         what = "JSON lines" if kind == ".jsonl" else "JSON"
         raise UsageError(f"{name}: holds {what}, not plain text; name it with the suffix {kind}, {AS_TEXT}")
-    if _is_python(head):
+    if SPLIT_OFF.search(name) and _json_kind(heads[0].partition("\n")[2], is_cut=True) == ".jsonl":
+        raise UsageError(
+            f"{name}: holds JSON lines from its second line on, so it is a part of a file; join the parts with cat"
+            f" to a file with the suffix .jsonl, {AS_TEXT}"
+        )
+
+
+def _check_rows(heads: list[str], name: str, suffix: str, is_cut: bool) -> None:
+    if any(map(_is_python, heads)):
         raise UsageError(
             f"{name}: holds rows as Python prints them, not plain text; write them with json.dumps to a file with the"
             f" suffix .jsonl, {AS_TEXT}"
         )
-    separator = table_separator(head, is_cut)
+    is_plain = PLAIN.fullmatch(suffix) is not None
+    found = (table_separator(head, is_cut, has_names=head != heads[0] or not is_plain) for head in heads)
+    separator = _said_separator(heads) or next(filter(None, found), None)
+    if suffix in SHEETS and "\t" in heads[-1].partition("\n")[0]:
+        separator = "\t"
     if separator:
-        kind = SEPARATORS[separator]
+        kind = SEPARATORS.get(separator, "csv")
         shown = "tabs" if separator == "\t" else repr(separator)
         raise UsageError(
             f"{name}: is a table with {shown} between its cells, not plain text; name it with the suffix .{kind}"
             f" (standard input: --separator={'tab' if kind == 'tsv' else shown}), {AS_TEXT}"
         )
+
+
+def _said_separator(heads: list[str]) -> str | None:
+    """The separator that Anki writes above its notes."""
+    found = ANKI.search(heads[0], 0, len(heads[0]) - len(heads[-1]))
+    return ANKI_NAMES.get(found[1].lower(), found[1][0]) if found else None
 
 
 def _json_kind(head: str, is_cut: bool) -> str | None:
@@ -95,16 +145,16 @@ def _holds_rows(value: object) -> bool:
     )
 
 
-def table_separator(head: str, is_cut: bool = False) -> str | None:
+def table_separator(head: str, is_cut: bool, has_names: bool) -> str | None:
     """The separator of the table that a text surely is: its rows are alike, below a header, or with cells in quotes or
-    numbers beside sentences."""
+    numbers beside sentences. `has_names`: only below a header."""
     first, _, rest = head.lstrip("\n").partition("\n")
     if found := SEP_LINE.match(first):
         return found[1] if found[1] in SEPARATORS else ","
     for separator in SEPARATORS:
         if separator in first and rest:
             rows = _rows(head, separator, is_cut)
-            if _is_table(rows, separator, is_quoted=f'"{separator}"' in first):
+            if _is_table(rows, separator, f'"{separator}"' in first, has_names):
                 return separator
     return None
 
@@ -125,7 +175,7 @@ def _rows(head: str, separator: str, is_cut: bool) -> Rows:
     return rows
 
 
-def _is_table(rows: Rows, separator: str, is_quoted: bool) -> bool:
+def _is_table(rows: Rows, separator: str, is_quoted: bool, has_names: bool) -> bool:
     first, *others = rows or [[]]
     width = len(first)
     alike = [row for row in others if len(row) == width]
@@ -139,8 +189,8 @@ def _is_table(rows: Rows, separator: str, is_quoted: bool) -> bool:
     names, below = (
         (first[1:], columns[1:]) if numbers[:1] == [0] and not first[0] else (first, columns)
     )  # pandas' index
-    if _is_header(names, below):
-        return True
+    if has_names or _is_header(names, below):
+        return _is_header(names, below)
     is_plain = len(alike) == len(others) > MIN_ROWS and bool(first[0].strip())  # perhaps without a header
     has_numbers = any(NUMBER.match(first[number].strip()) for number in numbers)
     if separator == "\t":
