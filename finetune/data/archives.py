@@ -24,6 +24,7 @@ from finetune.data.file_kinds import HEAD_BYTES, check_binary
 COMPRESSION = {"gz": ".gz", "tgz": ".gz", "bz2": ".bz2", "tbz2": ".bz2", "tbz": ".bz2", "xz": ".xz", "txz": ".xz"}
 COMPRESSION |= {"zst": ".zst", "tzst": ".zst"}
 FILE, LINK = 0o10, 0o12  # types of Unix files
+DRIVE = re.compile("[a-zA-Z]:" if os.name == "nt" else r"[a-zA-Z]:[\\/]")
 LONGEST_PATH = 4096
 TAR = re.compile(r"\.(?:tar(?:\.(?P<outer>gz|bz2|xz|zst))?|(?P<short>tgz|tbz2?|txz|tzst))$", re.IGNORECASE)
 ERRORS = (*compressed.READ_ERRORS, zipfile.BadZipFile, tarfile.TarError, NotImplementedError, RuntimeError)
@@ -125,7 +126,7 @@ def _temporary_directory() -> Path:
 def _safe_parts(name: str) -> list[str]:
     """The parts of a member's name. Raises ValueError if it lies outside the directory."""
     path = PurePosixPath(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace").replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or re.match("[a-zA-Z]:", name):
+    if path.is_absolute() or ".." in path.parts or DRIVE.match(name):
         raise ValueError(f"its member {name!r} would be written outside the directory")
     return list(path.parts)
 
