@@ -138,6 +138,19 @@ NOT_TEXT = [
 
 ARCHIVES = [
     either("zip of texts", {"a.zip": archive(DOCUMENTS)}, [P], ["zip", "unzip|unpack"]),
+    reads("members with a colon", {"a.zip": archive({"C: the drive.txt": P[0], "b: so.txt": P[1]})}, P[:2]),
+    refuses("a member of a drive", {"a.zip": archive({"C:/a.txt": P[0]})}, "outside"),
+    *[
+        refuses(f"{what} named {name}", {name: content}, [says, rf"name it with the suffix \{suffix}$"])
+        for what, name, content, says, suffix in (
+            ("tar.gz", "a.tar", archive(DOCUMENTS, "tar.gz"), "gzip", ".tar.gz"),
+            ("tar.gz", "a.zip", archive(DOCUMENTS, "tar.gz"), "gzip", ".tar.gz"),
+            ("gzip of a text", "b.tar", gzip.compress(TEXT.encode()), "gzip", ".gz"),
+            ("tar.gz", "a.txz", archive(DOCUMENTS, "tar.gz"), "gzip", ".tar.gz"),
+            ("zip", "c.tar", archive(DOCUMENTS), "a zip archive", ".zip"),
+            ("tar", "a.tar.gz", archive(DOCUMENTS, "tar"), "not compressed", ".tar"),
+        )
+    ],
     either("zip of JSON lines", {"a.zip": archive({"a.jsonl": json_lines({"text": t} for t in T)})}, [T], "zip"),
     either(
         "zip of a Mac",

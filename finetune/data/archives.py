@@ -64,6 +64,8 @@ def unpack(path: Path) -> Path:
             _link(directory, place, named)
     except ERRORS as error:
         check_binary(path, str(path))
+        if is_other := _other_kind(path):
+            raise UsageError(f"{path}: {is_other}") from None
         raise UsageError(f"{path}: cannot be unpacked: {_explain(error, path)}") from None
     return directory
 
@@ -162,6 +164,28 @@ def _compression(path: Path) -> str:
     found = TAR.search(path.name)
     kind = found and (found["outer"] or found["short"])
     return COMPRESSION[kind.lower()] if kind else path.suffix.lower()
+
+
+def _other_kind(path: Path) -> str | None:
+    """What an archive is that has the suffix of another, and the suffix under which it can be read."""
+    kind = _compression(path)
+    with open(path, "rb") as file:
+        head = file.read(8)
+    try:
+        is_tar = tarfile.is_tarfile(path)
+    except ERRORS:
+        is_tar = False
+    found = next((suffix for suffix, magic in compressed.MAGIC.items() if head.startswith(magic)), None)
+    if found == kind or (found is None and (not is_tar or kind == ".tar")):
+        return None
+    if found is None or found == ".zip":
+        what, suffix = ("a zip archive", ".zip") if found else ("a tar archive that is not compressed", ".tar")
+    else:
+        what, suffix = (
+            f"compressed with {compressed.TOOLS[found]}",
+            f".tar{found}" if is_tar or found == ".zst" else found,
+        )
+    return f"is {what}; name it with the suffix {suffix}"
 
 
 def _explain(error: Exception, path: Path) -> str:
