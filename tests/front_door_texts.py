@@ -12,7 +12,33 @@ GERMAN = "Überall grüßen die Bäume, und die Straße ist naß.\n" * 20
 JAPANESE = "これは日本語の文章です。東京は大きい都市であり、人が多い。\n" * 20
 CHINESE = "这是一个中文句子。北京是一个很大的城市，有很多人。\n" * 20
 RUSSIAN = "Это русское предложение. Москва очень большой город.\n" * 20
-
+WIDE = FRENCH.encode("utf-16")
+FRAME = "╔══╦══╗ ═ ‧ 乐\n".replace("═", "═" * 90).replace("‧", "‧" * 90).replace("乐", "乐" * 90)
+MIXED = [
+    *[
+        refuses(f"{what} below UTF-8", {"a.txt": (FRENCH * times).encode() + tail}, [f"line {line}", "UTF-16", "iconv"])
+        for what, times, line, tail in (
+            ("UTF-16", 90, "1,801", "Get it now\r\n".encode("utf-16-le")),
+            ("UTF-16 behind a mebibyte", 2000, "40,001", "Get it now\r\n".encode("utf-16-le") + b"so it is\n" * 9),
+            ("UTF-16 of the other order", 90, "1,80[01]", "Get it now\r\n".encode("utf-16-be")),
+            ("UTF-16 of Russian", 90, "1,801", "Это так и есть\r\n".encode("utf-16-le")),
+        )
+    ],
+    refuses(
+        "UTF-16 below JSON lines",
+        {"a.jsonl": json_lines({"text": t} for t in P * 90).encode() + '{"text": "So"}\r\n'.encode("utf-16-le")},
+        ["line 1,081", "UTF-16"],
+    ),
+    refuses("UTF-8 below UTF-16", {"a.txt": WIDE + TEXT.encode()}, ["line 21", "UTF-8", "iconv"], "--encoding=utf-16"),
+    refuses("UTF-16 with a byte too many", {"a.txt": WIDE + b"\n"}, ["ends within", "head -c"], "--encoding=utf-16"),
+    refuses("UTF-16 that is cut", {"a.txt": WIDE[:-1]}, ["ends within", "head -c"], "--encoding=utf-16"),
+    refuses("UTF-16 cut in a pair", {"a.txt": "So 😀".encode("utf-16")[:-2]}, "ends within", "--encoding=utf-16"),
+    refuses("UTF-32 that is cut", {"a.txt": FRENCH.encode("utf-32")[:-3]}, "ends within", "--encoding=utf-32"),
+    reads("few NULs in a text", {"a.txt": FRENCH + "a\0b\0c\n" + FRENCH}, [FRENCH + "a\0b\0c\n" + FRENCH]),
+    reads("NULs in a row", {"a.txt": FRENCH + "a" + "\0" * 9 + "\n"}, [FRENCH + "a" + "\0" * 9 + "\n"]),
+    reads("frames in UTF-16", {"a.txt": (FRAME * 9).encode("utf-16")}, [FRAME * 9], "--encoding=utf-16"),
+    reads("Chinese in UTF-16", {"a.txt": (CHINESE * 9).encode("utf-16")}, [CHINESE * 9], "--encoding=utf-16"),
+]
 ENCODINGS = [
     refuses(
         "cp1252",
@@ -158,4 +184,4 @@ CUTTING = [
     ),
 ]
 
-CASES = [*ENCODINGS, *CUTTING]
+CASES = [*MIXED, *ENCODINGS, *CUTTING]

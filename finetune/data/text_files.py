@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".markdown")
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
 MOST_CHARACTERS = 1 << 27  # of a line or a value of a table
+CUT_CHARACTER = ("truncated data", "unexpected end of data")  # reasons of a codec
 GUESS_BYTES = 1 << 15  # around a byte that cannot be decoded
+# letters of UTF-16 among others, and others among UTF-16, in which that many are no text
+WIDE_RUN = re.compile(rb"(?:[\t-\xff][\0\x04-\x06]){8,}|(?:[\0\x04-\x06][\t-\xff]){8,}")
+ASCII_RUN = re.compile(rb"[\t\n\r -~]{64,}")
 SURROGATE = re.compile("[\ud800-\udfff]")  # which the codecs of escapes let pass
 
 Digest: TypeAlias = "hashlib._Hash | None"  # fed the bytes that are read
@@ -149,7 +153,8 @@ def decode(name: str, chunks: Iterable[bytes], encoding: str | None = None) -> I
             file_kinds.check(name, data, encoding)
             codec, mark = encodings.codec_of(data, codec)
             decoder = codecs.getincrementaldecoder(codec)()
-        elif _is_suspicious(data, codec):
+        _check_mixture(name, data, codec, offset, line)
+        if offset and _is_suspicious(data, codec):
             file_kinds.check_encoding(f"{name}: from line {line:,} on", data, encoding)
         if is_ascii and not data.isascii():
             is_ascii = False
@@ -166,6 +171,27 @@ def decode(name: str, chunks: Iterable[bytes], encoding: str | None = None) -> I
         offset, line = offset + len(data), line + text.count("\n")
 
 
+def _check_mixture(name: str, data: bytes, codec: str, offset: int, line: int) -> None:
+    """Raise UsageError if a part of a file, at this offset and line, is UTF-16 among other text, or the reverse."""
+    is_wide = encodings.is_wide(codec)
+    if not is_wide and 0 not in data:
+        return
+    runs = filter(_has_words, ASCII_RUN.finditer(data)) if is_wide else WIDE_RUN.finditer(data)
+    if found := next(runs, None):
+        one, other = (codec.upper(), "UTF-8") if is_wide else ("UTF-8" if codec == "utf-8" else codec, "UTF-16")
+        place = offset + found.start()
+        line += data[: found.start()].decode(codec, "replace").count("\n")
+        raise UsageError(
+            f"{name}: from line {line:,} on (offset {place:,}) is {other} below {one}, as PowerShell's >> can add it;"
+            f" convert that part with iconv: head -c {place} and tail -c +{place + 1} cut the file there"
+        )
+
+
+def _has_words(run: re.Match[bytes]) -> bool:
+    """Whether letters of ASCII are not the halves of other characters, such as those of frames."""
+    return all(len({*run[0][half::2]}) >= 8 for half in (0, 1))
+
+
 def _is_suspicious(data: bytes, codec: str) -> bool:
     """Whether a later part of a file is not text of this encoding, although it can be decoded."""
     return not encodings.is_wide(codec) and (data.count(0) > 0.01 * len(data) or b"\x1b$" in data)
@@ -176,6 +202,11 @@ def _error(name: str, codec: str, error: UnicodeDecodeError, end: int, line: int
     data, start = error.object, error.start
     line += data[:start].decode(codec, "replace").count("\n")
     encoding = "UTF-8" if codec == "utf-8" else codec
+    if encodings.is_wide(codec) and error.end == len(data) and error.reason in CUT_CHARACTER:
+        whole = end - len(data) + start
+        return UsageError(
+            f"{name}: ends within a character of {codec} (line {line:,}); head -c {whole} keeps what is before it"
+        )
     place = f"{name}: byte 0x{data[start]:02X} at offset {end - len(data) + start:,} (line {line:,}) is not {encoding}"
     if codec == "utf-8" and (flaw := encodings.flaw_in_utf8(error, GUESS_BYTES)):
         return UsageError(f"{place}{flaw}, or drop it with iconv -c -f UTF-8 -t UTF-8")
