@@ -204,6 +204,15 @@ SPLITS_AMONG_WORDS = [
     of_texts("How To Train.txt", "How To Test.txt", "Soup.txt"),
     of_texts("Training Data.txt", "Test Data.txt", "Introduction.txt"),
     of_texts("src/a.txt", "testdata/b.txt", "unit-test/c.txt"),
+    of_texts("1 Train/a.txt", "2 Test/b.txt", "3 Deploy/c.txt"),
+    of_texts("book1/01 training.txt", "book1/02 testing.txt", "book2/01 war.txt"),
+    of_texts("env=training/a.txt", "env=test/b.txt", "env=prod/c.txt"),
+    reads(
+        "rows of trains",
+        splits(train="BulletTrain.jsonl", validation="BulletTest.jsonl", test="Moon.jsonl"),
+        [*TRAIN, *(f"test {text}" for text in P), *VALIDATION],
+        "d",
+    ),
     reads(
         "a second download of train",
         splits(train="train.jsonl", removed="train (1).jsonl"),

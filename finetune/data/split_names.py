@@ -27,6 +27,8 @@ PLAIN = re.compile(
 JOINED = re.compile(r"([a-z]+?)(data|dataset)")  # such as traindata
 BETWEEN = "([-_.]|(?<=[a-z])(?=[A-Z]))"  # words of a name
 BETWEEN_OF_TABLES = "([-_. ()]|(?<=[a-z])(?=[A-Z]))"
+PARTITIONS = ("", "split", "subset", "partition", "fold", "set")  # keys of directories that Spark and Hive write
+COMPANION = re.compile(rf"{CARD.pattern}|sample_?submission", re.IGNORECASE)  # of files with splits
 Splits = dict[Path, str | None]
 
 
@@ -37,11 +39,13 @@ def find_splits(below: dict[Path, Path], is_readable: Callable[[Path], bool]) ->
     Where no names say it alone, as train.jsonl does, they may say it among other words, as "test set.jsonl" does."""
     strict = _without_notes(_splits_within({path: _split_of(below[path]) for path in below}), below)
     loose = {path: split or _loose_split(below[path]) for path, split in strict.items()}
-    loose = _without_notes(_without_titles(_splits_by_family(loose, below), strict), below)
-    for splits in (strict, loose):
-        named = {*splits.values()}
-        if named == {"val", "test"} or ({"val", "test"} & named and _has_splits(splits, is_readable)):
-            return splits
+    loose = _without_notes(_splits_by_family(loose, below), below)
+    named = {*strict.values()}
+    if named == {"val", "test"} or ({"val", "test"} & named and _has_splits(strict, is_readable)):
+        return strict
+    data = {path: split for path, split in loose.items() if split or not COMPANION.match(path.name)}
+    if None not in data.values() and len({*data.values()}) > 1:
+        return loose
     return strict if _has_splits(strict, is_readable) else {}
 
 
@@ -60,7 +64,8 @@ def _split_of(path: Path) -> str | None:
 
 def _split_of_directory(name: str) -> str | None:
     """The split of a directory named train, or split=train as Spark writes it."""
-    return SPLITS.get(name.lower().rpartition("=")[2])
+    key, _, value = name.lower().rpartition("=")
+    return SPLITS.get(value) if key in PARTITIONS else None
 
 
 def _stem(path: Path) -> str:
@@ -114,13 +119,6 @@ def _splits_by_family(splits: Splits, below: dict[Path, Path]) -> Splits:
                 families.setdefault(family, {})[path] = SPLITS[inner[0].lower()]
                 break
     return splits | _complete(families)
-
-
-def _without_titles(loose: Splits, strict: Splits) -> Splits:
-    """The splits without those of texts such as "How To Test.txt", beside which texts have other names."""
-    texts = [path for path in loose if suffix_of(path) in TEXT_SUFFIXES and suffix_of(path) not in NO_SPLIT]
-    folders = {path.parent for path in texts if loose[path] is None and not CARD.match(path.name)}
-    return loose | {path: strict[path] for path in texts if path.parent in folders}
 
 
 def _without_notes(splits: Splits, below: dict[Path, Path]) -> Splits:
