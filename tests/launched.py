@@ -28,9 +28,9 @@ def main(argv):
         return batch(blocks, rows, device)
 
     def validated(setup, state, logger):
-        def evaluated(device, model, blocks, rows):
+        def evaluated(device, model, blocks, rows, *others):
             doing.append(f"{'val' if blocks is setup.val else 'train'} loss {state.step}")
-            loss = evaluate(device, model, blocks, rows)
+            loss = evaluate(device, model, blocks, rows, *others)
             doing.pop()
             return loss
 
