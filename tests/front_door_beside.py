@@ -213,6 +213,33 @@ LISTS = [
         lines_of(lambda i: {"text": f"{CUT[i]}...", "full_text": f"{CUT[i]} knows why."}),
         ["'text' is cut short", "'full_text' holds all"],
     ),
+    refuses(
+        "text cut short within a word, in some rows",
+        lines_of(lambda i: {"text": CUT[i][:-5] + "…" if i < 2 else P[i], "body": CUT[i] if i < 2 else P[i]}),
+        ["'text' is cut short", "'body' holds all"],
+    ),
+    *[
+        reads(
+            f"dots of the author as {rest}",
+            lines_of(lambda i, rest=rest: {"text": f"{CUT[i]}...", "html": f"{CUT[i]}{rest}"}),
+            [f"{text}..." for text in CUT],
+        )
+        for rest in (
+            "<eos>",
+            "<ellipsis/>",
+            " , [PAUSE]",
+            "&hellip;",
+            " . . . </s>",
+            "<br/><br/>",
+            " ELLIPSIS",
+            " [...]",
+        )
+    ],
+    reads(
+        "dots of the author, once with a context that begins alike",
+        lines_of(lambda i: {"text": f"{CUT[i]}...", "context": f"{CUT[i]} knows why." if i == 3 else "It was so."}),
+        [f"{text}..." for text in CUT],
+    ),
     reads(
         "dots of the author",
         lines_of(lambda i: {"text": f"{CUT[i]}...", "title": CUT[i], "raw": f"{CUT[i]}... https://t.co/abc"}),

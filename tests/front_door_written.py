@@ -16,6 +16,10 @@ def table(make, names=PAIR):
     return {"a.csv": csv_text([make(i) for i in N], names)}
 
 
+def lines_of_names(make, names):
+    return lines_of(lambda i: dict(zip(names, make(i))))
+
+
 def asked(i):
     return f"What is {i}?"
 
@@ -79,8 +83,30 @@ MESSAGES = [
     ),
 ]
 LISTS = [
+    *[
+        reads(f"answers as {what}", make_file(lambda i, make=make: (asked(i), str(make(i))), names), answers(make))
+        for what, make in {
+            "lists of Python": lambda i: ["It", f"is {i}"],
+            "words of Python": lambda i: ["The", "film", f"was{i}"],
+            "entities of Python": lambda i: {"text": f"Rome{i}", "type": "LOC"},
+            "lists of entities of Python": lambda i: [{"text": f"Rome{i}", "type": "LOC"}],
+            "ways of Python": lambda i: {"from": f"Rome{i}", "to": "Oslo"},
+            "values of Python": lambda i: {"value": i, "unit": "kg"},
+            "roles of a film of Python": lambda i: {"role": "king", "content": f"He is {i}"},
+            "bytes of a program": lambda i: b"\x01ab%d" % i,
+        }.items()
+        for make_file, names in ((lines_of_names, ALPACA),)
+    ],
+    reads("answers as lists of Python in csv", table(lambda i: (asked(i), ["It", i])), answers(lambda i: ["It", i])),
+    reads(
+        "questions as lists of Python",
+        table(lambda i: (["b", "a", f"c{i}"], ["a", "b", f"c{i}"])),
+        [talk(f"user: {['b', 'a', f'c{i}']}", f"assistant: {['a', 'b', f'c{i}']}") for i in N],
+    ),
     refuses(
-        "answers as lists of Python", table(lambda i: (asked(i), ["It", f"is {i}"]), ALPACA), ["'output'", "Python"]
+        "answers as messages of ShareGPT in Python",
+        table(lambda i: (asked(i), [{"from": "gpt", "value": f"It is {i}"}])),
+        ["'completion'", "messages", "Python"],
     ),
     refuses("answers as lists of numpy", table(lambda i: (asked(i), f"['It' 'is {i}']")), ["'completion'", "Python"]),
     refuses(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,6 +28,9 @@ from finetune.data.turns import are_messages, are_replies
 
 ROWS = 20  # in which texts are compared
 DOTS = re.compile(r"[ ]?(…|\.\.\.)([ ]?https?://\S+)?$")  # at the end of a text that was cut short
+MARKUP = re.compile(r"<[^<>]*>|&#?\w+;|\[[^\[\]]*\]")  # tags, entities, and words in brackets
+MORE_DOTS = re.compile(r"\s*(…|&hellip;|\.\s?\.\s?\.)")
+WORD, GOES_ON = re.compile(r"[^\W\d_]+"), 3  # words of a text that goes on, if a new sentence begins
 AT_END, CUT = 60, 20  # characters: of the dots and the address, at least of the text before them
 CLEARLY_LONGER = 5  # times the text of another column with sentences
 
@@ -102,14 +106,15 @@ class Profile:
 
     def whole_of(self, name: str) -> str | None:
         """The column with whole texts, of which another holds the beginnings: "The river is long and..."."""
+        found: Counter[str] = Counter()
         for row in self.rows:
             text = row.get(name)
             dots = DOTS.search(text, max(0, len(text) - AT_END)) if isinstance(text, str) else None
             beginning = text[: dots.start()] if isinstance(text, str) and dots else ""
             for other in row if len(beginning) >= CUT else ():
-                if other != name and any(_goes_on(whole, beginning) for whole in texts_in(row[other])):
-                    return other
-        return None
+                found[other] += other != name and any(_goes_on(whole, beginning) for whole in texts_in(row[other]))
+        other, count = (found.most_common(1) or [("", 0)])[0]
+        return other if count >= min(2, len(self.rows)) else None  # one of many rows can begin alike
 
     def question_and_answer(self) -> tuple[str, str] | None:
         """The columns of a question and of its answer, by their names."""
@@ -177,9 +182,14 @@ class Profile:
 
 
 def _goes_on(text: str, beginning: str) -> bool:
-    """Whether a text begins so and goes on with words, not with dots."""
+    """Whether a text begins so and goes on with words, not with dots or markup."""
     rest = text[len(beginning) :]
-    return text.startswith(beginning) and len(rest) > 3 and not rest.lstrip().startswith(("…", "..."))
+    if not text.startswith(beginning) or len(rest) <= 3 or MORE_DOTS.match(rest):
+        return False
+    rest = MARKUP.sub(" ", rest)
+    words = WORD.findall(rest)
+    goes_straight_on = rest.lstrip()[:1].isalpha() and not rest.lstrip()[:1].isupper()
+    return len(words) >= (1 if goes_straight_on else GOES_ON)
 
 
 def texts_in(value: Any) -> list[str]:

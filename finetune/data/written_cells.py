@@ -17,6 +17,12 @@ KEYS = (("role", "content"), ("from", "value"))  # of a message
 ROW_KEYS = ("text", "prompt", "instruction", *MESSAGES)  # of an object that is a row
 # of an object as Python writes it, which is a message, a row, or SQuAD's answers
 PYTHON_KEY = re.compile(rf"'({'|'.join((*(key for pair in KEYS for key in pair), *ROW_KEYS, 'answer_start'))})': ")
+# the role of a message as Python writes it, the content of one, or SQuAD's answers
+PYTHON_ROLE = re.compile(rf"'(?:{'|'.join(role for role, _ in KEYS)})': ['\"](\w+)['\"]")
+PYTHON_CONTENT, PYTHON_ANSWERS = re.compile(r"'(content|value|tool_calls)': "), "'answer_start': "
+BYTES = re.compile(r"""b(['"])(.*)\1$""", re.DOTALL)
+NUMPY = re.compile(r"""\[\s*('[^']*'|"[^"]*")\s+['"]""")  # a list without commas
+WORDS = 3  # of bytes that are a sentence
 JSONL = "write them as jsonl"
 SINGLE_QUOTE = re.compile(r"""\s*[\[{][\[{\s]*'|b['"]""")  # with which JSON does not begin
 
@@ -85,18 +91,15 @@ def _is_row(text: str) -> bool:
 
 
 def check_pair(profile: Profile, shape: Shape) -> None:
-    """Raise UsageError if a prompt or a completion holds what Python writes, or one of them messages as JSON and the
-    other none. A template takes the cells as they are."""
+    """Raise UsageError if a prompt or a completion holds messages as Python writes them, or one of them messages as
+    JSON and the other none. A template takes the cells as they are."""
     prompt, completion = shape.prompt, shape.completion
     if prompt is None or completion is None:
         return
     way = f"--prompt_template='{{{prompt}}}' --completion_column={completion} takes the cells as they are"
     for name in (prompt, completion):
-        if are_python(_texts(profile, name)):
-            raise UsageError(
-                f"{profile.place}: {name!r} holds lists, objects or bytes as Python writes them, not texts; {JSONL};"
-                f" {way}"
-            )
+        if what := _python_kind(_texts(profile, name)):
+            raise UsageError(f"{profile.place}: {name!r} holds {what}, not texts; {JSONL}, with lists as JSON; {way}")
     asked, answered = (_texts(profile, name) for name in (prompt, completion))
     is_asked, is_answered = (bool(texts) and all(map(messages_in, texts)) for texts in (asked, answered))
     if is_asked == is_answered or not (asked and answered):
@@ -107,6 +110,27 @@ def check_pair(profile: Profile, shape: Shape) -> None:
             f"{profile.place}: {one!r} holds messages as JSON, and {other!r} texts; write both as messages or both as"
             f" texts; {way}"
         )
+
+
+def _python_kind(texts: list[str]) -> str | None:
+    """What a column of a pair holds, of that which Python writes and nobody asks or answers. A list or an object can
+    be the answer: entities, or the output of a program."""
+    found = map(BYTES.match, texts)
+    if texts and all(match and len(match[2].split()) >= WORDS for match in found):
+        return "texts as bytes of Python"
+    if not are_python(texts):
+        return None
+    if any(map(NUMPY.match, texts)):
+        return "lists of numpy, as Python writes them"
+    if all(PYTHON_ANSWERS in text or _is_python_message(text) for text in texts):
+        return "messages or answers of SQuAD as Python writes them"
+    return None
+
+
+def _is_python_message(text: str) -> bool:
+    return PYTHON_CONTENT.search(text) is not None and any(
+        role.lower() in ROLE_OF for role in PYTHON_ROLE.findall(text)
+    )
 
 
 def _is_said(profile: Profile, answered: list[str], prompt: str, completion: str) -> bool:
