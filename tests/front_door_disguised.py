@@ -104,9 +104,8 @@ OTHER_NAMES = {
     "xml.xls": ('<?xml version="1.0"?>\n<Workbook></Workbook>', "csv"),
     "tabs.xls": (TSV, ".tsv"),
     "numbers.xls": (COUNTS, ".tsv"),
-    "a.php": (MARKS, ["web page", ".html"]),
     "a.md": (MARKS, ["web page", ".html"]),
-    "a.asp": (PAGE + "\n<!-- saved -->\n", "web page"),
+    "saved.md": (PAGE + "\n<!-- saved -->\n", "web page"),
     "a.unknown": (MARKS, "web page"),
     "deck.txt": (DECK, [".tsv", FILE]),
     "deck2.txt": (DECK.replace(":tab", ":Semicolon").replace("\t", "; "), "';'"),
@@ -121,6 +120,11 @@ OTHER_STAY = {
     "snippet.md": f"# Pages\n\n```html\n{MARKS}\n```\n",
     "begins.md": f"{MARKS}\n\nSo it begins, and this is Markdown.\n",
     "program.php": "<!DOCTYPE html>\n<html><?php echo $x; ?></html>\n",
+    **{f"404.{suffix}": MARKS for suffix in ("php", "asp", "jsp", "shtml")},
+    **{
+        f"en.{suffix}": json.dumps({"hello": P[0], "text": P[1]}, indent=1)
+        for suffix in ("arb", "canvas", "geojson", "jsonld", "xcstrings", "sublime-settings", "code-snippets")
+    },
     "begin.php": "<!DOCTYPE html>\n<html><body>\n",
     "template.j2": f"{MARKS}\n",
     "template.unknown": "<!DOCTYPE html>\n<html>{{ content }}</html>\n",

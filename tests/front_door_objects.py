@@ -50,6 +50,7 @@ ROWS_IN_IT = [
     refuses("lists of one length as splits", of_one(train=T, validation=T), ["splits", "validation.jsonl"]),
 ]
 TWO = [f"{P[0]}, and nobody knows why it was built there.", P[1]]
+SHORT = ["First version of all the rows.", "Rows with faults were taken out."]
 BESIDE_ROWS = [
     refuses(
         "stories beside poems",
@@ -66,7 +67,28 @@ BESIDE_ROWS = [
         of_one(intro={"text": "A long story"}, poems=as_column(P)),
         ["texts under 'intro' beside rows under 'poems'", r"jq -c '\.intro' FILE"],
     ),
-    refuses("an introduction deep in it", of_one(intro={"parts": [{"body": P[0]}]}, poems=as_column(P)), "'intro'"),
+    refuses(
+        "an introduction deep in it",
+        of_one(intro={"parts": [{"body": P[0]}]}, poems=as_column(P)),
+        ["'intro'", r"jq -c '\.intro \| \.\. \| strings'"],
+    ),
+    refuses("long sentences beside many rows", of_one(stories=TWO[:1] * 3, poems=as_column(P * 9)), "'stories'"),
+    reads(
+        "tweets with what they refer to",
+        of_one(
+            data=[{"id": str(i), "text": one} for i, one in enumerate(P)],
+            includes={"users": [{"name": "Anna Smith"}], "tweets": [{"id": "9", "text": "It was so, and it is."}]},
+            meta={"result_count": 12},
+        ),
+        P,
+    ),
+    *[
+        reads(f"rows with their {key}", of_one(**{key: SHORT, "data": as_column(P)}), P)
+        for key in ("changelog", "terms_of_use", "history", "version_history", "rules")
+    ],
+    reads(
+        "two short sentences beside many rows", of_one(hints=["It was so.", "So it was!"], data=as_column(P * 9)), P * 9
+    ),
     refuses("an introduction beside a list of texts", of_one(poems=P, intro={"text": "A long story"}), "'intro'"),
     reads(
         "what is known of rows",

@@ -23,8 +23,13 @@ NOTE = re.compile(
     r"|homepage|schema)(_.*)?",
     re.IGNORECASE,
 )
+# a list or an object about the rows, or of what they refer to
+BESIDE = re.compile(
+    r"includes|(.*_)?change_?log|((version|edit|revision)_)?history|terms.*|rules|versions?|errata", re.IGNORECASE
+)
 OF_ONE = ("title", "headline", "name", "author", "artist", "composer", "subtitle")  # which one document has
 LONG = 100  # characters of a text that is more than a word about the rows beside it
+SHARE = 10  # rows for each text of a list, at most, if its texts are short
 SENTENCE = 40  # characters that the texts of a list have on average, and names of classes have not
 END = re.compile(r"[.!?…。！？][\"'”’»)]*\s*$")  # of a sentence
 KEY = re.compile(r"[^\W\d][\w-]*( [\w-]+){0,2}(?<!\d)")  # that may be the name of a column
@@ -37,6 +42,7 @@ def read_object(scanner: Scanner, facts: dict[str, Any]) -> Iterator[Row]:
     scanner.expect("{")
     values: dict[str, Any] = {}
     rows_of = conversation = None
+    count = 0
     while scanner.peek() != "}":
         key = scanner.value()
         scanner.expect(":")
@@ -55,7 +61,9 @@ def read_object(scanner: Scanner, facts: dict[str, Any]) -> Iterator[Row]:
             else:
                 rows_of = facts["rows_of"] = key
                 rows = _named(itertools.chain([first], elements), values.get("columns"))
-                yield from numbered(rows, scanner)
+                for row in numbered(rows, scanner):
+                    count = row.number
+                    yield row
         elif key in values:
             raise scanner.error(f"the key {key!r} stands twice in the object; keep one of them")
         else:
@@ -65,7 +73,7 @@ def read_object(scanner: Scanner, facts: dict[str, Any]) -> Iterator[Row]:
     if scanner.peek():
         raise scanner.error("something follows the object")
     if rows_of:
-        _check_beside(values, rows_of, scanner.name)
+        _check_beside(values, rows_of, count, scanner.name)
     elif conversation:
         yield Row(1, values)
     else:
@@ -90,7 +98,7 @@ def _is_message(value: Any) -> bool:
     return isinstance(role, str) and role.strip().lower() in ROLE_OF
 
 
-def _check_beside(values: dict[str, Any], rows_of: str, name: str) -> None:
+def _check_beside(values: dict[str, Any], rows_of: str, rows: int, name: str) -> None:
     """Raise UsageError for a text beside rows, or texts in a list or an object, which would be lost."""
     found = [key for key in _texts(values) if key in TEXTS or (len(values[key]) >= LONG and not NOTE.fullmatch(key))]
     if found:
@@ -98,27 +106,34 @@ def _check_beside(values: dict[str, Any], rows_of: str, name: str) -> None:
             f"{name}: holds a text under {found[0]!r} beside rows under {rows_of!r}; keep one of them: the rows are"
             f" written with jq -c '{_path(rows_of)}[]' FILE > out.jsonl"
         )
-    _check_within(values, rows_of, name)
+    _check_within(values, rows_of, rows, name)
 
 
-def _check_within(values: dict[str, Any], rows_of: str, name: str) -> None:
+def _check_within(values: dict[str, Any], rows_of: str, rows: int, name: str) -> None:
     """Raise UsageError for texts in a list or an object beside rows, or beside the columns of rows."""
-    found = next((key for key, value in values.items() if _holds_texts(key, value)), None)
+    found = next((key for key, value in values.items() if _holds_texts(key, value, rows)), None)
     if found:
-        elements = f"{_path(found)}{'[]' * isinstance(values[found], list)}"
+        elements = _elements(found, values[found])
         raise UsageError(
             f"{name}: holds texts under {found!r} beside rows under {rows_of!r}; write each to a file of its own:"
             f" jq -c '{_path(rows_of)}[]' FILE > rows.jsonl, jq -c '{elements}' FILE > texts.jsonl"
         )
 
 
-def _holds_texts(key: str, value: Any) -> bool:
+def _elements(key: str, value: Any) -> str:
+    """The texts under a key as jq takes them: a row each, or strings if they stand deep in an object."""
+    is_row = isinstance(value, dict) and any(isinstance(value.get(one), str) for one in TEXTS)
+    return _path(key) + ("[]" if isinstance(value, list) else "" if is_row else " | .. | strings")
+
+
+def _holds_texts(key: str, value: Any, rows: int) -> bool:
     """Whether a list or an object holds texts, and not names or what is known of the rows beside it."""
-    if not isinstance(value, list | dict) or is_noted(key) or NOTE.fullmatch(key):
+    if not isinstance(value, list | dict) or any(known(key) for known in (is_noted, NOTE.fullmatch, BESIDE.fullmatch)):
         return False
     found = [(one, text) for one, text in texts_within(value) if not NOTE.fullmatch(one)]
     size = sum(len(text) for _, text in found)
-    is_said = isinstance(value, list) and len(found) > 1 and all(END.search(text) for _, text in found)
+    are_many = len(found) > 1 and (size >= LONG or SHARE * len(found) >= rows)
+    is_said = isinstance(value, list) and are_many and all(END.search(text) for _, text in found)
     return is_said or any(one in TEXTS for one, _ in found) or (size >= LONG and size >= SENTENCE * len(found))
 
 
@@ -145,7 +160,8 @@ def _rows_of_values(values: dict[str, Any], name: str) -> Iterator[Row]:
     else:
         _check_columns(values, columns, is_data, name)
         rest = {key: value for key, value in values.items() if key not in columns}
-        _check_within(rest, max(columns, key=lambda one: len(str(columns[one]))), name)
+        longest = max(columns, key=lambda one: len(str(columns[one])))
+        _check_within(rest, longest, len(columns[longest]), name)
         for number, row in enumerate(zip(*columns.values()), 1):
             yield Row(number, dict(zip(columns, row)))
 

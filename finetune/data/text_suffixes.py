@@ -23,9 +23,13 @@ KNOWN = frozenset(
     slim erb rhtml ejs hbs handlebars mustache liquid njk nunjucks twig jinja jinja2 j2 tmpl tpl template tt ftl vm mako
     blade cshtml vbhtml razor gohtml asp aspx ascx asax ashx jsp jspx jspf tag cfm cfc cgi diff patch rej feature
     robot y yy l lex g g4 ebnf pegjs lark gnuplot gp plt dot gv puml mmd json5 jsonc hjson cson avsc code-workspace gltf
-    har lock map resolved sarif tfstate webapp webmanifest importmap x xs
+    har lock map resolved sarif tfstate webapp webmanifest importmap x xs arb canvas
+    excalidraw geojson topojson czml jsonld xcstrings code-snippets mcmeta bbmodel uproject uplugin asmdef asmref
+    inputactions tsbuildinfo slnf sublime-settings sublime-keymap sublime-mousemap
+    sublime-menu sublime-commands sublime-project sublime-workspace sublime-build sublime-completions sublime-macro
+    sublime-theme sublime-color-scheme sublime-snippet sublime-syntax
     """.split()
 )
-# of which a web page can be saved; a program that writes pages has marks among its tags
-PAGES = frozenset(".md .markdown .php .asp .aspx .jsp .cfm .cgi .shtml".split())
+# under which a web page is saved by mistake; under .php or .asp a page without a program is code too
+PAGES = frozenset(".md .markdown".split())
 SHEETS = frozenset(".xls .xlsx .xlsm .xlsb .ods".split())  # which programs also give to HTML and to tables
