@@ -24,8 +24,8 @@ def with_null(cells):
     return {"a.tsv": joined([(i, t, "x" if i % 3 else "\\N") for i, t in enumerate(cells)], "\t", "id\ttext\tnote")}
 
 
-READ, LEFT = "escapes such as .n read in 12 cells", "n, .t and .r are characters in 12 cells"
-SILENT = "column 'text'(?!.* and .r are characters)"
+READ, LEFT = "escapes such as .n read in 12 cells", "backslashes are kept in 12 cells"
+SILENT = "column 'text'(?!.*backslashes are kept)"
 WRITERS = [
     *[
         reads(f"escapes of mysql and jq: {kind}", table(escaped(texts)), texts, says=READ)
@@ -50,6 +50,37 @@ WRITERS = [
         table([*escaped(PROSE), *P * 20, "C:\\dir"]),
         ["line 254", r"\\d is no escape", "jsonl"],
     ),
+    *[
+        reads(
+            f"line ends of replace, and far down {row}",
+            table([*(t.replace("\n", "\\n") for t in PROSE), *P * 20, row]),
+            [*PROSE, *P * 20, row],
+            says=f"{READ}, backslashes are kept in 1 cell",
+        )
+        for row in (r"So it is ¯\_(ツ)_/¯", r"It\'s fine", r"Well \o/ done", r"*so* it \*is\*", "a\\ b \\")
+    ],
+    reads(
+        "line ends of replace far down, in a cell with another backslash and below it",
+        table([*(t.replace("\n", "\\n") for t in PROSE), *P * 20, r"It\'s.\nSo \\_ it is", r"Two \\ of.\nThem"]),
+        [*PROSE, *P * 20, "It\\'s.\nSo \\\\_ it is", "Two \\\\ of.\nThem"],
+        says="read in 14 cells, backslashes are kept in 2 cells",
+    ),
+    *[
+        refuses(f"other backslashes far down, {of}", files, ["line 254", "is no escape"])
+        for of, files in (
+            ("behind doubled ones", table([*escaped(ROUND), *P * 20, r"It\'s fine"])),
+            (
+                "beside \\N",
+                {
+                    "a.tsv": with_null(escaped(ROUND))["a.tsv"]
+                    + "".join(f"{i}\t{t}\tx\n" for i, t in enumerate([*P * 20, r"It\'s fine"]))
+                },
+            ),
+            ("a word of TeX", table([*escaped(PROSE), *P * 20, r"the \alpha of it"])),
+            ("TeX beside a mark", table([*escaped(PROSE), *P * 20, r"the \theta\_ of it"])),
+            ("a pattern", table([*escaped(PROSE), *P * 20, r"as \s+ of it"])),
+        )
+    ],
 ]
 OTHERS = [
     *[

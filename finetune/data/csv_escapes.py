@@ -19,6 +19,8 @@ TEX = re.compile(
     r"\\(nabla|neq|notin|newline|newcommand|noindent|text\w+|theta|times|tau|tilde|rho|right\w*|ref|rangle|frac|forall"
     r"|footnote|beta|begin|bf|vec|varphi|vspace)(?![A-Za-z])"
 )  # none of them is a word behind its first letter
+# a backslash that begins no path, pattern or word of TeX
+PLAIN = re.compile(r"""\\(?:[_'"*~.>#`+!&/\s\\-]|[^\x00-\x7f]|[om]/|$)""")
 
 
 def find_escapes(lines: list[str]) -> str | None:
@@ -42,19 +44,30 @@ def find_escapes(lines: list[str]) -> str | None:
 
 
 def unescape(cell: str, facts: dict[str, Any]) -> tuple[str, str | None]:
-    """(a cell with a backslash as it is meant, what is wrong with it); `facts` gets `escaped` or `unread`, a count."""
+    r"""(a cell with a backslash as it is meant, what is wrong with it); `facts` gets counts of cells: `escaped`, and
+    `unread`, whose backslashes are kept.
+
+    A writer that replaces only line ends leaves a backslash such as that of \_, and doubles none."""
     known = facts.get("escapes")
-    marks = ESCAPE.findall(cell)
-    if known and not {*marks} <= {*known}:
-        if "escaped" in facts:
-            other = next(mark for mark in marks if mark not in known)
-            problem = f"\\{other} is no escape, and cells before it have those of mysql, jq or COPY: \\n, \\t, \\\\"
+    others = [match for match in ESCAPE.finditer(cell) if match[1] not in known] if known else []
+    if known and others:
+        are_left = "b" not in known and "doubled" not in facts and not (TEX.search(cell) or CODE.search(cell))
+        if are_left and all(PLAIN.match(cell, match.start()) for match in others):
+            known = facts["escapes"] = known.replace("\\", "")
+        elif "escaped" in facts:
+            problem = (
+                f"\\{others[0][1]} is no escape, and cells before it have those of mysql, jq or COPY: \\n, \\t, \\\\"
+            )
             return cell, f"{problem}; write the table as csv or jsonl"
-        known = facts["escapes"] = None
-    if known:
-        facts["escaped"] = facts.get("escaped", 0) + 1
-        text = ESCAPE.sub(lambda match: MEANINGS[match[1]], cell)
-        return text.replace("\r\n", "\n").replace("\r", "\n"), None
-    if known is not None and {*marks} & {*"ntr"}:
+        else:
+            known = facts["escapes"] = None
+    marks = {*ESCAPE.findall(cell)}
+    if known is not None and (marks - {*known} if known else marks & {*"ntr"}):
         facts["unread"] = facts.get("unread", 0) + 1
-    return cell, None
+    if not known or not marks & {*known}:
+        return cell, None
+    facts["escaped"] = facts.get("escaped", 0) + 1
+    if "\\" in marks & {*known}:
+        facts["doubled"] = True
+    text = ESCAPE.sub(lambda match: MEANINGS[match[1]] if match[1] in known else match[0], cell)
+    return text.replace("\r\n", "\n").replace("\r", "\n"), None

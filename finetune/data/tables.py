@@ -165,7 +165,7 @@ class Taken:
         if "escaped" in self.facts:
             parts.append(f"escapes such as \\n read in {plural(self.facts['escaped'], 'cell')}")
         if "unread" in self.facts:
-            parts.append(f"\\n, \\t and \\r are characters in {plural(self.facts['unread'], 'cell')}")
+            parts.append(f"backslashes are kept in {plural(self.facts['unread'], 'cell')}")
         if "encoding" in self.facts:
             parts.append(self.facts["encoding"])
         parts += [f"left out {plural(count, *why.split(' ', 1))}" for why, count in self.left_out.items()]
