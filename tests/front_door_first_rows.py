@@ -38,6 +38,34 @@ ONE_COLUMN = [
         {"a.csv": "My own report\n\n" + joined([("x", f" {t}") for t in P], header="name, text")},
         [f" {t}" for t in P],
     ),
+    *[
+        reads(
+            f"a title above cells behind spaces, {kind}",
+            {"a.csv": "My favourite quotes\n" + joined([(t, *more) for t, more in zip(P, rest)], header=header)},
+            P,
+            says="left out 1 line above",
+        )
+        for kind, header, rest in (
+            ("with names", "quote, author", [[f" Ann {c}"] for c in "abcdefghijkl"]),
+            (
+                "with a year that is missing once",
+                "line, by, in",
+                [[" Ann", f" {1900 + i}" * (i != 3)] for i in range(12)],
+            ),
+            ("with prices", "line, by, for", [[" Ann", f" ${i}.50"] for i in range(12)]),
+            ("with losses", "line, by, for", [[" Ann", f" -{i}"] for i in range(12)]),
+        )
+    ],
+    refuses(
+        "one column of short sentences below two words",
+        {"a.csv": "Customer review\nGood phone, recommended\n" + "".join(f"{row}\n" for row in SPACED)},
+        ["'Customer review'", "delete line 1 if it is a title, else"],
+    ),
+    refuses(
+        "one column of short sentences, one with a number behind its comma",
+        {"a.csv": "Customer review\nnice, cheap\n" + "".join(f"{t},\n" for t in P) + "well, 5 stars\n"},
+        ["'Customer review'", "double quotes"],
+    ),
 ]
 
 UUIDS = [f"{a}{b}0e{b}400-e29b-41d4-a716-4466554400{b}{a}" for a in "abcdef" for b in "cd"]
@@ -90,8 +118,42 @@ NO_HEADER = [
             ("@id", ["x"] * 12),
             ("http://purl.org/title", WORDS),
             ("a word", WORDS),
+            ("@user", FIRST_CELLS["people"]),
+            ("file.mp3", FIRST_CELLS["files"]),
+            ("[tags]", [f'["{c}", "x"]' for c in LETTERS]),
+            ("a meaning", [f"a {word} or more" for word in WORDS]),
         )
     ],
+    *[
+        reads(
+            f"a header that is {header!r}",
+            {"a.csv": csv_text([(t, c) for c, t in zip(cells, P)], header.split("|"))},
+            P,
+        )
+        for header, cells in (
+            ("[text]|[tags]", [f'["{c}","x"]' for c in LETTERS]),
+            ("what|to address", ["ann", "to all", *["ann"] * 10]),
+            ("what|a note", ["a b", *["x"] * 11]),
+        )
+    ],
+    *[
+        refuses(f"no header, {of}", {"a.csv": joined(zip(cells[1:], P), "|", f"{cells[0]}|{first}")}, "looks like data")
+        for of, cells, first in (
+            ("words in brackets", [f"[{c}nn]" for c in LETTERS], "Great phone"),
+            ("a name of a column that is a class", FIRST_CELLS["people"], P[3]),
+        )
+    ],
+    reads(
+        "a header of words in brackets above lists, said",
+        {"a.csv": csv_text([(t, f'["{c}", "x"]') for c, t in zip(LETTERS, P)], ["[what]", "[which]"])},
+        P,
+        "'--text_column=[what]'",
+    ),
+    refuses(
+        "no header, people and a class that is called as a column",
+        {"a.csv": joined([(a, t, "text") for a, t in zip(FIRST_CELLS["people"], P)], "|", "@bob|Great phone|text")},
+        "looks like data",
+    ),
 ]
 
 EXPLAINED = joined(zip(WORDS, ANIMALS), header="")
@@ -110,6 +172,32 @@ IN_A_COMMENT = [
     ],
     reads("a header in the second comment", {"a.csv": joined(enumerate(P), header="# made by me\n# id,text")}, P),
     reads("a first column in a comment", {"a.csv": joined([(t, "x") for t in P], header="# text,label")}, P),
+    *[
+        reads(
+            f"a comment above {names}: {comment}",
+            {"a.csv": joined([(t, "x") for t in P], header=f"{comment}\n{names}")},
+            P,
+        )
+        for comment, names in (
+            ("# License CC-BY,see README", "text,author"),
+            ("# 2020\n# Lee,Ann", "text,author"),
+            ("# Poems,Verses", "text,poet"),
+            ("# Poems,Verses", "full text,author"),
+        )
+    ],
+    *[
+        refuses(
+            f"a header in a comment above {row!r}",
+            {"a.csv": joined([(t, "x") for t in P], header=f"{comment}\n{row}")},
+            "line 1 is a comment or the header",
+        )
+        for comment, row in (("# word,meaning", "title,heading"), ("# wort,text", "title,body"))
+    ],
+    reads(
+        "a header in a comment above a class that is called as a column",
+        {"a.csv": csv_text([("Great phone, so", "text"), *((t, "text") for t in P)], ["# satz", "art"])},
+        ["Great phone, so", *P],
+    ),
     refuses(
         "a header in a comment above words",
         {"a.csv": joined(zip(WORDS, P), header="# word,meaning\nbee,insect")},

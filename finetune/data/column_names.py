@@ -39,6 +39,14 @@ LANGUAGES = frozenset(
     "english german french spanish italian portuguese dutch russian chinese japanese korean arabic hindi turkish polish"
     " latin greek hebrew deutsch englisch français español en de fr es it pt nl ru zh ja ko ar".split()
 )
+# words that head a column, and are seldom a cell of it
+HEADINGS = frozenset(
+    "id text texts body content document article abstract summary sentence paragraph passage tweet post message review"
+    " comment quote caption description transcript question query answer prompt instruction completion response"
+    " input output context title headline subject name author user username label labels category class tag tags topic"
+    " genre sentiment rating score stars source date time timestamp year url link language lang word meaning term"
+    " definition translation email file filename path key value index".split()
+)
 # what a prompt asks about
 GIVEN = re.compile(
     r"((chat_?)?history|schema|suffix|previous|persona|personality|choices|options|examples?|facts|evidence"
@@ -118,6 +126,12 @@ def tells_good_from_bad(name: str, values: list[Any]) -> bool:
 def can_be_verdict(words: set[str]) -> bool:
     """Whether words, as `as_word` makes them, can be part of a verdict."""
     return any(words <= {*known.split()} for known in (*VERDICTS, *PLAIN_VERDICTS))
+
+
+def has_heading(cells: list[str], below: list[list[str]]) -> bool:
+    """Whether one of some cells is a common name of a column, and no cell of the rows below in that column."""
+    columns = [{row[number].strip() for row in below if number < len(row)} for number in range(len(cells))]
+    return any(cell.lower() in HEADINGS and cell not in column for cell, column in zip(cells, columns))
 
 
 def split_of(name: str, value: Any) -> str | None:

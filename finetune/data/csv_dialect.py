@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from finetune.common.errors import UsageError
+from finetune.data.column_names import has_heading
 
 SEPARATORS = {",": ",", ";": ";", "\t": "tab", "|": "|"}
 SAMPLE_ROWS, SAMPLE_CHARACTERS = 200, 1 << 20
@@ -21,7 +22,9 @@ ESCAPED = re.compile(r'(?<!\\)\\"')  # a quote behind a backslash
 SPACED_QUOTE = re.compile(' +"(?!")')  # that opens a cell; within one it is doubled
 # above the header, such as what Anki writes of its notes
 COMMENT = re.compile(r"# |#(separator|html|columns|if matches|(tags|notetype|deck|guid)( column)?):", re.IGNORECASE)
+WORD = re.compile(r"[^\W\d]\w*")
 QUOTED = re.compile(' "(?:[^"]|"")*"')
+NUMBER = re.compile(r"[-+$€£(]?\d")  # the start of one
 BACKSLASH = re.compile(r"\\([\s\S])")  # what stands behind each
 
 
@@ -212,16 +215,30 @@ def _lines_above(lines: list[str], name: str, dialect: Dialect, width: int) -> i
     if title and is_above and (len(title.split()) == 1 or _are_sentences(rows)):
         separator = SEPARATORS.get(dialect.separator, dialect.separator)
         cells = f"line 1 is the one name {title!r}, and rows have {width} cells between {separator!r}"
-        way = "; delete line 1 if it is a title" if " " in title else ""
+        way = "delete line 1 if it is a title, else " if " " in title else ""
         raise UsageError(
-            f"{name}: {cells}; a cell with {separator!r} in it must stand in double quotes, or name another separator:"
-            f" --separator={way}"
+            f"{name}: {cells}; {way}a cell with {separator!r} in it must stand in double quotes, or name another"
+            " separator with --separator="
         )
     return previous
 
 
 def _are_sentences(rows: list[list[str]]) -> bool:
-    """Whether all separators are those of sentences: a space follows, and no column holds numbers."""
+    """Whether all separators are those of sentences: a space follows, no column holds numbers, and no names of columns
+    stand above rows of as many cells."""
+    names = [cell.strip() for cell in rows[0]] if rows else []
+    if len({len(row) for row in rows if row}) == 1 and all(map(WORD.fullmatch, names)) and has_heading(names, rows[1:]):
+        return False
     rows = [row for row in rows if len(row) > 1]
-    has_numbers = any(all(cell.strip()[:1].isdigit() for cell in column) for column in zip(*rows[1:]))
-    return not has_numbers and len(rows) > 1 and all(cell[:1] in ("", " ") for row in rows for cell in row[1:])
+    return (
+        not any(map(_are_numbers, zip(*rows[1:])))
+        and len(rows) > 1
+        and all(cell[:1] in ("", " ") for row in rows for cell in row[1:])
+    )
+
+
+def _are_numbers(column: Iterable[str]) -> bool:
+    """Whether most cells of a column are filled, all with what begins with a number."""
+    cells = [cell.strip() for cell in column]
+    filled = [cell for cell in cells if cell]
+    return 2 * len(filled) > len(cells) and all(map(NUMBER.match, filled))

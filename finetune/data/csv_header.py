@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from finetune.common.errors import UsageError
+from finetune.data.column_names import has_heading
 from finetune.data.csv_cells import NOTHING
 from finetune.data.csv_dialect import Dialect
 
@@ -28,11 +29,13 @@ KINDS = tuple(
         r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",  # UUIDs
         r"@\w+",  # people
         r"(~|\.{1,2})?/\S+|[A-Za-z]:[/\\]\S+",  # paths
-        r"\{.*\}|\[.*\]",  # JSON
+        r"\{.*\}|\[(\s*[-\"'\d{\[].*|.*,.*)?\]",  # JSON
+        r"\[[^\"'\d,{}\[\]]+\]",  # words in brackets
     )
 )  # of cells that tell a row from a header where the column holds the same
 FILE = re.compile(r"[^\s.][^\n]*(\.[A-Za-z]\w{1,4})$")
 CODE = re.compile(r"(?=\D*\d)[A-Za-z0-9]{8,}$")
+OF_LETTERS = re.compile(r"@?\[?[A-Za-z_ ]+(\.\w{2,5})?\]?$")  # can be a name beside others: @user, [tags], file.txt
 EXPLAINED = re.compile(r"(an? |to )\S")  # the start of what a dictionary says of a word
 
 
@@ -97,6 +100,8 @@ def stands_in_comment(lines: list[str], name: str, dialect: Dialect) -> bool:
     are_names = all(names) and not any(_looks_like_data(one) or re.search(": |=", one) for one in names)
     if has_spaces or not are_names or is_header(first, names) or not 1 < len({*names}) == len(names) == len(first):
         return False
+    if has_heading(first, others) and not has_heading(names, [first, *others]) and all(map(_can_be_name, first)):
+        return False
     columns = [[row[number].strip() for row in others if number < len(row)] for number in range(len(first))]
     if any(_looks_like_data(cell) or _is_of_kind(cell, column) for cell, column in zip(first, columns)):
         return True
@@ -132,12 +137,14 @@ def _problems(names: list[str], rows: list[list[str]]) -> Iterator[str]:
         yield f"two columns are named {names[0]!r}"
     columns = [[row[number].strip() for row in rows if number < len(row)] for number in range(len(names))]
     is_header = any(map(_heads_numbers, names, columns))
+    has_name = len(rows) >= FEW_ROWS and has_heading([one.strip("[]@") for one in names], rows)
     for one, cells in zip(names, columns):
         is_word_list = len(names) == 1 and not any(" " in cell or len(cell) > LONGER * len(one) for cell in cells)
         is_alike = _is_among(one, cells) or is_word_list or (len(names) == 1 and " " in one)
         is_question = one.endswith("?") and len(cells) >= FEW_ROWS and not any(cell.endswith("?") for cell in cells)
         is_name = (is_header or is_question) and "\n" not in one and not NUMBER.match(one)
-        if one and (is_alike or ((_looks_like_data(one) or _is_of_kind(one, cells)) and not is_name)):
+        is_kind = not (has_name and OF_LETTERS.match(one)) and _is_of_kind(one, cells)
+        if one and (is_alike or ((_looks_like_data(one) or is_kind) and not is_name)):
             yield f"{one[:40]!r} looks like data, not like the name of a column"
 
 
@@ -156,8 +163,11 @@ def _is_among(name: str, cells: list[str]) -> bool:
 def _is_of_kind(name: str, cells: list[str]) -> bool:
     """Whether a name is an address, a path, a code or an explanation, as most cells below it are."""
     filled = [cell for cell in cells if cell]
-    if (found := EXPLAINED.match(name)) and any(cell.startswith(found[1]) for cell in filled):
-        return True
+    if found := EXPLAINED.match(name):
+        count = sum(cell.startswith(found[1]) for cell in filled)
+        least = len(filled) / 2 if len(name.split()) == 2 else 0  # "a meaning" can be a name
+        if count > least:
+            return True
     if CODE.match(name) and len(filled) > 2:
         return all(CODE.match(cell) and len(cell) == len(name) for cell in filled)
     if (found := FILE.match(name)) and 2 * sum(cell.endswith(found[1]) for cell in filled) > len(filled):
@@ -222,6 +232,11 @@ def _are_in_brackets(row: list[str]) -> bool:
 def _pattern(cell: str) -> str:
     """A cell with every number as 0, so that `row 1` and `row 2` are alike."""
     return re.sub(r"\d+", "0", cell.strip())
+
+
+def _can_be_name(cell: str) -> bool:
+    """Whether a cell is a word or a few."""
+    return WORD.match(cell.replace(" ", "_")) is not None and not _looks_like_data(cell)
 
 
 def _looks_like_data(cell: str) -> bool:
