@@ -108,7 +108,7 @@ WORDS = "Katze Hund Maus Esel Huhn Ente Gans Kuh Schaf Ziege Fisch Vogel".split(
 def beside_text(name, values, texts, column="text", says=None):
     """Values beside texts: refused as their answers, or read if `says` has what is not read."""
     label = f"{name} of {values[0]!r} beside {column}: {texts[0][:9]}"
-    files = {"a.jsonl": json_lines({column: texts[i], name: values[i % len(values)]} for i in N)}
+    files = {"a.jsonl": json_lines({column: texts[i], name: values[i % len(values)]} for i in range(len(texts)))}
     if says:
         return reads(label, files, texts, says=f"not read: {says}")
     return refuses(label, files, [f"--prompt_column={column} --completion_column={name}", f"--text_column={column}"])
@@ -136,7 +136,26 @@ SHORT_ANSWERS = [
     beside_text("label", WORDS, ASKED),
     beside_text("answer", WORDS, ASKED, "content"),
     beside_text("response", WORDS, ASKED, "sentence"),
+    beside_text("answers", WORDS, ASKED, "question"),
+    beside_text("responses", WORDS, ASKED, "query"),
+    beside_text("model_answer", WORDS, ASKED, "question"),
+    beside_text("output", [f"{i} days" for i in N], ASKED),
+    beside_text("answer", WORDS[3:10], P),
+    beside_text("answer", ["keep", "drop"], ASKED),
+    beside_text("replies", [[f"So it is, {word}"] for word in WORDS], P),
+    beside_text("reply", [{"id": i, "text": f"{WORDS[i]} it is"} for i in N], P),
+    refuses(
+        "a name with a space in the flag",
+        {"a.jsonl": json_lines(of(("question", ASKED), ("final answer", WORDS)))},
+        "--prompt_column=question --completion_column='final answer', or --text_column=question",
+    ),
+    refuses(
+        "letters of choices in a column",
+        lines_of(lambda i: {"text": P[i], "choices": ["x", "y"], "answer": "AB"[i % 2]}),
+        "--prompt_column=text --completion_column=answer",
+    ),
 ]
+TAGS = [["B-PER", "O"], ["O", "O"], ["B-LOC", "O", "O"]]
 NO_ANSWERS = [
     beside_text("label", ["pos", "neg"], P, says="label"),
     beside_text("label", ["LOC", "HUM", "NUM", "ENTY"], ASKED, says="label"),
@@ -153,6 +172,34 @@ NO_ANSWERS = [
     beside_text("answer", ["accept", "ignore"], ASKED, says="answer"),
     beside_text("answer", ["positive", "negative"], P, says="answer"),
     beside_text("topic", WORDS, P, says="topic"),
+    beside_text("target", [text.split()[1] if i % 3 else "NULL" for i, text in enumerate(P)], P, says="target"),
+    beside_text("target", [text.split()[1][:4] for text in P], P, says="target"),
+    beside_text("target", TAGS, P, says="target"),
+    beside_text("gold", [f"B-{word}_X" for word in WORDS], P, says="gold"),
+    beside_text("output", ["joy", "anger", "fear", "envy"], P[:4], says="output"),
+    beside_text("response", ["positive", "negative", "neutral"], P[:3], says="response"),
+    beside_text("replies", [[f"t1_a{i}", f"t1_b{i}"] for i in N], P, says="replies"),
+    *(
+        beside_text("reply", [form.format(i) for i in N], P, says="reply")
+        for form in ("t1_ab{}c", "@user{}", "R_1xy{}", "2024-05-0{}", "2024-05-01 10:0{}", "{} days", "{}/20")
+    ),
+    beside_text("assistant", [f"model-{i}" for i in N], P, says="assistant"),
+    beside_text("reply", [{"id": i, "user": f"u{i} the great one"} for i in N], P, says="reply"),
+    beside_text("solution", ["open", "closed"], P, says="solution"),
+    beside_text("answer", ["keep", "drop", "unsure"], P, says="answer"),
+    beside_text("answer", ["B", "C"], P, says="answer"),
+    beside_text("label", [[[i, i + 4, "TERM"]] for i in N], ASKED, says="label"),
+    beside_text("label", [[word] for word in WORDS], ASKED, says="label"),
+    beside_text("label", [f"intent_{word}" for word in WORDS], ASKED, says="label"),
+    beside_text("label", [f"NUM:{word}" for word in WORDS], ASKED, says="label"),
+    beside_text("labels", WORDS, ASKED, "question", says="labels"),
+    reads(
+        "thanks to every third review",
+        {"a.csv": csv_text([(P[i], "" if i % 3 else "Thanks!") for i in N], ["text", "reply"])},
+        P,
+        says="not read: reply",
+    ),
+    beside_text("translations", [{"de": "Der Fluss war lang.", "fr": "Le fleuve est long."}], P, says="translations"),
 ]
 
 PARTS = [f"{text}. {text}, and nobody knows why." for text in P]
@@ -247,6 +294,20 @@ LISTS = [
     ),
     about("retrieved_chunks", [GIVEN, GIVEN]),
     about("search_results", [{"url": "https://example.org", "snippet": GIVEN}]),
+    about("source_documents", [GIVEN, GIVEN]),
+    about("knowledge", {"facts_known": GIVEN}),
+    about("previous_turns", [GIVEN, GIVEN]),
+    *(
+        pair_beside(name, [GIVEN])
+        for name in (
+            "follow_ups related_questions suggested_questions sub_questions decomposition rewrites edits aliases"
+            " distractors negs common_mistakes highlights skills citations preferences models neg_passages"
+            " knowledge_points"
+        ).split()
+    ),
+    pair_beside("moderation", {"flagged": False, "reasons": [GIVEN]}),
+    pair_beside("safety", {"note": GIVEN}),
+    pair_beside("chunks", ["It is as it was"]),
     pair_beside("candidates", [GIVEN]),
     pair_beside("steps", [GIVEN]),
     pair_beside("evaluation", {"notes": GIVEN}),

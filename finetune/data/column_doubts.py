@@ -20,11 +20,11 @@ from finetune.data.column_names import (
     tells_good_from_bad,
 )
 from finetune.data.column_profile import Profile
-from finetune.data.nested import MADE
-from finetune.data.row_shape import Shape, parse_messages
+from finetune.data.nested import is_given
+from finetune.data.row_shape import Shape, column_flag, parse_messages
 from finetune.data.turns import CONTENT_KEYS, ROLE_KEYS, ROLE_OF, are_messages, is_answered, is_flag
 
-AS_MUCH = 2  # an answer of at least one so-many-th of the text
+AS_MUCH = 2  # an answer of at least one so-many-th of the text; a list of more than so many times the prompt
 
 
 def check_rows(profile: Profile) -> None:
@@ -73,20 +73,20 @@ def check_preferences(profile: Profile) -> None:
     if not chosen or not profile.column("rejected"):
         return
     prompt = profile.first(("prompt", *QUESTIONS))
-    way = f"name --text_column={chosen}"
+    way = f"name {column_flag('text', chosen)}"
     if profile.holds(chosen, dict):
         talk = profile.first(MESSAGES) or "messages"
         way = f"add them to the messages, for example with jq -c '.{talk} += [.{chosen}]'"
     elif profile.holds(chosen, list) and not (prompt and profile.holds(prompt, list)):
-        way = f"name --messages_column={chosen}"
+        way = f"name {column_flag('messages', chosen)}"
     elif prompt:
-        way = f"name --prompt_column={prompt} --completion_column={chosen}"
+        way = f"name {_flags([prompt, chosen])}"
     raise UsageError(f"{profile.place}: pairs of a chosen and a rejected answer; to learn the chosen ones {way}")
 
 
 def _flags(columns: list[str]) -> str:
     kinds = ("prompt", "completion") if len(columns) == 2 else ("messages",)
-    return " ".join(f"--{kind}_column={column}" for kind, column in zip(kinds, columns))
+    return " ".join(map(column_flag, kinds, columns))
 
 
 def check_conversations(profile: Profile, name: str, used: list[str]) -> None:
@@ -104,13 +104,13 @@ def check_conversations(profile: Profile, name: str, used: list[str]) -> None:
     if key := _message_verdict(profile.values[name]):
         raise UsageError(
             f"{profile.place}: {key!r} of messages tells good answers from bad ones; a message with"
-            f' "weight": 0 is not learned; to learn all, name --messages_column={name}'
+            f' "weight": 0 is not learned; to learn all, name {_flags([name])}'
         )
     for other in profile.given(name, *used, *_asked(profile, name)):
         if not profile.is_known(other, name):
             raise UsageError(
                 f"{profile.place}: {other!r} is not read, and the conversations may be about it; write it into their"
-                f" first message, or leave it out with --messages_column={name}"
+                f" first message, or leave it out with {_flags([name])}"
             )
 
 
@@ -137,13 +137,13 @@ def check_pair(profile: Profile, shape: Shape, usual: float | None = None) -> No
     asked = profile.given(*shape.used())
     for name in shape.left_out:
         is_other = ABOUT.fullmatch(name) or FURTHER.fullmatch(name) or prompt.lower() in name.lower()
-        is_list = profile.holds(name, list, dict) and not MADE.fullmatch(name)
-        size = profile.size_within(name, prompt, completion) if is_list else profile.size(name)
-        is_long = (is_list or profile.holds(name, str)) and not is_other and size >= read
-        is_input = name in asked or is_long
+        is_long = profile.holds(name, str) and profile.size(name) >= read
+        if profile.holds(name, list, dict) and is_given(name):
+            is_long = profile.size_within(name, prompt, completion) > AS_MUCH * read
+        is_input = name in asked or (is_long and not is_other)
         if is_input and any(profile.values[name]) and not profile.is_known(name, prompt, completion):
             rest = _flags([prompt, completion])
-            way = f"--prompt_template='{{{prompt}}}\\n{{{name}}}' --completion_column={completion} reads it"
+            way = f"{_ways(prompt, name, completion)} reads it"
             if usual is not None or not profile.holds(name, str):
                 way = "write it into the prompt"
             raise UsageError(
@@ -159,7 +159,9 @@ def prompt_size(profile: Profile, shape: Shape) -> int:
 def check_text(profile: Profile, name: str) -> None:
     """Raise UsageError if the column `text` is the question to an answer beside it, or what both are about."""
     questions = [known for known in QUESTIONS if not ABOUT.fullmatch(known)]
-    question = next((found for found in map(profile.column, questions) if profile.holds(found, str)), None)
+    question = next(
+        (found for found in map(profile.column, questions) if found != name and profile.holds(found, str)), None
+    )
     known = [found for found in map(profile.column, (*ANSWERS, *BESIDE_TEXT)) if found]
     known += short_answers.named_as_answers(profile)
     for answer in dict.fromkeys((*known, *profile.names)):
@@ -170,7 +172,7 @@ def check_text(profile: Profile, name: str) -> None:
         if is_whole or short_answers.is_answer(profile, name, answer):
             raise UsageError(
                 f"{profile.place}: which column is the text? {answer!r} may be the answer to {name!r}: name it with"
-                f" {_ways(name, question, answer)}, or --text_column={name} leaves {answer!r} out"
+                f" {_ways(name, question, answer)}, or {column_flag('text', name)} leaves {answer!r} out"
             )
 
 
@@ -181,8 +183,8 @@ def _is_joined(profile: Profile, text: str, question: str | None, answer: str) -
 
 def _ways(text: str, question: str | None, answer: str) -> str:
     if question is None:
-        return f"--prompt_column={text} --completion_column={answer}"
-    return f"--prompt_template='{{{text}}}\\n{{{question}}}' --completion_column={answer}"
+        return _flags([text, answer])
+    return f"--prompt_template='{{{text}}}\\n{{{question}}}' {column_flag('completion', answer)}"
 
 
 class Splits:

@@ -22,7 +22,7 @@ from finetune.data.column_names import (
     TALKS,
 )
 from finetune.data.nested import is_noted, size_within
-from finetune.data.row_shape import parse_messages, shortened
+from finetune.data.row_shape import column_flag, parse_messages, shortened
 from finetune.data.rows import has_words
 from finetune.data.turns import are_messages, are_replies
 
@@ -159,18 +159,20 @@ class Profile:
     def _flags(self, pair: tuple[str, str] | None) -> str:
         lists = [name for name in self.names if self.holds(name, list) and self.holds_messages(name)]
         if lists:
-            return f"--messages_column={lists[0]}, or --text_column="
+            return f"{column_flag('messages', lists[0])}, or --text_column="
         replies = [name for name in self.names if name.strip().lower() in TALKS and self.holds_replies(name)]
         if pair := pair or self.question_and_answer():
             context = [name for name in self.given(*pair) if self.holds(name, str) and name.isidentifier()]
             template = "\\n".join(f"{{{name}}}" for name in (*context, pair[0]))
-            plain = f"--prompt_column={pair[0]} --completion_column={pair[1]}"
+            completion = column_flag("completion", pair[1])
+            plain = f"{column_flag('prompt', pair[0])} {completion}"
             if left := self.given(*pair):
                 plain += f" (which leaves out {', '.join(left)})"
-            both = f'--prompt_template="{template}" --completion_column={pair[1]}, {plain}' if context else plain
+            both = f'--prompt_template="{template}" {completion}, {plain}' if context else plain
             return f"{both}, or --text_column="
         if replies:
-            return f"--messages_column={replies[0]} (user and assistant in turn), or --text_column={replies[0]}"
+            talk, text = (column_flag(kind, replies[0]) for kind in ("messages", "text"))
+            return f"{talk} (user and assistant in turn), or {text}"
         return "--text_column=, or --prompt_column= and --completion_column="
 
     def _kind(self, name: str) -> str:

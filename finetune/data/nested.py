@@ -21,10 +21,20 @@ NOTED = re.compile(
 
 WORDS = 4  # of a text that is more than the value of a key
 CHARACTERS = 20  # the same of a script without spaces
-# columns beside a prompt and its answer that are about how it was made, or say it again
+# columns beside a prompt and its answer that it is about, by parts of their names, and the turns before it
+GIVEN = re.compile(
+    r"(.*_)?(contexts?|passages?|documents?|docs|chunks?|snippets?|paragraphs|articles|sources|excerpts?|retriev\w*"
+    r"|search_results?|web_results?|knowledge|evidences?|facts|background)(_?(texts?|contents?|list|\d+))?",
+    re.IGNORECASE,
+)
+BEFORE = re.compile(
+    r"(previous|prior|preceding|earlier|past)_(turns?|messages?|dialog(ue)?s?|conversations?|utterances?)",
+    re.IGNORECASE,
+)
+# columns that are about how the answer was made, or say it again
 MADE = re.compile(
     r".*(step|trace|chain|plan|call|candidate|generation|alternativ|variant|paraphras|turn|conversation|message|log"
-    r"|evaluat|assess|judg|verif|analys|grad|rubric|constraint|keyword).*",
+    r"|evaluat|assess|judg|verif|analys|grad|rubric|constraint|keyword|neg_).*",
     re.IGNORECASE,
 )
 
@@ -32,6 +42,11 @@ MADE = re.compile(
 def is_noted(key: str) -> bool:
     """Whether what stands under a key is about a text, and no text."""
     return any(pattern.fullmatch(key) for pattern in (ABOUT, META, NOTED))
+
+
+def is_given(key: str) -> bool:
+    """Whether a list or an object is what a prompt is about, by its name."""
+    return bool(BEFORE.fullmatch(key) or (GIVEN.fullmatch(key) and not MADE.fullmatch(key)))
 
 
 def texts_within(value: Any) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from finetune.common.formatting import shown
 from finetune.data.rows import Row, name_of_value
 
+PLAIN = re.compile(r"[\w.-]+")  # a name that a shell takes as it is
 FIELD = re.compile(r"\{([^{}]+)\}")  # of a prompt template
 
 
@@ -89,6 +91,11 @@ def parse_messages(value: Any) -> Any:
         except (ValueError, RecursionError):
             return value
     return value
+
+
+def column_flag(kind: str, name: str) -> str:
+    """`--text_column=text`: the flag that names a column, quoted for a shell where the name needs it."""
+    return f"--{kind}_column={name if PLAIN.fullmatch(name) else shlex.quote(name)}"
 
 
 def sample_of(rows: Iterable[Row], count: int, characters: int) -> list[Row]:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from finetune.common.errors import UsageError
-from finetune.data.row_shape import shortened
+from finetune.data.row_shape import column_flag, shortened
 from finetune.data.turns import ROLE_OF
 
 LISTS_OF_TALK = "messages conversation conversations dialog dialogue chat chats utterances turns transcript log".split()
@@ -37,7 +37,7 @@ def check(rows: list[dict[str, Any]], rows_of: str | None, place: str, is_json: 
     ways = f"write it as one text of lines such as '{people[0]}: ...'{_jq(rows, speaker, said) if is_json else ''}"
     raise UsageError(
         f"{place}: is a talk with a row for each utterance ({speaker!r}: {shortened(people, 3)}); as documents,"
-        f" rows lose who speaks; {ways}, or read them as documents with --text_column={said}"
+        f" rows lose who speaks; {ways}, or read them as documents with {column_flag('text', said)}"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from finetune.common.errors import UsageError
 from finetune.data.column_names import MESSAGES, PYTHON
 from finetune.data.column_profile import Profile
-from finetune.data.row_shape import Shape
+from finetune.data.row_shape import Shape, column_flag
 from finetune.data.rows import is_blank
 from finetune.data.turns import ROLE_OF
 
@@ -71,14 +71,15 @@ def check_text(profile: Profile, name: str, is_named: bool) -> None:
     if not texts:
         return
     if profile.holds_messages(name) and all(map(messages_in, texts)):
-        raise UsageError(f"{profile.place}: {name!r} holds messages as JSON, not texts; name --messages_column={name}")
+        way = f"name {column_flag('messages', name)}"
+        raise UsageError(f"{profile.place}: {name!r} holds messages as JSON, not texts; {way}")
     if all(map(PYTHON.match, texts)) or are_python(texts):
         raise UsageError(
             f"{profile.place}: {name!r} holds lists, objects or bytes as Python writes them, not texts; {JSONL}"
         )
     if not is_named and all(map(_is_row, texts)):
         way = f"write them as lines of a .jsonl file (of JSON lines, jq -c '.{name} | fromjson' FILE)"
-        way += f"; --text_column={name} takes the cells as they are"
+        way += f"; {column_flag('text', name)} takes the cells as they are"
         raise UsageError(f"{profile.place}: {name!r} holds rows as JSON, not texts; {way}")
 
 
@@ -96,7 +97,7 @@ def check_pair(profile: Profile, shape: Shape) -> None:
     prompt, completion = shape.prompt, shape.completion
     if prompt is None or completion is None:
         return
-    way = f"--prompt_template='{{{prompt}}}' --completion_column={completion} takes the cells as they are"
+    way = f"--prompt_template='{{{prompt}}}' {column_flag('completion', completion)} takes the cells as they are"
     for name in (prompt, completion):
         if what := _python_kind(_texts(profile, name)):
             raise UsageError(f"{profile.place}: {name!r} holds {what}, not texts; {JSONL}, with lists as JSON; {way}")
