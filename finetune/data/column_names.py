@@ -41,11 +41,14 @@ LANGUAGES = frozenset(
 )
 # words that head a column, and are seldom a cell of it
 HEADINGS = frozenset(
-    "id text texts body content document article abstract summary sentence paragraph passage tweet post message review"
-    " comment quote caption description transcript question query answer prompt instruction completion response"
-    " input output context title headline subject name author user username label labels category class tag tags topic"
-    " genre sentiment rating score stars source date time timestamp year url link language lang word meaning term"
-    " definition translation email file filename path key value index".split()
+    [
+        *"id index key value title headline subject name author user username url link email file path".split(),
+        *"filename text texts body content document article abstract summary sentence paragraph passage".split(),
+        *"tweet post message review comment quote caption description transcript question query answer".split(),
+        *"prompt instruction input completion response output context label labels category class tag tags".split(),
+        *"topic genre sentiment rating score stars source date time timestamp year language lang word".split(),
+        *"meaning term definition translation".split(),
+    ]
 )
 # what a prompt asks about
 GIVEN = re.compile(
