@@ -22,7 +22,7 @@ ESCAPED = re.compile(r'(?<!\\)\\"')  # a quote behind a backslash
 SPACED_QUOTE = re.compile(' +"(?!")')  # that opens a cell; within one it is doubled
 # above the header, such as what Anki writes of its notes
 COMMENT = re.compile(r"# |#(separator|html|columns|if matches|(tags|notetype|deck|guid)( column)?):", re.IGNORECASE)
-WORD = re.compile(r"[^\W\d]\w*")
+WORD = re.compile(r"[^\W\d]\w*$")
 QUOTED = re.compile(' "(?:[^"]|"")*"')
 NUMBER = re.compile(r"[-+$€£(]?\d")  # the start of one
 BACKSLASH = re.compile(r"\\([\s\S])")  # what stands behind each
@@ -227,7 +227,7 @@ def _are_sentences(rows: list[list[str]]) -> bool:
     """Whether all separators are those of sentences: a space follows, no column holds numbers, and no names of columns
     stand above rows of as many cells."""
     names = [cell.strip() for cell in rows[0]] if rows else []
-    if len({len(row) for row in rows if row}) == 1 and all(map(WORD.fullmatch, names)) and has_heading(names, rows[1:]):
+    if len({len(row) for row in rows if row}) == 1 and all(map(WORD.match, names)) and has_heading(names, rows[1:]):
         return False
     rows = [row for row in rows if len(row) > 1]
     return (

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from finetune.common.errors import UsageError
 from finetune.data.column_names import has_heading
 from finetune.data.csv_cells import NOTHING
-from finetune.data.csv_dialect import Dialect
+from finetune.data.csv_dialect import WORD, Dialect
 
 LONGEST_NAME = 60  # characters of a column's name; a longer cell is data
 NUMBER = re.compile(r"[-+]?[\d.,]*\d%?$")
@@ -20,7 +20,6 @@ RULE = re.compile(r"(?:\||(?=.*--))[-=+|:,;\s]*-[-=+|:,;\s]*$")  # of a printed 
 BETWEEN = re.compile(r"\w([^\w .()'’\"-]+)(?=\w)")  # what may be a separator
 LONGER = 4  # times the name of the one column: a text without spaces, and no word
 FEW_ROWS = 5  # too few to tell a header from a row
-WORD = re.compile(r"[^\W\d]\w*$")
 KINDS = tuple(
     re.compile(kind)
     for kind in (

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from finetune.common.errors import UsageError
 from finetune.data import csv_header
-from finetune.data.csv_dialect import SAMPLE_CHARACTERS, SAMPLE_ROWS, SEPARATORS, Dialect, find_dialect
+from finetune.data.csv_dialect import SAMPLE_CHARACTERS, SAMPLE_ROWS, SEPARATORS, WORD, Dialect, find_dialect
 from finetune.data.csv_escapes import find_escapes
 from finetune.data.rows import Row
 from finetune.data.text_files import MOST_CHARACTERS
@@ -199,9 +199,7 @@ class _Blocks:
         is_apart, self.next_line = 0 < self.next_line < line and not self.has_gaps, line + lines
         self.has_gaps |= is_apart
         if is_apart and self.rows > 1:
-            are_names = (
-                all(map(csv_header.WORD.match, cells)) and len({*cells}) == len(cells) and self._are_other(cells)
-            )
+            are_names = all(map(WORD.match, cells)) and len({*cells}) == len(cells) and self._are_other(cells)
             has_capitals = any(cell[:1].isupper() for cell in following)
             has_numbers = any(map(csv_header.NUMBER.match, map(str.strip, following))) and self._are_other(following)
             has_words = self._are_for_numbers(cells) and self._are_for_numbers(following)

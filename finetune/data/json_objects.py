@@ -11,7 +11,7 @@ from finetune.common.errors import UsageError
 from finetune.data.column_names import ABOUT, CODE, MESSAGES
 from finetune.data.json_scan import Scanner
 from finetune.data.nested import is_noted, texts_within
-from finetune.data.rows import Row
+from finetune.data.rows import SENTENCE_END, Row
 from finetune.data.split_names import SPLITS
 from finetune.data.turns import ROLE_KEYS, ROLE_OF
 
@@ -31,7 +31,6 @@ OF_ONE = ("title", "headline", "name", "author", "artist", "composer", "subtitle
 LONG = 100  # characters of a text that is more than a word about the rows beside it
 SHARE = 10  # rows for each text of a list, at most, if its texts are short
 SENTENCE = 40  # characters that the texts of a list have on average, and names of classes have not
-END = re.compile(r"[.!?…。！？][\"'”’»)]*\s*$")  # of a sentence
 KEY = re.compile(r"[^\W\d][\w-]*( [\w-]+){0,2}(?<!\d)")  # that may be the name of a column
 MANY = 30  # more columns than an object of one document has
 RECORDS = "pandas writes rows with to_json(FILE, orient='records', lines=True)"
@@ -133,7 +132,7 @@ def _holds_texts(key: str, value: Any, rows: int) -> bool:
     found = [(one, text) for one, text in texts_within(value) if not NOTE.fullmatch(one)]
     size = sum(len(text) for _, text in found)
     are_many = len(found) > 1 and (size >= LONG or SHARE * len(found) >= rows)
-    is_said = isinstance(value, list) and are_many and all(END.search(text) for _, text in found)
+    is_said = isinstance(value, list) and are_many and all(SENTENCE_END.search(text) for _, text in found)
     return is_said or any(one in TEXTS for one, _ in found) or (size >= LONG and size >= SENTENCE * len(found))
 
 

@@ -17,8 +17,6 @@ NOTED = re.compile(
     r"|tools?|functions?|guidelines?)(_.*)?",
     re.IGNORECASE,
 )
-
-
 WORDS = 4  # of a text that is more than the value of a key
 CHARACTERS = 20  # the same of a script without spaces
 # columns beside a prompt and its answer that it is about, by parts of their names, and the turns before it

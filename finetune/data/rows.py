@@ -6,6 +6,7 @@ import re
 from typing import Any, NamedTuple
 
 BLANK = re.compile(r"[\s\u200b\u2060\ufeff]*")  # white space, and characters without width
+SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)]*\s*$")
 
 
 class NoValue:

@@ -9,6 +9,7 @@ from finetune.data.column_names import as_word, can_be_verdict
 from finetune.data.column_profile import ROWS, Profile, texts_in
 from finetune.data.nested import is_noted
 from finetune.data.row_shape import parse_messages
+from finetune.data.rows import SENTENCE_END
 
 # columns of answers, by how surely they are no classes
 ANSWER = re.compile(
@@ -24,7 +25,6 @@ REPLY = re.compile(
 OUTPUT = re.compile(r"targets?|target_text|tgt|outputs?|output_text|expected|expected_output|ground_truth|gold", re.I)
 LABEL = re.compile(r"labels?", re.IGNORECASE)
 QUESTION = re.compile(r"[?？؟][\"'”’»)\]]*\s*$")
-END = re.compile(r"[.!?…。！？][\"'”’»)]*\s*$")  # of a sentence
 NUMBER = re.compile(r"[-+]?[\d.,]+%?")
 CODED = re.compile(r"\d|://")  # ids, dates and addresses
 # ids, dates, addresses, names and tags without a space; a number of something
@@ -51,10 +51,12 @@ def named_as_answers(profile: Profile) -> list[str]:
 def is_answer(profile: Profile, text: str, name: str) -> bool:
     """Whether a column, by its name and its values, answers the texts of another, whose words do not hold it."""
     kinds = [bool(kind.fullmatch(name.strip())) for kind in (ANSWER, REPLY, OUTPUT, LABEL)]
+    if not any(kinds):
+        return False
     is_sure, is_reply, is_output, is_label = kinds
     is_listed = profile.holds(name, list) or profile.holds(name, dict)
     values = [cell for value in profile.values[name] for cell in _cells(value) if as_word(cell) not in NOTHING]
-    if not any(kinds) or not values or (is_label and is_listed) or _stands_in(profile, text, name, is_output):
+    if not values or (is_label and is_listed) or _stands_in(profile, text, name, is_output):
         return False
     words = {as_word(value) for value in values}
     asks, differs = are_questions(profile, text), len(words) > CLASSES and 2 * len(words) > len(values)
@@ -69,7 +71,9 @@ def is_answer(profile: Profile, text: str, name: str) -> bool:
         is_class = not (len(words) > CLASSES or is_each or has_words or _is_choice(profile, text, name, words))
         return not words <= CHECKED and (asks or not (is_verdict or is_class))
     if is_reply:
-        is_said = _most(END, profile.values[name]) and (len(words) > 1 or len(str(values[0]).split()) >= REFUSAL)
+        is_said = _most(SENTENCE_END, profile.values[name]) and (
+            len(words) > 1 or len(str(values[0]).split()) >= REFUSAL
+        )
         is_said |= len(words) > 1 and 2 * len(words) > len(values)
         return asks or (is_said and not is_verdict and not _most(TOKEN, values, whole=True))
     if _most(TAG, values, whole=True) or (name.strip().lower() == "labels" and not has_words):
