@@ -236,10 +236,10 @@ def edited(path: Path, dumped: str) -> str:
                 kept.append(line)
             elif key in lines:
                 new = lines.pop(key)
-                is_same = _values(line) == _values(new) and not line.endswith(" in this run")
+                is_same = line == new or (_values(line) == _values(new) and not line.endswith(" in this run"))
                 kept.append(line if is_same else new)
         text = "\n".join([*kept, *lines.values()]) + "\n"
-        return text if _values(text) == _values(dumped) else dumped
+        return text if text == dumped or _values(text) == _values(dumped) else dumped
     except (UsageError, ValueError, TypeError, yaml.YAMLError, RecursionError):  # what no run wrote, and no recipe
         return dumped
 

@@ -66,7 +66,8 @@ def _loggers() -> Generator[None]:
         yield
     finally:
         for logger, level, handlers, propagate, disabled in before:
-            logger.setLevel(level)
+            if logger.level != level:  # setting it clears the caches of all loggers
+                logger.setLevel(level)
             logger.handlers[:] = handlers
             logger.propagate, logger.disabled = propagate, disabled
 
