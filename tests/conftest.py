@@ -1,5 +1,6 @@
 """Tiny models with weights spread as trained ones are, and small texts."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -17,6 +18,12 @@ import torch
 from matplotlib.figure import Figure
 
 from finetune.config import cli
+
+
+def pytest_collection_finish():
+    """What is imported now stays to the end, so no search for garbage needs to look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

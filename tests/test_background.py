@@ -333,6 +333,7 @@ def test_a_disk_that_is_full_after_some_chunks_is_told_and_no_thread_is_left(las
     assert len(written) == last and threading.active_count() <= threads
 
 
+@pytest.mark.heavy
 def test_only_rank_0_may_have_callbacks(tiny):
     """All ranks acknowledge a save together, whether theirs have callbacks or not."""
     code = """

@@ -108,6 +108,7 @@ def test_duplicates_stay_if_asked(source, command):
     assert not {ids.tobytes() for ids in split[0]} & {ids.tobytes() for ids in split[1]}
 
 
+@pytest.mark.heavy
 def test_a_killed_preparation_goes_on(source, command):
     flags = "prepare", "src", "--tasks=3", "--out_dir=d", "--tokenizer=bpe", *HERE
     assert command(*flags[:3], "--out_dir=whole", *flags[4:])[0] == 0

@@ -172,6 +172,7 @@ def main(argv):
 STORE = {"TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_WORLD_SIZE": "2"}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "rank, environment, waits",
     [

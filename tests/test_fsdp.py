@@ -123,6 +123,7 @@ def test_five_updates_in_shards_are_those_of_one_process(tiny):
         assert torch.allclose(logits(f"{out_dir}/iter_000004"), logits("whole/iter_000004"), rtol=0, atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_a_state_goes_on_with_any_number_of_processes(tiny):
     """2 sharded, 1, 2 data-parallel and 3 sharded processes, against one process all the way."""
     recipe = tiny(dropout=0.0, lr_decay_iters=12, warmup_iters=2, gradient_accumulation_steps=6, eval_interval=4)

@@ -51,7 +51,7 @@ OUTSIDE = "log_with wandb_log push push_to_hub compile".split()
 
 def examples(kind):
     """Settings of a test: a few examples, and marked ones with more."""
-    scales = [0.2, pytest.param(1, marks=pytest.mark.heavy), pytest.param(25, marks=pytest.mark.slow)]
+    scales = [0.1, pytest.param(1, marks=pytest.mark.heavy), pytest.param(25, marks=pytest.mark.slow)]
     quiet = {
         "deadline": None,
         "database": None,

@@ -62,6 +62,7 @@ def installed(built, tmp_path_factory):
     return python.parent
 
 
+@pytest.mark.heavy
 def test_the_wheel_has_all_that_the_package_needs(built):
     (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
     in_wheel = set(zipfile.ZipFile(wheel).namelist())

@@ -412,6 +412,7 @@ def test_the_independent_copies_of_multi_gpu_without_a_gpu_are_refused(data):
     assert not Path("out").exists()
 
 
+@pytest.mark.heavy
 def test_a_batch_size_that_was_found_is_found_again_where_it_cannot_be_shared(tiny):
     """--batch_size=auto on one process leaves an update of one piece, which three cannot share."""
     auto = PLAIN | {"batch_size": "auto", "gradient_accumulation_steps": 12, "lr_decay_iters": 6, "warmup_iters": 1}

@@ -128,6 +128,7 @@ def test_training_is_what_peft_does_over_transformers(adapted):
         torch.testing.assert_close(tensor, theirs[name].detach(), rtol=0, atol=2e-3)
 
 
+@pytest.mark.heavy
 def test_killed_and_resumed_on_two_processes_equals_a_whole_run_on_one_to_the_bit(adapted):
     """With dropout of the adapters as well, and moments in bfloat16."""
     recipe = adapted(max_iters=12, gradient_accumulation_steps=2, lora_dropout=0.2, optimizer_dtype="bfloat16")

@@ -163,7 +163,9 @@ def test_a_second_moment_in_bfloat16_reaches_what_it_estimates():
     assert torch.tensor(0.25 + 0.001 * 0.75).bfloat16() == 0.25, "to the nearest it would have moved as well"
 
 
-@pytest.mark.parametrize("beta2", [pytest.param(0.95, marks=pytest.mark.slow), 0.999])
+@pytest.mark.parametrize(
+    "beta2", [pytest.param(0.95, marks=pytest.mark.slow), pytest.param(0.999, marks=pytest.mark.heavy)]
+)
 def test_moments_in_bfloat16_learn_as_well(tiny, beta2):
     """Losses of 200 updates, smoothed, never part by more than 2%."""
     smooth = {}

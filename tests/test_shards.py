@@ -100,6 +100,7 @@ def test_a_nan_rolls_back_to_shards(tiny):
     assert checkpoints.load_state("out").state["iteration"] == 8
 
 
+@pytest.mark.heavy
 def test_a_disk_that_fails_one_rank_costs_no_state(tiny):
     """A rank may write 4 KB to a file and no more, after it has written a state."""
     recipe = tiny(max_iters=6, gradient_accumulation_steps=2, sharded_checkpoints=True)
