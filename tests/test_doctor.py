@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 
 from finetune.common.errors import UsageError
 from finetune.data import bin_writer
@@ -18,6 +19,7 @@ from finetune.tools.doctor import batches, cleaning, near_duplicates, quality
 from finetune.tools.doctor.bin_reader import documents_of_bin
 from finetune.tools.doctor.characters import characters_of
 from finetune.tools.doctor.digests import Digests
+from finetune.tools.doctor.near_duplicates import Words, make_sketches
 from finetune.tools.doctor.report import page, report
 from finetune.tools.doctor.words import split_words, word_hashes
 
@@ -163,6 +165,20 @@ def test_signatures_agree_as_often_as_the_sets_are_similar(size, similarity):
     noise = np.sqrt(similarity * (1 - similarity) / (near_duplicates.BANDS * near_duplicates.ROWS))
     assert abs(np.mean(agreements) - np.mean(similarities)) < 4 * noise / np.sqrt(len(agreements))
     assert np.std(np.subtract(agreements, similarities)) < 1.3 * noise  # as many values as they count for
+
+
+def test_shingles_of_each_document_are_sorted_and_distinct():
+    rng = np.random.default_rng(0)
+    for words_known in (3, 50, 1 << 32):
+        sizes = rng.permutation([0, 0, 1, 2, 19, 19, 20, 21, 23, 300, 1000, 1023, 1028, 1029, 5000])
+        ends = np.append(0, sizes.cumsum())
+        hashes = rng.integers(0, words_known, ends[-1], dtype=np.uint64).astype(np.uint32)
+        sketches = make_sketches([b""] * len(sizes), Words.of(hashes), ends)
+        for i, size in enumerate(sizes):
+            words = hashes[ends[i] : ends[i + 1]]
+            runs = sliding_window_view(words, 5 if size >= 20 else size) if size else []
+            expected = {int(near_duplicates.combine(list(run[:, None]))[0]) & 0xFFFFFFFF for run in runs}
+            assert sketches.shingles_of(i).tolist() == sorted(expected)
 
 
 def test_signatures_take_constant_memory():
