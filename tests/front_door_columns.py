@@ -135,4 +135,38 @@ COLUMNS = [
     ),
 ]
 
+SHORT_QUESTIONS = [f"How do I open door {i}?" for i in range(12)]
+ANSWERED = (
+    "Questions/Answers question/model_answer query/llm_response prompt/generated_text prompt/generation Human/AI"
+    " request/reply message/reply utterance/response customer_message/agent_reply user_message/bot_response"
+    " title/answer Frage/Antworttext question/text prompt/text instruction/text"
+).split()
+NOT_ANSWERED = (
+    "title/text user/text context/text subject/body user_name/response product/review headline/article".split()
+)
+for names in ANSWERED:
+    question, answer = names.split("/")
+    COLUMNS.append(
+        refuses(
+            f"{question} and longer {answer}",
+            {"a.jsonl": json_lines(of((question, SHORT_QUESTIONS), (answer, LONG)))},
+            [f"--prompt_column={question} --completion_column={answer}", TEXT_COLUMN],
+        )
+    )
+for names in NOT_ANSWERED:
+    about, body = names.split("/")
+    said = [f"John Smith {i}" for i in range(12)] if about == "user_name" else SHORT_QUESTIONS
+    COLUMNS.append(reads(f"{about} beside {body}", {"a.jsonl": json_lines(of((about, said), (body, LONG)))}, LONG))
+COLUMNS.append(
+    reads(
+        "a prompt that stands in the text",
+        {
+            "a.jsonl": json_lines(
+                of(("prompt", SHORT_QUESTIONS), ("text", [f"{q} {a}" for q, a in zip(SHORT_QUESTIONS, LONG)]))
+            )
+        },
+        [f"{q} {a}" for q, a in zip(SHORT_QUESTIONS, LONG)],
+    )
+)
+
 CASES = COLUMNS

@@ -53,7 +53,6 @@ class _Choice:
     def __init__(self, profile: Profile) -> None:
         self.profile, self.place, self.names, self.values = profile, profile.place, profile.names, profile.values
         self.column = profile.column
-        self.system = next(filter(self.column, SYSTEMS), "system")
         self.tools = "functions" if "functions" in self.names else "tools"
 
     def shape(self, shape: Shape, is_named: bool = False) -> Shape:
@@ -72,6 +71,13 @@ class _Choice:
         """The columns of these names. One that the sample has not is read where a later row has it."""
         return {key: name and (self.column(name) or name) for key, name in columns.items()}
 
+    def system(self) -> str:
+        """The column of the system's message, one with values if there is any. Raises UsageError if two differ."""
+        filled = [name for name in SYSTEMS if (column := self.column(name)) and any(self.values[column])]
+        if filled:
+            column_doubts.check_systems(self.profile, self.column(filled[0]) or "", self.names)
+        return next((name for name in (*filled, *SYSTEMS) if self.column(name)), "system")
+
     def extra(self) -> str:
         """The column that is added to the prompt. Raises UsageError if there are two."""
         found = [name for name in EXTRAS if (column := self.column(name)) and any(self.values[column])]
@@ -89,7 +95,7 @@ class _Choice:
                 raise UsageError(f"{self.place}: has no column {name!r}; its columns are {shortened(self.names)}{hint}")
         if "text" in named:
             return self.shape(Shape("text", text=named["text"]), is_named=True)
-        beside = self.beside(system=self.system, tools=self.tools)
+        beside = self.beside(system=self.system(), tools=self.tools)
         if name := named.get("messages"):
             return self.shape(Shape("messages", messages=name, replies=self.profile.holds_replies(name), **beside))
         completion = named.get("completion") or self.column("completion")
@@ -115,7 +121,7 @@ class _Choice:
             if name and self.column("chosen") and self.column("rejected") and self.ends_in_question(name):
                 return None
             if name and (known == "messages" or self.profile.holds_messages(name)):
-                shape = Shape("messages", messages=name, **self.beside(system=self.system, tools=self.tools))
+                shape = Shape("messages", messages=name, **self.beside(system=self.system(), tools=self.tools))
                 column_doubts.check_conversations(self.profile, name, shape.used())
                 return self.shape(shape)
         return None
@@ -130,7 +136,7 @@ class _Choice:
         for prompt, completion in PAIRS:
             columns = self.column(prompt), self.column(completion)
             if all(columns):
-                beside = self.beside(system=self.system, tools=self.tools, history="history", extra=self.extra())
+                beside = self.beside(system=self.system(), tools=self.tools, history="history", extra=self.extra())
                 shape = self.shape(Shape("pair", prompt=columns[0], completion=columns[1], **beside))
                 column_doubts.check_pair(self.profile, shape)
                 return shape
@@ -145,6 +151,8 @@ class _Choice:
             longer = [column for column, size in within.items() if size > LONGER * max(1, sizes[name])]
             if longer and profile.holds(name, str):
                 raise profile.unclear(f"{longer[0]!r} holds more text than {name!r}")
+            if question := column_doubts.question_to(profile, name):
+                raise profile.unclear(f"{name!r} may be the answer to {question!r}", (question, name))
             if whole := profile.whole_of(name):
                 raise profile.unclear(f"{name!r} is cut short, and {whole!r} holds all of it")
             return self.shape(Shape("text", text=name))
@@ -155,6 +163,8 @@ class _Choice:
         answers = [name for name in answers if any(self.values[name]) and not profile.holds(name, list, dict)]
         if guess.lower() in QUESTIONS and answers:
             raise profile.unclear(f"{guess!r} may be the question to {answers[0]!r}", (guess, answers[0]))
+        if question := column_doubts.question_to(profile, guess):
+            raise profile.unclear(f"{guess!r} may be the answer to {question!r}", (question, guess))
         if lists := [name for name in self.names if profile.holds(name, list, dict) and not profile.is_about(name)]:
             raise profile.unclear(f"{lists[0]!r} holds {'objects' if profile.holds(lists[0], dict) else 'lists'}")
         return self.shape(Shape("text", text=guess))

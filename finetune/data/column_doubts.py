@@ -8,14 +8,18 @@ from finetune.common.errors import UsageError
 from finetune.data import short_answers
 from finetune.data.column_names import (
     ABOUT,
+    ANSWER_LIKE,
     ANSWERS,
+    ASKS,
     BESIDE_TEXT,
     FURTHER,
+    GENERATED,
     IN_SPLIT,
     MEDIA,
     MESSAGES,
     PAIRS,
     QUESTIONS,
+    SYSTEMS,
     split_of,
     tells_good_from_bad,
 )
@@ -24,6 +28,7 @@ from finetune.data.nested import is_given
 from finetune.data.row_shape import Shape, column_flag, parse_messages
 from finetune.data.turns import CONTENT_KEYS, ROLE_KEYS, ROLE_OF, are_messages, is_answered, is_flag
 
+NAMED_QUESTIONS = ("question", "questions", "prompt", "prompts", "instruction", "instructions", "query", "human")
 AS_MUCH = 2  # an answer of at least one so-many-th of the text; a list of more than so many times the prompt
 
 
@@ -129,6 +134,17 @@ def _asked(profile: Profile, name: str) -> list[str]:
     return [other for other in profile.names if other != name and profile.holds_messages(other)]
 
 
+def check_systems(profile: Profile, used: str, names: list[str]) -> None:
+    """Raise UsageError if one of the names is a column of the system's messages too, and differs from the one used."""
+    for name in names:
+        is_system = name.strip().lower() in SYSTEMS and name != used and any(profile.values[name])
+        if is_system and not profile.stands_in(name, used):
+            raise UsageError(
+                f"{profile.place}: {used!r} and {name!r} both hold messages of the system, and they differ; keep one of"
+                " the columns"
+            )
+
+
 def check_pair(profile: Profile, shape: Shape, usual: float | None = None) -> None:
     """Raise UsageError if a column that belongs to the prompt is not read. `usual` is the size of a prompt in the first
     rows where those lack the column, which then cannot be named in a template."""
@@ -174,6 +190,22 @@ def check_text(profile: Profile, name: str) -> None:
                 f"{profile.place}: which column is the text? {answer!r} may be the answer to {name!r}: name it with"
                 f" {_ways(name, question, answer)}, or {column_flag('text', name)} leaves {answer!r} out"
             )
+
+
+def question_to(profile: Profile, answer: str) -> str | None:
+    """The column of questions that a column named `text`, or as an answer, answers; None if there is none."""
+    is_text = answer.strip().lower() == "text"
+    if not (is_text or ANSWER_LIKE.fullmatch(answer) or GENERATED.fullmatch(answer)):
+        return None
+    for name in profile.names:
+        word = name.strip().lower()
+        is_known = word in NAMED_QUESTIONS if is_text else ASKS.fullmatch(word) or not ABOUT.fullmatch(word)
+        asks = profile.holds(name, str) and (
+            profile.holds_sentences(name) or short_answers.are_questions(profile, name)
+        )
+        if name != answer and is_known and asks and not profile.stands_in(name, answer):
+            return name
+    return None
 
 
 def _is_joined(profile: Profile, text: str, question: str | None, answer: str) -> bool:

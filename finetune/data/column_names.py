@@ -9,7 +9,9 @@ from finetune.data.split_names import SPLITS
 
 MESSAGES = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "chat_messages", "contents")
 TALKS = (*MESSAGES, "data", "turns", "utterances", "exchanges")  # that can hold texts said in turn
-SYSTEMS = ("system_prompt", "system", "system_message", "system_instruction", "systeminstruction")
+SYSTEMS = (
+    "system_prompt system system_message system_instruction systeminstruction systemprompt sys_prompt preamble".split()
+)
 # the question and its answer
 PAIRS = (("prompt", "completion"), ("instruction", "output"), ("instruction", "response"))
 EXTRAS = ("input", "context")  # added to the prompt
@@ -30,6 +32,20 @@ CLASSES = ("label",)
 ANSWER_LIKE = re.compile(
     r"(?!.*(count|num|id$|date|time|len|score))(.*[_ ])?(answer|response|solution|completion|reply|replie|output|target"
     r"|correct|ans)s?([_ ].*)?",
+    re.IGNORECASE,
+)
+# a column that asks, or what somebody said to whom the answer is
+ASKS = re.compile(
+    r"(.*[_ ])?(questions?|prompts?|instructions?|quer(y|ies)|utterances?|requests?|frage|fragen|pregunta|pergunta"
+    r"|domanda|vraag|вопрос|问题|問題|質問|질문)([_ ](texts?|body|title))?"
+    r"|(user|human|customer|client|patient|student|input)s?([_ ](texts?|inputs?|messages?|said|turns?|utterances?))?"
+    r"|title|subject",
+    re.IGNORECASE,
+)
+# a text that answers it, beside those that are ANSWER_LIKE
+GENERATED = re.compile(
+    r"(generat(ed|ion)s?|bot|assistant|ai|gpt\w*|model|llm|agent)([_ ](texts?|messages?|turns?|outputs?))?|antworte?n?"
+    r"([_ ]?texte?)?|respuestas?|respostas?|risposte?|réponses?|antwoord(en)?|ответы?|答案|回答|답변",
     re.IGNORECASE,
 )
 RENDERED = re.compile(
