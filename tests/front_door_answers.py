@@ -109,6 +109,17 @@ COLUMNS = [
         ],
     ),
     reads(
+        "Alpaca with the question in its input alone",
+        lines_of(
+            lambda i: (
+                {"instruction": "", "input": f"What is {i}?", "output": f"It is {i}."}
+                if i % 2
+                else {"instruction": f"What is {i}?", "input": "", "output": f"It is {i}."}
+            )
+        ),
+        TALKS,
+    ),
+    reads(
         "Alpaca in an array, no input",
         {"a.json": json.dumps([{"instruction": f"What is {i}?", "output": f"It is {i}."} for i in N])},
         TALKS,

@@ -101,6 +101,49 @@ FORMS = [
         messages(lambda i: [*pair(i), turn("user", "Thanks")]),
         [looks_like(TALKS[i], "User:\nThanks") for i in N],
     ),
+    reads(
+        "messages merged with null for keys of the other table",
+        lines_of(
+            lambda i: {
+                "messages": [
+                    {"role": None, "content": None, "from": "human", "value": f"What is {i}?"},
+                    {"role": "assistant", "content": f"It is {i}.", "from": None, "value": None},
+                ]
+            }
+        ),
+        TALKS,
+    ),
+    reads(
+        "an empty system_prompt beside a system",
+        lines_of(lambda i: {"system_prompt": "", "system": "Be kind.", "messages": pair(i)}),
+        [talk("system: Be kind.", f"user: What is {i}?", f"assistant: It is {i}.") for i in N],
+    ),
+    reads(
+        "systemPrompt",
+        lines_of(lambda i: {"systemPrompt": "Be kind.", "messages": pair(i)}),
+        [talk("system: Be kind.", f"user: What is {i}?", f"assistant: It is {i}.") for i in N],
+    ),
+    reads(
+        "two equal messages of the system",
+        lines_of(lambda i: {"system_prompt": "Be kind.", "system": "Be kind.", "messages": pair(i)}),
+        [talk("system: Be kind.", f"user: What is {i}?", f"assistant: It is {i}.") for i in N],
+    ),
+    refuses(
+        "two messages of the system that differ",
+        lines_of(lambda i: {"system_prompt": "Be kind.", "system": "Be short.", "messages": pair(i)}),
+        ["system_prompt", "'system'", "differ"],
+    ),
+    refuses(
+        "a second message of the system, in a later row",
+        lines_of(
+            lambda i: (
+                {"system": "Be short.", "messages": pair(i)} | ({"system_prompt": "Be kind."} if i == 1999 else {})
+            ),
+            2000,
+        ),
+        ["system_prompt", "'system'", "differ"],
+    ),
+    refuses("answers that are all hidden", messages(lambda i: pair(i, weight=0)), ["weight 0", "to be learned"]),
     either(
         "two answers in a row",
         messages(lambda i: [*pair(i), turn("assistant", "More.")]),

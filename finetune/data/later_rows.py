@@ -50,6 +50,8 @@ class LaterRows:
         self.filled.update(new)
         self.shape = dataclasses.replace(shape, left_out=tuple(dict.fromkeys((*shape.left_out, *new))))
         column_doubts.check_wholeness(profile)
+        if shape.kind != "text":
+            column_doubts.check_systems(profile, shape.system or "", new)
         if shape.kind == "pair":
             column_doubts.check_pair(profile, dataclasses.replace(shape, left_out=tuple(new)), self.usual)
         elif shape.text in profile.names:

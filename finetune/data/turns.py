@@ -76,7 +76,7 @@ def _role_of_key(key: str) -> str | None:
 
 def is_answered(messages: list[dict[str, Any]]) -> bool:
     """Whether the last of such messages is the assistant's."""
-    role = next((messages[-1][key] for key in ROLE_KEYS if key in messages[-1]), "assistant")
+    role = next((messages[-1][key] for key in ROLE_KEYS if messages[-1].get(key)), "assistant")
     return ROLE_OF.get(str(role).strip().lower()) == "assistant"
 
 
@@ -107,7 +107,8 @@ def turns_of_replies(replies: list[str]) -> list[Turn]:
 def _turn(message: object) -> Turn:
     if not isinstance(message, dict):
         raise ValueError(f"a message is an object with role and content, not {name_of_value(message)}")
-    role_key, contents, flags, others = _keys(tuple(message))
+    keys = _keys(tuple(key for key, value in message.items() if value is not None))  # merged tables fill up with null
+    role_key, contents, flags, others = keys if keys.role and keys.contents else _keys(tuple(message))
     given = message.get(role_key)
     if not isinstance(given, str) or not (contents or message.get("tool_calls")):
         raise ValueError(f"a message needs role and content, both text, but found {str(message)[:60]}")
