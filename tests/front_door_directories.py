@@ -35,6 +35,9 @@ def splits(**names):
 
 
 SPLITS = [
+    refuses(
+        "an empty train beside val", {"d/train.jsonl": "", "d/val.jsonl": ROWS["validation"]}, ["train.jsonl is empty"]
+    ),
     reads(
         "splits by name",
         splits(train="train.jsonl", validation="validation.jsonl", test="test.jsonl"),

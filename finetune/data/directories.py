@@ -83,7 +83,8 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
         raise UsageError(f"{name}: is a system directory; name the directory of your texts")
     paths = list(_walk(base) if is_directory else _expand(name))
     written = own_files.written(paths, base) if is_directory or "**" in Path(name).parts else set()
-    files = _once(path for path in paths if path not in written and os.path.isfile(path) and path.stat().st_size)
+    present = [path for path in paths if path not in written and os.path.isfile(path)]
+    files = _once(path for path in present if path.stat().st_size)
     real = base.resolve()
     outside = [path for path in files if leads_out(path, real)]
     files = sorted({*files}.difference(outside))
@@ -99,6 +100,7 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
         path.name for path in set(readable).difference(data) if path.name not in (*SAVED, "dataset_dict.json")
     )
     found.files = _by_split(name, data, base, is_readable)
+    _check_empty(name, {path for path in present if not path.stat().st_size}, found.files["train"], base, is_readable)
     for path in set(data).difference(*found.files.values()):
         found.left_out[path.name if CARD.match(path.name) else f"other {suffix_of(path)}"] += 1
     return found
@@ -121,6 +123,19 @@ def _by_split(name: str, data: list[Path], base: Path, is_readable: Callable[[Pa
     if not splits:
         return {"train": data, "val": [], "test": []}
     return {split: [path for path in data if splits[path] == split] for split in ("train", "val", "test")}
+
+
+def _check_empty(
+    name: str, empty: set[Path], train: list[Path], base: Path, is_readable: Callable[[Path], bool]
+) -> None:
+    """Raise UsageError if all files that are named train are empty, and others would be trained on."""
+    paths = sorted({*train, *filter(is_readable, empty)})
+    splits = find_splits({path: path.relative_to(base) for path in paths if path.is_relative_to(base)}, is_readable)
+    named = [path for path, split in splits.items() if split == "train"]
+    if named and train and empty.issuperset(named):
+        raise UsageError(
+            f"{name}: {named[0].name} is empty, so there is nothing to train on; to train on the others, name them"
+        )
 
 
 def _walk(directory: Path) -> Iterator[Path]:

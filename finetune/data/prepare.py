@@ -95,6 +95,9 @@ def _prepare(
     with files.temporary_directory(out_dir) as work:
         overflow = OverflowFilter(options.overflow, options.max_tokens)
         splits = write_bins(_encode(chunks, found, eot, options), found, eot, overflow, work)
+        if unlearned := [split for split in splits if splits[split].get("targets") == 0]:
+            problem = f"no token of {unlearned[0]} is to be learned: all its answers have weight 0"
+            raise UsageError(f"{texts['train'][0].name}: {problem}")
         facts: dict[str, Any] = {
             "splits": splits,
             "split_by": split_by,
