@@ -191,6 +191,42 @@ def test_signatures_take_constant_memory():
         tracemalloc.stop()
 
 
+def test_a_passage_that_many_questions_share_makes_no_duplicates():
+    """Also as conversations in one Chunk, whose spans are learned."""
+    rng = random.Random(3)
+    passage, *answers = texts(13, rng)
+    short = ["Yes.", "No.", "At noon."]
+    rows = [(f"{passage}\nWhat is {i}?", answer) for i, answer in enumerate([*answers, *short, "Yes."])]
+    repeated = [(rows[0][0].upper(), changed(rows[0][1], rng)), (rows[12][0], "yes.")]
+    near = (rows[1][0], changed(rows[1][1], rng, words=30))  # another answer to the same question
+    chunks = [
+        chunk
+        for question, answer in [*rows, *repeated, near]
+        for chunk in (Chunk(question, is_target=False), Chunk(answer, is_last=True, eot_after=True))
+    ]
+    whole = [
+        Chunk(f"{one.text}: {other.text}", True, spans=((len(one.text) + 2, len(one.text) + 2 + len(other.text)),))
+        for one, other in zip(chunks[::2], chunks[1::2])
+    ]
+    assert counts({"train": chunks}) == counts({"train": whole}) == CLEAN | {"near_duplicates": 2}
+    long = [chunk._replace(text=chunk.text + " word" * batches.BATCH_CHARACTERS) for chunk in chunks[:4]]
+    assert counts({"train": [*long, *long[:2]]}) == CLEAN | {"exact_duplicates": 1}
+
+
+def test_a_fix_keeps_conversations_that_share_the_message_of_the_system(command, bpe_directory):
+    system = {"role": "system", "content": " ".join(f"Rule {i} of the bank is rule {i % 7}." for i in range(60))}
+    rows = [
+        [system, {"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": f"It is {i}."}]
+        for i in [*range(30), 5]
+    ]
+    Path("a.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    code, out, error = command(
+        "doctor", "a.jsonl", f"--tokenizer={bpe_directory('rules of a bank')}", "--fix=dedup", "--out_dir=clean"
+    )
+    kept = [json.loads(line)["messages"] for line in Path("clean/clean.jsonl").read_text().splitlines()]
+    assert code == 0 and kept == rows[:30], out + error
+
+
 def test_documents_of_a_template_are_not_duplicates():
     rng = random.Random(2)
     colours, things = (
@@ -457,7 +493,9 @@ def test_a_hash_is_that_of_the_word_whatever_its_case_and_its_neighbours():
     ]
     gaps = [" ", "\n", "\u3000", "\t ", "\u00a0"]
     texts = ["".join(rng.choice(words) + rng.choice(gaps) for _ in range(rng.randrange(9))) for _ in range(60)]
-    hashes, ends = word_hashes(characters_of(texts))
+    characters = characters_of(texts)
+    hashes, starts = word_hashes(characters)
+    ends = np.searchsorted(starts, characters.ends)
     each = [word.lower() for text in texts for word in split_words(text)]
     assert len(hashes) == len(each) and ends.tolist() == np.cumsum([len(split_words(text)) for text in texts]).tolist()
     alone = {word: word_hashes(characters_of([word]))[0].tolist() for word in each}

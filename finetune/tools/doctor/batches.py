@@ -48,6 +48,7 @@ class Batch:
     sizes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # bytes of each chunk, before the repair
     tokens: np.ndarray | None = None  # of each chunk; None if they were not counted
     hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint32))  # of the words
+    is_given: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # the word is not learned
     word_ends: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))  # of the documents, from 0
     chunk_ends: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))  # of the documents, from 0
     sketches: Sketches | None = None  # of whole documents
@@ -56,7 +57,8 @@ class Batch:
 
     def analyse(self, analysis: Analysis, counts: bool) -> Batch:
         characters = self._repair()
-        self.hashes, chunk_words = word_hashes(characters)
+        self.hashes, starts = word_hashes(characters)
+        self.is_given = ~self._are_learned(characters, starts)
         self._count_tokens(analysis.tokenizer if counts else None)
         words = Words.of(self.hashes)
         if self.is_part:
@@ -64,8 +66,8 @@ class Batch:
             return self
         is_last = [chunk.is_last for chunk in self.chunks]
         self.chunk_ends = np.append(0, np.flatnonzero(is_last) + 1)
-        self.word_ends = np.append(0, chunk_words)[self.chunk_ends]
-        self.sketches = make_sketches(self._digests(), words, self.word_ends)
+        self.word_ends = np.append(0, np.searchsorted(starts, characters.ends))[self.chunk_ends]
+        self.sketches = make_sketches(self._digests(), words, self.word_ends, self.is_given)
         if analysis.passages:
             self.may_share = analysis.passages.may_share(words, self.word_ends[1:])
         return self
@@ -87,6 +89,18 @@ class Batch:
                 self.faults[i] = faults
         return characters_of(self.texts) if suspects else characters
 
+    def _are_learned(self, characters: Characters, starts: np.ndarray) -> np.ndarray:
+        """Whether each word is learned, and not part of a prompt, given where words start."""
+        bounds, are_learned = [0], [True]
+        for chunk, size, end in zip(self.chunks, characters.lengths.tolist(), characters.ends.tolist()):
+            begin = end - size
+            bounds.append(begin)
+            are_learned.append(chunk.is_target if chunk.spans is None else False)
+            for first, last in chunk.spans or ():
+                bounds += [min(begin + first, end), min(begin + last, end)]  # which a repair may have moved
+                are_learned += [True, False]
+        return np.array(are_learned)[np.searchsorted(bounds, starts, side="right") - 1]
+
     def _count_tokens(self, tokenizer: Tokenizer | None) -> None:
         tokens = [chunk.tokens for chunk in self.chunks]
         if tokenizer and None in tokens:
@@ -107,6 +121,7 @@ class LongDocument:
     def __init__(self) -> None:
         self.digest = hashlib.blake2b(digest_size=16)
         self.hashes: list[np.ndarray] = []  # of its words, unless it is LONG
+        self.are_given: list[np.ndarray] = []  # which of them are not learned
         self.words, self.is_complete = 0, False
         self.text = ""  # of its first part
         self.tail = np.zeros(0, np.uint32)  # hashes of the last words, where a passage may have begun
@@ -118,6 +133,7 @@ class LongDocument:
         self.text = self.text or batch.texts[0]
         self.words += len(batch.hashes)
         self.hashes = [*self.hashes, batch.hashes] if self.words <= LONG else []
+        self.are_given = [*self.are_given, batch.is_given] if self.words <= LONG else []
         self.is_complete = batch.chunks[-1].is_last
 
     def find_passages(self, passages: Passages, batch: Batch) -> None:
@@ -134,7 +150,8 @@ class LongDocument:
 
     def sketches(self) -> Sketches:
         hashes = np.concatenate([np.zeros(0, np.uint32), *self.hashes])
-        return make_sketches([self.digest.digest()], Words.of(hashes), np.array([0, len(hashes)]))
+        is_given = np.concatenate([np.zeros(0, bool), *self.are_given])
+        return make_sketches([self.digest.digest()], Words.of(hashes), np.array([0, len(hashes)]), is_given)
 
 
 def analysed(chunks: Iterable[Chunk], analysis: Analysis) -> Iterator[Batch]:

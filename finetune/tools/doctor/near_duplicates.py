@@ -57,10 +57,18 @@ class Words(NamedTuple):
         return cls(hashes, run_hashes(hashes, SHINGLE) if len(hashes) >= SHINGLE else np.zeros(0, np.uint64))
 
 
-def make_sketches(digests: list[bytes], words: Words, ends: np.ndarray) -> Sketches:
+def make_sketches(digests: list[bytes], words: Words, ends: np.ndarray, is_given: np.ndarray | None = None) -> Sketches:
     """The Sketches of documents: their digests, their words, and where those of each end, int64 (documents + 1,), from
-    0."""
+    0. Where words are given, not learned, documents are only nearly equal if those are equal: with the same passage and
+    another question, the answer is another one."""
+    prompts = None
+    if is_given is not None and is_given.any():
+        prompts = _prompt_hashes(words.hashes, ends, is_given)
+        ends = np.append(0, (~is_given).cumsum())[ends]
+        words = Words.of(words.hashes[~is_given])
     shingles, shingle_ends = _shingles(words, ends)
+    if prompts is not None:
+        shingles ^= np.repeat(prompts, np.diff(shingle_ends))
     shingles, shingle_ends = _distinct(shingles, shingle_ends)
     bands = np.zeros((len(digests), BANDS), np.uint64)
     has_shingles = np.diff(shingle_ends) > 0
@@ -69,6 +77,14 @@ def make_sketches(digests: list[bytes], words: Words, ends: np.ndarray) -> Sketc
         bands[has_shingles] = combine([signatures[:, row] for row in range(ROWS)]).T
     tags = (bands >> np.uint64(48)).astype(np.uint16)
     return Sketches(digests, shingles, shingle_ends, (bands % SLOTS).astype(np.int64), tags)
+
+
+def _prompt_hashes(hashes: np.ndarray, ends: np.ndarray, is_given: np.ndarray) -> np.ndarray:
+    """A hash of the words that are given in each document, in their order, uint32."""
+    counts = np.append(0, is_given.cumsum())[ends]
+    place = np.arange(counts[-1]) - np.repeat(counts[:-1], np.diff(counts))
+    sums = np.append(np.uint64(0), combine([hashes[is_given], place.astype(np.uint64)]).cumsum(dtype=np.uint64))[counts]
+    return (sums[1:] - sums[:-1]).astype(np.uint32)
 
 
 def _shingles(words: Words, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -31,9 +31,13 @@ class Recorder(ChatTemplate):
 
     def chunk(self, conversation: Conversation) -> Chunk:
         self.conversations.append(conversation)
-        texts = [f"{turn.role.capitalize()}:\n{turn.content or ''}" for turn in conversation.turns]
-        calls = [str(turn.raw[key]) for turn in conversation.turns for key in chat.CALLS if turn.raw.get(key)]
-        return Chunk("\n\n".join(texts + calls), is_last=True, spans=())
+        text, spans = "", []
+        for turn in conversation.turns:
+            text += f"{turn.role.capitalize()}:\n"
+            said = "\n".join([turn.content or "", *(str(turn.raw[key]) for key in chat.CALLS if turn.raw.get(key))])
+            spans += [(len(text), len(text) + len(said))] if turn.is_target else []
+            text += f"{said}\n\n"
+        return Chunk(text, is_last=True, spans=tuple(spans))
 
 
 def row_of_conversation(conversation: Conversation, repairs: bool) -> Row:

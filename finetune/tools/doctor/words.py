@@ -21,7 +21,7 @@ def split_words(text: str) -> list[str]:
 
 
 def word_hashes(characters: Characters) -> tuple[np.ndarray, np.ndarray]:
-    """A hash of each word whatever its case, uint32, and the number of words up to the end of each text, int64."""
+    """A hash of each word whatever its case, uint32, and where each word starts, int64."""
     starts, ends = _bounds(characters)
     points = characters.lowered
     hashes = np.empty(len(starts), np.uint32)
@@ -37,7 +37,7 @@ def word_hashes(characters: Characters) -> tuple[np.ndarray, np.ndarray]:
         places, lengths = starts[first:last] - begin, ends[first:last] - starts[first:last]
         hashes[first:last] = HASHING.runs(prefix, places, lengths) >> np.uint64(32)
         first = last
-    return hashes, np.searchsorted(starts, characters.ends)
+    return hashes, starts
 
 
 def _bounds(characters: Characters) -> tuple[np.ndarray, np.ndarray]:
