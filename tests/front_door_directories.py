@@ -36,7 +36,16 @@ def splits(**names):
 
 SPLITS = [
     refuses(
-        "an empty train beside val", {"d/train.jsonl": "", "d/val.jsonl": ROWS["validation"]}, ["train.jsonl is empty"]
+        "a README of programs",
+        {"d/README.md": "# My program\nIt runs.", "d/LICENSE": "Do as you like.", "d/main.py": "print('hello')\n"},
+        ["no text there but", r"d/\*\*/\*\.py"],
+        "d",
+    ),
+    refuses(
+        "an empty train beside val",
+        {"d/train.jsonl": "", "d/val.jsonl": ROWS["validation"]},
+        ["train.jsonl is empty"],
+        "d",
     ),
     reads(
         "splits by name",

@@ -60,9 +60,21 @@ class Found:
         where = f"{files} elsewhere, behind links, such as {self.outside[0].resolve()}"
         return f"{where}, and left out; name them, or put the files themselves there"
 
+    def card_of_others(self, name: str) -> str | None:
+        """The name of a README or a licence that is all there is to read of a directory with other texts."""
+        files = [path for found in self.files.values() for path in found]
+        is_alone = bool(files) and all(CARD.match(path.name) for path in files) and bool(self._other_texts(name))
+        return files[0].name if is_alone else None
+
+    def _other_texts(self, name: str) -> list[Path]:
+        """Texts of other suffixes in a directory."""
+        return [
+            path for path in self.others if os.path.isdir(name) and not CARD.match(path.name) and _may_be_text(path)
+        ]
+
     def way_in(self, name: str) -> str:
         """What a directory leaves out where nothing is read, and the pattern that takes the texts among it."""
-        suffixes = Counter(suffix_of(path) for path in self.others if os.path.isdir(name) and _may_be_text(path))
+        suffixes = Counter(map(suffix_of, self._other_texts(name)))
         way = ""
         if suffixes:
             way = f"; texts of other suffixes are named by a pattern: '{name}/**/*{suffixes.most_common(1)[0][0]}'"
