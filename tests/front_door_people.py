@@ -20,7 +20,21 @@ MAIL = [{"from": name, "to": "Carl", "subject": "It", "body": t} for name, t in 
 
 TAVERN = [{"name": name, "is_user": name == "Ben", "mes": t} for name, t in SAYS]
 
+
+def node(number, role, text):
+    said = {"author": {"role": role}, "content": {"content_type": "text", "parts": [text]}}
+    return {"id": str(number), "message": role and said, "parent": number and str(number - 1), "children": []}
+
+
+TREE = {
+    str(i): node(i, role, t) for i, (role, t) in enumerate(zip((None, "system", "user", "assistant"), ["", "", *P]))
+}
+CHATGPT = [
+    {"title": t, "create_time": 1.0, "mapping": TREE, "current_node": "3", "id": str(i)} for i, t in enumerate(P)
+]
+
 CASES = [
+    refuses("an export of ChatGPT", {"conversations.json": json.dumps(CHATGPT)}, ["export of ChatGPT", "jq -c"]),
     refuses("a talk of people", {"a.json": json.dumps({"conversation": TALK})}, [*OUT, "jq"]),
     refuses("a talk of people in lines", {"a.jsonl": json_lines(TALK)}, OUT),
     refuses("a talk of people in an array", {"a.json": json.dumps(TALK, indent=1)}, OUT),

@@ -29,6 +29,12 @@ from finetune.data.row_shape import Shape, column_flag, parse_messages
 from finetune.data.turns import CONTENT_KEYS, ROLE_KEYS, ROLE_OF, are_messages, is_answered, is_flag
 
 NAMED_QUESTIONS = ("question", "questions", "prompt", "prompts", "instruction", "instructions", "query", "human")
+# each tree in the order of its messages, with those that were asked for again
+CHATGPT = (
+    'jq -c \'.[] | {messages: [.mapping[].message | select(.author.role? | IN("user", "assistant")) | {role:'
+    ' .author.role, content: ([.content.parts[]? | strings] | join(""))} | select(.content != "")]} |'
+    ' select(any(.messages[]; .role == "assistant"))\' FILE > out.jsonl'
+)
 AS_MUCH = 2  # an answer of at least one so-many-th of the text; a list of more than so many times the prompt
 
 
@@ -52,6 +58,8 @@ def check_wholeness(profile: Profile) -> None:
             f"{profile.place}: its rows are single messages ({role!r}, {content!r}); a row is a conversation, a list"
             ' of messages such as {"messages": [{"role": ..., "content": ...}, ...]}'
         )
+    if profile.column("current_node") and profile.holds(profile.column("mapping"), dict):
+        raise UsageError(f"{profile.place}: is an export of ChatGPT, whose messages are trees; {CHATGPT} writes rows")
     media = profile.first(MEDIA)
     if media and (profile.column("messages") or profile.column("conversations") or profile.column("prompt")):
         raise UsageError(
