@@ -34,7 +34,40 @@ def splits(**names):
     return {f"d/{name}": ROWS[split] for split, name in names.items()}
 
 
+CONFIGS = """---
+configs:
+- config_name: all
+  data_files:
+  - split: train
+    path: data/all/train-*
+{}- config_name: few
+  data_files: data/few/*.jsonl
+---
+# Rows
+"""
+CONFIGURED = {"d/data/all/train-0.jsonl": ROWS["train"], "d/data/few/train-0.jsonl": ROWS["train"]}
+
 SPLITS = [
+    reads(
+        "the default of the card's configurations",
+        {"d/README.md": CONFIGS.format("  default: true\n"), **CONFIGURED},
+        TRAIN,
+        "d",
+        says="left out",
+    ),
+    refuses(
+        "configurations of a card without a default",
+        {"d/README.md": CONFIGS.format(""), **CONFIGURED},
+        ["all, few", "d/data/all for all"],
+        "d",
+    ),
+    reads("one configuration of a card, named", {"d/README.md": CONFIGS.format(""), **CONFIGURED}, TRAIN, "d/data/few"),
+    reads(
+        "a card whose configurations are elsewhere",
+        {"d/README.md": CONFIGS.format(""), "d/train-0.jsonl": ROWS["train"]},
+        TRAIN,
+        "d",
+    ),
     refuses(
         "a README of programs",
         {"d/README.md": "# My program\nIt runs.", "d/LICENSE": "Do as you like.", "d/main.py": "print('hello')\n"},

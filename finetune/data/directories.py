@@ -15,6 +15,7 @@ from finetune.common.files import read_json_object
 from finetune.common.opened import leads_out
 from finetune.config.paths import fixed_part
 from finetune.data import own_files
+from finetune.data.card_configs import files_of_default
 from finetune.data.encodings import is_binary, is_utf8
 from finetune.data.row_shape import shortened
 from finetune.data.split_names import CARD, find_splits
@@ -111,7 +112,8 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
     found.left_out.update(
         path.name for path in set(readable).difference(data) if path.name not in (*SAVED, "dataset_dict.json")
     )
-    found.files = _by_split(name, data, base, is_readable)
+    chosen = files_of_default(name, base, data) if is_directory else data
+    found.files = _by_split(name, chosen, base, is_readable)
     _check_empty(name, {path for path in present if not path.stat().st_size}, found.files["train"], base, is_readable)
     for path in set(data).difference(*found.files.values()):
         found.left_out[path.name if CARD.match(path.name) else f"other {suffix_of(path)}"] += 1
