@@ -68,7 +68,8 @@ HEADINGS = frozenset(
 )
 # what a prompt asks about
 GIVEN = re.compile(
-    r"((chat_?)?history|schema|suffix|previous|persona|personality|choices|options|examples?|facts|evidence"
+    r"(self_?text|question_(body|details?)|(chat_?)?history|schema|suffix|previous|persona|personality|choices|options"
+    r"|examples?|facts|evidence"
     r"|(input|source|given|reference)?_?(text|code|document|passage|paragraph|article|context|inputs?|table|story"
     r"|snippet|query|question|instruction|transcript)s?)",
     re.IGNORECASE,
