@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune.common.errors import Failure
+from finetune.common.free_memory import is_out_of_memory
 from finetune.config import schedule as schedules
 from finetune.config.recipe import Recipe
 from finetune.runs import warning_signs
@@ -242,6 +243,19 @@ def test_one_block_that_does_not_fit_recomputes_activations_and_then_says_what_w
     with pytest.raises(Failure, match="out of memory with one block") as failure:
         trainers.train(tiny("other", max_iters=2))
     assert failure.value.code == 1
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    ],
+)
+def test_libraries_of_a_gpu_say_that_memory_is_short_in_words_of_their_own(told):
+    assert is_out_of_memory(RuntimeError(told)) and not is_out_of_memory(ValueError(told))
 
 
 def test_an_error_that_is_not_about_memory_is_not_taken_for_one(tiny, monkeypatch):

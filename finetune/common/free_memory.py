@@ -11,7 +11,8 @@ import psutil
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception reports OOM of the device or the host."""
-    words = ("out of memory", "can't allocate memory")  # torch.OutOfMemoryError, a RuntimeError, has the first
+    # torch.OutOfMemoryError, a RuntimeError, has the first; statuses of cuBLAS and cuDNN have the last two
+    words = ("out of memory", "can't allocate memory", "_ALLOC_FAILED", "_ALLOCATION_FAILED")
     reported = isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in words)
     return reported or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
