@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import forked
@@ -20,7 +21,7 @@ from finetune.config import schedule as schedules
 from finetune.config.recipe import Recipe
 from finetune.runs import warning_signs
 from finetune.runs.events import read_metrics
-from finetune.training import monitor
+from finetune.training import micro_batch, monitor
 from finetune.training import trainer as trainers
 from finetune.training.state import Hooks, MicroBatch
 
@@ -201,6 +202,25 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(tiny, mon
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5) and one["lr"] == other["lr"]
     assert "out of memory at iter 0: batch_size 8 -> 4, gradient_accumulation_steps 1 -> 2" in capsys.readouterr().out
     assert [event["batch_size"] for event in events("out", "out_of_memory")] == [4, 2]
+
+
+def test_memory_of_an_update_that_failed_is_free_before_the_next_try(tiny, monkeypatch):
+    """Its tensors hang on the traceback of the error."""
+    failed, alive = [], []
+
+    def fail_once(setup, state):
+        if not failed:
+            activations = torch.zeros(1)
+            failed.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def reduced(*args):
+        alive.append(failed[0]())
+        return micro_batch.reduce_micro_batch(*args)
+
+    monkeypatch.setattr(trainers, "reduce_micro_batch", reduced)
+    trainers.train(tiny(max_iters=2), hooks=Hooks(before_update=fail_once))
+    assert alive == [None]
 
 
 def test_out_of_memory_right_after_a_save_brings_no_unplanned_save(tiny):

@@ -94,8 +94,8 @@ def describe_shares(micro_batch: MicroBatch, processes: int) -> str:
     )
 
 
-def handle_oom(setup: Setup, state: TrainState, logger: RunLogger, error: Exception) -> None:
-    """After OOM in an update make the micro-batch smaller; raise any other error again."""
+def check_oom(setup: Setup, state: TrainState, error: Exception) -> None:
+    """Raise the error of an update again, unless it is OOM and a smaller micro-batch can be tried. Raises Failure."""
     if not is_out_of_memory(error):
         raise error
     if setup.device.accelerator.num_processes > 1:  # the others wait for the gradients of this process
@@ -106,7 +106,6 @@ def handle_oom(setup: Setup, state: TrainState, logger: RunLogger, error: Except
             1,
             alone=True,
         ) from error
-    reduce_micro_batch(setup, state, logger)
 
 
 def reduce_micro_batch(setup: Setup, state: TrainState, logger: RunLogger) -> None:

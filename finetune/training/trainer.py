@@ -21,7 +21,7 @@ from finetune.runs.logger import RunLogger
 from finetune.runtime import device as devices
 from finetune.runtime.heartbeat import beating
 from finetune.training.callbacks import Update
-from finetune.training.micro_batch import fit_micro_batch, handle_oom
+from finetune.training.micro_batch import check_oom, fit_micro_batch, reduce_micro_batch
 from finetune.training.monitor import EXIT_CODES, Diverged
 from finetune.training.recovery import check_all_resume, roll_back
 from finetune.training.run_samples import sample, sample_base
@@ -101,9 +101,8 @@ def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock
         if stop_signal:
             by = "callback" if setup.signals.requested else stop_signal.name
             logger.record("stop", step=state.step, signal=by)
-            way = f"to go on: {resume_command(setup.recipe.out_dir)}"
-            problem = f"stopped by {by} after {state.step} updates; {way}"
-            raise Failure(problem, EXIT_CODES[stop_signal])
+            told = f"stopped by {by} after {state.step} updates; to go on: {resume_command(setup.recipe.out_dir)}"
+            raise Failure(told, EXIT_CODES[stop_signal])
         if any(due) or signals:
             clock.restart(state.step)
             signals = []
@@ -111,10 +110,11 @@ def run_updates(setup: Setup, state: TrainState, logger: RunLogger, clock: Clock
         lr = schedules.learning_rate(state.step, setup.recipe, setup.schedule) * state.lr_scale
         try:
             in_flight.append(update(setup, state, lr))
-        except (RuntimeError, MemoryError) as error:
-            handle_oom(setup, state, logger, error)  # raises any other error again
+            state.step += 1
             continue
-        state.step += 1
+        except (RuntimeError, MemoryError) as error:
+            check_oom(setup, state, error)  # raises any other error again
+        reduce_micro_batch(setup, state, logger)  # only now: the error's traceback holds the tensors of the update
 
 
 class Due(NamedTuple):
