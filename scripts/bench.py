@@ -93,6 +93,11 @@ class Options:
             yield "nanogpt", "give --nanogpt=PATH, a checkout of nanoGPT"
 
 
+def first_on_path(root):
+    """PYTHONPATH with a checkout before what is on it, which may hold torch itself."""
+    return os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+
+
 @dataclass
 class Contender:
     """A tool with its settings, and what its rounds came to."""
@@ -108,7 +113,7 @@ class Contender:
         job = {**shared, **self.job, "began": time.time()}
         path = Path(shared["work"], "job.json")
         path.write_text(json.dumps(job))
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(self.root)}
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": first_on_path(self.root)}
         script = (self.scripts or self.root) / "scripts" / "contenders.py"
         try:
             done = subprocess.run(
@@ -916,7 +921,7 @@ def _start_over(work, names, processes):
     flags |= {"dataset": ",".join(names), "out_dir": work / "out", "overwrite": "true", "num_processes": processes}
     command = [sys.executable, "-m", "finetune", "train", *(f"--{name}={value}" for name, value in flags.items())]
     began, largest = time.perf_counter(), 0
-    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": first_on_path(ROOT)})
     while run.poll() is None:
         time.sleep(0.2)
         largest = max(largest, _largest_process(run.pid))

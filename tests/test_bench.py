@@ -49,6 +49,18 @@ def test_updates_are_timed_without_saves_too(bench, tmp_path):
     assert result["iters"] == [0, 1, 2, 3] and not list((tmp_path / "out").rglob("*.safetensors"))
 
 
+def test_contenders_find_packages_on_the_path(bench, tmp_path, monkeypatch):
+    """A package that only PYTHONPATH leads to, after the code of the checkout."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "only_here.py").write_text("found = 1\n")
+    (tmp_path / "scripts").mkdir()
+    program = "import json, sys, only_here; print(json.dumps(sys.path[1:3]))\n"
+    (tmp_path / "scripts" / "contenders.py").write_text(program)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
+    found = bench.Contender("tool", {}, root=tmp_path).turn({"work": str(tmp_path)})
+    assert found == [str(tmp_path), str(tmp_path / "packages")]
+
+
 def test_what_a_benchmark_refuses_is_told(tmp_path):
     program = "import sys; from finetune.config.cli import run; run(lambda argv: sys.exit('losses differ'))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
