@@ -417,6 +417,25 @@ def test_the_peak_is_that_of_the_best_product_and_says_how_sure_it_is(monkeypatc
     assert f"{peak / 1e12:.2f} TFLOP/s, the best of " in source and "longer" in source
 
 
+@pytest.mark.parametrize(
+    "name, card",
+    [
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA GH200 480GB", "GH200"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H200 NVL", "H200 NVL"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA H200 MIG 1g.18gb", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_the_data_sheet_is_that_of_the_card(name, card):
+    """Where it is None a product is timed: of a slice of a card, and of one that is not known."""
+    assert devices.card_of(name) == card
+
+
 def test_time_left_counts_the_evaluations_that_are_left(tiny):
     """By listing the steps at which the loop evaluates: at multiples of eval_interval and at the end."""
     for length, interval in ((20, 7), (21, 7), (5, 100)):

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 TESTED_TORCH = "2.14"  # the newest release that the tests have run with
-# dense bfloat16 TFLOP/s from the manufacturers' data sheets; the keys are parts of CUDA's device names
+# dense bfloat16 TFLOP/s from the manufacturers' data sheets; the first key that is a part of CUDA's device name counts
 PEAK_TFLOPS = {
+    "H100 PCIe": 756, "H100 NVL": 835, "H200 NVL": 835,
     "H200": 989, "H100": 989, "GH200": 989, "B200": 2250, "A100": 312, "A10G": 70, "A10": 125, "L40S": 362, "L4": 121,
     "RTX 4090": 165, "RTX 3090": 71, "V100": 125, "T4": 65,
 }  # fmt: skip
@@ -227,11 +228,9 @@ def be_deterministic() -> None:
 @functools.cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """(FLOP/s, its source): from the data sheet of a known GPU, else from timing a matrix product."""
-    if device.type == "cuda" and dtype != torch.float32:
-        name = torch.cuda.get_device_name(device)
-        for card, tflops in PEAK_TFLOPS.items():
-            if re.search(rf"\b{card}\b", name):
-                return tflops * 1e12, f"{tflops} TFLOP/s, data sheet of {card}"
+    card = card_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    if card and dtype != torch.float32:
+        return PEAK_TFLOPS[card] * 1e12, f"{PEAK_TFLOPS[card]} TFLOP/s, data sheet of {card}"
     n = 1024 if device.type == "cpu" else 4096
     a, b = torch.randn(n, n, device=device, dtype=dtype), torch.randn(n, n, device=device, dtype=dtype)
     tries: list[float] = []
@@ -244,6 +243,13 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     best, usual = min(tries), statistics.median(tries)
     measured = f"{2 * n**3 / best / 1e12:.2f} TFLOP/s, the best of {len(tries)} {n} x {n} matrix products here"
     return 2 * n**3 / best, f"{measured}; half of them took up to {usual / best - 1:.0%} longer"
+
+
+def card_of(name: str) -> str | None:
+    """The key of PEAK_TFLOPS for one of CUDA's device names; None of a MIG slice, which is a part of a card."""
+    if re.search(r"\bMIG\b", name):
+        return None
+    return next((card for card in PEAK_TFLOPS if re.search(rf"\b{card}\b", name)), None)
 
 
 def _cpu_has_bfloat16() -> bool:
