@@ -5,6 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from finetune.config.recipe import Recipe
+from finetune.gpt import loss as losses
 from finetune.gpt.model import SHAPES, GPTConfig, Transformer
 from finetune.runtime import memory
 
@@ -43,3 +44,23 @@ def test_an_update_needs_what_the_formula_says(name):
     found = memory.estimate_memory(memory.Workload(recipe, config, 1024, "cpu", torch.bfloat16))
     beside = found.parts["program"] + found.parts["heap fragmentation"]  # no tensors
     assert found.peak - beside == pytest.approx(counted, rel=0.05)
+
+
+def test_the_uncompiled_loss_needs_what_the_formula_says():
+    """That of a GPU: logits in bfloat16, and all of them at once."""
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    config, N = GPTConfig(n_layer=1), 4096
+    C, V = config.n_embd, config.padded_vocab_size
+    with FakeTensorMode():
+        x, weight = (torch.empty(rows, C, requires_grad=True) for rows in (N, V))
+        targets = torch.zeros(N, dtype=torch.long)
+        tracker = MemTracker()
+        tracker.track_external(x, weight, targets)
+        with tracker, torch.autocast("cpu", torch.bfloat16):
+            losses.linear_cross_entropy(x, weight, targets, config.vocab_size).backward()
+    counted = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+    recipe = Recipe(batch_size=4, chunked_loss="false")
+    found = memory.estimate_memory(memory.Workload(recipe, config, 1024))
+    beside = 4 * (N + V) * C + 2 * (N + V) * C  # inputs in float32, and as products read them
+    assert found.parts["logits and loss"] == pytest.approx(counted - beside, rel=0.01)

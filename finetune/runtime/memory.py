@@ -152,7 +152,8 @@ def _loss(work: Workload) -> int:
     if loss.is_chunked(work.recipe.chunked_loss, work.device_type, N * V):  # computes the head's gradient with the loss
         head_gradient = 0 if work.recipe.lora_rank else 4 * V * C
         return min(loss.CHUNK, N) * V * e + (e * V * C if e < 4 else 0) + head_gradient
-    return (6 if work.compiled else 16 if work.on_cpu else 10) * N * V
+    # uncompiled on a GPU: log-probabilities, their gradient and that of the logits, each in float32
+    return (6 if work.compiled else 16 if work.on_cpu else 12) * N * V
 
 
 def _evaluation(work: Workload) -> int:
