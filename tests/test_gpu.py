@@ -41,9 +41,10 @@ def losses(out_dir):
     return [event["loss"] for event in read_metrics(f"{out_dir}/metrics.jsonl") if event["event"] == "iter"]
 
 
-def test_an_update_never_waits_for_the_device(tiny):
+@pytest.mark.parametrize("optimizer_dtype", ["float32", "bfloat16"])
+def test_an_update_never_waits_for_the_device(tiny, optimizer_dtype):
     Path("out").mkdir()
-    recipe = tiny(device="cuda", compile="false", dtype="bfloat16")
+    recipe = tiny(device="cuda", compile="false", dtype="bfloat16", optimizer_dtype=optimizer_dtype)
     run, state = setup.setup_run(recipe, devices.start(recipe), print)
     step.update(run, state, 1e-3).read()
     state.step = 1

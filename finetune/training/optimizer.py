@@ -10,6 +10,7 @@ import torch
 from torch.optim.adamw import adamw as adamw_step
 
 from finetune.config.recipe import Recipe
+from finetune.data.batches import to_device
 from finetune.gpt import GPTConfig, size
 from finetune.runtime import fsdp
 
@@ -55,7 +56,7 @@ class CompactAdamW(AdamW):
     def step(self) -> None:  # pyrefly: ignore[bad-override]  no closure
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randint(0, 1 << 16, (2, NOISE_SIZE), generator=generator, dtype=torch.int32)
-        noise = noise.to(self.param_groups[0]["params"][0].device)
+        noise = to_device(noise, self.param_groups[0]["params"][0].device)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
