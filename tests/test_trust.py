@@ -15,12 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune.common.errors import Failure
+from finetune.common.errors import Failure, UsageError
 from finetune.common.free_memory import is_out_of_memory
 from finetune.config import schedule as schedules
 from finetune.config.recipe import Recipe
 from finetune.runs import warning_signs
 from finetune.runs.events import read_metrics
+from finetune.runtime import device as devices
+from finetune.runtime.unchanged import unchanged
 from finetune.training import micro_batch, monitor
 from finetune.training import trainer as trainers
 from finetune.training.state import Hooks, MicroBatch
@@ -407,9 +409,34 @@ def test_torchrun_and_forked_processes_are_the_same_run(tiny):
     same_run("forked", "out")
 
 
-def test_deterministic_runs_and_refuses_an_environment_that_contradicts_it(tiny, monkeypatch):
-    from finetune.common.errors import UsageError
+def test_an_accelerator_of_another_device_is_refused(tiny, monkeypatch):
+    """accelerate would keep its device, so the run would train where nobody asked it to."""
+    from accelerate import Accelerator
 
+    Accelerator(cpu=True)
+    monkeypatch.setattr(devices, "choose_device", lambda choice: torch.device("cuda"))
+    with pytest.raises(UsageError, match="device: this process holds an Accelerator on cpu, and cuda is asked for; "):
+        devices.start(tiny())
+
+
+def test_a_gpu_that_was_used_undeterministically_is_refused(monkeypatch):
+    """Older versions of torch read the variable at their first product, and then refuse each one."""
+
+    def refused(*matrices):
+        raise RuntimeError("this operation is not deterministic; you must set CUBLAS_WORKSPACE_CONFIG=:4096:8")
+
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with unchanged():
+        devices.be_deterministic(torch.device("cpu"))
+        assert torch.are_deterministic_algorithms_enabled()
+        monkeypatch.setattr(torch, "mm", refused)
+        with pytest.raises(UsageError, match="CUBLAS_WORKSPACE_CONFIG=:4096:8 before Python starts") as told:
+            devices.be_deterministic(torch.device("cpu"))
+        assert "\n" not in str(told.value) and not torch.are_deterministic_algorithms_enabled()
+
+
+def test_deterministic_runs_and_refuses_an_environment_that_contradicts_it(tiny, monkeypatch):
     try:
         for out_dir in ("one", "two"):
             trainers.train(tiny(out_dir, deterministic=True))

@@ -106,7 +106,7 @@ def start(recipe: Recipe) -> Device:
         keep_heap()
         use_all_cores(recipe.cpu_threads)
     if recipe.deterministic:
-        be_deterministic()
+        be_deterministic(device)
     # the training loop accumulates gradients; with this variable accelerate would divide the loss a second time
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
     # `Device.autocast` sets the precision, so that evaluation and sampling can use another
@@ -123,6 +123,9 @@ def start(recipe: Recipe) -> Device:
     if accelerator.distributed_type not in known:
         raise UsageError(f"the launcher is configured for {accelerator.distributed_type.value}, which is not supported")
     process_group.check_world_size(accelerator.num_processes)
+    if accelerator.device.type != device.type:  # accelerate keeps the device of the first Accelerator of a process
+        problem = f"this process holds an Accelerator on {accelerator.device.type}, and {device.type} is asked for"
+        raise UsageError(f"device: {problem}; start a new process")
     check_accumulation_divides(recipe, accelerator.num_processes)
     dtype = best_dtype(recipe.dtype, device)
     if sharding and sharding.cpu_offload and dtype == torch.float16:
@@ -213,8 +216,9 @@ def use_all_cores(threads: int = 0) -> None:
     torch.set_num_threads(threads or given or max(1, num_cores() // processes))
 
 
-def be_deterministic() -> None:
-    """Use only operations that give the same bits every time. Raises UsageError if the environment contradicts."""
+def be_deterministic(device: torch.device) -> None:
+    """Use only operations that give the same bits every time. Raises UsageError if the environment contradicts, or if
+    the GPU was used in a way that excludes it."""
     wanted = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if wanted not in (":4096:8", ":16:8"):
         raise UsageError(f"deterministic: CUBLAS_WORKSPACE_CONFIG={wanted} in the environment contradicts it; unset it")
@@ -223,6 +227,16 @@ def be_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyrefly: ignore[missing-attribute]
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.enable_cudnn_sdp(False)
+    if torch.cuda.is_initialized():  # older versions of torch have read the variable at their first product
+        one = torch.ones(1, 1, device=device)
+        try:
+            torch.mm(one, one)
+        except RuntimeError as error:
+            torch.use_deterministic_algorithms(False)
+            if "CUBLAS_WORKSPACE_CONFIG" not in str(error):
+                raise
+            way = f"set CUBLAS_WORKSPACE_CONFIG={wanted} before Python starts"
+            raise UsageError(f"deterministic: this process has used the GPU already; {way}") from error
 
 
 @functools.cache
