@@ -4,7 +4,6 @@ order."""
 import os
 import resource
 
-import datasets
 import forked
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,8 @@ from finetune.data import arrow_cache
 from finetune.data import dataset as data_dataset
 from finetune.data.batches import Blocks
 from finetune.data.sampler import BlockSampler
+
+datasets = pytest.importorskip("datasets")  # also an image without it must collect the tests
 
 
 def blocks_of(directory, split="train", block_size=8, **choices):

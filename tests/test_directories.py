@@ -4,7 +4,6 @@ import glob
 import json
 from pathlib import Path
 
-import datasets
 import pyarrow
 import pytest
 
@@ -12,6 +11,8 @@ from finetune.common.errors import UsageError
 from finetune.data import sources
 from finetune.data.directories import find_files
 from finetune.data.text_files import TEXT_SUFFIXES, suffix_of
+
+datasets = pytest.importorskip("datasets")
 
 TABLES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 
