@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from finetune import GPT
 from finetune.runs.events import read_metrics
-from finetune.runtime import attention_check
+from finetune.runtime import attention_check, compiler
 from finetune.runtime import device as devices
 from finetune.runtime.unchanged import unchanged
 from finetune.training import setup, step, trainer
@@ -125,7 +125,7 @@ def test_documents_are_isolated(hf_model, compiled):
     )
     assert not said and all(block.attn.use_flex_attention == compiled for block in ours.h)
     if compiled:
-        setup.compile_model(ours, whole=False)
+        compiler.compile_model(ours, whole=False)
     loss = ours(idx.cuda(), targets.cuda(), positions.cuda())[0]
     wanted = expected(idx, targets, positions)[0]
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-4)

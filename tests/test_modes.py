@@ -14,8 +14,8 @@ from finetune.common.errors import UsageError
 from finetune.config.recipe import Recipe
 from finetune.gpt import lora, loss, size
 from finetune.gpt.model import SHAPES
+from finetune.runtime import compiler, fsdp, memory, memory_modes
 from finetune.runtime import device as devices
-from finetune.runtime import fsdp, memory, memory_modes
 from finetune.training import optimizer as optimizers
 from finetune.training import setup, trainer
 from finetune.training.state import MicroBatch
@@ -353,7 +353,7 @@ def test_a_compiled_block_keeps_what_is_predicted():
     x = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0)).requires_grad_()
     network = GPT.from_scratch(config).train()
     torch._dynamo.reset()
-    setup.compile_model(network, whole=False)
+    compiler.compile_model(network, whole=False)
     with torch.autocast("cpu", torch.bfloat16):
         kept = saved_bytes(network.h[0], x)
     plain = memory.activations_of_layer(memory.Workload(Recipe(batch_size=2), config, 256, compiled=True))

@@ -12,6 +12,7 @@ from finetune.common.errors import Failure
 from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
 from finetune.runtime import device as devices
+from finetune.runtime.compiler import compile_model
 from finetune.training import micro_batch, setup, step, trainer
 from finetune.training.state import Hooks
 
@@ -176,7 +177,7 @@ def test_compiled_parts_are_the_network(hf_model, monkeypatch):
     expected.backward()
     for whole in (True, False):
         network = GPT.from_hf(hf_model()).train()
-        setup.compile_model(network, whole)
+        compile_model(network, whole)
         assert list(network.state_dict()) == list(plain.state_dict())
         loss, _ = network(idx, idx)
         loss.backward()

@@ -9,7 +9,7 @@ import torch
 from finetune.common.errors import Failure
 from finetune.config.recipe import Recipe
 from finetune.runs.logger import RunLogger
-from finetune.runtime import memory
+from finetune.runtime import compiler, memory
 from finetune.runtime.memory import is_out_of_memory
 from finetune.runtime.memory_modes import oom_advice
 from finetune.training.state import MicroBatch, Setup, TrainState, recipe_in_use
@@ -97,6 +97,9 @@ def describe_shares(micro_batch: MicroBatch, processes: int) -> str:
 def check_oom(setup: Setup, state: TrainState, error: Exception) -> None:
     """Raise the error of an update again, unless it is OOM and a smaller micro-batch can be tried. Raises Failure."""
     if not is_out_of_memory(error):
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            problem = f"torch.compile failed at iter {state.step} ({compiler.line_of(error)})"
+            raise Failure(f"{problem}; --compile=false trains without it", 1, alone=True) from error
         raise error
     if setup.device.accelerator.num_processes > 1:  # the others wait for the gradients of this process
         raise Failure(

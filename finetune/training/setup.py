@@ -27,7 +27,7 @@ from finetune.runs.datasets import is_isolated
 from finetune.runs.inputs import find_model_and_datasets, with_block_size
 from finetune.runs.model_ref import ModelRef
 from finetune.runs.provenance import provenance
-from finetune.runtime import attention_check, fsdp, memory, memory_modes, process_group, shards
+from finetune.runtime import attention_check, compiler, fsdp, memory, memory_modes, process_group, shards
 from finetune.runtime.device import Device
 from finetune.training.optimizer import AdamW, adamw, fill_optimizer
 from finetune.training.recovery import begin_loading, check_resumed, load_same_state, resume
@@ -58,12 +58,12 @@ def setup_run(recipe: Recipe, device: Device, say: Say, hooks: Hooks | None = No
     built = _build_caches(recipe, found, datasets, device)
     with device.accelerator.local_main_process_first():
         train, val, hashes = _prepare_splits(recipe, found, datasets, device, built)
-    identity = _identity(recipe, train, hashes)
-    schedule = _schedule(recipe, saved, train, val)
+    identity, schedule = _identity(recipe, train, hashes), _schedule(recipe, saved, train, val)
     if saved:
         check_resumed(recipe, identity, saved.state, say)
     if device.accelerator.is_main_process:
         checkpoints.check_disk(recipe_in_use, schedule, found.config)
+    compiler.check_compiler(recipe, device, say)  # uncompiled takes more memory
     if choose_mode:
         recipe_in_use = memory_modes.choose_mode(recipe, found.config, train.block_size, device, say)
     model = loading(say)
@@ -279,7 +279,9 @@ def wrap_model_and_make_optimizer(
     if device.compile:
         # flex attention is compiled block by block, as it was checked
         alone = device.accelerator.num_processes == 1 and not sharding
-        compile_model(model, whole=model.config.n_layer <= MAX_LAYERS_COMPILED_WHOLE and alone and not isolated)
+        compiler.compile_model(
+            model, whole=model.config.n_layer <= MAX_LAYERS_COMPILED_WHOLE and alone and not isolated
+        )
     if sharding:
         wrapped_model = fsdp.shard(model, sharding, device.torch_device)
     elif device.accelerator.num_processes > 1:
@@ -287,14 +289,3 @@ def wrap_model_and_make_optimizer(
     else:  # nothing to wrap, and accelerate would import what only several processes need: half a second
         wrapped_model = model
     return wrapped_model, adamw(model, recipe)
-
-
-def compile_model(model: GPT, whole: bool) -> None:
-    """Compile in place, as a whole or by block. As a whole deep models take minutes, and DDP cuts it into pieces, which
-    in older versions of PyTorch excludes gradient checkpointing. The loss is compiled by itself either way."""
-    if whole:
-        model.hidden = torch.compile(model.hidden, dynamic=False)
-    else:
-        for block in model.h:
-            block.compile(dynamic=False)
-    model.linear_cross_entropy = torch.compile(model.linear_cross_entropy, dynamic=False)

@@ -25,6 +25,7 @@ from finetune.evaluation.split_loss import split_loss
 from finetune.gpt import GPT, lora
 from finetune.runtime import device as devices
 from finetune.runtime import memory
+from finetune.runtime.compiler import check_compiler
 from finetune.runtime.device import Device
 from finetune.tools.plan.estimate import Plan, Timing
 from finetune.training.optimizer import fill_optimizer
@@ -87,6 +88,7 @@ def _time(plan: Plan, device: Device, began: float) -> Timing:
 def _setup(plan: Plan, device: Device) -> Setup:
     """A run over random blocks, with random weights."""
     recipe = plan.recipe
+    check_compiler(recipe, device, lambda line: None)
     with torch.device(device.torch_device):
         generator = torch.Generator(device.torch_device).manual_seed(recipe.seed)
         model = GPT(plan.config).init_weights(generator)
