@@ -11,6 +11,7 @@ import pytest
 import torch
 from ports import free_port
 
+from finetune import GPT
 from finetune.common.errors import Failure, UsageError
 from finetune.runtime import compiler
 from finetune.runtime import device as devices
@@ -63,6 +64,29 @@ def test_nothing_is_compiled_to_see_whether_it_works_where_nothing_will_be(tiny,
     for recipe, compiles in (tiny(), False), (tiny(eval_only=True), True):
         device = replace(devices.start(recipe), compile=compiles)
         compiler.check_compiler(recipe, device, pytest.fail)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore::DeprecationWarning")  # PyTorch's own
+def test_layers_with_scales_of_their_own_share_a_graph(hf_model, monkeypatch, dtype):
+    """Of 12 layers the first has none. torch compiles a function eight times at most; further layers would be slow."""
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    counter, whole = CompileCounter(), torch.compile
+    hf = hf_model(n_layer=12, scale_attn_by_inverse_layer_idx=True)
+    idx = torch.randint(0, 101, (2, 16), generator=torch.Generator().manual_seed(0))
+    plain, compiled = GPT.from_hf(hf).train(), GPT.from_hf(hf).train()
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: whole(*args, **options, backend=counter))
+    compiler.compile_model(compiled, False, torch.device("cpu"))
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        losses = [network(idx, idx)[0] for network in (plain, compiled)]
+    assert losses[0].equal(losses[1])
+    sum(losses).backward()
+    for one, other in zip(plain.parameters(), compiled.parameters()):
+        assert one.grad.equal(other.grad)
+    assert counter.frame_count == 2  # the loss is chunked on a CPU, and not compiled
+    assert list(plain.state_dict()) == list(compiled.state_dict())
 
 
 SCRIPT = """

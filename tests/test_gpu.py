@@ -125,7 +125,7 @@ def test_documents_are_isolated(hf_model, compiled):
     )
     assert not said and all(block.attn.use_flex_attention == compiled for block in ours.h)
     if compiled:
-        compiler.compile_model(ours, whole=False)
+        compiler.compile_model(ours, False, OnGPU.device)
     loss = ours(idx.cuda(), targets.cuda(), positions.cuda())[0]
     wanted = expected(idx, targets, positions)[0]
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-4)

@@ -353,7 +353,7 @@ def test_a_compiled_block_keeps_what_is_predicted():
     x = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0)).requires_grad_()
     network = GPT.from_scratch(config).train()
     torch._dynamo.reset()
-    compiler.compile_model(network, whole=False)
+    compiler.compile_model(network, False, torch.device("cpu"))
     with torch.autocast("cpu", torch.bfloat16):
         kept = saved_bytes(network.h[0], x)
     plain = memory.activations_of_layer(memory.Workload(Recipe(batch_size=2), config, 256, compiled=True))

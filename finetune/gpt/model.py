@@ -237,7 +237,8 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.layer = layer  # index in the cache
         self.n_head = config.n_head
-        self.q_scale = config.q_scale(layer)
+        scale = config.q_scale(layer)
+        self.q_scale: float | Tensor | None = None if scale == 1 else scale  # runtime.compiler makes it a tensor
         self.use_flex_attention = False  # within documents; set by runtime.attention_check
         self.c_attn = UninitializedLinear(config.n_embd, 3 * config.n_embd)
         self.c_proj = UninitializedLinear(config.n_embd, config.n_embd)
@@ -255,8 +256,8 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         qkv = recompute.linear(self.c_attn, norm, x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        if self.q_scale != 1:
-            q = q * self.q_scale
+        if self.q_scale is not None:
+            q = (q * self.q_scale).to(q.dtype)
         if cache is not None:
             y = cache.attend(self.layer, q, k, v)
         else:

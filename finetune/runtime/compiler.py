@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from finetune.common.errors import UsageError, first_line
 from finetune.config.recipe import Recipe
-from finetune.gpt.model import Transformer
+from finetune.gpt.model import CausalSelfAttention, Transformer
 from finetune.runtime.device import Device
 
 
@@ -46,12 +46,15 @@ def line_of(error: BaseException) -> str:
     return first_line(getattr(error, "inner_exception", error))
 
 
-def compile_model(model: Transformer, whole: bool) -> None:
+def compile_model(model: Transformer, whole: bool, device: torch.device) -> None:
     """Compile in place, as a whole or by block. As a whole deep models take minutes, and DDP cuts it into pieces, which
     in older versions of PyTorch excludes gradient checkpointing. The loss is compiled by itself either way."""
     if whole:
         model.hidden = torch.compile(model.hidden, dynamic=False)
     else:
+        for module in model.modules():  # a number would be a constant of its graph, and torch makes eight at most
+            if isinstance(module, CausalSelfAttention) and isinstance(module.q_scale, float):
+                module.q_scale = torch.tensor([module.q_scale], device=device)
         for block in model.h:
             block.compile(dynamic=False)
     model.linear_cross_entropy = torch.compile(model.linear_cross_entropy, dynamic=False)

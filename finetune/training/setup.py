@@ -279,9 +279,8 @@ def wrap_model_and_make_optimizer(
     if device.compile:
         # flex attention is compiled block by block, as it was checked
         alone = device.accelerator.num_processes == 1 and not sharding
-        compiler.compile_model(
-            model, whole=model.config.n_layer <= MAX_LAYERS_COMPILED_WHOLE and alone and not isolated
-        )
+        whole = model.config.n_layer <= MAX_LAYERS_COMPILED_WHOLE and alone and not isolated
+        compiler.compile_model(model, whole, device.torch_device)
     if sharding:
         wrapped_model = fsdp.shard(model, sharding, device.torch_device)
     elif device.accelerator.num_processes > 1:
