@@ -1,11 +1,17 @@
 """Variables of a launcher that are left in the environment: refused in a line, at once or after a bounded time."""
 
+import json
+import os
 import re
 import socket
+import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
+import forked
 import pytest
+import torch
 from ports import free_port
 
 from finetune.common.errors import UsageError
@@ -92,3 +98,49 @@ def test_a_port_that_is_taken_is_named(monkeypatch):
             monkeypatch.setenv(name, value)
         with pytest.raises(UsageError, match="MASTER_PORT=.* in the environment is in use by another program; if"):
             devices.start(Recipe(dataset="x", device="cpu"))
+
+
+SCRIPT = """
+import json, os, sys
+import torch
+import finetune
+
+recipe, left = json.loads(sys.argv[1]), []
+for out_dir in ("one", "two"):
+    finetune.train(**recipe | {"out_dir": out_dir})
+    left.append(torch.distributed.is_initialized())
+finetune.evaluate("two", device="cpu")
+left.append(torch.distributed.is_initialized())
+print(json.dumps(left))
+"""
+
+
+@pytest.mark.heavy
+def test_a_group_ends_with_its_run_and_the_next_run_makes_another(tiny):
+    """Two ranks of gloo without a launcher's store: rank 0 listens, and must not stop between two runs."""
+    Path("script.py").write_text(SCRIPT)
+    usual = asdict(Recipe())
+    recipe = asdict(tiny(gradient_accumulation_steps=2, max_iters=2, num_samples=0))
+    recipe = json.dumps({name: value for name, value in recipe.items() if value != usual[name]})
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        forked.Process("script.py", recipe, env={**os.environ, **group, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
+    for process in ranks:
+        with process:
+            out, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+        assert json.loads(out.splitlines()[-1]) == [False, False, False]
+
+
+def test_a_rank_that_has_died_is_not_awaited_at_the_end(monkeypatch):
+    """NCCL may wait for it. A group that another has made is left alone."""
+    died, began = threading.Event(), time.monotonic()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", died.wait)
+    process_group.leave(process_group.Group(torch.distributed.HashStore(), "start", 0, 2), seconds=0.1)
+    assert time.monotonic() - began < 10
+    died.set()
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", pytest.fail)
+    process_group.leave(None)

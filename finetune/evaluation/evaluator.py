@@ -24,6 +24,7 @@ from finetune.runs.chat_session import turn_ends
 from finetune.runs.inputs import check_block_size, find_baseline, find_model
 from finetune.runs.model_ref import ModelRef
 from finetune.runtime import device as devices
+from finetune.runtime import process_group
 from finetune.runtime.device import Device
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def evaluate(options: Options) -> tuple[dict[str, Any], bool]:
     if inputs.prompt is not None:
         event["memorisation"] = _find_copies(device, loaded[0], inputs.prompt, inputs, options)
     device.accelerator.wait_for_everyone()
+    process_group.leave(device.group)
     return event, device.accelerator.is_main_process
 
 

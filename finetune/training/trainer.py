@@ -19,6 +19,7 @@ from finetune.gpt import lora
 from finetune.gpt.size import flops_per_token
 from finetune.runs.logger import RunLogger
 from finetune.runtime import device as devices
+from finetune.runtime import process_group
 from finetune.runtime.heartbeat import beating
 from finetune.training.callbacks import Update
 from finetune.training.micro_batch import check_oom, fit_micro_batch, reduce_micro_batch
@@ -62,6 +63,7 @@ def train(
                     run_updates(setup, state, logger, Clock(setup, state.step, peak_flops))
                 finish_run(setup, state, logger)
         device.accelerator.wait_for_everyone()
+    process_group.leave(device.group)
     return setup, state
 
 
