@@ -57,7 +57,7 @@ class Options:
     seed: int = option(1337, "seed of samples, and of the interval of the difference", ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute")
     dtype: Literal["float32", "bfloat16", "float16"] = option(
-        "float32", "arithmetic of the matrix products; training evaluates in float32"
+        "float32", "arithmetic of the matrix products; training evaluates in float32, on a GPU with TF32"
     )
 
     @property
