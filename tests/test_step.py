@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from finetune.common.errors import Failure
+from finetune.gpt import GPTConfig, loss
 from finetune.runs.events import read_metrics
 from finetune.runs.logger import RunLogger
 from finetune.runtime import device as devices
@@ -159,6 +160,14 @@ def test_an_optimizer_that_is_not_fused_skips_bad_numbers_too(tiny, monkeypatch)
 def test_batch_size_auto_takes_the_largest_that_fits(processes, limit, chosen):
     """Of an update of 24 blocks."""
     assert micro_batch.largest_that_fits(24, processes, 2048, lambda size: size <= limit) == chosen
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_no_batch_size_that_is_found_needs_chunks_or_64_bit_indices(device):
+    """With GPT-2's vocabulary; twice as many tokens of a GPU would."""
+    logits = micro_batch.MOST_TOKENS[device] * GPTConfig().padded_vocab_size
+    assert logits < 2**31 and not loss.is_chunked("auto", device, logits)
+    assert loss.is_chunked("auto", device, 2**31)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # PyTorch's own

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 IGNORE_INDEX = -100  # a target that does not count; the same in data.batches, which gpt may not import
 CHUNK = 1024  # tokens in a chunk; their logits take 100 MB in bfloat16 with GPT-2's vocabulary
-MANY_LOGITS = 1 << 32  # 8 GB in bfloat16; above, a GPU computes in chunks too, although that takes longer
+MANY_LOGITS = (1 << 31) - 1  # that 32-bit indices reach; above, a GPU computes in chunks too, which takes longer
 SOFTMAX_ROWS = 64  # tokens in a softmax on a CPU: 13 MB in float32, which fit its cache
 GRADIENT_ROWS = 16384  # of the weight's gradient, in one matrix product
 
