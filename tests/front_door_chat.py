@@ -37,6 +37,10 @@ FORMS = [
         "system",
     ),
     reads("ShareGPT of user and chatgpt", lines_of(lambda i: {"conversations": sharegpt(i, "user", "chatgpt")}), TALKS),
+    *(
+        reads(f"ShareGPT of {gpt}", lines_of(lambda i, gpt=gpt: {"conversations": sharegpt(i, "user", gpt)}), TALKS)
+        for gpt in ("bing", "bard")
+    ),
     either(
         "ShareGPT with tools",
         lines_of(

@@ -11,7 +11,7 @@ from finetune.data.rows import name_of_value
 
 ROLES = {
     "user": "user human prompter customer person instruction question".split(),
-    "assistant": "assistant gpt ai bot chatbot chatgpt model agent answer response".split(),
+    "assistant": "assistant gpt ai bot chatbot chatgpt bing bard model agent answer response".split(),
     "system": "system developer".split(),
     "tool": "tool function observation function_response ipython tool_response".split(),
 }
