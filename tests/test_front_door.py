@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import front_door_advice
 import front_door_answers
 import front_door_beside
 import front_door_chat
@@ -31,6 +32,7 @@ import pytest
 from front_door import documents_of, is_same
 
 MODULES = (
+    front_door_advice,
     front_door_answers,
     front_door_beside,
     front_door_chat,

@@ -11,6 +11,7 @@ from finetune.common.errors import UsageError
 from finetune.data.column_names import ABOUT, CODE, MESSAGES
 from finetune.data.json_scan import Scanner
 from finetune.data.nested import is_noted, texts_within
+from finetune.data.row_shape import jq_path
 from finetune.data.rows import SENTENCE_END, Row
 from finetune.data.split_names import SPLITS
 from finetune.data.turns import ROLE_KEYS, ROLE_OF
@@ -55,7 +56,7 @@ def read_object(scanner: Scanner, facts: dict[str, Any]) -> Iterator[Row]:
             elif rows_of:
                 raise UsageError(
                     f"{scanner.name}: holds lists of rows under {rows_of!r} and {key!r}; write one of them to a file of"
-                    f" its own, for example with jq -c '{_path(key)}[]'"
+                    f" its own, for example with jq -c '{jq_path(key)}[]'"
                 )
             else:
                 rows_of = facts["rows_of"] = key
@@ -103,7 +104,7 @@ def _check_beside(values: dict[str, Any], rows_of: str, rows: int, name: str) ->
     if found:
         raise UsageError(
             f"{name}: holds a text under {found[0]!r} beside rows under {rows_of!r}; keep one of them: the rows are"
-            f" written with jq -c '{_path(rows_of)}[]' FILE > out.jsonl"
+            f" written with jq -c '{jq_path(rows_of)}[]' FILE > out.jsonl"
         )
     _check_within(values, rows_of, rows, name)
 
@@ -115,14 +116,14 @@ def _check_within(values: dict[str, Any], rows_of: str, rows: int, name: str) ->
         elements = _elements(found, values[found])
         raise UsageError(
             f"{name}: holds texts under {found!r} beside rows under {rows_of!r}; write each to a file of its own:"
-            f" jq -c '{_path(rows_of)}[]' FILE > rows.jsonl, jq -c '{elements}' FILE > texts.jsonl"
+            f" jq -c '{jq_path(rows_of)}[]' FILE > rows.jsonl, jq -c '{elements}' FILE > texts.jsonl"
         )
 
 
 def _elements(key: str, value: Any) -> str:
     """The texts under a key as jq takes them: a row each, or strings if they stand deep in an object."""
     is_row = isinstance(value, dict) and any(isinstance(value.get(one), str) for one in TEXTS)
-    return _path(key) + ("[]" if isinstance(value, list) else "" if is_row else " | .. | strings")
+    return jq_path(key) + ("[]" if isinstance(value, list) else "" if is_row else " | .. | strings")
 
 
 def _holds_texts(key: str, value: Any, rows: int) -> bool:
@@ -134,11 +135,6 @@ def _holds_texts(key: str, value: Any, rows: int) -> bool:
     are_many = len(found) > 1 and (size >= LONG or SHARE * len(found) >= rows)
     is_said = isinstance(value, list) and are_many and all(SENTENCE_END.search(text) for _, text in found)
     return is_said or any(one in TEXTS for one, _ in found) or (size >= LONG and size >= SENTENCE * len(found))
-
-
-def _path(key: str) -> str:
-    """A key as jq takes it."""
-    return f".{key}" if key.isascii() and key.isidentifier() else f'."{key}"'
 
 
 def _texts(values: dict[str, Any]) -> list[str]:
@@ -181,12 +177,12 @@ def _check_columns(values: dict[str, Any], columns: dict[str, list[Any]], is_dat
     """Raise UsageError for lists that are not the columns of a table."""
     splits = [key for key in columns if key.lower() in SPLITS]
     if len(splits) == len(columns):
-        ways = ", ".join(f"jq -c '{_path(key)}[]' FILE > {key}.jsonl" for key in splits)
+        ways = ", ".join(f"jq -c '{jq_path(key)}[]' FILE > {key}.jsonl" for key in splits)
         raise UsageError(f"{name}: its lists are splits; write each to a file of its own in one directory: {ways}")
     title = next((key for key in values if key.lower() in OF_ONE and isinstance(values[key], str)), None)
     if title and not is_data:
         key = max(columns, key=lambda one: len(str(columns[one])))
-        elements = f"'{_path(key)}[]' FILE > out"
+        elements = f"'{jq_path(key)}[]' FILE > out"
         raise UsageError(
             f"{name}: has the list {key!r} beside {title!r}, so it may be one document or many; jq -r {elements}.txt"
             f" writes the list as one text, jq -c {elements}.jsonl as rows"

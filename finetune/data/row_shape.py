@@ -98,6 +98,11 @@ def column_flag(kind: str, name: str) -> str:
     return f"--{kind}_column={name if PLAIN.fullmatch(name) else shlex.quote(name)}"
 
 
+def jq_path(name: str) -> str:
+    """A key as jq takes it."""
+    return f".{name}" if name.isascii() and name.isidentifier() else f'."{name}"'
+
+
 def sample_of(rows: Iterable[Row], count: int, characters: int) -> list[Row]:
     """The first rows, up to a count or to that many characters."""
     sample, size = [], 0

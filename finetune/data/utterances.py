@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from finetune.common.errors import UsageError
-from finetune.data.row_shape import column_flag, shortened
+from finetune.data.row_shape import column_flag, jq_path, shortened
 from finetune.data.turns import ROLE_OF
 
 LISTS_OF_TALK = "messages conversation conversations dialog dialogue chat chats utterances turns transcript log".split()
@@ -24,8 +24,12 @@ def check(rows: list[dict[str, Any]], rows_of: str | None, place: str, is_json: 
     """Raise UsageError if rows are utterances: who speaks, and the ways out. `rows_of` is the list that holds them."""
     names = {name.strip().lower(): name for row in rows for name in row}
     said = next((names[name] for name in SAID if name in names), None)
+    if said is None:
+        return
+    # not Telegram's `actor` of who came and went
+    names = {key: name for key, name in names.items() if any(row.get(said) and row.get(name) for row in rows)}
     speaker = _speaker(names, rows, rows_of, said)
-    if said is None or speaker is None:
+    if speaker is None:
         return
     values = [_name(row.get(speaker)) for row in rows if row.get(said)]
     people = list(dict.fromkeys(str(value) for value in values if value))
@@ -41,7 +45,7 @@ def check(rows: list[dict[str, Any]], rows_of: str | None, place: str, is_json: 
     )
 
 
-def _speaker(names: dict[str, str], rows: list[dict[str, Any]], rows_of: str | None, said: str | None) -> str | None:
+def _speaker(names: dict[str, str], rows: list[dict[str, Any]], rows_of: str | None, said: str) -> str | None:
     if found := next((names[name] for name in names if SPEAKERS.fullmatch(name)), None):
         return found
     is_export = (rows_of or "").lower() in LISTS_OF_TALK or any(name in names for name in EXPORTED)
@@ -50,7 +54,7 @@ def _speaker(names: dict[str, str], rows: list[dict[str, Any]], rows_of: str | N
         column = names.get(name)
         if column and column != said and not (is_mail and name == "from"):
             is_object = any(isinstance(row.get(column), dict) for row in rows)
-            if is_export or is_object or name == "from" or (said or "").lower() in ONLY_SAID:
+            if is_export or is_object or name == "from" or said.lower() in ONLY_SAID:
                 return column
     return None
 
@@ -62,7 +66,10 @@ def _name(value: Any) -> Any:
 
 def _jq(rows: list[dict[str, Any]], speaker: str, said: str) -> str:
     """How jq writes the talk, if its cells are as simple as that."""
-    is_simple = all(isinstance(row.get(key), str) for row in rows for key in (speaker, said))
-    if not is_simple or not (speaker.isidentifier() and said.isidentifier()):
+    said_by = [row for row in rows if row.get(said) not in (None, "")]  # not a picture, or that somebody came
+    if not all(isinstance(row.get(key), str) for row in said_by for key in (speaker, said)):
         return ""
-    return f""", for example with jq -r '.. | objects | select(.{said}) | "\\(.{speaker}): \\(.{said})"'"""
+    name, text = jq_path(speaker), jq_path(said)
+    # Telegram and Slack write the parts of a text below it, as objects with a text and no speaker
+    program = f'select({name} and {text} and {text} != "") | "\\({name}): \\({text})"'
+    return f", for example with jq -r '.. | objects | {program}'"
