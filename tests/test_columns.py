@@ -139,7 +139,8 @@ def test_an_input_that_only_late_rows_have_is_read(bpe_directory):
 def test_two_columns_that_belong_to_the_prompt_are_refused():
     rows = [{"prompt": "What?", "completion": "This.", "input": "one", "context": "two"}] * 20
     with pytest.raises(
-        UsageError, match="'input' and 'context' both belong to the prompt: --prompt_template= joins them"
+        UsageError,
+        match="'input' and 'context' both belong to the prompt: --prompt_template='{prompt}\\\\n{input}\\\\n{context}'",
     ):
         prepare(write(rows), "data", "char")
 

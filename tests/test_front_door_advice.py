@@ -1,6 +1,7 @@
 """What a refusal tells people to type is typed as it stands, and all that they meant is read."""
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,14 +26,13 @@ def typed(message, file):
 
 
 def flags_of(message):
-    """The flags of the first way: those up to one of the same name."""
-    found = {}
+    """The flags of the first way: those up to the column that is learned."""
+    found = []
     for flag in FLAG.findall(message):
-        name, _, value = flag.partition("=")
-        if name in found or (name == "--text_column" and found):
+        found += shlex.split(flag)
+        if not flag.startswith("--prompt"):
             break
-        found[name] = f"{name}={value.strip(chr(39) + chr(34))}"
-    return list(found.values())
+    return found
 
 
 @pytest.mark.parametrize(("case", "documents"), ADVICE, ids=[case.name for case, _ in ADVICE])

@@ -8,19 +8,34 @@ from typing import Any
 
 from finetune.common.errors import UsageError
 from finetune.data import column_doubts, short_answers, written_cells
-from finetune.data.column_names import ABOUT, ANSWER_LIKE, CLASSES, EXTRAS, MESSAGES, PAIRS, PYTHON, QUESTIONS, SYSTEMS
+from finetune.data.column_names import (
+    ABOUT,
+    ANSWER_LIKE,
+    CLASSES,
+    EXTRAS,
+    MESSAGES,
+    PAIRS,
+    PYTHON,
+    QUESTIONS,
+    SYSTEMS,
+    is_usual,
+)
 from finetune.data.column_profile import CLEARLY_LONGER, Profile
 from finetune.data.row_shape import Shape, fields_of, parse_messages, shortened
 from finetune.data.rows import Row
 from finetune.data.turns import are_messages, is_answered
+from finetune.data.ways_out import prompt_flags
 
 LONGER = 2  # a column with so many times the text is more probably the text
 
 
-def find_shape(sample: list[Row], named: dict[str, str], template: str | None, place: str) -> Shape:
+def find_shape(
+    sample: list[Row], named: dict[str, str], template: str | None, place: str, jq: str | None = None
+) -> Shape:
     """The shape of the rows in a sample, by the columns that are `named`, else by their names and contents.
 
-    `named` has keys among text, prompt, completion and messages. Raises UsageError if it is not clear."""
+    `named` has keys among text, prompt, completion and messages, `jq` is how jq finds the rows. Raises UsageError if it
+    is not clear."""
     values = [row.value for row in sample if row.problem is None]
     if not values:
         raise UsageError(f"{place}: {sample[0].problem}{sample[0].suffix()}" if sample else f"{place}: no rows in it")
@@ -40,7 +55,7 @@ def find_shape(sample: list[Row], named: dict[str, str], template: str | None, p
     rows = [value for value in values if isinstance(value, dict)]
     if not rows:
         raise UsageError(f"{place}: its rows are neither objects, texts nor lists of messages")
-    choice = _Choice(Profile(rows, place))
+    choice = _Choice(Profile(rows, place, jq))
     if named or template:
         return choice.by_names(named, template)
     column_doubts.check_rows(choice.profile)
@@ -78,14 +93,27 @@ class _Choice:
             column_doubts.check_systems(self.profile, self.column(filled[0]) or "", self.names)
         return next((name for name in (*filled, *SYSTEMS) if self.column(name)), "system")
 
-    def extra(self) -> str:
-        """The column that is added to the prompt. Raises UsageError if there are two."""
-        found = [name for name in EXTRAS if (column := self.column(name)) and any(self.values[column])]
+    def beside_pair(self, prompt: str, completion: str) -> dict[str, Any]:
+        """What belongs to a prompt: the column that is added to it, and the turns before. Raises UsageError if two are
+        to be added."""
+        names = [name for name in EXTRAS if self.column(name) not in (prompt, completion)]
+        found = [name for name in names if (column := self.column(name)) and any(self.values[column])]
         if len(found) > 1:
-            raise self.profile.unclear(
-                f"{' and '.join(map(repr, found))} both belong to the prompt: --prompt_template= joins them"
-            )
-        return next((name for name in (*found, *EXTRAS) if self.column(name)), EXTRAS[0])
+            columns = [self.column(name) or name for name in found]
+            way = "join them in one column"
+            if self.profile.are_texts(prompt, *columns):
+                way = f"{prompt_flags([prompt, *columns], completion)} joins them"
+            raise UsageError(f"{self.place}: {' and '.join(map(repr, columns))} both belong to the prompt: {way}")
+        extra = next((name for name in (*found, *names) if self.column(name)), names[0])
+        return self.beside(extra=extra, history=self.history())
+
+    def history(self) -> str | None:
+        """The column of the turns before, unless it holds anything but lists of [question, answer]."""
+        name = self.column("history")
+        values = [value for value in map(parse_messages, self.values[name] if name else []) if value]
+        are_lists = all(isinstance(value, list) for value in values)
+        is_read = are_lists and all(isinstance(pair, list) and len(pair) == 2 for value in values for pair in value)
+        return "history" if is_read else None
 
     def by_names(self, named: dict[str, str], template: str | None) -> Shape:
         for name in [*named.values(), *fields_of(template or "")]:
@@ -105,8 +133,10 @@ class _Choice:
             raise UsageError(
                 f"{self.place}: {completion!r} is also the column of questions; name another with --completion_column="
             )
-        if named.get("prompt") == "instruction":  # Alpaca's rows
-            beside |= self.beside(extra=self.extra(), history="history")
+        fields = fields_of(template or "")
+        prompt = next((name for name in (named.get("prompt"), *fields) if name and is_usual(name, completion)), None)
+        if prompt:  # what is read without flags is read with them
+            beside |= self.beside(history=self.history()) if template else self.beside_pair(prompt, completion)
         return self.shape(Shape("pair", prompt=named.get("prompt"), completion=completion, template=template, **beside))
 
     def messages(self) -> Shape | None:
@@ -134,10 +164,10 @@ class _Choice:
     def pair(self) -> Shape | None:
         column_doubts.check_preferences(self.profile)
         for prompt, completion in PAIRS:
-            columns = self.column(prompt), self.column(completion)
-            if all(columns):
-                beside = self.beside(system=self.system(), tools=self.tools, history="history", extra=self.extra())
-                shape = self.shape(Shape("pair", prompt=columns[0], completion=columns[1], **beside))
+            asked, answered = self.column(prompt), self.column(completion)
+            if asked and answered:
+                beside = self.beside(system=self.system(), tools=self.tools) | self.beside_pair(asked, answered)
+                shape = self.shape(Shape("pair", prompt=asked, completion=answered, **beside))
                 column_doubts.check_pair(self.profile, shape)
                 return shape
         return None

@@ -27,6 +27,7 @@ from finetune.data.column_profile import Profile
 from finetune.data.nested import is_given
 from finetune.data.row_shape import Shape, column_flag, parse_messages
 from finetune.data.turns import CONTENT_KEYS, ROLE_KEYS, ROLE_OF, are_messages, is_answered, is_flag
+from finetune.data.ways_out import flags, prompt_flags
 
 NAMED_QUESTIONS = ("question", "questions", "prompt", "prompts", "instruction", "instructions", "query", "human")
 # each tree in the order of its messages, with those that were asked for again
@@ -47,7 +48,7 @@ def check_rows(profile: Profile) -> None:
         None,
     )
     if columns and label:
-        raise verdict(profile.place, label, columns)
+        raise verdict(profile, label, columns)
 
 
 def check_wholeness(profile: Profile) -> None:
@@ -74,10 +75,12 @@ def answered_columns(profile: Profile) -> list[str]:
     return next((found for found in (*(pair for pair in pairs if len(pair) == 2), *talks)), [])
 
 
-def verdict(place: str, label: str, columns: list[str]) -> UsageError:
+def verdict(profile: Profile, label: str, columns: list[str]) -> UsageError:
     """The error of a column that is a verdict on answers."""
-    way = f"leave the bad ones out, and name {_flags(columns)}"
-    return UsageError(f"{place}: {label!r} tells good completions from bad ones; {way}")
+    flagged = flags(columns) if len(columns) == 1 else profile.prompt_ways(columns[:1], columns[1])
+    return UsageError(
+        f"{profile.place}: {label!r} tells good completions from bad ones; leave the bad ones out, and name {flagged}"
+    )
 
 
 def check_preferences(profile: Profile) -> None:
@@ -93,13 +96,8 @@ def check_preferences(profile: Profile) -> None:
     elif profile.holds(chosen, list) and not (prompt and profile.holds(prompt, list)):
         way = f"name {column_flag('messages', chosen)}"
     elif prompt:
-        way = f"name {_flags([prompt, chosen])}"
+        way = f"name {profile.prompt_ways([prompt], chosen)}"
     raise UsageError(f"{profile.place}: pairs of a chosen and a rejected answer; to learn the chosen ones {way}")
-
-
-def _flags(columns: list[str]) -> str:
-    kinds = ("prompt", "completion") if len(columns) == 2 else ("messages",)
-    return " ".join(map(column_flag, kinds, columns))
 
 
 def check_conversations(profile: Profile, name: str, used: list[str]) -> None:
@@ -117,13 +115,13 @@ def check_conversations(profile: Profile, name: str, used: list[str]) -> None:
     if key := _message_verdict(profile.values[name]):
         raise UsageError(
             f"{profile.place}: {key!r} of messages tells good answers from bad ones; a message with"
-            f' "weight": 0 is not learned; to learn all, name {_flags([name])}'
+            f' "weight": 0 is not learned; to learn all, name {flags([name])}'
         )
     for other in profile.given(name, *used, *_asked(profile, name)):
         if not profile.is_known(other, name):
             raise UsageError(
                 f"{profile.place}: {other!r} is not read, and the conversations may be about it; write it into their"
-                f" first message, or leave it out with {_flags([name])}"
+                f" first message, or leave it out with {flags([name])}"
             )
 
 
@@ -159,6 +157,7 @@ def check_pair(profile: Profile, shape: Shape, usual: float | None = None) -> No
     prompt, completion = shape.prompt or "", shape.completion or ""
     read = max(usual or 1, prompt_size(profile, shape))
     asked = profile.given(*shape.used())
+    missing = []
     for name in shape.left_out:
         is_other = ABOUT.fullmatch(name) or FURTHER.fullmatch(name) or prompt.lower() in name.lower()
         is_long = profile.holds(name, str) and profile.size(name) >= read
@@ -166,13 +165,18 @@ def check_pair(profile: Profile, shape: Shape, usual: float | None = None) -> No
             is_long = profile.size_within(name, prompt, completion) > AS_MUCH * read
         is_input = name in asked or (is_long and not is_other)
         if is_input and any(profile.values[name]) and not profile.is_known(name, prompt, completion):
-            rest = _flags([prompt, completion])
-            way = f"{_ways(prompt, name, completion)} reads it"
-            if usual is not None or not profile.holds(name, str):
-                way = "write it into the prompt"
-            raise UsageError(
-                f"{profile.place}: {name!r} is not read, and may belong to the prompt: {way}; {rest} leaves it out"
-            )
+            missing.append(name)
+    if missing:
+        is_one = len(missing) == 1
+        them, verb = ("it", "is") if is_one else ("them", "are")
+        added = [shape.extra] if shape.extra and any(profile.values.get(shape.extra, [])) else []
+        way = f"write {them} into the prompt"
+        if usual is None and profile.are_texts(prompt, *added, *missing):
+            way = f"{prompt_flags([prompt, *added, *missing], completion)} reads {them}"
+        raise UsageError(
+            f"{profile.place}: {' and '.join(map(repr, missing))} {verb} not read, and may belong to the prompt: {way};"
+            f" {flags([prompt, completion])} leaves {them} out"
+        )
 
 
 def prompt_size(profile: Profile, shape: Shape) -> int:
@@ -194,9 +198,10 @@ def check_text(profile: Profile, name: str) -> None:
         is_long = profile.holds_sentences(answer) and AS_MUCH * profile.size(answer) >= profile.size(name)
         is_whole = answer in known and (is_long or question) and not _is_joined(profile, name, question, answer)
         if is_whole or short_answers.is_answer(profile, name, answer):
+            way = profile.prompt_ways([name, *filter(None, [question])], answer)
             raise UsageError(
                 f"{profile.place}: which column is the text? {answer!r} may be the answer to {name!r}: name it with"
-                f" {_ways(name, question, answer)}, or {column_flag('text', name)} leaves {answer!r} out"
+                f" {way}, or {column_flag('text', name)} leaves {answer!r} out"
             )
 
 
@@ -219,12 +224,6 @@ def question_to(profile: Profile, answer: str) -> str | None:
 def _is_joined(profile: Profile, text: str, question: str | None, answer: str) -> bool:
     """Whether a text holds an answer beside it, and the question."""
     return profile.stands_in(answer, text) and (not question or profile.stands_in(question, text))
-
-
-def _ways(text: str, question: str | None, answer: str) -> str:
-    if question is None:
-        return _flags([text, answer])
-    return f"--prompt_template='{{{text}}}\\n{{{question}}}' {column_flag('completion', answer)}"
 
 
 class Splits:

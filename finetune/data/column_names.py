@@ -131,6 +131,12 @@ IN_SPLIT = re.compile(
 )
 
 
+def is_usual(prompt: str, completion: str) -> bool:
+    """Whether a prompt is found with its completion without flags, or is Alpaca's."""
+    names = prompt.strip().lower(), completion.strip().lower()
+    return names in PAIRS or names[0] == "instruction"
+
+
 def as_word(value: Any) -> str:
     return str(value).strip().lower().replace(" ", "_").replace("\ufe0f", "")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from finetune.common.errors import UsageError
@@ -20,11 +20,13 @@ from finetune.data.column_names import (
     RENDERED,
     SHORTENED,
     TALKS,
+    is_usual,
 )
 from finetune.data.nested import is_noted, size_within
 from finetune.data.row_shape import column_flag, parse_messages, shortened
 from finetune.data.rows import has_words
 from finetune.data.turns import are_messages, are_replies
+from finetune.data.ways_out import prompt_flags
 
 ROWS = 20  # in which texts are compared
 DOTS = re.compile(r"[ ]?(…|\.\.\.)([ ]?https?://\S+)?$")  # at the end of a text that was cut short
@@ -38,8 +40,8 @@ CLEARLY_LONGER = 5  # times the text of another column with sentences
 class Profile:
     """What the columns of a sample hold."""
 
-    def __init__(self, rows: list[dict[str, Any]], place: str) -> None:
-        self.place, self.rows = place, rows
+    def __init__(self, rows: list[dict[str, Any]], place: str, jq: str | None = None) -> None:
+        self.place, self.rows, self.jq = place, rows, jq  # how jq finds the rows, None if it cannot
         self.names = list(dict.fromkeys(name for row in rows for name in row))
         self.values = {name: [row.get(name) for row in rows if row.get(name) is not None] for name in self.names}
 
@@ -56,6 +58,10 @@ class Profile:
         """Whether the column is there and most of its values are of one of the kinds."""
         values = self.values.get(name, []) if name is not None else []
         return bool(values) and 2 * sum(isinstance(value, kinds) for value in values) > len(values)
+
+    def are_texts(self, *names: str) -> bool:
+        """Whether every cell of some columns is a text, as a template needs them."""
+        return all(isinstance(row.get(name), str) for row in self.rows for name in names)
 
     def size(self, name: str) -> int:
         """Characters of text, without numbers, dates, codes and addresses."""
@@ -142,6 +148,20 @@ class Profile:
         found = dict.fromkeys(self.column(name.strip().lower()) for name in names)
         return [name for name in found if name and name not in used and any(self.values[name])]
 
+    def prompt_ways(self, prompts: Sequence[str], completion: str) -> str:
+        """The flags of a prompt with all that belongs to it, and what they leave out."""
+        is_read = is_usual(prompts[0], completion)  # what is added to the prompt, without a template
+        added = [name for name in map(self.column, EXTRAS) if is_read and name and any(self.values[name])]
+        further = [
+            name for name in self.given(*prompts, *added, completion) if not self.is_known(name, *prompts, completion)
+        ]
+        further = [name for name in further if self.holds(name, str) or not (is_read and name == "history")]
+        columns = [*prompts, *(name for name in added if name not in prompts)]
+        texts = [name for name in further if self.are_texts(*columns, name)]
+        left = [name for name in further if name not in texts]
+        note = f" (which leaves out {', '.join(left)})" if left else ""
+        return prompt_flags([*columns, *texts] if texts else prompts, completion) + note
+
     def unclear(self, reason: str = "", pair: tuple[str, str] | None = None) -> UsageError:
         because = f" ({reason})" if reason else ""
         names = shortened([f"{name}{self._kind(name)}" for name in self.names])
@@ -162,11 +182,12 @@ class Profile:
             return f"{column_flag('messages', lists[0])}, or --text_column="
         replies = [name for name in self.names if name.strip().lower() in TALKS and self.holds_replies(name)]
         if pair := pair or self.question_and_answer():
-            context = [name for name in self.given(*pair) if self.holds(name, str) and name.isidentifier()]
+            context = [name for name in self.given(*pair) if self.are_texts(name) and name.isidentifier()]
             template = "\\n".join(f"{{{name}}}" for name in (*context, pair[0]))
             completion = column_flag("completion", pair[1])
             plain = f"{column_flag('prompt', pair[0])} {completion}"
-            if left := self.given(*pair):
+            read = EXTRAS if is_usual(*pair) else ()
+            if left := [name for name in self.given(*pair) if name.strip().lower() not in read]:
                 plain += f" (which leaves out {', '.join(left)})"
             both = f'--prompt_template="{template}" {completion}, {plain}' if context else plain
             return f"{both}, or --text_column="

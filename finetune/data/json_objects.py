@@ -38,7 +38,8 @@ RECORDS = "pandas writes rows with to_json(FILE, orient='records', lines=True)"
 
 
 def read_object(scanner: Scanner, facts: dict[str, Any]) -> Iterator[Row]:
-    """The rows of a file that is one object. `facts` gets the name of the list that holds them."""
+    """The rows of a file that is one object. `facts` gets the name of the list that holds them, and how jq
+    finds them."""
     scanner.expect("{")
     values: dict[str, Any] = {}
     rows_of = conversation = None
@@ -60,6 +61,7 @@ def read_object(scanner: Scanner, facts: dict[str, Any]) -> Iterator[Row]:
                 )
             else:
                 rows_of = facts["rows_of"] = key
+                facts["jq"] = f"{jq_path(key)}[]" if "columns" not in values else None
                 rows = _named(itertools.chain([first], elements), values.get("columns"))
                 for row in numbered(rows, scanner):
                     count = row.number
@@ -77,6 +79,7 @@ def read_object(scanner: Scanner, facts: dict[str, Any]) -> Iterator[Row]:
     elif conversation:
         yield Row(1, values)
     else:
+        facts["jq"] = None  # columns
         yield from _rows_of_values(values, scanner.name)
 
 

@@ -23,20 +23,22 @@ CONVERSATION = re.compile(r'\s*\[\s*\{\s*"(role|from|content|value)"')
 
 
 def read(open_text: Callable[[], TextIO], name: str, is_lines: bool, facts: dict[str, Any]) -> Iterator[Row]:
-    """The rows of a JSON file. `is_lines` says that its name promises one value a line; `facts` gets the name of the
-    list, if one object holds the rows.
+    """The rows of a JSON file. `is_lines` says that its name promises one value a line; `facts` gets how jq finds the
+    rows, and the name of the list, if one object holds them.
 
     A line that is not JSON is a Row with a problem. Raises UsageError where reading cannot go on."""
     first, below = _first_line(open_text)
     begins = first.lstrip()[:1]
     if begins not in ("[", "{") and not is_lines:
         raise UsageError(f"{name}: cannot be read as json: line 1: expected an array [...] or objects {{...}}")
+    facts["jq"] = ""
     with open_text() as file:
         if begins == "{" and _is_sequence(open_text):
             yield from _read_sequence(Scanner(file, name))
         elif begins not in ("[", "{") or _is_value_of_lines(first, below, is_lines, open_text):
             yield from _read_lines(file)
         elif begins == "[":
+            facts["jq"] = ".[]"
             yield from _read_array(Scanner(file, name))
         else:
             yield from read_object(Scanner(file, name), facts)

@@ -16,8 +16,9 @@ class LaterRows:
     """Watches all rows for columns that give them to splits, that turn out to be a verdict on the answers, or that the
     first rows lack."""
 
-    def __init__(self, first: list[dict[str, Any]], shape: Shape, place: str, kind: str) -> None:
-        self.place, self.shape, profile = place, shape, Profile(first, place)
+    def __init__(self, first: list[dict[str, Any]], shape: Shape, place: str, kind: str, jq: str | None) -> None:
+        self.place, self.shape = place, shape
+        self.profile = profile = Profile(first, place, jq)
         self.usual = column_doubts.prompt_size(profile, shape) / max(1, len(first))
         self.splits = Splits(first, place, kind)
         self.answered = column_doubts.answered_columns(profile)
@@ -42,11 +43,11 @@ class LaterRows:
         """Raise UsageError if a column is a verdict on the answers, as only all of its values tell."""
         for name, words in self.words.items():
             if name not in self.no_verdicts and tells_good_from_bad(name, [*words]):
-                raise column_doubts.verdict(self.place, name, self.answered)
+                raise column_doubts.verdict(self.profile, name, self.answered)
 
     def _check_new(self, new: list[str], row: dict[str, Any]) -> None:
         """Doubt columns as they would be doubted in the first rows."""
-        shape, profile = self.shape, Profile([row], self.place)
+        shape, profile = self.shape, Profile([row], self.place, self.profile.jq)
         self.filled.update(new)
         self.shape = dataclasses.replace(shape, left_out=tuple(dict.fromkeys((*shape.left_out, *new))))
         column_doubts.check_wholeness(profile)

@@ -239,8 +239,8 @@ def documents(
     if is_found:
         values = [row.value for row in sample if isinstance(row.value, dict)]
         utterances.check(values, taken.facts.get("rows_of"), taken.name, taken.kind == "json")
-    taken.shape = find_shape(sample, options.columns(), prompt, place)
-    watch = LaterRows(values, taken.shape, place, taken.kind) if is_found else None
+    taken.shape = find_shape(sample, options.columns(), prompt, place, taken.facts.get("jq"))
+    watch = LaterRows(values, taken.shape, place, taken.kind, taken.facts.get("jq")) if is_found else None
     rows = itertools.chain(sample, rows)
     if taken.kind == "csv":
         columns = {name: [row.value[name] for row in sample if row.value] for name in taken.shape.used()}
