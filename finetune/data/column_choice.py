@@ -7,7 +7,7 @@ import difflib
 from typing import Any
 
 from finetune.common.errors import UsageError
-from finetune.data import column_doubts, short_answers, written_cells
+from finetune.data import column_doubts, pair_kinds, preferences, short_answers, written_cells
 from finetune.data.column_names import (
     ABOUT,
     ANSWER_LIKE,
@@ -75,6 +75,7 @@ class _Choice:
             written_cells.check_text(self.profile, shape.text or "", is_named)
         elif shape.kind == "pair":
             written_cells.check_pair(self.profile, shape)
+            pair_kinds.check(self.profile, shape)
         used = shape.used()
         return dataclasses.replace(
             shape,
@@ -148,7 +149,7 @@ class _Choice:
                 raise UsageError(
                     f"{self.place}: {name!r} holds lists as Python writes them, not JSON; write them as jsonl"
                 )
-            if name and self.column("chosen") and self.column("rejected") and self.ends_in_question(name):
+            if name and preferences.chosen_of(self.profile) and self.ends_in_question(name):
                 return None
             if name and (known == "messages" or self.profile.holds_messages(name)):
                 shape = Shape("messages", messages=name, **self.beside(system=self.system(), tools=self.tools))
@@ -162,7 +163,7 @@ class _Choice:
         return not all(map(is_answered, found))
 
     def pair(self) -> Shape | None:
-        column_doubts.check_preferences(self.profile)
+        preferences.check(self.profile)
         for prompt, completion in PAIRS:
             asked, answered = self.column(prompt), self.column(completion)
             if asked and answered:

@@ -83,34 +83,15 @@ def verdict(profile: Profile, label: str, columns: list[str]) -> UsageError:
     )
 
 
-def check_preferences(profile: Profile) -> None:
-    """Raise UsageError for pairs of a chosen and a rejected answer, with the way to learn the chosen ones."""
-    chosen = profile.column("chosen")
-    if not chosen or not profile.column("rejected"):
-        return
-    prompt = profile.first(("prompt", *QUESTIONS))
-    way = f"name {column_flag('text', chosen)}"
-    if profile.holds(chosen, dict):
-        talk = profile.first(MESSAGES) or "messages"
-        way = f"add them to the messages, for example with jq -c '.{talk} += [.{chosen}]'"
-    elif profile.holds(chosen, list) and not (prompt and profile.holds(prompt, list)):
-        way = f"name {column_flag('messages', chosen)}"
-    elif prompt:
-        way = f"name {profile.prompt_ways([prompt], chosen)}"
-    raise UsageError(f"{profile.place}: pairs of a chosen and a rejected answer; to learn the chosen ones {way}")
-
-
 def check_conversations(profile: Profile, name: str, used: list[str]) -> None:
     """Raise UsageError if the answer to conversations, or what they are about, stands in another column."""
-    answer = profile.first(ANSWERS)
+    answer = profile.answer_to(name)
     for row in profile.rows:
         messages = parse_messages(row.get(name))
         if answer and row.get(answer) and are_messages(messages) and not is_answered(messages):
-            content = "value" if "from" in messages[0] else "content"
-            role, who = ("from", "gpt") if content == "value" else ("role", "assistant")
             raise UsageError(
-                f"{profile.place}: {name!r} ends in a question, and its answer is in {answer!r}; add it as a"
-                f""" message: jq -c '.{name} += [{{{role}: "{who}", {content}: .{answer}}}]'"""
+                f"{profile.place}: {name!r} ends in a question, and its answer is in {answer!r}; add it to"
+                f" {profile.joined(name, answer)}"
             )
     if key := _message_verdict(profile.values[name]):
         raise UsageError(
@@ -198,10 +179,12 @@ def check_text(profile: Profile, name: str) -> None:
         is_long = profile.holds_sentences(answer) and AS_MUCH * profile.size(answer) >= profile.size(name)
         is_whole = answer in known and (is_long or question) and not _is_joined(profile, name, question, answer)
         if is_whole or short_answers.is_answer(profile, name, answer):
-            way = profile.prompt_ways([name, *filter(None, [question])], answer)
+            ways = profile.prompt_ways([name, question] if question else [name], answer)
+            first = profile.make_texts(answer)
+            leaves = f"{column_flag('text', name)} leaves {answer!r} out"
             raise UsageError(
-                f"{profile.place}: which column is the text? {answer!r} may be the answer to {name!r}: name it with"
-                f" {way}, or {column_flag('text', name)} leaves {answer!r} out"
+                f"{profile.place}: which column is the text? {answer!r} may be the answer to {name!r}:"
+                f" {first and f'first {first}; then '}name it with {ways}, or {leaves}"
             )
 
 

@@ -10,9 +10,11 @@ from typing import Any
 from finetune.common.errors import UsageError
 from finetune.data.column_names import (
     ABOUT,
+    ANSWER_LIKE,
     ANSWERS,
     CODE,
     EXTRAS,
+    GENERATED,
     GIVEN,
     LANGUAGES,
     META,
@@ -23,10 +25,10 @@ from finetune.data.column_names import (
     is_usual,
 )
 from finetune.data.nested import is_noted, size_within
-from finetune.data.row_shape import column_flag, parse_messages, shortened
+from finetune.data.row_shape import column_flag, jq_path, parse_messages, shortened
 from finetune.data.rows import has_words
-from finetune.data.turns import are_messages, are_replies
-from finetune.data.ways_out import prompt_flags
+from finetune.data.turns import ROLE_KEYS, are_messages, are_replies, is_answered
+from finetune.data.ways_out import conversation, is_whole, jq, prompt_flags, texts
 
 ROWS = 20  # in which texts are compared
 DOTS = re.compile(r"[ ]?(…|\.\.\.)([ ]?https?://\S+)?$")  # at the end of a text that was cut short
@@ -34,6 +36,8 @@ MARKUP = re.compile(r"<[^<>]*>|&#?\w+;|\[[^\[\]]*\]")  # tags, entities, and wor
 MORE_DOTS = re.compile(r"\s*(…|&hellip;|\.\s?\.\s?\.)")
 WORD, GOES_ON = re.compile(r"[^\W\d_]+"), 3  # words of a text that goes on, if a new sentence begins
 AT_END, CUT = 60, 20  # characters: of the dots and the address, at least of the text before them
+TASKS = ("instruction", "task", "prompt", "question", "query", "problem")  # beside messages that belong to it
+REFERENCES = ("ideal", "reference", "references", "label")  # what answers to conversations are called too
 CLEARLY_LONGER = 5  # times the text of another column with sentences
 
 
@@ -162,13 +166,63 @@ class Profile:
         note = f" (which leaves out {', '.join(left)})" if left else ""
         return prompt_flags([*columns, *texts] if texts else prompts, completion) + note
 
+    def make_texts(self, name: str) -> str:
+        """How to make texts of a column that is to be learned; "" if its values are texts or messages."""
+        values, path = self.values[name], jq_path(name)
+        if all(isinstance(value, str) for value in values) or any(map(are_messages, values)):
+            return ""
+        lists = [other for other in self.names if all(_is_index(row.get(name), row.get(other)) for row in self.rows)]
+        program = (
+            f"{path} = {jq_path(lists[0])}[{path}]" if lists else texts(name, values, len(values) == len(self.rows))
+        )
+        many = " (of several in a list the first)" if "[0]" in program and any(map(_has_more, values)) else ""
+        command = jq(self.jq, program)
+        return f"make texts of {name!r}{many}{command and f', with {command}'}"
+
+    def joined(self, question: str, answer: str) -> str:
+        """Where an answer goes that is to stand with its question in messages, and how jq puts it there."""
+        program = conversation(question, self.values[question], answer, self.values[answer])
+        command = jq(self.jq, program)
+        of = "the messages in" if self.holds_messages(question) else "a list of messages with"
+        return f"{of} {question!r}{command and f', with {command}'}"
+
+    def answer_to(self, name: str) -> str | None:
+        """The column of the answers to conversations: a usual one, or one named as such if none of them has any."""
+        conversations = [value for value in map(parse_messages, self.values[name]) if are_messages(value)]
+        named = [other for other in self.names if ANSWER_LIKE.fullmatch(other) or GENERATED.fullmatch(other)]
+        names = [*ANSWERS, *(other.strip().lower() for other in named), *REFERENCES]
+        return self.first(ANSWERS if any(map(is_answered, conversations)) else names)
+
     def unclear(self, reason: str = "", pair: tuple[str, str] | None = None) -> UsageError:
         because = f" ({reason})" if reason else ""
         names = shortened([f"{name}{self._kind(name)}" for name in self.names])
-        ways = self._flags(pair) + self._jq()
-        return UsageError(
-            f"{self.place}: which column is the text?{because} Its columns are {names}; name it with {ways}"
-        )
+        way = self._talk_way() or f"{self._flags(pair)}{self._jq()}"
+        return UsageError(f"{self.place}: which column is the text?{because} Its columns are {names}; {way}")
+
+    def _talk_way(self) -> str:
+        """How the messages of a column are read with the task or the answer beside them; "" if that is not clear."""
+        for name in self.names:
+            talks: list[Any] = [value for value in self.values[name] if are_messages(value)]
+            if not talks or not self.holds(name, list):
+                continue
+            task = next((found for found in map(self.column, TASKS) if found and self.asks(found, name)), None)
+            task = None if task and self.stands_in(task, name) else task
+            answer = None if any(map(is_answered, talks)) else self.answer_to(name)
+            if (
+                task
+                and task.isidentifier()
+                and not any(key in one for talk in talks for one in talk for key in ROLE_KEYS)
+            ):
+                command = jq(self.jq, f"{{{task}}} + {jq_path(name)}[]")
+                return f"write a row for each of {name!r}, with its {task!r}{command and f': {command}'}"
+            if answer:
+                return f"add {answer!r} to {self.joined(name, answer)}"
+            if task and not is_whole(talks):
+                return f"add {name!r} to {self.joined(task, name)}"
+            if any(map(is_answered, talks)):
+                note = f" (which leaves out {task})" if task else ""
+                return f"name it with {column_flag('messages', name)}{note}, or --text_column="
+        return ""
 
     def _jq(self) -> str:
         """How jq makes rows of the objects in a column."""
@@ -177,11 +231,8 @@ class Profile:
         return ""
 
     def _flags(self, pair: tuple[str, str] | None) -> str:
-        lists = [name for name in self.names if self.holds(name, list) and self.holds_messages(name)]
-        if lists:
-            return f"{column_flag('messages', lists[0])}, or --text_column="
         replies = [name for name in self.names if name.strip().lower() in TALKS and self.holds_replies(name)]
-        if pair := pair or self.question_and_answer():
+        if pair := pair or self.question_and_answer() or self._listed_answer():
             context = [name for name in self.given(*pair) if self.are_texts(name) and name.isidentifier()]
             template = "\\n".join(f"{{{name}}}" for name in (*context, pair[0]))
             completion = column_flag("completion", pair[1])
@@ -190,11 +241,21 @@ class Profile:
             if left := [name for name in self.given(*pair) if name.strip().lower() not in read]:
                 plain += f" (which leaves out {', '.join(left)})"
             both = f'--prompt_template="{template}" {completion}, {plain}' if context else plain
-            return f"{both}, or --text_column="
+            first = self.make_texts(pair[1])
+            return f"{first and f'first {first}; then '}name it with {both}, or --text_column="
         if replies:
             talk, text = (column_flag(kind, replies[0]) for kind in ("messages", "text"))
-            return f"{talk} (user and assistant in turn), or {text}"
-        return "--text_column=, or --prompt_column= and --completion_column="
+            return f"name it with {talk} (user and assistant in turn), or {text}"
+        return "name it with --text_column=, or --prompt_column= and --completion_column="
+
+    def _listed_answer(self) -> tuple[str, str] | None:
+        """The columns of a question and of answers in lists or objects."""
+        names = (other for name in ANSWERS for other in (name, f"{name}s"))
+        answer = self.first(name for name in names if self.holds(self.column(name), list, dict))
+        question = next(
+            (name for name in map(self.column, QUESTIONS) if answer and name and self.asks(name, answer)), None
+        )
+        return (question, answer) if question and answer else None
 
     def _kind(self, name: str) -> str:
         """` (list)` behind the name of a column that holds no text."""
@@ -202,6 +263,17 @@ class Profile:
             if self.holds(name, kind):
                 return f" ({word})"
         return ""
+
+
+def _has_more(value: Any) -> bool:
+    """Whether a value is a list of several, or an object with one."""
+    return isinstance(value, list) and len(value) > 1 or isinstance(value, dict) and any(map(_has_more, value.values()))
+
+
+def _is_index(value: Any, texts: Any) -> bool:
+    """Whether a number is the place of an answer in a list of them."""
+    is_list = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+    return is_list and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(texts)
 
 
 def _goes_on(text: str, beginning: str) -> bool:
