@@ -104,6 +104,30 @@ PROMPTS = [
     ),
 ]
 
+ROWS = [{"text": one} for one in P]
+
+
+def an_object(**members):
+    return {"a.json": json.dumps(members, indent=1)}
+
+
+OBJECTS = [
+    (
+        refuses("an object of conversations", an_object(made="x", **{f"c{i}": sharegpt(i) for i in range(12)}), "'c0'"),
+        TALKS,
+    ),
+    (
+        refuses(
+            "lists of rows as splits",
+            an_object(made="x", train=ROWS[:10], test=[{"text": "It is not read."}], valid=ROWS[10:], tags=["a"]),
+            ["its lists are splits", r"jq -c '\.test\[\]' FILE > test.jsonl"],
+        ),
+        P,
+    ),
+    (refuses("rows by what they are about", an_object(gardens=ROWS[:5], rivers=ROWS[5:]), "rows of all"), P),
+    (refuses("rows beside their licenses", an_object(data=ROWS, licenses=[{"id": 1}]), "'licenses'"), P),
+]
+
 
 def user(i):
     return [{"role": "user", "content": f"What is {i}?"}]
@@ -271,5 +295,5 @@ READ = [
         "--prompt_column=instruction --completion_column=input",
     ),
 ]
-ADVICE = PEOPLE + PROMPTS + ANSWERS + IN_MESSAGES + TASKS + PREFERENCES
+ADVICE = PEOPLE + PROMPTS + ANSWERS + IN_MESSAGES + TASKS + PREFERENCES + OBJECTS
 CASES = [case for case, _ in ADVICE] + READ

@@ -19,6 +19,8 @@ def typed(message, file):
     written = []
     for kind, program, name in JQ.findall(message):
         name = name or {"-c": "out.jsonl", "-r": "out.txt"}[kind]
+        if Path("typed", name) in written:  # another way
+            break
         written.append(Path("typed", name))
         written[-1].parent.mkdir(exist_ok=True)
         subprocess.run(f"jq {kind} {program} {file} > typed/{name}", shell=True, check=True)

@@ -42,7 +42,7 @@ def read_object(scanner: Scanner, facts: dict[str, Any]) -> Iterator[Row]:
     finds them."""
     scanner.expect("{")
     values: dict[str, Any] = {}
-    rows_of = conversation = None
+    rows_of = conversation = example = None
     count = 0
     while scanner.peek() != "}":
         key = scanner.value()
@@ -55,12 +55,10 @@ def read_object(scanner: Scanner, facts: dict[str, Any]) -> Iterator[Row]:
             if key.lower() in MESSAGES and not rows_of and _is_message(first):
                 conversation, values[key] = key, [first, *elements]
             elif rows_of:
-                raise UsageError(
-                    f"{scanner.name}: holds lists of rows under {rows_of!r} and {key!r}; write one of them to a file of"
-                    f" its own, for example with jq -c '{jq_path(key)}[]'"
-                )
+                raise _lists_of_rows(scanner, {rows_of: example, key: first}, elements)
             else:
-                rows_of = facts["rows_of"] = key
+                rows_of, example = key, first
+                facts["rows_of"] = key
                 facts["jq"] = f"{jq_path(key)}[]" if "columns" not in values else None
                 rows = _named(itertools.chain([first], elements), values.get("columns"))
                 for row in numbered(rows, scanner):
@@ -99,6 +97,44 @@ def _is_message(value: Any) -> bool:
     """Whether a value is a message of a user, an assistant or a system, and not a row."""
     role = next((value[key] for key in ROLE_KEYS if key in value), None) if isinstance(value, dict) else None
     return isinstance(role, str) and role.strip().lower() in ROLE_OF
+
+
+def _lists_of_rows(scanner: Scanner, found: dict[str, Any], rest: Iterator[Any]) -> UsageError:
+    """The error of several lists of rows. `found` has the first row of those that are known, `rest` are the rows of the
+    last of them."""
+    keys, examples = [*found], [*found.values()]
+    if all(key.lower() in SPLITS for key in keys):
+        return UsageError(f"{scanner.name}: {_ways_of_splits([*keys, *_further_splits(scanner, rest)])}")
+    both = " and ".join(map(repr, keys))
+    if all(map(_is_message, examples)):
+        way = "each is a conversation; jq -c '.[] | arrays' FILE > out.jsonl writes them as rows"
+        return UsageError(f"{scanner.name}: holds lists of messages under {both}; {way}")
+    one = next((key for key in keys if DATA.fullmatch(key)), keys[-1])
+    way = f"one of them to a file of its own, for example with jq -c '{jq_path(one)}[]' FILE > out.jsonl"
+    if all(isinstance(row, dict) and row.keys() == examples[0].keys() for row in examples):
+        way = f"the rows of all to one file, with jq -c '.[] | arrays | .[]' FILE > out.jsonl, or {way}"
+    return UsageError(f"{scanner.name}: holds lists of rows under {both}; write {way}")
+
+
+def _further_splits(scanner: Scanner, rest: Iterator[Any]) -> list[str]:
+    """The keys of splits behind a list whose rest is read too."""
+    keys = []
+    for _ in rest:
+        pass
+    scanner.comma("}")
+    while scanner.peek() != "}":
+        key = scanner.value()
+        scanner.expect(":")
+        if isinstance(scanner.value(), list) and str(key).lower() in SPLITS:
+            keys.append(key)
+        scanner.comma("}")
+    return keys
+
+
+def _ways_of_splits(keys: list[str]) -> str:
+    """How jq writes lists that are splits."""
+    ways = ", ".join(f"jq -c '{jq_path(key)}[]' FILE > {key}.jsonl" for key in keys)
+    return f"its lists are splits; write each to a file of its own in one directory: {ways}"
 
 
 def _check_beside(values: dict[str, Any], rows_of: str, rows: int, name: str) -> None:
@@ -180,8 +216,7 @@ def _check_columns(values: dict[str, Any], columns: dict[str, list[Any]], is_dat
     """Raise UsageError for lists that are not the columns of a table."""
     splits = [key for key in columns if key.lower() in SPLITS]
     if len(splits) == len(columns):
-        ways = ", ".join(f"jq -c '{jq_path(key)}[]' FILE > {key}.jsonl" for key in splits)
-        raise UsageError(f"{name}: its lists are splits; write each to a file of its own in one directory: {ways}")
+        raise UsageError(f"{name}: {_ways_of_splits(splits)}")
     title = next((key for key in values if key.lower() in OF_ONE and isinstance(values[key], str)), None)
     if title and not is_data:
         key = max(columns, key=lambda one: len(str(columns[one])))
