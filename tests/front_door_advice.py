@@ -264,6 +264,16 @@ PREFERENCES = [
 ]
 NAMED = "--prompt_column=prompt --completion_column=completion"
 READ = [
+    refuses(
+        "a split of an array",
+        {"a.json": json.dumps([{"text": one, "split": ("train", "test")[i % 2]} for i, one in enumerate(P)])},
+        r"jq -c '\.\[\] \| select\(\.split == \"train\"\)' FILE > train.jsonl",
+    ),
+    refuses(
+        "rows within a column, in an array",
+        {"a.json": json.dumps([{"_source": {"text": one}} for one in P])},
+        r"jq -c '\.\[\] \| \._source' FILE > out.jsonl makes",
+    ),
     reads(
         "texts that hold the prompt beside rejected ones",
         of(lambda i: {"prompt": f"{i}", "text": f"{i} is {P[i]}", "rejected_text": "No."}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.common.errors import UsageError
-from finetune.data import short_answers
+from finetune.data import short_answers, ways_out
 from finetune.data.column_names import (
     ABOUT,
     ANSWER_LIKE,
@@ -25,7 +25,7 @@ from finetune.data.column_names import (
 )
 from finetune.data.column_profile import Profile
 from finetune.data.nested import is_given
-from finetune.data.row_shape import Shape, column_flag, parse_messages
+from finetune.data.row_shape import Shape, column_flag, jq_path, parse_messages
 from finetune.data.turns import CONTENT_KEYS, ROLE_KEYS, ROLE_OF, are_messages, is_answered, is_flag
 from finetune.data.ways_out import flags, prompt_flags
 
@@ -212,8 +212,8 @@ def _is_joined(profile: Profile, text: str, question: str | None, answer: str) -
 class Splits:
     """Watches rows for a column that gives them to several splits, which would all be trained on."""
 
-    def __init__(self, rows: list[dict[str, Any]], place: str, kind: str) -> None:
-        self.place, self.kind = place, kind
+    def __init__(self, rows: list[dict[str, Any]], place: str, kind: str, jq: str | None) -> None:
+        self.place, self.kind, self.jq = place, kind, jq
         names = dict.fromkeys(name for row in rows for name in row)
         values = {name: [row[name] for row in rows if row.get(name) not in (None, "")] for name in names}
         named = [name for name, found in values.items() if found and all(split_of(name, value) for value in found)]
@@ -237,5 +237,6 @@ class Splits:
         if IN_SPLIT.fullmatch(name) or not name.isidentifier() or self.kind == "a dataset":
             return ""
         if self.kind == "json":
-            return f" (jq -c 'select(.{name} == \"{split}\")')"
+            command = ways_out.jq(self.jq, f'select({jq_path(name)} == "{split}")', f"{split}.jsonl")
+            return command and f" ({command})"
         return f" (pandas: df[df.{name} == '{split}'])"

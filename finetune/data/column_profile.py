@@ -227,7 +227,8 @@ class Profile:
     def _jq(self) -> str:
         """How jq makes rows of the objects in a column."""
         if len(self.names) == 1 and self.holds(self.names[0], dict):
-            return f"; of JSON lines, jq -c '.{self.names[0]}' FILE makes its objects rows"
+            command = jq(self.jq, jq_path(self.names[0]))
+            return command and f"; {command} makes its objects rows"
         return ""
 
     def _flags(self, pair: tuple[str, str] | None) -> str:

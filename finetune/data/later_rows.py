@@ -20,7 +20,7 @@ class LaterRows:
         self.place, self.shape = place, shape
         self.profile = profile = Profile(first, place, jq)
         self.usual = column_doubts.prompt_size(profile, shape) / max(1, len(first))
-        self.splits = Splits(first, place, kind)
+        self.splits = Splits(first, place, kind, jq)
         self.answered = column_doubts.answered_columns(profile)
         self.words = {name: set(map(as_word, profile.values[name])) for name in profile.names if self.answered}
         self.words |= {name: set() for name, words in self.words.items() if words == {""}}  # empty cells of csv

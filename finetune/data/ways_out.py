@@ -28,12 +28,12 @@ def prompt_flags(prompts: Sequence[str], completion: str) -> str:
     return f"--prompt_template={shlex.quote(template)} {column_flag('completion', completion)}"
 
 
-def jq(rows: str | None, program: str) -> str:
+def jq(rows: str | None, program: str, out: str = "out.jsonl") -> str:
     """The command of jq that changes each row; "" for a file that jq cannot read. `rows` is how jq finds the rows:
     `.[]` in an array, "" in lines."""
     if rows is None or "'" in program:
         return ""
-    return f"jq -c '{rows and f'{rows} | '}{program}' FILE > out.jsonl"
+    return f"jq -c '{rows and f'{rows} | '}{program}' FILE > {out}"
 
 
 def texts(name: str, values: Sequence[Any], is_everywhere: bool) -> str:
