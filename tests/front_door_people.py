@@ -45,6 +45,11 @@ CASES = [
     refuses("an export of Telegram", {"result.json": json.dumps({"name": "x", "messages": TELEGRAM}, indent=1)}, OUT),
     refuses("an export of Slack", {"2024-01-01.json": json.dumps(SLACK, indent=1)}, OUT),
     refuses("an export of Discord", {"a.json": json.dumps({"messages": DISCORD})}, "--text_column=content"),
+    refuses(
+        "an export of Discord as csv",
+        {"a.csv": csv_text([(*row, "", "") for row in SAYS], ("Author", "Content", "Attachments", "Reactions"))},
+        "--text_column=Content",
+    ),
     refuses("messages of Messenger", {"a.jsonl": json_lines(MESSENGER)}, "--text_column=content"),
     refuses("a chat of SillyTavern", {"a.jsonl": json_lines(TAVERN)}, ["lose who speaks", "--text_column=mes"]),
     reads("a chat of SillyTavern as rows", {"a.jsonl": json_lines(TAVERN)}, P, "--text_column=mes"),

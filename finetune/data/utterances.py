@@ -26,9 +26,10 @@ def check(rows: list[dict[str, Any]], rows_of: str | None, place: str, is_json: 
     said = next((names[name] for name in SAID if name in names), None)
     if said is None:
         return
+    is_export = (rows_of or "").lower() in LISTS_OF_TALK or not {*names}.isdisjoint(EXPORTED)
     # not Telegram's `actor` of who came and went
     names = {key: name for key, name in names.items() if any(row.get(said) and row.get(name) for row in rows)}
-    speaker = _speaker(names, rows, rows_of, said)
+    speaker = _speaker(names, rows, is_export, said)
     if speaker is None:
         return
     values = [_name(row.get(speaker)) for row in rows if row.get(said)]
@@ -45,10 +46,9 @@ def check(rows: list[dict[str, Any]], rows_of: str | None, place: str, is_json: 
     )
 
 
-def _speaker(names: dict[str, str], rows: list[dict[str, Any]], rows_of: str | None, said: str) -> str | None:
+def _speaker(names: dict[str, str], rows: list[dict[str, Any]], is_export: bool, said: str) -> str | None:
     if found := next((names[name] for name in names if SPEAKERS.fullmatch(name)), None):
         return found
-    is_export = (rows_of or "").lower() in LISTS_OF_TALK or any(name in names for name in EXPORTED)
     is_mail = any(name in names for name in LETTER)
     for name in PERHAPS:
         column = names.get(name)
