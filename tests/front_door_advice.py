@@ -265,6 +265,11 @@ PREFERENCES = [
 NAMED = "--prompt_column=prompt --completion_column=completion"
 READ = [
     refuses(
+        "a chosen answer behind texts said in turn",
+        of(lambda i: {"context": ["Hello?", "Hello!", "And?"], "chosen": f"It is {i}.", "rejected": "No."}),
+        "a list of messages with 'context'$",
+    ),
+    refuses(
         "a split of an array",
         {"a.json": json.dumps([{"text": one, "split": ("train", "test")[i % 2]} for i, one in enumerate(P)])},
         r"jq -c '\.\[\] \| select\(\.split == \"train\"\)' FILE > train.jsonl",

@@ -182,7 +182,8 @@ class Profile:
     def joined(self, question: str, answer: str) -> str:
         """Where an answer goes that is to stand with its question in messages, and how jq puts it there."""
         program = conversation(question, self.values[question], answer, self.values[answer])
-        command = jq(self.jq, program)
+        is_several = not self.holds_messages(question) and any(map(_has_more, self.values[question]))
+        command = "" if is_several else jq(self.jq, program)
         of = "the messages in" if self.holds_messages(question) else "a list of messages with"
         return f"{of} {question!r}{command and f', with {command}'}"
 
