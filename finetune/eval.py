@@ -11,6 +11,7 @@ from finetune.common.errors import Failure, UsageError
 from finetune.common.json_output import other_output_to_stderr, print_json
 from finetune.config.cli import check_run_dir, parse, run
 from finetune.config.gate import EXIT_CODE
+from finetune.config.run_directory import is_run
 from finetune.evaluation.options import Options
 
 USAGE = """usage: finetune eval --out_dir=OUT [--key=value ...]
@@ -39,7 +40,7 @@ def measure(options: Options) -> dict[str, Any]:
             gate.check_same_tokens(earlier, event, options.no_worse_than)
         if main_process:
             print(table.table(event))
-            if options.out_dir is not None:
+            if options.out_dir is not None and is_run(options.out_dir):  # a model of other origin gets no files
                 table.record(options.out_dir, event)
                 if line := changed_since(options.out_dir, event["dataset"]):
                     print(line)

@@ -83,14 +83,12 @@ def published(hf_model):
 
 @pytest.fixture
 def evaluated(command):
-    """A function that runs the verb and returns the event it wrote, with what it printed as `out`."""
+    """A function that runs the verb and returns its event, with the table it printed as `out`."""
 
     def call(*flags, out_dir="out"):
-        code, out, error = command("eval", f"--out_dir={out_dir}", "--device=cpu", *flags)
+        code, out, error = command("eval", f"--out_dir={out_dir}", "--device=cpu", "--json=true", *flags)
         assert code == 0, error
-        event = read(f"{out_dir}/metrics.jsonl")[-1]
-        assert event["event"] == "evaluation"
-        return {**event, "out": out}
+        return {**json.loads(out), "out": error}
 
     return call
 
@@ -221,6 +219,19 @@ def test_the_loss_is_the_validation_loss_of_training(tiny_run, evaluated):
     assert bits == pytest.approx(event["loss"] * event["targets"] / math.log(2), rel=1e-9)
     events = [event["event"] for event in read("out/metrics.jsonl")]
     assert events[-1] == "evaluation" and "end" in events  # what was there is still there
+    assert read("out/metrics.jsonl")[-1].keys() >= event.keys() - {"out"}
+
+
+@pytest.mark.parametrize("model", ["out/best", "exported", "nano"])
+def test_a_model_that_is_no_run_gets_no_files(model, tiny_run, command):
+    tiny_run("out")
+    for flags in (["--to=exported"], ["--to=nano", "--format=nanogpt"]):
+        assert command("export", "out", *flags)[0] == 0
+    data = f"--dataset={next(Path('data').glob('*/train.bin')).parent}"
+    before = sorted(Path(model).iterdir())
+    code, out, error = command("eval", model, data)
+    assert code == 0 and "perplexity" in out, error
+    assert sorted(Path(model).iterdir()) == before
 
 
 def test_conversations_of_several_turns_are_documents_and_equal_packed_blocks(bpe_directory, published, evaluated):
