@@ -16,7 +16,7 @@ from finetune.common.errors import Failure, UsageError
 from finetune.common.formatting import is_number
 from finetune.config.mirror import local_copy
 from finetune.config.recipe import Recipe
-from finetune.config.run_directory import RECIPE
+from finetune.config.run_directory import RECIPE, has_state
 from finetune.keywords import parse_keywords, takes_flags
 from finetune.runs.events import Event, read_metrics
 from finetune.train import train_and_push
@@ -134,7 +134,7 @@ def train(*recipes: Place, callbacks: Sequence[object] = (), **flags: Unpack[Tra
 
     `recipes` are files; keywords replace their values. `callbacks` are objects with the methods of `Callback`. The Stop
     button (Ctrl-C) and a callback that asks for it end the run after an update, with a saved state, and `train` returns
-    it too: `run.status` is "stopped", and `run.resume()` goes on.
+    it too: `run.status` is "stopped", and `run.resume()` goes on. A second press ends it at once and saves nothing.
 
     Raises UsageError before anything is written, and Failure when the run fails, with the exit code of the command as
     `code`. What a callback raises is raised after the state is saved.
@@ -160,12 +160,18 @@ def train(*recipes: Place, callbacks: Sequence[object] = (), **flags: Unpack[Tra
         if not has_begun or getattr(end, "code", STOPPED) != STOPPED:
             raise
         if not called.error:
-            print(f"stopped; resume() goes on from the state in {run.out_dir}/last")
+            print(_how_to_go_on(run.out_dir))
     finally:
         _free_memory()
     if called.error:
         raise called.error
     return run
+
+
+def _how_to_go_on(out_dir: Path) -> str:
+    if has_state(out_dir):
+        return f"stopped; resume() goes on from the state in {out_dir}/last"
+    return "stopped before a checkpoint was saved; the same call with overwrite='unfinished' starts again"
 
 
 def _free_memory() -> None:

@@ -316,6 +316,25 @@ def test_the_stop_button_returns_the_run(notes):
     assert run.resume().history[-1]["step"] == 6
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_second_press_says_whether_there_is_a_state(saved, notes, capsys):
+    class Press(Callback):
+        def on_update(self, update):
+            if update.step == 4:
+                raise KeyboardInterrupt
+
+    keywords = {**TINY, "save_interval": 2 if saved else 5}
+    run = train(dataset=notes, out_dir="out", callbacks=[Press()], **keywords)
+    assert run.status == "stopped" and bool(list(Path("out").glob("last/step-*"))) == saved
+    line = capsys.readouterr().out.splitlines()[-1]
+    if saved:
+        assert line == "stopped; resume() goes on from the state in out/last"
+        assert run.resume().status == "finished"
+    else:
+        assert line == "stopped before a checkpoint was saved; the same call with overwrite='unfinished' starts again"
+        assert train(dataset=notes, out_dir="out", overwrite="unfinished", **keywords).status == "finished"
+
+
 def snapshot():
     """What belongs to the whole process."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
