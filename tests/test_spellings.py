@@ -202,6 +202,20 @@ REFUSED = {
     D + "--eval_steps 3": "unknown flag --eval_steps. Did you mean '--eval_interval'?",
     D + "--bf16 True": "unknown flag --bf16. Did you mean '--dtype=bfloat16'?",
     D + "--bf16 --seed 3": "unknown flag --bf16. Did you mean '--dtype=bfloat16'?",
+    # words of init_from, beside the shape of a model from scratch
+    **{
+        f"{D}--n_layer=2 --n_head=2 --init_from={word}": f"--init_from: there is no {word}. Did you mean {meant}?"
+        for word, meant in {
+            "Resume": "resume",
+            "RESUME": "resume",
+            "resum": "resume",
+            "last": "resume",
+            "Scratch": "scratch",
+            "none": "scratch",
+            "Auto": "auto",
+        }.items()
+    },
+    "--init_from=Resume": "--init_from: there is no Resume. Did you mean resume?",
     # recipes and datasets
     D + "Smal": "Smal: no such recipe and no such file. Did you mean small? Data are given as --dataset=Smal",
     "code": "code: is a recipe that comes with finetune, and data that are here; --config=code is the recipe,"

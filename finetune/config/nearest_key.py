@@ -77,6 +77,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "wd": ("weight_decay",),
 }
 STARTS = ("scratch", "resume", "auto")  # what init_from means besides names
+WORDS_OF_STARTS = {"last": "resume", "latest": "resume", "continue": "resume", "none": "scratch", "random": "scratch"}
 
 
 def nearest(name: str, names: Collection[str], prefix: str) -> str:
@@ -89,9 +90,9 @@ def nearest(name: str, names: Collection[str], prefix: str) -> str:
 
 def meant_start(init_from: str) -> str | None:
     """The word that was meant by an `init_from` that is nothing else; None if it is one, or a name."""
-    if init_from in STARTS or os.path.exists(init_from):
+    if not init_from or init_from in STARTS or os.path.exists(init_from):
         return None
-    return similar(init_from.lower(), STARTS, cutoff=0.8)
+    return WORDS_OF_STARTS.get(init_from.lower()) or similar(init_from.lower(), STARTS, cutoff=0.8)
 
 
 def similar(name: str, names: Collection[str], cutoff: float = 0.6) -> str | None:

@@ -214,7 +214,8 @@ class Recipe:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of each value that cannot be used and of each contradiction."""
-        if not self.dataset:
+        meant = meant_start(self.init_from)  # then what follows from init_from is no problem yet
+        if not self.dataset and not meant:
             choices = "give --dataset=DIR, a text file, or --dataset=python_docs, which needs no download"
             no_run = f"there is no recipe.yaml in {self.out_dir}; give the out_dir of a run, or its recipe"
             yield "dataset", f"nothing to train on; {no_run if self.init_from == 'resume' else choices}"
@@ -222,11 +223,11 @@ class Recipe:
             yield from _problems_of_weights(self.dataset_weights, len(split_paths(self.dataset)))
         if not self.init_from:
             yield "init_from", "must not be empty; gpt2 and scratch are the common choices"
-        elif meant := meant_start(self.init_from):
+        elif meant:
             yield "init_from", f"there is no {self.init_from}. Did you mean {meant}?"
         if not self.out_dir:
             yield "out_dir", "must not be empty"
-        if self.init_from not in ("scratch", "resume"):
+        if self.init_from not in ("scratch", "resume") and not meant:
             for name in ("n_layer", "n_head", "n_embd"):
                 if getattr(self, name) is not None:
                     yield name, f"init_from={self.init_from} has its own {name}; set it with init_from=scratch only"
