@@ -8,6 +8,8 @@ from pathlib import Path
 import forked
 import pytest
 
+from finetune.common.errors import Failure, UsageError
+from finetune.config import cli
 from finetune.config.verbs import VERBS
 
 BIN = Path(sys.executable).parent
@@ -48,6 +50,31 @@ def test_a_mistake_ends_with_exit_code_2_and_one_line():
     code, out, error = shell(sys.executable, "-m", "finetune.train", "--dataset=nowhere", "--init_from=scratch")
     assert (code, out) == (2, "")
     assert error == "dataset nowhere: no such directory or text file; named texts: shakespeare, python_docs\n"
+
+
+@pytest.mark.parametrize("failure", [UsageError("wrong"), *(Failure("wrong", code) for code in (1, 3, 4, 5, 143))])
+def test_debug_adds_the_traceback_and_leaves_the_exit_code(failure, monkeypatch, capsys):
+    def main(argv):
+        assert argv == ["a", "--seed=1", "b"]
+        raise failure
+
+    ends = []
+    for flags in ([], ["--debug=false"], ["--debug"], ["--debug=true"], ["--debug", "true"], ["--DEBUG", "True"]):
+        monkeypatch.setattr("sys.argv", ["finetune", "a", *flags, "--seed=1", "b"])
+        with pytest.raises(SystemExit) as end:
+            cli.run(main)
+        error = capsys.readouterr().err
+        ends.append((end.value.code, error.count("Traceback"), error.count("wrong\n")))
+    code = getattr(failure, "code", 2)
+    assert {(code, said) for code, _, said in ends} == {(code, 1)}
+    assert [traces for _, traces, _ in ends] == [0, 0, 1, 1, 1, 1]
+
+
+def test_what_debug_cannot_be_is_refused():
+    assert cli.take_debug(["--debug", "small", "--", "--debug"]) == (["small", "--", "--debug"], True)
+    assert cli.take_debug(["--debug", "--no-debug", "x"]) == (["x"], False)
+    with pytest.raises(UsageError, match="--debug: expected true or false, got 'maybe'"):
+        cli.take_debug(["--debug=maybe"])
 
 
 def test_finetune_lists_and_runs_the_verbs():

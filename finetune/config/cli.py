@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from finetune.common.machine import collect_rarely, drop_stray_ranks
 from finetune.config.arguments import read_arguments
 from finetune.config.auto_batch import count_blocks
 from finetune.config.nearest_key import nearest
-from finetune.config.options import convert, find_problems, help_text
+from finetune.config.options import BOOLEANS, convert, find_problems, help_text
 from finetune.config.paths import KEYS as PATH_KEYS
 from finetune.config.paths import as_typed, expand_home
 from finetune.config.recipe_file import Entry
@@ -46,9 +47,10 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     collect_rarely()
     console.open_streams()
     drop_stray_ranks()
-    debug = "--debug" in sys.argv or "--debug=true" in sys.argv
+    debug = False
     try:
-        code = main([arg for arg in sys.argv[1:] if arg != "--debug" and not arg.startswith("--debug=")])
+        argv, debug = take_debug(sys.argv[1:])
+        code = main(argv)
     except KeyboardInterrupt:
         code = 130
     except SystemExit as end:  # after --help, or with what scripts/ have to say
@@ -56,7 +58,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
     except (UsageError, Failure, RuntimeError, OSError) as error:
-        code = None if debug else _print_error(error)
+        code = _print_error(error, debug)
         if code is None:
             raise
     if failure := console.write_out():
@@ -64,19 +66,45 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     sys.exit(code or 0)
 
 
-def _print_error(error: Exception) -> int | None:
-    """Print an error without its traceback and return the exit code; None if the traceback must be seen."""
+def take_debug(argv: list[str]) -> tuple[list[str], bool]:
+    """The arguments without --debug, which every command has, and its value. Raises UsageError."""
+    others, remaining, debug = [], list(argv), False
+    while remaining:
+        arg = remaining.pop(0)
+        word, equals, text = arg.partition("=")
+        if arg == "--":
+            return [*others, arg, *remaining], debug
+        if word.lower() in ("--no-debug", "--no_debug") and not equals:
+            debug = False
+        elif word.lower() != "--debug":
+            others.append(arg)
+        else:
+            is_given = not equals and bool(remaining) and remaining[0].lower() in BOOLEANS
+            text = text if equals else remaining.pop(0) if is_given else "true"
+            if text.lower() not in BOOLEANS:
+                raise UsageError(f"--debug: expected true or false, got {text!r}")
+            debug = BOOLEANS[text.lower()]
+    return others, debug
+
+
+def _print_error(error: Exception, debug: bool = False) -> int | None:
+    """Print an error without its traceback, or with it to `debug`, and return the exit code; None if the traceback must
+    be seen."""
     # rank 0, and the first rank of each node
     prints_errors = "0" in (os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK"))
     if isinstance(error, (UsageError, Failure)):
         code = 2 if isinstance(error, UsageError) else error.code
-        if prints_errors or error.alone:
+        if debug:
+            traceback.print_exception(error)
+        elif prints_errors or error.alone:
             print(message_lines(error), file=sys.stderr, flush=True)
         else:
             time.sleep(1)  # a launcher ends all processes after the first: rank 0 must print before that
         if prints_errors and code in FINAL and not error.alone:  # one rank's own trouble may be over then
             _end_torchrun()
         return code
+    if debug:
+        return None
     if isinstance(error, OSError):
         print(f"{type(error).__name__}: {message_lines(error)} (--debug=true shows where)", file=sys.stderr)
         return 1
