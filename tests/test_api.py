@@ -1,12 +1,15 @@
 """The Python face: functions with the flags as keywords, that leave the process as it was."""
 
+import copy
 import doctest
 import importlib
 import inspect
 import logging
 import math
 import os
+import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -213,6 +216,26 @@ def test_messages_name_keywords_and_keep_commands(notes):
 def test_a_notebook_shows_the_message_alone():
     assert UsageError("one line")._render_traceback_() == ["UsageError: one line"]
     assert Failure("one line", 1)._render_traceback_() == ["Failure: one line"]
+
+
+def exceptions():
+    """Every class of an exception in the package."""
+    package = Path(finetune.__file__).parent
+    for path in package.rglob("*.py"):
+        text = path.read_text()
+        parts = path.relative_to(package).with_suffix("").parts
+        for name in re.findall(r"^class (\w+)\(.*(?:Exception|Error|_Shown)\):", text, re.MULTILINE):
+            yield getattr(importlib.import_module(".".join(["finetune", *parts])), name)
+
+
+def test_exceptions_go_through_a_pool_of_processes():
+    found = list(exceptions())
+    assert {UsageError, Failure} < set(found) and len(found) > 8
+    for kind in found:
+        error = kind("one line", *([3] if kind is Failure else []))
+        error.alone = True
+        for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+            assert type(again) is kind and str(again) == "one line" and again.__dict__ == error.__dict__
 
 
 def test_the_examples_of_the_docstrings_run(notes):

@@ -1,8 +1,11 @@
 """Errors that end a command without a traceback."""
 
+from __future__ import annotations
+
 import contextlib
 import re
 from collections.abc import Generator
+from typing import Any
 
 from finetune.common.formatting import printable
 
@@ -30,6 +33,10 @@ class Failure(_Shown):
     def __init__(self, message: str, code: int, alone: bool = False) -> None:
         super().__init__(message)
         self.code, self.alone = code, alone
+
+    def __reduce__(self) -> tuple[type[Failure], tuple[str, int, bool], dict[str, Any]]:
+        """What pickle makes it of: a pool of processes passes it on."""
+        return type(self), (str(self), self.code, self.alone), self.__dict__
 
 
 @contextlib.contextmanager
