@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from finetune.common.errors import UsageError
+from finetune.common.objects import described
 from finetune.eval import measure
 from finetune.evaluation.options import Options as EvaluateOptions
 from finetune.export import Options as ExportOptions
@@ -95,7 +96,7 @@ def _sample(options: SampleOptions, starts: tuple[str, ...]) -> list[str]:
     found = find(options)
     assert found.tokenizer
     if wrong := [start for start in starts if not isinstance(start, str) or not start]:
-        raise UsageError(f"{wrong[0]!r}: a prompt is a text of at least one token")
+        raise UsageError(f"{described(wrong[0])}: a prompt is a text of at least one token")
     prompts = [encode_prompt(found.tokenizer, start, repr(start)) for start in starts]
     prompts = prompts or read_starts(options, found)
     settings = read_settings(options, found)

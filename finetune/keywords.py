@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from finetune.common.errors import Failure, UsageError
+from finetune.common.objects import as_path, described, way_out
 from finetune.config.cli import parse
 from finetune.config.mirror import local_copy
 from finetune.config.options import describe_default, describe_type
@@ -48,8 +49,8 @@ def arguments(cls: type[DataclassInstance], positional: Sequence[object], keywor
     argv, places, problems, hints = [], [], [], typing.get_type_hints(cls)
     for place in positional:
         text = os.fspath(place) if isinstance(place, (str, os.PathLike)) else ""
-        if not isinstance(text, str) or not text or (text.startswith("-") and text != "-"):
-            problems.append(f"{place!r}: is no file or name; flags are keywords, written max_iters=100")
+        if not isinstance(text, str) or not text or "\n" in text or (text.startswith("-") and text != "-"):
+            problems.append(f"{described(place)}: is no file or name{_way_in(place)}")
         places.append(str(text))
     if "json" in keywords:
         problems.append("json: is for the command; the function returns the figures")
@@ -71,6 +72,16 @@ def arguments(cls: type[DataclassInstance], positional: Sequence[object], keywor
     return [*argv, "--", *places] if places else argv
 
 
+def _way_in(place: object) -> str:
+    """The end of a message about an argument without a keyword that is no path."""
+    if isinstance(place, str) and "\n" in place:
+        return "; write a text into a file first"
+    if isinstance(place, list | tuple) and place:
+        is_names = all(isinstance(each, str | os.PathLike) for each in place)
+        return "; write * before it to give each by itself" if is_names else "; write rows as JSON lines into a file"
+    return way_out(place) or "; flags are keywords, written max_iters=100"
+
+
 def as_text(value: Any, kind: Any = str) -> str:
     """A value as a flag of type `kind` spells it. Raises ValueError for one that no flag can have."""
     kinds = typing.get_args(kind) or (kind,)
@@ -87,7 +98,7 @@ def as_text(value: Any, kind: Any = str) -> str:
         return repr(value)
     if isinstance(value, str | os.PathLike):
         return os.fsdecode(value)
-    raise ValueError(f"expected {describe_type(kind)}, got {value!r}")
+    raise ValueError(f"expected {describe_type(kind)}, got {described(value)}{way_out(value)}")
 
 
 def _with_commas(values: Sequence[Any]) -> str:
@@ -158,8 +169,8 @@ def path_flags(model: str | os.PathLike[str] | None, flags: Mapping[str, Any]) -
     """The flags with `model` as out_dir if it is the directory of a run, else as init_from."""
     if model is None:
         return dict(flags)
-    model = os.path.expanduser(local_copy(os.fspath(model)))
+    model = os.path.expanduser(local_copy(as_path(model, "model")))
     name = "out_dir" if is_run(model) else "init_from"
     if name in flags:
-        raise UsageError(f"{name}: given twice, as {os.fspath(model)!r} and as {flags[name]!r}")
+        raise UsageError(f"{name}: given twice, as {model!r} and as {described(flags[name])}")
     return {name: model, **flags}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import html
-import os
 import time
 from base64 import b64encode
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.api import Place, sample
 from finetune.common.errors import Failure, UsageError
 from finetune.common.formatting import is_number
+from finetune.common.objects import as_path
 from finetune.config.mirror import local_copy
 from finetune.config.recipe import Recipe
 from finetune.config.run_directory import RECIPE, has_state
@@ -53,12 +53,12 @@ class Run:
     """A run directory. Everything is read from its files, so it is as new as they are."""
 
     def __init__(self, out_dir: Place) -> None:
-        self.out_dir = Path(out_dir).expanduser()
+        self.out_dir = Path(as_path(out_dir, "out_dir")).expanduser()
 
     @classmethod
     def open(cls, out_dir: Place) -> Run:
         """The run in a directory. Raises UsageError if there is none."""
-        run = cls(local_copy(os.fspath(out_dir)))
+        run = cls(local_copy(as_path(out_dir, "out_dir")))
         if not (run.out_dir / "metrics.jsonl").is_file():
             raise UsageError(f"{run.out_dir}: holds no run (no metrics.jsonl); give the out_dir of a training run")
         return run

@@ -25,7 +25,7 @@ import torch
 from ports import free_port
 
 import finetune
-from finetune import Callback, Failure, Run, UsageError, evaluate, export, plan, prepare, sample, train
+from finetune import GPT, Callback, Failure, GPTConfig, Run, UsageError, evaluate, export, plan, prepare, sample, train
 from finetune.config.recipe import Recipe
 from finetune.keywords import arguments
 from finetune.prepare import Options as PrepareOptions
@@ -194,6 +194,65 @@ def test_errors_are_one_short_exception_and_write_nothing(notes):
     with pytest.raises(UsageError, match="holds no run"):
         Run.open("no-such")
     assert sorted(Path().iterdir()) == before
+
+
+class DataFrame:
+    """Prints many lines, as that of pandas."""
+
+    def __init__(self, method):
+        setattr(self, method, print)
+
+    def __repr__(self):
+        return "text\n" * 50
+
+
+@pytest.mark.parametrize("method", ["to_json", "save_to_disk", "save_pretrained", "write_ndjson"])
+def test_objects_in_the_place_of_files_are_refused_with_their_way_into_one(method, notes):
+    value = DataFrame(method)
+    for call in (
+        lambda: prepare(value),
+        lambda: prepare(notes, val=value),
+        lambda: prepare(notes, val=[value]),
+        lambda: train(value),
+        lambda: train(dataset=value),
+        lambda: train(init_from=value),
+        lambda: plan(value),
+        lambda: sample(value),
+        lambda: evaluate(value),
+        lambda: export(value, to="x"),
+        lambda: Run.open(value),
+        lambda: GPT.from_pretrained(value),
+    ):
+        with pytest.raises(UsageError, match=f'a DataFrame.*; {method}.*writes it, then give "mine') as error:
+            call()
+        assert len(str(error.value)) < 150
+
+
+@pytest.mark.parametrize("value", [5, b"out", ["out"], {"a": 1}, object(), None])
+def test_what_is_no_path_is_a_usage_error(value, notes):
+    model = GPT.from_scratch(GPTConfig(vocab_size=8, block_size=4, n_layer=1, n_head=1, n_embd=4))
+    calls = [Run, Run.open, GPT.from_pretrained, model.save_pretrained, model.push_to_hub]
+    for call in calls + ([sample, evaluate, export] if value is not None else []):
+        with pytest.raises(UsageError, match="expected a path or a name, got ") as error:
+            call(value)
+        assert len(str(error.value)) < 100
+
+
+def test_lists_texts_and_models_say_how_they_are_given(notes):
+    for call, told in (
+        (lambda: prepare([notes, notes]), "before it to give each by itself"),
+        (lambda: prepare([{"text": "a"}]), "write rows as JSON lines into a file"),
+        (lambda: prepare("Once upon\na time" * 20), "'Once upon.*no file or name; write a text into a file first"),
+        (lambda: train(dataset=notes, callbacks=DataFrame("x")), "callbacks: a DataFrame is no list"),
+        (lambda: train(dataset=notes, callbacks=[DataFrame("x")]), "callbacks: a DataFrame is not an object with"),
+    ):
+        with pytest.raises(UsageError, match=told) as error:
+            call()
+        assert "\n" not in str(error.value) and len(str(error.value)) < 170
+    model = GPT.from_scratch(GPTConfig(vocab_size=8, block_size=4, n_layer=1, n_head=1, n_embd=4))
+    model.source = Path("out")
+    with pytest.raises(UsageError, match="got a GPT; it is from 'out', which can be given"):
+        sample(model, "a")
 
 
 def test_messages_name_keywords_and_keep_commands(notes):

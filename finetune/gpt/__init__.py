@@ -9,13 +9,13 @@ model.save_pretrained("mine")                  # a Hugging Face directory
 from __future__ import annotations
 
 import copy
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from finetune.common.objects import as_path
 from finetune.config.mirror import local_copy
 from finetune.gpt import convert, pretrained, size
 from finetune.gpt.generate import generate
@@ -47,7 +47,7 @@ class GPT(Transformer):
 
         `block_size` keeps only that many positions; `vocab_size` adds rows to the embedding, up to that many. Raises
         UsageError if there is no such model or it is no GPT-2."""
-        config, state = pretrained.load(local_copy(os.fspath(source)))
+        config, state = pretrained.load(local_copy(as_path(source, "source")))
         state = convert.with_vocabulary(state, vocab_size or 0)
         config.vocab_size = len(state["wte.weight"])
         model = cls.from_state(config, state, block_size, dropout)
@@ -96,7 +96,7 @@ class GPT(Transformer):
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write a Hugging Face directory, without a tokenizer."""
-        directory = Path(directory).expanduser()
+        directory = Path(as_path(directory, "directory")).expanduser()
         directory.mkdir(parents=True, exist_ok=True)
         pretrained.save(directory, self.state_dict(), self.config)
 

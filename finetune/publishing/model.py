@@ -9,6 +9,7 @@ from pathlib import Path
 
 from finetune.common.commands import command
 from finetune.common.errors import UsageError
+from finetune.common.objects import as_path
 from finetune.config.recipe import repository_problem
 from finetune.data.tokenizer import Tokenizer
 from finetune.gpt import GPT
@@ -40,7 +41,7 @@ def push_to_hub(model: GPT, repository: str, private: bool = True) -> None:
 
     The token is that of HF_TOKEN or of `hf auth login`. Raises UsageError before anything is written, and Failure when
     files differ or the push fails; then the export stays, and the message names it."""
-    if problem := repository_problem(repository):
+    if problem := repository_problem(as_path(repository, "repository")):
         raise UsageError(f"repository: {problem}")
     own = tokenizer(model)
     work = Path(tempfile.mkdtemp(prefix="finetune-"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.common.errors import UsageError
+from finetune.common.objects import described
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,16 @@ class Callbacks:
 
     def __init__(self, callbacks: Sequence[object]) -> None:
         if not isinstance(callbacks, list | tuple):
-            raise UsageError(f"callbacks: {callbacks!r} is no list; write [...] around it")
+            raise UsageError(f"callbacks: {described(callbacks)} is no list; write [...] around it")
         self.callbacks = list(callbacks)
         self.error: Exception | None = None
         for callback in self.callbacks:
             methods = [name for name in dir(callback) if name.startswith("on_")]
             known = ", ".join(METHODS.values())
             if isinstance(callback, type) or not methods:
-                raise UsageError(f"callbacks: {callback!r} is not an object with one of the methods {known}")
+                raise UsageError(f"callbacks: {described(callback)} is not an object with one of the methods {known}")
             if unknown := [name for name in methods if name not in METHODS.values()]:
-                raise UsageError(f"callbacks: {unknown[0]} of {callback!r} is never called; there are {known}")
+                raise UsageError(f"callbacks: {unknown[0]} of {described(callback)} is never called; there are {known}")
 
     def notify(self, moment: Update | Evaluation | Save) -> bool:
         """Call all of them; return whether one asks for a stop."""
