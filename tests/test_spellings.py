@@ -48,6 +48,7 @@ FILES = {
     "rate.yaml": "learning_rate: 2e-4\n",
     "child.yaml": "base: sub/parent.yaml\nseed: 5\n",
     "sub/parent.yaml": "base: [small, ../rate.yaml]\nseed: 4\nmax_iters: 40  # short\n",
+    "bf16.yaml": "bf16: true\nfp16: false\nresume: yes\n",
     "round.yaml": "base: trip.yaml\n",
     "trip.yaml": "base: round.yaml\n",
     "self.yaml": "base: self.yaml\n",
@@ -201,6 +202,34 @@ REFUSED = {
     D + "--max_steps 3": "unknown flag --max_steps. Did you mean '--max_iters'?",
     D + "--eval_steps 3": "unknown flag --eval_steps. Did you mean '--eval_interval'?",
     D + "--bf16 True": "unknown flag --bf16. Did you mean '--dtype=bfloat16'?",
+    D + "--bf16 False": "unknown flag --bf16. Did you mean '--dtype'?",
+    D + "--fp16=false": "unknown flag --fp16. Did you mean '--dtype'?",
+    D + "--no_cuda": "unknown flag --no_cuda. Did you mean '--device=cpu'?",
+    D + "--hub_model_id a/b": "unknown flag --hub_model_id. Did you mean '--push_to_hub'?",
+    D + "--early_stopping_patience 3": "unknown flag --early_stopping_patience. Did you mean '--patience'?",
+    D + "--base_model gpt2": "unknown flag --base_model. Did you mean '--init_from'?",
+    D + "--context_length 512": "unknown flag --context_length. Did you mean '--block_size'?",
+    D + "--data_seed 3": "unknown flag --data_seed. Did you mean '--seed'?",
+    **{
+        f"{D}{flag}": f"unknown flag {flag.partition('=')[0].split()[0]}. --help lists them all."
+        for flag in (
+            "--local_rank=0",
+            "--deepspeed ds.json",
+            "--do_eval",
+            "--template x",
+            "--stage sft",
+            "--wandb_entity me",
+            "--lora_target all",
+            "--quiet",
+            "-v",
+            "--optim adamw_torch",
+            "--vocab_size 50257",
+            "--tf32 true",
+        )
+    },
+    D + "bf16.yaml": "bf16.yaml:1: unknown key 'bf16'. Did you mean 'dtype: bfloat16'?\n"
+    "bf16.yaml:2: unknown key 'fp16'. Did you mean 'dtype'?\n"
+    "bf16.yaml:3: unknown key 'resume'. Did you mean 'init_from: resume'?",
     D + "--bf16 --seed 3": "unknown flag --bf16. Did you mean '--dtype=bfloat16'?",
     # words of init_from, beside the shape of a model from scratch
     **{
@@ -319,10 +348,14 @@ def test_a_wrong_variable_is_named_and_other_variables_are_left_alone(monkeypatc
     assert parse(Recipe, ["mine.yaml"], "")[0].dataset == "mine.txt"
     monkeypatch.setenv("FINETUNE_LERNING_RATE", "1")
     monkeypatch.setenv("FINETUNE_LR", "1")
+    monkeypatch.setenv("FINETUNE_BF16", "1")
+    monkeypatch.setenv("FINETUNE_FP16", "0")
     monkeypatch.setenv("FINETUNE_SEED", "x")
     with pytest.raises(UsageError) as error:
         parse(Recipe, ["mine.yaml"], "")
     assert str(error.value).splitlines() == [
+        "FINETUNE_BF16: no key has this name. Did you mean 'FINETUNE_DTYPE=bfloat16'?",
+        "FINETUNE_FP16: no key has this name. Did you mean 'FINETUNE_DTYPE'?",
         "FINETUNE_LERNING_RATE: no key has this name. Did you mean 'FINETUNE_LEARNING_RATE'?",
         "FINETUNE_LR: no key has this name. Did you mean 'FINETUNE_LEARNING_RATE'?",
         "FINETUNE_SEED: expected a whole number, got 'x'",

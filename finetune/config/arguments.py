@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.common.errors import UsageError
 from finetune.common.formatting import shown
 from finetune.config import nanogpt_config, run_directory
-from finetune.config.nearest_key import nearest, similar
+from finetune.config.nearest_key import nearest, similar, spelled
 from finetune.config.options import BOOLEANS, describe_type, problem_of_name
 from finetune.config.paths import expand_home
 from finetune.config.recipe import Recipe
@@ -107,7 +107,8 @@ class Reader:
                 self.problems.append(f"{word}: takes no value; write --{positive}=true or --{positive}=false")
             self.flags.append(Entry(positive, "false", f"--{positive}"))
         else:
-            self.problems.append(f"unknown flag {shown(word)}." + nearest(name, [*self.names, "config"], "--"))
+            said = text if equals else self.remaining[0] if self.remaining else "true"
+            self.problems.append(f"unknown flag {shown(word)}." + nearest(name, [*self.names, "config"], "--", said))
             self._skip_value(arg)
 
     def _take_value(self, word: str, name: str) -> str | None:
@@ -220,5 +221,6 @@ def _from_environment(names: typing.Collection[str], problems: list[str]) -> lis
         if name in names:
             entries.append(Entry(name, text, variable))
         elif close := similar(name, names, cutoff=0.8):
-            problems.append(f"{variable}: no key has this name. Did you mean '{PREFIX}{close.upper()}'?")
+            meant, equals, value = spelled(close, text).partition("=")
+            problems.append(f"{variable}: no key has this name. Did you mean '{PREFIX}{meant.upper()}{equals}{value}'?")
     return entries

@@ -187,7 +187,11 @@ def _convert_entries(
         name, text, origin = entry
         if name not in fields or name == "sources":
             place = f"unknown flag {origin}" if entry.is_flag else f"{origin}: unknown key '{name}'"
-            problems.append(f"{place}." + nearest(name, fields, "--" if entry.is_flag else ""))
+            said = (
+                "false" if ".py:" in origin else text or "false"
+            )  # a config of nanoGPT is Python, which quotes a value
+            form = ("--", text or "", "=") if entry.is_flag else ("", said, ": ")
+            problems.append(f"{place}." + nearest(name, fields, *form))
             continue
         try:
             values[name] = convert(_local(fields[name], text) if text and name in PATH_KEYS else text, hints[name])
