@@ -30,10 +30,17 @@ LISTS = frozenset(
 )  # flags of values with commas between
 # a flag in a message; a command, in which flags stay, is matched first
 FLAG = re.compile(
-    r"`[^`]*`|\b(?:finetune \w+|accelerate launch) [^;\n]*"
-    r"|(?<![\w-])--(?P<name>[a-z_]+)(?:=(?P<text>[^\s;,]*[^\s;,.:?]))?"
+    r"`[^`]*`|\b(?:finetune \w+|accelerate launch) (?:(?!, )[^;\n])*"
+    r"|(?P<quote>')?(?<![\w-])--(?P<name>[a-z_]+)(?:=(?P<text>[^\s;,]*[^\s;,.:?]))?(?(quote)')"
 )
 NO_KEYWORDS = frozenset({"sources", "json"})
+PROCESSES = "is for the command; accelerate.notebook_launcher starts several processes"
+OF_THE_COMMAND = {
+    "json": "is for the command; the function returns the figures",
+    "num_processes": PROCESSES,
+    "launch": PROCESSES,
+    "dry_run": "is for the command; plan says what a run takes",
+}
 
 
 def parse_keywords(
@@ -52,8 +59,8 @@ def arguments(cls: type[DataclassInstance], positional: Sequence[object], keywor
         if not isinstance(text, str) or not text or "\n" in text or (text.startswith("-") and text != "-"):
             problems.append(f"{described(place)}: is no file or name{_way_in(place)}")
         places.append(str(text))
-    if "json" in keywords:
-        problems.append("json: is for the command; the function returns the figures")
+    only_there = [name for name in OF_THE_COMMAND if name in keywords and (name == "json" or name not in hints)]
+    problems += [f"{name}: {OF_THE_COMMAND[name]}" for name in only_there]
     for name, value in keywords.items():
         kind = hints.get(name)
         if kind is None:  # `parse` says which keyword was meant
@@ -121,7 +128,7 @@ def takes_flags(cls: type[DataclassInstance]) -> Callable[[Callable[P, R]], Call
                 return function(*args, **kwargs)
             except (UsageError, Failure) as error:
                 problem = error
-                problem.args = tuple(_as_keywords(text, hints) for text in error.args)
+                problem.args = tuple(_as_keywords(text, hints, function.__name__) for text in error.args)
             raise problem.with_traceback(None) from None
 
         call.__signature__ = _signature(function, cls)  # pyrefly: ignore[missing-attribute]
@@ -131,7 +138,7 @@ def takes_flags(cls: type[DataclassInstance]) -> Callable[[Callable[P, R]], Call
     return decorate
 
 
-def _as_keywords(message: str, hints: Mapping[str, Any]) -> str:
+def _as_keywords(message: str, hints: Mapping[str, Any], function: str) -> str:
     """A message with the flags as keywords of Python, but for those of commands to type."""
 
     def spell(found: re.Match[str]) -> str:
@@ -139,11 +146,13 @@ def _as_keywords(message: str, hints: Mapping[str, Any]) -> str:
         if name not in hints:
             return found[0]
         value = {"true": "True", "false": "False", "none": "None"}.get(text or "", text)
+        quote = found["quote"] or ""
         if text is not None and value == text and hints[name] not in (int, float) and not text.isupper():
-            value = repr(text)
-        return name if value is None else f"{name}={value}"
+            value = f'"{text}"' if quote else repr(text)
+        return quote + (name if value is None else f"{name}={value}") + quote
 
-    return FLAG.sub(spell, message.replace("unknown flag --", "unknown keyword "))
+    message = message.replace("unknown flag --", "unknown keyword ")
+    return FLAG.sub(spell, message.replace(" --help lists", f" help({function}) lists"))
 
 
 def _signature(function: Callable[..., object], cls: type[DataclassInstance]) -> inspect.Signature:
