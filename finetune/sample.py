@@ -52,7 +52,7 @@ class Options:
     stop: str = option("", "text that ends a sample")
     ignore_eos: bool = option(False, "continue after end-of-text, which otherwise ends a sample")
     max_copy: int = option(0, "repeat at most this many consecutive tokens of the training data; 0 is off", ge=0)
-    dataset: str = option("", "for max_copy: the prepared directory of the training data [that of the run]")
+    dataset: str = option("", "for max_copy: the training data, prepared or a text [that of the run]")
     out: str = option(
         "", "a .jsonl for the samples, an object each, with its ids; the same command continues a file that ended early"
     )
@@ -214,15 +214,10 @@ def _copy_blocker(options: Options, model: ModelRef) -> CopyBlocker:
     """A blocker of ids that would repeat more than max_copy tokens of the training data. Raises UsageError."""
     from finetune.data import dataset as datasets
     from finetune.data.verbatim import CopyBlocker
-    from finetune.runs.datasets import find_dataset_of_run, find_prepared
+    from finetune.evaluation.token_streams import open_dataset
     from finetune.runs.vocabulary import check_vocabulary
 
-    if options.dataset:
-        dataset = find_prepared(options.dataset)
-        if dataset is None:
-            raise UsageError(f"dataset {options.dataset}: no train.bin there; `finetune prepare` makes one")
-    else:
-        dataset = find_dataset_of_run(options.out_dir or "")
+    dataset = open_dataset(options.dataset or None, model, options.out_dir)
     check_vocabulary(dataset, model)
     datasets.scan(dataset, "train")  # raises when it is not the file that meta.json describes
     return CopyBlocker(dataset, options.max_copy)

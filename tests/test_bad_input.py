@@ -418,7 +418,7 @@ CASES = {
         speaker,
         "sample",
         ["--init_from=model", "--start=a", "--max_copy=3", "--dataset=gone"],
-        "dataset gone: no train.bin there",
+        "dataset gone: no such directory or text file",
     ),
     "max_copy of other data": (
         lambda: (speaker("abcdx"), characters()),

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -232,6 +233,23 @@ def test_a_model_that_is_no_run_gets_no_files(model, tiny_run, command):
     code, out, error = command("eval", model, data)
     assert code == 0 and "perplexity" in out, error
     assert sorted(Path(model).iterdir()) == before
+
+
+@pytest.mark.parametrize("verb, flags", [("eval", []), ("sample", ["--max_copy=5", "--num_samples=1", "--top_k=1"])])
+def test_a_text_whose_prepared_data_are_gone_is_prepared_again(verb, flags, tiny_run, corpus, command):
+    text = corpus()
+    tiny_run("out", text=text)
+    [prepared] = Path("data").glob("*/train.bin")
+    shutil.rmtree("data")
+    code, _, error = command(verb, "out", *flags)
+    assert (code, error) == (
+        2,
+        f"dataset: {text} is not prepared here as out was trained on it; finetune eval --out_dir=out"
+        f" --dataset={text} prepares it\n",
+    )
+    assert command(verb, "out", *flags, f"--dataset={text}")[0] == 0
+    assert prepared.is_file()
+    assert command(verb, "out", *flags)[0] == 0
 
 
 def test_conversations_of_several_turns_are_documents_and_equal_packed_blocks(bpe_directory, published, evaluated):

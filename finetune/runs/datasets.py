@@ -110,6 +110,11 @@ def find_datasets_of_run(out_dir: str | Path, split: str = "train") -> list[Data
             problem = f"{name}, on which {out_dir} was trained, is not here"
             if prepared.is_prepared(places[0]):
                 problem = f"{places[0]} changed since {out_dir} was trained on it (its {split}.bin)"
+            elif Path(name).exists() or name in sources.NAMED:
+                again = command("eval", out_dir=out_dir, dataset=name)
+                raise UsageError(
+                    f"dataset: {name} is not prepared here as {out_dir} was trained on it; {again} prepares it"
+                )
             raise UsageError(f"dataset: {problem}; give --dataset=DIR")
         found.append(dataset)
     return found
