@@ -204,7 +204,7 @@ def _prepare_tokens(options: Options, out_dir: str, given: Container[str]) -> Da
 
 def default_dir(source: str) -> str:
     """data/NAME for a source."""
-    return f"data/{'stdin' if source == '-' else stem_of(source)}"
+    return f"data/{'stdin' if source == '-' or source.startswith('/dev/') else stem_of(source)}"
 
 
 def dry_run(options: Options) -> None:

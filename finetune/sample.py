@@ -165,7 +165,8 @@ def _wrong_paths(options: Options) -> Iterator[str]:
         yield problem
     start_file = options.start.removeprefix("FILE:") if options.start.startswith("FILE:") else ""
     for path in (start_file, options.prompts):
-        if path and not Path(path).expanduser().is_file():
+        place = Path(path).expanduser()
+        if path and not (place.is_file() or place.is_fifo()):
             yield f"{path}: cannot be read: there is no such file"
     if options.out and not options.chat:
         from finetune.runs import sample_file

@@ -166,14 +166,55 @@ STDIN = {
 def test_standard_input_is_a_file_with_a_name_that_fits(case, monkeypatch):
     content, name = STDIN[case]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
-    path = archives.from_stdin()
+    place, path = archives.from_stream("-")
+    assert place == "standard input"
     assert path.name == name and path.read_bytes() == content
 
 
 def test_an_empty_standard_input_is_refused(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
     with pytest.raises(UsageError, match="standard input: is empty"):
-        archives.from_stdin()
+        archives.from_stream("-")
+
+
+@pytest.fixture
+def pipe():
+    """A function that gives the path of a pipe with a content."""
+    ends = []
+
+    def make(content):
+        reading, writing = os.pipe()
+        os.write(writing, content)
+        os.close(writing)
+        ends.append(reading)
+        return f"/dev/fd/{reading}"
+
+    yield make
+    for end in ends:
+        os.close(end)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="pipes have no path here")
+def test_a_pipe_is_read_or_refused_in_one_line(pipe, tiny_run, command):
+    text = b"The old fox sings.\nA hill is green.\n" * 40
+    Path("here.txt").write_bytes(text)
+    for source, out_dir in (("here.txt", "file"), (pipe(text), "pipe")):
+        assert command("prepare", source, "--tokenizer=char", f"--out_dir={out_dir}")[0] == 0
+    assert Path("pipe/train.bin").read_bytes() == Path("file/train.bin").read_bytes()
+    tiny_run("out", text="here.txt")
+    code, out, _ = command("sample", "out", f"--prompts={pipe(b'The')}", "--num_samples=1", "--max_new_tokens=2")
+    assert code == 0 and "The" in out
+    for argv, told in (
+        (["prepare", pipe(b""), "--tokenizer=char"], "is empty, there is no text in it"),
+        (["train", f"--config={pipe(b'seed: 1')}"], "is a pipe; write the recipe into a .yaml file and give that"),
+        (
+            ["train", pipe(text), "--out_dir=new"],
+            "is a pipe; write it into a file, or give the pipe to finetune prepare",
+        ),
+        (["eval", "out", f"--dataset={pipe(text)}"], "is a pipe; write it into a file, or give the pipe to"),
+    ):
+        code, _, error = command(*argv)
+        assert code == 2 and told in error and error.count("\n") == 1, error
 
 
 def docx(path, text):

@@ -175,7 +175,7 @@ class Reader:
 
     def _read_recipe_or_dataset(self, arg: str) -> None:
         is_recipe = arg in recipe_names()
-        is_data = Path(arg, "train.bin").exists() or Path(arg).is_file()
+        is_data = Path(arg, "train.bin").exists() or Path(arg).is_file() or Path(arg).is_fifo()
         if is_recipe and is_data:
             ways = f"--config={arg} is the recipe, --dataset={arg} the data"
             self.problems.append(f"{arg}: is a recipe that comes with finetune, and data that are here; {ways}")

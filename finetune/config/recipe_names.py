@@ -42,6 +42,8 @@ def _find(name: str, directory: Path, kind: str) -> Path:
     path, names = Path(name), _names(directory)
     if path.is_file():
         return path
+    if path.is_fifo():  # a recipe is read more than once
+        raise UsageError(f"{name}: is a pipe; write the {kind} into a .yaml file and give that")
     is_bare = path.name == name and path.suffix not in SUFFIXES
     if is_bare and name in names:
         return directory / f"{name}.yaml"

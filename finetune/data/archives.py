@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import posixpath
@@ -78,22 +79,24 @@ def _link(directory: Path, place: Path, named: str) -> None:
     place.symlink_to(directory / (inner if is_inside else ".outside"))
 
 
-def from_stdin(is_csv: bool = False) -> Path:
-    """A temporary file with what standard input holds, removed when the program ends.
+def from_stream(name: str, is_csv: bool = False) -> tuple[str, Path]:
+    """What - (standard input) or the path of a pipe is called, and a temporary file with what it holds, removed when
+    the program ends.
 
     Its name is stdin.jsonl if the first line is JSON (an object or a list), stdin.json if only the whole is, else
     stdin.csv if the user says so, else stdin.txt. Raises UsageError if there is nothing."""
     directory = _temporary_directory()
-    path = directory / "stdin"
+    path, place = directory / "stdin", "standard input" if name == "-" else name
     try:
-        with open(path, "wb") as copy:
-            shutil.copyfileobj(sys.stdin.buffer, copy, CHUNK_BYTES)
+        stream = contextlib.nullcontext(sys.stdin.buffer) if name == "-" else open(Path(name).expanduser(), "rb")
+        with stream as content, open(path, "wb") as copy:
+            shutil.copyfileobj(content, copy, CHUNK_BYTES)
     except OSError as error:
-        raise UsageError(f"standard input: cannot be read: {error.strerror}") from None
+        raise UsageError(f"{place}: cannot be read: {error.strerror}") from None
     if not path.stat().st_size:
-        raise UsageError("standard input: is empty, there is no text in it")
+        raise UsageError(f"{place}: is empty, there is no text in it")
     suffix = _suffix_for(path)
-    return path.rename(path.with_suffix(".csv" if is_csv and suffix == ".txt" else suffix))
+    return place, path.rename(path.with_suffix(".csv" if is_csv and suffix == ".txt" else suffix))
 
 
 def _suffix_for(path: Path) -> str:

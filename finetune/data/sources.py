@@ -199,9 +199,10 @@ class Finder:
 
     def _find(self, name: str) -> dict[str, Source]:
         path = Path(name).expanduser()
-        if name == STANDARD_INPUT:
-            spooled = archives.from_stdin(is_csv=self.options.separator is not None or self.options.header != "auto")
-            return {"train": self._source("standard input", files=[spooled], root=spooled)}
+        if name == STANDARD_INPUT or path.is_fifo():
+            said_csv = self.options.separator is not None or self.options.header != "auto"
+            name, spooled = archives.from_stream(name, said_csv)
+            return {"train": self._source(name, files=[spooled], root=spooled)}
         own_files.check_not_ours(name, path)
         if path.is_file():
             return self._find_file(name, path)
@@ -211,8 +212,7 @@ class Finder:
             return {"train": self._source(name, content=named_texts.python_docs())}
         if name == "shakespeare":
             return {"train": self._source(name, files=[named_texts.shakespeare()])}
-        hub_name = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", name)
-        if hub_name and not is_readable(path):
+        if (hub_name := re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", name)) and not is_readable(path):
             _check_hub(name)
             path_and_name = {"path": hub_name[1], "name": hub_name[2]}
             return {"train": self._source(name, hub=path_and_name | {"split": self.split, "revision": self.revision})}

@@ -76,6 +76,8 @@ def find_dataset(name: str, tokenizer: Callable[[], str | Tokenizer], val_fracti
             raise UsageError(problem)
     if path.suffix in (".bin", ".ds") and path.is_file():
         raise UsageError(f"dataset {name}: is a file of token ids; name the directory of train.bin and val.bin")
+    if path.is_fifo():  # it can be read only once
+        raise UsageError(f"dataset {name}: is a pipe; write it into a file, or give the pipe to finetune prepare")
     if name not in sources.NAMED and not path.is_file():
         known = ", ".join(sorted(str(place.parent) for place in DATA.glob("*/train.bin")))
         here = f"prepared here: {known}; " if known else ""
