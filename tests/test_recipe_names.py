@@ -34,6 +34,8 @@ def test_a_file_stays_itself(tmp_path):
         "Small": "Did you mean small?",
         "XL-LoRA": "Did you mean xl_lora?",
         "zzz": "There are code, ",
+        "config/train_shakespear_char.py": "no such file. Did you mean config/train_shakespeare_char.py?",
+        "shakespeare_char.py": "shakespeare_char.py: no such recipe and no such file. There are code, ",
         "small.yaml": "the recipe that comes with finetune is small",
         "recipes/small.yaml": "the recipe that comes with finetune is small",
         "out": "out: is a directory; its recipe is out/recipe.yaml",
@@ -43,6 +45,8 @@ def test_a_file_stays_itself(tmp_path):
 def test_unknown_names_are_refused(name, message):
     Path("out").mkdir()
     Path("out/recipe.yaml").touch()
+    Path("config").mkdir()
+    Path("config/train_shakespeare_char.py").touch()
     with pytest.raises(UsageError) as error:
         find_recipe(name)
     assert message in str(error.value) and "\n" not in str(error.value)

@@ -47,6 +47,7 @@ FILES = {
     "mine.yaml": "dataset: mine.txt\nlearning_rate: 1e-4  # found by a sweep\n",
     "rate.yaml": "learning_rate: 2e-4\n",
     "child.yaml": "base: sub/parent.yaml\nseed: 5\n",
+    "sub/mine.yml": "seed: 2\n",
     "sub/parent.yaml": "base: [small, ../rate.yaml]\nseed: 4\nmax_iters: 40  # short\n",
     "bf16.yaml": "bf16: true\nfp16: false\nresume: yes\n",
     "round.yaml": "base: trip.yaml\n",
@@ -255,6 +256,9 @@ REFUSED = {
     "text.txt --dataset=d": "d: dataset is given already, as text.txt; several are given as --dataset=text.txt,d",
     "--dataset=d text.txt": "text.txt: dataset is given already, as d; several are given as --dataset=d,text.txt",
     D + "none.yaml": "none.yaml: cannot be read: No such file or directory. Did you mean nobase.yaml?",
+    D + "sub/mien.yaml": "sub/mien.yaml: cannot be read: No such file or directory. Did you mean sub/mine.yml?",
+    D + "config/train_chars.py": "config/train_chars.py: no such recipe and no such file. Did you mean"
+    " config/train_char.py?",
     D + "round.yaml": "trip.yaml:1: base: round.yaml leads back to itself; remove one of the two",
     D + "self.yaml": "self.yaml:1: base: self.yaml leads back to itself; remove one of the two",
     D + "nobase.yaml": "nobase.yaml:1: base: smal: no such recipe and no such file. Did you mean small?",

@@ -56,7 +56,10 @@ def _find(name: str, directory: Path, kind: str) -> Path:
     if name and path.is_dir():
         recipe = path / "recipe.yaml"
         raise UsageError(f"{name}: is a directory" + (f"; its recipe is {recipe}" if recipe.is_file() else ""))
-    close = difflib.get_close_matches(path.name.lower(), names, n=1)
+    if path.suffix == ".py":  # a config of nanoGPT, which no recipe that comes with finetune is like
+        close = difflib.get_close_matches(str(path), sorted(map(str, path.parent.glob("*.py"))), n=1)
+    else:
+        close = difflib.get_close_matches(path.name.lower(), names, n=1)
     hint = f"Did you mean {close[0]}?" if close else f"There are {', '.join(names)}"
     raise UsageError(f"{name or 'an empty name'}: no such {kind} and no such file. {hint}")
 
