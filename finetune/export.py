@@ -17,6 +17,7 @@ from finetune.common.errors import UsageError
 from finetune.config.cli import check_run_dir, parse, run
 from finetune.config.options import option
 from finetune.config.recipe import repository_problem
+from finetune.config.run_directory import problem_of_model
 
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|multilingual|code")
@@ -67,8 +68,8 @@ class Options:
     )
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if (self.out_dir is None) == (self.init_from is None):
-            yield "out_dir", "give --out_dir=OUT of a run, or --init_from=MODEL, one of them"
+        if problem := problem_of_model(self.out_dir, self.init_from):
+            yield "out_dir", problem
         if not self.to:
             yield "to", "give --to=DIR, the directory to write"
         if self.interpolate is not None:

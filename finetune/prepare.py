@@ -237,6 +237,8 @@ def _find_tokenizer(choice: str) -> str | Path:
     """The choice itself, or the directory of a model on the Hub."""
     if choice == "gpt2" or _is_new(choice) or Path(choice).is_dir():
         return choice
+    if (word := choice.lower()) in ("gpt2", "char"):
+        raise UsageError(f"tokenizer {choice}: no such directory. Did you mean {word}?")
     from finetune.gpt import pretrained
 
     return pretrained.find(choice)

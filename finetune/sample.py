@@ -14,6 +14,7 @@ from finetune.common.errors import UsageError
 from finetune.config.cli import check_run_dir, parse, run
 from finetune.config.options import option
 from finetune.config.recipe import MANY
+from finetune.config.run_directory import problem_of_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,8 +63,8 @@ class Options:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("auto", "arithmetic of the matrix products")
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if (self.out_dir is None) == (self.init_from is None):
-            yield "out_dir", "give --out_dir=OUT of a run, or --init_from=MODEL, one of them"
+        if problem := problem_of_model(self.out_dir, self.init_from):
+            yield "out_dir", problem
         if not self.start:
             yield "start", "the prompt is empty; a model needs at least one token to go on from"
         if self.overwrite and not self.out:

@@ -279,6 +279,12 @@ CASES = {
     "out_dir with a run in it": (run_exists, "train", [*SCRATCH, "--dataset=d"], "holds a run already"),
     # prepare
     "nothing to prepare": (None, "prepare", ["--out_dir=x"], "no text given"),
+    "a tokenizer in capitals": (
+        lambda: text(b"a"),
+        "prepare",
+        ["t.txt", "--tokenizer=CHAR", "--out_dir=o"],
+        "tokenizer CHAR: no such directory. Did you mean char?",
+    ),
     "missing text": (None, "prepare", ["gone.txt"], "gone.txt: no such file"),
     "empty text": (lambda: text(b""), "prepare", ["t.txt"], "no text in it"),
     "one character": (lambda: text(b"a"), "prepare", ["t.txt", "--tokenizer=char"], "too few"),

@@ -353,3 +353,11 @@ def test_an_upload_may_take_long_as_long_as_it_goes_on(at):
         began = time.monotonic()
         assert huggingface_hub.get_session().put(f"{url}/lfs/x", content=bytes(size)).status_code == 200
         assert time.monotonic() - began > 0.5  # longer than IDLE_SECONDS
+
+
+def test_an_offline_mode_is_named_once():
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    error = OfflineModeIsEnabled("a long message")
+    assert network.unreachable(error) == "cannot be reached (HF_HUB_OFFLINE is set)"
+    assert network.unreachable(ConnectionError("x")) == "cannot be reached (ConnectionError)"

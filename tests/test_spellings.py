@@ -50,6 +50,7 @@ FILES = {
     "sub/mine.yml": "seed: 2\n",
     "sub/parent.yaml": "base: [small, ../rate.yaml]\nseed: 4\nmax_iters: 40  # short\n",
     "bf16.yaml": "bf16: true\nfp16: false\nresume: yes\n",
+    "list.yaml": "dataset: [a, b]\nseed: [1]\n",
     "round.yaml": "base: trip.yaml\n",
     "trip.yaml": "base: round.yaml\n",
     "self.yaml": "base: self.yaml\n",
@@ -259,6 +260,11 @@ REFUSED = {
     D + "sub/mien.yaml": "sub/mien.yaml: cannot be read: No such file or directory. Did you mean sub/mine.yml?",
     D + "config/train_chars.py": "config/train_chars.py: no such recipe and no such file. Did you mean"
     " config/train_char.py?",
+    D + "list.yaml": "list.yaml:1: dataset: expected a single plain value; several are written with commas: a,b\n"
+    "list.yaml:2: seed: expected a single plain value",
+    D + "max_iters = 5": "max_iters: write max_iters=5, without spaces around =",
+    D + "max_iters =5": "max_iters: write max_iters=5, without spaces around =",
+    D + "--push_to_hub": "--push_to_hub: has no value; write --push_to_hub=USER/NAME",
     D + "round.yaml": "trip.yaml:1: base: round.yaml leads back to itself; remove one of the two",
     D + "self.yaml": "self.yaml:1: base: self.yaml leads back to itself; remove one of the two",
     D + "nobase.yaml": "nobase.yaml:1: base: smal: no such recipe and no such file. Did you mean small?",
@@ -405,7 +411,7 @@ def test_every_command_understands_the_same_forms(options, typed, expected):
 @pytest.mark.parametrize(
     "options, typed, told",
     [
-        (sample.Options, "run other", "other: out_dir is given already, as run"),
+        (sample.Options, "run other", "other: out_dir is given already, as run; give --start=other"),
         (sample.Options, "run --out_dir=x", "x: out_dir is given already, as run"),
         (sample.Options, "run --prompt Once", "unknown flag --prompt. Did you mean '--start'?"),
         (sample.Options, "run --max_length 5", "unknown flag --max_length. Did you mean '--max_new_tokens'?"),
@@ -414,6 +420,19 @@ def test_every_command_understands_the_same_forms(options, typed, expected):
             prepare.Options,
             "text.txt --out_dir = data/mine",
             "--out_dir: write --out_dir=VALUE, without a space before =",
+        ),
+        (export.Options, "run ex2", "ex2: out_dir is given already, as run; give --to=ex2"),
+        (sample.Options, "run Hello", "Hello: out_dir is given already, as run; give --start=Hello"),
+        (sample.Options, "'A b' --out_dir=run", "run: out_dir is given already, as A b; give '--start=A b'"),
+        (
+            evaluation_options.Options,
+            "run prepared",
+            "prepared: out_dir is given already, as run; give --dataset=prepared",
+        ),
+        (
+            sample.Options,
+            "run --init_from=a",
+            "--out_dir: out_dir=run and init_from=a are two models; give one of them",
         ),
     ],
 )

@@ -102,6 +102,8 @@ def explain(error: BaseException) -> str:
         if (response := getattr(link, "response", None)) is not None:
             return f"answered {response.status_code}"
     kinds = " ".join(base.__name__ for link in chain for base in type(link).__mro__)
+    if "OfflineMode" in kinds:
+        return "HF_HUB_OFFLINE is set"
     if "JSON" in kinds:
         return "answered what is not JSON"
     if "Timeout" in kinds:
@@ -109,6 +111,12 @@ def explain(error: BaseException) -> str:
     if "Connect" in kinds or "Network" in kinds or "Protocol" in kinds or "OSError" in kinds:
         return f"cannot be reached ({type(error).__name__})"
     return f"answered what was not expected ({type(error).__name__})"
+
+
+def unreachable(error: BaseException) -> str:
+    """`cannot be reached`, with what the server did."""
+    why = explain(error)
+    return why if why.startswith("cannot be reached") else f"cannot be reached ({why})"
 
 
 def watched(call: Callable[[], T], server: str, progress: Progress | None = None) -> T:

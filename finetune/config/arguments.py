@@ -8,6 +8,7 @@ import os
 import re
 import typing
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from finetune.common.errors import UsageError
@@ -95,7 +96,7 @@ class Reader:
         if name in self.names:
             value = text if equals else self._take_value(word, name)
             if value is not None and name == self.target_key:
-                self._set_target(name, value)
+                self._set_target(name, value, is_flag=True)
             elif value is not None:
                 self.flags.append(Entry(name, value, f"--{name}"))
         elif name in RECIPE_FLAGS:
@@ -123,6 +124,7 @@ class Reader:
             return None
         if self._is_flag(following):
             kind = describe_type(self.kinds[name], short=True) if name in self.kinds else "RECIPE"
+            kind = "USER/NAME" if name == "push_to_hub" else kind
             self.problems.append(f"{word}: has no value; write {word}={kind}")
             return None
         return self.remaining.pop(0)
@@ -141,7 +143,17 @@ class Reader:
         return name in self.fields and (kind is bool or bool in typing.get_args(kind) or "true" in _choices(kind))
 
     def _read_positional(self, arg: str) -> None:
-        arg = expand_home(arg)
+        arg, following = expand_home(arg), self.remaining[0] if self.remaining else ""
+        if (
+            not self.only_positional
+            and arg.lower() in self.names
+            and following.startswith("=")
+            and not os.path.lexists(arg)
+        ):
+            value = following[1:] or (self.remaining[1] if self.remaining[1:] else "VALUE")
+            self.problems.append(f"{arg}: write {quote(f'{arg}={value}')}, without spaces around =")
+            del self.remaining[: 1 if following[1:] else 2]
+            return
         pair = None if self.only_positional or os.path.lexists(arg) else PAIR.fullmatch(arg)
         if pair and ("sources" not in self.fields or pair[1].lower() in self.names):
             self._read_flag(f"--{arg}")
@@ -195,13 +207,25 @@ class Reader:
                 for problem in self.problems[before:]
             ]
 
-    def _set_target(self, key: str, arg: str) -> None:
+    def _set_target(self, key: str, arg: str, is_flag: bool = False) -> None:
         given = self.target or next((str(flag.text) for flag in self.flags if flag.key == key), "")
         if given:
-            several = f"; several are given as --dataset={given},{arg}" if key == "dataset" else ""
-            self.problems.append(f"{arg}: {key} is given already, as {given}{several}")
+            self.problems.append(
+                f"{arg}: {key} is given already, as {given}{self._way_of_second(key, given, arg, is_flag)}"
+            )
         self.target_key, self.target = key, arg
         self.flags.append(Entry(key, arg, f"--{key}"))
+
+    def _way_of_second(self, key: str, given: str, arg: str, is_flag: bool) -> str:
+        """The end of a message about a second argument without a flag: the flag that it was meant for."""
+        if key == "dataset":
+            return f"; several are given as --dataset={given},{arg}"
+        other = given if Path(arg).is_dir() and not Path(given).is_dir() else arg
+        if (other == arg) == is_flag:  # it has its flag
+            return ""
+        kinds = [("to", True), ("dataset", os.path.lexists(other)), ("start", "prompts" in self.names)]
+        flag = next((name for name, fits in kinds if fits and name in self.names), None)
+        return f"; give {quote(f'--{flag}={other}')}" if flag and key in ("out_dir", "init_from") else ""
 
 
 def _choices(kind: object) -> tuple[Any, ...]:

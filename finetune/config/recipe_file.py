@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_RECIPE_BYTES, MAX_RECIPES = 256 * 1024, 100
 SUFFIXES = (".yaml", ".yml", ".py")
+SEVERAL = LISTS | {"dataset_weights", "log_with", "require", "metrics", "add_tokens"}  # keys of values with commas
 # of a line 'key: value  # comment', in Python 'key = value  # comment'
 KEY = re.compile(r"""\s*[\w"']+\s*[:=]""")
 QUOTED = re.compile(r"""\s*(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*')""")
@@ -110,7 +111,7 @@ def read_recipe(
         elif name == "base":
             bases += _read_bases(path, place, node, problems, (*above, Path(path).resolve()), count)
         elif not _is_plain(node):
-            problems.append(f"{place}: {name}: expected a single plain value")
+            problems.append(f"{place}: {name}: expected a single plain value{_with_commas(name, node)}")
         elif name == "auto_batch_size":  # in recipe.yaml of runs before 2026-11-29, after the number in batch_size
             entries += [Entry("batch_size", "auto", place)] if node.value == "true" else []
         else:
@@ -118,6 +119,14 @@ def read_recipe(
             entries.append(Entry(name, None if is_null else node.value, place))
         first_lines.setdefault(name, line)
     return [*bases, *entries]
+
+
+def _with_commas(name: str, node: Node) -> str:
+    """The end of a message about a list, of a key that takes several values."""
+    values = [each.value for each in node.value if _is_plain(each)] if node.tag.endswith(":seq") else []
+    if name not in SEVERAL or not values or any("," in value for value in values):
+        return ""
+    return f"; several are written with commas: {','.join(values)}"
 
 
 def _is_plain(node: Node) -> bool:

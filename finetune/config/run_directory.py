@@ -30,6 +30,13 @@ def is_file_of_run(path: str | Path) -> bool:
     return path.name in (RECIPE, METRICS, REPORT, LOSS_PLOT) and path.is_file() and is_run(path.parent)
 
 
+def problem_of_model(out_dir: str | None, init_from: str | None) -> str | None:
+    """The problem unless a command that reads one model is given one."""
+    if out_dir is not None and init_from is not None:
+        return f"out_dir={out_dir} and init_from={init_from} are two models; give one of them"
+    return "give --out_dir=OUT of a run, or --init_from=MODEL, one of them" if out_dir == init_from else None
+
+
 def has_state(out_dir: str | Path) -> bool:
     """Whether a run can be resumed there."""
     return any((path / MANIFEST).is_file() for path in states(out_dir))

@@ -220,7 +220,8 @@ def find_tokenizer(choice: str | Path | Tokenizer) -> Tokenizer:
     if Path(choice).suffix == ".pt" and Path(choice).is_file():
         choice = Path(choice).parent
     if not Path(choice).is_dir():
-        raise UsageError(f"tokenizer {choice}: is none of gpt2, char and the directory of a model")
+        meant = f". Did you mean {word}?" if (word := str(choice).lower()) in ("gpt2", "char") else ""
+        raise UsageError(f"tokenizer {choice}: is none of gpt2, char and the directory of a model{meant}")
     for directory in (Path(choice) / "best", Path(choice)):
         if directory.is_dir() and (found := from_directory(directory)):
             return found

@@ -10,6 +10,7 @@ from typing import Literal
 from finetune.config.gate import problems_of_conditions
 from finetune.config.options import option
 from finetune.config.recipe import MANY
+from finetune.config.run_directory import problem_of_model
 from finetune.evaluation.metrics import SCORES, find_problem
 
 FIGURES = ("val_loss", "loss", "perplexity", "bits_per_byte", "accuracy")
@@ -74,8 +75,8 @@ class Options:
         return "auto" if self.no_worse_than == "baseline" else self.no_worse_than
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if (self.out_dir is None) == (self.init_from is None):
-            yield "out_dir", "give --out_dir=OUT of a run, or --init_from=MODEL, one of them"
+        if problem := problem_of_model(self.out_dir, self.init_from):
+            yield "out_dir", problem
         elif self.init_from is not None and self.dataset is None:
             yield "dataset", "give --dataset=DIR; only a run knows its own"
         if not self.split or "/" in self.split or self.split.endswith(("_mask", "_documents")):

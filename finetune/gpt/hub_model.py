@@ -85,8 +85,8 @@ def _error(source: str, error: Exception) -> UsageError:
     else:
         get = f"hf download {repo}" + (f" --revision={revision}" if revision else "") + f' --include="{INCLUDE}"'
         problem = (
-            "no such directory, not in the local cache, and the Hub cannot be reached"
-            f" ({network.explain(error)}). Run `{get}` while online, or give the directory of a downloaded model"
+            f"no such directory, not in the local cache, and the Hub {network.unreachable(error)}."
+            f" Run `{get}` while online, or give the directory of a downloaded model"
         )
     close = difflib.get_close_matches(repo.lower(), [*SHAPES, "distilgpt2"], n=1, cutoff=0.7)
     return UsageError(f"{source}: {problem}" + (f". Did you mean {close[0]}?" if close and close[0] != repo else ""))

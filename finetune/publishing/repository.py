@@ -179,7 +179,7 @@ def reason(error: BaseException) -> str:
     if status == 403:
         return "this token may not write there; give it that permission or choose another USER/NAME"
     kinds = [type(link).__name__ for link in chain]
-    words = ("Unreachable", "Connect", "Timeout", "Network", "JSON")
+    words = ("Unreachable", "Connect", "Timeout", "Network", "JSON", "Offline")
     if status is None and any(word in kind for kind in kinds for word in words):
-        return f"the Hub cannot be reached ({network.explain(error)})"
+        return f"the Hub {network.unreachable(error)}"
     return ", from ".join(describe_error(link).rstrip(":. ") for link in chain[:2])
