@@ -44,7 +44,10 @@ def main(argv: list[str]) -> None:
     if os.path.lexists(place):
         raise UsageError(f"out_dir: {place} exists; give another, or remove it")
     began = time.monotonic()
-    texts = write_texts(place / "texts")
+    try:
+        texts = write_texts(place / "texts")
+    except OSError as error:
+        raise UsageError(f"out_dir: {place} cannot be written: {error.strerror}; give another") from None
     print(f"{texts} texts with errors are in {printable(str(place / 'texts'))}")
     print(f"the commands run in {printable(str(place))}")
     for number, (title, line) in enumerate(steps(), 1):

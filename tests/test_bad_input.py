@@ -279,6 +279,13 @@ CASES = {
     "out_dir with a run in it": (run_exists, "train", [*SCRATCH, "--dataset=d"], "holds a run already"),
     # prepare
     "nothing to prepare": (None, "prepare", ["--out_dir=x"], "no text given"),
+    "samples where nobody writes": (
+        speaker,
+        "sample",
+        ["--init_from=model", "--start=a", "--num_samples=1", "--out=/proc/x.jsonl"],
+        "out /proc/x.jsonl: cannot be written: ",
+    ),
+    "a tour where nobody writes": (None, "tour", ["--out_dir=/proc/tour"], "out_dir: /proc/tour cannot be written: "),
     "a tokenizer in capitals": (
         lambda: text(b"a"),
         "prepare",

@@ -50,6 +50,7 @@ FILES = {
     "sub/mine.yml": "seed: 2\n",
     "sub/parent.yaml": "base: [small, ../rate.yaml]\nseed: 4\nmax_iters: 40  # short\n",
     "bf16.yaml": "bf16: true\nfp16: false\nresume: yes\n",
+    "two.yaml": "seed: 1\n---\nseed: 2\n",
     "list.yaml": "dataset: [a, b]\nseed: [1]\n",
     "round.yaml": "base: trip.yaml\n",
     "trip.yaml": "base: round.yaml\n",
@@ -262,6 +263,7 @@ REFUSED = {
     " config/train_char.py?",
     D + "list.yaml": "list.yaml:1: dataset: expected a single plain value; several are written with commas: a,b\n"
     "list.yaml:2: seed: expected a single plain value",
+    D + "two.yaml": "two.yaml:2: begins a second document of YAML; a recipe is one, without ---",
     D + "max_iters = 5": "max_iters: write max_iters=5, without spaces around =",
     D + "max_iters =5": "max_iters: write max_iters=5, without spaces around =",
     D + "--push_to_hub": "--push_to_hub: has no value; write --push_to_hub=USER/NAME",

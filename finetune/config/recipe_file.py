@@ -192,6 +192,8 @@ def _compose(path: str) -> MappingNode | None:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
+        if "another document" in str(error):
+            raise UsageError(f"{path}{line}: begins a second document of YAML; a recipe is one, without ---") from None
         raise UsageError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}") from None
     if root is not None and not isinstance(root, yaml.MappingNode):
         raise UsageError(f"{path}: a recipe is lines of 'key: value'")

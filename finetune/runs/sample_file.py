@@ -67,7 +67,7 @@ def fingerprint(model: GPT, copy_blocker: Any) -> str:
 def continued(out: Path, wanted: Wanted, overwrite: bool) -> Generator[tuple[list[str], SampleWriter]]:
     """The texts of the samples in the file, and what writes the others. Raises UsageError, and leaves the file as it
     is, if another command wrote it or is writing it."""
-    with open(out, "ab+") as file:
+    with _opened(out) as file:
         _lock(file, out)
         if overwrite:
             file.truncate(0)
@@ -79,6 +79,13 @@ def continued(out: Path, wanted: Wanted, overwrite: bool) -> Generator[tuple[lis
         finally:
             if not os.path.getsize(out):
                 out.unlink()
+
+
+def _opened(out: Path) -> BinaryIO:
+    try:
+        return open(out, "ab+")
+    except OSError as error:
+        raise UsageError(f"out {out}: cannot be written: {error.strerror}; name another file") from None
 
 
 class SampleWriter:
