@@ -2,14 +2,15 @@
 
 import difflib
 import importlib
+import sys
 
 import finetune
-from finetune.common.errors import UsageError
-from finetune.config.cli import run
-from finetune.config.verbs import VERBS, describe
 
 
 def dispatch(argv: list[str]) -> int | None:
+    from finetune.common.errors import UsageError
+    from finetune.config.verbs import VERBS, describe
+
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: finetune VERB [...], the same as python -m finetune.VERB\n")
         for verb in VERBS:
@@ -27,6 +28,10 @@ def dispatch(argv: list[str]) -> int | None:
 
 
 def main() -> None:
+    try:
+        from finetune.config.cli import run  # here, so that Ctrl-C while it is imported ends like any other
+    except KeyboardInterrupt:
+        sys.exit(130)
     run(dispatch)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import forked
 import pytest
 
+from finetune import __main__ as entry
 from finetune.common.errors import Failure, UsageError
 from finetune.config import cli
 from finetune.config.verbs import VERBS
@@ -68,6 +69,26 @@ def test_debug_adds_the_traceback_and_leaves_the_exit_code(failure, monkeypatch,
     code = getattr(failure, "code", 2)
     assert {(code, said) for code, _, said in ends} == {(code, 1)}
     assert [traces for _, traces, _ in ends] == [0, 0, 1, 1, 1, 1]
+
+
+def test_ctrl_c_during_the_imports_is_no_traceback(monkeypatch, capsys):
+    def main(argv):
+        raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
+
+    class Interrupted:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["finetune"])
+    with pytest.raises(SystemExit) as end:
+        cli.run(main)
+    assert (end.value.code, capsys.readouterr().err) == (130, "")
+    monkeypatch.delitem(sys.modules, "finetune.config.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted])
+    with pytest.raises(SystemExit) as end:
+        entry.main()
+    assert end.value.code == 130
 
 
 def test_what_debug_cannot_be_is_refused():

@@ -58,7 +58,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
     except (UsageError, Failure, RuntimeError, OSError) as error:
-        code = _print_error(error, debug)
+        # Ctrl-C while a module is imported, which Python 3.11 wraps
+        code = 130 if isinstance(error.__cause__, KeyboardInterrupt) else _print_error(error, debug)
         if code is None:
             raise
     if failure := console.write_out():
