@@ -66,7 +66,7 @@ def test_no_message_writes_a_command_by_hand():
 
 def follow(told, command):
     """Run the first command in a message; it must succeed."""
-    found = re.search(r"`?(finetune (\w+) [^`;\n]*?)(`|;|, start anew| samples from it|$)", told, re.MULTILINE)
+    found = re.search(r"`?(finetune (\w+) [^`;\n]*?)(`|;|, start anew| samples from it| prepares it|$)", told, re.MULTILINE)
     assert found, told
     verb, *arguments = shlex.split(found[1])[1:]
     code, out, err = command(verb, *arguments)
@@ -220,6 +220,15 @@ def test_a_run_whose_states_were_removed(run, command, way, best):
     assert code == 2 and "init_from=auto" not in told and sorted(Path(run).rglob("*")) == before, told
     follow(told, command)
     assert Path(f"{run}-2/best" if best else f"{run}/best", "config.json").is_file()
+
+
+@scene("runs/datasets.find_datasets_of_run")
+def test_a_run_whose_prepared_data_are_gone(run, command):
+    shutil.rmtree("data")
+    code, _, told = command("eval", run)
+    assert code == 2 and not Path("data").exists(), told
+    follow(told, command)
+    assert command("eval", run)[0] == 0
 
 
 @scene("tour._prepare")

@@ -145,6 +145,7 @@ def _open_in_child(directory):
     return blocks_of(directory).batch([3])[0].tolist()
 
 
+@pytest.mark.heavy
 def test_processes_that_build_at_once_end_with_one_valid_cache(tmp_path):
     ids = np.random.default_rng(0).integers(0, 60000, 200_000, dtype=np.uint16)
     write_bins(tmp_path, ids, ids)

@@ -87,7 +87,7 @@ CASES = {  # (what is there, command, part of the line)
         ["train", "r.yaml"],
         "r.yaml: cannot be read: it is not",
     ),
-    "a pipe": (lambda: os.mkfifo("r.yaml"), ["plan", "r.yaml"], "r.yaml: cannot be read: it is not"),
+    "a pipe": (lambda: os.mkfifo("r.yaml"), ["plan", "r.yaml"], "r.yaml: is a pipe"),
     "bases of bases": (bases, ["train", "r0.yaml"], "more than 100 recipes"),
     "a line of JSON": (one_line("x.jsonl.gz"), ["prepare", "x.jsonl.gz", "--tokenizer=char"], "134,217,728 characters"),
     "a value of JSON": (one_line("x.json.gz"), ["prepare", "x.json.gz", "--tokenizer=char"], "134,217,728 characters"),

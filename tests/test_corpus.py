@@ -70,6 +70,7 @@ def documents_of(place):
     return found
 
 
+@pytest.mark.heavy
 def test_bins_do_not_depend_on_the_tasks(source, command):
     for tasks in (1, 3):
         code, out, error = command(

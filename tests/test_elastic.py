@@ -93,7 +93,8 @@ def test_a_rank_ends_though_it_cannot_tell_the_others():
     assert process.returncode == 1 and told.startswith("rank 0 (process 1 on there) hangs"), told
 
 
-@pytest.mark.parametrize("number", [1, *(pytest.param(number, marks=pytest.mark.heavy) for number in (0, 2))])
+@pytest.mark.heavy
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_rank_that_is_stopped_is_named_within_the_time(number):
     Path("beats.py").write_text(BEATS)
     processes = ranks(3, "beats", 5, 60)

@@ -315,6 +315,7 @@ def mutated(value, rng):
     return copy
 
 
+@pytest.mark.heavy
 def test_mutated_json_of_a_model_is_read_or_refused_in_a_line(model, capfd):
     (model / "finetune.json").write_text(json.dumps({"val_loss": 1.0, "step": 2, "init_from": "gpt2"}))
     rng, originals, refused = random.Random(0), {}, 0

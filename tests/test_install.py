@@ -84,6 +84,7 @@ def test_the_wheel_has_all_that_the_package_needs(built):
     assert in_sdist >= modules | {"LICENSE", "README.md", "tests/conftest.py", "docs/data.md", "recipes/small.yaml"}
 
 
+@pytest.mark.heavy
 def test_the_metadata(built):
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -452,6 +452,7 @@ def test_an_out_dir_that_is_taken_is_told_by_one_process_alone(tiny):
     assert "gloo" not in errors and "[rank1]" not in errors
 
 
+@pytest.mark.heavy
 def test_memory_auto_that_cannot_be_shared_is_chosen_anew(tiny):
     """Chosen for one process, 4 blocks at a time; two cannot share that."""
     recipe = tiny(

@@ -143,9 +143,12 @@ COMMANDS = {
 }
 
 
+SLOW = [name for name in FAULTS if "drip" in name or name == "silence"]
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.heavy) if "drip" in name else name for name in FAULTS]
+    "name", [pytest.param(name, marks=pytest.mark.heavy) if name in SLOW else name for name in FAULTS]
 )
 def test_a_bad_server_costs_each_command_one_line(name, at, command, monkeypatch, byte_tokenizer):
     import shutil
@@ -203,7 +206,7 @@ def good_hub(files, more=""):
 @pytest.mark.parametrize(
     "name",
     [
-        "silence",
+        pytest.param("silence", marks=pytest.mark.heavy),
         "500",
         "a page of a proxy",
         "a cut body",
@@ -315,6 +318,7 @@ def test_a_download_is_bounded(name, at):
         assert time.monotonic() - began < 15
 
 
+@pytest.mark.heavy
 def test_a_file_that_says_its_size_may_be_large_and_slow_readers_are_no_fault(at, monkeypatch):
     content = bytes(range(256)) * 10_000  # over MOST_BYTES of the fixture
     with serving(answer(body=content, kind="application/octet-stream")) as url:

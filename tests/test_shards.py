@@ -174,7 +174,13 @@ def test_a_state_without_a_configuration_is_passed_over(state):
     assert checkpoints.load_state("out", lines.append).state["iteration"] == 3 and "no vocab_size" in lines[0]
 
 
-@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError(), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(5, "Input/output error"),
+        *(pytest.param(one, marks=pytest.mark.heavy) for one in (MemoryError(), KeyboardInterrupt())),
+    ],
+)
 def test_what_is_no_fault_of_a_state_does_not_pass_it_over(state, error, monkeypatch):
     def read_data(reader, plan, planner):
         raise error
