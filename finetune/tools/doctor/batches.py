@@ -99,7 +99,8 @@ class Batch:
             for first, last in chunk.spans or ():
                 bounds += [min(begin + first, end), min(begin + last, end)]  # which a repair may have moved
                 are_learned += [True, False]
-        return np.array(are_learned)[np.searchsorted(bounds, starts, side="right") - 1]
+        counts = np.diff(np.append(np.searchsorted(starts, bounds), len(starts)))  # words from each bound on
+        return np.repeat(are_learned, counts)
 
     def _count_tokens(self, tokenizer: Tokenizer | None) -> None:
         tokens = [chunk.tokens for chunk in self.chunks]
