@@ -66,7 +66,9 @@ def test_no_message_writes_a_command_by_hand():
 
 def follow(told, command):
     """Run the first command in a message; it must succeed."""
-    found = re.search(r"`?(finetune (\w+) [^`;\n]*?)(`|;|, start anew| samples from it| prepares it|$)", told, re.MULTILINE)
+    found = re.search(
+        r"`?(finetune (\w+) [^`;\n]*?)(`|;|, start anew| samples from it| prepares it|$)", told, re.MULTILINE
+    )
     assert found, told
     verb, *arguments = shlex.split(found[1])[1:]
     code, out, err = command(verb, *arguments)

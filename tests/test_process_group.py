@@ -127,11 +127,12 @@ def test_a_group_ends_with_its_run_and_the_next_run_makes_another(tiny):
         forked.Process("script.py", recipe, env={**os.environ, **group, "RANK": rank, "LOCAL_RANK": rank})
         for rank in ("0", "1")
     ]
+    told = []
     for process in ranks:
         with process:
-            out, error = process.communicate(timeout=120)
-        assert process.returncode == 0, error
-        assert json.loads(out.splitlines()[-1]) == [False, False, False]
+            told.append(process.communicate(timeout=120))
+    assert [process.returncode for process in ranks] == [0, 0], "".join(error for _, error in told)
+    assert [json.loads(out.splitlines()[-1]) for out, _ in told] == [[False, False, False]] * 2
 
 
 def test_a_rank_that_has_died_is_not_awaited_at_the_end(monkeypatch):

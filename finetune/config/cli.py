@@ -58,8 +58,9 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
     except (UsageError, Failure, RuntimeError, OSError) as error:
-        # Ctrl-C while a module is imported, which Python 3.11 wraps
-        code = 130 if isinstance(error.__cause__, KeyboardInterrupt) else _print_error(error, debug)
+        # Ctrl-C while a module is imported, which Python 3.11 wraps in a RuntimeError
+        is_stopped = type(error) is RuntimeError and isinstance(error.__cause__, KeyboardInterrupt)
+        code = 130 if is_stopped else _print_error(error, debug)
         if code is None:
             raise
     if failure := console.write_out():
