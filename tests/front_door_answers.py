@@ -109,10 +109,16 @@ COLUMNS = [
         ],
     ),
     reads(
+        "named columns beside an input of numbers",
+        lines_of(lambda i: {"prompt": f"What is {i}?", "input": i, "completion": f"It is {i}."}),
+        TALKS,
+        "--prompt_column=prompt --completion_column=completion",
+    ),
+    reads(
         "Alpaca with the question in its input alone",
         lines_of(
             lambda i: (
-                {"instruction": "", "input": f"What is {i}?", "output": f"It is {i}."}
+                {"instruction": "" if i % 4 == 1 else None, "input": f"What is {i}?", "output": f"It is {i}."}
                 if i % 2
                 else {"instruction": f"What is {i}?", "input": "", "output": f"It is {i}."}
             )

@@ -147,6 +147,11 @@ FORMS = [
         ),
         ["system_prompt", "'system'", "differ"],
     ),
+    refuses(
+        "answers of the validation rows that are all hidden",
+        messages(lambda i: pair(i, **({} if i == 0 else {"weight": 0}))),
+        ["drawn for validation", "--seed=N"],
+    ),
     refuses("answers that are all hidden", messages(lambda i: pair(i, weight=0)), ["weight 0", "to be learned"]),
     either(
         "two answers in a row",

@@ -2,7 +2,7 @@
 
 import json
 
-from front_door import as_column, either, json_lines, of, plain, reads, refuses, texts
+from front_door import as_column, csv_text, either, json_lines, of, plain, reads, refuses, texts
 
 T, P = texts(), plain()
 ROWS = as_column(T)
@@ -166,6 +166,25 @@ COLUMNS.append(
             )
         },
         [f"{q} {a}" for q, a in zip(SHORT_QUESTIONS, LONG)],
+    )
+)
+BESIDE_OPPOSITES = [
+    ("rejected_by", "accepted_by"),
+    ("rejected_reviews", "accepted_reviews"),
+    ("non_preferred", "preferred"),
+]
+for rejected, accepted in BESIDE_OPPOSITES:
+    rows = of((rejected, ["a b c"] * 12), (accepted, [f"d e {i}" for i in range(12)]), ("text", LONG))
+    COLUMNS.append(reads(f"{rejected} and {accepted} beside a text", {"a.jsonl": json_lines(rows)}, LONG))
+COLUMNS.append(
+    refuses(
+        "answers that are lists of Python",
+        {
+            "a.csv": csv_text(
+                [(q, f"['{a}', '{a}']") for q, a in zip(SHORT_QUESTIONS, LONG)], ("The question", "Best Answer")
+            )
+        },
+        ["'Best Answer' holds lists", "Python"],
     )
 )
 

@@ -55,6 +55,16 @@ SPLITS = [
         "d",
         says="left out",
     ),
+    reads(
+        "a default of the card beside a file that it does not list",
+        {
+            "d/README.md": CONFIGS.format("  default: true\n").replace("data/all", "./data/all"),
+            "d/data/all/train-0.jsonl": ROWS["train"],
+            "d/stray.jsonl": ROWS["test"],
+        },
+        TRAIN,
+        "d",
+    ),
     refuses(
         "configurations of a card without a default",
         {"d/README.md": CONFIGS.format(""), **CONFIGURED},

@@ -189,9 +189,8 @@ def _convert_entries(
         name, text, origin = entry
         if name not in fields or name == "sources":
             place = f"unknown flag {origin}" if entry.is_flag else f"{origin}: unknown key '{name}'"
-            said = (
-                "false" if ".py:" in origin else text or "false"
-            )  # a config of nanoGPT is Python, which quotes a value
+            is_python = ".py:" in origin  # a config of nanoGPT, which would quote a value: it is told the key alone
+            said = "false" if is_python or not text else text
             form = ("--", text or "", "=") if entry.is_flag else ("", said, ": ")
             problems.append(f"{place}." + nearest(name, fields, *form))
             continue

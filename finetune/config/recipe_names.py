@@ -57,7 +57,7 @@ def _find(name: str, directory: Path, kind: str) -> Path:
         recipe = path / "recipe.yaml"
         raise UsageError(f"{name}: is a directory" + (f"; its recipe is {recipe}" if recipe.is_file() else ""))
     if path.suffix == ".py":  # a config of nanoGPT, which no recipe that comes with finetune is like
-        close = difflib.get_close_matches(str(path), sorted(map(str, path.parent.glob("*.py"))), n=1)
+        close = difflib.get_close_matches(str(path), sorted(map(str, path.parent.glob("*.py"))), 1, 0.8)
     else:
         close = difflib.get_close_matches(path.name.lower(), names, n=1)
     hint = f"Did you mean {close[0]}?" if close else f"There are {', '.join(names)}"

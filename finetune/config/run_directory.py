@@ -34,7 +34,8 @@ def problem_of_model(out_dir: str | None, init_from: str | None) -> str | None:
     """The problem unless a command that reads one model is given one."""
     if out_dir is not None and init_from is not None:
         return f"out_dir={out_dir} and init_from={init_from} are two models; give one of them"
-    return "give --out_dir=OUT of a run, or --init_from=MODEL, one of them" if out_dir == init_from else None
+    is_missing = out_dir is None and init_from is None
+    return "give --out_dir=OUT of a run, or --init_from=MODEL, one of them" if is_missing else None
 
 
 def has_state(out_dir: str | Path) -> bool:

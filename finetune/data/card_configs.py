@@ -18,10 +18,13 @@ def files_of_default(name: str, base: Path, data: list[Path]) -> list[Path]:
     """The files of the default configuration in the card of a directory, as `datasets` reads them; all if the card
     lists none. Several configurations often hold the same rows. Raises UsageError if there are several and no
     default."""
-    configs = {config: files for config, files in _configs(base, data).items() if files}
-    if len(configs) < 2:
+    listed = _configs(base, data)
+    configs = {config: files for config, files in listed.items() if files}
+    if len(listed) < 2 or not configs:
         return data
     if "default" not in configs:
+        if len(configs) == 1:
+            return next(iter(configs.values()))
         first, files = next(iter(configs.items()))
         folder = files[0].parent
         raise UsageError(
@@ -36,9 +39,9 @@ def _configs(base: Path, data: list[Path]) -> dict[str, list[Path]]:
     found = {}
     for config in _listed(base):
         patterns = _patterns(config.get("data_files"))
-        folder = str(config.get("data_dir") or "").strip("/")
+        folder = str(config.get("data_dir") or "").removeprefix("./").strip("/")
         patterns += [f"{folder}/*"] if folder and not patterns else []
-        key = "default" if config.get("default") is True else str(config.get("config_name", "default"))
+        key = "default" if config.get("default") == "true" else str(config.get("config_name", "default"))
         names = {path: path.relative_to(base).as_posix() for path in data if path.is_relative_to(base)}
         found[key] = [path for path in names if any(fnmatch(names[path], pattern) for pattern in patterns)]
     return found
@@ -50,7 +53,7 @@ def _listed(base: Path) -> list[dict[str, Any]]:
     try:
         with open(base / "README.md", encoding="utf-8") as file:
             front = FRONT.match(file.read(MOST))
-        card = yaml.safe_load(front[1]) if front else None
+        card = yaml.load(front[1], yaml.BaseLoader) if front else None  # to which `no` is a name
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return []
     configs = card.get("configs") if isinstance(card, dict) else None
@@ -60,9 +63,7 @@ def _listed(base: Path) -> list[dict[str, Any]]:
 def _patterns(value: Any) -> list[str]:
     """The paths of `data_files`: a path, a list of paths, or such by split."""
     if isinstance(value, str):
-        return [value.replace("**/", "*").replace("**", "*")]
+        return [value.removeprefix("./").replace("**/", "*").replace("**", "*")]
     if isinstance(value, dict):
-        return (
-            _patterns(value["path"]) if "path" in value else [one for part in value.values() for one in _patterns(part)]
-        )
+        value = [value["path"]] if "path" in value else list(value.values())
     return [one for part in value for one in _patterns(part)] if isinstance(value, list) else []

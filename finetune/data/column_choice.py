@@ -138,6 +138,9 @@ class _Choice:
         prompt = next((name for name in (named.get("prompt"), *fields) if name and is_usual(name, completion)), None)
         if prompt:  # what is read without flags is read with them
             beside |= self.beside(history=self.history()) if template else self.beside_pair(prompt, completion)
+            extra = beside.get("extra")
+            if extra in self.names and not self.profile.holds(extra, str):  # numbers, which only flags can leave out
+                beside["extra"] = None
         return self.shape(Shape("pair", prompt=named.get("prompt"), completion=completion, template=template, **beside))
 
     def messages(self) -> Shape | None:
@@ -183,6 +186,7 @@ class _Choice:
             if longer and profile.holds(name, str):
                 raise profile.unclear(f"{longer[0]!r} holds more text than {name!r}")
             if question := column_doubts.question_to(profile, name):
+                written_cells.check_text(profile, name, is_named=False)
                 raise profile.unclear(f"{name!r} may be the answer to {question!r}", (question, name))
             if whole := profile.whole_of(name):
                 raise profile.unclear(f"{name!r} is cut short, and {whole!r} holds all of it")
@@ -195,6 +199,7 @@ class _Choice:
         if guess.lower() in QUESTIONS and answers:
             raise profile.unclear(f"{guess!r} may be the question to {answers[0]!r}", (guess, answers[0]))
         if question := column_doubts.question_to(profile, guess):
+            written_cells.check_text(profile, guess, is_named=False)
             raise profile.unclear(f"{guess!r} may be the answer to {question!r}", (question, guess))
         if lists := [name for name in self.names if profile.holds(name, list, dict) and not profile.is_about(name)]:
             raise profile.unclear(f"{lists[0]!r} holds {'objects' if profile.holds(lists[0], dict) else 'lists'}")

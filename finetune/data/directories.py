@@ -145,7 +145,7 @@ def _check_empty(
     """Raise UsageError if all files that are named train are empty, and others would be trained on."""
     paths = sorted({*train, *filter(is_readable, empty)})
     splits = find_splits({path: path.relative_to(base) for path in paths if path.is_relative_to(base)}, is_readable)
-    named = [path for path, split in splits.items() if split == "train"]
+    named = [path for path, split in splits.items() if split == "train" and path.name.lower().startswith("train.")]
     if named and train and empty.issuperset(named):
         raise UsageError(
             f"{name}: {named[0].name} is empty, so there is nothing to train on; to train on the others, name them"

@@ -30,6 +30,9 @@ def chosen_of(profile: Profile) -> str | None:
         return chosen
     if any(profile.column(prompt) and profile.column(completion) for prompt, completion in PAIRS):
         return None  # which are learned
+    talks = any(map(profile.holds_messages, profile.names))
+    if profile.column("text") or not (talks or profile.first(("prompt", *QUESTIONS))):
+        return _text_of_autotrain(profile)  # reviews or reasons, beside the text that they are about
     names = [name.strip().lower() for name in profile.names]
     pairs = [(name, name.replace(*words)) for name in names for words in OPPOSITES if words[0] in name]
     found = ((profile.column(rejected), profile.column(chosen)) for rejected, chosen in pairs)

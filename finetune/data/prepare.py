@@ -97,6 +97,9 @@ def _prepare(
         splits = write_bins(_encode(chunks, found, eot, options), found, eot, overflow, work)
         if unlearned := [split for split in splits if splits[split].get("targets") == 0]:
             problem = f"no token of {unlearned[0]} is to be learned: all its answers have weight 0"
+            if unlearned == ["val"] and not texts["val"]:
+                way = "draw others with --seed=N or a larger --val_fraction, or give --val=FILE"
+                problem = f"all answers of the documents drawn for validation have weight 0; {way}"
             raise UsageError(f"{texts['train'][0].name}: {problem}")
         facts: dict[str, Any] = {
             "splits": splits,

@@ -88,7 +88,8 @@ def _pair(row: Any, shape: Shape) -> list[Turn]:
         before = [turn._replace(is_target=False) for turn in turns_of(question)]  # the prompt is not learned
         return before + turns_of(answer)
     extra = _cell(row, shape.extra) if shape.extra else None
-    if isinstance(question, str) and is_blank(question) and isinstance(extra, str):
+    is_empty = question is None or (isinstance(question, str) and is_blank(question))
+    if is_empty and isinstance(extra, str):
         question, extra = extra, None  # Alpaca's rows can have the question in `input` alone
     for name, text, what in ((shape.prompt, question, "a question"), (shape.completion, answer, "an answer")):
         if isinstance(text, str) and is_blank(text):

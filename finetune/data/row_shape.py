@@ -100,7 +100,7 @@ def column_flag(kind: str, name: str) -> str:
 
 def jq_path(name: str) -> str:
     """A key as jq takes it."""
-    return f".{name}" if name.isascii() and name.isidentifier() else f'."{name}"'
+    return f".{name}" if name.isascii() and name.isidentifier() else f".{json.dumps(name, ensure_ascii=False)}"
 
 
 def sample_of(rows: Iterable[Row], count: int, characters: int) -> list[Row]:

@@ -97,7 +97,8 @@ def evaluate(options: Options) -> tuple[dict[str, Any], bool]:
     if inputs.prompt is not None:
         event["memorisation"] = _find_copies(device, loaded[0], inputs.prompt, inputs, options)
     device.accelerator.wait_for_everyone()
-    process_group.leave(device.group)
+    if device.group:
+        process_group.leave_at_exit()
     return event, device.accelerator.is_main_process
 
 

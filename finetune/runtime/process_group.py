@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import datetime
+import functools
 import os
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Generator, Sequence
@@ -28,8 +28,6 @@ LOCAL_RANKS = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "M
 BELOW = [*zip(RANKS, JOINED), *zip(LOCAL_RANKS, LOCAL_SIZES), *zip(LOCAL_RANKS, JOINED)]
 PLACE = ("MASTER_ADDR", "MASTER_PORT")
 SECONDS, SECONDS_OF_MACHINES = 45, 600  # until all processes of a machine, or of several, have come
-SECONDS_TO_LEAVE = 10
-kept: list[torch.distributed.Store] = []  # the port is open until Python ends, as another run may begin in it
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,6 @@ def wait_for_all(are_far_apart: bool = False) -> Group | None:
     try:
         _reach(rank, seconds)
         store, _, _ = next(torch.distributed.rendezvous("env://", rank, size, timeout=limit))
-        kept.append(store)
         return _meet(store, rank, size, seconds)
     except (OSError, RuntimeError) as error:  # as all errors of a store
         if "EADDRINUSE" in str(error):
@@ -123,19 +120,11 @@ def _meet(shared: torch.distributed.Store, rank: int, size: int, seconds: float)
     return Group(store, name, rank, size)
 
 
-def leave(group: Group | None, seconds: float = SECONDS_TO_LEAVE) -> None:
-    """End torch's group, if this run has made it, after the last time that all ranks have waited for each other. NCCL
-    warns of a program that does not. It may wait for a rank that has died since, so it is not waited for long."""
-    if group is None or not torch.distributed.is_initialized():
-        return
-
-    def end() -> None:
-        with contextlib.suppress(RuntimeError):  # another rank has gone
-            torch.distributed.destroy_process_group()
-
-    thread = threading.Thread(target=end, daemon=True)
-    thread.start()
-    thread.join(seconds)
+@functools.cache
+def leave_at_exit() -> None:
+    """End torch's group when Python ends: NCCL warns of a program that does not. Called by runs that end well, because
+    it could wait for a rank that has died."""
+    atexit.register(lambda: torch.distributed.is_initialized() and torch.distributed.destroy_process_group())
 
 
 def beat_of(rank: int) -> str:

@@ -63,7 +63,8 @@ def train(
                     run_updates(setup, state, logger, Clock(setup, state.step, peak_flops))
                 finish_run(setup, state, logger)
         device.accelerator.wait_for_everyone()
-    process_group.leave(device.group)
+    if device.group:
+        process_group.leave_at_exit()
     return setup, state
 
 
