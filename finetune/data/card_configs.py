@@ -41,7 +41,7 @@ def _configs(base: Path, data: list[Path]) -> dict[str, list[Path]]:
         patterns = _patterns(config.get("data_files"))
         folder = str(config.get("data_dir") or "").removeprefix("./").strip("/")
         patterns += [f"{folder}/*"] if folder and not patterns else []
-        key = "default" if config.get("default") == "true" else str(config.get("config_name", "default"))
+        key = "default" if config.get("default") is True else str(config.get("config_name", "default"))
         names = {path: path.relative_to(base).as_posix() for path in data if path.is_relative_to(base)}
         found[key] = [path for path in names if any(fnmatch(names[path], pattern) for pattern in patterns)]
     return found
@@ -53,7 +53,7 @@ def _listed(base: Path) -> list[dict[str, Any]]:
     try:
         with open(base / "README.md", encoding="utf-8") as file:
             front = FRONT.match(file.read(MOST))
-        card = yaml.load(front[1], yaml.BaseLoader) if front else None  # to which `no` is a name
+        card = yaml.safe_load(front[1]) if front else None
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return []
     configs = card.get("configs") if isinstance(card, dict) else None
