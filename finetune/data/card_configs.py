@@ -10,7 +10,7 @@ from typing import Any
 from finetune.common.errors import UsageError
 from finetune.data.row_shape import shortened
 
-FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---", re.DOTALL)  # YAML at the beginning of a card
+FRONT = re.compile(r"\A---\n(.*?\n)??---\n", re.S)  # YAML at the beginning of a card
 MOST = 1 << 20  # characters of a card
 
 
@@ -37,12 +37,12 @@ def files_of_default(name: str, base: Path, data: list[Path]) -> list[Path]:
 def _configs(base: Path, data: list[Path]) -> dict[str, list[Path]]:
     """The files of each configuration; the default one is called so."""
     found = {}
+    names = {path: path.relative_to(base).as_posix() for path in data if path.is_relative_to(base)}
     for config in _listed(base):
         patterns = _patterns(config.get("data_files"))
         folder = str(config.get("data_dir") or "").removeprefix("./").strip("/")
         patterns += [f"{folder}/*"] if folder and not patterns else []
         key = "default" if config.get("default") is True else str(config.get("config_name", "default"))
-        names = {path: path.relative_to(base).as_posix() for path in data if path.is_relative_to(base)}
         found[key] = [path for path in names if any(fnmatch(names[path], pattern) for pattern in patterns)]
     return found
 
@@ -53,7 +53,7 @@ def _listed(base: Path) -> list[dict[str, Any]]:
     try:
         with open(base / "README.md", encoding="utf-8") as file:
             front = FRONT.match(file.read(MOST))
-        card = yaml.safe_load(front[1]) if front else None
+        card = yaml.safe_load(front[1] or "") if front else None
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return []
     configs = card.get("configs") if isinstance(card, dict) else None

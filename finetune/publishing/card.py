@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from finetune.common.errors import UsageError, first_line
+from finetune.data.card_configs import FRONT
 
 SECTION = re.compile(r"<!-- finetune:(\w+) -->\n.*?<!-- /finetune:\1 -->\n", re.S)
-FRONT = re.compile(r"\A---\n(.*?\n)??---\n", re.S)
 OURS = ("library_name", "pipeline_tag", "base_model", "model_name", "model-index")  # keys that are written anew
 OUR_PICTURE = re.compile(r"https://huggingface\.co/[^/]+/[^/]+/resolve/main/share\.png")  # thumbnail of an export
 CHOSEN = ("license", "language")  # on the command line, or by the owner
