@@ -99,8 +99,10 @@ def column_flag(kind: str, name: str) -> str:
 
 
 def jq_path(name: str) -> str:
-    """A key as jq takes it."""
-    return f".{name}" if name.isascii() and name.isidentifier() else f".{json.dumps(name, ensure_ascii=False)}"
+    """A key as jq takes it, within the single quotes of a shell."""
+    if name.isascii() and name.isidentifier():
+        return f".{name}"
+    return "." + json.dumps(name, ensure_ascii=False).replace("'", "\\u0027")
 
 
 def sample_of(rows: Iterable[Row], count: int, characters: int) -> list[Row]:
