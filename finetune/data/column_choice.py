@@ -185,9 +185,7 @@ class _Choice:
             longer = [column for column, size in within.items() if size > LONGER * max(1, sizes[name])]
             if longer and profile.holds(name, str):
                 raise profile.unclear(f"{longer[0]!r} holds more text than {name!r}")
-            if question := column_doubts.question_to(profile, name):
-                written_cells.check_text(profile, name, is_named=False)
-                raise profile.unclear(f"{name!r} may be the answer to {question!r}", (question, name))
+            self.check_question(name)
             if whole := profile.whole_of(name):
                 raise profile.unclear(f"{name!r} is cut short, and {whole!r} holds all of it")
             return self.shape(Shape("text", text=name))
@@ -198,12 +196,16 @@ class _Choice:
         answers = [name for name in answers if any(self.values[name]) and not profile.holds(name, list, dict)]
         if guess.lower() in QUESTIONS and answers:
             raise profile.unclear(f"{guess!r} may be the question to {answers[0]!r}", (guess, answers[0]))
-        if question := column_doubts.question_to(profile, guess):
-            written_cells.check_text(profile, guess, is_named=False)
-            raise profile.unclear(f"{guess!r} may be the answer to {question!r}", (question, guess))
+        self.check_question(guess)
         if lists := [name for name in self.names if profile.holds(name, list, dict) and not profile.is_about(name)]:
             raise profile.unclear(f"{lists[0]!r} holds {'objects' if profile.holds(lists[0], dict) else 'lists'}")
         return self.shape(Shape("text", text=guess))
+
+    def check_question(self, name: str) -> None:
+        """Raise UsageError if the column of texts answers another one."""
+        if question := column_doubts.question_to(self.profile, name):
+            written_cells.check_text(self.profile, name, is_named=False)
+            raise self.profile.unclear(f"{name!r} may be the answer to {question!r}", (question, name))
 
     def guess(self, sizes: dict[str, int]) -> str:
         """The column that holds most of the text by far. Raises UsageError if there is none."""
