@@ -213,6 +213,7 @@ class Reader:
             self.problems.append(
                 f"{arg}: {key} is given already, as {given}{self._way_of_second(key, given, arg, is_flag)}"
             )
+            return
         self.target_key, self.target = key, arg
         self.flags.append(Entry(key, arg, f"--{key}"))
 
