@@ -28,5 +28,5 @@ def check(profile: Profile, shape: Shape) -> None:
     if not (is_answered or has_both or any(isinstance(answer, str) for answer in answers)):
         first = name_of_value(answers[0])
         raise UsageError(
-            f"{profile.place}: column {completion!r} must be text, not {first}; first {profile.make_texts(completion)}"
+            f"{profile.place}: column {completion!r} must be text, not {first}; {profile.make_texts(completion)}"
         )
