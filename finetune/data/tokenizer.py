@@ -45,8 +45,9 @@ def gpt2() -> BPETokenizer:
         except Exception as error:  # each library has its own classes of network errors
             failures.append(network.explain(error))
     raise UsageError(
-        "tokenizer gpt2: not in tiktoken's cache or that of the Hub, and neither server can be reached"
-        f" ({', '.join(failures)}). Give --tokenizer=DIR with the directory of any downloaded GPT-2, set"
+        "tokenizer gpt2: not in tiktoken's cache or that of the Hub, and neither server gives it"
+        f" (tiktoken: {failures[0]}; the Hub: {failures[1]}). Give --tokenizer=DIR with the directory of any"
+        " downloaded GPT-2, set"
         " TIKTOKEN_CACHE_DIR, or use --tokenizer=char"
     )
 
