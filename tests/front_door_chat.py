@@ -120,17 +120,13 @@ FORMS = [
     reads(
         "an empty system_prompt beside a system",
         lines_of(lambda i: {"system_prompt": "", "system": "Be kind.", "messages": pair(i)}),
-        [talk("system: Be kind.", f"user: What is {i}?", f"assistant: It is {i}.") for i in N],
+        SYSTEM,
     ),
-    reads(
-        "systemPrompt",
-        lines_of(lambda i: {"systemPrompt": "Be kind.", "messages": pair(i)}),
-        [talk("system: Be kind.", f"user: What is {i}?", f"assistant: It is {i}.") for i in N],
-    ),
+    reads("systemPrompt", lines_of(lambda i: {"systemPrompt": "Be kind.", "messages": pair(i)}), SYSTEM),
     reads(
         "two equal messages of the system",
         lines_of(lambda i: {"system_prompt": "Be kind.", "system": "Be kind.", "messages": pair(i)}),
-        [talk("system: Be kind.", f"user: What is {i}?", f"assistant: It is {i}.") for i in N],
+        SYSTEM,
     ),
     refuses(
         "two messages of the system that differ",
