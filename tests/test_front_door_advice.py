@@ -1,5 +1,6 @@
 """What a refusal tells people to type is typed as it stands, and all that they meant is read."""
 
+import json
 import re
 import shlex
 import shutil
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 from front_door import documents_of, is_same
 from front_door_advice import ADVICE
+
+from finetune.data.row_shape import jq_path
 
 JQ = re.compile(r"jq (-[cr]) ('[^']+')(?: FILE)?(?: > ([\w.-]+))?")
 FLAG = re.compile(r"""--(?:prompt|completion|messages|text)_\w+=(?:'[^']*'|"[^"]*"|[^\s,;]+)""")
@@ -51,3 +54,10 @@ def test_the_way_out_of_a_refusal_reads_what_was_meant(case, documents, byte_tok
     code, out, err = command("prepare", source, *flags, *ours)
     assert code == 0, err
     assert is_same(documents_of("out", byte_of, 0), documents), out
+
+
+@pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed")
+@pytest.mark.parametrize("name", ["a", "it's", 'my "a"', "a\\b", "é b"])
+def test_jq_finds_a_key_of_any_name(name):
+    Path("a.json").write_text(json.dumps({name: 1}))
+    assert subprocess.check_output(f"jq '{jq_path(name)}' a.json", shell=True) == b"1\n"

@@ -444,6 +444,13 @@ def test_mistakes_in_other_commands(options, typed, told):
     assert str(error.value) == told
 
 
+def test_a_second_model_without_a_flag_is_the_only_problem():
+    Path("text.txt").write_text("a")
+    with pytest.raises(UsageError) as error:
+        parse(evaluation_options.Options, ["run", "text.txt"], "")
+    assert str(error.value) == "text.txt: init_from is given already, as run; give --dataset=text.txt"
+
+
 def test_the_table_is_long_enough():
     assert len(UNDERSTOOD) + len(REFUSED) >= 80
 
