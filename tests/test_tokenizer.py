@@ -45,6 +45,15 @@ def test_vocab_and_merges_mean_the_same_as_tokenizer_json(bpe_directory, tmp_pat
     assert tokenizers.from_directory(tmp_path).fingerprint == tokenizer.fingerprint
 
 
+def test_a_tokenizer_is_made_once_and_again_when_its_files_change(bpe_directory):
+    directory = bpe_directory(HARD * 3)
+    tokenizer = tokenizers.from_directory(directory)
+    assert tokenizers.from_directory(directory) is tokenizer
+    (directory / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    changed = tokenizers.from_directory(directory)
+    assert tokenizer.chat_template is None and changed.chat_template == "{{ messages[0].content }}"
+
+
 def test_a_vocabulary_of_gpt2s_size_is_read_and_written_in_seconds(tmp_path):
     """50,257 ids: the bytes, pairs of them, and end-of-text."""
     letters = list(bpe_files.bytes_to_unicode().values())
