@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import runpy
+import shutil
 import sys
 import tempfile
 import time
@@ -228,7 +229,9 @@ def finetune_start(job):
     flags = {"dataset": f"{job['work']}/text.txt", "save_interval": 10**9}
     Path(job["work"], "start").mkdir(exist_ok=True)
     os.chdir(tempfile.mkdtemp(dir=Path(job["work"], "start")))  # nothing is prepared yet
-    return finetune_train({**job, "options": flags})
+    result = finetune_train({**job, "options": flags})
+    shutil.rmtree(Path(job["work"], "out"))  # the next round has no run to overwrite
+    return result
 
 
 def run_clm_start(job):

@@ -37,7 +37,7 @@ PEAK_TFLOPS = {
 }  # fmt: skip
 # of ranks for one that downloads weights or prepares a large text; a heartbeat tells that from one that hangs
 MOST_WAITING = datetime.timedelta(hours=2)
-PEAK_TRIES, PEAK_SECONDS = (3, 30), 0.1  # of the matrix product that is measured where no data sheet is known
+PEAK_TRIES, PEAK_SECONDS = (3, 30), 0.05  # of the matrix product that is measured where no data sheet is known
 
 
 @dataclass
