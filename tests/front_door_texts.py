@@ -86,6 +86,20 @@ ENCODINGS = [
     refuses(
         "an encoding that does not fit", {"a.txt": FRENCH.encode("cp1252")}, ["0xE9", "UTF-8|utf-8"], "--encoding=utf-8"
     ),
+    *[
+        refuses(f"UTF-8 cut in a character, {name}", {name: (text + last).encode()[:-1]}, words)
+        for name, text, last in (
+            ("a.txt", FRENCH, "É"),
+            ("b.txt", FRENCH, "€"),
+            ("a.jsonl", json_lines(({"text": t} for t in T), ensure_ascii=False), '{"text": "É'),
+        )
+        for words in [["ends within a character of UTF-8", f"head -c {len((text + last[:-1]).encode())} keeps"]]
+    ],
+    refuses(
+        "a byte behind a mebibyte of UTF-8",
+        {"a.txt": ("é" * (1 << 19)).encode() + b"\xe9 is not"},
+        ["offset 1,048,576", "the text before it is"],
+    ),
     refuses("an encoding too small", {"a.txt": FRENCH}, ["ascii", "UTF-8"], "--encoding=ascii"),
     reads("a byte order mark", {"a.txt": "\ufeff" + TEXT}, [TEXT]),
     reads("a byte order mark, its encoding said", {"a.txt": "\ufeff" + TEXT}, [TEXT], "--encoding=utf-8"),

@@ -146,7 +146,7 @@ def decode(name: str, chunks: Iterable[bytes], encoding: str | None = None) -> I
     """Decode the bytes of a file, without byte order mark; line ends stay. Raises UsageError as `open_text` does."""
     codec = encodings.find_codec(encoding) if encoding else "utf-8"
     decoder = codecs.getincrementaldecoder(codec)()
-    offset, line, is_ascii = 0, 1, True  # of the next chunk; of the text so far
+    offset, line, is_ascii, before = 0, 1, True, b""  # of the next chunk; of the text so far
     for data in itertools.chain(chunks, [b""]):
         mark = 0
         if not offset and data:
@@ -163,12 +163,13 @@ def decode(name: str, chunks: Iterable[bytes], encoding: str | None = None) -> I
         try:
             text = decoder.decode(data[mark:], final=not data)
         except UnicodeDecodeError as error:
-            raise _error(name, codec, error, offset + len(data), line) from None
+            undecoded = len(error.object) - len(data[mark:])  # the start of a character at the end of what was before
+            raise _error(name, codec, error, offset + len(data), line, before[: len(before) - undecoded]) from None
         if codec != "utf-8" and (half := SURROGATE.search(text)):
             place = f"{name}: line {line + text.count(chr(10), 0, half.start()):,} holds {half[0]!r}"
             raise UsageError(f"{place}, half of a surrogate pair, which is no character; take it out")
         yield text
-        offset, line = offset + len(data), line + text.count("\n")
+        offset, line, before = offset + len(data), line + text.count("\n"), data[-GUESS_BYTES:]
 
 
 def _check_mixture(name: str, data: bytes, codec: str, offset: int, line: int) -> None:
@@ -197,18 +198,21 @@ def _is_suspicious(data: bytes, codec: str) -> bool:
     return not encodings.is_wide(codec) and (data.count(0) > 0.01 * len(data) or b"\x1b$" in data)
 
 
-def _error(name: str, codec: str, error: UnicodeDecodeError, end: int, line: int) -> UsageError:
-    """What to say of a byte that cannot be decoded. The bytes of `error` end at offset `end` and begin in `line`."""
-    data, start = error.object, error.start
-    line += data[:start].decode(codec, "replace").count("\n")
+def _error(name: str, codec: str, error: UnicodeDecodeError, end: int, line: int, before: bytes) -> UsageError:
+    """What to say of a byte that cannot be decoded. The bytes of `error` end at offset `end` and begin in `line`;
+    `before` are those before them."""
+    data, start = before + error.object, len(before) + error.start
+    around = UnicodeDecodeError(codec, data, start, len(before) + error.end, error.reason)
+    flaw = encodings.flaw_in_utf8(around, GUESS_BYTES) if codec == "utf-8" else None
+    line += data[len(before) : start].decode(codec, "replace").count("\n")
+    offset = end - len(data) + start
     encoding = "UTF-8" if codec == "utf-8" else codec
-    if encodings.is_wide(codec) and error.end == len(data) and error.reason in CUT_CHARACTER:
-        whole = end - len(data) + start
-        return UsageError(
-            f"{name}: ends within a character of {codec} (line {line:,}); head -c {whole} keeps what is before it"
-        )
-    place = f"{name}: byte 0x{data[start]:02X} at offset {end - len(data) + start:,} (line {line:,}) is not {encoding}"
-    if codec == "utf-8" and (flaw := encodings.flaw_in_utf8(error, GUESS_BYTES)):
+    is_cut = around.end == len(data) and error.reason in CUT_CHARACTER
+    if is_cut and (flaw or encodings.is_wide(codec)):
+        advice = f"head -c {offset} keeps what is before it"
+        return UsageError(f"{name}: ends within a character of {encoding} (line {line:,}); {advice}")
+    place = f"{name}: byte 0x{data[start]:02X} at offset {offset:,} (line {line:,}) is not {encoding}"
+    if flaw:
         return UsageError(f"{place}{flaw}, or drop it with iconv -c -f UTF-8 -t UTF-8")
     lines = data[max(0, start - GUESS_BYTES) : start + GUESS_BYTES].split(b"\n")
     foreign = [text for text in lines if not text.isascii()]
