@@ -96,11 +96,17 @@ ODD_VALUES = [
         without(T, 6),
         says=r"\b1\b.*(empty|left out|without)",
     ),
-    either(
+    reads(
         "a lone surrogate",
-        {"a.jsonl": with_line(3, '{"text": "ab\\ud800c"}')},
-        [changed(T, 3, "ab\ufffdc")],
-        "(row|line) 3",
+        {"a.jsonl": with_line(3, '{"text": "ab\\ud800c\\ude00"}')},
+        changed(T, 3, "ab\ufffdc\ufffd"),
+        says="1 row with half of a surrogate pair",
+    ),
+    reads(
+        "half pairs of surrogates in questions and answers",
+        {"a.jsonl": '{"prompt": "What is \\ud83d 1?", "completion": "It is\\ude00 1."}\n' * 12},
+        [talk("user: What is \ufffd 1?", "assistant: It is\ufffd 1.")] * 12,
+        says="12 rows with half of a surrogate pair",
     ),
     reads("a pair of surrogates", {"a.jsonl": with_line(3, '{"text": "ab\\ud83d\\ude00c"}')}, changed(T, 3, "ab😀c")),
     either(

@@ -158,6 +158,21 @@ def test_documents_are_not_run_together():
     assert list(cut(documents, 1000)) == [Chunk("one", True), Chunk("two", True), Chunk("three", True)]
 
 
+def test_characters_of_json_are_those_that_a_model_can_save(command):
+    """Half a surrogate pair, as JSON can spell it, ended the training at its first checkpoint."""
+    from transformers import AutoTokenizer
+
+    rows = [{"text": f"Half \ud83d of {i}, and ab \ude00."} for i in range(30)]
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = command("prepare", "a.jsonl", "--tokenizer=char", "--out_dir=data", "--doctor=false")
+    assert code == 0 and "30 rows with half of a surrogate pair, read as U+FFFD" in out, err
+    Path("model").mkdir()
+    datasets.load("data").tokenizer.save("model")
+    ids = np.fromfile("data/train.bin", dtype="<u2")
+    text = AutoTokenizer.from_pretrained("model").decode(ids)
+    assert text.count("Half \ufffd of ") == text.count("ab \ufffd.") == 27
+
+
 def test_byte_order_mark_and_line_ends_are_normalised(tmp_path):
     plain = "first line\nsecond line\nthird\n" * 20
     (tmp_path / "a.txt").write_bytes(plain.encode())

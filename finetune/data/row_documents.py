@@ -13,13 +13,24 @@ from finetune.data.chat_template import ChatTemplate
 from finetune.data.documents import Chunk
 from finetune.data.row_shape import Shape, fill_template, parse_messages
 from finetune.data.rows import LeftOut, is_blank, name_of_value
+from finetune.data.text_files import SURROGATE
 from finetune.data.turns import Turn, turns_of, turns_of_replies, unified
 from finetune.data.written_cells import messages_in
 
 
 def document_of(row: Any, shape: Shape, template: ChatTemplate | None, said: Counter[str]) -> Iterable[Chunk]:
-    """The Chunks of a row. `said` counts what a user should know of it. Raises ValueError if it cannot be used, and
-    LeftOut."""
+    """The Chunks of a row, without half surrogate pairs. `said` counts what a user should know of it. Raises ValueError
+    if it cannot be used, and LeftOut."""
+    chunks = list(_chunks_of(row, shape, template, said))
+    try:
+        "".join(chunk.text for chunk in chunks).encode()
+    except UnicodeEncodeError:  # JSON can spell what UTF-8, and so a vocabulary, cannot hold
+        said["row with half of a surrogate pair, read as U+FFFD"] += 1
+        return [chunk._replace(text=SURROGATE.sub("\ufffd", chunk.text)) for chunk in chunks]
+    return chunks
+
+
+def _chunks_of(row: Any, shape: Shape, template: ChatTemplate | None, said: Counter[str]) -> Iterable[Chunk]:
     if shape.kind != "text":
         conversation = _conversation(row, shape)
         chat.check(conversation, template.words if template else None)
