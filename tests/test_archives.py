@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import importlib.util
 import io
 import json
 import lzma
@@ -260,6 +261,53 @@ def test_documents_give_their_text(name):
     assert converted.is_installed() and converted.to_text(path).strip() == "A letter of größe."
     with pytest.raises(UsageError, match=f"{name}: has no text in it"):
         converted.to_text(DOCUMENTS[name](name, " "))
+
+
+POLISH, FRENCH = "Zażółć gęślą jaźń, świętej pamięci", "L’été déjà, à 5 €"
+PAGES = {  # what the page says, the encoding that it is in, its text
+    "a name": ("<meta charset='iso-8859-2'>", "iso8859_2", POLISH),
+    "a name of old HTML": (
+        '<META http-equiv=Content-Type content="text/html; charset=windows-1250">',
+        "cp1250",
+        POLISH,
+    ),
+    "a name as browsers take it": ("<meta charset=ISO-8859-1>", "cp1252", FRENCH),
+    "a name of browsers alone": ("<meta charset=x-sjis>", "cp932", "①東京、晴れ"),
+    "no name": ("", "utf-8", POLISH),
+    "a name that was left": ("<meta charset=iso-8859-1>", "utf-8", POLISH),
+    "a name of nothing": ("<meta charset=klingon>", "utf-8", POLISH),
+    "a mark": ("", "utf-16", POLISH),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_web_page_is_in_the_encoding_that_it_names(name):
+    said, encoding, text = PAGES[name]
+    page = f"<!DOCTYPE html><html>{said}<body><p>{text}</p></body></html>"
+    Path("a.html").write_bytes(page.encode(encoding))
+    assert converted.page_text(Path("a.html")) == page
+    if importlib.util.find_spec("markitdown"):
+        assert converted.to_text(Path("a.html")).strip() == text
+
+
+def test_a_web_page_that_names_no_encoding_is_not_guessed():
+    """A guess made Zaŋóģæ of it."""
+    page = f"<html><body><p>{POLISH}</p></body></html>"
+    Path("a.html").write_bytes(page.encode("iso8859_2"))
+    with pytest.raises(UsageError, match="a.html: byte 0xBF .* is not UTF-8; probably .*: --encoding="):
+        converted.page_text(Path("a.html"))
+    assert converted.page_text(Path("a.html"), "iso8859_2") == page
+    Path("b.html").write_bytes(f"<meta charset=utf-8>{page}".encode("iso8859_2"))
+    with pytest.raises(UsageError, match="b.html: byte 0xBF .* is not UTF-8"):
+        converted.page_text(Path("b.html"))
+
+
+def test_a_document_that_is_cut_is_refused():
+    for name in ("a.docx", "a.epub"):
+        path = DOCUMENTS[name](name, "A letter.")
+        path.write_bytes(path.read_bytes()[:-40])
+        with pytest.raises(UsageError, match=f"{name}: .* cut short; download or copy it again"):
+            converted.to_text(path)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -135,6 +135,24 @@ def test_a_text_column_by_name():
     assert sorted(dataset.tokenizer.chars) == sorted(set("onetwothree"))
 
 
+def test_documents_of_every_text_are_cut_as_the_option_says():
+    """Of a named text and of converted documents too, which --documents left whole."""
+    found = sources.find(["python_docs"], read_options=ReadOptions(documents="lines"))
+    whole = "".join(chunk.text for chunk in sources.find(["python_docs"])[0].chunks())
+    lines = [chunk.text for chunk in found[0].chunks()]
+    assert lines == [line for line in whole.split("\n") if line.strip()] and not found[0].is_one_text
+    pytest.importorskip("markitdown")
+    Path("a.html").write_text("<html><body><p>One.</p><p>Two.</p></body></html>")
+    found = sources.find(["a.html"], read_options=ReadOptions(documents="lines"))
+    assert [chunk.text for chunk in found[0].chunks() if chunk.text] == ["One.", "Two."]
+
+
+def test_an_encoding_is_not_named_for_documents_that_say_it():
+    Path("a.docx").write_bytes(b"PK")
+    with pytest.raises(UsageError, match="encoding: has no effect, because there is no text, json, csv or html file"):
+        sources.find(["a.docx"], read_options=ReadOptions(encoding="cp1252"))
+
+
 def test_compressed_text_is_text():
     text = "some text, again and again\n" * 50
     Path("a.txt.gz").write_bytes(gzip.compress(text.encode()))

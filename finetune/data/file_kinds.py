@@ -12,7 +12,8 @@ from finetune.data import encodings
 
 HEAD_BYTES = 1 << 16  # of a file, enough to recognise it
 EXTRA = "pip install 'finetune-gpt2[documents]'"
-DOCUMENT_SUFFIXES = (".docx", ".epub", ".html", ".htm", ".xhtml", ".pdf", ".pptx")
+PAGE_SUFFIXES = (".html", ".htm", ".xhtml")
+DOCUMENT_SUFFIXES = (".docx", ".epub", *PAGE_SUFFIXES, ".pdf", ".pptx")
 NO_TEXT = "there is no text to train on in it; leave it out"
 UNPACK = "unpack it, or name it with the suffix {suffix}"
 EXPORT = "export its texts as csv or json lines"
@@ -87,7 +88,7 @@ TABLE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".jsonlines", ".geojsonl", ".csv
 
 def check(name: str, head: bytes, encoding: str | None = None) -> None:
     """Raise UsageError if a file, of which `head` are the first (decompressed) bytes, is not text: what it is and the
-    way out. Parquet and Arrow are accepted under their own suffix. `encoding` is the one that the user named."""
+    way out. Parquet, Arrow and web pages are accepted under their own suffix. `encoding` is the one that was named."""
     head = head[:HEAD_BYTES]
     found = _find_kind(head, Path(name).suffix.lower())
     if found:
@@ -95,6 +96,8 @@ def check(name: str, head: bytes, encoding: str | None = None) -> None:
         own_suffix = Path(name).suffix.lower().replace(".feather", ".arrow")
         if suffix == own_suffix and suffix in (".parquet", ".arrow"):
             return
+        if suffix in PAGE_SUFFIXES:
+            return check_encoding(name, head, encoding)
         if suffix == own_suffix:
             way = f"{SAVE_AS_TEXT}, or {EXTRA}" if way == DOCUMENT else "unpack it"
         raise UsageError(f"{name}: is {what}, not text; {way.format(suffix=suffix)}")
@@ -124,7 +127,7 @@ def _find_kind(head: bytes, suffix: str) -> tuple[str, str, str] | None:
     if _is_notebook(head):
         return "a Jupyter notebook", "convert it with jupyter nbconvert --to markdown", ""
     if WEB_PAGE.match(head):
-        if suffix in (".html", ".htm", ".xhtml"):
+        if suffix in PAGE_SUFFIXES:
             return "a web page", DOCUMENT, suffix
         if suffix in TABLE_SUFFIXES:
             return "a web page under another name", "download the file again", ""

@@ -14,14 +14,15 @@ from typing import Any
 from finetune.common.errors import UsageError
 from finetune.common.files import read_chunks
 from finetune.common.network import reach
-from finetune.data import archives, compressed, converted, directories, disguised, named_texts, own_files
+from finetune.data import archives, compressed, converted, directories, disguised, effects, named_texts, own_files
 from finetune.data.bpe_files import END_OF_TEXT
 from finetune.data.chat_template import ChatTemplate
 from finetune.data.documents import CHUNK_CHARACTERS, Chunk, cut
+from finetune.data.effects import WHOLE
 from finetune.data.file_kinds import DOCUMENT_SUFFIXES, iconv_name
 from finetune.data.literals import LiteralCounter, cut_at, end_lines
 from finetune.data.tables import TABLES, ReadOptions, Taken, read_hub, read_table
-from finetune.data.text_files import TEXT_SUFFIXES, Digest, read_document, read_file, suffix_of
+from finetune.data.text_files import TEXT_SUFFIXES, Digest, TextOptions, read_document, read_file, suffix_of
 
 NAMED = ("shakespeare", "python_docs")
 NO_TEXT = "no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs (no download)"
@@ -29,9 +30,6 @@ READ = (
     f"{', '.join([*TEXT_SUFFIXES, *TABLES])} are read, texts, json and csv also with {', '.join(compressed.SUFFIXES)}"
 )
 STANDARD_INPUT = "-"
-WHOLE = ("auto", "file")  # values of --documents: a text file is a document
-CSV = {suffix for suffix, kind in TABLES.items() if kind == "csv"}
-ARROW = {suffix for suffix, kind in TABLES.items() if kind == "arrow"}
 MAX_LINES = 12  # of a report, for a source of many files
 
 
@@ -57,7 +55,7 @@ class Source:
     def is_one_text(self) -> bool:
         """Whether this is a single running text, not a collection of documents."""
         is_split = self.options.documents not in WHOLE or self.options.special == "token"
-        return self.content is not None or (len(self.files) == 1 and not is_table(self.files[0]) and not is_split)
+        return not is_split and (self.content is not None or [is_table(path) for path in self.files] == [False])
 
     def size(self) -> int | None:
         """Length in bytes; None for a Hub dataset."""
@@ -79,7 +77,7 @@ class Source:
     def _chunks(self, digest: Digest) -> Iterator[Chunk]:
         try:
             if self.content is not None:
-                yield from read_document(self.name, io.BytesIO(self.content), digest)
+                yield from self._read_content(self.name, self.content, digest)
             if self.hub:
                 yield from self._read_hub(digest)
             for path in self.files:
@@ -115,10 +113,15 @@ class Source:
         self.taken.append(taken)
         yield from chunks
 
+    def _read_content(self, name: str, content: bytes, digest: Digest) -> Iterator[Chunk]:
+        """The documents of a text in UTF-8."""
+        options = TextOptions(self.options.text_options().documents)
+        yield from read_document(name, io.BytesIO(content), digest, options=options)
+
     def _read_text(self, path: Path, digest: Digest) -> Iterator[Chunk]:
         if converted.is_document(path):
-            content = converted.to_text(path).encode("utf-8", "surrogatepass")
-            yield from read_document(str(path), io.BytesIO(content), digest)
+            content = converted.to_text(path, self.options.encoding).encode("utf-8", "surrogatepass")
+            yield from self._read_content(str(path), content, digest)
             return
         chunks = read_file(path, digest, options=self.options.text_options())
         if self.options.documents == "auto":
@@ -171,28 +174,11 @@ class Finder:
                 splits[split].append(source)
         if not splits["train"]:
             raise UsageError(NO_TEXT)
-        self._check_options([source for found in splits.values() for source in found])
+        found = [source for each in splits.values() for source in each]
+        has_hub, has_content = any(source.hub for source in found), any(source.content for source in found)
+        files = [path for source in found for path in source.files]
+        effects.check(self.options, [source.name for source in found], files, has_hub, has_content)
         return splits
-
-    def _check_options(self, found: list[Source]) -> None:
-        """Raise UsageError for an option that has no effect on any of the sources."""
-        suffixes = {suffix_of(path) for source in found for path in source.files}
-        has_table = any(source.hub for source in found) or any(suffix in TABLES for suffix in suffixes)
-        has_text = any(source.content for source in found) or any(suffix not in TABLES for suffix in suffixes)
-        options = self.options
-        named = [f"{kind}_column" for kind in options.columns()] + ["prompt_template"] * bool(options.prompt_template)
-        checks = [
-            (bool(named), has_table, ", ".join(named), "table"),
-            (options.separator is not None, bool(suffixes & CSV), "separator", "csv file"),
-            (options.header != "auto", bool(suffixes & CSV), "header", "csv file"),
-            (options.documents not in WHOLE, has_text, "documents", "text file"),
-            (options.on_bad_row != "error", has_table, "on_bad_row", "table"),
-            (options.encoding is not None, bool(suffixes - ARROW), "encoding", "text, json or csv file"),
-        ]
-        for is_given, has_effect, name, what in checks:
-            if is_given and not has_effect:
-                names = ", ".join(source.name for source in found)
-                raise UsageError(f"{name}: has no effect, because there is no {what} in {names}")
 
     def _source(self, name: str, **content: Any) -> Source:
         return Source(name, options=self.options, **content)
