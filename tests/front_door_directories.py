@@ -392,4 +392,34 @@ OTHERS = [
     refuses("one file of cp1252 among others", FRENCH, ["cp1252", "if only this file is, iconv .* d/zz.txt"], "d"),
 ]
 
-CASES = [*OTHERS, *BESIDE, *SPLITS, *SPLITS_AMONG_WORDS, *KINDS, *LINKS]
+THREE = splits(train="train.jsonl", validation="validation.jsonl", test="test.jsonl")
+NAMED = [
+    refuses(
+        "splits of a pattern that the shell expanded",
+        THREE,
+        ["named after splits", r"'d/\*\.jsonl'", "--val="],
+        "d/test.jsonl d/train.jsonl d/validation.jsonl",
+    ),
+    reads("that pattern in quotes", THREE, TRAIN + VALIDATION, "'d/*.jsonl'", says="test.jsonl is left out"),
+    refuses(
+        "directories of splits that the shell expanded",
+        splits(train="train/a.jsonl", test="test/a.jsonl"),
+        ["d/test, d/train: are named after splits", r"'d/\*'"],
+        "d/test d/train",
+    ),
+    reads(
+        "files of splits that are said to train",
+        THREE,
+        [f"test {text}" for text in P] + TRAIN + VALIDATION,
+        "d/train.jsonl d/test.jsonl --val=d/validation.jsonl",
+    ),
+    reads(
+        "train of two corpora",
+        {f"{name}/train.txt": f"{name}: {text}" for name, text in zip("ab", P)},
+        [f"{name}: {text}" for name, text in zip("ab", P)],
+        "a/train.txt b/train.txt",
+    ),
+    refuses("a name that is empty", TEXTS, "no text given", "'' --documents=file"),
+]
+
+CASES = [*NAMED, *OTHERS, *BESIDE, *SPLITS, *SPLITS_AMONG_WORDS, *KINDS, *LINKS]

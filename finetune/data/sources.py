@@ -21,6 +21,7 @@ from finetune.data.documents import CHUNK_CHARACTERS, Chunk, cut
 from finetune.data.effects import WHOLE
 from finetune.data.file_kinds import DOCUMENT_SUFFIXES, iconv_name
 from finetune.data.literals import LiteralCounter, cut_at, end_lines
+from finetune.data.split_names import check_apart
 from finetune.data.tables import TABLES, ReadOptions, Taken, read_hub, read_table
 from finetune.data.text_files import TEXT_SUFFIXES, Digest, TextOptions, read_document, read_file, suffix_of
 
@@ -169,8 +170,11 @@ class Finder:
         """The sources of each split: {"train": [...], "val": [...]}. `val` has those files of directories that a split
         name puts there. Raises UsageError."""
         splits: dict[str, list[Source]] = {"train": [], "val": []}
-        for name in names:
-            for split, source in self._find(str(name)).items():
+        typed = [str(name) for name in names]
+        if not self.has_val:
+            check_apart(typed, is_readable)
+        for name in typed:
+            for split, source in self._find(name).items():
                 splits[split].append(source)
         if not splits["train"]:
             raise UsageError(NO_TEXT)
@@ -185,6 +189,8 @@ class Finder:
 
     def _find(self, name: str) -> dict[str, Source]:
         path = Path(name).expanduser()
+        if not name:  # such as a variable of the shell that is not set; Path takes it for this directory
+            raise UsageError(NO_TEXT)
         if name == STANDARD_INPUT or path.is_fifo():
             said_csv = self.options.separator is not None or self.options.header != "auto"
             name, spooled = archives.from_stream(name, said_csv)

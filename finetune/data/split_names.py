@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from finetune.common.errors import UsageError
 from finetune.data.text_files import TEXT_SUFFIXES, suffix_of
 
 SPLITS: dict[str, str] = {
@@ -47,6 +49,29 @@ def find_splits(below: dict[Path, Path], is_readable: Callable[[Path], bool]) ->
     if None not in data.values() and len({*data.values()}) > 1:
         return loose
     return strict if _has_splits(strict, is_readable) else {}
+
+
+def check_apart(names: Iterable[str], is_readable: Callable[[Path], bool]) -> None:
+    """Raise UsageError if files or directories, named one by one, are the splits of a corpus. A shell makes that of a
+    pattern without quotes, and all of them would train."""
+    paths = [Path(name) for name in map(os.path.expanduser, names) if os.path.exists(name)]
+    # a directory as one of its files tells it
+    below = {path: Path(path.name, _any_file(path)) if path.is_dir() else Path(path.name) for path in paths}
+    splits = find_splits(below, lambda path: path.is_dir() or is_readable(path))
+    named = [str(path) for path, split in splits.items() if split]
+    if "train" not in splits.values() or not {"val", "test"} & {*splits.values()}:
+        return
+    parents, suffixes = {path.parent for path in paths}, {path.suffix for path in paths}
+    pattern = str(Path(parents.pop(), f"*{suffixes.pop()}")) if len(parents) == len(suffixes) == 1 else ""
+    quoted = f"put the pattern in quotes, '{pattern}', to train on train alone; or " if pattern else ""
+    raise UsageError(
+        f"{', '.join(named[:3])}{', ...' if len(named) > 3 else ''}: are named after splits, and all would train;"
+        f" {quoted}name the files to train on, and with --val= those to validate on"
+    )
+
+
+def _any_file(directory: Path) -> str:
+    return next((name for _, _, names in os.walk(directory) for name in sorted(names)), "")
 
 
 def _split_of(path: Path) -> str | None:
