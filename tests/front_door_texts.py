@@ -179,13 +179,13 @@ CUTTING = [
     reads("a file a document, said", {f"d/{i:02}.txt": t for i, t in enumerate(P)}, P, "d --documents=file"),
     either("lines of a table", {"a.jsonl": json_lines({"text": t} for t in T)}, [T], "documents", "--documents=lines"),
     refuses("documents by nothing", {"a.txt": TEXT}, "documents", "--documents="),
-    either(
+    reads("pages of pdftotext", {"a.txt": "\f".join([*P, ""])}, P, r"'--documents=\f'"),
+    reads(
         "a separator that is not there",
         {"a.txt": TEXT},
-        [[TEXT]],
-        "separator|documents",
+        [TEXT],
         r"'--documents=\n===\n'",
-        says="separator|1 document|documents",
+        says="no separator stands between two",
     ),
     reads("standard input", {}, [TEXT], "-", stdin=STANDARD),
     reads("lines of standard input", {}, TEXT.splitlines(), "- --documents=lines", stdin=STANDARD),

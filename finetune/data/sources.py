@@ -50,6 +50,7 @@ class Source:
     left_out: str = ""  # files of a directory
     notes: list[str] = field(default_factory=list)  # what else should be said
     taken: list[Taken] = field(default_factory=list)  # of each table, complete when it is read
+    num_texts: int = 0  # documents of text files
     literals: int = 0  # end-of-text tokens that are spelled out
 
     @property
@@ -68,7 +69,7 @@ class Source:
         """Its documents in Chunks of some megabytes, line ends as \\n: one per text file, one per row of a table.
 
         `digest` is fed the bytes of the files, of a Hub dataset the texts. Raises UsageError with file and place."""
-        self.taken = []
+        self.taken, self.num_texts = [], 0
         counter = LiteralCounter(self.eot or END_OF_TEXT)
         chunks = counter.pass_on(self._chunks(digest))
         chunks = cut_at(chunks, counter.literal) if self.options.special == "token" else chunks
@@ -82,7 +83,12 @@ class Source:
             if self.hub:
                 yield from self._read_hub(digest)
             for path in self.files:
-                yield from (self._read_table if is_table(path) else self._read_text)(path, digest)
+                if is_table(path):
+                    yield from self._read_table(path, digest)
+                    continue
+                for chunk in self._read_text(path, digest):
+                    self.num_texts += chunk.is_last
+                    yield chunk
         except UsageError as error:
             raise UsageError(self._named(str(error)) + self._way_around(str(error))) from None
 
@@ -137,6 +143,8 @@ class Source:
         texts = [path for path in self.files if not is_table(path)]
         hows = {**dict.fromkeys(WHOLE, ""), "lines": ", a document a line"}
         how = hows.get(self.options.documents, ", a document between separators")
+        if self.options.documents not in hows and self.num_texts <= len(texts):
+            how = f", a document {'each' if len(texts) > 1 else 'as a whole'}: no separator stands between two"
         if texts:
             count = f"{len(texts):,} text files" if len(texts) > 1 else "one text"
             lines.append(f"{self.name}: {count}{how}")

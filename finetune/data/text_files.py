@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".markdown")
-ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
+ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\f": "\f", "\\\\": "\\"}
 MOST_CHARACTERS = 1 << 27  # of a line or a value of a table
 CUT_CHARACTER = ("truncated data", "unexpected end of data")  # reasons of a codec
 GUESS_BYTES = 1 << 15  # around a byte that cannot be decoded
@@ -39,8 +39,8 @@ Digest: TypeAlias = "hashlib._Hash | None"  # fed the bytes that are read
 class TextOptions:
     """How a text file is read.
 
-    `documents` is "file" (a document is the file), "lines" (a line) or a separator of documents, in which \\n, \\t and
-    \\\\ are escapes."""
+    `documents` is "file" (a document is the file), "lines" (a line) or a separator of documents, in which \\n, \\t, \\f
+    and \\\\ are escapes."""
 
     documents: str = "file"
     encoding: str | None = None  # UTF-8
@@ -54,12 +54,12 @@ class TextOptions:
             return "\n"
         if not self.documents or re.fullmatch("(?i)(files?|lines?|rows?|documents?|paragraphs?)", self.documents):
             raise UsageError(f'documents: {self.documents!r} is not file, lines or a separator such as "\\n\\n\\n"')
-        return unify_newlines(unescape(self.documents))  # as in the text
+        return unify_newlines(unescape(self.documents, "ntrf"))  # as in the text
 
 
-def unescape(text: str) -> str:
+def unescape(text: str, letters: str = "ntr") -> str:
     """The text with \\n, \\t, \\r and \\\\ as the characters that they mean; a shell passes them as two letters."""
-    return re.sub(r"\\[ntr\\]", lambda match: ESCAPES[match[0]], text)
+    return re.sub(rf"\\[{letters}\\]", lambda match: ESCAPES[match[0]], text)
 
 
 def suffix_of(path: Path) -> str:
