@@ -101,6 +101,30 @@ FILES = [
     ),
     reads("parquet of large strings", parquet({"text": pa.array(T, pa.large_string())}), T, "a.parquet"),
     reads("parquet of a dictionary", parquet({"text": dictionary(P[:4] * 3)}), P[:4] * 3, "a.parquet"),
+    *[
+        reads(f"parquet of texts as {kind}", parquet({"text": pa.array([t.encode() for t in T], kind)}), T, "a.parquet")
+        for kind in (pa.binary(), pa.large_binary(), pa.binary_view())
+    ],
+    reads(
+        "parquet of a dictionary of bytes",
+        parquet({"body": pa.array([t.encode() for t in P]).dictionary_encode(), "image": [b"\x89PNG\r\n"] * 12}),
+        P,
+        "a.parquet",
+        says="not read: image",
+    ),
+    refuses(
+        "parquet of bytes of which some are no text",
+        parquet({"text": [*[t.encode() for t in P], b"caf\xe9"]}),
+        ["row 13", "bytes that are not UTF-8", "--on_bad_row=skip"],
+        "a.parquet",
+    ),
+    reads(
+        "parquet of bytes of which some are left out",
+        parquet({"text": [*[t.encode() for t in P], b"caf\xe9"]}),
+        P,
+        "a.parquet --on_bad_row=skip",
+        says="left out 1 row",
+    ),
     reads("parquet of string views", parquet({"text": pa.array(T, pa.string_view())}), T, "a.parquet"),
     reads(
         "parquet with odd columns beside",

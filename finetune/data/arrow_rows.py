@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.common.errors import UsageError
 from finetune.data import compressed, csv_header, file_kinds
-from finetune.data.rows import NoValue, Row
+from finetune.data.rows import NoValue, Row, with_texts
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -59,10 +59,12 @@ def _with_own_names(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
 def _values(batch: pyarrow.RecordBatch) -> list[dict[str, Any]]:
     """The rows of a batch. Only a column that is read needs a value of Python in each cell."""
     try:
-        return batch.to_pylist()
+        rows = batch.to_pylist()
     except NO_VALUE:
         columns = [list(map(_value, column)) for column in batch.columns]
-        return [dict(zip(batch.schema.names, cells)) for cells in zip(*columns)]
+        rows = [dict(zip(batch.schema.names, cells)) for cells in zip(*columns)]
+    has_bytes = any("binary" in str(kind) for kind in batch.schema.types)
+    return list(map(with_texts, rows)) if has_bytes else rows
 
 
 def _value(cell: pyarrow.Scalar) -> Any:
@@ -96,7 +98,7 @@ def _read_parquet(path: Path) -> Iterator[pyarrow.RecordBatch]:
 
 def _check_joined_parquet(path: Path, metadata: pyarrow.parquet.FileMetaData) -> None:
     """Raise ValueError if another file stands in front of the last one: pyarrow reads one of them."""
-    if not metadata.num_row_groups:
+    if not (metadata.num_row_groups and metadata.num_columns):
         return
     last = metadata.row_group(metadata.num_row_groups - 1)
     columns = [last.column(number) for number in range(last.num_columns)]

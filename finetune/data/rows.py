@@ -29,6 +29,18 @@ class Row(NamedTuple):
         return "" if self.line is None else f" (line {self.line:,})"
 
 
+def with_texts(row: dict[str, Any]) -> dict[str, Any]:
+    """A row, with texts for bytes that are UTF-8: Hive, Impala and older Spark do not say in parquet which are text."""
+    return {name: _text_of(cell) if isinstance(cell, bytes) else cell for name, cell in row.items()}
+
+
+def _text_of(cell: bytes) -> str | bytes:
+    try:
+        return cell.decode()
+    except UnicodeDecodeError:
+        return cell
+
+
 def is_blank(text: str) -> bool:
     """Whether a text shows nothing."""
     return BLANK.fullmatch(text) is not None
@@ -53,6 +65,8 @@ def name_of_value(value: object) -> str:
         return "an object"
     if isinstance(value, list):
         return "a list" if value else "an empty list"
+    if isinstance(value, bytes):
+        return "bytes that are not UTF-8"
     if isinstance(value, NoValue):
         return "a value that Python has not, such as a date behind the year 9999"
     return f"a value of type {type(value).__name__}"

@@ -24,7 +24,7 @@ from finetune.data.documents import Chunk
 from finetune.data.later_rows import LaterRows
 from finetune.data.row_documents import document_of
 from finetune.data.row_shape import FIELD, Shape, fields_of, sample_of, shortened
-from finetune.data.rows import LeftOut, Row
+from finetune.data.rows import LeftOut, Row, with_texts
 from finetune.data.text_files import TextOptions, open_text, suffix_of, unescape
 
 TABLES = {
@@ -217,7 +217,7 @@ def _hub_rows(name: str, arguments: dict[str, Any]) -> Iterator[Row]:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it also logs each error that it raises
     try:
         for number, value in enumerate(datasets.load_dataset(**arguments, streaming=True), 1):
-            yield Row(number, value)
+            yield Row(number, with_texts(value))
     except UsageError:
         raise
     except Exception as error:
