@@ -422,4 +422,18 @@ NAMED = [
     refuses("a name that is empty", TEXTS, "no text given", "'' --documents=file"),
 ]
 
-CASES = [*NAMED, *OTHERS, *BESIDE, *SPLITS, *SPLITS_AMONG_WORDS, *KINDS, *LINKS]
+PACKAGES = {
+    "d/node_modules/left/README.md": "# left\n",
+    "d/venv/lib/python3.12/site-packages/right/LICENSE.txt": "As is.\n",
+    "d/__MACOSX/00.txt": "resource\n",
+    "d/~$letter.docx": b"\5Anna",
+    "d/@eaDir/00.txt": "preview\n",
+}
+FOLDERS = [
+    reads("packages and what programs keep beside texts", TEXTS | PACKAGES, P, "d", says="node_modules, site-packages"),
+    reads("packages beside texts of a pattern", TEXTS | PACKAGES, P, "'d/**/*.txt'", says="site-packages"),
+    reads("packages that are named", TEXTS | PACKAGES, ["# left\n"], "d/node_modules"),
+    reads("packages that a pattern names", TEXTS | PACKAGES, ["# left\n"], "'d/node_modules/**/*.md'"),
+]
+
+CASES = [*FOLDERS, *NAMED, *OTHERS, *BESIDE, *SPLITS, *SPLITS_AMONG_WORDS, *KINDS, *LINKS]

@@ -28,6 +28,12 @@ RECORDS = (
 ).split()
 BROKEN, MAX_KINDS = "broken link", 20
 SAVED = ("dataset_info.json", "state.json")  # together, beside the .arrow files of datasets.save_to_disk
+# what programs keep among the files of people: packages of others, previews, what was deleted
+FOLDERS = frozenset(
+    ("node_modules", "site-packages", "dist-packages", "__pycache__", "__MACOSX", "@eaDir", "lost+found")
+    + ("$RECYCLE.BIN", "System Volume Information")
+)
+HIDDEN = (".", "~$")  # the second are locks of Office
 SYSTEM = ("/", "/proc", "/sys", "/dev")  # to walk them takes minutes, and texts are elsewhere
 
 
@@ -94,7 +100,8 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
     base = Path(name) if is_directory else fixed_part(name)
     if (is_directory or "**" in Path(name).parts) and str(base.resolve()) in SYSTEM:
         raise UsageError(f"{name}: is a system directory; name the directory of your texts")
-    paths = list(_walk(base) if is_directory else _expand(name))
+    skipped: Counter[str] = Counter()
+    paths = list(_walk(base, skipped) if is_directory else _expand(name, skipped))
     written = own_files.written(paths, base) if is_directory or "**" in Path(name).parts else set()
     present = [path for path in paths if path not in written and os.path.isfile(path)]
     files = _once(path for path in present if path.stat().st_size)
@@ -106,6 +113,7 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
     readable = [path for path in files if takes_all or is_readable(path)]
     others = sorted(set(files).difference(readable))
     found = Found(left_out=Counter(map(_kind, others)), others=others, outside=outside)
+    found.left_out.update(skipped)
     found.left_out.update(path.name for path in written if is_readable(path))
     found.left_out.update(BROKEN for path in paths if not os.path.exists(path))
     data = _without_records(readable)
@@ -152,22 +160,23 @@ def _check_empty(
         )
 
 
-def _walk(directory: Path) -> Iterator[Path]:
+def _walk(directory: Path, skipped: Counter[str]) -> Iterator[Path]:
     """The files in a directory and below it, also behind links. Hidden names are left out."""
-    for folder in _folders(directory):
+    for folder in _folders(directory, skipped):
         yield from (Path(entry.path) for entry in _entries(folder) if not os.path.isdir(entry))
 
 
-def _folders(directory: Path) -> Iterator[Path]:
-    """A directory and those below it, also behind links, but each real one once. Hidden ones are left out, and those
-    above it, to which a link may lead."""
+def _folders(directory: Path, skipped: Counter[str]) -> Iterator[Path]:
+    """A directory and those below it, also behind links, but each real one once. Hidden ones are left out, those of
+    FOLDERS, which `skipped` counts, and those above it, to which a link may lead."""
     seen, level = {directory.resolve(), *directory.resolve().parents}, [directory]
     while level:
         yield from level
         below = sorted(Path(entry.path) for folder in level for entry in _entries(folder) if os.path.isdir(entry))
         level = []
+        skipped.update(folder.name for folder in below if folder.name in FOLDERS)
         for folder in below:
-            if folder.resolve() not in seen:
+            if folder.name not in FOLDERS and folder.resolve() not in seen:
                 seen.add(folder.resolve())
                 level.append(folder)
 
@@ -176,23 +185,23 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """What a directory holds under names that are not hidden."""
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
+            return [entry for entry in entries if not entry.name.startswith(HIDDEN)]
     except OSError as error:
         raise UsageError(f"{folder}: cannot be read: {error.strerror}") from None
 
 
-def _expand(pattern: str) -> Iterator[Path]:
+def _expand(pattern: str, skipped: Counter[str]) -> Iterator[Path]:
     """What a pattern matches, without hidden names; ** enters each real directory once, so links may go in circles."""
     parts = Path(pattern).parts
     if "**" not in parts:
         matched = map(Path, glob.glob(pattern))
-        yield from (path for path in matched if not path.name.startswith("."))
+        yield from (path for path in matched if not path.name.startswith(HIDDEN))
         return
     place = parts.index("**")
     rest = parts[place + 1 :]
     for start in glob.glob(os.path.join(*parts[:place])) if place else ["."]:
-        for folder in _folders(Path(start)) if os.path.isdir(start) else []:
-            yield from _expand(os.path.join(glob.escape(str(folder)), *(rest or ["*"])))
+        for folder in _folders(Path(start), skipped) if os.path.isdir(start) else []:
+            yield from _expand(os.path.join(glob.escape(str(folder)), *(rest or ["*"])), skipped)
 
 
 def _once(paths: Iterable[Path]) -> list[Path]:
