@@ -168,7 +168,8 @@ def _wrong_paths(options: Options) -> Iterator[str]:
     for path in (start_file, options.prompts):
         place = Path(path).expanduser()
         if path and not (place.is_file() or place.is_fifo()):
-            yield f"{path}: cannot be read: there is no such file"
+            problem = "it is a directory" if place.is_dir() else "there is no such file"
+            yield f"{path}: cannot be read: {problem}"
     if options.out and not options.chat:
         from finetune.runs import sample_file
 

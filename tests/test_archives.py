@@ -1,6 +1,7 @@
 """Archives, standard input and documents with a layout: unpacked, converted, or refused in one line."""
 
 import bz2
+import codecs
 import gzip
 import importlib.util
 import io
@@ -341,6 +342,28 @@ def test_prompts_of_files_have_no_byte_order_mark_and_no_carriage_returns():
     assert [text for _, text in prompts.read("p.jsonl")] == ["Hello\nthere"]
     chars = tokenizer.CharTokenizer(sorted(set("Hello there\nSecond prompt")))
     assert chars.decode(tokenizer.prompt_ids(chars, "FILE:p.txt")) == "Hello there\nSecond prompt\n"
+
+
+def test_rows_of_tables_are_no_prompts():
+    """Their commas and brackets would be part of the prompts, and the header one of them."""
+    rows = [{"prompt": f"What is {i}?"} for i in range(3)]
+    for name in ("p.ndjson", "p.JSONL", "p.jsonlines"):
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert [text for _, text in prompts.read(name)] == [row["prompt"] for row in rows]
+    Path("p.json").write_text(json.dumps(rows))
+    Path("p.csv").write_text("prompt,id\nWhat is 1?,1\n")
+    for name, way in (("p.json", r"jq -c '\.\[\]' p.json > prompts.jsonl"), ("p.csv", "with the suffix .jsonl")):
+        with pytest.raises(UsageError, match=f"^{name}: is a table; prompts are lines of text, .*{way}"):
+            prompts.read(name)
+
+
+@pytest.mark.parametrize("encoding, name", [("utf-16", "UTF-16"), ("cp1252", "CP1252")])
+def test_prompts_that_are_not_utf8_are_refused_with_their_conversion(encoding, name):
+    Path("p.txt").write_text("Où est-ce ?\n", encoding=encoding)
+    with pytest.raises(UsageError, match=f"is not UTF-8; convert it, as iconv -f {name} does$"):
+        prompts.read("p.txt")
+    Path("q.txt").write_bytes(Path("p.txt").read_bytes().decode(codecs.lookup(name).name).encode())
+    assert [text for _, text in prompts.read("q.txt")] == ["Où est-ce ?"]
 
 
 def test_a_compressed_tar_is_read_to_its_checksum():

@@ -276,7 +276,8 @@ def read_text(path: str | Path, most: int = MAX_TEXT) -> str:
             raise UsageError(f"{path}: has more than {most:,} bytes")
         return unify_newlines(content.decode("utf-8").removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: byte at offset {error.start:,} is not UTF-8") from None
+        way = "as iconv -f UTF-16 does" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "as iconv -f CP1252 does"
+        raise UsageError(f"{path}: byte at offset {error.start:,} is not UTF-8; convert it, {way}") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
 

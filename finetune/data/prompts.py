@@ -11,6 +11,9 @@ from finetune.common.files import read_text
 from finetune.data import chat
 from finetune.data.turns import unified
 
+JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
+TABLES = (".json", ".csv", ".tsv", ".tab", ".psv")  # whose lines would be prompts, with their commas and brackets
+
 
 def read(
     path: str | Path, template: str | None = None, names: Mapping[str, str] = chat.GPT2_NAMES
@@ -19,11 +22,15 @@ def read(
 
     An object of a .jsonl file has `prompt`, or `messages`, which need a chat template. `names` are the special
     tokens that it can use. Raises UsageError."""
-    prompts = []
+    prompts, suffix = [], Path(path).suffix.lower()
+    if suffix in TABLES:
+        way = f"; jq -c '.[]' {path} > prompts.jsonl writes the rows of an array so" if suffix == ".json" else ""
+        what = "prompts are lines of text, or objects with a prompt, a line each, in a file with the suffix .jsonl"
+        raise UsageError(f"{path}: is a table; {what}{way}")
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             place = f"{path}:{number}"
-            prompts.append((place, _parse(line, place, template, names) if str(path).endswith(".jsonl") else line))
+            prompts.append((place, _parse(line, place, template, names) if suffix in JSON_LINES else line))
     if not prompts:
         raise UsageError(f"{path}: no prompt in it")
     return prompts
