@@ -7,6 +7,7 @@ import pandas as pd
 from front_door import as_column, changed, either, json_lines, of, plain, reads, refuses, talk, texts, without
 
 T, P = texts(), plain()
+ARRAYS = [json.dumps(as_column(T[i : i + 4])) for i in range(0, 12, 4)]
 ROWS = as_column(T)
 LINES = json_lines(ROWS).splitlines()
 ARRAY = json.dumps(ROWS)
@@ -107,6 +108,19 @@ ODD_VALUES = [
         {"a.jsonl": '{"prompt": "What is \\ud83d 1?", "completion": "It is\\ude00 1."}\n' * 12},
         [talk("user: What is \ufffd 1?", "assistant: It is\ufffd 1.")] * 12,
         says="12 rows with half of a surrogate pair",
+    ),
+    *[
+        reads(f"arrays that were joined, {name}", {"a.json": between.join(ARRAYS)}, T)
+        for name, between in (("a line each", "\n"), ("on one line", ""), ("with an empty one", "[]\n"))
+    ],
+    reads(
+        "indented arrays that were joined",
+        {"a.json": "\n".join(json.dumps(json.loads(a), indent=2) for a in ARRAYS)},
+        T,
+    ),
+    refuses("arrays as lines", {"a.jsonl": "\n".join(ARRAYS)}, ["row 1 is a list", r"jq -c '\.\[\]' FILE"]),
+    refuses(
+        "an object behind an array", {"a.json": ARRAYS[0] + '\n{"text": "So"}'}, "line 2: something follows the array"
     ),
     reads("a pair of surrogates", {"a.jsonl": with_line(3, '{"text": "ab\\ud83d\\ude00c"}')}, changed(T, 3, "ab😀c")),
     either(

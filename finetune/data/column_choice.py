@@ -41,10 +41,11 @@ def find_shape(
         raise UsageError(f"{place}: {sample[0].problem}{sample[0].suffix()}" if sample else f"{place}: no rows in it")
     if all(isinstance(value, list) for value in values):
         if not any(map(are_messages, values)):
-            raise UsageError(
-                f"{place}: row 1 is a list; a row is an object, or a list of messages, and nothing else (pandas:"
-                " to_json(FILE, orient='records', lines=True))"
-            )
+            of_objects = all(isinstance(one, dict) for value in values for one in value)
+            way = "pandas: to_json(FILE, orient='records', lines=True)"
+            way = "jq -c '.[]' FILE > out.jsonl writes the objects in it as rows" if of_objects else way
+            what = "a row is an object, or a list of messages, and nothing else"
+            raise UsageError(f"{place}: row 1 is a list; {what} ({way})")
         return Shape("messages")
     if all(isinstance(value, str) for value in values):
         if written_cells.are_json(values):

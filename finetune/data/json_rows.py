@@ -77,6 +77,9 @@ def _is_value_of_lines(first: str, below: str, is_lines: bool, open_text: Callab
         isinstance(one, dict) and {"role", "from"} & {*one} for one in value
     )
     is_row = isinstance(value, dict) and not is_of_pandas(value)
+    is_array = isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+    if is_array and not is_lines and not is_conversation:
+        return False
     return bool(below) or (is_lines and (is_row or is_conversation))
 
 
@@ -155,7 +158,13 @@ def _values_of(scanner: Scanner) -> Iterator[Any]:
         yield scanner.value()
 
 
+def _elements_of_arrays(scanner: Scanner) -> Iterator[Any]:
+    """The rows of arrays that were joined, such as the pages of an answer."""
+    while scanner.peek() == "[":
+        yield from scanner.elements("row")
+
+
 def _read_array(scanner: Scanner) -> Iterator[Row]:
-    yield from numbered(scanner.elements("row"), scanner)
+    yield from numbered(_elements_of_arrays(scanner), scanner)
     if scanner.peek():
         raise scanner.error("something follows the array; JSON lines have no [ around them")
