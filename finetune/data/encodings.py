@@ -28,7 +28,7 @@ ESCAPES = {  # of the 7-bit encodings that switch between alphabets
 HZ = re.compile(rb"~\{((?:[\x21-\x57][\x21-\x7e])+)~\}")
 # common in text of any language: ASCII, punctuation and spaces of CJK
 COMMON_CHARACTERS = re.compile("[\t\n\r -~\u3000-\u3002\uff0c\uff01\uff1f]")
-HIRAGANA = re.compile("[\u3041-\u3096]")
+KANA = re.compile("[\u3041-\u3096\u30a1-\u30fc]")  # not those of half width, which are the letters of others
 NO_FILES = ("undefined", "idna", "punycode")  # codecs of text, but not of files
 CONTROLS = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
 # what charset-normalizer may choose from: it knows rare ones, which short texts happen to fit
@@ -143,10 +143,10 @@ def guess(data: bytes) -> str | None:
 
 
 def _japanese(data: bytes) -> str | None:
-    """The encoding of Japanese, which is full of hiragana."""
+    """The encoding of Japanese, which is full of kana."""
     for encoding in ("euc_jp", "cp932"):
         text = _decode(data, encoding) or ""
-        if len(HIRAGANA.findall(text)) > 0.25 * sum(not char.isascii() for char in text):
+        if len(KANA.findall(text)) > 0.25 * sum(not char.isascii() for char in text):
             return encoding
     return None
 
