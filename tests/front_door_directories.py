@@ -432,6 +432,12 @@ PACKAGES = {
 FOLDERS = [
     reads("packages and what programs keep beside texts", TEXTS | PACKAGES, P, "d", says="node_modules, site-packages"),
     reads("packages beside texts of a pattern", TEXTS | PACKAGES, P, "'d/**/*.txt'", says="site-packages"),
+    refuses(
+        "a directory of bins of nanoGPT",
+        {"d/train.bin": b"\1\7\2\3" * 99, "d/val.bin": b"\1\7" * 9},
+        ["no text there", "train --dataset=d;"],
+        "d",
+    ),
     reads("packages that are named", TEXTS | PACKAGES, ["# left\n"], "d/node_modules"),
     reads("packages that a pattern names", TEXTS | PACKAGES, ["# left\n"], "'d/node_modules/**/*.md'"),
 ]

@@ -85,6 +85,8 @@ class Found:
         way = ""
         if suffixes:
             way = f"; texts of other suffixes are named by a pattern: '{name}/**/*{suffixes.most_common(1)[0][0]}'"
+        if bins := [path.parent for path in self.others if path.name == "train.bin"]:
+            way += f"; train.bin holds token ids, which need no preparation: finetune train --dataset={bins[0]}"
         way += f"; left out: {self.describe_left_out()}" if self.left_out else ""
         return way + (f"; {self.describe_outside()}" if self.outside else "")
 
