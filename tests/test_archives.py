@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -18,7 +19,7 @@ import pyarrow
 import pytest
 
 from finetune.common.errors import UsageError
-from finetune.data import archives, converted, directories, prompts, tokenizer
+from finetune.data import archives, converted, directories, prompts, sources, tokenizer
 
 FILES = {"a.txt": "one\n", "sub/b.jsonl": '{"text": "größe"}\n', "sub/deep/ü.txt": "three\n"}
 TARS = ("tar", "tar.gz", "tgz", "tar.bz2", "tbz2", "tar.xz", "txz", "TAR.GZ")
@@ -217,6 +218,28 @@ def test_a_pipe_is_read_or_refused_in_one_line(pipe, tiny_run, command):
     ):
         code, _, error = command(*argv)
         assert code == 2 and told in error and error.count("\n") == 1, error
+
+
+def test_an_archive_of_other_texts_names_a_way_that_works():
+    """Nobody can name files within an archive; a README of it was learned alone."""
+    files = {"news/1.tokens": "Hello there.\n", "news/2.tokens": "So it is.\n"}
+    for name, members in (("a.zip", files), ("b.zip", files | {"README.md": "# About it\n"})):
+        zipped(name, members)
+        with pytest.raises(UsageError, match=r"^(a|b).zip: no text there.*; unpack it to DIRECTORY; .*") as caught:
+            sources.find([name])
+        folder, pattern = name[0], re.search(r"'DIRECTORY(/[^']*)'", str(caught.value))[1]
+        zipfile.ZipFile(name).extractall(folder)
+        assert [path.name for path in sources.find([folder + pattern])[0].files] == ["1.tokens", "2.tokens"]
+
+
+def test_a_directory_of_compressed_texts_of_other_suffixes_names_their_pattern():
+    Path("d").mkdir()
+    Path("d/a.sql.gz").write_bytes(gzip.compress(b"INSERT INTO a VALUES (1);\n"))
+    Path("d/b.bin.gz").write_bytes(gzip.compress(bytes(99)))
+    Path("d/c.gz").write_bytes(b"\x1f\x8b not gzip")
+    with pytest.raises(UsageError, match=r"'d/\*\*/\*.sql.gz'"):
+        sources.find(["d"])
+    assert [chunk.text for chunk in sources.find(["d/**/*.sql.gz"])[0].chunks()][0] == "INSERT INTO a VALUES (1);\n"
 
 
 def docx(path, text):

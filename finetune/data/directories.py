@@ -14,7 +14,7 @@ from finetune.common.errors import UsageError
 from finetune.common.files import read_json_object
 from finetune.common.opened import leads_out
 from finetune.config.paths import fixed_part
-from finetune.data import own_files
+from finetune.data import compressed, own_files
 from finetune.data.card_configs import files_of_default
 from finetune.data.encodings import is_binary, is_utf8
 from finetune.data.row_shape import shortened
@@ -67,25 +67,28 @@ class Found:
         where = f"{files} elsewhere, behind links, such as {self.outside[0].resolve()}"
         return f"{where}, and left out; name them, or put the files themselves there"
 
-    def card_of_others(self, name: str) -> str | None:
+    def card_of_others(self, place: str) -> str | None:
         """The name of a README or a licence that is all there is to read of a directory with other texts."""
         files = [path for found in self.files.values() for path in found]
-        is_alone = bool(files) and all(CARD.match(path.name) for path in files) and bool(self._other_texts(name))
+        is_alone = bool(files) and all(CARD.match(path.name) for path in files) and bool(self._other_texts(place))
         return files[0].name if is_alone else None
 
-    def _other_texts(self, name: str) -> list[Path]:
+    def _other_texts(self, place: str) -> list[Path]:
         """Texts of other suffixes in a directory."""
         return [
-            path for path in self.others if os.path.isdir(name) and not CARD.match(path.name) and _may_be_text(path)
+            path for path in self.others if os.path.isdir(place) and not CARD.match(path.name) and _may_be_text(path)
         ]
 
-    def way_in(self, name: str) -> str:
-        """What a directory leaves out where nothing is read, and the pattern that takes the texts among it."""
-        suffixes = Counter(map(suffix_of, self._other_texts(name)))
-        way = ""
+    def way_in(self, place: str, is_unpacked: bool) -> str:
+        """What a directory leaves out where nothing is read, and the pattern that takes the texts among it.
+        `is_unpacked` says that the directory is that of an archive, in which nobody can name files."""
+        suffixes = Counter(map(_whole_suffix, self._other_texts(place)))
+        folder, way = "DIRECTORY" if is_unpacked else place, ""
         if suffixes:
-            way = f"; texts of other suffixes are named by a pattern: '{name}/**/*{suffixes.most_common(1)[0][0]}'"
-        if bins := [path.parent for path in self.others if path.name == "train.bin"]:
+            way = "; unpack it to DIRECTORY" if is_unpacked else ""
+            way += f"; texts of other suffixes are named by a pattern: '{folder}/**/*{suffixes.most_common(1)[0][0]}'"
+        bins = [path.parent for path in self.others if path.name == "train.bin"]
+        if bins and not is_unpacked:
             way += f"; train.bin holds token ids, which need no preparation: finetune train --dataset={bins[0]}"
         way += f"; left out: {self.describe_left_out()}" if self.left_out else ""
         return way + (f"; {self.describe_outside()}" if self.outside else "")
@@ -252,9 +255,18 @@ def _kind(path: Path) -> str:
     return suffix_of(path) or path.name
 
 
+def _whole_suffix(path: Path) -> str:
+    """The suffix, with that of a compression: `.sql.gz`."""
+    packed = path.suffix if path.suffix.lower() in compressed.SUFFIXES else ""
+    return Path(path.name.removesuffix(packed)).suffix + packed
+
+
 def _may_be_text(path: Path) -> bool:
-    with open(path, "rb") as file:
-        head = file.read(1 << 12)
+    try:
+        with compressed.open_decompressed(path) as file:
+            head = file.read(1 << 12)
+    except compressed.READ_ERRORS:
+        return False
     return is_utf8(head) and not is_binary(head)
 
 

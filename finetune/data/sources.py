@@ -235,9 +235,9 @@ class Finder:
         for split in ("train", "val"):
             if files := found.files.get(split):
                 sources[split] = self._source(name, files=files, root=root)
-        if (card := found.card_of_others(name)) or "train" not in sources:
+        if (card := found.card_of_others(place)) or "train" not in sources:
             what = f" but {card}, which is about the others" if card else f"; {READ}"
-            raise UsageError(f"{name}: no text there{what}{found.way_in(name)}")
+            raise UsageError(f"{name}: no text there{what}{found.way_in(place, root is not None)}")
         train = sources["train"]
         train.left_out = found.describe_left_out()
         train.notes += [f"{name}: {said}" for said in [found.describe_outside()] if said]
