@@ -204,7 +204,10 @@ def test_unknown_encodings_are_refused_with_similar_names():
         ("utf-9", "did you mean .*utf-8"),
         ("shiftjs", "did you mean .*shift_jis"),
         ("win1252", "did you mean cp1252"),
-        ("base64", "no encoding 'base64'"),
+        ("base64", "no encoding 'base64'; examples are"),
+        ("Unicode Text", "no encoding 'Unicode Text'; did you mean utf-16"),
+        ("ANSI", "no encoding 'ANSI'; did you mean cp1252"),  # of Notepad; a traceback where Windows is not
+        ("mbcs", "no encoding 'mbcs'"),
         ("rot13", "no encoding 'rot13'"),
         ("nonsense", "examples are utf-8"),
     ):

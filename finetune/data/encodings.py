@@ -29,6 +29,8 @@ HZ = re.compile(rb"~\{((?:[\x21-\x57][\x21-\x7e])+)~\}")
 # common in text of any language: ASCII, punctuation and spaces of CJK
 COMMON_CHARACTERS = re.compile("[\t\n\r -~\u3000-\u3002\uff0c\uff01\uff1f]")
 KANA = re.compile("[\u3041-\u3096\u30a1-\u30fc]")  # not those of half width, which are the letters of others
+# what editors and spreadsheets of Windows call encodings
+OF_EDITORS = {"ansi": ["cp1252"], "oem": ["cp437", "cp850"], "unicode": ["utf-16"], "unicode_text": ["utf-16"]}
 NO_FILES = ("undefined", "idna", "punycode")  # codecs of text, but not of files
 CONTROLS = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
 # what charset-normalizer may choose from: it knows rare ones, which short texts happen to fit
@@ -40,17 +42,25 @@ CANDIDATES = """
 
 def find_codec(name: str) -> str:
     """Python's name of a text encoding. Raises UsageError with the names that are similar."""
+    if codec := _codec_of_text(name.strip()):
+        return codec
+    wanted = re.sub("[- ]", "_", name.strip().lower()).replace("windows_", "cp")
+    known = {*encodings.aliases.aliases, *encodings.aliases.aliases.values()}
+    similar = map(_codec_of_text, OF_EDITORS.get(wanted) or difflib.get_close_matches(wanted, known, 4, 0.7))
+    near = sorted({codec for codec in similar if codec})
+    advice = f"; did you mean {' or '.join(near)}?" if near else "; examples are utf-8, utf-16, cp1252 and shift_jis"
+    raise UsageError(f"encoding: no encoding {name!r}{advice}")
+
+
+def _codec_of_text(name: str) -> str | None:
+    """Python's name of an encoding of text; None for another name, such as base64, or ansi where Windows is not."""
     with contextlib.suppress(LookupError, ValueError):
-        codec = codecs.lookup(name.strip())
+        codec = codecs.lookup(name)
         with contextlib.suppress(UnicodeError):
             b"a".decode(codec.name)  # LookupError for codecs such as base64, which do not give text
         if codec.name not in NO_FILES:
             return "utf-8" if codec.name == "utf-8-sig" else codec.name
-    wanted = name.strip().lower().replace("-", "_").replace("windows_", "cp")
-    known = {*encodings.aliases.aliases, *encodings.aliases.aliases.values()}
-    near = sorted({codecs.lookup(match).name for match in difflib.get_close_matches(wanted, known, 4, 0.7)})
-    advice = f"; did you mean {' or '.join(near)}?" if near else "; examples are utf-8, utf-16, cp1252 and shift_jis"
-    raise UsageError(f"encoding: no encoding {name!r}{advice}")
+    return None
 
 
 def encoding_of_mark(data: bytes) -> tuple[str | None, int]:
