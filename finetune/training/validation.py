@@ -41,8 +41,9 @@ def validate(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     facts = {**evaluation, "init_from": setup.init_from, "base_model": hub_id(setup.init_from)}
     facts |= setup.provenance
     finish_saves(setup, logger)  # which tells what best/ holds
-    again = step == state.best.get("step")  # published before a crash that lost the state of this step
-    is_best = again or val_loss < state.best.get("val_loss", math.inf)
+    lowest = state.best.get("val_loss", math.inf)
+    # equal at the same step: published before a crash that lost the state of this step
+    is_best = val_loss < lowest or (val_loss == lowest and step == state.best["step"])
 
     def published() -> None:
         state.best = {"val_loss": val_loss, "step": step}
@@ -55,7 +56,7 @@ def validate(setup: Setup, state: TrainState, logger: RunLogger) -> None:
         publish_model(setup, state, logger, f"iter_{step:06d}", facts)
     warn(setup, state, logger)
     # with callbacks it is on disk by now
-    setup.notify(Evaluation(step, train_loss, val_loss, best=state.best.get("step") == step))
+    setup.notify(Evaluation(step, train_loss, val_loss, best=is_best and state.best.get("step") == step))
 
 
 def val_losses(setup: Setup, on_progress: OnProgress) -> tuple[float, dict[str, float]]:

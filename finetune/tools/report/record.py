@@ -25,6 +25,7 @@ from finetune.runs.events import Event, read_metrics
 BEGINS, ENDS = ("start", "resume"), ("end", "stop", "failed")  # of a session; a resumed run has several
 MISSING = "does not exist"
 ROWS = "rows per iteration (batch_size x gradient_accumulation_steps)"  # a key of a run's identity
+LOSSES = ("step", "train_loss", "val_loss")  # of an evaluation
 SIZES = ("n_embd", "n_layer", "vocab_size", "n_positions", "n_inner")  # whole numbers of config.json
 
 
@@ -110,12 +111,15 @@ class Record:
 
     @cached_property
     def evaluations(self) -> list[Event]:
-        return [event for event in self.of("eval") if has_numbers(event, "step", "train_loss", "val_loss")]
+        return [event for event in self.of("eval") if has_numbers(event, *LOSSES)]
 
     @cached_property
     def best(self) -> Event:
-        """The evaluation with the lowest validation loss, or {}."""
-        return min(self.evaluations, key=lambda event: event["val_loss"], default={})
+        """The evaluation with the lowest validation loss, or {}. That of best/ is no event any more if the run was put
+        back behind it."""
+        kept = [self.facts] if self.evaluations and has_numbers(self.facts, *LOSSES) else []
+        found = min([*self.evaluations, *kept], key=lambda event: event["val_loss"], default={})
+        return {"event": "eval", **{name: found[name] for name in LOSSES}} if found is self.facts else found
 
     @cached_property
     def done(self) -> int:

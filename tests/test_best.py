@@ -1,0 +1,47 @@
+"""best/ holds the lowest validation loss of a run, also where the run was put back behind it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finetune.common.files import read_json_object
+from finetune.tools.report.record import LOSSES, load
+from finetune.training.callbacks import Evaluation
+from finetune.training.state import Hooks
+from finetune.training.trainer import train
+
+
+def killed_at(step):
+    def before_update(setup, state):
+        if state.step == step:
+            raise KeyboardInterrupt
+
+    return Hooks(before_update=before_update)
+
+
+def evaluations(out_dir="out"):
+    lines = map(json.loads, Path(out_dir, "metrics.jsonl").read_text().splitlines())
+    return [event for event in lines if event["event"] == "eval"]
+
+
+def test_a_better_model_of_undone_updates_stays(tiny):
+    length = {"max_iters": 30, "eval_interval": 3, "save_interval": 6, "warmup_iters": 0}
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(**length), hooks=killed_at(29))
+    before, weights = read_json_object("out/best/finetune.json"), Path("out/best/model.safetensors").read_bytes()
+    assert before["step"] == 27 and Path("out/last/step-00000024").is_dir()
+    was_best = {}
+
+    def watch(moment):
+        if isinstance(moment, Evaluation):
+            was_best[moment.step] = moment.best
+
+    slow = tiny(**length, init_from="resume", learning_rate=1e-6)
+    setup, state = train(slow, hooks=Hooks(watch=watch))
+    after = {event["step"]: event["val_loss"] for event in evaluations()}
+    assert before["val_loss"] < after[27] and before["val_loss"] < after[30]  # so it made the same steps worse
+    assert Path("out/best/model.safetensors").read_bytes() == weights
+    assert state.best == {"step": 27, "val_loss": before["val_loss"]} and was_best == {27: False, 30: False}
+    told = load("out").best
+    assert {name: told[name] for name in LOSSES} == {name: before[name] for name in LOSSES}
