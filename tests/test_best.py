@@ -45,3 +45,16 @@ def test_a_better_model_of_undone_updates_stays(tiny):
     assert state.best == {"step": 27, "val_loss": before["val_loss"]} and was_best == {27: False, 30: False}
     told = load("out").best
     assert {name: told[name] for name in LOSSES} == {name: before[name] for name in LOSSES}
+
+
+def test_a_loss_over_other_blocks_is_never_the_one_to_beat(tiny):
+    length = {"max_iters": 18, "eval_interval": 8, "save_interval": 2, "learning_rate": 1e-5}
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(**length, eval_iters=9), hooks=killed_at(11))
+    with pytest.raises(KeyboardInterrupt):  # after states were saved, and before an evaluation
+        train(tiny(**length, eval_iters=1, init_from="resume"), hooks=killed_at(15))
+    old = read_json_object("out/best/finetune.json")["val_loss"]
+    _, state = train(tiny(**length, eval_iters=1, init_from="resume"))
+    new = [event["val_loss"] for event in evaluations()]
+    assert len(new) == 2 and min(new) == state.best["val_loss"] == read_json_object("out/best/finetune.json")["val_loss"]
+    assert old < min(new)  # so it would have stayed

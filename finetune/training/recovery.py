@@ -121,6 +121,8 @@ def resume(setup: Setup, state: TrainState, saved: SavedState, say: Callable[[st
             f"evaluations take {now:,} blocks, {before:,} before: their losses are not compared, so best/ and patience"
             " start afresh"
         )
+    elif not state.evaluations:  # ended after such a change, before it was evaluated: best/ is of the blocks before
+        state.best = {}
     elif not state.best:
         say(f"{Path(recipe.out_dir, 'best')}: there is none, or it is damaged; the next evaluation writes it")
         if state.evaluations and state.evaluations[-1]["step"] == state.step:
