@@ -95,17 +95,27 @@ def test_a_resumed_run_is_planned_from_where_it_is(tiny, command):
     assert plan.evaluations == sum(event["event"] == "eval" for event in events) and plan.config == run.model.config
 
 
-def test_isolated_documents_are_packed_as_training_packs_them(tiny):
+@pytest.mark.parametrize("has_targets_at_the_end", [False, True])
+def test_isolated_documents_are_packed_as_training_packs_them(has_targets_at_the_end, tiny, capsys):
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         ids = rng.integers(0, 50256, 3000)
         ids[rng.integers(0, 3000, 200)] = 50256
         Path("data/d").mkdir(parents=True, exist_ok=True)
         ids.astype(np.uint16).tofile(f"data/d/{split}.bin")
-    recipe = tiny(dataset="data/d", isolate_documents="true")
+        mask = ids == 50256
+        mask[:-1] |= mask[1:]  # long questions, of which the first blocks have no target, and short answers
+        if has_targets_at_the_end:
+            mask.astype(np.uint8).tofile(f"data/d/{split}_mask.bin")
+    recipe = tiny(dataset="data/d", isolate_documents="true", max_iters=1)
     Path("out").mkdir()
-    plan, (run, _) = planned(recipe), setup.setup_run(recipe, devices.start(recipe), print)
+    plan, (run, _) = planned(recipe), trainer.train(recipe)
     assert (plan.data.rows["train"], plan.data.rows["val"]) == (run.train.num_rows, run.val.num_rows)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("documents are isolated: "))
+    targets = sum(int((run.train.batch([row])[1] >= 0).sum()) for row in range(run.train.num_rows))
+    share = targets / (run.train.num_rows * 32)
+    told = f"{run.train.num_rows:,} blocks hold {targets:,} targets, {share:.1%} of their tokens"
+    assert line == f"documents are isolated: {told}"
 
 
 @pytest.mark.parametrize(

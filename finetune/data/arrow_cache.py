@@ -143,11 +143,20 @@ def consecutive_rows(values: np.ndarray, rows: int, block_size: int) -> np.ndarr
     return np.lib.stride_tricks.sliding_window_view(values, block_size + 1)[::block_size]
 
 
+def num_packed_rows(dataset: Dataset, split: str, block_size: int) -> int:
+    """Rows of a split that is packed."""
+    rows = packing.pack(dataset.document_ends(split), block_size + 1, _target_mask(dataset, split))[2]
+    return int(rows[-1]) + 1 if len(rows) else 0
+
+
+def _target_mask(dataset: Dataset, split: str) -> np.ndarray | None:
+    mask = dataset.mask(split)
+    return np.memmap(mask, dtype=np.uint8, mode="r") if mask else None
+
+
 def build_packed(dataset: Dataset, split: str, path: Path, block_size: int, batch_bytes: int = BATCH_BYTES) -> None:
     """Write the cache of the packed documents of a bin."""
-    ids = dataset.open_bin(split)
-    mask = dataset.mask(split)
-    is_target = np.memmap(mask, dtype=np.uint8, mode="r") if mask else None
+    ids, is_target = dataset.open_bin(split), _target_mask(dataset, split)
     first, length, row = packing.pack(dataset.document_ends(split), block_size + 1, is_target)
     if not len(row):
         raise UsageError(f"{dataset.bin(split)}: no document of two tokens or more, so there is nothing to predict")

@@ -124,8 +124,9 @@ def log_setup(setup: Setup, state: TrainState, logger: RunLogger, peak_source: s
             part_passes = schedule.length * rows * share / part.num_rows
             say(f"{name}: {share:.1%} of the blocks, {part_passes:.1f} passes over its {part.num_rows:,}")
     if train.is_isolated:
-        filled = train.num_tokens / (train.num_rows * (train.block_size + 1))
-        say(f"documents are isolated: {train.num_tokens:,} tokens packed into blocks that are {filled:.1%} full")
+        learned = train.num_targets(range(train.num_rows))
+        share = learned / (train.num_rows * train.block_size)
+        say(f"documents are isolated: {train.num_rows:,} blocks hold {learned:,} targets, {share:.1%} of their tokens")
     if setup.init_from == "scratch" and recipe.learning_rate < SLOW_FROM_SCRATCH:
         say(
             f"learning_rate {recipe.learning_rate:g} suits pretrained weights; from scratch 3e-4 to 1e-3 are usual, see"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from finetune.common.errors import UsageError
 from finetune.config.recipe import Recipe
-from finetune.data import arrow_cache, packing
+from finetune.data import arrow_cache
 from finetune.data import dataset as data_dataset
 from finetune.data.dataset import Dataset
 from finetune.runs.datasets import is_isolated
@@ -41,10 +41,8 @@ def measured(recipe: Recipe, datasets: list[Dataset], model: ModelRef) -> DataSi
             data_dataset.check_ids(dataset, split, contents, config.vocab_size, model.name)
             tokens[split] += contents.tokens
             if isolated:
-                ends = dataset.document_ends(split)
-                packed = packing.pack(ends, block_size + 1)[2]
-                rows[split] += int(packed[-1]) + 1 if len(packed) else 0
-                document_sizes.append(contents.tokens / len(ends))
+                rows[split] += arrow_cache.num_packed_rows(dataset, split, block_size)
+                document_sizes.append(contents.tokens / len(dataset.document_ends(split)))
             else:
                 arrow_cache.check_length(dataset, split, block_size, contents.tokens)
                 rows[split] += arrow_cache.num_rows(contents.tokens, block_size)
