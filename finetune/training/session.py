@@ -210,14 +210,16 @@ def _too_few_updates(setup: Setup) -> str | None:
     recipe, length, rows = setup.recipe, setup.schedule.length, setup.train.num_rows
     if recipe.init_from == "resume" or recipe.epochs is None or length >= min(WANTED_UPDATES, recipe.max_iters):
         return None
-    sizes = schedules.sizes_for(WANTED_UPDATES, recipe, rows, setup.device.accelerator.num_processes)
-    flags: dict[str, float] = {**sizes}
-    blocks, epochs, what = math.prod(sizes.values()), recipe.epochs, "smaller ones"
-    if blocks >= recipe.blocks_per_update:  # they are as small as they can be
+    flags: dict[str, float] = {
+        **schedules.sizes_for(WANTED_UPDATES, recipe, rows, setup.device.accelerator.num_processes)
+    }
+    blocks, epochs, what = math.prod(flags.values()), recipe.epochs, "smaller ones"
+    if not epochs or blocks >= recipe.blocks_per_update:  # they are as small as they can be
         blocks, what = recipe.blocks_per_update, "more epochs"
-        epochs = flags["epochs"] = math.ceil(WANTED_UPDATES * blocks / rows)
+        flags = {"epochs": (epochs := math.ceil(WANTED_UPDATES * blocks / rows))}
+    if (more := math.ceil(epochs * rows / blocks)) > recipe.max_iters:
+        flags["max_iters"] = more
     way = command("train", Path(recipe.out_dir, RECIPE), **flags, overwrite="true")
-    more = math.ceil(epochs * rows / blocks)
     return f"{length} updates in {recipe.epochs:g} epochs teach little; {what} make {more:,}: {way}"
 
 
