@@ -21,6 +21,7 @@ from finetune.common.errors import UsageError
 from finetune.config import recipe_file
 from finetune.config.cli import parse
 from finetune.config.recipe import Recipe
+from finetune.config.schedule import schedule
 from finetune.runs.events import read_metrics
 from finetune.runtime import fsdp, memory_modes
 from finetune.tools.report import diagnosis, record
@@ -239,6 +240,17 @@ def test_broken_runs_get_their_label(name):
         fresh = options.init_from != "resume" and not options.overwrite
         assert (options.out_dir == "out-2") == fresh, "another run goes beside this one"
         assert options != parse(Recipe, ["out/recipe.yaml"], "")[0]
+
+
+@pytest.mark.parametrize("max_iters", [300, 5000])
+def test_twice_as_long_is_twice_as_long_under_a_ceiling(max_iters):
+    out = Path(BROKEN["ended while it fell"][1]())
+    for path in (out / "recipe.yaml", out / "metrics.jsonl"):
+        text = path.read_text().replace('"epochs": null', '"epochs": 2.0').replace("epochs: null", "epochs: 2.0")
+        path.write_text(re.sub(r"(max_iters\"?: )5000", rf"\g<1>{max_iters}", text))
+    (finding,) = diagnosis.diagnose(record.load(out))
+    recipe, _ = parse(Recipe, shlex.split(finding.command.split("finetune train")[1]), "")
+    assert schedule(recipe, num_rows=250 * recipe.blocks_per_update // 2).length == 500
 
 
 @pytest.mark.parametrize("name", HEALTHY)

@@ -245,6 +245,8 @@ def _still_falling(run: Record) -> Finding | None:
     flags: dict[str, remedies.Flag] = {"max_iters": 2 * run.length}
     if run.recipe.get("epochs") and run.length < run.recipe.get("max_iters", 0):
         flags = {"epochs": 2 * run.recipe["epochs"]}
+        if 2 * run.length > run.recipe["max_iters"]:
+            flags["max_iters"] = 2 * run.length
     command = remedies.resume(run, **flags, lr_decay_iters=None)
     return Finding("disappointing", [evidence, *_findings_of_doctor(run)], "resume, and train twice as long", command)
 
