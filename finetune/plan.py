@@ -63,6 +63,8 @@ class Options(Recipe):
             yield "find_lr", f"trains on real data, and that takes time; remove {other}"
         elif self.find_lr and self.init_from == "resume":
             yield "find_lr", "a resumed run has its rate already; give the model it began with as init_from"
+        elif self.find_lr and self.learning_rate == 0:
+            yield "find_lr", "tries rates around learning_rate, and there are none around 0; give another learning_rate"
 
 
 def main(argv: list[str]) -> int:

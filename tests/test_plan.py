@@ -2,6 +2,7 @@
 numbers."""
 
 import dataclasses
+import json
 import re
 import time
 from pathlib import Path
@@ -305,6 +306,15 @@ def test_a_suggested_recipe_is_one_that_nothing_can_be_said_against(command):
     )  # is there already
 
 
+@pytest.mark.parametrize("init_from", [["--init_from=scratch", "--n_layer=1", "--n_head=1", "--n_embd=8"], []])
+def test_a_suggested_recipe_makes_the_epochs_that_were_asked_for(command, init_from):
+    flags = ["--epochs=400", "--suggest=true", "--to=new.yaml", "--quick=true", "--device=cpu"]
+    assert command("plan", bins_of(301_966), *init_from, *flags)[0] == 0
+    code, out, _ = command("plan", "new.yaml", "--quick=true", "--json=true")
+    plan = json.loads(out)
+    assert code == 0 and plan["recipe"]["epochs"] == 400 and plan["passes"] >= 400
+
+
 @pytest.mark.parametrize(
     ("flags", "sizes"),
     [
@@ -439,6 +449,18 @@ def test_find_lr_judges_as_a_run_of_that_rate_ends(tiny, monkeypatch, capsys):
     assert f"suggestion: --learning_rate={tried.best:g}; it is at the edge" in tried.report()
 
 
+def test_find_lr_compares_by_the_blocks_with_targets(tiny):
+    ids = np.random.default_rng(0).integers(0, 50256, 3000)
+    write_bins(Path("data/d"), ids, ids)
+    (np.arange(3000) < 2000).astype(np.uint8).tofile("data/d/train_mask.bin")
+    (np.arange(3000) // 10 == 17).astype(np.uint8).tofile("data/d/val_mask.bin")  # in the sixth of 94 blocks alone
+    recipe = tiny(dataset="data/d", isolate_documents="false", max_iters=1)
+    times = dict.fromkeys((field.name for field in dataclasses.fields(estimate.Timing)), 1e-4)
+    plan = dataclasses.replace(planned(recipe), timing=estimate.Timing(**times))
+    tried = lr_finder.find_lr(plan, 1.0)
+    assert all(5 < loss < 20 for loss in (tried.before, *tried.results.values()))
+
+
 def test_find_lr_says_how_long_it_would_take_where_that_is_too_long(tiny):
     plan = timing.timed(planned(tiny()), time.perf_counter())
     slow = dataclasses.replace(plan, timing=dataclasses.replace(plan.timing, update=1000.0, start=0.0, row=0.0))
@@ -470,6 +492,7 @@ SCRATCH = ["--init_from=scratch", "--n_layer=1", "--n_head=1", "--n_embd=8", "--
         (["--tokens=99999", "--suggest=true", "--to=gone/x.yaml"], "there is no directory"),
         (["--tokens=99999", "--find_lr=true"], "remove tokens"),
         (["--dataset=x", "--find_lr=true", "--quick=true"], "remove quick"),
+        (["--dataset=x", "--find_lr=true", "--learning_rate=0"], "--find_lr: tries rates around learning_rate"),
         (["--tokens=99999", "--trial_minutes=3"], "--trial_minutes: has no effect without --find_lr=true"),
         (["--tokens=99999", "--eval_only=true"], "nothing to plan in a single evaluation"),
         (["--tokens=99999", "--init_from=nobody/nothing"], "nobody/nothing: no such directory, not in the local cache"),
@@ -497,7 +520,6 @@ def test_options_are_the_recipe_and_more():
 @pytest.mark.slow
 def test_time_and_memory_of_a_real_run(tmp_path):
     """The benchmark behind docs/planning.md, on a toy in place of the larger shape."""
-    import json
     import subprocess
     import sys
 

@@ -14,7 +14,7 @@ from finetune.common.errors import UsageError
 from finetune.common.formatting import duration, two_digits
 from finetune.config import schedule as schedules
 from finetune.config.recipe import Recipe
-from finetune.evaluation.split_loss import split_loss
+from finetune.evaluation.split_loss import eval_rows, split_loss
 from finetune.runtime import device as devices
 from finetune.tools.plan.estimate import Plan, Timing
 from finetune.training import step
@@ -64,7 +64,7 @@ def find_lr(plan: Plan, minutes: float) -> Trial:
     with tempfile.TemporaryDirectory() as out_dir:
         recipe = dataclasses.replace(plan.recipe, out_dir=out_dir, num_samples=0, overwrite=False, **short)
         setup, state = setup_run(recipe, devices.start(recipe), lambda line: None)
-        rows = np.linspace(0, setup.val.num_rows - 1, min(ROWS, setup.val.num_rows)).round().astype(np.int64)
+        rows = eval_rows(setup.val, ROWS)
         given, results = recipe.learning_rate, {}
 
         def try_rate(rate: float) -> None:

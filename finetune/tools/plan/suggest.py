@@ -28,7 +28,7 @@ def recipe(plan: Plan, path: str = "FILE.yaml", learning_rate: float | None = No
     chosen = _choose(plan, learning_rate)
     fields = [field.name for field in dataclasses.fields(Recipe)]
     for name, origin in plan.origins.items():
-        if name in fields and origin.startswith("--"):
+        if name in fields and _is_given(plan, name):
             chosen[name] = getattr(plan.recipe, name), "as given on the command line"
         elif name in fields:
             chosen.setdefault(name, (getattr(plan.recipe, name), f"as in {origin}"))
@@ -49,7 +49,7 @@ def recipe(plan: Plan, path: str = "FILE.yaml", learning_rate: float | None = No
 
 
 def _choose(plan: Plan, learning_rate: float | None) -> Choices:
-    given = {name for name, origin in plan.origins.items() if origin.startswith("--")}
+    given = {name for name in plan.origins if _is_given(plan, name)}
     plan, chosen = (plan, {}) if "init_from" in given else _choose_model(plan)
     chosen |= _choose_batch(plan, given)
     rows = chosen["batch_size"][0] * chosen["gradient_accumulation_steps"][0]
@@ -115,7 +115,13 @@ def _rows_of_update(plan: Plan) -> int:
     return plan.processes * 2 ** max(0, round(math.log2(rows / plan.processes)))
 
 
-def _epochs(plan: Plan) -> int:
+def _is_given(plan: Plan, name: str) -> bool:
+    return plan.origins.get(name, "").startswith("--")
+
+
+def _epochs(plan: Plan) -> float:
+    if plan.recipe.epochs and _is_given(plan, "epochs"):
+        return plan.recipe.epochs
     if plan.pretrained:
         return PASSES
     epochs = round(TOKENS_PER_PARAMETER * sizes.num_parameters(plan.config) / plan.data.tokens["train"])
@@ -131,6 +137,8 @@ def _choose_length(plan: Plan, rows: int) -> Choices:
     else:
         ceiling = max(MAX_ITERS, length)
         why = f"{TOKENS_PER_PARAMETER} tokens a parameter, at most {PASSES_FROM_SCRATCH} passes"
+    if _is_given(plan, "epochs"):
+        ceiling = max(MAX_ITERS, length)
     limit = "a ceiling" if length <= ceiling else f"ends the run before {epochs} passes, which are {length:,}"
     return {"epochs": (epochs, f"{min(length, ceiling):,} updates; {why}"), "max_iters": (ceiling, limit)}
 
