@@ -24,13 +24,14 @@ REQUIRED = {  # of these events; other values may be missing or null
     **dict.fromkeys(("failed", "diverged", "save_failed"), ("problem",)),
 }
 TYPES: dict[str, Any] = {  # of the values
-    **dict.fromkeys("iter step reached length batch_size gradient_accumulation_steps code rank".split(), int),
+    **dict.fromkeys("iter step reached length batch_size gradient_accumulation_steps code rank eval_rows".split(), int),
     **dict.fromkeys("loss train_loss val_loss lr grad_norm seconds tokens_per_second mfu".split(), Number),
     **dict.fromkeys("perplexity bits_per_byte accuracy temperature".split(), Number),
     **dict.fromkeys(("time", "lr_scale", "memory"), float),
     **dict.fromkeys("problem line name signal done start split model machine".split(), str),
     "texts": list[str],
     "val_losses": dict[str, Number],
+    "split_blocks": dict[str, int],
     "recipe": {name: kind | None for name, kind in get_type_hints(Recipe).items()},
     **dict.fromkeys(("identity", "metrics"), dict),
     "reasons": dict[str, dict],

@@ -191,6 +191,8 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
         **setup.provenance,
         identity=setup.identity,
         data=setup.dataset_facts,
+        split_blocks={"train": setup.train.num_rows, "val": setup.val.num_rows},
+        eval_rows=setup.max_eval_rows,
         machine=setup.device.describe(),
         memory=setup.device.memory()[1],
         reasons=reasons,

@@ -115,8 +115,7 @@ class Record:
 
     @cached_property
     def best(self) -> Event:
-        """The evaluation with the lowest validation loss, or {}. That of best/ is no event any more if the run was put
-        back behind it."""
+        """The evaluation with the lowest validation loss, or {}; of best/, where the run was put back behind that."""
         kept = [self.facts] if self.evaluations and has_numbers(self.facts, *LOSSES) else []
         found = min([*self.evaluations, *kept], key=lambda event: event["val_loss"], default={})
         return {"event": "eval", **{name: found[name] for name in LOSSES}} if found is self.facts else found
@@ -182,9 +181,9 @@ class Record:
     def passes(self, updates: int) -> float | None:
         """Passes over the training data in so many updates, None if unknown."""
         rows, block_size = self.started.get("identity", {}).get(ROWS), self.recipe.get("block_size")
-        if not rows or not block_size or not self.train_tokens:
-            return None
-        return updates * rows * block_size / self.train_tokens
+        if rows and (blocks := self.started.get("split_blocks", {}).get("train")):  # none before 2026-12-01
+            return updates * rows / blocks
+        return updates * rows * block_size / self.train_tokens if rows and block_size and self.train_tokens else None
 
     def of(self, kind: str) -> list[Event]:
         return [event for event in self.events if event["event"] == kind]

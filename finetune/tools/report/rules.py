@@ -149,7 +149,8 @@ def overfitting(run: Record) -> Finding | None:
     if not evidence:
         return None
     if passes := run.passes(last["step"]):
-        evidence.append(f"{last['step']:,} updates were {passes:.1f} passes over {run.train_tokens:,} tokens")
+        tokens = f"{run.train_tokens:,} tokens" if run.train_tokens else "the data"
+        evidence.append(f"{last['step']:,} updates were {passes:.1f} passes over {tokens}")
     advice = f"best/ keeps step {best['step']}. More text helps most; with this text use fewer updates and dropout"
     second = run.evaluations[:2][-1]
     max_iters = max(1, best["step"] or second["step"] // 4)
