@@ -1,6 +1,7 @@
 """A run learns, tells the truth about it, and leaves what it promises."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from finetune.data.tokenizer import from_directory, prompt_ids
 from finetune.gpt.sampling import draw_samples
 from finetune.runs.events import read_metrics
 from finetune.runtime import device as devices
+from finetune.training.state import Hooks
 from finetune.training.trainer import Clock, train
 
 
@@ -396,6 +398,19 @@ def test_samples_while_training_are_those_of_the_model_at_that_step(tiny, capsys
             Path(f"plain/last/step-00000012/{name}.safetensors").read_bytes()
             == Path(f"out/last/step-00000012/{name}.safetensors").read_bytes()
         )
+
+
+def test_samples_after_a_rollback_are_of_the_updates_that_stay(tiny):
+    sampling = {"num_samples": 1, "max_new_tokens": 3, "sample_interval": 2, "save_interval": 4, "max_iters": 9}
+    bad = []
+
+    def after_backward(setup, state):
+        if state.step == 7 and not bad:
+            bad.append(setup.model.ln_f.bias.grad.fill_(math.nan))
+
+    train(tiny(**sampling), hooks=Hooks(after_backward=after_backward))
+    assert [event["step"] for event in events("out", "rollback")] == [4]
+    assert [event["step"] for event in events("out", "samples")][:4] == [2, 4, 6, 8]  # then those of best/
 
 
 def test_the_peak_is_that_of_the_best_product_and_says_how_sure_it_is(monkeypatch):

@@ -50,6 +50,7 @@ def roll_back(setup: Setup, state: TrainState, logger: RunLogger, problem: str) 
     else:
         reset_to_initial(setup, state)
     state.last_rollback = state.step
+    state.last_sampled = min(state.last_sampled, max(0, state.step - 1))  # later samples leave metrics.jsonl
     state.rollbacks, state.lr_scale = state.rollbacks + 1, state.lr_scale / 2
     logger.print(
         f"rollback {state.rollbacks} of {recipe.max_rollbacks}: back to step {state.step}, learning rates times"

@@ -132,7 +132,7 @@ class Due(NamedTuple):
 def what_is_due(setup: Setup, state: TrainState) -> Due:
     step, schedule, sample_interval = state.step, setup.schedule, setup.recipe.sample_interval
     finished = step >= schedule.length
-    # done before: by the run that was resumed, before an OOM, or before a rollback
+    # done before: by the run that was resumed, or before an OOM
     evaluated = bool(state.evaluations) and step == state.evaluations[-1]["step"]
     sampled = step <= state.last_sampled
     saved = step == state.last_saved
