@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from finetune import GPT
-from finetune.common.errors import UsageError
+from finetune.common.errors import Failure, UsageError
 from finetune.common.lock import lock
 from finetune.config.cli import parse
 from finetune.config.recipe import Recipe
@@ -411,6 +411,22 @@ def test_samples_after_a_rollback_are_of_the_updates_that_stay(tiny):
     train(tiny(**sampling), hooks=Hooks(after_backward=after_backward))
     assert [event["step"] for event in events("out", "rollback")] == [4]
     assert [event["step"] for event in events("out", "samples")][:4] == [2, 4, 6, 8]  # then those of best/
+
+
+def test_a_new_learning_rate_has_its_own_rollbacks(tiny):
+    bad = [3, 3, 6]  # two harm the first rate, one the second
+
+    def after_backward(setup, state):
+        if bad and state.step == bad[0]:
+            setup.model.ln_f.bias.grad.fill_(math.nan)
+            bad.pop(0)
+
+    hooks = Hooks(after_backward=after_backward)
+    with pytest.raises(Failure, match="after 1 rollbacks.* A lower learning_rate") as problem:
+        train(tiny(max_iters=9, max_rollbacks=1), hooks=hooks)
+    assert problem.value.code == 3
+    _, state = train(tiny(max_iters=9, max_rollbacks=1, learning_rate=5e-3, init_from="resume"), hooks=hooks)
+    assert (state.step, state.rollbacks, state.lr_scale) == (9, 1, 0.5)
 
 
 def test_the_peak_is_that_of_the_best_product_and_says_how_sure_it_is(monkeypatch):

@@ -105,8 +105,8 @@ def resume(setup: Setup, state: TrainState, saved: SavedState, say: Callable[[st
     restore_state(setup, state, saved)
     recipe, values = setup.recipe, saved.state
     state.lr_scale, state.rollbacks = values["lr_scale"], values["rollbacks"]
-    if recipe.learning_rate != values["recipe"]["learning_rate"]:
-        state.lr_scale = 1.0
+    if recipe.learning_rate != values["recipe"]["learning_rate"]:  # which is what a run that used them up advises
+        state.lr_scale, state.rollbacks = 1.0, 0
     if state.lr_scale != 1.0:
         say(
             f"after {state.rollbacks} rollbacks learning rates are multiplied by {state.lr_scale:g}; a new"
