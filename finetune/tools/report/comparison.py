@@ -112,7 +112,7 @@ def _evaluated_blocks(run: Record) -> tuple[object, ...]:
     """What says into which blocks the split is cut, and how many an evaluation reads."""
     values = run.recipe | run.started.get("identity", {})  # where `auto` is decided
     read = run.started.get("eval_rows")
-    if read is None and values.get("eval_iters"):  # a run before 2026-12-01
+    if read is None and values.get("eval_iters"):  # an older run
         read = values["eval_iters"] * (values.get("batch_size") or 0)
     is_whole = read is None or 0 < run.started.get("split_blocks", {}).get("val", 0) <= read
     return values.get("block_size"), values.get("isolate_documents"), None if is_whole else read

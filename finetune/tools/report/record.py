@@ -181,7 +181,7 @@ class Record:
     def passes(self, updates: int) -> float | None:
         """Passes over the training data in so many updates, None if unknown."""
         rows, block_size = self.started.get("identity", {}).get(ROWS), self.recipe.get("block_size")
-        if rows and (blocks := self.started.get("split_blocks", {}).get("train")):  # none before 2026-12-01
+        if rows and (blocks := self.started.get("split_blocks", {}).get("train")):  # older runs lack them
             return updates * rows / blocks
         return updates * rows * block_size / self.train_tokens if rows and block_size and self.train_tokens else None
 
