@@ -1,5 +1,6 @@
 """The Python face: functions with the flags as keywords, that leave the process as it was."""
 
+import contextlib
 import copy
 import doctest
 import importlib
@@ -490,6 +491,54 @@ def test_nothing_of_the_process_is_changed(notes, monkeypatch):
         torch.set_num_threads(threads)
         pyplot.close(figure)
         pyplot.switch_backend("agg")
+
+
+@contextlib.contextmanager
+def as_default(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def precision_by_backend(backend):
+    """What torch 2.9 recommends in place of set_float32_matmul_precision, which then cannot be read any more."""
+    before = backend.fp32_precision
+    backend.fp32_precision = "tf32" if backend is torch.backends.cuda.matmul else "bf16"
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before
+
+
+def test_the_modes_of_torch_around_a_call_change_no_figure(notes):
+    places = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
+    products = [place for place in places if hasattr(place, "fp32_precision")]  # from torch 2.9
+
+    def figures(out_dir):
+        run = train(dataset=notes, out_dir=out_dir, **TINY)
+        texts = sample(run, "The ", num_samples=2, max_new_tokens=8)
+        return run.history, evaluate(run)["loss"], texts, export(run, to="exported").name
+
+    def modes():
+        precisions = [place.fp32_precision for place in products]
+        device, dtype = torch.get_default_device(), torch.get_default_dtype()
+        return torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), device, dtype, precisions
+
+    expected = figures("out")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())  # and so without gradients
+        stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
+        stack.enter_context(torch.device("meta"))
+        stack.enter_context(as_default(torch.bfloat16))
+        for place in products:
+            stack.enter_context(precision_by_backend(place))
+        before = modes()
+        assert figures("other") == expected
+        assert modes() == before
 
 
 def test_it_works_in_a_thread(notes):

@@ -9,6 +9,7 @@ import random
 import threading
 import warnings
 from collections.abc import Generator
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,8 @@ ONE_AT_A_TIME = threading.RLock()  # calls from other threads wait; one inside a
 @contextlib.contextmanager
 def unchanged() -> Generator[None]:
     """Afterwards are as before: threads, precision, determinism and random state of torch, random numbers of Python and
-    numpy, the environment, warning filters, loggers, and the state that accelerate shares among its objects."""
+    numpy, the environment, warning filters, loggers, and the state that accelerate shares among its objects. Within,
+    torch computes as in a new process, so that a call gives the figures of the command."""
     with (
         ONE_AT_A_TIME,
         warnings.catch_warnings(),
@@ -26,6 +28,7 @@ def unchanged() -> Generator[None]:
         _loggers(),
         _random_state(),
         _torch_settings(),
+        _torch_modes(),
         _accelerate_state(),
     ):
         yield
@@ -77,22 +80,59 @@ def _torch_settings() -> Generator[None]:
     import torch
 
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    precision = torch.get_float32_matmul_precision()
     deterministic = _determinism()
     utils, cudnn = torch.utils.deterministic, torch.backends.cudnn
     filled, benchmark = utils.fill_uninitialized_memory, cudnn.benchmark  # pyrefly: ignore[missing-attribute]
     cudnn_sdp = torch.backends.cuda.cudnn_sdp_enabled()
     try:
-        yield
+        with _float32_products():
+            torch.set_default_dtype(torch.float32)
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
-        torch.set_float32_matmul_precision(precision)
         if _determinism() != deterministic:  # setting it imports torch's compiler
             torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         utils.fill_uninitialized_memory = filled  # pyrefly: ignore[missing-attribute]
         cudnn.benchmark = benchmark
         torch.backends.cuda.enable_cudnn_sdp(cudnn_sdp)
+
+
+@contextlib.contextmanager
+def _float32_products() -> Generator[None]:
+    """Matrix products of float32 in float32."""
+    import torch
+
+    # once the user has set `fp32_precision` (torch 2.9), reading the older setting is an error
+    places = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
+    backends: list[Any] = [place for place in places if hasattr(place, "fp32_precision")]
+    before = [backend.fp32_precision for backend in backends]
+    older = None
+    with contextlib.suppress(RuntimeError):
+        older = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(older or "highest")
+        for backend, precision in zip(backends, before):
+            backend.fp32_precision = precision
+
+
+@contextlib.contextmanager
+def _torch_modes() -> Generator[None]:
+    """Gradients, no autocast, and new tensors on the CPU, whatever the caller has switched on."""
+    import torch
+
+    with contextlib.ExitStack() as modes:
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                modes.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":  # a mode that costs time in every call of torch
+            modes.enter_context(torch.device("cpu"))
+        yield
 
 
 def _determinism() -> tuple[bool, bool]:
