@@ -102,6 +102,18 @@ def test_loss_is_a_sum_over_counted_targets(hf_model):
     torch.testing.assert_close(loss, expected)
 
 
+@pytest.mark.parametrize("chunked", ["false", "true", "auto"])
+@pytest.mark.parametrize("wrong", [-1, 101, 120])  # nanoGPT's sign for a target that does not count, and ids above
+def test_targets_that_are_no_ids_are_an_error_as_in_torch(hf_model, wrong, chunked):
+    model, idx = GPT.from_hf(hf_model()), torch.zeros(1, 4, dtype=torch.long)
+    model.chunked_loss = chunked
+    targets = torch.tensor([[1, wrong, -100, 3]])
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        torch.nn.functional.cross_entropy(model(idx)[0], targets[0], ignore_index=-100)
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        model(idx, targets)
+
+
 def test_the_padding_of_the_vocabulary_touches_nothing():
     model = GPT.from_scratch(GPTConfig(block_size=8, vocab_size=65, n_layer=1, n_head=1, n_embd=16))
     idx = torch.randint(0, 65, (4, 8), generator=torch.Generator().manual_seed(0))

@@ -82,9 +82,11 @@ def _cross_entropy_(logits: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
     rows = SOFTMAX_ROWS if logits.device.type == "cpu" else CHUNK
     for first in range(0, logits.size(0), rows):
         part, index = logits[first : first + rows], targets[first : first + rows, None]
-        counted, index = index != IGNORE_INDEX, index.clamp(min=0)
+        counted = index != IGNORE_INDEX
+        index = index.masked_fill(~counted, 0)
         scores = part.float()
-        picked, top = scores.gather(-1, index), scores.amax(-1, keepdim=True)
+        picked = scores[:, :vocab_size].gather(-1, index)  # an error for any other id, as in F.cross_entropy
+        top = scores.amax(-1, keepdim=True)
         p = scores.softmax(-1)
         # log-sum-exp by way of the likeliest id, whose probability cannot underflow: faster than torch.logsumexp
         loss += ((top - p.amax(-1, keepdim=True).log() - picked) * counted).sum()
