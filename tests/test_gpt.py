@@ -1,5 +1,7 @@
 """The network computes what transformers' GPT2LMHeadModel computes, and their weights are the same."""
 
+import math
+
 import pytest
 import torch
 
@@ -100,6 +102,21 @@ def test_loss_is_a_sum_over_counted_targets(hf_model):
     expected = torch.nn.functional.cross_entropy(logits[targets != -100], targets[targets != -100], reduction="sum")
     assert count.item() == 3 + 8
     torch.testing.assert_close(loss, expected)
+
+
+def test_a_new_network_has_random_weights_of_the_state_of_torch():
+    """As nanoGPT's, and as GPT2LMHeadModel(config) has."""
+    config = GPTConfig(block_size=64, vocab_size=640, n_layer=1, n_head=1, n_embd=64)
+    torch.manual_seed(3)
+    first, second = GPT(config), GPT(config)
+    torch.manual_seed(3)
+    assert torch.equal(GPT(config).wte.weight, first.wte.weight)
+    assert not torch.equal(first.wte.weight, second.wte.weight)
+    idx = torch.randint(0, 640, (4, 64), generator=torch.Generator().manual_seed(0))
+    loss, count = first(idx, idx.roll(-1, 1))
+    assert (loss / count).item() == pytest.approx(math.log(640), rel=0.02)
+    assert first.wte.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert torch.equal(GPT.from_scratch(config, 5).wpe.weight, GPT.from_scratch(config, 5).wpe.weight)
 
 
 @pytest.mark.parametrize("chunked", ["false", "true", "auto"])

@@ -29,15 +29,22 @@ __all__ = ["GPT", "GPTConfig"]
 
 
 class GPT(Transformer):
-    """The network with loading, saving and generation. `finetune.GPT` is this class with `tokenizer` and `push_to_hub`,
-    which `publishing.model` adds to it from above."""
+    """The network with loading, saving and generation. A new one has random weights, drawn with torch's random state.
+    `finetune.GPT` is this class with `tokenizer` and `push_to_hub`, which `publishing.model` adds to it from above."""
 
     source: str | Path | None = None  # what `from_pretrained` read
 
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        if not self.wte.weight.is_meta:
+            self.init_weights()
+
     @classmethod
-    def from_scratch(cls, config: GPTConfig, seed: int = 1337) -> Self:
-        """Random weights."""
-        return cls(config).init_weights(torch.Generator().manual_seed(seed))
+    def from_scratch(cls, config: GPTConfig, seed: int = 1337, device: str | torch.device = "cpu") -> Self:
+        """Random weights, the same for the same seed."""
+        with torch.device("meta"):  # drawn once, below
+            model = cls(config)
+        return model.to_empty(device=device).init_weights(torch.Generator(device).manual_seed(seed))
 
     @classmethod
     def from_pretrained(

@@ -112,7 +112,7 @@ SHAPES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (3
 class Transformer(nn.Module):
     """The network alone, its head tied to the token embedding; `finetune.GPT` adds loading and generation.
 
-    The weights of a new one are uninitialized until `init_weights` or `load_state_dict`."""
+    Unlike those of a GPT, the weights of a new one are uninitialized until `init_weights` or `load_state_dict`."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

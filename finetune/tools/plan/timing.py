@@ -89,9 +89,7 @@ def _setup(plan: Plan, device: Device) -> Setup:
     """A run over random blocks, with random weights."""
     recipe = plan.recipe
     check_compiler(recipe, device, lambda line: None)
-    with torch.device(device.torch_device):
-        generator = torch.Generator(device.torch_device).manual_seed(recipe.seed)
-        model = GPT(plan.config).init_weights(generator)
+    model = GPT.from_scratch(plan.config, recipe.seed, device.torch_device)
     if recipe.lora_rank:
         lora.add_adapters(model, recipe)
     wrapped_model, optimizer = wrap_model_and_make_optimizer(
