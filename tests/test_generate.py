@@ -203,6 +203,16 @@ def test_generation_keeps_the_mode_of_the_model_and_refuses_nonsense(hf_model):
     for name, value in {"temperature": -1, "top_p": 0, "min_p": 1.1, "repetition_penalty": 0}.items():
         with pytest.raises(ValueError, match=name):
             model.generate(torch.zeros(1, 1, dtype=torch.long), 2, **{name: value})
+    for name, value in {"top_k": -1, "max_new_tokens": -2}.items():
+        with pytest.raises(ValueError, match=f"{name} must be at least 0, got {value}"):
+            model.generate(torch.zeros(1, 1, dtype=torch.long), **{"max_new_tokens": 2, name: value})
+    with pytest.raises(ValueError, match=r"must be \(B, T\)"):
+        model.generate(torch.zeros(3, dtype=torch.long), 2)
+    for wrong in (-1, 101, 120):  # transformers has no embedding for them, ours has up to 127
+        with pytest.raises(IndexError):
+            hf_model().generate(torch.tensor([[1, wrong]]), max_new_tokens=2)
+        with pytest.raises(ValueError, match=f"idx has {wrong}, which is no id of this model; these are 0 to 100"):
+            model.generate(torch.tensor([[1, 2], [1, wrong]]), 2)
     with pytest.raises(TypeError, match="temprature"):
         model.generate(torch.zeros(1, 1, dtype=torch.long), 2, temprature=0.5)
 

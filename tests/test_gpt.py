@@ -154,6 +154,12 @@ def test_cropping_keeps_the_first_positions(hf_model):
         model(torch.zeros(1, 9, dtype=torch.long))
     with pytest.raises(ValueError, match="8 positions"):
         model.crop_block_size(9)
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="at least 1"):
+            model.crop_block_size(wrong)
+    for wrong in (-0.1, 1.5):
+        with pytest.raises(ValueError, match="dropout must be"):
+            model.set_dropout(wrong)
 
 
 def test_gradient_checkpointing_changes_no_gradient(hf_model):

@@ -164,6 +164,8 @@ NOT_UNWRAPPED = {
     "adapters of the embedding": (lambda model: adapted(model, target_modules=["wte"]), "share their weights"),
     "adapters of the head": (lambda model: adapted(model, target_modules=["lm_head"]), "share their weights"),
     "another network": (lambda model: torch.nn.Linear(2, 2), "Linear is not a model of transformers"),
+    "nothing": (lambda model: None, "NoneType is not a model of transformers"),
+    "a name": (lambda model: "gpt2", "str is not a model of transformers; GPT.from_pretrained takes a name"),
     "a part of it": (lambda model: model.transformer.h[0], "GPT2Block is not a model of transformers"),
 }
 

@@ -79,9 +79,10 @@ class GPT(Transformer):
     def from_hf(cls, hf_model: nn.Module) -> Self:
         """A float32 copy of a transformers model, which may be compiled, wrapped by DDP, or have adapters of peft: they
         are merged into the copy. Raises ValueError for what is no GPT-2."""
-        theirs = _unwrapped(hf_model)
+        theirs = _unwrapped(hf_model) if isinstance(hf_model, nn.Module) else hf_model
         if not hasattr(getattr(theirs, "config", None), "to_dict"):
-            raise ValueError(f"{type(theirs).__name__} is not a model of transformers; it has no config")
+            why = "GPT.from_pretrained takes a name" if isinstance(theirs, str) else "it has no config"
+            raise ValueError(f"{type(theirs).__name__} is not a model of transformers; {why}")
         # of a GGUF file transformers makes floats and keeps this key; what is still quantized is no float
         keys = {key: value for key, value in theirs.config.to_dict().items() if key != "quantization_config"}
         config = convert.config_from_hf(keys)

@@ -39,6 +39,8 @@ class Sampler:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 0:
+            raise ValueError(f"top_k must be at least 0, got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if not 0 <= self.min_p <= 1:
@@ -78,11 +80,12 @@ def generate(
     `callback(ids)` gets the new ids (B, n) every `callback_every` tokens and at the end; True stops.
 
     The model sees the last block_size tokens. Beyond these all positions move with each token, so every step computes
-    the whole window, without the cache. Raises ValueError for an empty prompt and for values out of range."""
+    the whole window, without the cache. Raises ValueError for an empty prompt, for ids that are not in the vocabulary
+    and for values out of range."""
     eos_token_id: int | Sequence[int] | Literal["model"] | None = sampling.pop("eos_token_id", "model")
     rows: Sequence[int] = sampling.pop("rows", range(len(idx)))
     sampler = Sampler(**sampling)
-    _check(idx, rows)
+    _check(idx, rows, max_new_tokens, model.config.vocab_size)
     out = torch.cat([idx, idx.new_empty(len(idx), max_new_tokens)], 1)
     endings, shown = _endings(model.config, eos_token_id, out), idx.size(1)
     keys = streams.step_keys(generator, rows, max_new_tokens, idx.device)
@@ -103,11 +106,18 @@ def generate(
     return out if endings is None else out[:, : idx.size(1) + endings.longest()]
 
 
-def _check(idx: Tensor, rows: Sequence[int]) -> None:
+def _check(idx: Tensor, rows: Sequence[int], max_new_tokens: int, vocab_size: int) -> None:
+    if idx.dim() != 2:
+        raise ValueError(f"idx must be (B, T), a row of ids for each text, got the shape {tuple(idx.shape)}")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
     if idx.size(1) == 0:
         raise ValueError("the prompt is empty; a model needs at least one token to go on from")
     if len(rows) != len(idx):
         raise ValueError(f"rows must have a number for each of the {len(idx)} rows, got {len(rows)}")
+    wrong = [int(one) for one in idx.aminmax() if not 0 <= one < vocab_size] if len(idx) else []
+    if wrong:  # the embedding has a few rows more
+        raise ValueError(f"idx has {wrong[0]}, which is no id of this model; these are 0 to {vocab_size - 1}")
 
 
 class Endings:

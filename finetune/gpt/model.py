@@ -191,7 +191,9 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def crop_block_size(self, block_size: int) -> None:
-        """Keep the first `block_size` positions. Raises ValueError if the model has fewer."""
+        """Keep the first `block_size` positions, at least one. Raises ValueError if the model has fewer."""
+        if block_size < 1:
+            raise ValueError(f"block_size must be at least 1, got {block_size}")
         if block_size > self.config.block_size:
             raise ValueError(f"block_size={block_size} is above the model's {self.config.block_size} positions")
         self.config.block_size = block_size
@@ -199,7 +201,9 @@ class Transformer(nn.Module):
         self.wpe.weight = nn.Parameter(self.wpe.weight[:block_size].clone())
 
     def set_dropout(self, dropout: float) -> None:
-        """Set the probability of every dropout."""
+        """Set the probability of every dropout. Raises ValueError for what is none."""
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must be a number from 0 to 1, got {dropout}")
         self.config.dropout = dropout
         for module in self.modules():
             if isinstance(module, nn.Dropout):
