@@ -53,7 +53,13 @@ class Run:
     """A run directory. Everything is read from its files, so it is as new as they are."""
 
     def __init__(self, out_dir: Place) -> None:
-        self.out_dir = Path(as_path(out_dir, "out_dir")).expanduser()
+        self._given = Path(as_path(out_dir, "out_dir")).expanduser()
+        self._absolute = self._given.absolute()
+
+    @property
+    def out_dir(self) -> Path:
+        """The directory, as it was given; its absolute path after a change of the current directory."""
+        return self._given if self._given.absolute() == self._absolute else self._absolute
 
     @classmethod
     def open(cls, out_dir: Place) -> Run:

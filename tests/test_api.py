@@ -493,6 +493,19 @@ def test_nothing_of_the_process_is_changed(notes, monkeypatch):
         pyplot.switch_backend("agg")
 
 
+def test_a_run_stays_the_same_in_another_directory(notes, monkeypatch):
+    run = train(dataset=notes, out_dir="out", **TINY)
+    shown, history = repr(run), run.history
+    assert run.out_dir == Path("out")
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert run.history == history and run.status == "finished" and run.best.is_dir()
+    assert pickle.loads(pickle.dumps(run)).val_loss == run.val_loss
+    assert len(run.sample("The ", num_samples=1, max_new_tokens=2)) == 1
+    monkeypatch.chdir("..")
+    assert repr(run) == shown
+
+
 @contextlib.contextmanager
 def as_default(dtype):
     before = torch.get_default_dtype()
