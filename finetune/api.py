@@ -14,7 +14,7 @@ from finetune.eval import measure
 from finetune.evaluation.options import Options as EvaluateOptions
 from finetune.export import Options as ExportOptions
 from finetune.export import export_and_push
-from finetune.keywords import arguments, parse_keywords, path_flags, takes_flags
+from finetune.keywords import EACH, arguments, parse_keywords, path_flags, takes_flags
 from finetune.plan import Options as PlanOptions
 from finetune.plan import make_plan
 from finetune.prepare import Options as PrepareOptions
@@ -35,7 +35,7 @@ class Prepared:
     """A prepared directory: `train(dataset=prepared, ...)` takes it."""
 
     directory: Path
-    splits: dict[str, dict[str, int]]  # {"train", "val"} -> counts: tokens, documents, characters, bytes; {} if dry
+    splits: dict[str, dict[str, Any]]  # {"train", "val"} -> what meta.json has: tokens, sha256 and more; {} if dry
     tokenizer: str
 
     def __fspath__(self) -> str:
@@ -96,7 +96,8 @@ def _sample(options: SampleOptions, starts: tuple[str, ...]) -> list[str]:
     found = find(options)
     assert found.tokenizer
     if wrong := [start for start in starts if not isinstance(start, str) or not start]:
-        raise UsageError(f"{described(wrong[0])}: a prompt is a text of at least one token")
+        way = EACH if isinstance(wrong[0], list | tuple) else ""
+        raise UsageError(f"{described(wrong[0])}: a prompt is a text of at least one token{way}")
     prompts = [encode_prompt(found.tokenizer, start, repr(start)) for start in starts]
     prompts = prompts or read_starts(options, found)
     settings = read_settings(options, found)

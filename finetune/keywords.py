@@ -9,7 +9,7 @@ import inspect
 import os
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from finetune.common.errors import Failure, UsageError
@@ -79,13 +79,21 @@ def arguments(cls: type[DataclassInstance], positional: Sequence[object], keywor
     return [*argv, "--", *places] if places else argv
 
 
+EACH = "; write * before it to give each by itself"
+
+
 def _way_in(place: object) -> str:
     """The end of a message about an argument without a keyword that is no path."""
+    if hasattr(place, "read"):
+        name = getattr(place, "name", None)
+        return f"; give its name, {name!r}" if isinstance(name, str) else "; write what it holds into a file first"
     if isinstance(place, str) and "\n" in place:
         return "; write a text into a file first"
-    if isinstance(place, list | tuple) and place:
+    if isinstance(place, list | tuple | set) and place:
         is_names = all(isinstance(each, str | os.PathLike) for each in place)
-        return "; write * before it to give each by itself" if is_names else "; write rows as JSON lines into a file"
+        return EACH if is_names else "; write rows as JSON lines into a file"
+    if isinstance(place, Iterator):
+        return EACH
     return way_out(place) or "; flags are keywords, written max_iters=100"
 
 

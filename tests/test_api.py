@@ -5,6 +5,7 @@ import copy
 import doctest
 import importlib
 import inspect
+import io
 import logging
 import math
 import os
@@ -240,8 +241,16 @@ def test_what_is_no_path_is_a_usage_error(value, notes):
 
 
 def test_lists_texts_and_models_say_how_they_are_given(notes):
+    train(dataset=notes, out_dir="out", **TINY)
+    with Path(notes).open() as file:
+        pass
     for call, told in (
         (lambda: prepare([notes, notes]), "before it to give each by itself"),
+        (lambda: prepare(Path().glob("*.txt")), "before it to give each by itself"),
+        (lambda: prepare(*Path().glob("*.txt"), start="a"), "unknown keyword start"),
+        (lambda: prepare(file), f"; give its name, '{notes}'"),
+        (lambda: prepare(io.StringIO("a")), "write what it holds into a file first"),
+        (lambda: sample("out", ["The ", "A "]), "before it to give each by itself"),
         (lambda: prepare([{"text": "a"}]), "write rows as JSON lines into a file"),
         (lambda: prepare("Once upon\na time" * 20), "'Once upon.*no file or name; write a text into a file first"),
         (lambda: train(dataset=notes, callbacks=DataFrame("x")), "callbacks: a DataFrame is no list"),
