@@ -615,13 +615,17 @@ def test_sample_refuses_what_cannot_go_together(notes):
     )
 
 
-def test_a_model_knows_its_tokenizer(notes):
-    from finetune import GPT
-
+def test_a_model_knows_its_tokenizer(notes, tmp_path, monkeypatch):
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     run = train(dataset=notes, out_dir="out", **TINY)
     model = GPT.from_pretrained(run.best)
     ids = model.tokenizer.encode("The")
     assert model.tokenizer.decode(ids) == "The"
+    relative, fetched = GPT.from_pretrained("out"), GPT.from_pretrained((tmp_path / "out").as_uri())
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    for other in (relative, fetched):
+        assert other.tokenizer.encode("The").tolist() == ids.tolist()
     with pytest.raises(UsageError, match="no tokenizer"):
         _ = GPT.from_scratch(model.config).tokenizer
     with pytest.raises(UsageError, match="USER/NAME"):

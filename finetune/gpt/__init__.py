@@ -9,6 +9,7 @@ model.save_pretrained("mine")                  # a Hugging Face directory
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,11 @@ class GPT(Transformer):
     """The network with loading, saving and generation. A new one has random weights, drawn with torch's random state.
     `finetune.GPT` is this class with `tokenizer` and `push_to_hub`, which `publishing.model` adds to it from above."""
 
-    source: str | Path | None = None  # what `from_pretrained` read
+    source: str | Path | None = None  # what `from_pretrained` read: an absolute path, or an id of the Hub
+    if TYPE_CHECKING:  # what `publishing.model` adds
+        tokenizer: Any
+
+        def push_to_hub(self, repository: str, private: bool = True) -> None: ...
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
@@ -48,17 +53,22 @@ class GPT(Transformer):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, block_size: int | None = None, dropout: float = 0.0, vocab_size: int | None = None
+        cls,
+        source: str | os.PathLike[str],
+        block_size: int | None = None,
+        dropout: float = 0.0,
+        vocab_size: int | None = None,
     ) -> Self:
         """The model in a Hugging Face directory, a run's out_dir or a nanoGPT ckpt.pt, of a Hub id, or at an address.
 
         `block_size` keeps only that many positions; `vocab_size` adds rows to the embedding, up to that many. Raises
         UsageError if there is no such model or it is no GPT-2."""
-        config, state = pretrained.load(local_copy(as_path(source, "source")))
+        name = local_copy(as_path(source, "source"))
+        config, state = pretrained.load(name)
         state = convert.with_vocabulary(state, vocab_size or 0)
         config.vocab_size = len(state["wte.weight"])
         model = cls.from_state(config, state, block_size, dropout)
-        model.source = source
+        model.source = name if pretrained.is_hub_id(name) else Path(name).expanduser().absolute()
         return model
 
     @classmethod
@@ -102,7 +112,7 @@ class GPT(Transformer):
         state = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
         return GPT2LMHeadModel.from_pretrained(None, config=config, state_dict=state).eval()
 
-    def save_pretrained(self, directory: str | Path) -> None:
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write a Hugging Face directory, without a tokenizer."""
         directory = Path(as_path(directory, "directory")).expanduser()
         directory.mkdir(parents=True, exist_ok=True)

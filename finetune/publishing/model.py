@@ -54,5 +54,5 @@ def push_to_hub(model: GPT, repository: str, private: bool = True) -> None:
     shutil.rmtree(work)
 
 
-GPT.tokenizer = property(tokenizer, give_tokenizer)  # pyrefly: ignore[missing-attribute]
-GPT.push_to_hub = push_to_hub  # pyrefly: ignore[missing-attribute]
+GPT.tokenizer = property(tokenizer, give_tokenizer)
+GPT.push_to_hub = push_to_hub  # pyrefly: ignore[bad-assignment]
