@@ -502,6 +502,35 @@ def test_nothing_of_the_process_is_changed(notes, monkeypatch):
         pyplot.switch_backend("agg")
 
 
+class Copy:
+    """What people put in the place of a stream to keep a copy of it."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    def write(self, text):
+        with self.path.open("a") as file:
+            file.write(text)
+
+    def flush(self): ...
+
+
+def test_streams_that_are_none_or_only_write(notes, monkeypatch):
+    """None is in their place in a program without a console."""
+    for stream in (Copy("copy.txt"), None):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stream)
+            patch.setattr(sys, "stderr", stream)
+            prepare(notes, out_dir="data", tokenizer="char", overwrite=True)
+            run = train(dataset="data", out_dir="out", overwrite=True, **{**TINY, "tokenizer": "auto"})
+            texts = run.sample("The ", num_samples=1, max_new_tokens=2)
+            loss = evaluate(run)["loss"]
+            assert plan(dataset=notes, quick=True, **TINY)["fits"]
+        assert run.status == "finished" and loss > 0 and len(texts) == 1
+    lines = Path("copy.txt").read_text()
+    assert "best val loss" in lines and "\r" not in lines
+
+
 def test_a_run_stays_the_same_in_another_directory(notes, monkeypatch):
     run = train(dataset=notes, out_dir="out", **TINY)
     shown, history = repr(run), run.history

@@ -63,6 +63,13 @@ def open_streams() -> None:
         sys.stderr.goes_on = True
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a standard stream is a terminal. A program without a console has None in its place, and what people put
+    there, to keep a copy in a file, may have `write` and `flush` alone."""
+    ask = getattr(stream, "isatty", None)
+    return bool(ask and ask())
+
+
 def encodable(text: str) -> str:
     """The text with ? for what the encoding of standard output lacks, which need not be a Console."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, TextIO
 
+from finetune.common.console import is_terminal
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -24,8 +26,8 @@ def progress(*args: Any, disable: bool | None = None, **options: Any) -> tqdm:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # without ipywidgets the bar is a line of text
         from tqdm.auto import tqdm
-    if disable is None and in_notebook():
-        disable = False
+    if disable is None:
+        disable = not (in_notebook() or is_terminal(sys.stderr))
     return tqdm(*args, disable=disable, **options)
 
 
@@ -55,7 +57,7 @@ class LinesAbove:
 def lines_above(bar: tqdm) -> Generator[None]:
     """Inside this block whatever is printed to a terminal appears above the bar."""
     before = sys.stdout, sys.stderr
-    above = [LinesAbove(stream, bar) if stream.isatty() else stream for stream in before]
+    above = [LinesAbove(stream, bar) if is_terminal(stream) else stream for stream in before]
     sys.stdout, sys.stderr = above  # pyrefly: ignore[bad-assignment]
     try:
         yield

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.common import hub_client, network
+from finetune.common.console import is_terminal
 from finetune.common.errors import Failure, UsageError, describe_error
 from finetune.common.files import MANIFEST, read_chunks, sha256_of
 from finetune.common.formatting import printable
@@ -34,7 +35,7 @@ def sending(what: str, way_out: str) -> Generator[None]:
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from huggingface_hub.utils import logging as hub_logging
 
-    hide = not (sys.stderr.isatty() or in_notebook() or are_progress_bars_disabled())
+    hide = not (is_terminal(sys.stderr) or in_notebook() or are_progress_bars_disabled())
     if hide:
         disable_progress_bars()
     try:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from finetune.common.console import encodable
+from finetune.common.console import encodable, is_terminal
 from finetune.common.files import open_append, write_file
 from finetune.common.formatting import duration
 from finetune.common.json_output import finite
@@ -49,7 +49,7 @@ class RunLogger:
         self.parts = dict.fromkeys(PARTS, "")
         if best:
             self.parts["best"] = _describe_best(best)
-        if self.write and (sys.stderr.isatty() or in_notebook()):
+        if self.write and (is_terminal(sys.stderr) or in_notebook()):
             bar = "{bar}" if in_notebook() else "{bar:10}"
             layout = f"{{desc}}iter {{n:,}}/{{total:,}} {bar}{{postfix}}"
             options: dict[str, Any] = {"dynamic_ncols": True, "bar_format": layout, "leave": in_notebook()}
@@ -108,7 +108,7 @@ class RunLogger:
         self.left = f"{remaining}, "
         self.parts |= {"speed": speed, "memory": f"{event['memory'] / 1e9:.1f} GB", "mfu": f"mfu {mfu:.1%}"}
         self.record("iter", **event)  # first, so that no SIGKILL loses what was printed
-        if not (self.bar and (sys.stdout.isatty() or in_notebook())):
+        if not (self.bar and (is_terminal(sys.stdout) or in_notebook())):
             loss, milliseconds = f"loss {event['loss']:.4f}", f"{event['seconds'] * 1000:.2f}ms"
             self.print(f"iter {event['iter']}: {loss}, time {milliseconds}, mfu {mfu:.2%}, {speed}, {remaining}")
 
