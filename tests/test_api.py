@@ -266,6 +266,9 @@ def test_lists_texts_and_models_say_how_they_are_given(notes):
 
 
 def test_messages_name_keywords_and_keep_commands(notes):
+    prepare(notes, out_dir="data", tokenizer="char", doctor=False)
+    with pytest.raises(UsageError, match="on these ids with init_from='scratch'"):
+        plan(dataset="data", quick=True)
     for keywords, told in (
         ({"seed": -1}, "seed: must be at least 0"),
         ({"learning_rat": 1}, "unknown keyword learning_rat. Did you mean 'learning_rate'?"),

@@ -24,9 +24,9 @@ def check_vocabulary(dataset: Dataset, model: ModelRef) -> None:
     if model.tokenizer or model.config.vocab_size == GPT2_VOCAB:
         advice = f"prepare the text with --tokenizer={model.name if model.tokenizer else 'gpt2'}"
         if tokens is None or tokens.kind == "char":
-            advice += ", or train on these ids with init_from=scratch"
+            advice += ", or train on these ids with --init_from=scratch"
     else:
-        advice = "give the bins that it was trained on, or train on these ids with init_from=scratch"
+        advice = "give the bins that it was trained on, or train on these ids with --init_from=scratch"
     holds = tokens.describe()["name"] if tokens else f"a vocabulary of {size:,} ids"
     uses = model.describe_vocabulary()
     if holds == uses:
