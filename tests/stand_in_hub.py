@@ -2,7 +2,7 @@
 
 Written from what the client sends. Contents are kept in memory; `hub.commits`, `hub.puts` and `hub.requests` tell what
 happened, and `hub.before` is called with (method, path) before each request is answered, so that a test can hold it, or
-refuse it by returning a status."""
+refuse it by returning a status, or a status and what the Hub says."""
 
 import base64
 import contextlib
@@ -88,7 +88,8 @@ class Handler(BaseHTTPRequestHandler):
         path, hub = url.path.strip("/"), self.server
         hub.requests.append((self.command, path))
         if (status := hub.before(self.command, path)) is not None:
-            return self.answer(status, {"error": "as the test wants it"})
+            code, said = status if isinstance(status, tuple) else (status, {"error": "as the test wants it"})
+            return self.answer(code, said)
         if path.startswith("lfs/"):  # signed addresses carry no token
             return self.lfs_object(path.split("/")[1])
         known = self.headers.get("Authorization") == f"Bearer {TOKEN}"

@@ -529,6 +529,21 @@ def test_what_others_put_beside_an_export_is_not_removed(runs, command):
     assert Path("mine/notes.txt").read_text() == "to be kept"
 
 
+def test_words_in_the_card_of_a_model_are_no_damage(runs, command):
+    assert command("export", f"--out_dir={runs / 'tuned'}", "--to=mine")[0] == 0
+    with open("mine/README.md", "a", encoding="utf-8") as card:
+        card.write("My own words.\n")
+    os.remove("mine/loss.png")  # as in a download of the model's files
+    code, _, error = command("export", "--init_from=mine", "--to=copy")
+    assert code == 0, error
+    assert load_file("copy/model.safetensors").keys() == load_file("mine/model.safetensors").keys()
+    Path("mine/generation_config.json").write_text("{}")
+    code, _, error = command("export", "--init_from=mine", "--to=other")
+    assert code == 2 and "generation_config.json has 2 bytes" in error and "remove manifest.json there" in error
+    os.remove("mine/manifest.json")
+    assert command("export", "--init_from=mine", "--to=other")[0] == 0
+
+
 def test_a_report_for_others_names_no_folders(runs):
     from finetune.publishing.run_report import public_report
 

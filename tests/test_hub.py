@@ -1,6 +1,7 @@
 """What is pushed is what was exported: the real client, in processes of its own, against a Hub on 127.0.0.1."""
 
 import errno
+import json
 import os
 import re
 import signal
@@ -95,6 +96,17 @@ def test_a_push_is_one_commit_that_comes_back_as_it_was(hub, exported, push):
     assert pulled.keys() == ours.keys() and all(torch.equal(pulled[name], ours[name]) for name in ours)
     theirs = AutoTokenizer.from_pretrained(out.strip())
     assert theirs("Abc")["input_ids"] == AutoTokenizer.from_pretrained("out/best")("Abc")["input_ids"]
+
+
+def test_a_pushed_model_is_exported_by_its_name(hub, exported, push, command):
+    assert push()[0] == 0
+    files = hub.repositories["me/tiny"]["files"]
+    files["README.md"] += b"\nMy own words.\n"  # on the Hub's page, where the manifest stays
+    files["generation_config.json"] = b'{"max_new_tokens": 3}\n'
+    code, _, error = command("export", "--init_from=me/tiny", "--to=pulled")
+    assert code == 0, error
+    assert Path("pulled/model.safetensors").read_bytes() == Path("out/best/model.safetensors").read_bytes()
+    assert json.loads(Path("pulled/generation_config.json").read_text()) == {"max_new_tokens": 3}
 
 
 def test_a_push_that_fails_leaves_the_export_whole_and_says_how_to_go_on(hub, exported, push, monkeypatch):

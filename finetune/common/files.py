@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -146,10 +146,11 @@ def sha256_in_manifest(directory: str | Path, name: str) -> str | None:
     return None
 
 
-def find_damage(directory: str | Path) -> str | None:
-    """How a directory differs from its manifest; None if it does not."""
+def find_damage(directory: str | Path, kinds: Iterable[str] = ("*",)) -> str | None:
+    """How a directory, or its files of these kinds, differ from its manifest; None if they do not."""
     try:
-        for name, wanted in read_json(Path(directory) / MANIFEST)["files"].items():
+        listed = read_json(Path(directory) / MANIFEST)["files"].items()
+        for name, wanted in [entry for entry in listed if any(map(Path(entry[0]).match, kinds))]:
             path = Path(directory) / name
             if not path.is_file():
                 return f"{name} is missing"

@@ -16,16 +16,16 @@ T = TypeVar("T")
 TRIES = 20
 
 
-def read_whole(directory: Path, read: Callable[[Path], T]) -> T:
+def read_whole(directory: Path, read: Callable[[Path], T], kinds: Iterable[str] = ("*",)) -> T:
     """`read(place)`, where `place` is `directory` as it was opened: all its files belong together. It is called again
-    if the directory was replaced and removed meanwhile. Raises UsageError, also for files that differ from a manifest.
-    """
+    if the directory was replaced and removed meanwhile. Raises UsageError, also for files of these kinds that differ
+    from a manifest."""
     for _ in range(TRIES):
         with contextlib.suppress(FileNotFoundError), _opened(directory) as place:
             has_manifest = (place / MANIFEST).is_file()
             try:
                 result = read(place)
-                problem = find_damage(place) if has_manifest else None
+                problem = find_damage(place, kinds) if has_manifest else None
             except (UsageError, OSError) as error:
                 if _is_replaced(place, directory):
                     continue

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +16,12 @@ from finetune.common.errors import UsageError
 from finetune.common.files import read_json_object, write_json
 from finetune.common.opened import read_whole
 from finetune.config.run_directory import LOSS_PLOT
-from finetune.data import bpe_files, nanogpt_meta
+from finetune.data import nanogpt_meta
 from finetune.data.tokenizer import CharTokenizer, Tokenizer
 from finetune.gpt import GPT, GPTConfig, convert, lora, pretrained
 from finetune.publishing import card as cards
 from finetune.publishing import interpolate as interpolation
-from finetune.publishing import llama_cpp, ollama, onnx_file, verify
+from finetune.publishing import llama_cpp, ollama, onnx_file, source_files, verify
 from finetune.publishing.run_report import copy_report
 from finetune.publishing.summary import summary
 from finetune.runs.events import read_metrics
@@ -32,11 +30,6 @@ from finetune.runs.model_card import base_of, model_card, without_folders
 from finetune.runs.model_ref import read_facts
 
 VERIFICATION, CARD = "verification.json", "README.md"
-# the files of a model that decide the content of its export
-SOURCE_FILES = (
-    *(*pretrained.MODEL_FILES, "pytorch_model*.bin", *bpe_files.FILES, "meta.pkl"),
-    *("adapter/*", "additional_chat_templates/*"),
-)
 
 
 @dataclass
@@ -93,14 +86,14 @@ def export(
     def read(place: Path) -> Source | None:
         if format == "peft":
             _check_adapters(place, run_dir, is_pushed=repository is not None)
-        if (place / files.MANIFEST).is_file() and (problem := files.find_damage(place)):
-            raise UsageError(f"{place}: {problem}")
-        request = _request(place, run_dir, asked)
+        source_files.check(place)
+        request = source_files.describe(place, run_dir, asked)
         if _read_verification(to).get("request") == request and files.find_damage(to) is None:
             return None
         return _read(place, source, run_dir, request)
 
-    found = read_whole(source, read) if source.is_dir() else read(source)
+    may_change = source.is_dir() and not source_files.is_commit(source)
+    found = read_whole(source, read, source_files.KINDS) if may_change else read(source)
     if found is None:
         print(f"{to} is this export already")
         return to
@@ -141,25 +134,6 @@ def _check_adapters(source: Path, run_dir: Path | None, is_pushed: bool) -> None
     if is_pushed and not read_facts(source).get("base_model"):
         problem = "format=peft needs a base that others can load, and that of this run is not on the Hub"
         raise UsageError(f"push_to_hub: {problem}; push format=hf instead")
-
-
-def _request(source: Path, run_dir: Path | None, asked: dict[str, Any]) -> dict[str, Any]:
-    """Everything that decides the content of an export, to recognize the same one."""
-    paths = [source]
-    if source.is_dir():
-        paths = sorted({path for pattern in SOURCE_FILES for path in source.glob(pattern)})
-    if run_dir:
-        paths.append(run_dir / "metrics.jsonl")
-    sums = {path.name: _sha256(source, path) for path in paths if path.is_file()}
-    made_from = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
-    return {"made_from": made_from, "versions": {"finetune": finetune.__version__, **verify.versions()}, **asked}
-
-
-def _sha256(source: Path, path: Path) -> str:
-    """The sha256 of a file, as the manifest of its directory says, which was compared before."""
-    inside = path.is_relative_to(source) and path != source
-    known = files.sha256_in_manifest(source, str(path.relative_to(source))) if inside else None
-    return known or files.sha256_of(path)
 
 
 def _read(place: Path, source: Path, run_dir: Path | None, request: dict[str, Any]) -> Source:
