@@ -544,6 +544,15 @@ def test_words_in_the_card_of_a_model_are_no_damage(runs, command):
     assert command("export", "--init_from=mine", "--to=other")[0] == 0
 
 
+def test_a_report_made_after_an_export_comes_with_the_next_one(runs, command):
+    shutil.copytree(runs / "tuned", "out")
+    assert command("export", "--out_dir=out", "--to=mine")[0] == 0 and not Path("mine/report.html").exists()
+    assert "is this export already" in command("export", "--out_dir=out", "--to=mine")[1]
+    Path("out/report.html").write_text("<p>The report</p>")
+    assert command("export", "--out_dir=out", "--to=mine")[0] == 0 and Path("mine/report.html").is_file()
+    assert "(report.html)" in Path("mine/README.md").read_text()
+
+
 def test_a_report_for_others_names_no_folders(runs):
     from finetune.publishing.run_report import public_report
 

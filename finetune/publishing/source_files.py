@@ -10,6 +10,7 @@ from typing import Any
 import finetune
 from finetune.common import files
 from finetune.common.errors import UsageError
+from finetune.config.run_directory import REPORT, SHARE_PICTURE
 from finetune.data import bpe_files
 from finetune.gpt import pretrained
 from finetune.publishing import verify
@@ -40,7 +41,7 @@ def describe(source: Path, run_dir: Path | None, asked: dict[str, Any]) -> dict[
     if source.is_dir():
         paths = sorted({path for pattern in KINDS for path in source.glob(pattern)})
     if run_dir:
-        paths.append(run_dir / "metrics.jsonl")
+        paths += [run_dir / name for name in ("metrics.jsonl", REPORT, SHARE_PICTURE)]
     sums = {path.name: _sha256(source, path) for path in paths if path.is_file()}
     made_from = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
     return {"made_from": made_from, "versions": {"finetune": finetune.__version__, **verify.versions()}, **asked}
