@@ -544,6 +544,17 @@ def test_words_in_the_card_of_a_model_are_no_damage(runs, command):
     assert command("export", "--init_from=mine", "--to=other")[0] == 0
 
 
+@pytest.mark.parametrize("kind", ["hf", "nanogpt"])
+def test_an_export_does_not_replace_the_model_that_it_reads(runs, command, kind):
+    assert command("export", f"--out_dir={runs / 'tuned'}", "--to=mine", f"--format={kind}")[0] == 0
+    before = {path.name: path.read_bytes() for path in Path("mine").iterdir()}
+    os.symlink("mine", "link")
+    for source, to in (("mine", "mine"), ("link", "mine"), ("mine", "link")):
+        code, _, error = command("export", f"--init_from={source}", f"--to={to}", "--dtype=bfloat16")
+        assert code == 2 and "holds the model itself" in error and error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in Path("mine").iterdir()} == before
+
+
 def test_a_report_made_after_an_export_comes_with_the_next_one(runs, command):
     shutil.copytree(runs / "tuned", "out")
     assert command("export", "--out_dir=out", "--to=mine")[0] == 0 and not Path("mine/report.html").exists()

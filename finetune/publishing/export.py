@@ -76,6 +76,8 @@ def export(
     same export is not written twice. Raises UsageError, or Failure when files differ; then `to` does not change."""
     to = destination(to)
     source = pretrained.find(name)
+    if to == (source.parent if source.is_file() else source).resolve():
+        raise UsageError(f"to {to}: holds the model itself, which is not replaced; choose another directory")
     is_run = (source / "finetune.json").is_file() and (source.parent / "metrics.jsonl").is_file()
     run_dir = source.parent if is_run else None
     asked: dict[str, Any] = {"format": format, "dtype": dtype, "interpolate": interpolate}
