@@ -340,6 +340,44 @@ def test_words_of_the_owner_stay_and_ours_are_new(hub, exported, push, command, 
     assert code == 0 and front_matter(held(hub)["README.md"].decode())["license"] == "cc-by-4.0", error
 
 
+OWN = """language: no
+version: 1.10
+time: 12:30:00
+octal: 012
+license: cc-by-4.0
+widget:
+- text: yes
+  example_title: 'off'
+extra_gated_fields:
+  Country: {type: country}
+  I agree: checkbox
+"""
+WAYS = {  # to begin and to end metadata that the Hub reads
+    "plain": f"---\n{OWN}---\n\nMine.\n",
+    "lines before": f"\n\n---\n{OWN}---\nMine.\n",
+    "nothing behind": f"---\n{OWN}---",
+    "lines of Windows": f"---\n{OWN}---\n\nMine.\n".replace("\n", "\r\n"),
+    "a byte order mark": f"\ufeff---\n{OWN}---\n\nMine.\n",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_metadata_of_the_owner_stay_as_they_were_written(way):
+    from huggingface_hub import ModelCard
+
+    from finetune.publishing import card
+
+    new = "---\nlibrary_name: transformers\ntags:\n- gpt2\n---\n\n# x\n\n"
+    new += "<!-- finetune:usage -->\nHow\n<!-- /finetune:usage -->\n"
+    merged = card.merge(card.decoded(WAYS[way].encode()), new)
+    assert merged.count("---") == 2 and f"\n{OWN}" in merged and ("Mine." in WAYS[way]) == ("Mine." in merged)
+    theirs = ModelCard(WAYS[way].removeprefix("\ufeff")).data.to_dict()
+    assert ModelCard(merged).data.to_dict() == {"library_name": "transformers", "tags": ["gpt2"], **theirs}
+    assert card.merge(merged, new) == merged
+    own_tags = merged.replace("- gpt2\n", "- on\n- gpt2\n- 1.10\n")
+    assert "tags:\n- gpt2\n- on\n- 1.10\n" in card.merge(own_tags, new)
+
+
 def test_words_in_both_places_are_not_chosen_between(hub, exported, push):
     push()
     files = hub.repositories["me/tiny"]["files"]

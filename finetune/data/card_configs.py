@@ -10,7 +10,7 @@ from typing import Any
 from finetune.common.errors import UsageError
 from finetune.data.row_shape import shortened
 
-FRONT = re.compile(r"\A---\n(.*?\n)??---\n", re.S)  # YAML at the beginning of a card
+FRONT = re.compile(r"\A\s*---\n(.*?\n)??---(?:\n|\Z)", re.S)  # YAML at the beginning of a card, as the Hub finds it
 MOST = 1 << 20  # characters of a card
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from finetune.common.errors import UsageError, first_line
+from finetune.common.formatting import unify_newlines
 from finetune.data.card_configs import FRONT
 
 SECTION = re.compile(r"<!-- finetune:(\w+) -->\n.*?<!-- /finetune:\1 -->\n", re.S)
@@ -21,21 +22,35 @@ LISTS = ("tags", "datasets")  # keys that the owner adds to
 def merge(old: str, new: str, chosen: Collection[str] = ()) -> str:
     """The card `old` with the sections and the metadata of `new`; the owner's words and other metadata stay. Keys
     `chosen` on the command line are those of `new`. Raises UsageError for metadata that are no YAML."""
-    was, now = metadata(old), metadata(new)
-    merged = {
-        **now,
-        **{key: value for key, value in was.items() if not _is_ours(key, value) and key not in (*LISTS, *chosen)},
-    }
+    was, now = _nodes(old), _nodes(new)
+    values = metadata(old)
+    kept = {key for key in was if not _is_ours(key, values.get(key)) and key not in (*LISTS, *chosen)}
+    merged = {**now, **{key: was[key] for key in was if key in kept}}
     for key in LISTS:
-        if lists := [*_listed(now.get(key)), *_listed(was.get(key))]:
-            merged[key] = list(dict.fromkeys(lists))
-    front = FRONT.match(new)
-    if merged != now or front is None:
-        dumped = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)
-        head = f"---\n{dumped}---\n"
-    else:
-        head = front[0]
-    return head + _merge_sections(FRONT.sub("", old), FRONT.sub("", new))
+        if items := {item.value: item for item in [*_items(now.get(key)), *_items(was.get(key))]}:
+            merged[key] = yaml.SequenceNode("tag:yaml.org,2002:seq", [*items.values()], flow_style=False)
+    return f"---\n{_written(merged)}---\n" + _merge_sections(FRONT.sub("", old), FRONT.sub("", new))
+
+
+def decoded(content: bytes) -> str:
+    """The text of a card on the Hub."""
+    return unify_newlines(content.decode("utf-8-sig", "replace"))
+
+
+def _nodes(text: str) -> dict[str, yaml.Node]:
+    """The front matter of a card as it is written: as values, the language `no` would be false, and 1.10 would be 1.1.
+    Raises UsageError."""
+    metadata(text)
+    front = FRONT.match(text)
+    found = yaml.compose(front[1] or "", yaml.SafeLoader) if front else None
+    return {key.value: value for key, value in found.value} if found else {}
+
+
+def _written(nodes: dict[str, yaml.Node]) -> str:
+    """The lines of a front matter."""
+    pairs = [(yaml.ScalarNode("tag:yaml.org,2002:str", key), node) for key, node in nodes.items()]
+    found = yaml.MappingNode("tag:yaml.org,2002:map", pairs, flow_style=False)
+    return yaml.serialize(found, Dumper=yaml.SafeDumper, allow_unicode=True) if pairs else ""
 
 
 def _merge_sections(old: str, new: str) -> str:
@@ -82,5 +97,7 @@ def _is_ours(key: str, value: Any) -> bool:
     return key in OURS or key == "thumbnail" and OUR_PICTURE.fullmatch(str(value)) is not None
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+def _items(node: yaml.Node | None) -> list[yaml.Node]:
+    """The words in a list of a front matter, or the only one."""
+    items = node.value if isinstance(node, yaml.SequenceNode) else [] if node is None else [node]
+    return [item for item in items if isinstance(item, yaml.ScalarNode) and item.value not in ("", "null", "~")]

@@ -24,7 +24,7 @@ def take_over(target: Repository, directory: Path, earlier: Mapping[str, dict[st
         return
     pushed = earlier.get(CARD, {}).get("sha256")
     is_edited = hashlib.sha256(theirs).hexdigest() != pushed
-    old, ours = theirs.decode("utf-8", "replace").replace("\r\n", "\n"), read_text(directory / CARD)
+    old, ours = cards.decoded(theirs), read_text(directory / CARD)
     words = cards.owner_words(ours)
     if not is_edited and (words or not cards.has_sections(old)):
         return

@@ -84,7 +84,7 @@ def _publish(target: Repository, kind: Kind, shown: Shown, private: bool, work: 
         way_out = "choose another name, or remove them there"
         raise Refused(f"it holds files that finetune did not write, or that were edited: {names(theirs)}; {way_out}")
     if edited := target.read(CARD):
-        before, card = edited.decode("utf-8", "replace").replace("\r\n", "\n"), (work / CARD).read_text("utf-8")
+        before, card = cards.decoded(edited), (work / CARD).read_text("utf-8")
         (work / CARD).write_text(cards.merge(before, card, OURS), encoding="utf-8")
     _write_manifest(work)
     files = {path.name: path for path in sorted(work.iterdir())}
