@@ -136,6 +136,34 @@ def test_a_push_that_fails_leaves_the_export_whole_and_says_how_to_go_on(hub, ex
     assert held(hub) == before
 
 
+LICENSES = {"errors": [{"message": '"license" must be one of [apache-2.0, mit]'}], "warnings": []}
+ANSWERS = {  # part of an address, status, what the Hub says, and what the user reads
+    "metadata": (
+        "validate-yaml",
+        400,
+        LICENSES,
+        'Invalid metadata in README.md: the Hub answered 400: "license" must be',
+    ),
+    "a plan": ("/commit/", 403, {"error": "Private storage limit reached"}, "(Private storage limit reached); give it"),
+    "a race": ("/commit/", 412, {"error": "A commit has\nhappened since."}, "412: A commit has happened since. The"),
+    "a limit": (
+        "/commit/",
+        429,
+        {"error": "You have been rate limited"},
+        "answered 429: You have been rate limited. The",
+    ),
+    "nothing": ("/commit/", 500, {}, "me/tiny was not pushed: the Hub answered 500. The export"),
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_what_the_hub_says_of_a_push_is_shown(case, hub, exported, push):
+    address, status, said, told = ANSWERS[case]
+    hub.before = lambda method, path: (status, said) if address in path else None
+    code, _, error = push()
+    assert code == 4 and told in error and len(error.splitlines()) == 1 and "http" not in error, error
+
+
 def test_a_hub_that_keeps_something_else_is_noticed(hub, exported, push):
     class Forgetful(hub.RequestHandlerClass):
         def described(self, path, content, with_hashes):

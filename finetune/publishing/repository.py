@@ -12,11 +12,14 @@ from typing import Any
 
 from finetune.common import hub_client, network
 from finetune.common.console import is_terminal
-from finetune.common.errors import Failure, UsageError, describe_error
+from finetune.common.errors import Failure, UsageError, describe_error, first_line
 from finetune.common.files import MANIFEST, read_chunks, sha256_of
 from finetune.common.formatting import printable
 from finetune.common.json_text import parse_json
 from finetune.common.progress import in_notebook
+
+UNREACHED = ("Unreachable", "Connect", "Timeout", "Network", "JSON", "Offline")  # in the name of an error
+MOST_WORDS = 300  # characters of what the Hub says
 
 
 class Refused(Exception):
@@ -177,10 +180,15 @@ def reason(error: BaseException) -> str:
     status = response.status_code if response is not None else None
     if status == 401:
         return "the Hub does not accept this token; run `hf auth login` or set another HF_TOKEN"
+    said = next((one for link in chain if (one := getattr(link, "server_message", None))), None)
+    words = printable(" ".join(said.split()))[:MOST_WORDS] if said else ""
     if status == 403:
-        return "this token may not write there; give it that permission or choose another USER/NAME"
+        why = f" ({words})" if words else ""
+        return f"this token may not write there{why}; give it that permission or choose another USER/NAME"
+    if status is not None:
+        about = "" if hasattr(error, "response") else f"{first_line(error).rstrip('.')}: "  # metadata of the card
+        return f"{about}the Hub answered {status}{words and f': {words}'}".rstrip(". ")
     kinds = [type(link).__name__ for link in chain]
-    words = ("Unreachable", "Connect", "Timeout", "Network", "JSON", "Offline")
-    if status is None and any(word in kind for kind in kinds for word in words):
+    if any(word in kind for kind in kinds for word in UNREACHED):
         return f"the Hub {network.unreachable(error)}"
     return ", from ".join(describe_error(link).rstrip(":. ") for link in chain[:2])
