@@ -212,6 +212,13 @@ def test_what_is_not_ours_or_is_public_is_not_pushed_to(hub, exported, push):
     assert code == 0 and "(public)" in out and held(hub) == here(), error
 
 
+def test_a_private_repository_is_not_made_public_and_that_is_said(hub, exported, push):
+    assert "was private before" not in push()[1]
+    code, out, error = push("--private=false")
+    assert code == 0 and "me/tiny was private before and stays so; its settings on the Hub" in out, error
+    assert hub.repositories["me/tiny"]["private"] is True
+
+
 def test_what_the_next_export_does_not_have_is_removed(hub, exported, push):
     push()
     config = here()["config.json"]

@@ -82,6 +82,8 @@ class Repository:
             raise Refused("the repository was made, but the Hub does not show it")
         if private and not self.info.private:
             raise Refused("it is public already; --private=false pushes to it, or choose another name")
+        if not private and self.info.private and not self.is_new:
+            print(f"{self.name} was private before and stays so; its settings on the Hub can make it public")
         if self.branch is not None:
             api.create_branch(self.name, branch=self.branch, exist_ok=True, repo_type=self.kind)
             self.info = self._find(self.branch) or self.info
