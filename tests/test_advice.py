@@ -149,7 +149,9 @@ def test_a_run_that_is_done(tiny_run, command, flags):
 
 
 @scene("training/session._too_few_updates")
-@pytest.mark.parametrize("flags", [["--epochs=1", "--max_iters=5000"], ["--epochs=1", "--max_iters=40"], ["--epochs=0"]])
+@pytest.mark.parametrize(
+    "flags", [["--epochs=1", "--max_iters=5000"], ["--epochs=1", "--max_iters=40"], ["--epochs=0"]]
+)
 def test_epochs_that_are_few_updates(flags, tiny_run, command):
     tiny_run("out", "--eval_interval=500", "--batch_size=32", *flags)
     told = next(event["line"] for event in record.load("out").events if event.get("name") == "few_updates")

@@ -12,7 +12,8 @@ from finetune.training import trainer
 
 def test_runs_are_compared_by_the_blocks_that_they_read(tiny):
     length = {"max_iters": 2, "eval_interval": 1, "log_interval": 9}
-    twos, fours = {"batch_size": 2, "gradient_accumulation_steps": 2}, {"batch_size": 4, "gradient_accumulation_steps": 1}
+    twos = {"batch_size": 2, "gradient_accumulation_steps": 2}
+    fours = {"batch_size": 4, "gradient_accumulation_steps": 1}
     trainer.train(tiny("a", **twos, **length, eval_iters=4))
     trainer.train(tiny("b", **fours, **length, eval_iters=2, learning_rate=1e-4))  # the same 8 blocks
     a, b = load("a"), load("b")
