@@ -268,8 +268,7 @@ def open_append(path: str | Path) -> TextIO:
 
 
 def read_text(path: str | Path, most: int = MAX_TEXT) -> str:
-    """The text of a UTF-8 file, without byte order mark and with every line end as \\n. Raises UsageError, also for one
-    of more than `most` bytes."""
+    """The text of a UTF-8 file of at most so many bytes, line ends as \\n, no byte order mark. Raises UsageError."""
     try:
         with open(path, "rb") as file:
             content = file.read(most + 1)
