@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -193,3 +194,27 @@ def test_compiled_parts_are_the_network(hf_model, monkeypatch):
         torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
         for one, other in zip(network.parameters(), plain.parameters()):
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-6)
+
+
+class OfNumpy1(int):
+    """As the uint64 of numpy 1, which has no common type with an int."""
+
+    def __rshift__(self, other):
+        raise TypeError("ufunc 'right_shift' not supported for the input types")
+
+
+def test_seeds_are_the_same_with_numpy_1(tiny, monkeypatch):
+    real = np.random.SeedSequence
+
+    def of_numpy_1(entropy):
+        seeds = real(entropy)
+        states = lambda *args: np.array([OfNumpy1(state) for state in seeds.generate_state(*args)], object)  # noqa: E731
+        return type("SeedSequence", (), {"generate_state": staticmethod(states)})
+
+    losses = []
+    for out_dir in ("new", "old"):
+        recipe = tiny(out_dir=out_dir, dropout=0.2, max_iters=3)
+        trainer.train(recipe)
+        losses.append([event["loss"] for event in events(out_dir, "iter")])
+        monkeypatch.setattr(np.random, "SeedSequence", of_numpy_1)
+    assert losses[0] == losses[1] and len(losses[0]) == 3

@@ -134,4 +134,5 @@ def two_passes(setup: Setup, batch_size: int) -> None:
 def _seed(seed: int, step: int, index: int) -> int:
     """A seed for each micro-batch of each update, so that dropout does not depend on what ran before or on the number
     of processes."""
-    return int(np.random.SeedSequence([seed, step, index]).generate_state(1, np.uint64)[0] >> 1)
+    [state] = np.random.SeedSequence([seed, step, index]).generate_state(1, np.uint64)
+    return int(state) >> 1  # numpy 1 shifts no uint64 by an int
