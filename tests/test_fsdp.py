@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import accelerate
 import forked
 import pytest
 import torch
@@ -292,6 +294,20 @@ def test_what_the_launcher_asks_for(monkeypatch):
     monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "Block")
     monkeypatch.setenv("FSDP_BACKWARD_PREFETCH", "BACKWARD_PRE")
     assert fsdp.from_launcher() == fsdp.FSDP(False, cpu_offload=True, activation_checkpointing=True)
+
+
+def test_a_plugin_without_options_of_later_releases(monkeypatch):
+    """As that of accelerate before 1.15."""
+    whole = accelerate.FullyShardedDataParallelPlugin
+
+    def earlier():
+        known = vars(whole()).items()
+        return SimpleNamespace(**{name: value for name, value in known if name != "activation_checkpointing_offload"})
+
+    monkeypatch.setattr(accelerate, "FullyShardedDataParallelPlugin", earlier)
+    for name, value in FSDP.items():
+        monkeypatch.setenv(name, value)
+    assert fsdp.from_launcher() == fsdp.FSDP(True, cpu_offload=False, activation_checkpointing=False)
 
 
 def test_what_torch_is_told(monkeypatch):

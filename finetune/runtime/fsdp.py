@@ -67,7 +67,7 @@ def from_launcher() -> FSDP | None:
         raise UsageError(f"fsdp_transformer_layer_cls_to_wrap: {','.join(others)} is not in this model; set Block")
     if plugin.ignored_modules:
         raise UsageError(f"fsdp_ignored_modules: {plugin.ignored_modules} cannot apply; remove it")
-    if plugin.activation_checkpointing_offload:
+    if getattr(plugin, "activation_checkpointing_offload", False):  # releases before 1.15 have none
         raise UsageError("fsdp_activation_checkpointing_offload: true is not supported; set it to false")
     offload = isinstance(plugin.cpu_offload, CPUOffloadPolicy)
     return FSDP(bool(plugin.reshard_after_forward), offload, plugin.activation_checkpointing)
