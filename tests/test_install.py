@@ -177,6 +177,22 @@ def test_every_module_is_python_3_10(path):
     assert not later & of_typing, "typing_extensions has it, for the type checker"
 
 
+@pytest.mark.parametrize(
+    "name, version, is_right",
+    [
+        ("tiktoken", "0.10.0", False),  # encode_to_numpy makes tokens of names that are not in allowed_special
+        ("tiktoken", "0.11.0", True),
+        ("gguf", "0.10.0", False),  # imports sentencepiece, which it does not declare
+        ("gguf", "0.11.0", True),
+    ],
+)
+def test_releases_with_faults_are_not_installed(name, version, is_right):
+    declared = [SETUP["options"]["install_requires"], *SETUP["options.extras_require"].values()]
+    declared = [line for lines in declared for line in lines.split("\n") if line and not line.startswith("#")]
+    found = [need for need in map(Requirement, declared) if need.name == name]
+    assert found and all(need.specifier.contains(version) == is_right for need in found)
+
+
 def test_the_versions_that_are_promised():
     promised = re.findall(r"Python :: (3\.\d+)", SETUP["metadata"]["classifiers"])
     assert promised == [f"3.{minor}" for minor in range(10, 15)]
