@@ -313,3 +313,11 @@ def test_batch_size_auto_survives_the_written_recipe(tmp_path):
     auto, _ = parse(Recipe, ["--dataset=d", "--batch_size=4", "--batch_size=auto"], "")
     (tmp_path / "r.yaml").write_text(recipe_file.dump(auto, {}))
     assert parse(Recipe, [str(tmp_path / "r.yaml")], "")[0] == auto
+
+
+def test_a_recipe_that_cannot_be_read_is_not_meant_in_place_of_itself(command):
+    Path("mine.yaml").symlink_to("mine.yaml")
+    why = "mine.yaml: cannot be read: Too many levels of symbolic links"
+    assert command("train", "mine.yaml") == (2, "", f"{why}\n")
+    Path("mind.yaml").write_text("seed: 1\n")
+    assert command("train", "mine.yaml") == (2, "", f"{why}. Did you mean mind.yaml?\n")

@@ -205,7 +205,8 @@ def _compose(path: str) -> MappingNode | None:
 
 def _nearest_recipe(path: str) -> str:
     """The end of a message about a recipe that is not there: a similar one, or the first in that folder."""
-    recipes = sorted(str(file) for file in Path(path).parent.glob("*.y*ml") if file.suffix in SUFFIXES)
+    found = (str(file) for file in Path(path).parent.glob("*.y*ml") if file.suffix in SUFFIXES)
+    recipes = sorted(set(found) - {str(Path(path))})  # it may be there, but not readable
     close = difflib.get_close_matches(path, recipes, n=1) or recipes[:1]
     return f". Did you mean {close[0]}?" if close else ""
 
