@@ -53,6 +53,27 @@ def test_a_mistake_ends_with_exit_code_2_and_one_line():
     assert error == "dataset nowhere: no such directory or text file; named texts: shakespeare, python_docs\n"
 
 
+def test_a_working_directory_that_was_deleted(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    start = [sys.executable, "-c", "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.executable, sys.argv[1:])"]
+    command = [sys.executable, "-m", "finetune", "eval", "--out_dir=out"]
+    path = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*start, *command], cwd=gone, env=path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "the working directory was deleted; cd into another\n"
+
+
+def test_a_full_disk_is_named_with_the_file():
+    """The limit of a file's size is the full disk; Python ignores its signal."""
+    source = Path("long.txt")
+    source.write_text("word after word and so on\n" * 2000, encoding="utf-8")
+    prepare = [sys.executable, "-m", "finetune.prepare", source, "--out_dir=data/full", "--tokenizer=char"]
+    code, _, error = shell("bash", "-c", 'ulimit -f 4; exec "$0" "$@"', *prepare, PYTHONPATH=str(ROOT))
+    assert code == 1 and "File too large: 'data/full'" in error and error.count("\n") == 1
+    assert not list(Path("data/full").glob("**/*"))
+
+
 @pytest.mark.parametrize("failure", [UsageError("wrong"), *(Failure("wrong", code) for code in (1, 3, 4, 5, 143))])
 def test_debug_adds_the_traceback_and_leaves_the_exit_code(failure, monkeypatch, capsys):
     def main(argv):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 from collections.abc import Generator
 from typing import Any
@@ -49,6 +50,17 @@ def disk_errors() -> Generator[None]:
         if not found:
             raise
         raise OSError(int(found[2]), found[1]) from None
+
+
+@contextlib.contextmanager
+def full_disk_named(path: str) -> Generator[None]:
+    """Context of writes to `path`: an error of a full disk or quota, which names no file, gets its name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) and error.filename is None:
+            error.filename = path
+        raise
 
 
 def describe_error(error: BaseException) -> str:

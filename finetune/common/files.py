@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 import psutil
 
-from finetune.common.errors import UsageError
+from finetune.common.errors import UsageError, full_disk_named
 from finetune.common.formatting import unify_newlines
 from finetune.common.json_text import parse_json
 from finetune.common.machine import sync
@@ -51,7 +51,8 @@ def _working(target: Path, make: Callable[[Path], object]) -> Generator[Path]:
     work = target.parent / WORK / f"{os.getpid()}@{socket.gethostname()}~{target.name}"
     _make_in_folder(work, make)
     try:
-        yield work
+        with full_disk_named(str(target)):
+            yield work
     finally:
         discard(work, target)
         sweep(target.parent, target.name)
@@ -109,6 +110,7 @@ def temporary_directory(out_dir: str | Path) -> Generator[Path]:
         try:
             Path(out_dir).mkdir(parents=True, exist_ok=True)
             work = stack.enter_context(_working(Path(out_dir, "prepare"), Path.mkdir))
+            stack.enter_context(full_disk_named(str(out_dir)))
         except OSError as error:
             raise UsageError(f"out_dir {out_dir}: cannot be written: {error.strerror}") from None
         yield work
@@ -195,8 +197,8 @@ def _is_at_work(owner: str) -> bool:
 
 def used_bytes(out_dir: str | Path) -> int:
     """Bytes of the checkpoints in `out_dir`."""
-    folders = [Path(out_dir) / "best", Path(out_dir) / "last"]
-    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+    paths = (path for name in ("best", "last") for path in Path(out_dir, name).rglob("*"))
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def free_bytes(out_dir: str | Path) -> int:
@@ -212,8 +214,7 @@ def nearest_directory(path: str | Path) -> Path:
 def remove(directory: Path) -> None:
     """Delete a directory of `write_directory` in one step, so that it is never half there. Files of the user in it stay
     where they are."""
-    trash = directory.parent / WORK / f"removed~{directory.name}"
-    discard(trash, directory)
+    discard(trash := directory.parent / WORK / f"removed~{directory.name}", directory)
     _make_in_folder(trash, lambda trash: os.rename(directory, trash))
     sync(directory.parent)
     discard(trash, directory)

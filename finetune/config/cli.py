@@ -50,6 +50,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     debug = False
     try:
         argv, debug = take_debug(sys.argv[1:])
+        _check_working_directory()
         code = main(argv)
     except KeyboardInterrupt:
         code = 130
@@ -66,6 +67,14 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     if failure := console.write_out():
         code = code or _print_error(failure)
     sys.exit(code or 0)
+
+
+def _check_working_directory() -> None:
+    """Raise UsageError if it was deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the working directory was deleted; cd into another") from None
 
 
 def take_debug(argv: list[str]) -> tuple[list[str], bool]:
