@@ -111,7 +111,7 @@ def test_the_title_names_model_data_and_day():
 def test_the_share_picture(tiny_run):
     tiny_run("out", "--max_iters=4", "--eval_interval=2")
     header = Path("out/share.png").read_bytes()[:24]
-    size = (int.from_bytes(header[16:20]), int.from_bytes(header[20:24]))
+    size = (int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big"))
     assert header.startswith(b"\x89PNG") and size == (1200, 630)
     run = record.load("out")
     told = [text.get_text() for text in share_picture.picture_of(run).texts]
