@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from test_trust import events, final
 
 from finetune import GPT, GPTConfig
-from finetune.common import files
+from finetune.common import disk_space
 from finetune.common.errors import UsageError
 from finetune.config.recipe import Recipe
 from finetune.gpt import lora, loss, size
@@ -287,7 +287,7 @@ def test_memory_auto_chooses_anew_where_nothing_was_chosen_or_it_cannot_be_kept(
 
 def test_a_plan_tells_what_the_modes_take_and_which_one_memory_auto_picks(command, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda device: 9e9)
-    monkeypatch.setattr(files, "free_bytes", lambda out_dir: 200_000_000_000)
+    monkeypatch.setattr(disk_space, "free_bytes", lambda out_dir: 200_000_000_000)
     asked = [
         "--init_from=gpt2-medium",
         "--tokens=2000000",

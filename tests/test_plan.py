@@ -13,7 +13,7 @@ import torch
 from conftest import write_bins
 
 from finetune import GPT, GPTConfig
-from finetune.common import files
+from finetune.common import disk_space
 from finetune.common.errors import UsageError
 from finetune.config.cli import parse
 from finetune.config.recipe import Recipe
@@ -35,7 +35,7 @@ def offline_with_much_memory(monkeypatch):
     """No network, so that no weights are needed; and as much memory and disk as a large machine has."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(memory, "available_bytes", lambda device: 80_000_000_000)
-    monkeypatch.setattr(files, "free_bytes", lambda out_dir: 200_000_000_000)
+    monkeypatch.setattr(disk_space, "free_bytes", lambda out_dir: 200_000_000_000)
     monkeypatch.setattr(timing, "ENOUGH", 0.2)
     monkeypatch.setattr(timing, "PROBE_BYTES", 1 << 20)
 
@@ -247,7 +247,7 @@ def test_disk_that_does_not_suffice_ends_with_1_where_training_would_refuse(comm
     needed = planned(recipe).disk_needed
     Path("out").mkdir()
     for free, refused in ((needed, False), (needed - 1, True)):
-        monkeypatch.setattr(files, "free_bytes", lambda out_dir, free=free: free)
+        monkeypatch.setattr(disk_space, "free_bytes", lambda out_dir, free=free: free)
         flags = [
             f"--{name}={getattr(recipe, name)}"
             for name in "init_from dataset out_dir n_layer n_head n_embd block_size batch_size".split()

@@ -581,10 +581,10 @@ def test_a_save_that_fails_in_between_is_told_and_training_goes_on(tiny, monkeyp
 
 
 def test_a_disk_that_is_too_small_is_told_before_training(tiny, monkeypatch):
-    from finetune.common import files
+    from finetune.common import disk_space
     from finetune.common.errors import UsageError
 
-    monkeypatch.setattr(files, "free_bytes", lambda out_dir: 10_000)
+    monkeypatch.setattr(disk_space, "free_bytes", lambda out_dir: 10_000)
     with pytest.raises(UsageError, match="the checkpoints of this run need .* GB, and .* GB are free"):
         trainers.train(tiny())
     assert not Path("out/best").exists()

@@ -195,26 +195,11 @@ def _is_at_work(owner: str) -> bool:
     return host != socket.gethostname() or (int(pid) != os.getpid() and psutil.pid_exists(int(pid)))
 
 
-def used_bytes(out_dir: str | Path) -> int:
-    """Bytes of the checkpoints in `out_dir`."""
-    paths = (path for name in ("best", "last") for path in Path(out_dir, name).rglob("*"))
-    return sum(path.stat().st_size for path in paths if path.is_file())
-
-
-def free_bytes(out_dir: str | Path) -> int:
-    return shutil.disk_usage(out_dir).free
-
-
-def nearest_directory(path: str | Path) -> Path:
-    """The directory `path`, or the nearest one above it that exists."""
-    path = Path(path).resolve()
-    return next(place for place in (path, *path.parents) if place.is_dir())
-
-
 def remove(directory: Path) -> None:
     """Delete a directory of `write_directory` in one step, so that it is never half there. Files of the user in it stay
     where they are."""
-    discard(trash := directory.parent / WORK / f"removed~{directory.name}", directory)
+    trash = directory.parent / WORK / f"removed~{directory.name}"
+    discard(trash, directory)
     _make_in_folder(trash, lambda trash: os.rename(directory, trash))
     sync(directory.parent)
     discard(trash, directory)

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from finetune.common import files
+from finetune.common import disk_space, files
 from finetune.common.commands import command
 from finetune.common.errors import UsageError
 from finetune.common.formatting import is_number, shown
@@ -213,7 +213,7 @@ def check_disk(recipe: Recipe, schedule: Schedule, config: GPTConfig) -> None:
     if recipe.eval_only:
         return
     needed = sum(checkpoint_bytes(recipe, schedule, config).values())
-    free = files.free_bytes(recipe.out_dir) + files.used_bytes(recipe.out_dir)
+    free = disk_space.free_bytes(recipe.out_dir) + disk_space.used_bytes(recipe.out_dir)
     if free < needed:
         sizes = f"need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
         raise UsageError(f"out_dir {recipe.out_dir}: the checkpoints of this run {sizes}")

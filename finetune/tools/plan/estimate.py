@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from finetune.common import files
+from finetune.common import disk_space, files
 from finetune.common.errors import UsageError
 from finetune.config import schedule as schedules
 from finetune.config.recipe import Recipe
@@ -250,7 +250,7 @@ def _saved(recipe: Recipe) -> dict[str, Any]:
 
 def _disk_free(out_dir: str) -> int:
     """Free bytes for a run in out_dir, which need not exist. Old checkpoints count as free: they will be replaced."""
-    return files.free_bytes(files.nearest_directory(out_dir)) + files.used_bytes(out_dir)
+    return disk_space.free_bytes(disk_space.nearest_directory(out_dir)) + disk_space.used_bytes(out_dir)
 
 
 def _multiples(after: int, last: int, interval: int) -> int:

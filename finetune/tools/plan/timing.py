@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import torch
 
-from finetune.common import files
+from finetune.common import disk_space, files
 from finetune.common.direct_file import write_summed
 from finetune.config.recipe import Recipe
 from finetune.data.batches import Blocks
@@ -157,7 +157,7 @@ def _seconds_of_a_byte(out_dir: str) -> float:
     """Of a checkpoint: written, summed meanwhile, and synced, on the disk of out_dir."""
     data = np.frombuffer(os.urandom(PROBE_BYTES), np.uint8)
     try:
-        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=files.nearest_directory(out_dir)) as directory:
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=disk_space.nearest_directory(out_dir)) as directory:
             path = Path(directory) / "probe"
             began = time.perf_counter()
             write_summed(path, [data])
