@@ -162,7 +162,6 @@ KINDS = [
     ),
     ("a.txt", lambda: Path(shutil.which("sh")).read_bytes(), "a program"),
     ("a.txt", lambda: compiled(), "a program"),
-    ("a.html", b"<!DOCTYPE html>\n<html><body>text</body></html>", r"a web page, .*finetune-gpt2\[documents\]"),
     ("a.jsonl", b"<!doctype html><html>Sign in</html>", "a web page under another name, .*download"),
     ("a.csv", b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a web page under .*download"),
     ("train.bin", np.arange(9).repeat(9).astype("<u2").tobytes(), "binary data, .*--dataset"),

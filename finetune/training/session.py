@@ -192,10 +192,10 @@ def open_run(setup: Setup, state: TrainState, logger: RunLogger, reasons: dict[s
         identity=setup.identity,
         data=setup.dataset_facts,
         split_blocks={"train": setup.train.num_rows, "val": setup.val.num_rows},
-        eval_rows=setup.max_eval_rows,
         machine=setup.device.describe(),
         memory=setup.device.memory()[1],
         reasons=reasons,
+        **({"eval_rows": setup.max_eval_rows} if setup.max_eval_rows else {}),
     )
     if line := _too_few_updates(setup):
         logger.print(f"warning: {line}")
