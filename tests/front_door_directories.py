@@ -404,7 +404,7 @@ NAMED = [
     refuses(
         "directories of splits that the shell expanded",
         splits(train="train/a.jsonl", test="test/a.jsonl"),
-        ["d/test, d/train: are named after splits", r"'d/\*'"],
+        ["d/test, d/train: are named after splits", "name their directory, d,", "give them other names"],
         "d/test d/train",
     ),
     reads(

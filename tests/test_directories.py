@@ -2,6 +2,8 @@
 
 import glob
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pyarrow
@@ -125,6 +127,44 @@ def test_a_directory_without_text_is_refused():
         sources.find(["d"])
     with pytest.raises(UsageError, match=r"^d/\*.jsonl: no text there"):
         sources.find(["d/*.jsonl"])
+
+
+NAMED_APART = {  # what a shell made of a pattern, and what names the same files together
+    "files": ("d[1]/test.txt d[1]/train.txt", "pattern in quotes, '(.*)', to train on train alone"),
+    "directories": ("d[1]/dev/a.txt d[1]/train/b.txt", "name their directory, (.*), to train on train alone"),
+    "archives": ("d[1]/test.zip d[1]/train.zip", None),
+    "programs": ("d[1]/test.py d[1]/train.py", None),
+    "files of two directories": ("a/test.txt b/train.txt", None),
+}
+
+
+@pytest.mark.parametrize("case", NAMED_APART)
+def test_splits_that_are_named_one_by_one_are_told_a_way_that_works(case):
+    files, together = NAMED_APART[case]
+    make(*files.split(), folder=".")
+    typed = [str(path.parent if case == "directories" else path) for path in map(Path, files.split())]
+    with pytest.raises(UsageError, match="are named after splits, and all would train; .* other names$") as caught:
+        sources.find(typed)
+    way = re.search(together or "to train on train alone", str(caught.value))
+    assert bool(way) == bool(together)
+    if way:
+        (name,) = shlex.split(f"'{way[1]}'" if case == "files" else way[1])
+        read = sources.find([name])[0].files
+        assert [path.parent.name if case == "directories" else path.stem for path in read] == ["train"]
+
+
+def test_names_that_say_nothing_of_splits_train_together(monkeypatch):
+    make("one/train.txt", "two/test.txt", "train.txt", "notes_on_train.txt", "train.md", "dev.md")
+    make("training/a.md", "testing/b.md", "guide/c.md")
+    monkeypatch.chdir("d")
+    for typed in (
+        "one two",  # their files do not say what they are
+        "train.txt notes_on_train.txt",
+        "train.md dev.md",
+        "training testing guide",
+        "one/train.txt two",
+    ):
+        assert len(sources.find(typed.split())) == len(typed.split())
 
 
 # (files, pattern, {split: files})

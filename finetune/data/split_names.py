@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -55,23 +57,36 @@ def check_apart(names: Iterable[str], is_readable: Callable[[Path], bool]) -> No
     """Raise UsageError if files or directories, named one by one, are the splits of a corpus. A shell makes that of a
     pattern without quotes, and all of them would train."""
     paths = [Path(name) for name in map(os.path.expanduser, names) if os.path.exists(name)]
-    # a directory as one of its files tells it
-    below = {path: Path(path.name, _any_file(path)) if path.is_dir() else Path(path.name) for path in paths}
-    splits = find_splits(below, lambda path: path.is_dir() or is_readable(path))
-    named = [str(path) for path, split in splits.items() if split]
+    if len(paths) < 2:
+        return
+    found = {(path / _unnamed(path) if path.is_dir() else path): path for path in paths}
+    below = {file: Path(path.absolute().name, file.name if path.is_dir() else "") for file, path in found.items()}
+    splits = find_splits(below, is_readable)
+    named = [str(found[file]) for file, split in splits.items() if split]
     if "train" not in splits.values() or not {"val", "test"} & {*splits.values()}:
         return
-    parents, suffixes = {path.parent for path in paths}, {path.suffix for path in paths}
-    pattern = str(Path(parents.pop(), f"*{suffixes.pop()}")) if len(parents) == len(suffixes) == 1 else ""
-    quoted = f"put the pattern in quotes, '{pattern}', to train on train alone; or " if pattern else ""
+    together = _named_together(paths, is_readable)
     raise UsageError(
         f"{', '.join(named[:3])}{', ...' if len(named) > 3 else ''}: are named after splits, and all would train;"
-        f" {quoted}name the files to train on, and with --val= those to validate on"
+        f" {together and f'{together}, to train on train alone; or '}name the files to train on, and with --val= those"
+        " to validate on; to train on all of them, give them other names"
     )
 
 
-def _any_file(directory: Path) -> str:
-    return next((name for _, _, names in os.walk(directory) for name in sorted(names)), "")
+def _named_together(paths: list[Path], is_readable: Callable[[Path], bool]) -> str:
+    """How to name the same files by a directory or a pattern, of which the splits are followed; "" if there is none."""
+    folders, suffixes = {path.parent for path in paths}, {path.suffix for path in paths}
+    if len(folders) == 1 and all(path.is_dir() for path in paths):
+        return f"name their directory, {shlex.quote(str(folders.pop()))}"
+    if len(folders) == len(suffixes) == 1 and all(map(is_readable, paths)):  # not archives, which no pattern unpacks
+        return f"put the pattern in quotes, '{Path(glob.escape(str(folders.pop())), f'*{suffixes.pop()}')}'"
+    return ""
+
+
+def _unnamed(directory: Path) -> str:
+    """A name that says no split, with the suffix of a file in a directory."""
+    names = (name for _, _, names in os.walk(directory) for name in sorted(names) if not CARD.match(name))
+    return f"_{suffix_of(Path(next(names, '')))}"
 
 
 def _split_of(path: Path) -> str | None:
