@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet
@@ -112,10 +113,29 @@ FILES = [
         "a.parquet",
         says="not read: image",
     ),
+    *[
+        reads(f"parquet of texts beside {what} as bytes", parquet({"ids": [cell] * 12, "body": T}), T, "a.parquet")
+        for what, cell in (("ids", np.arange(2000, dtype="<i4").tobytes()), ("zeros", bytes(8000)))
+    ],
+    *[
+        refuses(
+            f"parquet of texts beside {what} as bytes",
+            parquet({"picture": [cell] * 12, "caption": T}),
+            ["'picture' holds bytes, 'caption' texts", "--text_column="],
+            "a.parquet",
+        )
+        for what, cell in (("SVG", b"<svg><path d='M 1 2'/></svg>" * 99), ("base64", b"iVBORw0KGgo" * 99))
+    ],
+    reads(
+        "parquet of texts as bytes beside short texts",
+        parquet({"body": [t.encode() for t in T], "lang": ["en"] * 12}),
+        T,
+        "a.parquet",
+    ),
     refuses(
         "parquet of bytes of which some are no text",
         parquet({"text": [*[t.encode() for t in P], b"caf\xe9"]}),
-        ["row 13", "bytes that are not UTF-8", "--on_bad_row=skip"],
+        ["row 13", "bytes that are no text in UTF-8", "--on_bad_row=skip"],
         "a.parquet",
     ),
     reads(

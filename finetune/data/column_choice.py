@@ -22,7 +22,7 @@ from finetune.data.column_names import (
 )
 from finetune.data.column_profile import CLEARLY_LONGER, Profile
 from finetune.data.row_shape import Shape, fields_of, parse_messages, shortened
-from finetune.data.rows import Row
+from finetune.data.rows import FromBytes, Row
 from finetune.data.turns import are_messages, is_answered
 from finetune.data.ways_out import prompt_flags
 
@@ -229,4 +229,6 @@ class _Choice:
             times = CLEARLY_LONGER if is_prose and len(guesses) > 1 else LONGER
             if other != guess and times * sizes[other] >= max(1, sizes[guess]):
                 raise profile.unclear(f"{other!r} holds as much text as {guess!r}" if times == LONGER else "")
+            if is_prose and profile.holds(guess, FromBytes) and not profile.holds(other, FromBytes):
+                raise profile.unclear(f"{guess!r} holds bytes, {other!r} texts")
         return guess

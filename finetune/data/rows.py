@@ -5,12 +5,18 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+from finetune.data.encodings import is_binary
+
 BLANK = re.compile(r"[\s\u200b\u2060\ufeff]*")  # white space, and characters without width
 SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)]*\s*$")
 
 
 class NoValue:
     """A cell of Arrow that Python has no value for."""
+
+
+class FromBytes(str):
+    """A text that a table holds as bytes, and so perhaps none, such as a picture in SVG or base64."""
 
 
 class LeftOut(Exception):
@@ -30,13 +36,14 @@ class Row(NamedTuple):
 
 
 def with_texts(row: dict[str, Any]) -> dict[str, Any]:
-    """A row, with texts for bytes that are UTF-8: Hive, Impala and older Spark do not say in parquet which are text."""
+    """A row, with texts for bytes that are text in UTF-8: Hive, Impala and older Spark do not say in parquet which are.
+    Small numbers are UTF-8 too, but full of NULs."""
     return {name: _text_of(cell) if isinstance(cell, bytes) else cell for name, cell in row.items()}
 
 
 def _text_of(cell: bytes) -> str | bytes:
     try:
-        return cell.decode()
+        return cell if is_binary(cell) else FromBytes(cell, "utf-8")
     except UnicodeDecodeError:
         return cell
 
@@ -66,7 +73,7 @@ def name_of_value(value: object) -> str:
     if isinstance(value, list):
         return "a list" if value else "an empty list"
     if isinstance(value, bytes):
-        return "bytes that are not UTF-8"
+        return "bytes that are no text in UTF-8"
     if isinstance(value, NoValue):
         return "a value that Python has not, such as a date behind the year 9999"
     return f"a value of type {type(value).__name__}"
