@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import contextlib
 import importlib.util
 import io
 import logging
@@ -92,7 +90,5 @@ def _declared(head: bytes) -> str | None:
     """Python's name of the encoding that a page names in its first lines, which an ASCII reader can read."""
     found = DECLARED.search(head)
     label = (found[1] or found[2]).decode("ascii", "replace").lower() if found else ""
-    with contextlib.suppress(LookupError):
-        codec = LABELS.get(label) or codecs.lookup(label).name
-        return None if encodings.is_wide(codec) else WIDER.get(codec, codec)
-    return None
+    codec = LABELS.get(label) or encodings.codec_of_text(label)
+    return None if codec is None or encodings.is_wide(codec) else WIDER.get(codec, codec)

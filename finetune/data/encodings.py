@@ -42,17 +42,17 @@ CANDIDATES = """
 
 def find_codec(name: str) -> str:
     """Python's name of a text encoding. Raises UsageError with the names that are similar."""
-    if codec := _codec_of_text(name.strip()):
+    if codec := codec_of_text(name.strip()):
         return codec
     wanted = re.sub("[- ]", "_", name.strip().lower()).replace("windows_", "cp")
     known = {*encodings.aliases.aliases, *encodings.aliases.aliases.values()}
-    similar = map(_codec_of_text, OF_EDITORS.get(wanted) or difflib.get_close_matches(wanted, known, 4, 0.7))
+    similar = map(codec_of_text, OF_EDITORS.get(wanted) or difflib.get_close_matches(wanted, known, 4, 0.7))
     near = sorted({codec for codec in similar if codec})
     advice = f"; did you mean {' or '.join(near)}?" if near else "; examples are utf-8, utf-16, cp1252 and shift_jis"
     raise UsageError(f"encoding: no encoding {name!r}{advice}")
 
 
-def _codec_of_text(name: str) -> str | None:
+def codec_of_text(name: str) -> str | None:
     """Python's name of an encoding of text; None for another name, such as base64, or ansi where Windows is not."""
     with contextlib.suppress(LookupError, ValueError):
         codec = codecs.lookup(name)
