@@ -558,10 +558,10 @@ def as_default(dtype):
 
 
 @contextlib.contextmanager
-def precision_by_backend(backend):
+def precision_by_backend(backend, precision=None):
     """What torch 2.9 recommends in place of set_float32_matmul_precision, which then cannot be read any more."""
     before = backend.fp32_precision
-    backend.fp32_precision = "tf32" if backend is torch.backends.cuda.matmul else "bf16"
+    backend.fp32_precision = precision or ("tf32" if backend is torch.backends.cuda.matmul else "bf16")
     try:
         yield
     finally:
@@ -593,6 +593,17 @@ def test_the_modes_of_torch_around_a_call_change_no_figure(notes):
         before = modes()
         assert figures("other") == expected
         assert modes() == before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="from torch 2.9")
+def test_the_precision_of_all_products_still_counts_after_a_call(notes):
+    """What the user sets for all backends decides about each, unless that has its own."""
+    matmul = torch.backends.cuda.matmul
+    for precision in ("tf32", "ieee"):
+        with precision_by_backend(matmul, "none"), precision_by_backend(torch.backends, precision):
+            prepare(notes, out_dir="data", tokenizer="char", overwrite=True, doctor=False)
+            torch.backends.fp32_precision = other = "ieee" if precision == "tf32" else "tf32"
+            assert matmul.fp32_precision == other
 
 
 def test_it_works_in_a_thread(notes):

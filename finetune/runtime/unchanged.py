@@ -116,7 +116,9 @@ def _float32_products() -> Generator[None]:
     finally:
         torch.set_float32_matmul_precision(older or "highest")
         for backend, precision in zip(backends, before):
-            backend.fp32_precision = precision
+            backend.fp32_precision = "none"  # as `torch.backends.fp32_precision` says, now and whenever that changes
+            if backend.fp32_precision != precision:
+                backend.fp32_precision = precision
 
 
 @contextlib.contextmanager
