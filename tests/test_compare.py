@@ -21,7 +21,7 @@ def test_runs_are_compared_by_the_blocks_that_they_read(tiny):
     trainer.train(tiny("c", **fours, **length, eval_iters=4))  # all of 13
     trainer.train(tiny("d", **twos, **length, eval_iters=None))
     c, d = load("c"), load("d")
-    assert comparison.winner([a, c]) is None and comparison.winner([c, d]) in (c, d, None)
+    assert comparison.winner([a, c]) is None
     assert not comparison.facts([c, d])["notes"] and comparison.facts([a, c])["notes"]
     trainer.train(tiny("a", **fours, **(length | {"max_iters": 3}), eval_iters=4, init_from="resume"))
     assert comparison.winner([load("a"), c]) is None  # it still reads 8
