@@ -10,6 +10,7 @@ from finetune.tools.report.record import LOSSES, load
 from finetune.training.callbacks import Evaluation
 from finetune.training.state import Hooks
 from finetune.training.trainer import train
+from finetune.training.validation import figures
 
 
 def killed_at(step):
@@ -42,7 +43,8 @@ def test_a_better_model_of_undone_updates_stays(tiny):
     after = {event["step"]: event["val_loss"] for event in evaluations()}
     assert before["val_loss"] < after[27] and before["val_loss"] < after[30]  # so it made the same steps worse
     assert Path("out/best/model.safetensors").read_bytes() == weights
-    assert state.best == {"step": 27, "val_loss": before["val_loss"]} and was_best == {27: False, 30: False}
+    assert state.best == {name: before[name] for name in LOSSES} and was_best == {27: False, 30: False}
+    assert figures(state)["train_loss"] == before["train_loss"]
     told = load("out").best
     assert {name: told[name] for name in LOSSES} == {name: before[name] for name in LOSSES}
 

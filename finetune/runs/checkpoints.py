@@ -82,13 +82,15 @@ def make_folder(out_dir: str | Path) -> None:
 
 
 def read_best(out_dir: str | Path) -> dict[str, Any]:
-    """{"val_loss", "step"} of the model in best/, or {} if there is none or it is damaged."""
+    """{"val_loss", "step"} of the model in best/, and "train_loss" if known; {} if there is none or it is damaged."""
     directory = Path(out_dir) / "best"
     if not directory.is_dir() or files.find_damage(directory):
         return {}
     facts = files.read_json_object(directory / "finetune.json")
     best = {name: facts.get(name) for name in ("val_loss", "step")}
-    return best if is_number(best["val_loss"]) and type(best["step"]) is int and best["step"] >= 0 else {}
+    if not is_number(best["val_loss"]) or type(best["step"]) is not int or best["step"] < 0:
+        return {}
+    return best | ({"train_loss": facts["train_loss"]} if is_number(facts.get("train_loss")) else {})
 
 
 def delete_state(out_dir: str | Path, iteration: int) -> None:

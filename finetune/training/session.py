@@ -275,7 +275,7 @@ def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     if line := worse_than_at_start(state):
         logger.print(f"warning: {line}")
         logger.record("warning", step=state.step, name="worse", line=line)
-    logger.record("end", step=state.step, best=state.best)
+    logger.record("end", step=state.step, best={name: state.best[name] for name in ("val_loss", "step")})
     logger.close_bar()
     if not accelerator.is_main_process:
         return

@@ -59,7 +59,7 @@ class TrainState:
     scaler: torch.amp.GradScaler | None = None  # float16 only
     step: int = 0  # updates made
     evaluations: list[dict[str, Any]] = field(default_factory=list)  # {"step", "train_loss", "val_loss"}
-    best: dict[str, Any] = field(default_factory=dict)  # {"val_loss", "step"} of best/; empty before it is written
+    best: dict[str, Any] = field(default_factory=dict)  # step and losses of best/; {} before it is written
     monitor: LossMonitor = field(default_factory=LossMonitor)
     lr_scale: float = 1.0  # halved by every rollback
     rollbacks: int = 0

@@ -46,7 +46,7 @@ def validate(setup: Setup, state: TrainState, logger: RunLogger) -> None:
     is_best = val_loss < lowest or (val_loss == lowest and step == state.best["step"])
 
     def published() -> None:
-        state.best = {"val_loss": val_loss, "step": step}
+        state.best = dict(evaluation)
         logger.record("best", step=step, val_loss=val_loss)
         logger.print(f"saving checkpoint to {recipe.out_dir}")
 
@@ -94,12 +94,11 @@ def is_out_of_patience(setup: Setup, state: TrainState) -> bool:
 
 def figures(state: TrainState) -> dict[str, float | None]:
     """What `require` may name: figures of the best model; its improvement over the model before the first update."""
-    val_loss, step = state.best.get("val_loss", math.nan), state.best.get("step")
-    train_losses = [evaluation["train_loss"] for evaluation in state.evaluations if evaluation["step"] == step]
+    val_loss = state.best.get("val_loss", math.nan)
     first = [evaluation["val_loss"] for evaluation in state.evaluations[:1] if evaluation["step"] == 0]
     return {
         "val_loss": val_loss,
-        "train_loss": train_losses[0] if train_losses else None,
+        "train_loss": state.best.get("train_loss"),
         "perplexity": perplexity(val_loss),
         "improvement": first[0] - val_loss if first else None,
     }
