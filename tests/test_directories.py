@@ -155,7 +155,7 @@ def test_splits_that_are_named_one_by_one_are_told_a_way_that_works(case):
 
 def test_names_that_say_nothing_of_splits_train_together(monkeypatch):
     make("one/train.txt", "two/test.txt", "train.txt", "notes_on_train.txt", "train.md", "dev.md")
-    make("training/a.md", "testing/b.md", "guide/c.md")
+    make("training/a.md", "testing/b.md", "guide/c.md", "my_training.txt", "turing_test.txt", "on_writing.txt")
     monkeypatch.chdir("d")
     for typed in (
         "one two",  # their files do not say what they are
@@ -163,6 +163,7 @@ def test_names_that_say_nothing_of_splits_train_together(monkeypatch):
         "train.md dev.md",
         "training testing guide",
         "one/train.txt two",
+        "my_training.txt on_writing.txt turing_test.txt",  # of essays
     ):
         assert len(sources.find(typed.split())) == len(typed.split())
 

@@ -63,7 +63,8 @@ def check_apart(names: Iterable[str], is_readable: Callable[[Path], bool]) -> No
     below = {file: Path(path.absolute().name, file.name if path.is_dir() else "") for file, path in found.items()}
     splits = find_splits(below, is_readable)
     named = [str(found[file]) for file, split in splits.items() if split]
-    if "train" not in splits.values() or not {"val", "test"} & {*splits.values()}:
+    has_others = any(not split and not COMPANION.match(file.name) for file, split in splits.items())  # such as essays
+    if has_others or "train" not in splits.values() or not {"val", "test"} & {*splits.values()}:
         return
     together = _named_together(paths, is_readable)
     raise UsageError(
