@@ -8,6 +8,7 @@ import functools
 import inspect
 import os
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -85,7 +86,7 @@ EACH = "; write * before it to give each by itself"
 def _way_in(place: object) -> str:
     """The end of a message about an argument without a keyword that is no path."""
     if hasattr(place, "read"):
-        name = getattr(place, "name", None)
+        name = "-" if place is sys.stdin else getattr(place, "name", None)
         return f"; give its name, {name!r}" if isinstance(name, str) else "; write what it holds into a file first"
     if isinstance(place, str) and "\n" in place:
         return "; write a text into a file first"

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 
 from finetune.common.errors import UsageError
 from finetune.common.files import read_json_object
@@ -89,7 +90,8 @@ class Found:
             way += f"; texts of other suffixes are named by a pattern: '{folder}/**/*{suffixes.most_common(1)[0][0]}'"
         bins = [path.parent for path in self.others if path.name == "train.bin"]
         if bins and not is_unpacked:
-            way += f"; train.bin holds token ids, which need no preparation: finetune train --dataset={bins[0]}"
+            train = f"finetune train --dataset={quote(str(bins[0]))}"
+            way += f"; train.bin holds token ids, which need no preparation: {train}"
         way += f"; left out: {self.describe_left_out()}" if self.left_out else ""
         return way + (f"; {self.describe_outside()}" if self.outside else "")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 
 from finetune.common.errors import UsageError
 from finetune.common.files import read_text
@@ -24,7 +25,8 @@ def read(
     tokens that it can use. Raises UsageError."""
     prompts, suffix = [], Path(path).suffix.lower()
     if suffix in TABLES:
-        way = f"; jq -c '.[]' {path} > prompts.jsonl writes the rows of an array so" if suffix == ".json" else ""
+        program = f"jq -c '.[]' {quote(str(path))} > prompts.jsonl"
+        way = f"; {program} writes the rows of an array so" if suffix == ".json" else ""
         what = "prompts are lines of text, or objects with a prompt, a line each, in a file with the suffix .jsonl"
         raise UsageError(f"{path}: is a table; {what}{way}")
     for number, line in enumerate(read_text(path).split("\n"), 1):

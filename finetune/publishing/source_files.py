@@ -25,7 +25,7 @@ KINDS = (
 def is_commit(source: Path) -> bool:
     """Whether a directory is a commit in the Hub's cache: nothing replaces it, and it lacks files that were not asked
     for, or were changed on the Hub, so that a manifest in it does not describe it."""
-    return source.parent.name == "snapshots"
+    return source.parent.name == "snapshots" and source.parent.parent.name.startswith("models--")
 
 
 def check(place: Path) -> None:
