@@ -97,6 +97,20 @@ def test_the_encoding_that_is_proposed_gives_the_text(text, encoding, times):
     assert text_files.open_text(Path("a.txt"), str(caught.value).split("--encoding=")[1]).read() == text * times
 
 
+def test_a_stray_byte_does_not_make_another_encoding():
+    french = ("Le café déjà vu près de l'hôtel où l'été fut long. " * 20).encode("cp1252")
+    path = Path("a.txt")
+    path.write_bytes(french[:300] + b"\x81" + french[300:])  # which Windows does not use
+    with pytest.raises(UsageError, match="is not cp1252; drop it with (iconv -c -f CP1252 -t UTF-8)$") as caught:
+        text_files.open_text(path, "cp1252").read()
+    way = str(caught.value).partition("with ")[2]
+    read = subprocess.run([*way.split(), path], capture_output=True).stdout  # 1 where it dropped something
+    assert read.decode() == french.decode("cp1252")
+    path.write_bytes("日本語の文章です。カタカナも。".encode("cp932") * 9)
+    with pytest.raises(UsageError, match="is not cp1252; probably cp932: --encoding=cp932"):
+        text_files.open_text(path, "cp1252").read()
+
+
 def test_flaws_of_utf8_are_named():
     for data, message in (
         (

@@ -27,6 +27,7 @@ ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\f": "\f", "\\\\": "\\"}
 MOST_CHARACTERS = 1 << 27  # of a line or a value of a table
 CUT_CHARACTER = ("truncated data", "unexpected end of data")  # reasons of a codec
 GUESS_BYTES = 1 << 15  # around a byte that cannot be decoded
+STRAY = 10  # characters beyond ASCII for each byte that cannot be decoded, if the encoding is the right one
 # letters of UTF-16 among others, and others among UTF-16, in which that many are no text
 WIDE_RUN = re.compile(rb"(?:[\t-\xff][\0\x04-\x06]){8,}|(?:[\0\x04-\x06][\t-\xff]){8,}")
 ASCII_RUN = re.compile(rb"[\t\n\r -~]{64,}")
@@ -218,6 +219,9 @@ def _error(name: str, codec: str, error: UnicodeDecodeError, end: int, line: int
     foreign = [text for text in lines if not text.isascii()]
     if codec != "utf-8" and encodings.is_utf8(b"\n".join(foreign)):
         return UsageError(f"{place}; it is UTF-8: leave --encoding={codec} out")
+    text = b"\n".join(foreign).decode(codec, "replace")
+    if codec != "utf-8" and STRAY * text.count("\ufffd") < sum(not char.isascii() for char in text):
+        return UsageError(f"{place}; drop it with iconv -c -f {file_kinds.iconv_name(codec)} -t UTF-8")
     good = [text for text in foreign if encodings.is_utf8(text + b"\n")]
     probable = encodings.guess(b"\n".join(text for text in foreign if text not in good))
     if codec == "utf-8" and encodings.is_surely_utf8(b"\n".join(good)):

@@ -212,10 +212,9 @@ def _too_few_updates(setup: Setup) -> str | None:
     recipe, length, rows = setup.recipe, setup.schedule.length, setup.train.num_rows
     if recipe.init_from == "resume" or recipe.epochs is None or length >= min(WANTED_UPDATES, recipe.max_iters):
         return None
-    flags: dict[str, float] = {
-        **schedules.sizes_for(WANTED_UPDATES, recipe, rows, setup.device.accelerator.num_processes)
-    }
-    blocks, epochs, what = math.prod(flags.values()), recipe.epochs, "smaller ones"
+    sizes = schedules.sizes_for(WANTED_UPDATES, recipe, rows, setup.device.accelerator.num_processes)
+    flags: dict[str, float] = {**sizes}
+    blocks, epochs, what = math.prod(sizes.values()), recipe.epochs, "smaller ones"
     if not epochs or blocks >= recipe.blocks_per_update:  # they are as small as they can be
         blocks, what = recipe.blocks_per_update, "more epochs"
         flags = {"epochs": (epochs := math.ceil(WANTED_UPDATES * blocks / rows))}
