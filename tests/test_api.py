@@ -525,13 +525,14 @@ def test_streams_that_are_none_or_only_write(notes, monkeypatch):
             patch.setattr(sys, "stdout", stream)
             patch.setattr(sys, "stderr", stream)
             prepare(notes, out_dir="data", tokenizer="char", overwrite=True)
-            run = train(dataset="data", out_dir="out", overwrite=True, **{**TINY, "tokenizer": "auto"})
+            drawn = {"tokenizer": "auto", "num_samples": 1, "max_new_tokens": 2}
+            run = train(dataset="data", out_dir="out", overwrite=True, **{**TINY, **drawn})
             texts = run.sample("The ", num_samples=1, max_new_tokens=2)
             loss = evaluate(run)["loss"]
             assert plan(dataset=notes, quick=True, **TINY)["fits"]
         assert run.status == "finished" and loss > 0 and len(texts) == 1
     lines = Path("copy.txt").read_text()
-    assert "best val loss" in lines and "\r" not in lines
+    assert "best val loss" in lines and "\r" not in lines and lines.count("---------------") == 2  # around a sample
 
 
 def test_a_run_stays_the_same_in_another_directory(notes, monkeypatch):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.common.console import encodable, end_unread
+from finetune.common.console import encodable, end_unread, is_terminal
 from finetune.common.errors import Failure, UsageError
 from finetune.common.free_memory import give_back_heap, is_out_of_memory
 from finetune.gpt import GPT, pieces, streams
@@ -222,7 +222,8 @@ def print_samples(model: GPT, tokenizer: Tokenizer, prompt: np.ndarray, **option
     print(f"---------------\n{start}", end="", flush=True)
     end_unread()
     samples: list[Sample] = []
-    for sample in iterate_samples(model, tokenizer, prompt, write_new_text if sys.stdout.isatty() else None, **options):
+    callback = write_new_text if is_terminal(sys.stdout) else None
+    for sample in iterate_samples(model, tokenizer, prompt, callback, **options):
         if samples:
             print(f"---------------\n{start}", end="")
         write_new_text(sample)
@@ -234,6 +235,5 @@ def print_samples(model: GPT, tokenizer: Tokenizer, prompt: np.ndarray, **option
 
 def write_new_text(sample: Sample) -> None:
     """Print what is new in a sample; a command that nobody reads ends here."""
-    sys.stdout.write(encodable(sample.new_text()))
-    sys.stdout.flush()
+    print(encodable(sample.new_text()), end="", flush=True)
     end_unread()
