@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from stand_in_hub import TOKEN, head, talking
 
 from finetune import GPT
+from finetune.common import hub_client
+from finetune.gpt.pretrained import load_hub_config
 from finetune.runs.model_card import without_folders
 
 WORDS = "the quick brown fox jumps over the lazy dog " * 60
@@ -53,9 +55,44 @@ def test_a_branch_a_tag_and_a_commit_are_read(hub, command):
         assert (model.wte.weight[: len(weight(directory))] == weight(directory)).all(), name
         before = len(hub.requests)
         GPT.from_pretrained(name)
-        assert len(hub.requests) == before, "what is in the cache needs no Hub"
+        assert len(hub.requests) == before, "asked once a minute"
     code, out, error = command("export", "--init_from=me/base@v1", "--to=mine")
     assert code == 0 and (weight("mine") == weight("base 1")).all(), error
+
+
+def first_weight(name):
+    return GPT.from_pretrained(name).wte.weight[:20]
+
+
+def test_a_model_that_changed_on_the_hub_is_read_anew(hub, monkeypatch, capsys):
+    """As transformers does, of which huggingface_hub keeps the newest commit in the same cache."""
+    monkeypatch.setattr(hub_client, "COMMIT_SECONDS", 0)
+    newer = hub.repositories["me/base"]["files"]
+    hub.repositories["me/base"]["files"] = hub.repositories["me/base"]["history"][hub.old]
+    assert first_weight("me/base").equal(weight("base 1")[:20])
+    hub.repositories["me/base"]["files"] = newer
+    assert first_weight("me/base").equal(weight("base 2")[:20])
+    assert load_hub_config("me/base").vocab_size == len(weight("base 2"))
+    before = len(hub.requests)
+    assert first_weight(f"me/base@{hub.old}").equal(weight("base 1")[:20])
+    assert len(hub.requests) == before, "a commit that is here needs no Hub"
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("refusal", [503, 404, "silent", "offline"])
+def test_a_hub_that_does_not_answer_leaves_the_model_in_the_cache(hub, monkeypatch, capsys, refusal):
+    monkeypatch.setattr(hub_client, "PAUSE_SECONDS", 0.01)
+    wanted, commit = first_weight("me/base"), head(hub.repositories["me/base"]["files"])
+    hub_client.ask_again("me/base")
+    if refusal == "offline":
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    elif refusal == "silent":
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    else:
+        hub.before = lambda method, path: refusal
+    assert first_weight("me/base").equal(wanted)
+    told = capsys.readouterr().err
+    assert not told if refusal == "offline" else (told.count("\n") == 1 and commit[:10] in told and "me/base" in told)
 
 
 @pytest.mark.parametrize(

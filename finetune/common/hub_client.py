@@ -6,8 +6,10 @@ import functools
 import importlib
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from finetune.common import network
@@ -15,6 +17,9 @@ from finetune.common.network import Progress, Unreachable, watched
 
 TRIES, PAUSE_SECONDS = 3, 1  # of a request that changes nothing; the pause grows with each
 FAILED_SECONDS = 60  # for which a server that gave no answer is tried once: a command asks for several files
+GPT2_REPOS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+COMMIT_SECONDS = 60  # for which a branch is not asked for again: a command finds its model several times
+_commits: dict[tuple[str, str | None], tuple[float, str | None]] = {}  # when which revision was which commit
 _failed_at: dict[str, float] = {}  # when which server gave none
 MOST_BYTES = 1 << 28  # of an answer that does not say its size, or of a kind that is small
 PIECE_BYTES = 1 << 16  # of what is sent, so that its progress is seen
@@ -25,15 +30,64 @@ BUSY = (408, 429, 500, 502, 503, 504)  # answers that another try may change
 def hub_file(repo: str, name: str, revision: str | None = None) -> str:
     """The path of a file of a Hub repository in the local cache, downloaded if needed. Raises the errors of
     huggingface_hub within seconds."""
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download
 
-    path = try_to_load_from_cache(repo, name, revision=revision)
-    if isinstance(path, str):
-        return path
+    if (folder := cached_folder(repo, name, revision)) and is_newest(repo, revision, folder):
+        return str(folder / name)
     bound()
     # fails at once; a download would retry for half a minute
-    HfApi().model_info(repo, revision=revision, timeout=network.SECONDS)
+    model_info(repo, revision)
     return hf_hub_download(repo, name, revision=revision, etag_timeout=network.SECONDS)
+
+
+def cached_folder(repo: str, name: str, revision: str | None) -> Path | None:
+    """The directory in the local cache that holds a file of a revision, None without one."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repo, name, revision=revision)
+    return Path(path).parent if isinstance(path, str) else None
+
+
+def is_newest(repo: str, revision: str | None, folder: Path) -> bool:
+    """Whether a snapshot of the cache is still what the Hub means by its branch or tag. A Hub that does not say counts
+    as yes, with a line on standard error. GPT-2's own repositories are not asked about: they do not change."""
+    if folder.name == revision or repo.removeprefix("openai-community/") in GPT2_REPOS:
+        return True
+    asked_at, commit = _commits.get((repo, revision), (-math.inf, None))
+    if time.monotonic() > asked_at + COMMIT_SECONDS:
+        commit = _asked_commit(repo, revision, folder)
+    return commit in (None, folder.name)
+
+
+def model_info(repo: str, revision: str | None) -> Any:
+    """What the Hub says of a model."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(repo, revision=revision, timeout=network.SECONDS)
+    _commits[repo, revision] = time.monotonic(), info.sha
+    return info
+
+
+def ask_again(repo: str) -> None:
+    """Ask the Hub again what the branches of a repository are: it was written to."""
+    for key in [key for key in _commits if key[0] == repo]:
+        del _commits[key]
+
+
+def _asked_commit(repo: str, revision: str | None, folder: Path) -> str | None:
+    from huggingface_hub import constants
+
+    _commits[repo, revision] = time.monotonic(), None
+    if constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        network.reach(constants.ENDPOINT)  # within seconds, without another try
+        bound()
+        return model_info(repo, revision).sha
+    except Exception as error:  # each network failure has its own class
+        copy = f"the copy in the cache is used, of commit {folder.name[:10]}"
+        print(f"{repo}: the Hub {network.explain(error)}; {copy}", file=sys.stderr)
+        return None
 
 
 def plainer(error: Exception, repo: str) -> Exception:

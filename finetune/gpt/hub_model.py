@@ -32,20 +32,19 @@ def config_file(source: str) -> Path:
 
 
 def download(source: str, is_whole: Callable[[Path], bool], has_weights: Callable[[Path], bool]) -> Path:
-    """The directory of a model in the local cache, downloaded unless it `is_whole`. Without a network it is enough if
-    it `has_weights`. Raises UsageError."""
-    from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+    """The directory of a model in the local cache, downloaded unless it `is_whole` and the Hub has no newer one.
+    Without a network it is enough if it `has_weights`. Raises UsageError."""
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     repo, revision = _split(source)
     folder = None
     try:
-        cached = try_to_load_from_cache(repo, "config.json", revision=revision)
-        folder = Path(cached).parent if isinstance(cached, str) else None
-        if folder and is_whole(folder):
+        folder = hub_client.cached_folder(repo, "config.json", revision)
+        if folder and is_whole(folder) and hub_client.is_newest(repo, revision, folder):
             return folder
         hub_client.bound()
-        info = HfApi().model_info(repo, revision=revision, timeout=network.SECONDS)
+        info = hub_client.model_info(repo, revision)
         names = [file.rfilename for file in info.siblings or []]
         top = [name for name in names if "/" not in name]
         if not any(fnmatch(name, kind) for name in top for kind in ("model*.safetensors", "pytorch_model*.bin")):

@@ -126,6 +126,7 @@ class Repository:
         added = [CommitOperationAdd(name, path) for name, path in files.items()]
         operations = [*added, *(CommitOperationDelete(name) for name in removed)]
         place: dict[str, Any] = {"repo_type": self.kind, "revision": self.branch, "parent_commit": self.info.sha}
+        hub_client.ask_again(self.name)
         done = HfApi().create_commit(self.name, operations, commit_message=message, **place)
         try:
             self.info = self._find(self.branch)
