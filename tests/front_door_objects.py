@@ -35,6 +35,22 @@ ONE_DOCUMENT = [
     refuses("a poem of lines", of_one(title="Ode", author="X", lines=P), ["lines", "title", "jq -r '.lines"]),
     refuses("a recipe", of_one(name="Soup", ingredients=["salt"], steps=P), ["steps", "jq -r"]),
     refuses("a song of verses", of_one(artist="X", **{"the verses": P[:3]}), [r'\."the verses"']),
+    refuses(
+        "names with a description",
+        of_one(description="A list of trees", source="https://example.org", trees=["ash", "red oak", "elm"] * 9),
+        ["list 'trees' beside 'description'", r"jq -r '\.trees\[\]' FILE > out.txt", r"jq -c '\.trees\[\]'"],
+    ),
+    either("a plot with its genres", of_one(description=STORY, genres=["sad", "long"]), [[STORY]], "description"),
+    refuses(
+        "lists within objects beside one",
+        {"a.json": json.dumps({"trees": {"broad": {"a": ["ash", "elm"]}, "other": ["fir", "yew"]}, "herbs": ["dill"]})},
+        ["4 texts in the lists of 'trees' and others beside the list 'herbs'", r"jq -c '\.\. \| strings' FILE"],
+    ),
+    refuses(
+        "a dictionary of numbers, with the words of pandas",
+        of_one(**{"data": 1, "schema": 2, **{f"word{i}": i for i in range(40)}}),
+        ["one object of 42 numbers", r"jq -c 'keys_unsorted\[\]' FILE > out.jsonl"],
+    ),
     either("a text and a list", of_one(text=STORY, tags=["a", "b"]), [[STORY]], "text"),
 ]
 ROWS_IN_IT = [

@@ -83,7 +83,7 @@ def read_object(scanner: Scanner, facts: dict[str, Any]) -> Iterator[Row]:
 
 def is_of_pandas(value: dict[str, Any]) -> bool:
     """Whether one object can be a table of pandas: its to_json without lines=True."""
-    is_table = "data" in value and not {"columns", "schema"}.isdisjoint(value)
+    is_table = isinstance(value.get("data"), list) and not {"columns", "schema"}.isdisjoint(value)
     return is_table or (bool(value) and all(isinstance(one, dict) for one in value.values()))
 
 
@@ -190,18 +190,26 @@ def _rows_of_values(values: dict[str, Any], name: str) -> Iterator[Row]:
         yield from (Row(number, row) for number, row in enumerate(_rows_of_objects(values, name), 1))
     elif not columns or texts:
         _check_keys(values, name)
+        if not is_data and all(map(NOTE.fullmatch, texts)) and _holds_more(columns, "".join(map(values.get, texts))):
+            raise _document_or_rows(name, columns, texts[0])
         yield Row(1, values)
     else:
         _check_columns(values, columns, is_data, name)
         rest = {key: value for key, value in values.items() if key not in columns}
-        longest = max(columns, key=lambda one: len(str(columns[one])))
+        longest = _longest(columns)
         _check_within(rest, longest, len(columns[longest]), name)
+        _check_below(rest, longest, columns[longest], name)
         for number, row in enumerate(zip(*columns.values()), 1):
             yield Row(number, dict(zip(columns, row)))
 
 
 def _check_keys(values: dict[str, Any], name: str) -> None:
     """Raise UsageError for an object whose keys are not the names of columns, such as a dictionary."""
+    if len(values) > MANY and all(isinstance(value, int | float) for value in values.values()):
+        raise UsageError(
+            f"{name}: is one object of {len(values):,} numbers; jq -c 'keys_unsorted[]' FILE > out.jsonl writes its"
+            f" keys, such as {next(iter(values))[:40]!r}, as rows"
+        )
     is_of_texts = len(values) > 2 and all(isinstance(value, str) for value in values.values())
     odd = sum(not KEY.fullmatch(key) for key in values)
     if is_of_texts and not {*TEXTS} & {*values} and (2 * odd > len(values) or len(values) > MANY):
@@ -219,16 +227,46 @@ def _check_columns(values: dict[str, Any], columns: dict[str, list[Any]], is_dat
         raise UsageError(f"{name}: {_ways_of_splits(splits)}")
     title = next((key for key in values if key.lower() in OF_ONE and isinstance(values[key], str)), None)
     if title and not is_data:
-        key = max(columns, key=lambda one: len(str(columns[one])))
-        elements = f"'{jq_path(key)}[]' FILE > out"
-        raise UsageError(
-            f"{name}: has the list {key!r} beside {title!r}, so it may be one document or many; jq -r {elements}.txt"
-            f" writes the list as one text, jq -c {elements}.jsonl as rows"
-        )
+        raise _document_or_rows(name, columns, title)
     if len({len(value) for value in columns.values()}) > 1:
         sizes = ", ".join(f"{key} ({len(value):,})" for key, value in columns.items())
         raise UsageError(
             f"{name}: an object of lists of different lengths: {sizes}; give rows, or columns of one length"
+        )
+
+
+def _document_or_rows(name: str, columns: dict[str, list[Any]], beside: str) -> UsageError:
+    """The error of a list that may be the paragraphs of one document, or a document each."""
+    key = _longest(columns)
+    elements = f"'{jq_path(key)}[]' FILE > out"
+    return UsageError(
+        f"{name}: has the list {key!r} beside {beside!r}, so it may be one document or many; jq -r {elements}.txt"
+        f" writes the list as one text, jq -c {elements}.jsonl as rows"
+    )
+
+
+def _longest(columns: dict[str, list[Any]]) -> str:
+    return max(columns, key=lambda one: len(str(columns[one])))
+
+
+def _holds_more(columns: dict[str, list[Any]], text: str) -> bool:
+    """Whether a list of strings is longer than the text beside it."""
+    lists = [value for value in columns.values() if len(value) > 1 and all(isinstance(one, str) for one in value)]
+    return any(sum(map(len, value)) > len(text) for value in lists)
+
+
+def _check_below(rest: dict[str, Any], column: str, rows: list[Any], name: str) -> None:
+    """Raise UsageError for objects with more strings in their lists than the list that was taken for the rows."""
+    count, objects = 0, {key: value for key, value in rest.items() if isinstance(value, dict) and not is_noted(key)}
+    stack = [*objects.values()]
+    while stack:
+        one = stack.pop()
+        stack += [below for below in (one.values() if isinstance(one, dict) else one) if isinstance(below, dict | list)]
+        count += sum(isinstance(below, str) for below in one) if isinstance(one, list) else 0
+    if count > len(rows):
+        raise UsageError(
+            f"{name}: holds {count:,} texts in the lists of {next(iter(objects))!r} and others beside the list"
+            f" {column!r}; jq -c '.. | strings' FILE > out.jsonl writes all as rows"
         )
 
 
