@@ -139,7 +139,8 @@ SHORT_QUESTIONS = [f"How do I open door {i}?" for i in range(12)]
 ANSWERED = (
     "Questions/Answers question/model_answer query/llm_response prompt/generated_text prompt/generation Human/AI"
     " request/reply message/reply utterance/response customer_message/agent_reply user_message/bot_response"
-    " title/answer Frage/Antworttext question/text prompt/text instruction/text"
+    " title/answer questionText/answerText Question-Title/expertAnswer Frage/Antworttext question/text prompt/text"
+    " instruction/text"
 ).split()
 NOT_ANSWERED = (
     "title/text user/text context/text subject/body user_name/response product/review headline/article".split()
@@ -187,5 +188,26 @@ COLUMNS.append(
         ["'Best Answer' holds lists", "Python"],
     )
 )
+MOMENTS = [f"2011/01/{i + 1:02} 0{i % 10}:00" for i in range(12)]
+COLUMNS += [
+    refuses(f"moments under {name!r}", {"a.csv": csv_text(zip(MOMENTS, range(12)), (name, "count"))}, "which column")
+    for name in ("datetime", "date", "moment")
+]
+COLUMNS += [
+    reads(
+        "a diary that begins with dates",
+        {"a.jsonl": json_lines(as_column([f"{m}, {t}" for m, t in zip(MOMENTS, LONG)]))},
+        [f"{m}, {t}" for m, t in zip(MOMENTS, LONG)],
+    ),
+    reads("moments alone", {"a.csv": "moment\n" + "\n".join(MOMENTS)}, MOMENTS),
+    refuses(
+        "lists of Python 2", {"a.csv": csv_text([(i, f"[u'{t}', u'b']") for i, t in enumerate(LONG)])}, "Python writes"
+    ),
+    refuses(
+        "lists of what two said",
+        {"a.json": json.dumps({"ai": [[q, a] for q, a in zip(SHORT_QUESTIONS, LONG)]})},
+        ["row 1 is a list", r"--messages_column=turns after jq -c '\.ai\[\] \| {turns: \.}' FILE > out.jsonl"],
+    ),
+]
 
 CASES = COLUMNS

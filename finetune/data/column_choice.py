@@ -7,7 +7,7 @@ import difflib
 from typing import Any
 
 from finetune.common.errors import UsageError
-from finetune.data import column_doubts, pair_kinds, preferences, short_answers, written_cells
+from finetune.data import column_doubts, pair_kinds, preferences, short_answers, ways_out, written_cells
 from finetune.data.column_names import (
     ABOUT,
     ANSWER_LIKE,
@@ -23,7 +23,7 @@ from finetune.data.column_names import (
 from finetune.data.column_profile import CLEARLY_LONGER, Profile
 from finetune.data.row_shape import Shape, fields_of, parse_messages, shortened
 from finetune.data.rows import FromBytes, Row
-from finetune.data.turns import are_messages, is_answered
+from finetune.data.turns import are_messages, are_replies, is_answered
 from finetune.data.ways_out import prompt_flags
 
 LONGER = 2  # a column with so many times the text is more probably the text
@@ -44,6 +44,9 @@ def find_shape(
             of_objects = all(isinstance(one, dict) for value in values for one in value)
             way = "pandas: to_json(FILE, orient='records', lines=True)"
             way = "jq -c '.[]' FILE > out.jsonl writes the objects in it as rows" if of_objects else way
+            if all(map(are_replies, values)):
+                turns = ways_out.jq(jq, "{turns: .}")
+                way = f"lists of what two said in turn are rows of --messages_column=turns{turns and f' after {turns}'}"
             what = "a row is an object, or a list of messages, and nothing else"
             raise UsageError(f"{place}: row 1 is a list; {what} ({way})")
         return Shape("messages")
@@ -216,7 +219,7 @@ class _Choice:
         texts = [column for column in self.names if profile.holds(column, str)]
         guesses = [column for column in texts if sizes[column] and not ABOUT.fullmatch(column)]
         if not guesses:  # titles, with nothing that they stand above
-            guesses = [column for column in texts if profile.holds_sentences(column)]
+            guesses = [column for column in texts if sizes[column] and profile.holds_sentences(column)]
             guesses = guesses if len(guesses) == 1 else []
         if len(self.names) == 1:
             guesses = texts

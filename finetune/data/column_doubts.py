@@ -194,8 +194,8 @@ def question_to(profile: Profile, answer: str) -> str | None:
     if not (is_text or ANSWER_LIKE.fullmatch(answer) or GENERATED.fullmatch(answer)):
         return None
     for name in profile.names:
-        word = name.strip().lower()
-        is_known = word in NAMED_QUESTIONS if is_text else ASKS.fullmatch(word) or not ABOUT.fullmatch(word)
+        is_asked = ASKS.fullmatch(name.strip()) or not ABOUT.fullmatch(name.strip())
+        is_known = name.strip().lower() in NAMED_QUESTIONS if is_text else is_asked
         asks = profile.holds(name, str) and (
             profile.holds_sentences(name) or short_answers.are_questions(profile, name)
         )

@@ -7,6 +7,19 @@ from typing import Any
 
 from finetune.data.split_names import SPLITS
 
+
+class NamePattern:
+    """A pattern of names, which may also have spaces, hyphens or capitals (`answerText`) for its underscores."""
+
+    PARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[\s-]+")
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = re.compile(pattern, re.IGNORECASE)
+
+    def fullmatch(self, name: str) -> re.Match[str] | None:
+        return self.pattern.fullmatch(name) or self.pattern.fullmatch(self.PARTS.sub("_", name.strip()))
+
+
 MESSAGES = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "chat_messages", "contents")
 TALKS = (*MESSAGES, "data", "turns", "utterances", "exchanges")  # that can hold texts said in turn
 SYSTEMS = (
@@ -29,24 +42,21 @@ SHORTENED = (("article", "document", "dialogue", "dialog"), ("highlights", "summ
 # answers to a column `text`, and answers that could also be a class of it
 BESIDE_TEXT = ("translation", "translated")
 CLASSES = ("label",)
-ANSWER_LIKE = re.compile(
+ANSWER_LIKE = NamePattern(
     r"(?!.*(count|num|id$|date|time|len|score))(.*[_ ])?(answer|response|solution|completion|reply|replie|output|target"
-    r"|correct|ans)s?([_ ].*)?",
-    re.IGNORECASE,
+    r"|correct|ans)s?([_ ].*)?"
 )
 # a column that asks, or what somebody said to whom the answer is
-ASKS = re.compile(
+ASKS = NamePattern(
     r"(.*[_ ])?(questions?|prompts?|instructions?|quer(y|ies)|utterances?|requests?|frage|fragen|pregunta|pergunta"
     r"|domanda|vraag|вопрос|问题|問題|質問|질문)([_ ](texts?|body|title))?"
     r"|(user|human|customer|client|patient|student|input)s?([_ ](texts?|inputs?|messages?|said|turns?|utterances?))?"
-    r"|title|subject",
-    re.IGNORECASE,
+    r"|title|subject"
 )
 # a text that answers it, beside those that are ANSWER_LIKE
-GENERATED = re.compile(
+GENERATED = NamePattern(
     r"(generat(ed|ion)s?|bot|assistant|ai|gpt\w*|model|llm|agent)([_ ](texts?|messages?|turns?|outputs?))?|antworte?n?"
-    r"([_ ]?texte?)?|respuestas?|respostas?|risposte?|réponses?|antwoord(en)?|ответы?|答案|回答|답변",
-    re.IGNORECASE,
+    r"([_ ]?texte?)?|respuestas?|respostas?|risposte?|réponses?|antwoord(en)?|ответы?|答案|回答|답변"
 )
 RENDERED = re.compile(
     r"###? ?(Instruction|Response|Human|User)|<\|im_start\|>|\[INST\]"
@@ -67,48 +77,45 @@ HEADINGS = frozenset(
     ]
 )
 # what a prompt asks about
-GIVEN = re.compile(
-    r"(self_?text|question_(body|details?)|(chat_?)?history|schema|suffix|previous|persona|personality|choices|options"
+GIVEN = NamePattern(
+    r"(self_?text|question_(body|details?|text)|(chat_?)?history|schema|suffix|previous|persona|personality|choices|options"
     r"|examples?|facts|evidence"
     r"|(input|source|given|reference)?_?(text|code|document|passage|paragraph|article|context|inputs?|table|story"
-    r"|snippet|query|question|instruction|transcript)s?)",
-    re.IGNORECASE,
+    r"|snippet|query|question|instruction|transcript)s?)"
 )
 # further texts of an answer, or about it
-FURTHER = re.compile(
+FURTHER = NamePattern(
     r".*(reject|reason|rational|think|thought|expla|cot|critique|comment|note|review|feedback|meta|test|summar|translat"
-    r"|original|raw|output|response|negativ|answer|completion|label|solution).*",
-    re.IGNORECASE,
+    r"|original|raw|output|response|negativ|answer|completion|label|solution).*"
 )
 # columns of text that is about the document
-ABOUT = re.compile(
+ABOUT = NamePattern(
     r"(.*_)?(id|ids|uuid|guid|key|index|hash|sha|label|labels|class|category|categories|lang|language|locale|url|uri"
-    r"|link|href|title|headline|name|names|author|user|username|date|time|timestamp|created|updated|source|split|file"
-    r"|filename|path|tag|tags|type|status|score|rating|version|license|country|city|email|keyword|topic)s?(_.*)?",
-    re.IGNORECASE,
+    r"|link|href|title|headline|name|names|author|user|username|date|time|datetime|timestamp|created|updated|source|split|file"
+    r"|filename|path|tag|tags|type|status|score|rating|version|license|country|city|email|keyword|topic)s?(_.*)?"
 )
 # lists and objects that are about the document
-META = re.compile(r"(.*_)?(meta_?(data)?|metrics|embeddings?|vectors?|scores|stats|authors)(_.*)?", re.IGNORECASE)
+META = NamePattern(r"(.*_)?(meta_?(data)?|metrics|embeddings?|vectors?|scores|stats|authors)(_.*)?")
 # a number, an id, a language, an address, a date or a word for nothing
 CODE = re.compile(
-    r"[-+]?[\d.,:/%eE-]+|[0-9a-f-]{16,}|[a-z]{2,3}([-_][A-Za-z]{2,4})?|\w+://\S*|\d{4}-\d\d-\d\d([T ].*)?|true|false"
-    r"|null|none",
+    r"[-+]?[\d.,:/%eE-]+|[0-9a-f-]{16,}|[a-z]{2,3}([-_][A-Za-z]{2,4})?|\w+://\S*|true|false|null|none"
+    r"|\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ,]+\d[\d:.,+-]*\s?([AP]M|Z|[A-Z]{3,4})?)?",
     re.IGNORECASE,
 )
-PYTHON = re.compile(r"""\s*\[\s*[\[{'"].*\]\s*$|b(['"]).*\1$""", re.DOTALL)  # a list or bytes, written by print
+PYTHON = re.compile(
+    r"""\s*\[\s*(?:[\[{]|[ub]?['"]).*\]\s*$|b(['"]).*\1$""", re.DOTALL
+)  # a list or bytes, written by print
 # a column whose numbers or plain words can tell good answers from bad ones
-LABEL = re.compile(
+LABEL = NamePattern(
     r"(is_|was_|kto_|human_|user_)*(labels?|tag|good|bad|best|correct|incorrect|desirable|chosen|preferred|feedback"
     r"|rating|thumbs?(_?up|_?down)?|accept(ed|able)?|reject(ed)?|approved?|pass(ed)?|fail(ed)?|correctness|valid|reward"
     r"|votes?|score|helpful|outcome|verdict|quality|status|safe|unsafe|toxic|harmful|hallucinat(ed|ion)|deleted"
-    r"|ignored?|flagged|spam)",
-    re.IGNORECASE,
+    r"|ignored?|flagged|spam)"
 )
 # of these one value is enough
-SURE_LABEL = re.compile(
+SURE_LABEL = NamePattern(
     r"(is_|kto_|human_|user_)?(labels?|tag|good|correct|desirable|chosen|accepted|preferred|feedback|rating"
-    r"|thumbs_?up)",
-    re.IGNORECASE,
+    r"|thumbs_?up)"
 )
 PLAIN_VERDICTS = ("0 1 true false 0.0 1.0 -1 -1.0", "yes no", "positive negative neutral", "up down", "chosen rejected")
 # words that tell it in a column of any name
@@ -126,9 +133,7 @@ VERDICTS = (
     "✅ ❌ ✓ ✗ ✔ ✘ ✖",
 )
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-IN_SPLIT = re.compile(
-    r"(is|in|for)_?(train|training|valid|validation|val|dev|eval|test|holdout)(_?set)?", re.IGNORECASE
-)
+IN_SPLIT = NamePattern(r"(is|in|for)_?(train|training|valid|validation|val|dev|eval|test|holdout)(_?set)?")
 
 
 def is_usual(prompt: str, completion: str) -> bool:

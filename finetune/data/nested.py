@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
-from finetune.data.column_names import ABOUT, CODE, META
+from finetune.data.column_names import ABOUT, CODE, META, NamePattern
 from finetune.data.rows import has_words
 
 # lists and objects about a text, or about the answer of a server, by parts of their names
-NOTED = re.compile(
+NOTED = NamePattern(
     r"(.*_)?(annotat\w+|entit(y|ies)|spans?|tokens?|mentions?|hashtags?|columns?|fields?|headers?|features?|dtypes?"
     r"|config\w*|settings?|options|param(eter)?s?|arg(ument)?s?|properties|request|query|pagination|paging|links?"
     r"|facets?|references|bibliography|contributors?|publisher|contact|provider|owner|warnings?|errors?|debug|logs?"
-    r"|tools?|functions?|guidelines?)(_.*)?",
-    re.IGNORECASE,
+    r"|tools?|functions?|guidelines?)(_.*)?"
 )
 WORDS = 4  # of a text that is more than the value of a key
 CHARACTERS = 20  # the same of a script without spaces
 # columns beside a prompt and its answer that it is about, by parts of their names, and the turns before it
-GIVEN = re.compile(
+GIVEN = NamePattern(
     r"(.*_)?(contexts?|passages?|documents?|docs|chunks?|snippets?|paragraphs|articles|sources|excerpts?|retriev\w*"
-    r"|search_results?|web_results?|knowledge|evidences?|facts|background)(_?(texts?|contents?|list|\d+))?",
-    re.IGNORECASE,
+    r"|search_results?|web_results?|knowledge|evidences?|facts|background)(_?(texts?|contents?|list|\d+))?"
 )
-BEFORE = re.compile(
-    r"(previous|prior|preceding|earlier|past)_(turns?|messages?|dialog(ue)?s?|conversations?|utterances?)",
-    re.IGNORECASE,
+BEFORE = NamePattern(
+    r"(previous|prior|preceding|earlier|past)_(turns?|messages?|dialog(ue)?s?|conversations?|utterances?)"
 )
 # columns that are about how the answer was made, or say it again
-MADE = re.compile(
+MADE = NamePattern(
     r".*(step|trace|chain|plan|call|candidate|generation|alternativ|variant|paraphras|turn|conversation|message|log"
-    r"|evaluat|assess|judg|verif|analys|grad|rubric|constraint|keyword|neg_).*",
-    re.IGNORECASE,
+    r"|evaluat|assess|judg|verif|analys|grad|rubric|constraint|keyword|neg_).*"
 )
 
 
