@@ -114,7 +114,20 @@ OTHER_NAMES = {
     "table.dat": ("#from the web\n" + TSV, ".tsv"),
     "python.txt": ("# rows\n" + DISGUISED["rows as Python prints them"][0], "Python"),
 }
+TALKS_IN_YAML = "categories:\n- ai\nconversations:\n" + "".join(f"- - {t}\n  - so it is\n" for t in P)
+OTHER_NAMES |= {
+    "rows.yaml": (
+        "".join(f"- instruction: >-\n    Say it\n  input: ''\n  response: {t}\n" for t in P),
+        ["YAML", r"print\(json.dumps\(row\)\) for row in yaml.safe_load\(sys.stdin\)\]", "out.jsonl", FILE],
+    ),
+    "texts.yml": ("# rows\n" + "".join(f"- id: {i}\n  text: {t}\n" for i, t in enumerate(P)), "YAML"),
+    "ai.yml": (TALKS_IN_YAML.replace("\n", "\r\n"), [r"{'turns': row}", r"\['conversations'\]", "column=turns"]),
+}
 OTHER_STAY = {
+    "play.yml": "- hosts: all\n  tasks: [ping]\n" * 4,
+    "steps.yaml": "on: push\njobs:\n- run: make\n- run: make\n- run: make\n- run: make\n",
+    "odd.yml": "- text: {{ name }}\n" * 5,
+    "few.yml": "- text: It is so\n- text: And so\n",
     "julia.jl": "# sums\nusing A, B\nf(x, y) = x + y, 1\nprintln(f(1, 2))\n" * 4,
     "front.md": "---\ntitle: x\n---\n\n# T\n\n| a | b |\n|---|---|\n| 1 | 2 |\n",
     "snippet.md": f"# Pages\n\n```html\n{MARKS}\n```\n",

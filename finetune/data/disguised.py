@@ -8,13 +8,17 @@ import json
 import operator
 import re
 from json import JSONDecodeError
+from typing import Any
 
 from finetune.common.errors import UsageError
 from finetune.data import transfer
+from finetune.data.column_names import ANSWERS, MESSAGES, QUESTIONS
 from finetune.data.csv_dialect import SEP_LINE
 from finetune.data.text_suffixes import KNOWN, PAGES, SHEETS
 
 PLAIN = re.compile(r"(\.(txt|text|dat|data|log|out|bak|old|\d+))?")  # suffixes of any text
+YAML = (".yaml", ".yml")
+YAML_ITEM = re.compile(r"^- ", re.MULTILINE)
 JULIA = ".jl"  # programs, and JSON lines of Scrapy
 LOOK_CHARACTERS, LOOK_ROWS = 1 << 16, 50  # at the start of a text
 MIN_ROWS = 3  # of a table, with the header
@@ -51,6 +55,8 @@ def check(text: str, name: str, suffix: str) -> None:
         raise UsageError(
             f"{name}: is a web page, not plain text; name it with the suffix .html to convert it, {AS_TEXT}"
         )
+    if suffix in YAML:
+        _check_yaml(head, name)
     if suffix in KNOWN:
         return
     # a comment can stand above rows
@@ -58,6 +64,37 @@ def check(text: str, name: str, suffix: str) -> None:
     _check_json(heads, name, is_cut)
     if suffix != JULIA:
         _check_rows(heads, name, suffix, is_cut)
+
+
+def _check_yaml(head: str, name: str) -> None:
+    """Raise UsageError for YAML with rows or with ChatterBot's conversations, of which the beginning is given."""
+    import yaml
+
+    ends = [end.start() for end in YAML_ITEM.finditer(head)]
+    if len(ends) <= MIN_ROWS:
+        return
+    try:
+        found = yaml.safe_load(head[: ends[-1]])
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return
+    talks = found.get("conversations") if isinstance(found, dict) else None
+    rows = talks if isinstance(talks, list) else found
+    are_talks = rows is talks and all(isinstance(row, list) for row in rows or [])
+    if not are_talks and not (isinstance(rows, list) and all(isinstance(row, dict) and _is_row(row) for row in rows)):
+        return
+    place, row = ("['conversations']", "{'turns': row}") if are_talks else ("", "row")
+    program = f"import json, sys, yaml; [print(json.dumps({row})) for row in yaml.safe_load(sys.stdin){place}]"
+    flags = " (to be read with --messages_column=turns)" if are_talks else ""
+    raise UsageError(
+        f'{name}: holds rows as YAML, not plain text; python -c "{program}" < FILE > out.jsonl writes them{flags},'
+        f" {AS_TEXT}"
+    )
+
+
+def _is_row(row: dict[Any, Any]) -> bool:
+    """Whether an object has the columns of a text, of a prompt and its completion, or of messages."""
+    names = {str(key).lower() for key in row}
+    return bool(names & {"text", *MESSAGES}) or bool(names & {*QUESTIONS} and names & {*ANSWERS})
 
 
 def _is_saved_page(text: str, suffix: str) -> bool:
