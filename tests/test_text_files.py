@@ -30,6 +30,8 @@ PROPOSED = [
     ("Größe, Straße, schön für alle.\n" * 3, "ISO-8859-1", "cp1252"),
     ("El niño comió piñas en España, ¿verdad? Sí, mañana.\n", "CP1252", "cp1252"),
     ("It’s a “test” — don’t worry\n", "CP1252", "cp1252"),
+    ("It fell by 3½¢ in a year; it was a quick decrease.\n", "CP1252", "cp1252"),
+    ("Rocky ChÌÁvez,CA\nCristina OsmeÌ±a,CA\n", "CP1252", "cp1252"),  # two faults, but no Japanese
     (RUSSIAN, "CP1251", "cp1251"),
     (RUSSIAN, "KOI8-R", "koi8_r"),
     (RUSSIAN, "CP866", "cp866"),

@@ -78,8 +78,8 @@ HEADINGS = frozenset(
 )
 # what a prompt asks about
 GIVEN = NamePattern(
-    r"(self_?text|question_(body|details?|text)|(chat_?)?history|schema|suffix|previous|persona|personality|choices|options"
-    r"|examples?|facts|evidence"
+    r"(self_?text|question_(body|details?|text)|(chat_?)?history|schema|suffix|previous|persona|personality|choices"
+    r"|options|examples?|facts|evidence"
     r"|(input|source|given|reference)?_?(text|code|document|passage|paragraph|article|context|inputs?|table|story"
     r"|snippet|query|question|instruction|transcript)s?)"
 )
@@ -91,8 +91,9 @@ FURTHER = NamePattern(
 # columns of text that is about the document
 ABOUT = NamePattern(
     r"(.*_)?(id|ids|uuid|guid|key|index|hash|sha|label|labels|class|category|categories|lang|language|locale|url|uri"
-    r"|link|href|title|headline|name|names|author|user|username|date|time|datetime|timestamp|created|updated|source|split|file"
-    r"|filename|path|tag|tags|type|status|score|rating|version|license|country|city|email|keyword|topic)s?(_.*)?"
+    r"|link|href|title|headline|name|names|author|user|username|date|time|datetime|timestamp|created|updated|source"
+    r"|split|file|filename|path|tag|tags|type|status|score|rating|version|license|country|city|email|keyword"
+    r"|topic)s?(_.*)?"
 )
 # lists and objects that are about the document
 META = NamePattern(r"(.*_)?(meta_?(data)?|metrics|embeddings?|vectors?|scores|stats|authors)(_.*)?")

@@ -147,7 +147,10 @@ def guess(data: bytes) -> str | None:
         return None
     # Western European is by far the commonest among those that fit equally well
     western = [match for match in matches if "cp1252" in (match.encoding, *match.could_be_from_charset)]
-    if any(match.chaos <= best.chaos and match.coherence >= best.coherence - 0.05 for match in western):
+    foreign = [char for char in _decode(data, best.encoding) or "" if not char.isascii()]
+    is_half_width = all("\uff61" <= char <= "\uff9f" for char in foreign)  # kana that no text has alone
+    fits = (match.chaos <= best.chaos and match.coherence >= best.coherence - 0.05 for match in western)
+    if any(fits) or (is_half_width and _decode(data, "cp1252") is not None):
         return "cp1252"
     return best.encoding
 

@@ -12,7 +12,7 @@ WESTERN = ("cp1252", "mac_roman", "cp850", "cp437")
 CENTRAL = ("cp1250", "iso8859_2", "cp852", "mac_latin2")
 CYRILLIC = ("cp1251", "koi8_r", "koi8_u", "cp866", "iso8859_5", "mac_cyrillic")
 EBCDIC = ("cp037", "cp500", "cp273", "cp1140")
-PUNCTUATION = "’‘“”„–—…•«»€°§ £©®™·×½¼¾²³"  # of every Latin alphabet
+PUNCTUATION = "’‘“”„–—…•«»€°§ £¢©®™·×½¼¾²³"  # of every Latin alphabet
 # letters beyond ASCII by language, and the encodings that it is written in, the commoner first
 LATIN = (
     ("éèàçêâôîûùëïœæÿÉÈÀÇÊÂÔÎÛÙËÏŒÆ", WESTERN),
@@ -46,7 +46,7 @@ OTHERS = (
 # what no word is: a capital behind small letters, another mark between letters, and no letter of ASCII
 BROKEN_LATIN = re.compile(
     r"[a-zß-ÿ](?=[À-ÖØ-ÞĀĂĄĆČĎĐĒĖĘĚĢĪĶĻŁŃŅŇŐŒŘŚŞŠŤŮŰŽ])"
-    r"|[A-Za-z][„…•€°§£©®™·×½¼¾²³«»¿¡—–](?=[a-z])"
+    r"|[A-Za-z][„…•€°§£¢©®™·×½¼¾²³«»¿¡—–](?=[a-z])"
     r"|[^\W\d_A-Za-z]{5}"
 )
 # Hebrew: no letters of ASCII beside its own, and some end only words
