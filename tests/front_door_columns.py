@@ -201,6 +201,22 @@ COLUMNS += [
     ),
     reads("moments alone", {"a.csv": "moment\n" + "\n".join(MOMENTS)}, MOMENTS),
     refuses(
+        "a class beside numbers",
+        {"a.csv": csv_text([(i, "long" if i % 2 else "short") for i in range(12)], ("minutes", "kind"))},
+        ["'kind' holds the same words again and again", TEXT_COLUMN],
+    ),
+    reads(
+        "names beside numbers",
+        {"a.csv": csv_text([(i, f"Ann{i}") for i in range(12)], ("count", "sort"))},
+        [f"Ann{i}" for i in range(12)],
+    ),
+    reads(
+        "a class, named",
+        {"a.csv": csv_text([(1, "ab"), (2, "ab"), (3, "ab")], ("n", "kind"))},
+        ["ab"] * 3,
+        "--text_column=kind",
+    ),
+    refuses(
         "lists of Python 2", {"a.csv": csv_text([(i, f"[u'{t}', u'b']") for i, t in enumerate(LONG)])}, "Python writes"
     ),
     refuses(

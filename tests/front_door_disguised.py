@@ -116,6 +116,11 @@ OTHER_NAMES = {
 }
 TALKS_IN_YAML = "categories:\n- ai\nconversations:\n" + "".join(f"- - {t}\n  - so it is\n" for t in P)
 OTHER_NAMES |= {
+    "movie_lines.txt": (
+        "".join(f"L{i} +++$+++ u{i % 2} +++$+++ ANN +++$+++ {t}\n" for i, t in enumerate(P)),
+        [r"' \+\+\+\$\+\+\+ ' between its cells", r"sed 's/ \+\+\+\$\+\+\+ /\\t/g' FILE > out.tsv", FILE],
+    ),
+    "pairs.txt": ("".join(f"{t} ||| {t}\n" for t in P), r"sed 's/ \[\|\]\[\|\]\[\|\] /\\t/g'"),
     "rows.yaml": (
         "".join(f"- instruction: >-\n    Say it\n  input: ''\n  response: {t}\n" for t in P),
         ["YAML", r"print\(json.dumps\(row\)\) for row in yaml.safe_load\(sys.stdin\)\]", "out.jsonl", FILE],
@@ -127,6 +132,7 @@ OTHER_STAY = {
     "play.yml": "- hosts: all\n  tasks: [ping]\n" * 4,
     "steps.yaml": "on: push\njobs:\n- run: make\n- run: make\n- run: make\n- run: make\n",
     "odd.yml": "- text: {{ name }}\n" * 5,
+    "bars.txt": "".join(f"{t} ||| {t}\n" for t in P) + "And an end.\n",
     "few.yml": "- text: It is so\n- text: And so\n",
     "julia.jl": "# sums\nusing A, B\nf(x, y) = x + y, 1\nprintln(f(1, 2))\n" * 4,
     "front.md": "---\ntitle: x\n---\n\n# T\n\n| a | b |\n|---|---|\n| 1 | 2 |\n",

@@ -203,6 +203,9 @@ class _Choice:
         self.check_question(guess)
         if lists := [name for name in self.names if profile.holds(name, list, dict) and not profile.is_about(name)]:
             raise profile.unclear(f"{lists[0]!r} holds {'objects' if profile.holds(lists[0], dict) else 'lists'}")
+        words = [] if profile.holds_sentences(guess) else list(map(str, self.values[guess]))
+        if len(self.names) > 1 and 2 * len({*words}) < len(words):
+            raise profile.unclear(f"{guess!r} holds the same words again and again")
         return self.shape(Shape("text", text=guess))
 
     def check_question(self, name: str) -> None:

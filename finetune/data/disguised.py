@@ -23,6 +23,7 @@ JULIA = ".jl"  # programs, and JSON lines of Scrapy
 LOOK_CHARACTERS, LOOK_ROWS = 1 << 16, 50  # at the start of a text
 MIN_ROWS = 3  # of a table, with the header
 SHARE = 0.8  # of the rows that are as wide as the first
+LONG_SEPARATORS = (" +++$+++ ", " ||| ")  # of films' lines, and of sentences beside their translation
 SEPARATORS = {"\t": "tsv", ",": "csv", ";": "csv", "|": "csv"}
 NAME = re.compile(r"[^\W\d][\w .()/#-]{0,39}(?<!\.)$")  # of a column
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?$")
@@ -129,6 +130,13 @@ def _check_rows(heads: list[str], name: str, suffix: str, is_cut: bool) -> None:
             f" suffix .jsonl, {AS_TEXT}"
         )
     is_plain = PLAIN.fullmatch(suffix) is not None
+    for longer in LONG_SEPARATORS:
+        counts = [line.count(longer) for line in heads[-1].split("\n")[: LOOK_ROWS + 1][:-1]]
+        if is_plain and len(counts) > MIN_ROWS and min(counts) == max(counts) > 0:
+            raise UsageError(
+                f"{name}: is a table with {longer!r} between its cells, not plain text;"
+                f" sed 's/{longer.replace('|', '[|]')}/\\t/g' FILE > out.tsv writes them between tabs, {AS_TEXT}"
+            )
     found = (table_separator(head, is_cut, has_names=head != heads[0] or not is_plain) for head in heads)
     separator = _said_separator(heads) or next(filter(None, found), None)
     if suffix in SHEETS and "\t" in heads[-1].partition("\n")[0]:
