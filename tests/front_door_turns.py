@@ -73,6 +73,16 @@ TURNS = [
         TALKS,
     ),
     reads(
+        "content in parts of LLaMA-Factory",
+        messages(
+            lambda i: [
+                turn("user", [{"type": "text", "value": f"What is {i}?"}], loss_weight=0.0),
+                turn("assistant", [{"type": "text", "value": f"It is {i}."}], loss_weight=1.0),
+            ]
+        ),
+        TALKS,
+    ),
+    reads(
         "content in two parts",
         messages(
             lambda i: [

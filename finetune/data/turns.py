@@ -23,6 +23,7 @@ ASKED = {"input": "user", "prompt": "user", "output": "assistant", "completion":
 # whether a message is learned
 LEARN, HIDE = ("weight", "train", "training", "trainable", "loss", "loss_weight"), ("mask", "masked")
 # a key that says in another way what is learned, such as train_detail, loss_mask or ignore
+TEXT_PARTS = ("text", "input_text", "output_text")  # kinds of parts of a content
 OTHER_FLAG = re.compile(r"(.*[_.-])?(train|loss|mask|weight|learn|supervis|ignore|reject)", re.IGNORECASE)
 MESSAGE = re.compile(r"""\s*\{\s*["'](role|from|content|value)["']\s*:""")  # as JSON or Python writes it
 CALL_ROLES = ("function_call", "tool_call", "function_calls", "tool_calls", "function_calling")
@@ -189,12 +190,9 @@ def _content(value: object) -> str | None:
 def _text_of_part(part: object) -> str:
     if isinstance(part, str):
         return part
-    if (
-        isinstance(part, dict)
-        and isinstance(part.get("text"), str)
-        and part.get("type", "text") in ("text", "input_text", "output_text")
-        and not part.get("thought")
-    ):
-        return part["text"]
+    if isinstance(part, dict) and part.get("type", "text") in TEXT_PARTS and not part.get("thought"):
+        keys = ("text", "value", "content") if "type" in part else ("text",)  # OpenAI's, LLaMA-Factory's
+        if (text := next((part[key] for key in keys if isinstance(part.get(key), str)), None)) is not None:
+            return text
     kind = part.get("type", "object") if isinstance(part, dict) else name_of_value(part)
     raise ValueError(f"a part of a message is {kind!r}, and only text can be learned")
