@@ -69,6 +69,8 @@ SENTENCES = [
     ("Åsa går på ön och äter smörgås när det är kallt.\n", "cp1252 mac_roman cp850"),
     ("It’s a “test” — don’t worry… he said.\n", "cp1252 mac_roman"),
     ("He waited – then left.\n", "cp1252 mac_roman"),
+    ("America’s “so” it is—yes, we don’t.\n", "cp1252 mac_roman big5 gb18030"),
+    ("He said “Où est”, or rather oü.\n", "cp1252"),
     ("Mr. Müller and Mrs. Škoda met Žižek.\n", "cp1252"),
     ("Zażółć gęślą jaźń. Wszyscy są tu, również żółw i łoś.\n", "cp1250 iso8859-2"),
     ("Příliš žluťoučký kůň úpěl ďábelské ódy. Včera jsem šel domů.\n", "cp1250 iso8859-2"),

@@ -139,7 +139,7 @@ def guess(data: bytes) -> str | None:
     """The encoding that bytes are probably in, by their letters, else by charset-normalizer; None if none fits."""
     from charset_normalizer import from_bytes
 
-    if found := wide_or_escaped(data) or _japanese(data) or letters.guess(data):
+    if found := wide_or_escaped(data) or _japanese(data) or _punctuated(data) or letters.guess(data):
         return found
     matches = from_bytes(data, cp_isolation=[*CANDIDATES], preemptive_behaviour=False)
     best = matches.best()
@@ -160,6 +160,15 @@ def _japanese(data: bytes) -> str | None:
     for encoding in ("euc_jp", "cp932"):
         text = _decode(data, encoding) or ""
         if len(KANA.findall(text)) > 0.25 * sum(not char.isascii() for char in text):
+            return encoding
+    return None
+
+
+def _punctuated(data: bytes) -> str | None:
+    """The encoding of Chinese in which all that is not ASCII is quotes, dashes or dots of an English text."""
+    for encoding in ("big5", "gb18030"):
+        foreign = [char for char in _decode(data, encoding) or "" if not char.isascii()]
+        if foreign and all("\u2010" <= char <= "\u2027" for char in foreign):
             return encoding
     return None
 

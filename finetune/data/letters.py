@@ -46,9 +46,12 @@ OTHERS = (
 # what no word is: a capital behind small letters, another mark between letters, and no letter of ASCII
 BROKEN_LATIN = re.compile(
     r"[a-zß-ÿ](?=[À-ÖØ-ÞĀĂĄĆČĎĐĒĖĘĚĢĪĶĻŁŃŅŇŐŒŘŚŞŠŤŮŰŽ])"
-    r"|[A-Za-z][„…•€°§£¢©®™·×½¼¾²³«»¿¡—–](?=[a-z])"
+    r"|[A-Za-z][„…•€°§£¢©®™·×½¼¾²³«»¿¡](?=[a-z])"
     r"|[^\W\d_A-Za-z]{5}"
 )
+# a dash between words without spaces, and what says that a text has dashes at all: quotes around words, and "don’t"
+DASHED = re.compile(r"[A-Za-z][—–](?=[a-z])")
+QUOTED = re.compile(r"(?:^|[\s(])“\w[^“”]*[\w.,!?…]”(?=\W|$)|n’t\b", re.MULTILINE)
 # Hebrew: no letters of ASCII beside its own, and some end only words
 HEBREW = re.compile(r"[\x00-\x7f\xa0א-ת–—‘’“”₪]*")
 NO_HEBREW = re.compile("[A-Za-z][א-ת]|[א-ת][A-Za-z]|[ךםןףץ][א-ת]")
@@ -75,7 +78,9 @@ def guess(data: bytes) -> str | None:
                 if score >= enough:
                     found[encoding] = max(score, found.get(encoding, 0.0))
     best = max(found.values(), default=0.0)
-    return next((name for name, score in found.items() if score >= best - NEARLY), None)
+    good = [name for name, score in found.items() if score >= best - NEARLY]
+    western = [name for name in WESTERN if name in good]  # the commoner first, whatever language fits
+    return western[0] if western and good[0] in western else next(iter(good), None)
 
 
 @lru_cache(maxsize=64)
@@ -89,7 +94,7 @@ def _decode(data: bytes, encoding: str) -> str | None:
 def _latin(text: str, letters: str) -> float:
     """The share of characters beyond ASCII that are these letters, less the places that no word has."""
     foreign = [char for char in text if not char.isascii()]
-    broken = len(BROKEN_LATIN.findall(text))
+    broken = len(BROKEN_LATIN.findall(text)) + (0 if QUOTED.search(text) else len(DASHED.findall(text)))
     return (sum(char in letters or char in PUNCTUATION for char in foreign) - broken) / max(1, len(foreign))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.common.commands import join
 from finetune.common.errors import UsageError
 from finetune.common.files import read_chunks
 from finetune.common.network import reach
@@ -98,7 +99,8 @@ class Source:
         if path is None or self.root or len(self.files) < 2:
             return ""
         if found := re.search("probably .*--encoding=(\\S+)", problem):
-            return f"; if only this file is, iconv -f {iconv_name(found[1])} -t UTF-8 {path} converts it"
+            convert = join(["iconv", "-f", iconv_name(found[1]), "-t", "UTF-8", str(path)])
+            return f"; if only this file is, {convert} > FILE converts it"
         others = {suffix_of(other) for other in self.files if Path(self.name).is_dir()} - {suffix_of(path)}
         depth = "" if all(other.parent == Path(self.name) for other in self.files) else "**/"
         patterns = " ".join(f"'{Path(self.name, depth)}/*{suffix}'" for suffix in sorted(others))
