@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import math
 import shlex
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 import pytest
 
 from finetune.common.errors import UsageError
+from finetune.config import schedule
 from finetune.config.cli import parse
 from finetune.config.options import option
 from finetune.config.recipe import Recipe
@@ -42,6 +44,9 @@ decay_lr = False
     "compile = False\n",
     "config/bad.py": "import os\nseed = os.system('touch ran')\nbias = False\nfor i in range(3):\n    seed = i\n",
     "config/broken.py": "seed = = 3\n",
+    "config/decays.py": "learning_rate = 3e-5\nwarmup_iters = 10\nlr_decay_iters = 100\nmin_lr = 3e-6\n",
+    "config/tiny.py": "init_from = 'some/model'\n",
+    "config/low.py": "learning_rate = 5e-5\n",
 }
 FILES = {
     "mine.yaml": "dataset: mine.txt\nlearning_rate: 1e-4  # found by a sweep\n",
@@ -168,6 +173,9 @@ UNDERSTOOD = {
         "batch_size": 12,
         "compile": "false",
     },
+    "config/tiny.py": {"init_from": "some/model", "block_size": None},
+    "config/train_char.py --init_from=auto": {"init_from": "scratch"},
+    "config/low.py --min_lr=none": {"learning_rate": 5e-5, "min_lr": None},
 }
 REFUSED = {
     D + "--learning_rat 1e-4": "unknown flag --learning_rat. Did you mean '--learning_rate'?",
@@ -273,6 +281,8 @@ REFUSED = {
     D + "pushes.yaml": "pushing.yaml:1: push: can only be given on the command line, as --push=true",
     "above.yaml": "reaching.yaml:1: dataset: a recipe must not reach above the working directory (../../secret); give"
     " it as --dataset=../../secret",
+    "config/low.py": "nanoGPT's default: min_lr: 6e-05 is above learning_rate=5e-05; --min_lr=none makes it a tenth",
+    D + "--decay_lr=false --min_lr=0": "--decay_lr: false leaves nothing for min_lr to do; add --min_lr=none",
     D + "config/broken.py": "config/broken.py:1: not Python: invalid syntax",
 }
 
@@ -326,6 +336,37 @@ def test_a_config_of_nanogpt_is_never_executed_and_what_cannot_be_read_is_named(
         "config/bad.py:3: unknown key 'bias'. --help lists them all.",
     ]
     assert not Path("ran").exists()
+
+
+def rate_of_nanogpt(it, decay_lr, learning_rate, warmup_iters, lr_decay_iters, min_lr):
+    """As its train.py has it."""
+    if not decay_lr:
+        return learning_rate
+    if it < warmup_iters:
+        return learning_rate * (it + 1) / (warmup_iters + 1)
+    if it > lr_decay_iters:
+        return min_lr
+    decay_ratio = (it - warmup_iters) / (lr_decay_iters - warmup_iters)
+    return min_lr + 0.5 * (1.0 + math.cos(math.pi * decay_ratio)) * (learning_rate - min_lr)
+
+
+@pytest.mark.parametrize(
+    ("argv", "decay_lr", "values"),
+    [
+        ("config/decays.py", True, (3e-5, 10, 100, 3e-6)),
+        ("config/decays.py --decay_lr=False", False, (3e-5, 10, 100, 3e-6)),
+        ("config/decays.py --no-decay_lr", False, (3e-5, 10, 100, 3e-6)),
+        ("config/train_char.py", True, (6e-4, 2000, 600000, 6e-5)),
+        ("config/train_char.py --decay_lr=False", False, (6e-4, 2000, 600000, 6e-5)),
+        ("config/finetune_shakespeare.py --max_iters=200", False, (3e-5, 2000, 600000, 6e-5)),
+    ],
+)
+def test_the_learning_rates_of_a_config_are_those_of_nanogpt(argv, decay_lr, values):
+    recipe = parse(Recipe, ["--dataset=d", *argv.split()], "")[0]
+    ours = schedule.schedule(recipe, num_rows=1000)
+    for it in (0, 5, 9, 10, 50, 99, 150):
+        rate = schedule.learning_rate(it, recipe, ours)
+        assert rate == pytest.approx(rate_of_nanogpt(it, decay_lr, *values), rel=1e-12)
 
 
 def test_every_origin_is_the_place_where_the_value_stands(monkeypatch):

@@ -40,17 +40,28 @@ def read_arguments(cls: type[DataclassInstance], argv: list[str], problems: list
     while reader.remaining:
         reader.read(reader.remaining.pop(0))
     environment = _from_environment(reader.kinds, problems) if reader.trains else []
-    defaults = []
+    recipe = reader.recipe
     if reader.has_nanogpt_config:
-        missing = nanogpt_config.missing({entry.key: entry.text or "" for entry in reader.recipe})
-        defaults = [Entry(key, text, nanogpt_config.ORIGIN) for key, text in missing.items()]
-    entries = [*defaults, *reader.recipe, *environment, *reader.flags]
+        recipe = _as_nanogpt_reads(recipe, [*environment, *reader.flags])
+    entries = [*recipe, *environment, *reader.flags]
     if reader.trains:
         from finetune.config import mirror  # other commands start sooner without it
 
         entries = mirror.fetch_out_dir(entries, problems)
         entries = run_directory.complete(entries, bool(reader.recipe), problems)
     return entries, reader.sources
+
+
+def _as_nanogpt_reads(recipe: list[Entry], others: list[Entry]) -> list[Entry]:
+    """The entries of a recipe with nanoGPT's defaults of the keys that it lacks, and without those that nanoGPT does
+    not read. `others` are given beside it."""
+    schedule = nanogpt_config.SCHEDULE
+    if nanogpt_config.is_constant({entry.key: entry.text or "" for entry in [*recipe, *others]}):
+        recipe = [entry for entry in recipe if not (entry.key in schedule and ".py:" in entry.origin)]
+        schedule = nanogpt_config.WITHOUT_DECAY
+    named = {entry.key for entry in recipe}
+    missing = {key: text for key, text in (nanogpt_config.DEFAULTS | schedule).items() if key not in named}
+    return [*(Entry(key, text, nanogpt_config.ORIGIN) for key, text in missing.items()), *recipe]
 
 
 class Reader:

@@ -14,7 +14,6 @@ ORIGIN = "nanoGPT's default"
 DEFAULTS = {
     "init_from": "scratch",
     "dataset": "openwebtext",
-    "block_size": "1024",
     "batch_size": "12",
     "gradient_accumulation_steps": "40",
     "max_iters": "600000",
@@ -68,13 +67,9 @@ def read_assignments(path: str, source: str, problems: list[str]) -> Iterator[tu
             yield key, text, node.lineno
 
 
-def missing(given: Mapping[str, str]) -> dict[str, str]:
-    """nanoGPT's defaults of the keys that are not `given`."""
-    is_constant = BOOLEANS.get(given.get("decay_lr", "").lower()) is False
-    defaults = DEFAULTS | (WITHOUT_DECAY if is_constant else SCHEDULE)
-    if given.get("init_from", "").startswith("gpt2"):
-        del defaults["block_size"]  # that of the model
-    return {key: text for key, text in defaults.items() if key not in given}
+def is_constant(given: Mapping[str, str]) -> bool:
+    """Whether these keys make the learning rate constant. nanoGPT then reads no key of SCHEDULE."""
+    return BOOLEANS.get(given.get("decay_lr", "").lower()) is False
 
 
 def _literal(node: ast.expr) -> object:

@@ -235,9 +235,9 @@ class Recipe:
         if n_head > 0 and n_embd % n_head:
             yield "n_embd", f"{n_embd} cannot be divided among n_head={n_head} heads"
         if self.min_lr is not None and self.min_lr > self.learning_rate:
-            yield "min_lr", f"{self.min_lr} is above learning_rate={self.learning_rate}"
-        if not self.decay_lr and (self.min_lr is not None or self.lr_decay_iters is not None):
-            yield "decay_lr", "false leaves nothing for min_lr and lr_decay_iters to do; remove them"
+            yield "min_lr", f"{self.min_lr} is above learning_rate={self.learning_rate}; --min_lr=none makes it a tenth"
+        if idle := [k for k in ("min_lr", "lr_decay_iters") if not self.decay_lr and getattr(self, k) is not None]:
+            yield "decay_lr", f"false leaves nothing for {' and '.join(idle)} to do; add --{'=none --'.join(idle)}=none"
         if self.sample_interval and not self.num_samples:
             yield "sample_interval", "has no effect without num_samples; add --num_samples=1"
         if self.memory == "auto" and self.batch_size == "auto":
