@@ -166,13 +166,13 @@ def test_who_stops_a_run_is_only_told_how_to_go_on(command, name, by):
 @pytest.mark.parametrize(("number", "at"), [(signal.SIGINT, 0), (signal.SIGINT, 3), (signal.SIGTERM, 3)])
 def test_a_real_run_that_was_stopped(tiny, command, number, at):
     hooks = Hooks(before_update=lambda setup, state: state.step == at and os.kill(os.getpid(), number))
-    recipe = tiny(max_iters=2000, eval_interval=1000)
+    recipe = tiny(max_iters=2000, eval_interval=1000, log_interval=100)
     with pytest.raises(Failure) as stopped, report_after(recipe):
         train(recipe, hooks=hooks)
     told = str(stopped.value).splitlines()
     assert told[0].startswith(f"stopped by {number.name} after {at + 1} updates; to go on: ")
     assert told[1:] == ["report in out/report.html"]
     assert read_metrics("out/metrics.jsonl")[-1]["event"] == "stop"
-    assert command("diagnose", "--out_dir=out")[1].startswith(f"out: stopped by {number.name} after ")
+    assert command("diagnose", "--out_dir=out")[1].startswith(f"out: {told[0]}")
     assert Path("out/loss.png").read_bytes().startswith(b"\x89PNG")
     assert diagnosis.diagnose(record.load("out")) == []

@@ -122,8 +122,9 @@ class Record:
 
     @cached_property
     def done(self) -> int:
-        """Updates made, as far as recorded."""
-        return max([0, *(event["iter"] + 1 for event in self.updates), *(event["step"] for event in self.evaluations)])
+        """Updates made, as far as recorded: not all are logged."""
+        marks = [*self.evaluations, *filter(None, [self.started]), *self.in_session(*ENDS)]
+        return max([0, *(event["iter"] + 1 for event in self.updates), *(event.get("step", 0) for event in marks)])
 
     @property
     def length(self) -> int:
