@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.api import Place, sample
 from finetune.common.errors import Failure, UsageError
-from finetune.common.formatting import is_number
+from finetune.common.files import read_json_object
 from finetune.common.objects import as_path
 from finetune.config.mirror import local_copy
 from finetune.config.recipe import Recipe
 from finetune.config.run_directory import RECIPE, has_state
 from finetune.keywords import parse_keywords, takes_flags
-from finetune.runs.events import Event, read_metrics
+from finetune.runs.events import Event, best_of, read_metrics
 from finetune.train import train_and_push
 from finetune.training.callbacks import Callbacks
 
@@ -77,7 +77,8 @@ class Run:
     @property
     def val_loss(self) -> float | None:
         """The validation loss of `best`, in mean nats per token. None before the first evaluation."""
-        return min((row["val_loss"] for row in self.history if is_number(row["val_loss"])), default=None)
+        found = best_of(self._events("eval"), read_json_object(self.best / "finetune.json"))
+        return found["val_loss"] if found else None
 
     @property
     def status(self) -> str:

@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from finetune import Run
 from finetune.common.files import read_json_object
-from finetune.tools.report.record import LOSSES, load
+from finetune.runs.events import LOSSES
+from finetune.runs.loss_plot import loss_figure
+from finetune.tools.report.record import load
+from finetune.tools.report.share_picture import picture_of
 from finetune.training.callbacks import Evaluation
 from finetune.training.state import Hooks
 from finetune.training.trainer import train
@@ -47,6 +51,11 @@ def test_a_better_model_of_undone_updates_stays(tiny):
     assert figures(state)["train_loss"] == before["train_loss"]
     told = load("out").best
     assert {name: told[name] for name in LOSSES} == {name: before[name] for name in LOSSES}
+    assert Run("out").val_loss == before["val_loss"]
+    for axes in (loss_figure("out").axes[0], picture_of(load("out")).axes[0]):
+        (ring,) = [line for line in axes.lines if line.get_label() == "best model"]
+        assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([27], [before["val_loss"]])
+        assert axes.get_ylim()[0] < before["val_loss"]
 
 
 def test_a_loss_over_other_blocks_is_never_the_one_to_beat(tiny):

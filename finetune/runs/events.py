@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from finetune.common.fits import fits
+from finetune.common.formatting import is_number
 from finetune.common.json_text import parse_json
 from finetune.config.recipe import Recipe
 
 NOT_FINITE = ("nan", "inf", "-inf")  # as text, because JSON has no such numbers
+LOSSES = ("step", "train_loss", "val_loss")  # of an evaluation
 Event = dict[str, Any]  # its "event" is the name
 Number = float | Literal["nan", "inf", "-inf"]
 REQUIRED = {  # of these events; other values may be missing or null
@@ -77,6 +79,17 @@ def _event(value: Any) -> Event:
     if not fits(held, {name: TYPES[name] for name in checked}):
         raise ValueError(f"no {value['event']} event")
     return {name: value[name] for name in value if name in held or name not in TYPES}
+
+
+def best_of(evaluations: Iterable[Event], facts: Mapping[str, Any]) -> Event | None:
+    """The evaluation of the model in best/, which has the lowest validation loss. A run that was put back behind it
+    keeps it in the `facts` alone, finetune.json of best/. None without evaluations."""
+    finite = [event for event in evaluations if is_number(event["val_loss"])]
+    kept = {name: facts[name] for name in LOSSES if is_number(facts.get(name))}
+    if not finite:
+        return None
+    published = [{"event": "eval", **kept}] if len(kept) == len(LOSSES) else []
+    return min([*finite, *published], key=lambda event: event["val_loss"])
 
 
 def events_until(events: Sequence[Event], step: int, evaluations: Iterable[Event]) -> list[Event]:

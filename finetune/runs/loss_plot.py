@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from finetune.common.files import replacing
+from finetune.common.files import read_json_object, replacing
 from finetune.config.run_directory import LOSS_PLOT
-from finetune.runs.events import Event, read_metrics
-from finetune.runs.loss_axis import COLOURS, best_of, loss_bounds
+from finetune.runs.events import Event, best_of, read_metrics
+from finetune.runs.loss_axis import COLOURS, loss_bounds
 
 
 class LossFigure(Figure):
@@ -31,14 +31,18 @@ def loss_figure(out_dir: str | Path, title: str | None = None) -> LossFigure:
     figure = LossFigure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    draw_losses(axes, read_metrics(Path(out_dir) / "metrics.jsonl"))
+    events, facts = (
+        read_metrics(Path(out_dir) / "metrics.jsonl"),
+        read_json_object(Path(out_dir) / "best/finetune.json"),
+    )
+    draw_losses(axes, events, best_of((event for event in events if event["event"] == "eval"), facts))
     axes.set_title(drawable(title or Path(out_dir).resolve().name), parse_math=False)
     axes.legend()
     return figure
 
 
-def draw_losses(axes: Axes, events: Sequence[Event], scale: float = 1) -> None:
-    """Draw the losses of a run with a point at the best model. Lines and points are `scale` times as thick."""
+def draw_losses(axes: Axes, events: Sequence[Event], best: Event | None, scale: float = 1) -> None:
+    """Draw the losses of a run with a point at the `best` model. Lines and points are `scale` times as thick."""
     updates = [event for event in events if event["event"] == "iter"]
     evaluations = [event for event in events if event["event"] == "eval"]
     losses = [float(event["loss"]) for event in updates]  # NaN stands as a text
@@ -50,7 +54,7 @@ def draw_losses(axes: Axes, events: Sequence[Event], scale: float = 1) -> None:
         axes.plot(steps, values, color=COLOURS[name], lw=1.6 * scale, marker="o", markersize=3 * scale, label=name)
     axes.set(xlabel="update", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
-    bounds, best, colour = loss_bounds(updates, evaluations), best_of(evaluations), COLOURS["validation"]
+    bounds, colour = loss_bounds(updates, evaluations, best), COLOURS["validation"]
     if bounds:
         axes.set_ylim(bounds)
     halo = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}

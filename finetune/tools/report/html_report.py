@@ -114,7 +114,7 @@ def _charts(run: Record) -> list[Chart]:
         Line("train", [(event["step"], event["train_loss"]) for event in evaluations], "b", dots=True),
         Line("validation", [(event["step"], event["val_loss"]) for event in evaluations], "a", dots=True, best=named),
     ]
-    bounds = loss_axis.loss_bounds(updates, evaluations)
+    bounds = loss_axis.loss_bounds(updates, evaluations, best)
     charts = [chart("Loss", "nats per token", losses, marks, run.done, bounds)]
     for name, title, y_title, style in OTHER_CURVES:
         points = [(event["iter"], event[name]) for event in updates if is_number(event.get(name))]

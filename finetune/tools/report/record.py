@@ -20,12 +20,11 @@ from finetune.config.paths import split_paths
 from finetune.data import dataset, description
 from finetune.runs.checkpoints import states
 from finetune.runs.datasets import places_of
-from finetune.runs.events import Event, read_metrics
+from finetune.runs.events import LOSSES, Event, best_of, read_metrics
 
 BEGINS, ENDS = ("start", "resume"), ("end", "stop", "failed")  # of a session; a resumed run has several
 MISSING = "does not exist"
 ROWS = "rows per iteration (batch_size x gradient_accumulation_steps)"  # a key of a run's identity
-LOSSES = ("step", "train_loss", "val_loss")  # of an evaluation
 SIZES = ("n_embd", "n_layer", "vocab_size", "n_positions", "n_inner")  # whole numbers of config.json
 
 
@@ -115,10 +114,8 @@ class Record:
 
     @cached_property
     def best(self) -> Event:
-        """The evaluation with the lowest validation loss, or {}; of best/, where the run was put back behind that."""
-        kept = [self.facts] if self.evaluations and has_numbers(self.facts, *LOSSES) else []
-        found = min([*self.evaluations, *kept], key=lambda event: event["val_loss"], default={})
-        return {"event": "eval", **{name: found[name] for name in LOSSES}} if found is self.facts else found
+        """The evaluation of the model in best/, or {}."""
+        return best_of(self.evaluations, self.facts) or {}
 
     @cached_property
     def done(self) -> int:

@@ -29,7 +29,7 @@ def picture_of(run: Record) -> Figure:
     _text(picture, 0.05, 0.92, textwrap.shorten(drawable(title), LONGEST, placeholder="..."), 30, INK, weight="bold")
     _text(picture, 0.05, 0.815, f"finetune, {date}", 15, SOFT)
     axes = picture.add_axes((0.085, 0.13, 0.56, 0.61))
-    draw_losses(axes, run.events, scale=1.4)
+    draw_losses(axes, run.events, run.best, scale=1.4)
     axes.tick_params(labelsize=12)
     axes.xaxis.label.set_fontsize(13)
     axes.yaxis.label.set_fontsize(13)
