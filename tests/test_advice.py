@@ -24,7 +24,7 @@ from finetune.config.cli import parse
 from finetune.config.recipe import Recipe
 from finetune.gpt import GPT, GPTConfig
 from finetune.runs import datasets, inputs, uploads
-from finetune.tools.report import record, remedies
+from finetune.tools.report import diagnosis, record, remedies
 from finetune.train import train_and_push
 from finetune.training.state import Hooks
 from finetune.training.trainer import train
@@ -299,16 +299,23 @@ def test_a_text_for_a_model_of_the_hub():
     assert parse(Options, ["t.txt", "--tokenizer=someone/model"], USAGE)[0].sources == ["t.txt"]
 
 
-@scene("tools/report/remedies.prepare_again")
 @scene("tools/report/remedies.examine_data")
 @scene("prepare.prepare_and_examine")
 def test_the_data_of_a_run(run, command):
     found = record.load(run)
     follow(str(remedies.examine_data(found)), command)
-    assert remedies.prepare_again(found).endswith("corpus.txt --tokenizer=gpt2 --out_dir=data/again")
-    for part in found.data:  # a text that is not here any more, or bins of others: no command is right
-        part.meta = {**part.meta, "sources": [{"name": "gone.txt"}, {}]}
-    assert remedies.prepare_again(found) is None
+
+
+def test_weights_that_were_never_trained(bpe_directory, hf_model, corpus, command):
+    text = corpus()
+    model = bpe_directory(Path(text).read_text(), name="fresh")
+    hf_model(vocab_size=400, bos_token_id=0, eos_token_id=0).save_pretrained(model)
+    sizes = "--max_iters=1 --batch_size=1 --gradient_accumulation_steps=1 --device=cpu".split()
+    code, told, error = command("train", text, f"--init_from={model}", "--out_dir=out", *sizes)
+    assert code == 0 and "or its weights are not trained" in told, error
+    (finding,) = diagnosis.diagnose(record.load("out"))
+    assert finding.label == "gibberish" and finding.advice == f"see whether {model} holds trained weights"
+    assert finding.command is None, "the text was prepared with the model's tokenizer"
 
 
 @scene("data/token_folders.known_tokenizer")

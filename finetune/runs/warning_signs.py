@@ -34,7 +34,7 @@ def _bad_start(first: dict[str, Any], vocab_size: int, pretrained: bool) -> str 
         return None
     cause = "the initial weights are far too large"
     if pretrained:
-        cause = "these are probably ids of another tokenizer than the model's"
+        cause = "the ids are of another tokenizer than the model's, or its weights are not trained"
     chance = f"guessing among {vocab_size:,} ids would give {guessing:.2f}"
     return f"step 0: val loss {first['val_loss']:.2f}, and {chance}: {cause}"
 

@@ -9,7 +9,6 @@ import yaml
 from finetune.common.commands import command
 from finetune.config import run_directory
 from finetune.config.recipe import LORA_RATE
-from finetune.data.sources import NAMED
 from finetune.tools.report.record import Record
 
 SMALLER_MODEL = {"gpt2-xl": "gpt2-large", "gpt2-large": "gpt2-medium", "gpt2-medium": "gpt2"}
@@ -75,16 +74,6 @@ def newest_size(run: Record, name: str) -> int | None:
     """batch_size or gradient_accumulation_steps at the end of the run, which OOM can have changed."""
     changes = run.in_session("out_of_memory", "batch_size")
     return changes[-1][name] if changes else run.recipe.get(name)
-
-
-def prepare_again(run: Record) -> str | None:
-    """The command that prepares the text with the tokenizer of the model; None if no text of it is here."""
-    sources = [str(source.get("name")) for part in run.data for source in part.meta.get("sources", [])]
-    source = next((name for name in sources if name in NAMED or Path(name).exists()), None)
-    if source is None:
-        return None
-    tokenizer = run.init_from if run.init_from and Path(run.init_from).exists() else "gpt2"
-    return command("prepare", source, tokenizer=tokenizer, out_dir="data/again")
 
 
 def examine_data(run: Record) -> str | None:

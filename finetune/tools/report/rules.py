@@ -80,8 +80,11 @@ def interrupted(run: Record) -> Finding | None:
 def gibberish(run: Record) -> Finding | None:
     signs, best, rate = _warning_signs(run), run.best, run.recipe.get("learning_rate")
     if "start" in signs and run.pretrained:
-        advice = "prepare the text with the model's tokenizer"
-        return Finding("gibberish", [signs["start"]], advice, remedies.prepare_again(run))
+        advice = f"see whether {run.init_from} holds trained weights"
+        # else training has compared the tokenizer of the data with the model's, and no command would change it
+        if not run.data or not all(part.meta.get("tokenizer") for part in run.data):
+            advice = f"prepare the text with the model's tokenizer, or {advice}"
+        return Finding("gibberish", [signs["start"]], advice)
     evidence = []
     if run.failure and run.failure.get("code") == 3:
         evidence.append(run.failure_line)
