@@ -125,6 +125,9 @@ def test_eval_passes_or_ends_with_5(corpus, tiny_run, command):
     assert code == 0, error
     code, _, error = command("eval", "--out_dir=base", "--no_worse_than=base")
     assert code == 0, "a model is no worse than itself"
+    code, _, error = command("eval", "--out_dir=base", "--no_worse_than=baseline")
+    assert code == 2 and error.endswith("give a model as --baseline=MODEL, or compare with none\n")
+    assert command("eval", "--out_dir=base", "--no_worse_than=baseline", "--baseline=out")[0] == 0
 
 
 def test_an_earlier_evaluation_is_a_bound(corpus, tiny_run, command):

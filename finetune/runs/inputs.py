@@ -165,7 +165,7 @@ def find_baseline(name: str, model: ModelRef) -> ModelRef:
             raise UsageError(f"baseline: {problem}; give --baseline=MODEL")
         if name == "scratch":
             problem = f"{model.name} started from scratch, so there is nothing to compare with"
-            raise UsageError(f"baseline: {problem}; leave --baseline out, or name a model")
+            raise UsageError(f"baseline: {problem}; give a model as --baseline=MODEL, or compare with none")
     baseline = find_model(name)
     comparable = with_ids_of(baseline, model)
     if comparable is None:
