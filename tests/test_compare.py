@@ -26,6 +26,8 @@ def test_runs_are_compared_by_the_blocks_that_they_read(tiny):
     trainer.train(tiny("a", **fours, **(length | {"max_iters": 3}), eval_iters=4, init_from="resume"))
     assert comparison.winner([load("a"), c]) is None  # it still reads 8
     assert comparison.winner([load("a"), b]) is not None
+    described = comparison.facts([load("a"), b])  # a was resumed, which is no difference of the recipes
+    assert [run["recipe"]["init_from"] for run in described["runs"]] == ["scratch", "scratch"]
 
 
 def test_passes_are_those_of_the_blocks(tiny):

@@ -50,15 +50,20 @@ def facts(runs: Sequence[Record]) -> dict[str, Any]:
         evaluations = {"first": found[0] if found else None, "best": run.best, "last": found[-1] if found else None}
         medians = {name: run.median(name) for name in ("tokens_per_second", "mfu", "seconds")}
         facts = {"out_dir": str(run.out_dir), "running": run.running, "updates": run.done, "length": run.length}
-        described.append({**facts, **evaluations, "parameters": run.parameters, **medians, "recipe": run.recipe})
+        described.append({**facts, **evaluations, "parameters": run.parameters, **medians, "recipe": _recipe(run)})
     best, different = winner(runs), [row[0] for row in _recipes(runs)]
     lowest = str(best.out_dir) if best else None
     return {"runs": described, "different": different, "lowest": lowest, "notes": _notes(runs)}
 
 
+def _recipe(run: Record) -> dict[str, Any]:
+    """The keys of a run. Its first weights are those that it began with, also after a resume."""
+    return {"init_from": None, **run.recipe} | {"init_from": run.init_from}
+
+
 def _recipes(runs: Sequence[Record]) -> list[Row]:
     """The keys in which the recipes differ."""
-    recipes = [{"init_from": None, **run.recipe} | {"init_from": run.init_from} for run in runs]
+    recipes = [_recipe(run) for run in runs]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe if key not in ALWAYS_DIFFERENT)
     rows = [(key, *(setting(recipe.get(key)) for recipe in recipes)) for key in keys]
     return [row for row in rows if len(set(row[1:])) > 1]
