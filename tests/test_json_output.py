@@ -31,7 +31,9 @@ def test_a_run_as_json(tiny_run, document, command):
 
     plan = document("plan", out + "/recipe.yaml", "--quick", "--out_dir=new")
     assert plan["updates"] == plan["remaining_updates"] > 0 and plan["memory"]["needed"] < plan["memory"]["available"]
-    assert plan["shortage"] == "" and plan["seconds"] == {} and plan["recipe"]["min_lr"] is not None
+    assert plan["shortage"] == "" and plan["seconds"] == {}
+    started = json.loads(Path(out, "metrics.jsonl").read_text().splitlines()[0])["recipe"]
+    assert plan["recipe"] == started | {"out_dir": "new", "wandb_run_name": "new"}, "derived values too"
     too_long = document("plan", out + "/recipe.yaml", "--quick", "--out_dir=new", "--batch_size=1000000", code=1)
     assert "NOT ENOUGH MEMORY" in too_long["shortage"]
 

@@ -36,9 +36,12 @@ def report(plan: Plan) -> str:
 
 def facts(plan: Plan) -> dict[str, Any]:
     """The plan as JSON; sizes in bytes, times in seconds. {"seconds": {}} if it was not timed."""
-    recipe = dataclasses.asdict(plan.recipe) | dataclasses.asdict(plan.schedule) | {"block_size": plan.block_size}
+    recipe, derived = dataclasses.asdict(plan.recipe) | dataclasses.asdict(plan.schedule), _derived(plan)
+    for field in dataclasses.fields(Recipe):
+        if recipe[field.name] is None and field.metadata.get("derived"):
+            recipe[field.name] = derived[field.name]
     return {
-        "recipe": {name: recipe[name] for name in (field.name for field in dataclasses.fields(Recipe))},
+        "recipe": {field.name: recipe[field.name] for field in dataclasses.fields(Recipe)},
         "processes": plan.processes,
         "device": plan.device,
         "dtype": plan.dtype,
