@@ -477,3 +477,13 @@ def test_old_and_malformed_records_are_read():
     ]
     Path("out/metrics.jsonl").write_text("\n".join(lines))
     assert labels() == ["missing_checkpoint"]
+
+
+def test_only_a_damaged_best_is_written_again():
+    synthesised(LEARNS, states=2)
+    Path("out/last/step-00000250/config.json").write_text("{}")
+    (finding,) = diagnosis.diagnose(record.load("out", verify=True))
+    assert finding.label == "missing_checkpoint" and finding.advice == "out/last/step-00000200 is complete"
+    Path("out/best/config.json").write_text("{}")
+    (finding,) = diagnosis.diagnose(record.load("out", verify=True))
+    assert finding.advice == "out/last/step-00000200 is complete, and the next evaluation writes best/"

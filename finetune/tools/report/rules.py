@@ -59,7 +59,8 @@ def missing_checkpoint(run: Record) -> Finding | None:
     if refused:
         advice = f"free some disk space first: df -h {join([str(run.out_dir)])} shows it"
     elif run.states:
-        advice = f"{run.states[0]} is complete, and the next evaluation writes best/"
+        advice = f"{run.states[0]} is complete"
+        advice += ", and the next evaluation writes best/" if "best" in damaged else ""
     else:
         advice = "there is no state to resume from; save_interval says how often one is saved"
         command = remedies.restart(run)
