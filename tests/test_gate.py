@@ -130,6 +130,15 @@ def test_eval_passes_or_ends_with_5(corpus, tiny_run, command):
     assert command("eval", "--out_dir=base", "--no_worse_than=baseline", "--baseline=out")[0] == 0
 
 
+def test_a_model_without_data_is_told_whether_it_is_a_run(tiny_run, command):
+    out = tiny_run("out", "--max_iters=1")
+    assert command("eval", f"--init_from={out}")[2].endswith(f"; --out_dir={out} is a run, which knows its own\n")
+    assert command("eval", f"--out_dir={out}")[0] == 0
+    assert command("eval", "--init_from=gpt2")[2].endswith("; gpt2 is no run, which would know its own\n")
+    with pytest.raises(finetune.UsageError, match="out-typo is no run"):
+        finetune.evaluate("out-typo")
+
+
 def test_an_earlier_evaluation_is_a_bound(corpus, tiny_run, command):
     tiny_run("out", text=corpus())
     command("eval", "--out_dir=out")

@@ -10,7 +10,7 @@ from typing import Literal
 from finetune.config.gate import problems_of_conditions
 from finetune.config.options import option
 from finetune.config.recipe import MANY
-from finetune.config.run_directory import problem_of_model
+from finetune.config.run_directory import is_run, problem_of_model
 from finetune.evaluation.metrics import SCORES, find_problem
 
 FIGURES = ("val_loss", "loss", "perplexity", "bits_per_byte", "accuracy")
@@ -78,7 +78,10 @@ class Options:
         if problem := problem_of_model(self.out_dir, self.init_from):
             yield "out_dir", problem
         elif self.init_from is not None and self.dataset is None:
-            yield "dataset", "give --dataset=DIR; only a run knows its own"
+            way = f"--out_dir={self.init_from} is a run, which knows its own"
+            if not is_run(self.init_from):
+                way = f"{self.init_from} is no run, which would know its own"
+            yield "dataset", f"give --dataset=DIR; {way}"
         if not self.split or "/" in self.split or self.split.endswith(("_mask", "_documents")):
             yield "split", f"{self.split!r} is not the name of a split, such as val or train"
         yield from self._problems_of_gate()
