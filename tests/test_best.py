@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune import Run
+from finetune import Run, evaluate
 from finetune.common.files import read_json_object
-from finetune.runs.events import LOSSES
+from finetune.runs.events import LOSSES, read_metrics
 from finetune.runs.loss_plot import loss_figure
+from finetune.runs.model_card import History
 from finetune.tools.report.record import load
 from finetune.tools.report.share_picture import picture_of
 from finetune.training.callbacks import Evaluation
@@ -52,6 +53,9 @@ def test_a_better_model_of_undone_updates_stays(tiny):
     told = load("out").best
     assert {name: told[name] for name in LOSSES} == {name: before[name] for name in LOSSES}
     assert Run("out").val_loss == before["val_loss"]
+    evaluate("out")
+    told = History(read_json_object("out/best/finetune.json"), read_metrics("out/metrics.jsonl")).evaluation
+    assert told and told["step"] == 27 and told["loss"] == pytest.approx(before["val_loss"], rel=1e-5)
     for axes in (loss_figure("out").axes[0], picture_of(load("out")).axes[0]):
         (ring,) = [line for line in axes.lines if line.get_label() == "best model"]
         assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([27], [before["val_loss"]])

@@ -94,9 +94,13 @@ class History:
 
     def __init__(self, facts: dict[str, Any], events: list[dict[str, Any]]) -> None:
         started = [event for event in events if event["event"] in ("start", "resume")]
-        best = [number for number, event in enumerate(events) if event["event"] == "best"]
+        # the end of a run says what best/ holds, also where the run was put back behind it
+        best = [number for number, event in enumerate(events) if event["event"] == "best" or "best" in event]
+        newest_best = events[best[-1]] if best else {}
+        held = newest_best.get("best") or {"step": newest_best.get("step")}
         # evaluations and samples describe best/: use them only if these weights are the newest best/, not a mixture
-        is_newest = best and events[best[-1]]["step"] == facts.get("step") and "interpolation" not in facts
+        is_these = "step" in facts and all(facts.get(name) == value for name, value in held.items())
+        is_newest = is_these and bool(best) and "interpolation" not in facts
         # from the evaluation on: updates and samples may come before the weights are on disk
         measured = [number for number, event in enumerate(events) if event["event"] == "eval"]
         of_step = [number for number in measured if events[number]["step"] == facts.get("step")]
