@@ -287,3 +287,23 @@ def test_a_whole_disk_is_not_walked(name, command):
     code, _, error = command("prepare", name, "--tokenizer=char", "--out_dir=d")
     assert code == 2 and "name the directory of your texts" in error and error.count("\n") == 1, error
     assert not Path("d").exists()
+
+
+def test_missing_parts_of_a_set_are_refused():
+    rows = datasets.Dataset.from_dict({"text": [f"row {number}" for number in range(8)]})
+    rows.save_to_disk("saved", num_shards=3)
+    Path("saved/data-00001-of-00003.arrow").unlink()
+    with pytest.raises(FileNotFoundError):
+        datasets.load_from_disk("saved")
+    with pytest.raises(UsageError, match=r"saved: 1 of 3 parts is not there, such as saved/data-00001-of-00003.arrow"):
+        found("saved")
+    name = "data/train-00000-of-00004-0123456789abcdef.parquet"
+    make(name, "data/validation-00000-of-00001.parquet", "data/test-00000-of-00002.parquet")
+    with pytest.raises(UsageError, match="3 of 4 parts are not there, such as d/data/train-00001-of-00004") as refused:
+        found("d")
+    pattern = re.search("'(.*)'", str(refused.value))[1]
+    assert found(pattern)[0] == {"train": [name]}  # what a pattern names is all that is wanted
+    make(*(name.replace("00000-of", f"{number:05}-of") for number in (1, 2, 3)))  # that of test is left out anyway
+    assert len(found("d")[0]["train"]) == 4
+    make("c4-train.001-of-002.json.gz", "c4-train.002-of-002.json.gz", folder="c4")  # from 1
+    assert find_files("c4", lambda path: True).files["train"]

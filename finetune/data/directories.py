@@ -21,6 +21,7 @@ from finetune.data.encodings import is_binary, is_utf8
 from finetune.data.row_shape import shortened
 from finetune.data.split_names import CARD, find_splits
 from finetune.data.text_files import TEXT_SUFFIXES, suffix_of
+from finetune.data.whole_sets import check_whole
 
 # of the Hub, of datasets.save_to_disk, of the doctor
 RECORDS = (
@@ -96,12 +97,13 @@ class Found:
         return way + (f"; {self.describe_outside()}" if self.outside else "")
 
 
-def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
+def find_files(name: str, is_readable: Callable[[Path], bool], is_unpacked: bool = False) -> Found:
     """The files of a directory or a pattern that `is_readable`, sorted; each file once, also behind links within it.
 
     Without hidden and empty files. A pattern with a suffix, such as src/**/*.py, takes every file that it matches, and
     so does one that matches none of the known suffixes.
-    Names of splits are followed. Raises UsageError for a directory that cannot be listed."""
+    Names of splits are followed. Raises UsageError for a directory that cannot be listed, or that lacks parts of a set.
+    `is_unpacked` says that the directory is that of an archive."""
     name = os.path.expanduser(name)
     is_directory = os.path.isdir(name)
     base = Path(name) if is_directory else fixed_part(name)
@@ -130,6 +132,9 @@ def find_files(name: str, is_readable: Callable[[Path], bool]) -> Found:
     chosen = files_of_default(name, base, data) if is_directory else data
     found.files = _by_split(name, chosen, base, is_readable)
     _check_empty(name, {path for path in present if not path.stat().st_size}, found.files["train"], base, is_readable)
+    if is_directory:
+        read = [*found.files["train"], *found.files["val"]]
+        check_whole(name, read, present, is_unpacked)
     for path in set(data).difference(*found.files.values()):
         found.left_out[path.name if CARD.match(path.name) else f"other {suffix_of(path)}"] += 1
     return found

@@ -230,7 +230,7 @@ class Finder:
 
     def _find_files(self, name: str, place: str, root: Path | None = None) -> dict[str, Source]:
         try:
-            found = directories.find_files(place, is_readable)
+            found = directories.find_files(place, is_readable, root is not None)
         except UsageError as error:
             raise UsageError(str(error).replace(str(root), name)) if root else error from None
         sources = {}
