@@ -221,6 +221,12 @@ REFUSED = {
     D + "--base_model gpt2": "unknown flag --base_model. Did you mean '--init_from'?",
     D + "--context_length 512": "unknown flag --context_length. Did you mean '--block_size'?",
     D + "--data_seed 3": "unknown flag --data_seed. Did you mean '--seed'?",
+    D + "--gradient_clipping 1.0": "unknown flag --gradient_clipping. Did you mean '--grad_clip'?",
+    D + "--max_length 512": "unknown flag --max_length. Did you mean '--block_size'?",
+    D + "--num_steps 500": "unknown flag --num_steps. Did you mean '--max_iters'?",
+    D + "--eval.interval 5": "unknown flag --eval.interval. Did you mean '--eval_interval'?",
+    D + "--lr_decay_style cosine": "unknown flag --lr_decay_style. Did you mean '--decay_lr'?",
+    D + "--auto_find_batch_size": "unknown flag --auto_find_batch_size. Did you mean '--batch_size=auto'?",
     **{
         f"{D}{flag}": f"unknown flag {flag.partition('=')[0].split()[0]}. --help lists them all."
         for flag in (
@@ -236,6 +242,10 @@ REFUSED = {
             "--optim adamw_torch",
             "--vocab_size 50257",
             "--tf32 true",
+            "--max_samples 1000",
+            "--eval_accumulation_steps 2",
+            "--embedding_learning_rate 1e-5",
+            "--keep_checkpoints 2",
         )
     },
     D + "bf16.yaml": "bf16.yaml:1: unknown key 'bf16'. Did you mean 'dtype: bfloat16'?\n"

@@ -16,8 +16,11 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "m": ("init_from",),
     "n": ("num_samples", "num_processes"),
     "o": ("out_dir", "to"),
+    "accumulate_grad_batches": ("gradient_accumulation_steps",),
+    "accumulate_gradients": ("gradient_accumulation_steps",),
     "adam_beta1": ("beta1",),
     "adam_beta2": ("beta2",),
+    "auto_find_batch_size": ("batch_size=auto",),
     "base_model": ("init_from",),
     "batch": ("batch_size",),
     "bf16": ("dtype=bfloat16",),
@@ -27,9 +30,12 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "checkpoint_every": ("save_interval",),
     "ckpt": ("init_from",),
     "ckpt_path": ("init_from",),
+    "clip": ("grad_clip",),
     "clip_grad": ("grad_clip",),
     "context_length": ("block_size",),
+    "context_size": ("block_size",),
     "continue": ("init_from=resume",),
+    "cosine_min_lr_ratio": ("min_lr",),
     "cpu": ("device=cpu",),
     "ctx_len": ("block_size",),
     "cuda": ("device=cuda",),
@@ -40,23 +46,30 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "data_seed": ("seed",),
     "dataset_name": ("dataset",),
     "device_map": ("device",),
+    "devices": ("num_processes",),
     "early_stopping": ("patience",),
     "early_stopping_patience": ("patience",),
     "embed_dim": ("n_embd",),
     "eval_batch_size": ("batch_size",),
+    "eval_batches": ("eval_iters",),
     "eval_data": ("val",),
     "eval_every": ("eval_interval",),
     "eval_steps": ("eval_interval",),
     "eval_strategy": ("eval_interval",),
+    "evals_per_epoch": ("eval_interval",),
     "evaluation_steps": ("eval_interval",),
     "evaluation_strategy": ("eval_interval",),
     "fp16": ("dtype=float16",),
     "fp32": ("dtype=float32",),
+    "full_determinism": ("deterministic",),
+    "generate_every": ("sample_interval",),
     "gpu": ("device=cuda",),
     "gpus": ("num_processes",),
     "grad_accum": ("gradient_accumulation_steps",),
     "grad_accum_steps": ("gradient_accumulation_steps",),
     "gradient_accumulation": ("gradient_accumulation_steps",),
+    "gradient_clip_val": ("grad_clip",),
+    "gradient_clipping": ("grad_clip",),
     "heads": ("n_head",),
     "hidden_size": ("n_embd",),
     "hub_model_id": ("push_to_hub",),
@@ -65,17 +78,22 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "layers": ("n_layer",),
     "learning_rate_decay": ("decay_lr",),
     "learning_rate_schedule": ("decay_lr",),
+    "limit_val_batches": ("eval_iters",),
     "log_every": ("log_interval",),
+    "log_every_n_steps": ("log_interval",),
     "logging_steps": ("log_interval",),
     "logging_strategy": ("log_interval",),
     "lora": ("lora_rank",),
     "lora_r": ("lora_rank",),
     "lr": ("learning_rate",),
+    "lr_decay_ratio": ("min_lr",),
+    "lr_decay_style": ("decay_lr",),
     "lr_scheduler": ("decay_lr",),
     "lr_scheduler_type": ("decay_lr",),
+    "lr_warmup_fraction": ("warmup_iters",),
     "max_epochs": ("epochs",),
     "max_grad_norm": ("grad_clip",),
-    "max_length": ("max_new_tokens", "block_size"),
+    "max_length": ("block_size", "max_new_tokens"),
     "max_norm": ("grad_clip",),
     "max_seq_len": ("block_size",),
     "max_seq_length": ("block_size",),
@@ -83,10 +101,12 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "max_tokens": ("max_new_tokens",),
     "micro_batch_size": ("batch_size",),
     "min_learning_rate": ("min_lr",),
+    "min_lr_ratio": ("min_lr",),
     "mixed_precision": ("dtype",),
     "model": ("init_from",),
     "model_dir": ("init_from", "out_dir"),
     "model_id": ("init_from",),
+    "model_max_length": ("block_size",),
     "model_name": ("init_from",),
     "model_name_or_path": ("init_from",),
     "model_path": ("init_from",),
@@ -100,6 +120,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "num_heads": ("n_head",),
     "num_layers": ("n_layer",),
     "num_return_sequences": ("num_samples",),
+    "num_steps": ("max_iters",),
     "num_train_epochs": ("epochs",),
     "num_workers": ("num_proc", "num_processes"),
     "output": ("out_dir",),
@@ -114,17 +135,21 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "prompt": ("start",),
     "prompts_file": ("prompts",),
     "random_seed": ("seed",),
+    "random_state": ("seed",),
     "recipe": ("config",),
     "repo_id": ("push_to_hub",),
     "report_to": ("log_with", "wandb_log"),
+    "restore_from": ("init_from",),
     "resume": ("init_from=resume",),
     "resume_from": ("init_from=resume",),
     "resume_from_checkpoint": ("init_from=resume",),
     "run_name": ("wandb_run_name",),
     "sample_every": ("sample_interval",),
+    "sample_length": ("max_new_tokens",),
     "save_every": ("save_interval",),
     "save_steps": ("save_interval",),
     "save_strategy": ("save_interval",),
+    "saves_per_epoch": ("save_interval",),
     "scheduler": ("decay_lr",),
     "seq_len": ("block_size",),
     "sequence_len": ("block_size",),
@@ -157,10 +182,11 @@ ALIASES: dict[str, tuple[str, ...]] = {
 # what other tools know and nothing here means; their letters are like those of keys with another meaning
 OTHERS = frozenset(
     """
-    adam_epsilon bias chat_template debug_mode deepspeed do_eval do_predict do_sample do_train eps gpu_id hub_token
-    local_rank lora_target lora_target_modules master_port min_p model_type node_rank num_beams optim optimizer
-    overwrite_cache packing quiet sample_packing stage stop_token tags target_modules template tf32 token top_p
-    use_fast_tokenizer verbose vocab_size wandb_entity
+    adam_epsilon betas bias chat_template combine config_name debug_mode deepspeed do_eval do_predict do_sample
+    do_train embedding_learning_rate eps eval_accumulation_steps eval_delay gpu_id hub_token keep_checkpoints
+    local_rank lora_target lora_target_modules master_port max_samples min_epochs min_p model_type node_rank num_beams
+    optim optimizer overwrite_cache packing quiet sample_packing stage stop_token strict tags target_modules template
+    tf32 token top_p use_fast_tokenizer verbose vocab_size wandb_entity
     """.split()
 )
 STARTS = ("scratch", "resume", "auto")  # what init_from means besides names
@@ -171,7 +197,8 @@ def nearest(name: str, names: Collection[str], prefix: str, text: str = "true", 
     """The end of a message about an unknown key with this text as value. `prefix` and `between` spell the key that is
     suggested as a flag, or as a line of a recipe."""
     known = [known for known in names if known != "sources"]
-    key = name.rpartition(".")[2].replace("-", "_").lower()
+    whole = name.replace(".", "_").lower()  # litgpt's eval.interval, beside its train.max_steps
+    key = whole if whole in known else name.rpartition(".")[2].replace("-", "_").lower()
     found = similar(key, known)
     if not found and len(key) > 2 and key not in OTHERS:
         found = next((other for other in known if other.startswith(key)), None)
