@@ -183,6 +183,9 @@ def test_an_absurd_plan_is_reported(command):
     assert code == 0 and "what stands out" not in out
     assert fact(out, "length") == "24 updates, 5.2 passes over the data; epochs=5 ends it before max_iters=5,000"
     assert fact(out, "learning rate") == "3e-05 after 2 updates of warmup, cosine to 3e-06 at 24"
+    _, out, _ = command("plan", RECIPES / "small.yaml", data, "--max_iters=20", "--quick=true")
+    cut = "20 updates, 4.3 passes over the data; max_iters=20 ends it before epochs=5, which are 24 updates"
+    assert fact(out, "length") == cut
 
 
 @pytest.mark.parametrize(

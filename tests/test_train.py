@@ -607,3 +607,13 @@ def test_a_run_without_updates_still_evaluates_and_saves(tiny_run):
     tiny_run("out", "--max_iters=0")
     assert [event["step"] for event in events("out", "eval")] == [0]
     assert Path("out/best/model.safetensors").exists()
+
+
+def test_a_run_says_that_max_iters_ends_it_before_its_epochs(corpus, command):
+    flags = ["--init_from=scratch", f"--dataset={corpus()}", "--tokenizer=char", "--n_layer=1", "--n_head=1"]
+    flags += ["--n_embd=16", "--block_size=32", "--batch_size=4", "--gradient_accumulation_steps=1", "--eval_iters=1"]
+    code, out, err = command("train", *flags, "--epochs=1", "--max_iters=2", "--out_dir=out")
+    assert code == 0, err
+    [line] = [line for line in out.splitlines() if line.startswith("2 updates of")]
+    blocks = int(line.partition(" blocks")[0].split()[-1])
+    assert f"\nmax_iters=2 ends it before epochs=1, which are {math.ceil(blocks / 4)} updates\n" in out

@@ -28,7 +28,7 @@ def schedule(recipe: Recipe, num_rows: int, evaluated_rows: int = 0) -> Schedule
     follow the real length of the run."""
     length = recipe.max_iters
     if recipe.epochs is not None:
-        length = min(length, math.ceil(recipe.epochs * num_rows / recipe.blocks_per_update))
+        length = min(length, _updates_of_epochs(recipe, num_rows))
     tenth = length // 10
     warmup = recipe.warmup_iters if recipe.warmup_iters is not None else min(100, tenth)
     if warmup > length // 2:  # meant for a longer run
@@ -45,6 +45,21 @@ def schedule(recipe: Recipe, num_rows: int, evaluated_rows: int = 0) -> Schedule
         eval_interval=eval_interval,
         save_interval=recipe.save_interval or recipe.eval_interval or twentieth,
     )
+
+
+def first_end(recipe: Recipe, num_rows: int) -> str:
+    """Which of epochs and max_iters ends the run before the other; "" without epochs, or if both end it."""
+    if recipe.epochs is None:
+        return ""
+    updates = _updates_of_epochs(recipe, num_rows)
+    if updates < recipe.max_iters:
+        return f"epochs={recipe.epochs:g} ends it before max_iters={recipe.max_iters:,}"
+    cut = f"max_iters={recipe.max_iters:,} ends it before epochs={recipe.epochs:g}, which are {updates:,} updates"
+    return cut if updates > recipe.max_iters else ""
+
+
+def _updates_of_epochs(recipe: Recipe, num_rows: int) -> int:
+    return math.ceil((recipe.epochs or 0) * num_rows / recipe.blocks_per_update)
 
 
 def _affordable_interval(recipe: Recipe, length: int, evaluated_rows: int) -> int:

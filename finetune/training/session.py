@@ -116,6 +116,8 @@ def log_setup(setup: Setup, state: TrainState, logger: RunLogger, peak_source: s
         f" {train.num_rows:,} blocks; learning rate {recipe.learning_rate:g}, warmup {schedule.warmup_iters},"
         f" min_lr {schedule.min_lr:g}; evaluation every {schedule.eval_interval}"
     )
+    if (ending := schedules.first_end(recipe, train.num_rows)).startswith("max_iters"):
+        say(ending)
     if not setup.find_batch_size:
         say(describe_shares(state.micro_batch, setup.device.accelerator.num_processes))
     if (weights := recipes.dataset_weights(recipe)) and isinstance(train, ConcatBlocks):

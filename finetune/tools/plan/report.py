@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune.common.formatting import duration, gigabytes, setting
 from finetune.config.recipe import Recipe, lora_alpha
+from finetune.config.schedule import first_end
 from finetune.gpt import lora
 from finetune.gpt import size as sizes
 from finetune.runtime import memory_modes
@@ -125,10 +126,8 @@ def _run(plan: Plan) -> Lines:
     updates_per_pass = data.rows["train"] / plan.rows
     yield "update", f"{factors} = {plan.tokens:,} tokens{auto}; {updates_per_pass:,.1f} updates are a pass"
     passes = f"{plan.passes:,.0f}" if plan.passes >= 100 else f"{plan.passes:.1f}"
-    by_epochs = ""
-    if recipe.epochs is not None and schedule.length < recipe.max_iters:
-        by_epochs = f"; epochs={recipe.epochs:g} ends it before max_iters={recipe.max_iters:,}"
-    yield "length", f"{schedule.length:,} updates, {passes} passes over the data{by_epochs}"
+    ending = first_end(recipe, data.rows["train"])
+    yield "length", f"{schedule.length:,} updates, {passes} passes over the data{ending and f'; {ending}'}"
     if plan.done:
         yield "", f"{plan.done:,} are made already, {plan.remaining:,} are left"
     decay = f"cosine to {schedule.min_lr:g} at {schedule.lr_decay_iters:,}" if recipe.decay_lr else "then constant"
