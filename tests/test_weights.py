@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,6 +95,41 @@ def test_adapters_alone_are_no_model_and_one_line_says_what_is(hf_model, command
         assert code == 2 and error.count("\n") == 1, error
         assert f"{adapters}: holds adapters alone" in error and instead in error
     assert not os.path.exists("new/metrics.jsonl")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about transformers
+def test_what_trainer_and_peft_leave_is_refused_with_a_way_that_works(hf_model, command, monkeypatch):
+    """An output_dir of checkpoints alone, and one of axolotl, where config.json lies beside the adapters."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # peft would look there for a tokenizer
+    peft = pytest.importorskip("peft")
+    for step in (500, 1000):
+        hf_model().save_pretrained(f"out/checkpoint-{step}")
+        Path(f"out/checkpoint-{step}/trainer_state.json").write_text("{}")
+    with pytest.raises(UsageError, match="holds checkpoints of Trainer; the newest is --init_from=(.*)") as refused:
+        GPT.from_pretrained("out")
+    way = re.search("--init_from=(.*)", str(refused.value))[1]
+    assert way == "out/checkpoint-1000" and GPT.from_pretrained(way)
+    code, _, error = command("train", "--dataset=x.txt", "--init_from=resume", "--out_dir=out")
+    assert code == 2 and f"--init_from={way} and another out_dir begin with that" in error
+    base = hf_model()
+    base.save_pretrained("base")
+    base.name_or_path = "base"
+    config = peft.LoraConfig(r=2, target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True)
+    config.task_type = "CAUSAL_LM"
+    adapted = peft.get_peft_model(base, config)
+    adapted.save_pretrained("axolotl")
+    base.config.save_pretrained("axolotl")
+    merged = adapted.merge_and_unload().eval()
+    for directory in ("axolotl", "alone"):
+        with pytest.raises(UsageError, match="from_pretrained") as refused:
+            GPT.from_pretrained(directory)
+        expression = re.search(r"AutoPeft\S+", str(refused.value))[0].strip(",")
+        names = {"AutoPeftModelForCausalLM": peft.AutoPeftModelForCausalLM, "DIR": directory, "NEW": "new"}
+        eval(expression, names)
+        same("new", merged)
+        if directory == "axolotl":
+            os.rename(directory, "alone")
+            Path("alone/config.json").unlink()
 
 
 def test_a_runs_out_dir_means_its_best_model(hf_model, tmp_path):

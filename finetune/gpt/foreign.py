@@ -9,6 +9,10 @@ from pathlib import Path
 MADE_FROM = "give the model that it was made from"
 BY_TRANSFORMERS = "GPT.from_hf(GPT2LMHeadModel.from_pretrained(DIR, gguf_file=FILE)).save_pretrained(NEW) converts it"
 BY_TRANSFORMERS_4 = "transformers 4 converts it: GPT2LMHeadModel.from_pretrained(DIR, {}=True).save_pretrained(NEW)"
+MERGE = (
+    "to merge them, with peft: AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(NEW),"
+    " and copy DIR's tokenizer files to NEW"
+)
 # patterns of names, what such a file is, and the way out; the first that fits counts
 KINDS = (
     ("*.gguf", "GGUF, for llama.cpp", BY_TRANSFORMERS),
@@ -24,7 +28,7 @@ KINDS = (
     ("*.distcp", "shards of FSDP", "`accelerate merge-weights DIR NEW` merges them"),
     ("zero_to_fp32.py", "shards of DeepSpeed", "`python zero_to_fp32.py . NEW` in it merges them"),
     ("*_model_states.pt", "shards of DeepSpeed", "`python zero_to_fp32.py . NEW` beside them merges them"),
-    ("adapter_model.*", "adapters of PEFT", "merge_and_unload() of peft merges them into their model"),
+    ("adapter_model.*", "adapters of PEFT", MERGE),
     ("*.ckpt", "a checkpoint of Lightning", "save its state_dict as pytorch_model.bin beside the model's config.json"),
     ("*-of-*.safetensors", "a shard", "give its directory, with model.safetensors.index.json"),
     ("*-of-*.bin", "a shard", "give its directory, with pytorch_model.bin.index.json"),
@@ -42,6 +46,13 @@ def kind(names: Iterable[str]) -> str | None:
         if found := next((name for name in names if fnmatch(name, pattern)), None):
             return f"{found} is {what}, which is not read; {way}"
     return None
+
+
+def newest_of_trainer(directory: Path) -> Path | None:
+    """The last of the checkpoint-500 that Trainer wrote into a directory, if there are any."""
+    found = [path for path in directory.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    steps = {int(path.name.partition("-")[2]): path for path in found if path.name.partition("-")[2].isdecimal()}
+    return steps[max(steps)] if steps else None
 
 
 def kind_of_bytes(path: Path) -> str | None:

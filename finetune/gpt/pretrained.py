@@ -48,19 +48,24 @@ def _find_in(path: Path, source: str | Path) -> Path:
                 problem = (
                     "has adapters of PEFT in one directory with config.json, which transformers would put over them"
                 )
-                raise UsageError(f"{source}: {problem}; move adapter_config.json and its adapters elsewhere")
+                apart = "move adapter_config.json and its adapters elsewhere"
+                way = apart if _weight_files(candidate) else foreign.MERGE
+                raise UsageError(f"{source}: {problem}; {way}")
             refuse_links_out(candidate, (file for pattern in LINKED for file in candidate.glob(pattern)))
             return candidate
     if (path / "ckpt.pt").is_file():
         return path / "ckpt.pt"
     if (path / "adapter_config.json").is_file():
-        instead = "export their run without --format=peft and use that"
+        instead = f"export their run without --format=peft and use that; or, {foreign.MERGE}"
         if path.name == "adapter" and (path.parent / "config.json").is_file():
             instead = f"use {path.parent}, where they are merged"
         raise UsageError(f"{source}: holds adapters alone, without the model they belong to; {instead}")
     if (path / "state.json").is_file() and path.parent.name == "last":
         model = join([f"--init_from={path.parent.parent}"])
         raise UsageError(f"{source}: a checkpoint to resume from; the best model of its run is {model}")
+    if saved := foreign.newest_of_trainer(path):
+        model = join([f"--init_from={saved}"])
+        raise UsageError(f"{source}: holds checkpoints of Trainer; the newest is {model}")
     found = foreign.kind(file.name for file in path.iterdir())
     raise UsageError(f"{source}: {found or 'no model here'}; expected config.json, best/config.json or ckpt.pt")
 

@@ -21,13 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from finetune.common import disk_space, files
-from finetune.common.commands import command
+from finetune.common.commands import command, join
 from finetune.common.errors import UsageError
 from finetune.common.formatting import is_number, shown
 from finetune.config.recipe import Recipe
 from finetune.config.run_directory import LOSS_PLOT, RECIPE, REPORT, SHARE_PICTURE, is_run, out_dir_flag, states
 from finetune.config.schedule import Schedule
-from finetune.gpt import lora, size
+from finetune.gpt import foreign, lora, size
 from finetune.gpt.model import GPTConfig
 from finetune.gpt.pretrained import write_tensors
 from finetune.runs.events import read_metrics
@@ -164,7 +164,17 @@ def nothing_to_resume(out_dir: str | Path) -> str:
     way = "--init_from=auto starts a run there, and resumes it after a kill"
     if is_run(out_dir) and not is_unfinished(out_dir):
         way = way_without_states(out_dir)
+    elif start := _model_of_others(Path(out_dir)):
+        begin = join([f"--init_from={start}"])
+        way = f"it holds a model of another program; {begin} and another out_dir begin with that"
     return f"{out_dir}: nothing to resume; it has no last/step-*. {way}"
+
+
+def _model_of_others(directory: Path) -> Path | None:
+    """What nanoGPT or Trainer wrote into an out_dir, the newest of it."""
+    found = [foreign.newest_of_trainer(directory), directory / "ckpt.pt"]
+    is_model = (directory / "config.json").is_file()
+    return next((path for path in found if path and path.exists()), directory if is_model else None)
 
 
 def is_unfinished(out_dir: str | Path) -> bool:

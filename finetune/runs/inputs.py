@@ -152,6 +152,7 @@ def require_tokenizer(model: ModelRef) -> Tokenizer:
         holds = "words, and nothing says how a text is cut into them" if tokens else "only the number of ids"
         raise UsageError(f"{meta}: holds {holds}, so {model.path.name} has no tokenizer")
     beside = " (a nanoGPT model of characters needs its meta.pkl beside ckpt.pt)" if model.path.is_file() else ""
+    beside = beside or f"; copy the tokenizer.json and tokenizer_config.json of its base model into {model.folder}"
     raise UsageError(f"{model.path}: has no tokenizer, and {ids:,} ids are not GPT-2's{beside}")
 
 
