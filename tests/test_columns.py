@@ -54,6 +54,15 @@ def test_an_unclear_column_is_refused(row, message):
     assert sum(split["documents"] for split in dataset.meta["splits"].values()) == 20
 
 
+@pytest.mark.parametrize("beside", [{}, {"labels": [-100, 5]}, {"attention_mask": [1, 1], "position_ids": [0, 1]}])
+def test_tokens_of_trainer_are_no_texts(beside):
+    with pytest.raises(UsageError, match="'input_ids' holds tokens, and texts are read; give the texts") as refused:
+        prepare(write([{"input_ids": [4, number], **beside} for number in range(20)]), "data", "char")
+    assert "column=" not in str(refused.value)  # no flag can read them
+    read = column([{"input_ids": [4, 5], **beside, "text": text} for text in PROSE])
+    assert "column 'text'" in read
+
+
 @pytest.mark.parametrize("keys", [("role", "content"), ("from", "value"), ("speaker", "text"), ("author", "content")])
 def test_rows_that_are_single_messages_are_refused(keys):
     rows = [dict(zip(keys, (role, text))) for text in PROSE for role in ("user", "assistant")]

@@ -59,6 +59,10 @@ def check_wholeness(profile: Profile) -> None:
             f"{profile.place}: its rows are single messages ({role!r}, {content!r}); a row is a conversation, a list"
             ' of messages such as {"messages": [{"role": ..., "content": ...}, ...]}'
         )
+    if (ids := profile.column("input_ids")) and all(map(profile.is_about, profile.names)):
+        raise UsageError(
+            f"{profile.place}: {ids!r} holds tokens, and texts are read; give the texts that they were made of"
+        )
     if profile.column("current_node") and profile.holds(profile.column("mapping"), dict):
         raise UsageError(f"{profile.place}: is an export of ChatGPT, whose messages are trees; {CHATGPT} writes rows")
     media = profile.first(MEDIA)
