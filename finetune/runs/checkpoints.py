@@ -166,7 +166,7 @@ def nothing_to_resume(out_dir: str | Path) -> str:
         way = way_without_states(out_dir)
     elif start := _model_of_others(Path(out_dir)):
         begin = join([f"--init_from={start}"])
-        way = f"it holds a model of another program; {begin} and another out_dir begin with that"
+        way = f"It holds a model of another program; {begin} and another out_dir begin with that"
     return f"{out_dir}: nothing to resume; it has no last/step-*. {way}"
 
 
