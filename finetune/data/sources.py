@@ -99,8 +99,8 @@ class Source:
         if path is None or self.root or len(self.files) < 2:
             return ""
         if found := re.search("probably .*--encoding=(\\S+)", problem):
-            convert = join(["iconv", "-f", iconv_name(found[1]), "-t", "UTF-8", str(path)])
-            return f"; if only this file is, {convert} > FILE converts it"
+            convert = f"iconv -f {iconv_name(found[1])} -t UTF-8 {join([str(path)])} > FILE"
+            return f"; if only this file is, {convert} converts it"
         others = {suffix_of(other) for other in self.files if Path(self.name).is_dir()} - {suffix_of(path)}
         depth = "" if all(other.parent == Path(self.name) for other in self.files) else "**/"
         patterns = " ".join(f"'{Path(self.name, depth)}/*{suffix}'" for suffix in sorted(others))
@@ -233,10 +233,8 @@ class Finder:
             found = directories.find_files(place, is_readable, root is not None)
         except UsageError as error:
             raise UsageError(str(error).replace(str(root), name)) if root else error from None
-        sources = {}
-        for split in ("train", "val"):
-            if files := found.files.get(split):
-                sources[split] = self._source(name, files=files, root=root)
+        splits = [split for split in ("train", "val") if found.files.get(split)]
+        sources = {split: self._source(name, files=found.files[split], root=root) for split in splits}
         if (card := found.card_of_others(place)) or "train" not in sources:
             what = f" but {card}, which is about the others" if card else f"; {READ}"
             raise UsageError(f"{name}: no text there{what}{found.way_in(place, root is not None)}")
