@@ -206,6 +206,39 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(tiny, mon
     assert [event["batch_size"] for event in events("out", "out_of_memory")] == [4, 2]
 
 
+def test_a_resumed_run_goes_on_with_what_fitted(tiny, monkeypatch, capsys):
+    """Also where more would fit now: dropout is drawn per micro-batch."""
+    forward, large = trainers.update, {"batch_size": 8, "gradient_accumulation_steps": 1, "max_iters": 6}
+
+    def limited(setup, state, lr):
+        if state.micro_batch.batch_size > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(setup, state, lr)
+
+    def stop(setup, state):
+        if state.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(trainers, "update", limited)
+    trainers.train(tiny("whole", **large))
+    with pytest.raises(Failure, match="stopped by SIGTERM"):
+        trainers.train(tiny(**large), hooks=Hooks(stop))
+    monkeypatch.setattr(trainers, "update", forward)
+    capsys.readouterr()
+    again = dataclasses.replace(tiny(**large), init_from="resume")
+    trainers.train(again)
+    same_run("whole", "out")
+    _, state = trainers.train(dataclasses.replace(again, max_iters=8))
+    told = (
+        "batch_size=2, gradient_accumulation_steps=4, gradient_checkpointing=false: what fitted when this run was out"
+    )
+    assert capsys.readouterr().out.count(told) == 2 and state.micro_batch == MicroBatch(2, 4)
+    assert [event["batch_size"] for event in events("out", "out_of_memory")] == [4, 2]
+    other = {"batch_size": 4, "gradient_accumulation_steps": 2, "max_iters": 9}
+    _, state = trainers.train(dataclasses.replace(again, **other))
+    assert state.micro_batch == MicroBatch(4, 2)
+
+
 def test_memory_of_an_update_that_failed_is_free_before_the_next_try(tiny, monkeypatch):
     """Its tensors hang on the traceback of the error."""
     failed, alive = [], []

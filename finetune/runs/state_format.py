@@ -31,7 +31,9 @@ KEYS: dict[str, Any] = {
     "config": dict,
     "recipe": dict,
 }
-ADDED: dict[str, Any] = {"eval_rows": None, "lr_scale": 1.0, "rollbacks": 0, "scaler": None}  # states may lack them
+# states may lack them
+ADDED: dict[str, Any] = {"eval_rows": None, "lr_scale": 1.0, "rollbacks": 0, "scaler": None, "asked": None}
+MICRO_BATCH = ("batch_size", "gradient_accumulation_steps", "gradient_checkpointing")  # keys of a recipe
 
 
 def read_state(found: Any, out_dir: str | Path) -> dict[str, Any]:
@@ -63,6 +65,8 @@ def _read(found: Any) -> dict[str, Any]:
     _check(given, {name: kinds[name] for name in given})
     for name, problem in find_out_of_bounds(Recipe(**given)):
         raise ValueError(f"{name} in its recipe {problem}")
+    if found.get("asked") is not None:
+        _check(found["asked"], {name: kinds[name] for name in MICRO_BATCH})
     watch = {name: found["watch"][name] for name in WATCH}
     return {**ADDED, **found, "recipe": {**defaults, **found["recipe"]}, "watch": watch}
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from finetune.common.errors import Failure
+from finetune.common.formatting import setting
 from finetune.config.recipe import Recipe
 from finetune.runs.logger import RunLogger
+from finetune.runs.state_format import MICRO_BATCH
 from finetune.runtime import compiler, memory
 from finetune.runtime.memory import is_out_of_memory
 from finetune.runtime.memory_modes import oom_advice
@@ -31,6 +35,20 @@ def fit_micro_batch(setup: Setup, state: TrainState, logger: RunLogger) -> None:
         # processes on; after these passes fresh and resumed runs are equal to the bit
         two_passes(setup, batch_size=1)
         setup.optimizer.zero_grad(set_to_none=True)
+
+
+def what_fitted(recipe: Recipe, state: dict[str, Any], processes: int, say: Callable[[str], object]) -> Recipe | None:
+    """The recipe with the micro-batch of a saved run that was out of memory with the recipe's; None without one that so
+    many processes can share."""
+    asked, used = state["asked"], state["recipe"]
+    if not asked or recipe.memory == "auto" or any(asked[name] != getattr(recipe, name) for name in MICRO_BATCH):
+        return None
+    fitted = dataclasses.replace(recipe, **{name: used[name] for name in MICRO_BATCH})
+    if fitted.blocks_per_update != recipe.blocks_per_update or fitted.gradient_accumulation_steps % processes:
+        return None
+    told = ", ".join(f"{name}={setting(used[name])}" for name in MICRO_BATCH)
+    say(f"{told}: what fitted when this run was out of memory; another batch_size is tried anew")
+    return fitted
 
 
 def choose_batch_size(setup: Setup, state: TrainState, logger: RunLogger) -> None:
@@ -124,7 +142,7 @@ def reduce_micro_batch(setup: Setup, state: TrainState, logger: RunLogger) -> No
             f" {before.accumulation} -> {after.accumulation}"
         )
     done += "; blocks per update, their order and the learning rate stay the same"
-    state.micro_batch = after
+    state.micro_batch, state.asked = after, {name: getattr(setup.recipe, name) for name in MICRO_BATCH}
     setup.model.gradient_checkpointing |= after.checkpointing
     if state.scaler:  # the old one has noted the gradients of the update that failed
         state.scaler = torch.amp.GradScaler(setup.device.torch_device.type, init_scale=state.scaler.get_scale())

@@ -112,6 +112,8 @@ def resume(setup: Setup, state: TrainState, saved: SavedState, say: Callable[[st
             f"after {state.rollbacks} rollbacks learning rates are multiplied by {state.lr_scale:g}; a new"
             " learning_rate would undo that"
         )
+    if state.micro_batch.keys().items() <= values["recipe"].items():
+        state.asked = values["asked"]
     state.best = checkpoints.read_best(recipe.out_dir)
     before, now = (
         min(rows or setup.val.num_rows, setup.val.num_rows) for rows in (values["eval_rows"], setup.max_eval_rows)

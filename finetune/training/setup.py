@@ -29,6 +29,7 @@ from finetune.runs.model_ref import ModelRef
 from finetune.runs.provenance import provenance
 from finetune.runtime import attention_check, compiler, fsdp, memory, memory_modes, process_group, shards
 from finetune.runtime.device import Device
+from finetune.training.micro_batch import what_fitted
 from finetune.training.optimizer import AdamW, adamw, fill_optimizer
 from finetune.training.recovery import begin_loading, check_resumed, load_same_state, resume
 from finetune.training.run_samples import prompt_to_keep
@@ -102,9 +103,11 @@ def _saved(recipe: Recipe, device: Device, say: Say) -> SavedState:
 
 
 def _previous_choice(recipe: Recipe, saved: SavedState, device: Device, say: Say) -> Recipe | None:
-    """The recipe with what batch_size=auto or memory=auto chose before the run was interrupted. None if they chose
-    nothing, or nothing that this number of processes can share."""
+    """The recipe with what batch_size=auto or memory=auto chose before the run was interrupted, or with what fitted
+    after it was out of memory. None without, or if this number of processes cannot share it."""
     used, processes = saved.state["recipe"], device.accelerator.num_processes
+    if fitted := what_fitted(recipe, saved.state, processes, say):
+        return fitted
     if recipe.batch_size == "auto" and used["gradient_accumulation_steps"] % processes == 0:
         # the same cut, because dropout is drawn per micro-batch
         same_cut = {name: used[name] for name in ("batch_size", "gradient_accumulation_steps")}

@@ -17,7 +17,7 @@ from finetune.data.batches import Blocks, ConcatBlocks
 from finetune.data.sampler import BlockSampler, MixtureSampler
 from finetune.data.tokenizer import Tokenizer
 from finetune.gpt import GPT, lora
-from finetune.runs.state_format import STATE_FORMAT
+from finetune.runs.state_format import MICRO_BATCH, STATE_FORMAT
 from finetune.runtime.device import Device
 from finetune.training.background import Saves
 from finetune.training.callbacks import Evaluation, Save, Update
@@ -43,6 +43,10 @@ class MicroBatch:
         """Batch size and accumulation under the recipe's names."""
         return {"batch_size": self.batch_size, "gradient_accumulation_steps": self.accumulation}
 
+    def keys(self) -> dict[str, Any]:
+        """All of it under the recipe's names."""
+        return dict(zip(MICRO_BATCH, (self.batch_size, self.accumulation, self.checkpointing)))
+
     def smaller(self) -> MicroBatch | None:
         """The next cut that needs less memory; None when there is none."""
         if self.batch_size > 1:
@@ -56,6 +60,7 @@ class TrainState:
     """All that changes while a run trains. state.json keeps what a resumed run needs; weights lie beside it."""
 
     micro_batch: MicroBatch
+    asked: dict[str, Any] | None = None  # the recipe's keys of a micro-batch that was too large; None if it fitted
     scaler: torch.amp.GradScaler | None = None  # float16 only
     step: int = 0  # updates made
     evaluations: list[dict[str, Any]] = field(default_factory=list)  # {"step", "train_loss", "val_loss"}
@@ -135,11 +140,7 @@ class Setup:
 def recipe_in_use(setup: Setup, state: TrainState) -> Recipe:
     """The recipe with the memory mode and the micro-batch really used, for records and advice."""
     return dataclasses.replace(
-        setup.recipe,
-        **state.micro_batch.sizes(),
-        gradient_checkpointing=state.micro_batch.checkpointing,
-        chunked_loss=setup.chunked_loss,
-        optimizer_dtype=setup.optimizer_dtype,
+        setup.recipe, **state.micro_batch.keys(), chunked_loss=setup.chunked_loss, optimizer_dtype=setup.optimizer_dtype
     )
 
 
@@ -159,4 +160,5 @@ def to_json(setup: Setup, state: TrainState) -> dict[str, Any]:
         "config": dataclasses.asdict(setup.model.config),
         "recipe": dataclasses.asdict(recipe_in_use(setup, state)),
         "scaler": state.scaler.state_dict() if state.scaler else None,
+        **({"asked": state.asked} if state.asked else {}),
     }
