@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -14,9 +15,9 @@ import torch
 
 from finetune.common.addresses import address_of
 from finetune.common.errors import Failure, UsageError
+from finetune.common.files import MANIFEST
 from finetune.common.formatting import gigabytes
 from finetune.config.recipe import Recipe
-from finetune.config.run_directory import step_of
 from finetune.gpt import GPT, GPTConfig, convert, lora, pretrained, size
 from finetune.runs import checkpoints
 from finetune.runs.checkpoints import SavedState
@@ -156,15 +157,19 @@ def check_all_resume(recipe: Recipe, device: Device) -> None:
 def load_same_state(recipe: Recipe, device: Device, say: Callable[[str], None]) -> SavedState:
     """The newest undamaged state. Raises UsageError if there is none, or if another process reads another one."""
     saved = checkpoints.load_state(recipe.out_dir, say)
-    if _differs(int(saved.state["iteration"]), device):
-        problem = "not all processes can read the newest state in last/"
+    if _differs(_newest([checkpoints.state_directory(recipe.out_dir, int(saved.state["iteration"]))]), device):
+        problem = "not all processes can read the newest state in last/, and the same"
         raise UsageError(f"out_dir {recipe.out_dir}: {problem}; start again, or delete that state")
     return saved
 
 
 def _newest(states: list[Path]) -> int:
-    """The step of the first of these states; -1 without any."""
-    return step_of(states[0].name) if states else -1
+    """A number of the first of these states, by its name and the sums in its manifest; -1 without any."""
+    if not states:
+        return -1
+    manifest = states[0] / MANIFEST
+    content = states[0].name.encode() + (manifest.read_bytes() if manifest.is_file() else b"")
+    return int.from_bytes(hashlib.sha256(content).digest()[:7], "big")
 
 
 def _differs(number: int, device: Device) -> bool:

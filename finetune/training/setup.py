@@ -27,7 +27,7 @@ from finetune.runs.datasets import is_isolated
 from finetune.runs.inputs import find_model_and_datasets, with_block_size
 from finetune.runs.model_ref import ModelRef
 from finetune.runs.provenance import provenance
-from finetune.runtime import attention_check, compiler, fsdp, memory, memory_modes, process_group, shards
+from finetune.runtime import alike, attention_check, compiler, fsdp, memory, memory_modes, process_group, shards
 from finetune.runtime.device import Device
 from finetune.training.micro_batch import what_fitted
 from finetune.training.optimizer import AdamW, adamw, fill_optimizer
@@ -59,7 +59,7 @@ def setup_run(recipe: Recipe, device: Device, say: Say, hooks: Hooks | None = No
     built = _build_caches(recipe, found, datasets, device)
     with device.accelerator.local_main_process_first():
         train, val, hashes = _prepare_splits(recipe, found, datasets, device, built)
-    identity, schedule = _identity(recipe, train, hashes), _schedule(recipe, saved, train, val)
+    identity, schedule = _identity(recipe, train, hashes, device), _schedule(recipe, saved, train, val)
     if saved:
         check_resumed(recipe, identity, saved.state, say)
     if device.accelerator.is_main_process:
@@ -203,9 +203,9 @@ def _prepare_splits(
     return splits["train"], splits["val"], hashes
 
 
-def _identity(recipe: Recipe, train: Blocks | ConcatBlocks, hashes: dict[str, str]) -> dict[str, Any]:
-    """What must not change when the run is resumed."""
-    return {
+def _identity(recipe: Recipe, train: Blocks | ConcatBlocks, hashes: dict[str, str], device: Device) -> dict[str, Any]:
+    """What must not change when the run is resumed. Raises UsageError if it differs among the processes."""
+    identity = {
         **hashes,
         "block_size": train.block_size,
         "isolate_documents": train.is_isolated,
@@ -215,6 +215,8 @@ def _identity(recipe: Recipe, train: Blocks | ConcatBlocks, hashes: dict[str, st
         "lora_rank": recipe.lora_rank,
         "lora_alpha": recipes.lora_alpha(recipe),
     }
+    alike.check(identity, device, "all machines need the same prepared directory, at the same path or another")
+    return identity
 
 
 def _add_adapters(model: GPT, recipe: Recipe, identity: dict[str, Any], saved: SavedState | None) -> None:

@@ -18,8 +18,8 @@ from finetune.config.run_directory import resume_command
 from finetune.gpt import lora
 from finetune.gpt.size import flops_per_token
 from finetune.runs.logger import RunLogger
+from finetune.runtime import alike, process_group
 from finetune.runtime import device as devices
-from finetune.runtime import process_group
 from finetune.runtime.heartbeat import beating
 from finetune.training.callbacks import Update
 from finetune.training.micro_batch import check_oom, fit_micro_batch, reduce_micro_batch
@@ -43,6 +43,7 @@ def train(
     is_main = device.accelerator.is_main_process
     writes_run = is_main and not recipe.eval_only
     with beating(device.group, recipe.timeout), lock(recipe.out_dir) if writes_run else contextlib.nullcontext():
+        alike.check_recipe(recipe, device)
         check_all_resume(recipe, device)
         if is_main:
             check_out_dir(recipe)
