@@ -156,6 +156,19 @@ def test_after_a_failed_save_the_next_try_is_the_next_save(tiny, monkeypatch, ca
     assert [path.name for path in checkpoints.states("out")] == ["step-00000020", "step-00000015"]
 
 
+def test_a_curve_that_does_not_fit_is_no_failed_run(tiny, monkeypatch, capsys):
+    from finetune.runs import loss_plot
+
+    def full(out_dir):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loss_plot, "plot_loss", full)
+    trainers.train(tiny(max_iters=2, num_samples=1, start="a", max_new_tokens=4))
+    warning, rest = capsys.readouterr().out.split("loss.png cannot be written: No space left on device\n")
+    assert "best val loss" in rest and "---------------" in rest and len(events("out", "samples")) == 1
+    assert events("out", "end") and not events("out", "failed")
+
+
 @pytest.mark.parametrize("room", [0, 2])
 def test_a_last_state_that_cannot_be_saved_says_what_there_is(room, tiny, monkeypatch):
     real, saved = checkpoints.save_state, []

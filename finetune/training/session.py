@@ -283,9 +283,12 @@ def finish_run(setup: Setup, state: TrainState, logger: RunLogger) -> None:
 
     from finetune.runs.loss_plot import plot_loss  # matplotlib takes a while
 
-    plot_loss(recipe.out_dir)
-    if logger.trackers:
-        logger.trackers.add_picture(Path(recipe.out_dir) / LOSS_PLOT)
+    try:
+        plot_loss(recipe.out_dir)
+        if logger.trackers:
+            logger.trackers.add_picture(Path(recipe.out_dir) / LOSS_PLOT)
+    except OSError as error:  # the model is on disk: its samples and its push are still to be made
+        logger.print(f"warning: {Path(recipe.out_dir, LOSS_PLOT)} cannot be written: {error.strerror or error}")
     place = Path(recipe.out_dir, "best")
     logger.print(f"best val loss {state.best['val_loss']:.4f} at step {state.best['step']}, in {place}")
     if setup.prompt is not None and setup.tokenizer is not None:
