@@ -31,6 +31,11 @@ GROUP = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.
         ({**GROUP, "RANK": "2"}, "RANK=2 and WORLD_SIZE=2 in the environment contradict each other"),
         ({**GROUP, "LOCAL_RANK": "7"}, "LOCAL_RANK=7 and WORLD_SIZE=2 in the environment contradict"),
         ({**GROUP, "MASTER_PORT": "70000"}, "MASTER_PORT=70000 in the environment is not"),
+        (
+            {"ACCELERATE_DYNAMO_BACKEND": "foo"},
+            "ACCELERATE_DYNAMO_BACKEND=foo in the environment: 'FOO' is not a valid",
+        ),
+        ({"ACCELERATE_CPU_AFFINITY": "foo"}, "ACCELERATE_CPU_AFFINITY=foo in the environment: invalid truth value foo"),
         ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE=0 in the environment is not"),
         ({"SLURM_STEP_NUM_TASKS": "x"}, "SLURM_STEP_NUM_TASKS=x in the environment is not"),
         ({"WORLD_SIZE": "2"}, "2 processes were started (WORLD_SIZE) that do not all see each other"),

@@ -20,7 +20,7 @@ import psutil
 import torch
 
 from finetune.common.addresses import address_of
-from finetune.common.errors import UsageError
+from finetune.common.errors import UsageError, first_line
 from finetune.common.machine import drop_stray_ranks, num_cores, read_proc
 from finetune.config.recipe import Recipe
 from finetune.runtime import fsdp, process_group
@@ -95,9 +95,6 @@ class Device:
 
 def start(recipe: Recipe) -> Device:
     """Set up the device, process group and precision of the recipe and the launcher. Raises UsageError."""
-    from accelerate import Accelerator, DistributedType
-    from accelerate.utils import InitProcessGroupKwargs
-
     drop_stray_ranks()
     process_group.check_variables()
     sharding = fsdp.from_launcher()
@@ -111,14 +108,18 @@ def start(recipe: Recipe) -> Device:
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
     # `Device.autocast` sets the precision, so that evaluation and sampling can use another
     group = process_group.wait_for_all(are_far_apart=address_of(recipe.out_dir) is not None)
-    accelerator = Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision="no",
-        gradient_accumulation_steps=1,
-        kwargs_handlers=[
-            InitProcessGroupKwargs(init_method=group.init_method if group else None, timeout=MOST_WAITING)
-        ],
-    )
+    with _variables_of_accelerate():
+        from accelerate import Accelerator, DistributedType
+        from accelerate.utils import InitProcessGroupKwargs
+
+        accelerator = Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision="no",
+            gradient_accumulation_steps=1,
+            kwargs_handlers=[
+                InitProcessGroupKwargs(init_method=group.init_method if group else None, timeout=MOST_WAITING)
+            ],
+        )
     known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
     if accelerator.distributed_type not in known:
         raise UsageError(f"the launcher is configured for {accelerator.distributed_type.value}, which is not supported")
@@ -136,6 +137,18 @@ def start(recipe: Recipe) -> Device:
         sharding = None
     compiled = recipe.compile == "true" or (recipe.compile == "auto" and device.type == "cuda")
     return Device(accelerator, dtype, compiled, sharding, group)
+
+
+@contextlib.contextmanager
+def _variables_of_accelerate() -> Generator[None]:
+    """Context in which accelerate reads the environment. Raises UsageError for what it refuses there."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        if not (given := sorted(name for name in os.environ if name.startswith("ACCELERATE_"))):
+            raise
+        said = ", ".join(f"{name}={os.environ[name]}" for name in given)
+        raise UsageError(f"{said} in the environment: {first_line(error)}; unset what no launcher has set") from error
 
 
 def check_accumulation_divides(recipe: Recipe, processes: int) -> None:
