@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import html
+import os
 import time
 from base64 import b64encode
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ class Run:
     """A run directory. Everything is read from its files, so it is as new as they are."""
 
     def __init__(self, out_dir: Place) -> None:
-        self._given = Path(as_path(out_dir, "out_dir")).expanduser()
+        self._given = Path(os.path.expanduser(as_path(out_dir, "out_dir")))
         self._absolute = self._given.absolute()
 
     @property

@@ -5,6 +5,7 @@ finetune sample --out_dir=out-mine --start="Once upon a time"
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -166,7 +167,7 @@ def _wrong_paths(options: Options) -> Iterator[str]:
         yield problem
     start_file = options.start.removeprefix("FILE:") if options.start.startswith("FILE:") else ""
     for path in (start_file, options.prompts):
-        place = Path(path).expanduser()
+        place = Path(os.path.expanduser(path))
         if path and not (place.is_file() or place.is_fifo()):
             problem = "it is a directory" if place.is_dir() else "there is no such file"
             yield f"{path}: cannot be read: {problem}"

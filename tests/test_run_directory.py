@@ -119,6 +119,13 @@ def test_what_is_no_recipe_of_a_run_is_replaced_as_a_whole(before):
     assert edited(Path("recipe.yaml"), "seed: 1\nstart: 'a # b'\n") == "seed: 1\nstart: 'a # b'\n"
 
 
+def test_a_run_may_be_called_as_the_home_of_nobody(tiny_run, command):
+    tiny_run("~nobody-of-this-name", "--max_iters=2")
+    for verb in ("sample", "eval", "report"):
+        code, _, error = command(verb, "--out_dir=~nobody-of-this-name")
+        assert code == 0, (verb, error)
+
+
 def test_resume_needs_no_recipe(run, command):
     shutil.copytree("r1", "r2")
     code, out, err = command("train", "--init_from=resume", "--out_dir=r2", *LONGER)

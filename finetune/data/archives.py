@@ -88,7 +88,7 @@ def from_stream(name: str, is_csv: bool = False) -> tuple[str, Path]:
     directory = _temporary_directory()
     path, place = directory / "stdin", "standard input" if name == "-" else name
     try:
-        stream = contextlib.nullcontext(sys.stdin.buffer) if name == "-" else open(Path(name).expanduser(), "rb")
+        stream = contextlib.nullcontext(sys.stdin.buffer) if name == "-" else open(os.path.expanduser(name), "rb")
         with stream as content, open(path, "wb") as copy:
             shutil.copyfileobj(content, copy, CHUNK_BYTES)
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import io
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -28,9 +29,8 @@ from finetune.data.text_files import TEXT_SUFFIXES, Digest, TextOptions, read_do
 
 NAMED = ("shakespeare", "python_docs")
 NO_TEXT = "no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs (no download)"
-READ = (
-    f"{', '.join([*TEXT_SUFFIXES, *TABLES])} are read, texts, json and csv also with {', '.join(compressed.SUFFIXES)}"
-)
+MANY = ", ".join([*TEXT_SUFFIXES, *TABLES])
+READ = f"{MANY} are read, texts, json and csv also with {', '.join(compressed.SUFFIXES)}"
 STANDARD_INPUT = "-"
 MAX_LINES = 12  # of a report, for a source of many files
 
@@ -198,7 +198,7 @@ class Finder:
         return Source(name, options=self.options, **content)
 
     def _find(self, name: str) -> dict[str, Source]:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         if not name:  # such as a variable of the shell that is not set; Path takes it for this directory
             raise UsageError(NO_TEXT)
         if name == STANDARD_INPUT or path.is_fifo():

@@ -68,7 +68,7 @@ class GPT(Transformer):
         state = convert.with_vocabulary(state, vocab_size or 0)
         config.vocab_size = len(state["wte.weight"])
         model = cls.from_state(config, state, block_size, dropout)
-        model.source = name if pretrained.is_hub_id(name) else Path(name).expanduser().absolute()
+        model.source = name if pretrained.is_hub_id(name) else Path(os.path.expanduser(name)).absolute()
         return model
 
     @classmethod
@@ -114,7 +114,7 @@ class GPT(Transformer):
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write a Hugging Face directory, without a tokenizer."""
-        directory = Path(as_path(directory, "directory")).expanduser()
+        directory = Path(os.path.expanduser(as_path(directory, "directory")))
         directory.mkdir(parents=True, exist_ok=True)
         pretrained.save(directory, self.state_dict(), self.config)
 

@@ -111,7 +111,7 @@ def save(directory: str | Path, network: Transformer, recipe: Recipe, init_from:
     """Write the adapters alone, for `PeftModel.from_pretrained` over the GPT2LMHeadModel of `init_from`."""
     directory = Path(directory)
     directory.mkdir()
-    path = Path(init_from).expanduser()
+    path = Path(os.path.expanduser(init_from))
     base = next((place for place in (path / "best", path) if (place / "config.json").is_file()), None)
     source = init_from
     if base is not None:  # "./" tells a relative directory from a Hub id

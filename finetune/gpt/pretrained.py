@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ LINKED = (*MODEL_FILES, "pytorch_model*.bin", "adapter/*", "additional_chat_temp
 def find(source: str | Path) -> Path:
     """The directory or ckpt.pt of a model: `source` itself, `best/` of a run's out_dir, or the cached copy of a Hub
     model, downloaded if needed. Raises UsageError, within seconds also without a network."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_file():
         return path
     if path.is_dir():
@@ -72,7 +73,7 @@ def _find_in(path: Path, source: str | Path) -> Path:
 
 def is_hub_id(source: str | Path) -> bool:
     """Whether `source` can only be the id of a Hub model, with or without a revision."""
-    if Path(source).expanduser().exists():
+    if Path(os.path.expanduser(source)).exists():
         return False
     name = hub_model.split_revision(str(source))[0]
     return name.count("/") <= 1 and not name.startswith((".", "/", "~")) and not name.endswith((".pt", ".safetensors"))

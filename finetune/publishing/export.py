@@ -108,7 +108,7 @@ def export(
 
 def destination(to: str | Path) -> Path:
     """`to` as an absolute path: new, empty, or an earlier export. Raises UsageError when it cannot be written."""
-    path = Path(to).expanduser().resolve()
+    path = Path(os.path.expanduser(to)).resolve()
     if path == Path.cwd():
         raise UsageError(f"to {to}: is the working directory; name one to be made")
     if path.exists() and not path.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,7 +46,7 @@ def public_report(run_dir: Path, recipe: dict[str, Any]) -> str | None:
             text = text.replace(old, new)
     home = str(Path.home())
     text = re.sub(rf"(?<![\w.-]){re.escape(str(escape(home)))}(?![\w.-])", "~", text) if home != "/" else text
-    above = {str(parent) for folder in folders for parent in Path(folder).expanduser().absolute().parents}
+    above = {str(parent) for folder in folders for parent in Path(os.path.expanduser(folder)).absolute().parents}
     for folder in _longest_first({home, *above}):  # PLACE knows no spaces and quotes
         simple = re.sub(r"[^\w.+/-]", "_", folder)
         for old in _forms(folder) if simple != folder else ():

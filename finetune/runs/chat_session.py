@@ -99,7 +99,7 @@ class ChatSession:
         if not name or not self.messages:
             raise UsageError("/save: name a file, /save FILE" if not name else "/save: nothing was said yet")
         try:
-            path = Path(name).expanduser()
+            path = Path(os.path.expanduser(name))
             if os.path.lexists(path):
                 raise UsageError(f"/save: {name} is there already; name another file")
             write_file(path, json.dumps({"messages": self._system() + self.messages}, ensure_ascii=False) + "\n")

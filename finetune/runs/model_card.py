@@ -5,6 +5,7 @@ This module collects the values; the text is in model_card.md.j2. The card omits
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,7 +80,7 @@ def model_card(
 
 def hub_id(init_from: str) -> str | None:
     """The Hub id of the base model; None for `scratch` and for a local path. `init_from` must have been loaded."""
-    is_local = init_from == "scratch" or Path(init_from).expanduser().exists()
+    is_local = init_from == "scratch" or Path(os.path.expanduser(init_from)).exists()
     return None if is_local else hub_model.split_revision(init_from)[0]
 
 
