@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from finetune.run import Run, train
     from finetune.training.callbacks import Callback
 
+if sys.argv[:1] == ["-m"] and any(word.partition(".")[0] == "finetune" for word in sys.orig_argv):
+    # python -m finetune.VERB: until its modules are imported Ctrl-C ends it without their tracebacks
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 __version__ = "0.1.0"
 __all__ = [
     "GPT", "Callback", "Failure", "GPTConfig", "Run", "UsageError", "__version__", "evaluate", "export", "plan",

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -95,6 +96,39 @@ def test_a_second_ctrl_c_ends_at_once(tiny):
     with pytest.raises(KeyboardInterrupt):
         trainers.train(tiny(save_interval=100), hooks=send_at(3, signal.SIGINT, signal.SIGINT))
     assert [event["signal"] for event in events("out", "stop")] == ["SIGINT"] and not checkpoints.states("out")
+
+
+def test_what_ctrl_c_leaves_half_imported_is_no_error_of_ours(capsys):
+    def interrupted(argv):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("cannot load module more than once per process") from None
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(interrupted)
+    assert end.value.code == 130 and capsys.readouterr().err == ""
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+CTRL_C = """
+import os, signal, sys
+
+def interrupt(event, args):
+    if event == "import" and args[0] == "finetune.common.console":
+        os.kill(os.getpid(), signal.SIGINT)
+
+sys.addaudithook(interrupt)
+"""
+
+
+@pytest.mark.parametrize("module", ["finetune.train", "finetune"])
+def test_ctrl_c_while_a_command_is_imported_shows_no_traceback(module, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(CTRL_C)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    command = [sys.executable, "-m", module, "recipes"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode in (130, -signal.SIGINT) and done.stderr == ""
 
 
 def test_a_hangup_that_nohup_ignores_stays_ignored(tiny):

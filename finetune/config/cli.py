@@ -6,17 +6,20 @@ All problems are reported at once, one line each, with the file or flag, the key
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import os
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from finetune.common import console
@@ -49,24 +52,46 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     drop_stray_ranks()
     debug = False
     try:
-        argv, debug = take_debug(sys.argv[1:])
-        _check_working_directory()
-        code = main(argv)
+        with _noting_interrupts() as interrupts:
+            argv, debug = take_debug(sys.argv[1:])
+            _check_working_directory()
+            code = main(argv)
     except KeyboardInterrupt:
         code = 130
     except SystemExit as end:  # after --help, or with what scripts/ have to say
         code = end.code if isinstance(end.code, int) else 1 if end.code else 0
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
-    except (UsageError, Failure, RuntimeError, OSError) as error:
-        # Ctrl-C while a module is imported, which Python 3.11 wraps in a RuntimeError
-        is_stopped = type(error) is RuntimeError and isinstance(error.__cause__, KeyboardInterrupt)
-        code = 130 if is_stopped else _print_error(error, debug)
+    except Exception as error:
+        is_told = isinstance(error, UsageError | Failure)
+        # what Ctrl-C leaves half imported ends in errors of any kind, such as a RuntimeError around it
+        is_stopped = bool(interrupts) or isinstance(error.__cause__, KeyboardInterrupt)
+        code = 130 if is_stopped and not (is_told or debug) else _print_error(error, debug)
         if code is None:
             raise
     if failure := console.write_out():
         code = code or _print_error(failure)
     sys.exit(code or 0)
+
+
+@contextlib.contextmanager
+def _noting_interrupts() -> Generator[list[int]]:
+    """The Ctrl-C that came within this block, each of which raises KeyboardInterrupt as usual."""
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    # not where it is ignored, as in the background; SIG_DFL is ours, while modules are imported
+    is_usual = signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL)
+    if is_usual and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        if signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _check_working_directory() -> None:
