@@ -104,6 +104,23 @@ def test_without_marks_a_turn_is_learned_to_its_end(chatml):
         assert tokenizer.decode(learned) == "It is 1.<|im_end|>\n<|endoftext|>"
 
 
+@pytest.mark.parametrize("val_fraction", [0.1, 0.2, 0.3, 0.36, 0.45])
+def test_what_is_learned_of_a_conversation_stays_so_where_it_is_cut(chatml, val_fraction):
+    """One conversation: val begins within it, in a prompt or an answer."""
+    directory, _ = chatml(PLAIN)
+    answers = ["It is 1, or so it was said. ", "It is 9, and nobody knows why. "]
+    messages = [
+        {"role": role, "content": text} for answer in answers for role, text in (("user", "What?"), ("assistant", answer))
+    ]
+    dataset, learned = prepare([write([{"messages": messages}])], "data", directory, val_fraction), ""
+    for split in ("train", "val"):
+        ids, mask = np.fromfile(dataset.bin(split), "<u2"), dataset.mask(split)
+        is_target = np.fromfile(mask, bool) if mask else np.ones(len(ids), bool)  # no file where all is learned
+        learned += dataset.tokenizer.decode(ids[is_target])
+    assert learned == f"{answers[0]}<|im_end|>\n{answers[1]}<|im_end|>\n<|endoftext|>"
+    assert dataset.meta["split_by"] == "characters"
+
+
 @pytest.mark.parametrize("template", [PLAIN, MARKED], ids=["plain", "marked"])
 def test_a_turn_of_weight_0_is_not_learned(chatml, template):
     directory, tokenizer = chatml(template)

@@ -32,6 +32,15 @@ class Chunk(NamedTuple):
     spans: tuple[tuple[int, int], ...] | None = None
     special: bool = False
 
+    def cut(self, place: int) -> tuple[Chunk, Chunk]:
+        """The chunk in two, at a character."""
+        spans = [self.spans, self.spans]
+        if self.spans is not None:
+            spans[0] = tuple((start, min(end, place)) for start, end in self.spans if start < place)
+            spans[1] = tuple((max(start - place, 0), end - place) for start, end in self.spans if end > place)
+        before = self._replace(text=self.text[:place], spans=spans[0], is_last=False, eot_after=False)
+        return before, self._replace(text=self.text[place:], spans=spans[1])
+
 
 Encoded = tuple[Chunk, np.ndarray]  # a chunk and its ids
 

@@ -123,8 +123,9 @@ def _split_by_characters(chunks: Iterable[Chunk], num_train: int) -> Stream:
     left = num_train
     for chunk in chunks:
         if 0 < left < len(chunk.text):
-            yield "train", chunk._replace(text=chunk.text[:left], is_last=False, eot_after=False)
-            chunk, left = chunk._replace(text=chunk.text[left:]), 0
+            before, chunk = chunk.cut(left)
+            yield "train", before
+            left = 0
         yield ("train" if left else "val"), chunk
         left = max(0, left - len(chunk.text))
 
