@@ -107,6 +107,15 @@ def test_the_exported_chat_template_is_what_was_trained_on(tokenizer):
     assert asked == "System:\nBe kind.\n\nUser:\nHi?\n\nAssistant:\n"
 
 
+def test_plain_text_prepared_after_conversations_has_no_chat_template(tokenizer):
+    """In one process, whose tokenizers are cached."""
+    from transformers import AutoTokenizer
+
+    prepare([write(examples())], "answers", tokenizer)
+    prepare([write([{"text": "What is 1 plus 2?"}] * 20, "plain.jsonl")], "plain", tokenizer)
+    assert [bool(AutoTokenizer.from_pretrained(name).chat_template) for name in ("answers", "plain")] == [True, False]
+
+
 def test_masked_loss_is_that_of_hugging_face_with_its_labels(tokenizer, hf_model):
     dataset = prepare([write(examples())], "data", tokenizer)
     T, hf = 32, hf_model(vocab_size=dataset.tokenizer.vocab_size)

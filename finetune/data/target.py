@@ -15,7 +15,7 @@ from finetune.common.lock import lock
 from finetune.data import chat, nanogpt_meta
 from finetune.data import dataset as datasets
 from finetune.data.run_notes import check_unused, runs_on
-from finetune.data.tokenizer import CharTokenizer, Tokenizer
+from finetune.data.tokenizer import CharTokenizer, Tokenizer, with_template
 
 MOST_SHOWN = 2000  # characters of a line about what was read
 # of a prepared directory, besides meta.json
@@ -62,7 +62,7 @@ def publish(work: Path, out_dir: Path, facts: dict[str, Any], tokenizer: Tokeniz
     else:
         if any("targets" in split for split in meta["splits"].values()):  # later prompts are rendered as the data was
             if tokenizer.chat_template is None:
-                tokenizer.files["chat_template.jinja"] = chat.TEMPLATE.encode()
+                tokenizer = with_template(tokenizer, chat.TEMPLATE)
             meta["chat_template"] = tokenizer.chat_template
         tokenizer.save(work)
     for name in FILES:

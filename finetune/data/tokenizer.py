@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import os
@@ -157,6 +158,15 @@ def _plain_tokenizer(named_files: tuple[tuple[str, bytes], ...]) -> BPETokenizer
         except ValueError:
             return None
     return tokenizer if tokenizer.eot_text == end or not named else None
+
+
+def with_template(tokenizer: Tokenizer, template: str | None) -> Tokenizer:
+    """The tokenizer, saved with this chat template; itself if there is none."""
+    if tokenizer.kind == "char" or template == tokenizer.chat_template or template is None:
+        return tokenizer
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.files = {**tokenizer.files, "chat_template.jinja": template.encode()}
+    return tokenizer
 
 
 def from_description(description: dict[str, str], directory: str | Path) -> Tokenizer:

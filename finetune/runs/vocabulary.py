@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 
 from finetune.common.errors import UsageError
 from finetune.data.bpe_files import GPT2_PADDED_VOCAB, GPT2_VOCAB
 from finetune.data.dataset import Dataset
-from finetune.data.tokenizer import Tokenizer
+from finetune.data.tokenizer import Tokenizer, with_template
 from finetune.runs.model_ref import ModelRef
 
 
@@ -56,7 +55,7 @@ def with_tokens_of(dataset: Dataset, model: ModelRef) -> ModelRef:
             f" in best/; --tokenizer={model.name} prepares conversations with it"
         )
     preferred = own.chat_template if own else None
-    chosen = _with_template(chosen, preferred or chosen.chat_template or (other.chat_template if other else None))
+    chosen = with_template(chosen, preferred or chosen.chat_template or (other.chat_template if other else None))
     return dataclasses.replace(model, tokenizer=chosen, notes=tuple(notes))
 
 
@@ -113,12 +112,3 @@ def _describe_growth(before: int, now: int, model: ModelRef) -> str:
     if now <= rows:
         return f"{tokens}, in rows that {model.name} has already: {before:,} to {now - 1:,} of {rows:,}"
     return f"{tokens}, {rows:,} -> {now:,}"
-
-
-def _with_template(tokenizer: Tokenizer, template: str | None) -> Tokenizer:
-    """The tokenizer, saved with this chat template."""
-    if tokenizer.kind == "char" or template == tokenizer.chat_template or template is None:
-        return tokenizer
-    tokenizer = copy.copy(tokenizer)
-    tokenizer.files = {**tokenizer.files, "chat_template.jinja": template.encode()}
-    return tokenizer
