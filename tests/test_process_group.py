@@ -105,6 +105,36 @@ def test_a_port_that_is_taken_is_named(monkeypatch):
             devices.start(Recipe(dataset="x", device="cpu"))
 
 
+def test_an_evaluation_reads_the_variables_as_training_does(tiny_run, command, monkeypatch):
+    tiny_run("out", "--max_iters=1")
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    code, _, error = command("eval", "--out_dir=out", "--device=cpu")
+    assert code == 2 and error.startswith("WORLD_SIZE=two in the environment is not") and error.count("\n") == 1
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert command("eval", "--out_dir=out", "--device=cpu")[0] == 0
+
+
+@pytest.mark.heavy
+def test_mpirun_can_start_an_evaluation(tiny_run):
+    """As Open MPI numbers its processes."""
+    tiny_run("out", "--max_iters=1")
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    env = {**os.environ, **group, "PYTHONPATH": str(Path(finetune.__file__).parents[1]), "OMPI_COMM_WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "finetune", "eval", "--out_dir=out", "--device=cpu"],
+            env={**env, "OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    told = [process.communicate(timeout=200) for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], told
+    assert ", 2 processes on cpu " in told[0][0] and not told[1][0]
+
+
 SCRIPT = """
 import atexit, json, sys
 import torch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +103,8 @@ def evaluate(options: Options) -> tuple[dict[str, Any], bool]:
 
 def start_device(options: Options) -> Device:
     """The device of an evaluation: all processes of the launcher, nothing compiled."""
-    processes = int(os.environ.get("WORLD_SIZE", 1))  # which must divide gradient_accumulation_steps
+    process_group.check_variables()
+    processes = process_group.world_size()  # which must divide gradient_accumulation_steps
     return devices.start(
         Recipe(device=options.device, dtype=options.dtype, compile="false", gradient_accumulation_steps=processes)
     )

@@ -152,6 +152,11 @@ def check_world_size(processes: int) -> None:
         )
 
 
+def world_size() -> int:
+    """How many processes the launcher has started; 1 if no launcher says."""
+    return _first(JOINED) or 1
+
+
 def local_size() -> int:
     """How many processes this machine has; 1 if no launcher says."""
     return _first(LOCAL_SIZES) or 1
