@@ -18,13 +18,14 @@ from conftest import spread, write_bins
 from torch.nn import functional as F
 
 from finetune import GPT, GPTConfig
-from finetune.common.errors import Failure
+from finetune.common.errors import Failure, UsageError
 from finetune.config.recipe import Recipe
 from finetune.data import arrow_cache, verbatim
 from finetune.data import dataset as datasets
 from finetune.data.batches import Blocks
 from finetune.data.prepare import prepare
-from finetune.evaluation import bootstrap, completions, loss, metrics
+from finetune.evaluation import bootstrap, completions, loss, metrics, token_streams
+from finetune.evaluation.loss import TokenStream
 from finetune.runtime import device
 
 T = 32
@@ -598,6 +599,16 @@ CASES = {
         ["--init_from=model-one", "--dataset=one", "--baseline=model-one", "--general=gone.txt"],
         "gone.txt: no such file",
     ),
+    "a general text without a word": (
+        lambda b: (other_tokenizer(b), write([{"text": ""}] * 3, "blank.jsonl")),
+        ["--init_from=model-one", "--dataset=one", "--baseline=model-one", "--general=blank.jsonl"],
+        "blank.jsonl has 0 tokens",
+    ),
+    "documents of a token each": (
+        lambda _: (scratch_model(vocab_size=3), prepare([write([{"text": c} for c in "abc" * 9], "c.jsonl")], "c", "char")),
+        ["--init_from=model", "--dataset=c", "--documents=true"],
+        "there is nothing to predict; --documents=false",
+    ),
     "a start for no samples": (None, [*BARE, "--start=Once"], "no effect without --samples"),
     "a temperature for no text": (None, [*BARE, "--temperature=1"], "no effect without --metrics or --samples"),
     "the same sample again and again": (None, [*BARE, "--samples=9", "--temperature=0"], "the same sample 9 times"),
@@ -614,6 +625,13 @@ def test_bad_input(case, command, bpe_directory, monkeypatch):
     code, out, error = command("eval", "--device=cpu", *argv)
     assert (code, out) == (2, "") and message in error and len(error.strip().splitlines()) == 1, error
     assert before == {path: path.read_bytes() for path in Path(".").rglob("*") if path.is_file()}
+
+
+def test_answers_that_are_first_tokens_are_not_predicted():
+    spans, mask = np.array([[0, 2], [2, 2], [2, 4], [4, 4]]), np.array([1, 0, 1, 0], np.uint8)
+    with pytest.raises(UsageError, match="d/val.bin: no document has a target behind its first token"):
+        token_streams.check_predicts(TokenStream(np.arange(4), mask), spans, Path("d/val.bin"))
+    token_streams.check_predicts(TokenStream(np.arange(4), mask[::-1]), spans, Path("d/val.bin"))
 
 
 def test_a_missing_library_names_its_extra(command, monkeypatch):

@@ -131,6 +131,8 @@ def find_inputs(options: Options, device: Device) -> Inputs:
     spans = stream.as_span()
     if by_document or options.metrics:
         spans = token_streams.document_spans(dataset, options.split, "documents" if by_document else "metrics")
+    if by_document:
+        token_streams.check_predicts(stream, spans, dataset.bin(options.split))
     tokenizer = model.tokenizer or dataset.tokenizer
     if tokenizer is None and options.samples:
         raise UsageError(f"samples: neither {model.path} nor {dataset.directory} has a tokenizer for their prompt")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from finetune.common.errors import UsageError
@@ -55,7 +57,7 @@ def open_general(name: str, model: ModelRef) -> TokenStream:
     if tokenizer is None:
         raise UsageError(f"general: {model.path} has no tokenizer to read {name} with; give a prepared directory")
     eot = None if found[0].is_one_text else tokenizer.eot
-    ids = []
+    ids = [np.zeros(0, tokenizer.dtype)]
     for chunk in sources.documents_of(found):
         ids.append(tokenizer.encode(chunk.text))
         if eot is not None and (chunk.is_last or chunk.eot_after):
@@ -81,6 +83,18 @@ def document_spans(dataset: Dataset, split: str, asked_by: str) -> np.ndarray:
     if dataset.is_running_text(split):
         raise UsageError(f"{asked_by}: {dataset.bin(split)} is one running text, without documents")
     return np.stack([np.append(0, ends[:-1]), ends], 1)
+
+
+def check_predicts(stream: TokenStream, spans: np.ndarray, path: Path) -> None:
+    """Raise UsageError if no document of a bin, read from its start, has a target behind its first token."""
+    firsts = spans[spans[:, 0] < spans[:, 1], 0]
+    mask = stream.mask
+    all_are_firsts = len(firsts) == len(stream.ids)
+    if mask is not None:
+        all_are_firsts = np.count_nonzero(mask) == np.count_nonzero(mask[firsts])
+    if all_are_firsts:
+        problem = "no document has a target behind its first token, so there is nothing to predict"
+        raise UsageError(f"{path}: {problem}; --documents=false reads them as one text")
 
 
 def token_bytes(tokenizer: Tokenizer | None) -> np.ndarray | None:
