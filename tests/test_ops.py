@@ -138,3 +138,30 @@ def test_training_never_holds_all_logits(hf_model):
     with Largest() as seen:
         ours(idx, idx)[0].backward()
     assert 0 < seen.rows <= gpt_loss.CHUNK
+
+
+def second_derivatives(model, loss):
+    """The gradient of the squared norm of the gradient of `loss`, of all weights in one row."""
+    weights = [weight for _, weight in sorted(model.named_parameters())]
+    norm = sum(grad.square().sum() for grad in torch.autograd.grad(loss, weights, create_graph=True))
+    found = torch.autograd.grad(norm, weights, materialize_grads=True)
+    return torch.cat([grad.sum(-1).flatten() for grad in found if grad.dim() == 1])  # biases and norms
+
+
+def test_second_derivatives_are_those_of_transformers_or_an_error(hf_model, monkeypatch):
+    """Autograd took gradients that are computed by hand for constants, and left out what depends on them."""
+    theirs = hf_model()
+    theirs.set_attn_implementation("eager")
+    ours, idx = GPT.from_hf(theirs).train(), torch.arange(20).reshape(2, 10)
+    starts = torch.arange(10).expand(2, -1)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        for chunked, many, documents in (("auto", 4096, None), ("false", 8, None), ("false", 4096, starts)):
+            ours.chunked_loss = chunked
+            monkeypatch.setattr("finetune.gpt.recompute.MANY_TOKENS", many)
+            with pytest.raises(RuntimeError, match="create_graph"):
+                second_derivatives(ours, ours(idx, idx, documents)[0])
+        loss, _ = ours(idx, idx)
+        found = second_derivatives(ours, loss)
+    logits = theirs(idx).logits.flatten(0, 1)
+    wanted = second_derivatives(theirs, F.cross_entropy(logits, idx.flatten(), reduction="sum"))
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item())

@@ -155,6 +155,8 @@ class BlockwiseAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # autograd would take these for constants
+            raise RuntimeError("create_graph=True: no second derivatives with position_ids or in bfloat16 on a CPU")
         q, k, v, *kept = ctx.saved_tensors
         grad, grad_q = grad_outputs[0].contiguous(), _empty_heads(q)
         grad_k, grad_v = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)

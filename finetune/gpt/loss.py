@@ -69,6 +69,8 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # autograd would take these for constants
+            raise RuntimeError('create_graph=True: no second derivatives in chunks; set model.chunked_loss = "false"')
         grad_x, grad_w = ctx.saved_tensors
         # in place, because memory is short while all activations exist; a second backward pass would be refused
         grad_x, grad_w = (None if saved is None else saved.mul_(grad_outputs[0]) for saved in (grad_x, grad_w))

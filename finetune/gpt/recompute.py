@@ -55,6 +55,8 @@ class RecomputedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # autograd would take these for constants
+            raise RuntimeError(f"create_graph=True: no second derivatives of {MANY_TOKENS:,} tokens or more")
         x, weight = ctx.saved_tensors
         grad = grad_outputs[0].flatten(0, -2)  # (N, O)
         with torch.enable_grad():
