@@ -72,3 +72,27 @@ def test_few_tokens_and_frozen_weights_keep_their_outputs(monkeypatch):
     assert not made
     recompute.linear(layer, norm, x)
     assert made
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre", "replaced"])
+def test_hooks_run_as_often_as_with_few_tokens(monkeypatch, kind):
+    """A layer norm was called again in the backward pass, with its hooks, and a linear layer not at all."""
+    model, idx, seen = Transformer(CONFIG).init_weights(), torch.randint(CONFIG.vocab_size, (4, 64)), []
+
+    def watch(name, module):
+        if kind != "replaced":
+            getattr(module, f"register_{kind}_hook")(lambda *given: seen.append(name))
+            return
+        own = module.forward
+        module.forward = lambda *given: (seen.append(name), own(*given))[1]
+
+    for name, module in model.named_modules():
+        if name.endswith((".c_attn", ".c_fc", "mlp.c_proj", ".ln_1", ".ln_2", ".act")):
+            watch(name, module)
+    counts = []
+    for many in (1 << 30, 256):
+        monkeypatch.setattr(recompute, "MANY_TOKENS", many)
+        seen.clear()
+        model(idx, idx)[0].backward()
+        counts.append(sorted(seen))
+    assert counts[0] == counts[1] and len(counts[0]) == 12

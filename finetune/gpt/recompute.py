@@ -17,6 +17,7 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from typing import TypeGuard
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 MANY_TOKENS = 2048  # of a micro-batch; with fewer, weights and moments take most of the memory
 
 
@@ -24,7 +25,7 @@ def linear(layer: nn.Module, before: nn.Module, x: Tensor) -> Tensor:
     """`layer(before(x))`, to the last bit. From MANY_TOKENS on, a linear layer that is trained on a CPU keeps x
     (..., I) instead of `before(x)`."""
     are_many = x.device.type == "cpu" and x.numel() >= MANY_TOKENS * x.size(-1) and not torch.compiler.is_compiling()
-    if not (are_many and torch.is_grad_enabled() and _is_plain(layer)):
+    if not (are_many and torch.is_grad_enabled() and _is_plain(layer)) or any(map(_is_watched, (layer, before))):
         return layer(before(x))
     if not all(tensor.requires_grad for tensor in (x, layer.weight, layer.bias, *before.parameters())):
         return layer(before(x))
@@ -36,9 +37,14 @@ def linear(layer: nn.Module, before: nn.Module, x: Tensor) -> Tensor:
 
 
 def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a call is nn.Linear's own product and nothing else: no adapter, no other kernel, no hook."""
+    """Whether a call is nn.Linear's own product and nothing else: no adapter, no other kernel."""
     is_linear = isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward
-    return is_linear and layer.bias is not None and not (layer._forward_hooks or layer._forward_pre_hooks)
+    return is_linear and layer.bias is not None
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody has put hooks on a module, or another `forward`, which are to run once."""
+    return "forward" in vars(module) or any(getattr(module, name) for name in HOOKS)
 
 
 class RecomputedLinear(torch.autograd.Function):
