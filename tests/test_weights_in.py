@@ -158,7 +158,14 @@ def with_adapter(model):
     return inject_adapter_in_model(LoraConfig(r=2, target_modules=["c_attn"]), model)  # as transformers' add_adapter
 
 
+def switched_off(model):
+    theirs = adapted(model)
+    theirs.disable_adapter_layers()
+    return theirs
+
+
 NOT_UNWRAPPED = {
+    "adapters that are switched off": (switched_off, "switched off"),
     "prompt tuning": (prompt_tuned, "cannot be merged"),
     "adapters without a PeftModel": (with_adapter, "merge"),
     "adapters of the embedding": (lambda model: adapted(model, target_modules=["wte"]), "share their weights"),

@@ -131,6 +131,8 @@ def _unwrapped(model: Any) -> Any:
         return model
     if not hasattr(model, "merge_and_unload"):
         raise ValueError("its adapters cannot be merged; merge_and_unload() is of a PeftModel with LoRA or the like")
+    if any(getattr(module, "disable_adapters", None) is True for module in model.modules()):
+        raise ValueError("its adapters are switched off; for the model without them, load its base again")
     if any(".lora_" in name and ("wte" in name or "lm_head" in name) for name in model.state_dict()):
         raise ValueError(
             "it has adapters of the embedding or the head, which share their weights; they cannot be merged"
