@@ -1,5 +1,6 @@
 """Generation with a cache equals generation without, and sampling equals that of transformers."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -295,3 +296,16 @@ def test_random_numbers_are_exponential_and_independent():
         n = centred.narrow(dim, 0, centred.size(dim) - 1)
         product = (n * centred.narrow(dim, 1, centred.size(dim) - 1)).mean()
         assert abs(product) < 4 / n.numel() ** 0.5
+
+
+def test_ids_of_a_tokenizer_are_taken_as_they_come(hf_model):
+    """Arrays of uint16, and lists, gave errors of torch about kinds of numbers."""
+    model = GPT.from_hf(hf_model())
+    ids = np.array([[5, 7, 100]], np.uint16)
+    wanted = hf_model().generate(torch.tensor([[5, 7, 100]]), max_new_tokens=4, do_sample=False, eos_token_id=None)
+    for given in (ids, ids.astype(np.uint32), ids.tolist(), torch.tensor(ids), torch.tensor(ids.astype(np.uint8))):
+        assert torch.equal(model.generate(given, 4, temperature=0, eos_token_id=None), wanted)
+    with pytest.raises(ValueError, match=r"must be \(B, T\)"):
+        model.generate(ids[0], 4)
+    with pytest.raises(ValueError, match="whole numbers, got float32"):
+        model.generate(torch.ones(1, 3), 4)

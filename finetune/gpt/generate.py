@@ -66,8 +66,8 @@ def generate(
     callback_every: int = 1,
     **sampling: Any,
 ) -> Tensor:
-    """Continue `idx` (B, T) by `max_new_tokens` ids: (B, T + max_new_tokens), or fewer if all rows end or `callback`
-    stops it.
+    """Continue `idx` (B, T), a tensor, an array or lists, by `max_new_tokens` ids: (B, T + max_new_tokens), or fewer if
+    all rows end or `callback` stops it.
 
     `sampling` are the fields of `Sampler`: temperature, top_k, top_p, min_p, repetition_penalty. And `eos_token_id`, an
     id or a list, that ends a row: the model's own unless others are given, None for no end. Behind it stand pads, as in
@@ -85,6 +85,7 @@ def generate(
     eos_token_id: int | Sequence[int] | Literal["model"] | None = sampling.pop("eos_token_id", "model")
     rows: Sequence[int] = sampling.pop("rows", range(len(idx)))
     sampler = Sampler(**sampling)
+    idx = _as_ids(idx, model.wte.weight.device)
     _check(idx, rows, max_new_tokens, model.config.vocab_size)
     out = torch.cat([idx, idx.new_empty(len(idx), max_new_tokens)], 1)
     endings, shown = _endings(model.config, eos_token_id, out), idx.size(1)
@@ -104,6 +105,14 @@ def generate(
     finally:
         model.train(was_training)
     return out if endings is None else out[:, : idx.size(1) + endings.longest()]
+
+
+def _as_ids(idx: Any, device: torch.device) -> Tensor:
+    """Ids that an embedding takes, of a tensor, of the arrays that tokenizers make, or of lists."""
+    idx = idx if isinstance(idx, Tensor) else torch.as_tensor(idx, device=device)
+    if idx.dtype.is_floating_point or idx.dtype == torch.bool:
+        raise ValueError(f"idx must be ids, which are whole numbers, got {str(idx.dtype).removeprefix('torch.')}")
+    return idx if idx.dtype == torch.int32 else idx.long()
 
 
 def _check(idx: Tensor, rows: Sequence[int], max_new_tokens: int, vocab_size: int) -> None:
