@@ -6,6 +6,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from finetune.common.commands import command
 from finetune.common.errors import UsageError
@@ -20,20 +23,32 @@ __all__ = ["GPT"]
 GIVEN = "given_tokenizer"  # where a model keeps it
 
 
+class NoTokenizer(UsageError, AttributeError):
+    """So that `hasattr`, and what goes over all attributes, such as torch.jit.trace, can ask for it."""
+
+
 def tokenizer(model: GPT) -> Tokenizer:
     """The tokenizer beside the weights that `from_pretrained` read: `encode(text)` gives ids as a numpy array,
     `decode(ids)` the text. Another model can be given one: `model.tokenizer = other.tokenizer`. Raises UsageError."""
     if found := vars(model).get(GIVEN):
         return found
     if model.source is None:
-        raise UsageError("this model was not loaded from files, so it has no tokenizer; set model.tokenizer")
-    found = inputs.require_tokenizer(inputs.find_model(model.source))
+        raise NoTokenizer("this model was not loaded from files, so it has no tokenizer; set model.tokenizer")
+    try:
+        found = inputs.require_tokenizer(inputs.find_model(model.source))
+    except UsageError as error:
+        raise NoTokenizer(*error.args) from None
     give_tokenizer(model, found)
     return found
 
 
 def give_tokenizer(model: GPT, given: Tokenizer) -> None:
     vars(model)[GIVEN] = given
+
+
+def without(model: GPT, name: str) -> Any:
+    """What Python calls after an AttributeError: torch's own would hide why there is no tokenizer."""
+    return tokenizer(model) if name == "tokenizer" else nn.Module.__getattr__(model, name)
 
 
 def push_to_hub(model: GPT, repository: str, private: bool = True) -> None:
@@ -55,4 +70,5 @@ def push_to_hub(model: GPT, repository: str, private: bool = True) -> None:
 
 
 GPT.tokenizer = property(tokenizer, give_tokenizer)
+GPT.__getattr__ = without  # pyrefly: ignore[bad-assignment]
 GPT.push_to_hub = push_to_hub  # pyrefly: ignore[bad-assignment]
