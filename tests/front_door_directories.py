@@ -389,7 +389,9 @@ OTHERS = [
     reads("a record of the Hub beside", TEXTS | {"d/dataset_info.json": '{"description": "a b c"}'}, P, "d"),
     reads("the configuration of a model beside", TEXTS | {"d/config.json": '{"architectures": ["GPT2"]}'}, P, "d"),
     reads("requirements beside", TEXTS | {"d/requirements.txt": "numpy\ntorch\n"}, P, "d", says="requirements.txt"),
-    refuses("one file of cp1252 among others", FRENCH, ["cp1252", "if only this file is, iconv .* d/zz.txt > FILE"], "d"),
+    refuses(
+        "one file of cp1252 among others", FRENCH, ["cp1252", "if only this file is, iconv .* d/zz.txt > FILE"], "d"
+    ),
 ]
 
 THREE = splits(train="train.jsonl", validation="validation.jsonl", test="test.jsonl")

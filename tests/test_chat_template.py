@@ -110,7 +110,9 @@ def test_what_is_learned_of_a_conversation_stays_so_where_it_is_cut(chatml, val_
     directory, _ = chatml(PLAIN)
     answers = ["It is 1, or so it was said. ", "It is 9, and nobody knows why. "]
     messages = [
-        {"role": role, "content": text} for answer in answers for role, text in (("user", "What?"), ("assistant", answer))
+        {"role": role, "content": text}
+        for answer in answers
+        for role, text in (("user", "What?"), ("assistant", answer))
     ]
     dataset, learned = prepare([write([{"messages": messages}])], "data", directory, val_fraction), ""
     for split in ("train", "val"):

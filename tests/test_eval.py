@@ -605,7 +605,10 @@ CASES = {
         "blank.jsonl has 0 tokens",
     ),
     "documents of a token each": (
-        lambda _: (scratch_model(vocab_size=3), prepare([write([{"text": c} for c in "abc" * 9], "c.jsonl")], "c", "char")),
+        lambda _: (
+            scratch_model(vocab_size=3),
+            prepare([write([{"text": c} for c in "abc" * 9], "c.jsonl")], "c", "char"),
+        ),
         ["--init_from=model", "--dataset=c", "--documents=true"],
         "there is nothing to predict; --documents=false",
     ),

@@ -173,6 +173,28 @@ def test_a_bpe_export_has_tiktokens_ids(model_directory, bpe_directory, command)
     assert pipeline("text-generation", "mine")("the quick")[0]["generated_text"].startswith("the quick")
 
 
+def test_a_tokenizer_that_adds_tokens_is_told(hf_model, bpe_directory, command):
+    """pipeline() would put them before each prompt; training and sample never do."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast, pipeline
+
+    directory = bpe_directory("the quick brown fox jumps over the lazy dog " * 9)
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"), bos_token="<|endoftext|>")
+    theirs.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    theirs.save_pretrained(directory)
+    hf_model(vocab_size=len(theirs)).save_pretrained(directory)
+    code, out, error = command("export", f"--init_from={directory}", "--to=mine")
+    assert code == 0 and "puts <|endoftext|> around a text" in out and "add_special_tokens=False" in out, error
+    assert verification("mine")["special_tokens_added"] == ["<|endoftext|>"]
+    ids = AutoTokenizer.from_pretrained("mine")("fox").input_ids
+    assert ids[0] == 0 and tokenizers.from_directory(Path("mine")).encode("fox").tolist() == ids[1:]
+    call = re.search(r"generator\('Once upon a time'(.*)\)\[0\]", Path("mine/README.md").read_text())[1]
+    assert call == ", add_special_tokens=False"
+    assert pipeline("text-generation", "mine")("fox", add_special_tokens=False)[0]["generated_text"].startswith("fox")
+
+
 def test_gpt2s_own_vocabulary_has_tiktokens_ids(model_directory, command):
     import tiktoken
     from transformers import AutoTokenizer

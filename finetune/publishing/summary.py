@@ -33,6 +33,9 @@ def _summary(to: Path, verified: dict[str, Any]) -> str:
     found = f"{ids}, {logits} differ by at most {verified['max_difference']:.1e}{moved}"
     if "onnx" in verified:
         lines.insert(0, _onnx(verified["onnx"]))
+    if added := verified.get("special_tokens_added"):
+        who = f"its tokenizer puts {' and '.join(added)} around a text, which training and sample do not"
+        lines.append(f"{who}: give pipeline() add_special_tokens=False")
     with_transformers = f"verified with transformers {verified['versions']['transformers']}: {found}"
     return "\n".join([with_transformers, *lines, f"exported to {to}"])
 

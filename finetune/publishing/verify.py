@@ -86,12 +86,14 @@ def hugging_face(directory: Path, model: GPT, tokenizer: Tokenizer, base: GPT | 
     except Exception as error:  # of a model of others; it raises all kinds
         reason = first_line(error).replace(str(directory), "it")
         raise UsageError(f"{_name(directory)}: transformers cannot load it ({reason}); nothing was exported") from None
-    block_size, rows, ids_compared = model.config.block_size, [], 0
+    block_size, rows, ids_compared, added = model.config.block_size, [], 0, []
     for prompt in prompts_for(tokenizer):
         ours = tokenizer.encode(prompt, special=True).tolist()
         if their_tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"] != ours:
             problem = f"transformers' tokenizer gives other ids for {prompt!r}"
             raise Failure(f"{_name(directory)}: {problem}; nothing was exported", 1)
+        around = their_tokenizer(prompt, verbose=False)["input_ids"]  # as pipeline() calls it
+        added += [] if around == ours else their_tokenizer.convert_ids_to_tokens(_without(around, ours))
         ids_compared += len(ours)
         rows.append(torch.tensor(ours[:block_size]))
     rows = [row for row in rows if not len(row) or row.max() < model.config.vocab_size]  # a tokenizer may have more ids
@@ -101,6 +103,7 @@ def hugging_face(directory: Path, model: GPT, tokenizer: Tokenizer, base: GPT | 
         problem = f"logits of transformers differ by {difference:.2g} from ours"
         raise Failure(f"{_name(directory)}: {problem}; nothing was exported", 1)
     return {
+        **({"special_tokens_added": sorted({*added})} if added else {}),
         "prompts": len(rows) - 1,
         "ids_compared": ids_compared,
         "logits_compared": sum(map(len, rows)) * model.config.vocab_size,
@@ -108,6 +111,12 @@ def hugging_face(directory: Path, model: GPT, tokenizer: Tokenizer, base: GPT | 
         "largest_logit": largest,
         "tolerance": TOLERANCE * max(1.0, largest),
     }
+
+
+def _without(around: list[int], ids: list[int]) -> list[int]:
+    """The ids that stand around others."""
+    start = next((at for at in range(len(around)) if around[at : at + len(ids)] == ids), len(around))
+    return around[:start] + around[start + len(ids) :]
 
 
 def _name(directory: Path) -> str:
