@@ -1,5 +1,6 @@
 """A tokenizer with a chat template of its own: ids and masks are those of apply_chat_template."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -174,3 +175,15 @@ def test_a_template_that_fails_is_named_with_its_row(chatml):
     with pytest.raises(UsageError, match=r"data.jsonl: row 4: the chat template .* no systems here \(line 4\)"):
         prepare([write(rows)], "data", directory)
     assert not Path("data").exists()
+
+
+def test_another_template_prepares_a_text_again(chatml):
+    from finetune.runs.datasets import find_dataset
+
+    source, found = write(conversations()), []
+    for template in (PLAIN, PLAIN.replace("im_start|>' +", "im_start|>Now ' +"), PLAIN):
+        name, theirs = chatml(template)
+        found.append(find_dataset(source, functools.partial(str, name)))
+        texts = {theirs.decode(ids).removesuffix("<|endoftext|>") for ids, _ in documents(found[-1])}
+        assert texts == {theirs.apply_chat_template(row["messages"], tokenize=False) for row in conversations()}
+    assert found[0].directory == found[2].directory != found[1].directory

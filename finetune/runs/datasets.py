@@ -18,8 +18,8 @@ from finetune.common.commands import command
 from finetune.common.errors import UsageError
 from finetune.config.paths import split_paths, stem_of
 from finetune.config.recipe import Recipe
+from finetune.data import chat_template, directories, sources, token_folders
 from finetune.data import dataset as prepared
-from finetune.data import directories, sources, token_folders
 from finetune.data.bin_formats import other_files
 from finetune.data.dataset import Dataset
 from finetune.data.prepare import find_texts, find_tokenizer, prepare
@@ -195,11 +195,13 @@ def _prepare_into(name: str, choice: str | Tokenizer, val_fraction: float) -> Da
     """Prepare a text into data/, under a name with a digest of everything the result depends on."""
     texts = find_texts([name], ())
     digests = [found["sha256"] for split in texts.values() for found in survey_documents(split, False).sources]
-    kind = fingerprint = "char"
+    made_from, kind = [*digests, "char", val_fraction], "char"
     if choice != "char":
         choice = find_tokenizer(choice)
-        kind, fingerprint = choice.kind, choice.fingerprint
-    directory = _place_of(name, kind, [*digests, fingerprint, val_fraction])
+        made_from, kind = [*digests, choice.fingerprint, val_fraction], choice.kind
+        if template := chat_template.of_tokenizer(choice):  # it renders conversations
+            made_from += [template.source, dict(template.special)]
+    directory = _place_of(name, kind, made_from)
     if (directory / "meta.json").is_file():
         return prepared.load(directory)
     return prepare([name], texts_directory.get() / directory.name, choice, val_fraction)
