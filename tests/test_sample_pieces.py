@@ -16,7 +16,7 @@ import torch
 
 from finetune import GPT, GPTConfig
 from finetune.data import tokenizer as tokenizers
-from finetune.gpt import pieces
+from finetune.gpt import pieces, sampling
 from finetune.gpt.sampling import draw_samples
 from finetune.runs import sample_file
 from finetune.sample import main
@@ -80,6 +80,27 @@ def test_less_memory_makes_smaller_pieces_and_oom_halves_them(model, monkeypatch
     limit = 0
     with pytest.raises(Exception, match="out of memory with one sample; a smaller --max_new_tokens"):
         ids_of(network, tokenizer, 10)
+
+
+def test_after_oom_a_terminal_shows_every_sample_whole(model, monkeypatch, capsys):
+    network, tokenizer = GPT.from_pretrained(model), tokenizers.from_directory(model)
+    prompt, generate, calls = tokenizers.prompt_ids(tokenizer, "What?"), GPT.generate, []
+    how = {"num_samples": 40, "max_new_tokens": TOKENS, "ignore_eos": True, "temperature": 0.8}
+    whole = [sample.text for sample in draw_samples(network, tokenizer, prompt, **how)]
+
+    def limited(self, idx, *args, **options):
+        calls.append(len(idx))
+        if len(calls) > 1:
+            return generate(self, idx, *args, **options)
+        generate(self, idx, TOKENS // 2, **options)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB")
+
+    monkeypatch.setattr(GPT, "generate", limited)
+    monkeypatch.setattr(sampling, "is_terminal", lambda stream: True)
+    sampling.print_samples(network, tokenizer, prompt, **how)
+    line = "---------------\n"
+    assert calls == [16, 8, 8, 8, 8, 8]
+    assert capsys.readouterr().out == "".join(f"{line}What?{text}\n" for text in whole) + line
 
 
 class Numbers:

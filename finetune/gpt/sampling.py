@@ -141,6 +141,7 @@ def iterate_samples(
             if not _fill(samples, rows, model, tokenizer, prompt, asked, None if begin else show):
                 shown, most = samples[0].shown, len(rows) // 2
                 continue
+            shown = 0
             yield from samples[max(0, skip - begin) :]
             if rows.stop < asked.num_samples:
                 give_back_heap()
