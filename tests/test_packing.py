@@ -105,6 +105,13 @@ def test_packed_losses_are_those_of_each_document_by_itself(tokenizer, hf_model)
     assert ours.item() / count.item() == pytest.approx(summed / mask.sum(), abs=1e-5)
 
 
+def test_positions_of_a_block_above_65536_tokens_do_not_begin_again():
+    Path("texts.jsonl").write_text("".join(json.dumps({"text": "ab" * n}) + "\n" for n in (35_000, 9, 9)))
+    data, T = prepare(["texts.jsonl"], "data", "char", val_fraction=0.3), 69_999
+    positions = isolated(data, block_size=T).batch([0], torch.device("cpu"))[2]
+    assert positions[0].tolist() == list(range(T))
+
+
 def packed(rows=2, T=32, seed=0):
     """Random ids (rows, T) and positions of documents of random lengths."""
     rng = np.random.default_rng(seed)

@@ -143,6 +143,11 @@ def consecutive_rows(values: np.ndarray, rows: int, block_size: int) -> np.ndarr
     return np.lib.stride_tricks.sliding_window_view(values, block_size + 1)[::block_size]
 
 
+def position_dtype(block_size: int) -> np.dtype:
+    """That of the positions in a block; the one behind it is never read."""
+    return np.dtype(np.uint16 if block_size <= 1 << 16 else np.uint32)
+
+
 def num_packed_rows(dataset: Dataset, split: str, block_size: int) -> int:
     """Rows of a split that is packed."""
     rows = packing.pack(dataset.document_ends(split), block_size + 1, _target_mask(dataset, split))[2]
@@ -162,7 +167,7 @@ def build_packed(dataset: Dataset, split: str, path: Path, block_size: int, batc
         raise UsageError(f"{dataset.bin(split)}: no document of two tokens or more, so there is nothing to predict")
     rows = int(row[-1]) + 1
     first_pieces = np.searchsorted(row, np.arange(rows + 1))  # of each row, and the end
-    counting = np.arange(block_size + 1, dtype=np.uint16)
+    counting = np.arange(block_size + 1, dtype=position_dtype(block_size))
 
     def fill(first_row: int, columns: Columns) -> None:
         for i in range(len(columns["input_ids"])):
@@ -178,7 +183,7 @@ def build_packed(dataset: Dataset, split: str, path: Path, block_size: int, batc
                 used += length[piece]
             tokens[used:], targets[used:], positions[used:] = 0, 0, counting[: len(tokens) - used]
 
-    dtypes = {"input_ids": dataset.dtype.name, "targets": "uint8", "position_ids": "uint16"}
+    dtypes = {"input_ids": dataset.dtype.name, "targets": "uint8", "position_ids": counting.dtype.name}
     _write(path, rows, block_size + 1, dtypes, fill, batch_bytes)
 
 

@@ -31,7 +31,7 @@ class Blocks:
     and all columns are cut into arrays at the same rows:
         input_ids     uint16 or uint32
         targets       uint8 mask, 1 where a token is a target; absent if all are
-        position_ids  uint16, from 0 in each document; present only if documents are isolated
+        position_ids  uint16 or uint32, from 0 in each document; present only if documents are isolated
     Without isolation the rows are consecutive, and the last one ends with `padding` tokens that are no targets.
     The padding of isolated rows is 0 in the mask."""
 

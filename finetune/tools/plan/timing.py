@@ -19,6 +19,7 @@ import torch
 from finetune.common import disk_space, files
 from finetune.common.direct_file import write_summed
 from finetune.config.recipe import Recipe
+from finetune.data import arrow_cache
 from finetune.data.batches import Blocks
 from finetune.data.sampler import BlockSampler
 from finetune.evaluation.split_loss import split_loss
@@ -175,7 +176,8 @@ def _blocks(plan: Plan) -> Blocks:
     blocks = Blocks.from_tokens(ids, T)
     if not plan.data.isolated:
         return blocks
-    positions = np.tile((np.arange(T + 1) % (plan.data.document or T + 1)).astype(np.uint16), (rows, 1))
+    positions = (np.arange(T + 1) % (plan.data.document or T + 1)).astype(arrow_cache.position_dtype(T))
+    positions = np.tile(positions, (rows, 1))
     targets = (positions > 0).astype(np.uint8)
     return Blocks({**blocks.columns, "position_ids": [positions], "targets": [targets]}, len(ids))
 
