@@ -114,6 +114,7 @@ UNDERSTOOD = {
     D + "--patience=": {"patience": None},
     D + "--patience none": {"patience": None},
     D + "--max-iters 5e3": {"max_iters": 5000},
+    D + "--seed=9_007_199_254_740_993": {"seed": 2**53 + 1},
     D + "--batch_size auto": {"batch_size": "auto"},
     D + "--batch-size AUTO": {"batch_size": "auto"},
     D + "--seed 1 --seed=2 --seed 3": {"seed": 3},

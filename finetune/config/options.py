@@ -119,7 +119,9 @@ def convert(text: str | None, kind: Any) -> Any:
             if kind is float and math.isfinite(value):
                 return value
             if kind is int and value.is_integer():  # 5e3 too; but a float rounds large integers
-                return int(text) if text.lstrip("+-").isdigit() else int(value)
+                with contextlib.suppress(ValueError):
+                    return int(text)
+                return int(value)
     if kind is str:
         return text
     raise ValueError(f"expected {describe_type(kind)}, got {text!r}")
