@@ -46,6 +46,9 @@ def test_the_newest_two_states_are_kept(tmp_path):
         save(tmp_path, step)
     assert [path.name for path in checkpoints.states(tmp_path)] == ["step-00000010", "step-00000003"]
     assert newest(tmp_path) == 10
+    save(tmp_path, 99_999_999)
+    save(tmp_path, 100_000_000)
+    assert [path.name for path in checkpoints.states(tmp_path)] == ["step-100000000", "step-99999999"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])

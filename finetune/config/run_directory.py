@@ -46,7 +46,7 @@ def has_state(out_dir: str | Path) -> bool:
 def states(out_dir: str | Path) -> list[Path]:
     """The directories of all resumable states, newest first, damaged ones included."""
     found = (path for path in Path(out_dir).glob("last/step-*") if STATE_NAME.fullmatch(path.name))
-    return sorted((path for path in found if path.is_dir()), reverse=True)
+    return sorted((path for path in found if path.is_dir()), key=lambda path: step_of(path.name), reverse=True)
 
 
 def step_of(state: str) -> int:

@@ -67,7 +67,7 @@ def seal_state(out_dir: str | Path, state: Mapping[str, Any], write: Callable[[P
     make_folder(out_dir)
     files.write_directory(target, fill, sums)
     found = states(out_dir)
-    newer = [path for path in found if path.name > target.name]  # damaged, or rolled back
+    newer = found[: found.index(target)]  # damaged, or rolled back
     for path in newer + found[len(newer) + KEEP :]:
         if files.files_in_manifest(path):
             files.remove(path)
