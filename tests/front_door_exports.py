@@ -34,6 +34,11 @@ QUOTES = [
         ["line 11", "to line 32", "20 lines", "quote"],
     ),
     refuses(
+        "a quote that swallows 20 rows with line separators in their texts",
+        {"a.csv": with_lines([line.replace(" ", "\u2028") for line in LINES], n11='9,"An open,pos', n32='30,it",a')},
+        ["line 11", "to line 32", "20 lines", "quote"],
+    ),
+    refuses(
         "a quote that swallows a row",
         {"a.csv": with_lines(LINES, n11='9,"An open cell,pos', n13='11,it ends",pos')},
         ["line 11", "to line 13"],

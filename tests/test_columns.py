@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from finetune.common.errors import UsageError
@@ -236,3 +237,12 @@ def test_an_archive_with_a_file_twice_is_refused():
         archive.writestr("a.txt", "two")
     with pytest.raises(UsageError, match="a.zip: cannot be unpacked: it holds a.txt twice"):
         prepare(["a.zip"], "data", "char")
+
+
+@pytest.mark.parametrize("within", ["\u2028", "\x85", "\x0b", "\x0c"])
+def test_a_character_that_splitlines_cuts_at_is_no_line_end_of_a_csv(within):
+    rows = [f'{i}, "a", It{within}is {i}.' for i in range(20)]
+    Path("a.csv").write_text("\n".join(["id, name, text", *rows]), encoding="utf-8")
+    data = prepare(["a.csv"], "data", "char", columns={"text": "text"})
+    read = "".join(data.tokenizer.decode(np.fromfile(data.bin(split), "<u2")) for split in ("train", "val"))
+    assert sorted(read) == sorted("".join(f"It{within}is {i}." for i in range(20)))  # without the space before it

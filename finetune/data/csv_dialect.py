@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import io
 import itertools
 import re
 from collections import Counter
@@ -111,8 +112,8 @@ def _with_quotes(separator: str, sample: list[str]) -> Dialect:
     before_quotes = dataclasses.replace(dialect, skips_spaces="quotes")
     if _is_better(_widths(sample, dialect), _widths(sample, before_quotes)):
         return dialect
-    lines = QUOTED.sub(" ", "".join(sample)).splitlines()
-    below = [line.split(separator) for line in lines if line.strip()][1:]
+    lines = io.StringIO(QUOTED.sub(" ", "".join(sample)), newline=None)  # str.splitlines cuts at U+2028 too
+    below = [line.rstrip("\n").split(separator) for line in lines if line.strip()][1:]
     return spaced if _are_spaced(below) else before_quotes
 
 

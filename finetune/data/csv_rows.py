@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 import itertools
 import re
 import statistics
@@ -164,7 +165,8 @@ class _Swallowed:
             least = self.least if 0.9 * inner < self.least else 0.9 * inner
             if inner < least or cell.count(self.separator) < least * (len(cells) - 1):
                 continue
-            alike = sum(self._is_row(one.split(self.separator), len(cells)) for one in cell.splitlines()[1:-1])
+            lines = [*io.StringIO(cell, newline=None)][1:-1]  # str.splitlines cuts at U+2028 too
+            alike = sum(self._is_row(one.split(self.separator), len(cells)) for one in lines)
             if alike >= least:
                 return (
                     f"the cell that a quote opens here goes on to line {line + len(LINE_END.findall(cell)):,}, and"
