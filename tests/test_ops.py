@@ -165,3 +165,13 @@ def test_second_derivatives_are_those_of_transformers_or_an_error(hf_model, monk
     logits = theirs(idx).logits.flatten(0, 1)
     wanted = second_derivatives(theirs, F.cross_entropy(logits, idx.flatten(), reduction="sum"))
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item())
+
+
+def test_a_loss_without_tokens_has_no_gradient():
+    x, weight = torch.zeros(0, 16, requires_grad=True), torch.randn(128, 16, requires_grad=True)
+    for _ in range(20):
+        held = [torch.randn(128, 16) for _ in range(3)]
+        del held  # memory that is not zero
+        loss = gpt_loss.chunked_linear_cross_entropy(x, weight, torch.zeros(0, dtype=torch.int64), 101)
+        (gradient,) = torch.autograd.grad(loss, weight)
+        assert loss == 0 and not gradient.any()

@@ -54,7 +54,7 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
         loss = x.new_zeros((), dtype=torch.float32)
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_w = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
-        for first in range(0, x.size(0), CHUNK):
+        for first in range(0, max(1, x.size(0)), CHUNK):  # without a token once too, which makes the gradients zero
             part = x[first : first + CHUNK].to(dtype)
             logits = part @ w.T  # (n, P)
             loss += _cross_entropy_(logits, targets[first : first + CHUNK], vocab_size)  # logits are gradients now
