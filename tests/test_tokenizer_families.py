@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -481,3 +482,16 @@ def test_no_loss_is_said_of_the_name_of_a_token_that_stays_text(tmp_path):
 
 def test_spaces_that_decoding_moves_are_no_loss(directories, tmp_path):
     assert remarks_on(directories["word_piece"], ["the king , said ."] * 9, tmp_path)[1] == []
+
+
+def test_a_text_that_is_no_token_names_the_tokenizer(command):
+    from tokenizers import Tokenizer, models
+
+    theirs = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    Path("ab").mkdir()
+    theirs.save("ab/tokenizer.json")
+    Path("a.jsonl").write_text("".join(json.dumps({"text": f"дождь {i}"}) + "\n" for i in range(30)))
+    for policy in ("split", "drop"):
+        code, _, error = command("prepare", "a.jsonl", "--tokenizer=ab", "--out_dir=d", f"--overflow={policy}")
+        wanted = "train.bin would be empty: the tokenizer BPE of 3 ids has no token for its text; give another, such as"
+        assert code == 2 and error == f"{wanted} --tokenizer=gpt2\n"

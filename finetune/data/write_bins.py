@@ -34,8 +34,11 @@ def write_bins(
         splits = {split: writer.close() for split, writer in writers.items()}
     for split, facts in splits.items():
         if not facts["tokens"]:
-            problem = f"each of its documents has more than {overflow.max_tokens:,} tokens"
-            raise UsageError(f"{split}.bin would be empty: {problem}; --overflow=split keeps them")
+            problem = f"each of its documents has more than {overflow.max_tokens:,} tokens; --overflow=split keeps them"
+            if overflow.policy == "split" or facts["documents"]:  # those that were dropped are not counted
+                name = tokenizer.describe()["name"]
+                problem = f"the tokenizer {name} has no token for its text; give another, such as --tokenizer=gpt2"
+            raise UsageError(f"{split}.bin would be empty: {problem}")
         if tokenizer.eot is None and "targets" in facts:
             problem = "have no end-of-text, so nobody could learn where an answer ends"
             advice = "instruction data needs gpt2 or the tokenizer of a model directory"
