@@ -347,3 +347,12 @@ def test_a_letter_at_the_end_of_a_line_is_not_half_of_utf_8(tmp_path, text):
     (tmp_path / "a.txt").write_bytes(text)
     with pytest.raises(UsageError, match="probably cp1252: --encoding=cp1252"):
         text_files.open_text(tmp_path / "a.txt").read()
+
+
+def test_lines_that_end_with_cr_alone_are_not_one_line(monkeypatch):
+    monkeypatch.setattr(text_files, "MOST_CHARACTERS", 100)
+    Path("mac.csv").write_bytes(b"id,text\r" + b"1,A few words.\r" * 50)
+    assert list(text_files.open_text(Path("mac.csv"))) == ["id,text\r"] + ["1,A few words.\r"] * 50
+    Path("mac.csv").write_bytes(b"id,text\r" + b"1,A few words. " * 50)
+    with pytest.raises(UsageError, match="a line of more than 100 characters"):
+        list(text_files.open_text(Path("mac.csv")))

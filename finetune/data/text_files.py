@@ -93,7 +93,7 @@ class _Lines(io.TextIOWrapper):
         self.length += len(part)
         if self.length > MOST_CHARACTERS:
             raise UsageError(f"{self.title}: holds a line of more than {MOST_CHARACTERS:,} characters")
-        if part.endswith("\n"):
+        if part.endswith(("\n", "\r")):
             self.length = 0
         return part
 
