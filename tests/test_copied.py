@@ -1,11 +1,13 @@
 """What was copied from the training data is found to the last token, and prevented."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from finetune.common.errors import UsageError
 from finetune.data import dataset as datasets
 from finetune.data import verbatim
 from finetune.data.dataset import Dataset
@@ -136,3 +138,11 @@ def test_white_space_is_no_copy():
     assert blank["copied"] == 0 and blank["longest"] == 0
     few = verbatim.report_copies(data, [data.tokenizer.encode("line of text" + " " * 5)], n=8)
     assert few["copied"] == 1  # within a sentence white space counts
+
+
+def test_data_too_large_for_the_index_name_the_max_copy_that_fits():
+    data = dataset_of([])
+    os.truncate("d/train.bin", 2 * 3 * (1 << 32))  # a sparse file
+    for length in (1, 4, 5):
+        with pytest.raises(UsageError, match="tokens, of which an index is too large; --max_copy=6 or more"):
+            verbatim.CopyBlocker(data, length)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from finetune.common.errors import UsageError
 from finetune.data.dataset import Dataset
 
 CHUNK_TOKENS = 1 << 18  # tokens of train.bin hashed at a time; their hashes, 2 MB, stay in a processor's cache
@@ -76,7 +77,10 @@ class CopyBlocker:
         self.width = length - self.stride + 1
         self.tokens = dataset.open_bin("train")
         count = max(0, (len(self.tokens) - self.width) // self.stride + 1)
-        assert count < 1 << 32
+        if count > 1 << 32:
+            problem = f"holds {len(self.tokens):,} tokens, of which an index is too large"
+            way = f"--max_copy={2 * -(-len(self.tokens) >> 32)} or more makes it smaller"
+            raise UsageError(f"max_copy: {dataset.bin('train')} {problem}; {way}")
         self.entries = np.empty(count, np.uint64)  # the upper half of each is a hash, the lower the number of the run
         for first in range(0, count, CHUNK_TOKENS):
             last = min(first + CHUNK_TOKENS, count)
