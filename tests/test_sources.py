@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from stand_in_hub import serving
 
 from finetune.common.errors import UsageError
+from finetune.config.cli import parse
+from finetune.config.recipe import Recipe
 from finetune.data import sources
 from finetune.data.prepare import prepare
 from finetune.data.tables import ReadOptions
@@ -300,3 +303,13 @@ def test_columns_are_chosen_by_many_rows_not_the_first():
         "a.jsonl: 41 rows, column 'body', left out 1 row that cannot be used, the first is row 1: column 'body' must be"
     )
     assert dataset.meta["read"][0].startswith(said)
+
+
+def test_python_that_is_read_warns_of_nothing():
+    Path("rows.txt").write_text("{'text': 'a \\d'}\n" * 9)
+    Path("mine.py").write_text("start = 'a \\d'\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of \d, which Python 3.12 shows
+        with pytest.raises(UsageError, match="holds rows as Python prints them"):
+            prepare(["rows.txt"], "data", "char")
+        assert parse(Recipe, ["mine.py", "--dataset=d"], "")[0].start == "a \\d"

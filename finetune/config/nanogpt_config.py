@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 from finetune.common.errors import UsageError
@@ -36,7 +37,9 @@ OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
 def read_assignments(path: str, source: str, problems: list[str]) -> Iterator[tuple[str, str | None, int]]:
     """(key, text, line) of each `key = literal`; other statements than imports are problems. Raises UsageError."""
     try:
-        tree = ast.parse(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a backslash in a text
+            tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise UsageError(f"{path}{line}: not Python: {getattr(error, 'msg', None) or error}") from None

@@ -7,6 +7,7 @@ import csv
 import json
 import operator
 import re
+import warnings
 from json import JSONDecodeError
 from typing import Any
 
@@ -178,7 +179,9 @@ def _is_python(head: str) -> bool:
     """Whether the first lines are dicts that Python printed."""
     lines = [line for line in head.split("\n", 3)[:3] if line.strip()]
     try:
-        return len(lines) > 1 and all(line[0] == "{" and isinstance(ast.literal_eval(line), dict) for line in lines)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a backslash in a text
+            return len(lines) > 1 and all(line[0] == "{" and isinstance(ast.literal_eval(line), dict) for line in lines)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return False
 
