@@ -98,7 +98,15 @@ def test_a_second_ctrl_c_ends_at_once(tiny):
     assert [event["signal"] for event in events("out", "stop")] == ["SIGINT"] and not checkpoints.states("out")
 
 
-def test_what_ctrl_c_leaves_half_imported_is_no_error_of_ours(capsys):
+@pytest.fixture
+def listening():
+    """Ctrl-C is heard: where the tests run in the background it is ignored, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_what_ctrl_c_leaves_half_imported_is_no_error_of_ours(capsys, listening):
     def interrupted(argv):
         try:
             os.kill(os.getpid(), signal.SIGINT)
@@ -109,6 +117,20 @@ def test_what_ctrl_c_leaves_half_imported_is_no_error_of_ours(capsys):
         cli.run(interrupted)
     assert end.value.code == 130 and capsys.readouterr().err == ""
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_error_long_after_ctrl_c_is_told(capsys, listening, monkeypatch):
+    monkeypatch.setattr(cli, "SOON_SECONDS", 0)
+
+    def answered(argv):  # as a chat, in which Ctrl-C ends one answer
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise OSError("No space left on device") from None
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(answered)
+    assert end.value.code == 1 and "No space left on device" in capsys.readouterr().err
 
 
 CTRL_C = """
@@ -123,7 +145,7 @@ sys.addaudithook(interrupt)
 
 
 @pytest.mark.parametrize("module", ["finetune.train", "finetune"])
-def test_ctrl_c_while_a_command_is_imported_shows_no_traceback(module, tmp_path):
+def test_ctrl_c_while_a_command_is_imported_shows_no_traceback(module, tmp_path, listening):
     (tmp_path / "sitecustomize.py").write_text(CTRL_C)
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
     command = [sys.executable, "-m", module, "recipes"]

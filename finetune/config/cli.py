@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Options = TypeVar("Options", bound="DataclassInstance")
+SOON_SECONDS = 2  # after Ctrl-C, in which an error is its consequence
 FINAL = (2, 3, 4, 5)  # exit codes of errors that another start would meet again
 WRITTEN = ("out_dir", "to", "out")  # keys of directories and files that a command writes
 # torch.distributed's errors when another process of the run has ended
@@ -65,7 +66,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except Exception as error:
         is_told = isinstance(error, UsageError | Failure)
         # what Ctrl-C leaves half imported ends in errors of any kind, such as a RuntimeError around it
-        is_stopped = bool(interrupts) or isinstance(error.__cause__, KeyboardInterrupt)
+        is_recent = any(time.monotonic() - moment < SOON_SECONDS for moment in interrupts)
+        is_stopped = is_recent or isinstance(error.__cause__, KeyboardInterrupt)
         code = 130 if is_stopped and not (is_told or debug) else _print_error(error, debug)
         if code is None:
             raise
@@ -75,12 +77,12 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _noting_interrupts() -> Generator[list[int]]:
-    """The Ctrl-C that came within this block, each of which raises KeyboardInterrupt as usual."""
-    seen: list[int] = []
+def _noting_interrupts() -> Generator[list[float]]:
+    """When Ctrl-C came within this block, each of which raises KeyboardInterrupt as usual."""
+    seen: list[float] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
+        seen.append(time.monotonic())
         raise KeyboardInterrupt
 
     # not where it is ignored, as in the background; SIG_DFL is ours, while modules are imported
