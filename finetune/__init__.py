@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from finetune.run import Run, train
     from finetune.training.callbacks import Callback
 
-if sys.argv[:1] == ["-m"] and any(word.partition(".")[0] == "finetune" for word in sys.orig_argv):
+_program = sys.orig_argv[sys.orig_argv.index("-m") + 1 :] if sys.argv[:1] == ["-m"] and "-m" in sys.orig_argv else []
+if _program and _program[0].partition(".")[0] == "finetune":
     # python -m finetune.VERB: until its modules are imported Ctrl-C ends it without their tracebacks
     import signal
 

@@ -153,6 +153,16 @@ def test_ctrl_c_while_a_command_is_imported_shows_no_traceback(module, tmp_path,
     assert done.returncode in (130, -signal.SIGINT) and done.stderr == ""
 
 
+def test_another_program_that_imports_us_hears_ctrl_c(tmp_path, listening):
+    Path(tmp_path, "mine").mkdir()
+    Path(tmp_path, "mine/__init__.py").write_text("import finetune\n")
+    Path(tmp_path, "mine/go.py").write_text("import signal\nprint(signal.getsignal(signal.SIGINT).__name__)\n")
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    command = [sys.executable, "-m", "mine.go", "finetune.yaml"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.stdout == "default_int_handler\n", done.stderr
+
+
 def test_a_hangup_that_nohup_ignores_stays_ignored(tiny):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
