@@ -79,6 +79,19 @@ def test_a_model_that_changed_on_the_hub_is_read_anew(hub, monkeypatch, capsys):
     assert not capsys.readouterr().err
 
 
+def test_a_newer_model_that_cannot_be_downloaded_is_told(hub, monkeypatch, capsys):
+    monkeypatch.setattr(hub_client, "PAUSE_SECONDS", 0.01)
+    newer = hub.repositories["me/base"]["files"]
+    hub.repositories["me/base"]["files"] = hub.repositories["me/base"]["history"][hub.old]
+    assert first_weight("me/base").equal(weight("base 1")[:20])
+    hub.repositories["me/base"]["files"] = newer
+    hub_client.ask_again("me/base")
+    hub.before = lambda method, path: 503 if "/resolve/" in path else None
+    assert first_weight("me/base").equal(weight("base 1")[:20])
+    told = capsys.readouterr().err
+    assert "answered 503" in told and "the copy in the cache is used" in told and hub.old[:10] in told
+
+
 @pytest.mark.parametrize("refusal", [503, 404, "silent", "offline"])
 def test_a_hub_that_does_not_answer_leaves_the_model_in_the_cache(hub, monkeypatch, capsys, refusal):
     monkeypatch.setattr(hub_client, "PAUSE_SECONDS", 0.01)

@@ -85,9 +85,15 @@ def _asked_commit(repo: str, revision: str | None, folder: Path) -> str | None:
         bound()
         return model_info(repo, revision).sha
     except Exception as error:  # each network failure has its own class
+        say_cached(repo, folder, error)
+        return None
+
+
+def say_cached(repo: str, folder: Path, error: Exception) -> None:
+    """Tell that a snapshot of the cache is used because of an error, once on each machine."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         copy = f"the copy in the cache is used, of commit {folder.name[:10]}"
         print(f"{repo}: the Hub {network.explain(error)}; {copy}", file=sys.stderr)
-        return None
 
 
 def plainer(error: Exception, repo: str) -> Exception:

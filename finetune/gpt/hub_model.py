@@ -38,11 +38,13 @@ def download(source: str, is_whole: Callable[[Path], bool], has_weights: Callabl
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     repo, revision = _split(source)
-    folder = None
+    folder, is_old = None, False
     try:
         folder = hub_client.cached_folder(repo, "config.json", revision)
-        if folder and is_whole(folder) and hub_client.is_newest(repo, revision, folder):
-            return folder
+        if folder and is_whole(folder):
+            if hub_client.is_newest(repo, revision, folder):
+                return folder
+            is_old = True
         hub_client.bound()
         info = hub_client.model_info(repo, revision)
         names = [file.rfilename for file in info.siblings or []]
@@ -57,6 +59,8 @@ def download(source: str, is_whole: Callable[[Path], bool], has_weights: Callabl
         raise
     except Exception as error:  # each network failure has its own class
         if folder and has_weights(folder) and not isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
+            if is_old:
+                hub_client.say_cached(repo, folder, error)
             return folder
         raise _error(source, error) from None
 
