@@ -16,7 +16,7 @@ import pyarrow
 import pytest
 
 from finetune.common.errors import UsageError
-from finetune.data import text_files
+from finetune.data import sources, text_files
 from finetune.data.text_files import TextOptions
 
 TEXT = "Some plain text, line by line.\nAnd a second line.\n"
@@ -356,3 +356,16 @@ def test_lines_that_end_with_cr_alone_are_not_one_line(monkeypatch):
     Path("mac.csv").write_bytes(b"id,text\r" + b"1,A few words. " * 50)
     with pytest.raises(UsageError, match="a line of more than 100 characters"):
         list(text_files.open_text(Path("mac.csv")))
+
+
+def test_yaml_without_a_key_of_rows_is_not_parsed(tmp_path, monkeypatch):
+    """A repository may hold thousands of such files, and each would take a third of a second."""
+
+    def parse(text):
+        raise AssertionError(text)
+
+    monkeypatch.setattr("yaml.safe_load", parse)
+    text = "- name: build\n  run: make\n" * 10
+    (tmp_path / "jobs.yaml").write_text(text)
+    chunks = sources.documents_of(sources.find([tmp_path / "jobs.yaml"]))
+    assert "".join(chunk.text for chunk in chunks) == text

@@ -20,6 +20,8 @@ from finetune.data.text_suffixes import KNOWN, PAGES, SHEETS
 PLAIN = re.compile(r"(\.(txt|text|dat|data|log|out|bak|old|\d+))?")  # suffixes of any text
 YAML = (".yaml", ".yml")
 YAML_ITEM = re.compile(r"^- ", re.MULTILINE)
+# what rows and conversations need: most files of a program's repository have none, and YAML is slow to read
+YAML_KEY = re.compile(rf"""^[-{{ ]*["']?({"|".join(["text", *MESSAGES, *QUESTIONS])})["']?\s*:""", re.M | re.I)
 JULIA = ".jl"  # programs, and JSON lines of Scrapy
 LOOK_CHARACTERS, LOOK_ROWS = 1 << 16, 50  # at the start of a text
 MIN_ROWS = 3  # of a table, with the header
@@ -73,7 +75,7 @@ def _check_yaml(head: str, name: str) -> None:
     import yaml
 
     ends = [end.start() for end in YAML_ITEM.finditer(head)]
-    if len(ends) <= MIN_ROWS:
+    if len(ends) <= MIN_ROWS or not YAML_KEY.search(head):
         return
     try:
         found = yaml.safe_load(head[: ends[-1]])
