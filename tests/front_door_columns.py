@@ -225,5 +225,18 @@ COLUMNS += [
         ["row 1 is a list", r"--messages_column=turns after jq -c '\.ai\[\] \| {turns: \.}' FILE > out.jsonl"],
     ),
 ]
+TITLES = [f"The tale of {i}" for i in range(12)]
+TITLED = (
+    "Title/User Review;movieTitle/userReview;title/user_message;Email Type/Email Text;Subject/Email Body"
+    ";Headline/Source Text;Topic/Topic Description"
+)
+COLUMNS += [
+    reads(f"a text and what it is called: {names}", {"a.csv": csv_text(zip(TITLES, LONG), names.split("/"))}, LONG)
+    for names in TITLED.split(";")
+]
+COLUMNS += [
+    refuses(f"two texts: {names}", {"a.csv": csv_text(zip(LONG, LONG[::-1]), names.split("/"))}, "which column")
+    for names in ("Source Text/Target Text", "title/headline")
+]
 
 CASES = COLUMNS

@@ -19,6 +19,7 @@ from finetune.data.column_names import (
     QUESTIONS,
     SYSTEMS,
     is_usual,
+    last_word,
 )
 from finetune.data.column_profile import CLEARLY_LONGER, Profile
 from finetune.data.row_shape import Shape, fields_of, parse_messages, shortened
@@ -222,8 +223,9 @@ class _Choice:
         texts = [column for column in self.names if profile.holds(column, str)]
         guesses = [column for column in texts if sizes[column] and not ABOUT.fullmatch(column)]
         if not guesses:  # titles, with nothing that they stand above
-            guesses = [column for column in texts if sizes[column] and profile.holds_sentences(column)]
-            guesses = guesses if len(guesses) == 1 else []
+            prose = [column for column in texts if sizes[column] and profile.holds_sentences(column)]
+            named = [column for column in prose if not ABOUT.fullmatch(last_word(column))]  # such as File Content
+            guesses = prose if len(prose) == 1 else named
         if len(self.names) == 1:
             guesses = texts
         if not guesses:

@@ -20,6 +20,11 @@ class NamePattern:
         return self.pattern.fullmatch(name) or self.pattern.fullmatch(self.PARTS.sub("_", name.strip()))
 
 
+def last_word(name: str) -> str:
+    """The word of a column's name that says what it holds."""
+    return NamePattern.PARTS.sub("_", name.strip()).rpartition("_")[2]
+
+
 MESSAGES = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "chat_messages", "contents")
 TALKS = (*MESSAGES, "data", "turns", "utterances", "exchanges")  # that can hold texts said in turn
 SYSTEMS = (
@@ -92,8 +97,8 @@ FURTHER = NamePattern(
 ABOUT = NamePattern(
     r"(.*_)?(id|ids|uuid|guid|key|index|hash|sha|label|labels|class|category|categories|lang|language|locale|url|uri"
     r"|link|href|title|headline|name|names|author|user|username|date|time|datetime|timestamp|created|updated|source"
-    r"|split|file|filename|path|tag|tags|type|status|score|rating|version|license|country|city|email|keyword"
-    r"|topic)s?(_.*)?"
+    r"|split|file|filename|path|tag|tags|type|status|score|rating|version|license|country|city"
+    r"|email(?!_(text|body|content|message))|keyword|topic)s?(_.*)?"
 )
 # lists and objects that are about the document
 META = NamePattern(r"(.*_)?(meta_?(data)?|metrics|embeddings?|vectors?|scores|stats|authors)(_.*)?")
