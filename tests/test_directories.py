@@ -307,3 +307,6 @@ def test_missing_parts_of_a_set_are_refused():
     assert len(found("d")[0]["train"]) == 4
     make("c4-train.001-of-002.json.gz", "c4-train.002-of-002.json.gz", folder="c4")  # from 1
     assert find_files("c4", lambda path: True).files["train"]
+    make("day-001-of-365.txt", "day-002-of-365.txt", folder="days")
+    with pytest.raises(UsageError, match="363 of 365 parts are not there, such as days/day-003-of-365.txt"):
+        found("days")

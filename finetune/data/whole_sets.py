@@ -28,7 +28,8 @@ def check_whole(name: str, chosen: Iterable[Path], present: Iterable[Path], is_u
         missing = size - len(found)
         if missing <= 0 or max(found, default=0) >= size + first:
             continue
-        number = next(number for number in range(first, size + first) if number not in found)
+        # whether they begin with 0 is not known where both 0 and the last are missing
+        number = next((number for number in range(1, size) if number not in found), 0)
         example = folder / f"{stem}{number:0{len(count)}}-of-{count}{suffix}"
         pattern = f"{glob.escape(str(folder / stem))}*-of-{count}*{suffix}"
         way = "unpack it and name them" if is_unpacked else f"name them by a pattern: '{pattern}'"
