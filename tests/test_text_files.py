@@ -4,6 +4,7 @@ import bz2
 import codecs
 import gzip
 import hashlib
+import json
 import lzma
 import random
 import re
@@ -369,3 +370,15 @@ def test_yaml_without_a_key_of_rows_is_not_parsed(tmp_path, monkeypatch):
     (tmp_path / "jobs.yaml").write_text(text)
     chunks = sources.documents_of(sources.find([tmp_path / "jobs.yaml"]))
     assert "".join(chunk.text for chunk in chunks) == text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a command for a POSIX shell")
+def test_the_command_for_rows_in_yaml_writes_dates_too(tmp_path):
+    rows = [{"date": f"2024-01-0{day}", "text": f"It rained on day {day}."} for day in range(1, 6)]
+    path = tmp_path / "a.yaml"
+    path.write_text("".join(f"- date: {row['date']}\n  text: {row['text']}\n" for row in rows))
+    with pytest.raises(UsageError) as refused:
+        list(sources.documents_of(sources.find([path])))
+    typed = re.search("python (-c .*) > out.jsonl", str(refused.value))[1].replace("FILE", str(path))
+    done = subprocess.run(f"{sys.executable} {typed}", shell=True, capture_output=True, text=True)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == rows, done.stderr

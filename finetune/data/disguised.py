@@ -87,7 +87,8 @@ def _check_yaml(head: str, name: str) -> None:
     if not are_talks and not (isinstance(rows, list) and all(isinstance(row, dict) and _is_row(row) for row in rows)):
         return
     place, row = ("['conversations']", "{'turns': row}") if are_talks else ("", "row")
-    program = f"import json, sys, yaml; [print(json.dumps({row})) for row in yaml.safe_load(sys.stdin){place}]"
+    dump = f"print(json.dumps({row}, default=str))"  # dates
+    program = f"import json, sys, yaml; [{dump} for row in yaml.safe_load(sys.stdin){place}]"
     flags = " (to be read with --messages_column=turns)" if are_talks else ""
     raise UsageError(
         f'{name}: holds rows as YAML, not plain text; python -c "{program}" < FILE > out.jsonl writes them{flags},'
