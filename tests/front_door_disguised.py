@@ -123,7 +123,12 @@ OTHER_NAMES |= {
     "pairs.txt": ("".join(f"{t} ||| {t}\n" for t in P), r"sed 's/ \[\|\]\[\|\]\[\|\] /\\t/g'"),
     "rows.yaml": (
         "".join(f"- instruction: >-\n    Say it\n  input: ''\n  response: {t}\n" for t in P),
-        ["YAML", r"print\(json.dumps\(row, default=str\)\) for row in yaml.safe_load\(sys.stdin\)\]", "out.jsonl", FILE],
+        [
+            "YAML",
+            r"print\(json.dumps\(row, default=str\)\) for row in yaml.safe_load\(sys.stdin\)\]",
+            "out.jsonl",
+            FILE,
+        ],
     ),
     "texts.yml": ("# rows\n" + "".join(f"- id: {i}\n  text: {t}\n" for i, t in enumerate(P)), "YAML"),
     "ai.yml": (TALKS_IN_YAML.replace("\n", "\r\n"), [r"{'turns': row}", r"\['conversations'\]", "column=turns"]),
