@@ -688,13 +688,10 @@ def test_a_run_with_losses_that_are_not_finite_can_be_shown(tmp_path):
     assert lines[1].get_ydata()[0] == 3.0 and math.isnan(lines[1].get_ydata()[1])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_a_model_without_a_tokenizer_can_be_asked_for_one():
-    """As `hasattr`, inspect and torch.jit.trace do, which take an AttributeError alone for an answer."""
+    """As `hasattr` and inspect do, which take an AttributeError alone for an answer."""
     model = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=1, n_embd=8)).eval()
     assert not hasattr(model, "tokenizer") and not hasattr(model, "nothing")
     assert "tokenizer" not in dict(inspect.getmembers(model))
     with pytest.raises(UsageError, match="has no tokenizer; set model.tokenizer"):
         _ = model.tokenizer
-    idx = torch.arange(6)[None]
-    torch.testing.assert_close(torch.jit.trace(model, idx)(idx), model(idx))
