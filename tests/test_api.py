@@ -12,6 +12,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -361,6 +362,32 @@ class Stop(Callback):
 
     def on_save(self, save):
         self.saved.append(save.path)
+
+
+LOST = {
+    "moved": lambda: shutil.move("out", "elsewhere"),
+    "deleted": lambda: shutil.rmtree("out"),
+    "unlocked": lambda: Path("out/.lock").unlink(),
+    "replaced": lambda: shutil.copytree(shutil.move("out", "elsewhere"), "out"),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows moves no directory with open files")
+@pytest.mark.parametrize("how", LOST)
+def test_an_out_dir_that_is_lost_ends_the_run(notes, how):
+    """Its next save made another directory, with half a run in it, and the run ended as if it had all been written."""
+
+    class Lose:
+        def on_update(self, update):
+            if update.step == 4:
+                LOST[how]()
+
+    with pytest.raises(Failure, match="out_dir out: was moved or deleted, or taken by another run"):
+        train(dataset=notes, out_dir="out", callbacks=[Lose()], **TINY)
+    assert Path("out").exists() == (how in ("unlocked", "replaced"))
+    if how in ("moved", "replaced"):
+        run = train("elsewhere/recipe.yaml", init_from="resume", out_dir="elsewhere")
+        assert run.status == "finished" and run.updates[-1]["iter"] + 1 == TINY["max_iters"]
 
 
 def test_a_callback_sees_the_run_and_stops_it(notes):

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from finetune.common.errors import UsageError
+from finetune.common.errors import Failure, UsageError
 from finetune.common.files import sweep
 from finetune.common.machine import sync
+
+_held: dict[Path, tuple[int, int]] = {}  # device and number of the locks of this process, by their directory
 
 
 @contextlib.contextmanager
@@ -43,6 +45,7 @@ def lock(out_dir: str | Path) -> Generator[None]:
             path.write_text(owner, encoding="utf-8")
         for folder in (out_dir, out_dir / "last"):
             sweep(folder)
+        _held[out_dir] = _identity(path)
         try:
             yield
         except UsageError:
@@ -50,7 +53,24 @@ def lock(out_dir: str | Path) -> Generator[None]:
                 path.unlink(missing_ok=True)
             raise
         finally:
+            _held.pop(out_dir, None)
             _remove_empty(new)
+
+
+def check_held(out_dir: str | Path) -> None:
+    """Raise Failure if a directory is no longer the one that `lock` holds here: what is written there would be half a
+    run, or would mix with another one."""
+    path, held = Path(out_dir) / ".lock", _held.get(Path(out_dir))
+    if held is not None and (not path.exists() or _identity(path) != held):
+        problem = "was moved or deleted, or taken by another run, while this one wrote to it"
+        raise Failure(
+            f"out_dir {out_dir}: {problem}; --init_from=resume with the --out_dir where it is now continues", 1
+        )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _remove_empty(folders: list[Path]) -> None:

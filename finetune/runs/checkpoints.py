@@ -24,6 +24,7 @@ from finetune.common import disk_space, files
 from finetune.common.commands import command, join
 from finetune.common.errors import UsageError
 from finetune.common.formatting import is_number, shown
+from finetune.common.lock import check_held
 from finetune.config.recipe import Recipe
 from finetune.config.run_directory import LOSS_PLOT, RECIPE, REPORT, SHARE_PICTURE, is_run, out_dir_flag, states
 from finetune.config.schedule import Schedule
@@ -64,6 +65,7 @@ def seal_state(out_dir: str | Path, state: Mapping[str, Any], write: Callable[[P
         files.write_json(directory / PARTS[2], state)
 
     target = state_directory(out_dir, state["iteration"])
+    check_held(out_dir)
     make_folder(out_dir)
     files.write_directory(target, fill, sums)
     found = states(out_dir)

@@ -16,6 +16,7 @@ import torch
 
 from finetune.common import files
 from finetune.common.errors import Failure
+from finetune.common.lock import check_held
 from finetune.gpt import lora, pretrained
 from finetune.gpt.size import num_parameters
 from finetune.runs import checkpoints
@@ -48,6 +49,7 @@ def publish_model(
 
     def write(tensors: Tensors) -> None:
         sums: dict[str, str] = {}
+        check_held(target.parent)
         files.write_directory(target, lambda directory: fill(directory, tensors, sums), sums)
 
     def fill(directory: Path, tensors: Tensors, sums: dict[str, str]) -> None:
