@@ -51,9 +51,9 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     collect_rarely()
     console.open_streams()
     drop_stray_ranks()
-    debug = False
+    debug, interrupts = False, []
     try:
-        with _noting_interrupts() as interrupts:
+        with _noting_interrupts(interrupts):
             argv, debug = take_debug(sys.argv[1:])
             _check_working_directory()
             code = main(argv)
@@ -77,9 +77,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _noting_interrupts() -> Generator[list[float]]:
-    """When Ctrl-C came within this block, each of which raises KeyboardInterrupt as usual."""
-    seen: list[float] = []
+def _noting_interrupts(seen: list[float]) -> Generator[None]:
+    """Note in `seen` when Ctrl-C came within this block, each of which raises KeyboardInterrupt as usual."""
 
     def note(number: int, frame: FrameType | None) -> None:
         seen.append(time.monotonic())
@@ -90,7 +89,7 @@ def _noting_interrupts() -> Generator[list[float]]:
     if is_usual and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, note)
     try:
-        yield seen
+        yield
     finally:
         if signal.getsignal(signal.SIGINT) is note:
             signal.signal(signal.SIGINT, signal.default_int_handler)

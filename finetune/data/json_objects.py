@@ -190,7 +190,8 @@ def _rows_of_values(values: dict[str, Any], name: str) -> Iterator[Row]:
         yield from (Row(number, row) for number, row in enumerate(_rows_of_objects(values, name), 1))
     elif not columns or texts:
         _check_keys(values, name)
-        if not is_data and all(map(NOTE.fullmatch, texts)) and _holds_more(columns, "".join(map(values.get, texts))):
+        noted = "".join(values[key] for key in texts)
+        if not is_data and all(map(NOTE.fullmatch, texts)) and _holds_more(columns, noted):
             raise _document_or_rows(name, columns, texts[0])
         yield Row(1, values)
     else:

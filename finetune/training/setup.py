@@ -254,7 +254,8 @@ def _initial_state(setup: Setup, recipe_in_use: Recipe, saved: SavedState | None
         recipe_in_use.micro_batch_size, recipe_in_use.gradient_accumulation_steps, recipe_in_use.gradient_checkpointing
     )
     is_float16 = setup.device.dtype == torch.float16
-    state = TrainState(micro_batch, torch.amp.GradScaler(setup.device.torch_device.type) if is_float16 else None)
+    scaler = torch.amp.GradScaler(setup.device.torch_device.type) if is_float16 else None
+    state = TrainState(micro_batch, scaler=scaler)
     try:
         fill_optimizer(setup.optimizer, setup.parameter_names)
     except (RuntimeError, MemoryError) as error:

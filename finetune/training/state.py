@@ -60,7 +60,6 @@ class TrainState:
     """All that changes while a run trains. state.json keeps what a resumed run needs; weights lie beside it."""
 
     micro_batch: MicroBatch
-    asked: dict[str, Any] | None = None  # the recipe's keys of a micro-batch that was too large; None if it fitted
     scaler: torch.amp.GradScaler | None = None  # float16 only
     step: int = 0  # updates made
     evaluations: list[dict[str, Any]] = field(default_factory=list)  # {"step", "train_loss", "val_loss"}
@@ -69,6 +68,7 @@ class TrainState:
     lr_scale: float = 1.0  # halved by every rollback
     rollbacks: int = 0
     last_saved: int | None = None  # step of the newest state in last/, or of the one that is being written
+    asked: dict[str, Any] | None = None  # the recipe's keys of a micro-batch that was too large; None if it fitted
     save_pending: bool = False  # a save waits for the end of a loss spike
     last_rollback: int | None = None  # step that the last rollback led to
     last_sampled: int = 0

@@ -116,7 +116,7 @@ def _seconds_of_an_update(setup: Setup, batch_size: int, micro_batches: int = 1)
     device, micro_batch = setup.device, MicroBatch(batch_size, micro_batches)
     sampler = BlockSampler(setup.train.num_rows, micro_batch.blocks, setup.recipe.seed)
     scaler = torch.amp.GradScaler(device.torch_device.type) if device.dtype == torch.float16 else None
-    setup, state = dataclasses.replace(setup, sampler=sampler), TrainState(micro_batch, scaler)
+    setup, state = dataclasses.replace(setup, sampler=sampler), TrainState(micro_batch, scaler=scaler)
     return _seconds(device, lambda: update(setup, state, lr=0.0).read())
 
 
