@@ -6,6 +6,7 @@ import doctest
 import importlib
 import inspect
 import io
+import json
 import logging
 import math
 import os
@@ -362,6 +363,12 @@ class Stop(Callback):
 
     def on_save(self, save):
         self.saved.append(save.path)
+
+
+def test_a_float16_run_keeps_the_state_of_its_scaler(notes):
+    train(dataset=notes, out_dir="out", **TINY | {"dtype": "float16"})
+    (state,) = Path("out/last").glob("step-00000006/state.json")
+    assert json.loads(state.read_text())["scaler"]["scale"] > 0
 
 
 LOST = {
