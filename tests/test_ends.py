@@ -106,31 +106,30 @@ def listening():
     signal.signal(signal.SIGINT, before)
 
 
-def test_what_ctrl_c_leaves_half_imported_is_no_error_of_ours(capsys, listening):
+def run_interrupted(error):
+    """The exit code of a command that raises an error after Ctrl-C."""
+
     def interrupted(argv):
         try:
             os.kill(os.getpid(), signal.SIGINT)
         except KeyboardInterrupt:
-            raise ImportError("cannot load module more than once per process") from None
+            raise error from None
 
     with pytest.raises(SystemExit) as end:
         cli.run(interrupted)
-    assert end.value.code == 130 and capsys.readouterr().err == ""
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return end.value.code
+
+
+def test_what_ctrl_c_leaves_half_imported_is_no_error_of_ours(capsys, listening):
+    assert run_interrupted(ImportError("cannot load module more than once per process")) == 130
+    assert capsys.readouterr().err == "" and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_error_long_after_ctrl_c_is_told(capsys, listening, monkeypatch):
+    """As in a chat, in which Ctrl-C ends one answer."""
     monkeypatch.setattr(cli, "SOON_SECONDS", 0)
-
-    def answered(argv):  # as a chat, in which Ctrl-C ends one answer
-        try:
-            os.kill(os.getpid(), signal.SIGINT)
-        except KeyboardInterrupt:
-            raise OSError("No space left on device") from None
-
-    with pytest.raises(SystemExit) as end:
-        cli.run(answered)
-    assert end.value.code == 1 and "No space left on device" in capsys.readouterr().err
+    assert run_interrupted(OSError("No space left on device")) == 1
+    assert "No space left on device" in capsys.readouterr().err
 
 
 CTRL_C = """

@@ -114,23 +114,29 @@ def test_an_evaluation_reads_the_variables_as_training_does(tiny_run, command, m
     assert command("eval", "--out_dir=out", "--device=cpu")[0] == 0
 
 
-@pytest.mark.heavy
-def test_mpirun_can_start_an_evaluation(tiny_run):
-    """As Open MPI numbers its processes."""
-    tiny_run("out", "--max_iters=1")
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    env = {**os.environ, **group, "PYTHONPATH": str(Path(finetune.__file__).parents[1]), "OMPI_COMM_WORLD_SIZE": "2"}
+def two_ranks(arguments, world_size, *of_rank):
+    """Two ended processes of Python and what they wrote. The names are those of variables of the launcher."""
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), world_size: "2"}
+    env = {**os.environ, **group, "PYTHONPATH": str(Path(finetune.__file__).parents[1])}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "finetune", "eval", "--out_dir=out", "--device=cpu"],
-            env={**env, "OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank},
+            [sys.executable, *arguments],
+            env={**env, **dict.fromkeys(of_rank, rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in ("0", "1")
     ]
-    told = [process.communicate(timeout=200) for process in ranks]
+    return ranks, [process.communicate(timeout=200) for process in ranks]
+
+
+@pytest.mark.heavy
+def test_mpirun_can_start_an_evaluation(tiny_run):
+    """As Open MPI numbers its processes."""
+    tiny_run("out", "--max_iters=1")
+    command = ["-m", "finetune", "eval", "--out_dir=out", "--device=cpu"]
+    ranks, told = two_ranks(command, "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
     assert [process.returncode for process in ranks] == [0, 0], told
     assert ", 2 processes on cpu " in told[0][0] and not told[1][0]
 
@@ -155,18 +161,6 @@ def test_a_group_serves_all_runs_of_a_process_and_ends_with_it(tiny):
     usual = asdict(Recipe())
     recipe = asdict(tiny(gradient_accumulation_steps=2, max_iters=2, num_samples=0))
     recipe = json.dumps({name: value for name, value in recipe.items() if value != usual[name]})
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    env = {**os.environ, **group, "PYTHONPATH": str(Path(finetune.__file__).parents[1])}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "script.py", recipe],
-            env={**env, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    told = [process.communicate(timeout=200) for process in ranks]
+    ranks, told = two_ranks(["script.py", recipe], "WORLD_SIZE", "RANK", "LOCAL_RANK")
     assert [process.returncode for process in ranks] == [0, 0], "".join(error for _, error in told)
     assert [out.splitlines()[-2:] for out, _ in told] == [["True", "False"]] * 2

@@ -64,13 +64,18 @@ def first_weight(name):
     return GPT.from_pretrained(name).wte.weight[:20]
 
 
+def read_before_a_change(hub):
+    """Read me/base at its first commit; then the Hub has the second."""
+    repository = hub.repositories["me/base"]
+    newer, repository["files"] = repository["files"], repository["history"][hub.old]
+    assert first_weight("me/base").equal(weight("base 1")[:20])
+    repository["files"] = newer
+
+
 def test_a_model_that_changed_on_the_hub_is_read_anew(hub, monkeypatch, capsys):
     """As transformers does, of which huggingface_hub keeps the newest commit in the same cache."""
     monkeypatch.setattr(hub_client, "COMMIT_SECONDS", 0)
-    newer = hub.repositories["me/base"]["files"]
-    hub.repositories["me/base"]["files"] = hub.repositories["me/base"]["history"][hub.old]
-    assert first_weight("me/base").equal(weight("base 1")[:20])
-    hub.repositories["me/base"]["files"] = newer
+    read_before_a_change(hub)
     assert first_weight("me/base").equal(weight("base 2")[:20])
     assert load_hub_config("me/base").vocab_size == len(weight("base 2"))
     before = len(hub.requests)
@@ -81,10 +86,7 @@ def test_a_model_that_changed_on_the_hub_is_read_anew(hub, monkeypatch, capsys):
 
 def test_a_newer_model_that_cannot_be_downloaded_is_told(hub, monkeypatch, capsys):
     monkeypatch.setattr(hub_client, "PAUSE_SECONDS", 0.01)
-    newer = hub.repositories["me/base"]["files"]
-    hub.repositories["me/base"]["files"] = hub.repositories["me/base"]["history"][hub.old]
-    assert first_weight("me/base").equal(weight("base 1")[:20])
-    hub.repositories["me/base"]["files"] = newer
+    read_before_a_change(hub)
     hub_client.ask_again("me/base")
     hub.before = lambda method, path: 503 if "/resolve/" in path else None
     assert first_weight("me/base").equal(weight("base 1")[:20])

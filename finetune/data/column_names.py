@@ -108,9 +108,8 @@ CODE = re.compile(
     r"|\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ,]+\d[\d:.,+-]*\s?([AP]M|Z|[A-Z]{3,4})?)?",
     re.IGNORECASE,
 )
-PYTHON = re.compile(
-    r"""\s*\[\s*(?:[\[{]|[ub]?['"]).*\]\s*$|b(['"]).*\1$""", re.DOTALL
-)  # a list or bytes, written by print
+# a list or bytes, written by print
+PYTHON = re.compile(r"""\s*\[\s*(?:[\[{]|[ub]?['"]).*\]\s*$|b(['"]).*\1$""", re.DOTALL)
 # a column whose numbers or plain words can tell good answers from bad ones
 LABEL = NamePattern(
     r"(is_|was_|kto_|human_|user_)*(labels?|tag|good|bad|best|correct|incorrect|desirable|chosen|preferred|feedback"

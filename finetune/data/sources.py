@@ -29,8 +29,8 @@ from finetune.data.text_files import TEXT_SUFFIXES, Digest, TextOptions, read_do
 
 NAMED = ("shakespeare", "python_docs")
 NO_TEXT = "no text given; name a text file, a directory, a jsonl, csv or parquet file, or python_docs (no download)"
-MANY = ", ".join([*TEXT_SUFFIXES, *TABLES])
-READ = f"{MANY} are read, texts, json and csv also with {', '.join(compressed.SUFFIXES)}"
+SUFFIXES = ", ".join([*TEXT_SUFFIXES, *TABLES])
+READ = f"{SUFFIXES} are read, texts, json and csv also with {', '.join(compressed.SUFFIXES)}"
 STANDARD_INPUT = "-"
 MAX_LINES = 12  # of a report, for a source of many files
 

@@ -31,10 +31,8 @@ def loss_figure(out_dir: str | Path, title: str | None = None) -> LossFigure:
     figure = LossFigure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    events, facts = (
-        read_metrics(Path(out_dir) / "metrics.jsonl"),
-        read_json_object(Path(out_dir) / "best/finetune.json"),
-    )
+    events = read_metrics(Path(out_dir) / "metrics.jsonl")
+    facts = read_json_object(Path(out_dir) / "best/finetune.json")
     draw_losses(axes, events, best_of((event for event in events if event["event"] == "eval"), facts))
     axes.set_title(drawable(title or Path(out_dir).resolve().name), parse_math=False)
     axes.legend()
